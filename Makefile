@@ -1,0 +1,48 @@
+# Every target makes its own virtual environment; nothing has to be installed by hand.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Installed first, so that nothing pulls in gigabytes of CUDA. A plain CPU machine elsewhere:
+#   make test TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-slow check bench size clean
+
+demo: $(VENV)/.ready
+	$(BIN)/lora-loom demo
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/lora_loom
+	MYPYPATH=$(VENV)/typing $(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_surface.py
+
+bench: $(VENV)/.ready-dev
+	$(BIN)/python -m bench
+
+size:
+	@wc -l $$(git ls-files '*.py' | grep -v '^tests/') | sort -n
+
+clean:
+	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[dev]"
+	touch $@

@@ -1,0 +1,55 @@
+"""Measuring on a shared machine: variants take turns, medians count, ratios are pairwise."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(".bench")
+
+
+def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds per call of every variant, called in turn A B A B …, so that a slow moment hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(warmup + rounds):
+        for name, call in variants.items():
+            started = time.perf_counter()
+            call()
+            if turn >= warmup:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def ratio(first: list[float], second: list[float]) -> float:
+    """Median of the pairwise ratios."""
+    return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+def hardware() -> dict[str, Any]:
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit,
+    }
+
+
+def report(name: str, figures: dict[str, Any]) -> None:
+    """Print a table and keep it as .bench/<name>.json."""
+    print(f"== {name}")
+    for key, value in figures.items():
+        print(f"  {key:55} {value:.4g}" if isinstance(value, float) else f"  {key:55} {value}")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**figures, "hardware": hardware()}, indent=1) + "\n")

@@ -1,0 +1,44 @@
+"""A second view of a tensor's storage that autograd accepts: no bytes are copied.
+
+Everything a ComfyUI node makes is an inference tensor, which autograd refuses to save. Outside inference mode a fresh
+tensor can be laid over the same storage; it keeps the storage alive by itself.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def share(tensor: Tensor) -> Tensor:
+    """A normal tensor over the same storage. Call it outside inference mode. Packed tensors are rebuilt from shared parts."""
+    if is_quantized(tensor):
+        return _share_quantized(tensor)
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    empty = torch.empty(0, dtype=plain.dtype, device=plain.device)
+    return empty.set_(plain.untyped_storage(), plain.storage_offset(), plain.shape, plain.stride())
+
+
+def is_quantized(tensor: Any) -> bool:
+    """The host's QuantizedTensor, told by what it has: its class moves between versions."""
+    return hasattr(tensor, "_qdata") and hasattr(tensor, "_params")
+
+
+def _share_quantized(tensor: Any) -> Tensor:
+    params = tensor._params
+    shared = {
+        field.name: share(value)
+        for field in dataclasses.fields(params)
+        if isinstance(value := getattr(params, field.name), Tensor)
+    }
+    return type(tensor)(share(tensor._qdata), tensor._layout_cls, dataclasses.replace(params, **shared))
+
+
+def storages(tensor: Any) -> dict[int, int]:
+    """{address: bytes} of the storages behind a tensor, packed parts included; for counting what is held."""
+    if is_quantized(tensor):
+        inner = [tensor._qdata, *(getattr(tensor._params, f.name) for f in dataclasses.fields(tensor._params))]
+        return {address: size for part in inner if isinstance(part, Tensor) for address, size in storages(part).items()}
+    storage = tensor.untyped_storage()
+    return {storage.data_ptr(): storage.nbytes()}

@@ -1,0 +1,274 @@
+"""From a MODEL, a cache and settings to a session: everything that must happen in the node's thread before training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...trainer.config import (
+    MemoryConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+from ...trainer.config_file import Json, to_dict
+from ...trainer.data.batches import CachedBatches, make_plan
+from ...trainer.data.cache import Cache
+from ...trainer.data.dataset import Dataset, epochs_report
+from ...trainer.diffusion.timesteps import NoiseLevels
+from ...trainer.errors import ConfigError
+from ...trainer.evaluate import HeldOut
+from ...trainer.frozen import compute_in
+from ...trainer.identity import tensors_digest
+from ...trainer.lora.quantize import quantize, stored_bytes
+from ...trainer.lora.state_dict import check_fits
+from ...trainer.lora.targets import resolve_targets
+from ...trainer.memory import DTYPES
+from ...trainer.objective_settings import check_objective, loss_settings, noise_levels
+from ...trainer.optim import check_optimizer
+from ...trainer.run import read_lora
+from ...trainer.runs import RunFolder
+from ...trainer.session import Session
+from ..values import CacheValue, MemoryValue, ValidationValue
+from .check import host_arithmetic
+from .checkpointing import checkpoint_blocks
+from .conditions import ConditionSource, condition, fill_conditions
+from .datasets import read_listing
+from .encode import model_identity
+from .loaded import LoadedDenoiser, load_denoiser, refuse_patches
+from .paths import find_lora, lora_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What LoomTrain was asked for."""
+
+    name: str
+    training: TrainingConfig
+    network: NetworkConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    objective: ObjectiveConfig
+    memory: MemoryValue
+    validation: ValidationValue | None
+    cache: CacheValue
+    lora_dtype: str = "bfloat16"
+
+    def fixed(self, facts: Json) -> Json:
+        """What must stay equal for a run to be continued."""
+        training = to_dict(self.training)
+        for free in ("steps", "save_every", "keep"):
+            training.pop(free)
+        return {
+            "network": to_dict(self.network),
+            "optimizer": to_dict(self.optimizer),
+            "schedule": to_dict(self.schedule),
+            "objective": to_dict(self.objective),
+            "training": {**training, "precision": self.memory.precision},
+            "model": {"quantize": self.memory.quantize},
+            "facts": facts,
+        }
+
+    def config(self) -> Json:
+        """For run.json."""
+        return {**self.fixed({}), "name": self.name, "training": to_dict(self.training), "cache": self.cache.listing}
+
+
+def check_request(patcher: Any, request: TrainRequest) -> Dataset:
+    """Everything that can be refused without touching a weight. Raises LoomError."""
+    refuse_patches(patcher)
+    check_optimizer(request.optimizer)
+    dataset = Dataset(examples=tuple(read_listing(request.cache)))
+    make_plan(dataset.training, request.training.batch_size, request.training.seed)
+    return dataset
+
+
+def facts(patcher: Any, request: TrainRequest) -> Json:
+    """Digests of the model, the data and the encoders."""
+    sampling = patcher.get_model_object("model_sampling")
+    how = {"sampling": sorted(cls.__name__ for cls in type(sampling).__mro__), "sigma_max": float(sampling.sigma_max)}
+    how["sigma_middle"] = float(sampling.sigmas[len(sampling.sigmas) // 2])
+    init = request.network.init_from
+    return {
+        "model": model_identity(patcher, how),
+        "data": request.cache.digest,
+        "vae": request.cache.vae,
+        "text": request.cache.text,
+        "init": tensors_digest(read_lora(find_lora(init))) if init else "",
+    }
+
+
+def make_session(
+    patcher: Any,
+    request: TrainRequest,
+    dataset: Dataset,
+    folder: RunFolder,
+    known: Json,
+    progress: Callable[[int, int], None],
+    log: Callable[[str], None],
+) -> Session:
+    """Build the shadow, the network's inputs and the session. `known` are the run's facts. Raises LoomError."""
+    denoiser = load_denoiser(
+        patcher, compute_dtype=None if request.memory.precision == "auto" else DTYPES[request.memory.precision]
+    )
+    check_objective(request.objective, denoiser.objective)
+    targets = resolve_targets(
+        denoiser.module, denoiser.target_presets, request.network.targets, request.network.exclude
+    )
+    init = _initial_weights(request.network, denoiser, targets)
+    _say_what_is_known(denoiser, targets, log)
+    log(epochs_report(dataset, request.training.batch_size, request.training.accumulation, request.training.steps))
+    prepare_weights(denoiser, patcher, request, log)
+    cache = Cache(Path(request.cache.folder))
+    source = ConditionSource(
+        identity=known["model"],
+        text_identity=request.cache.text,
+        values=_condition_values(denoiser, request.objective),
+        factor=request.cache.factor,
+    )
+    fill_conditions(cache, source, patcher.model, dataset.examples, request.cache.vae, progress)
+    levels = _noise_levels(request.objective, denoiser)
+    plan = make_plan(dataset.training, request.training.batch_size, request.training.seed)
+    to_model = latent_normaliser(patcher.model)
+
+    def batches(examples: Any) -> CachedBatches:
+        return CachedBatches(
+            examples,
+            plan,
+            cache,
+            request.cache.vae,
+            normalise=to_model,
+            condition=condition(cache, source),
+            device=patcher.load_device,
+        )
+
+    held_out = batches(dataset.held_out)
+    return Session(
+        folder=folder,
+        denoiser=denoiser,
+        targets=targets,
+        batches=batches(dataset.training),
+        held_out=HeldOut(
+            batches=[held_out.single(i) for i in range(len(dataset.held_out))], timesteps=4, seed=request.training.seed
+        ),
+        loss=loss_settings(request.objective, levels),
+        network=request.network,
+        optimizer=request.optimizer,
+        schedule=request.schedule,
+        training=request.training,
+        validation=ValidationConfig(),
+        compute_dtype=denoiser.compute_dtype,
+        lora_dtype=DTYPES[request.lora_dtype],
+        metadata=_metadata(request, denoiser, dataset, known),
+        also=lora_folder(),
+        init=init,
+        arithmetic=host_arithmetic(patcher.model),
+    )
+
+
+def _initial_weights(network: NetworkConfig, denoiser: LoadedDenoiser, targets: list[str]) -> dict[str, Tensor]:
+    if not network.init_from:
+        return {}
+    tensors = read_lora(find_lora(network.init_from))
+    check_fits(tensors, [denoiser.file_key(path) for path in targets], network)
+    return tensors
+
+
+def _say_what_is_known(denoiser: LoadedDenoiser, targets: list[str], log: Callable[[str], None]) -> None:
+    preset = denoiser.target_presets["default"].description
+    if denoiser.is_known:
+        log(f"model {denoiser.family}, predicts {denoiser.objective.name}; {len(targets)} target layers")
+    else:
+        log(
+            f"model {denoiser.family} is not in the family table: trained with the generic preset ({preset}); {len(targets)} target layers, predicts {denoiser.objective.name}"
+        )
+
+
+@torch.inference_mode(False)
+def prepare_weights(denoiser: LoadedDenoiser, patcher: Any, request: TrainRequest, log: Callable[[str], None]) -> None:
+    """Where the weights lie and how they compute. Raises ConfigError for a model that is only partly on its device."""
+    device = torch.device(patcher.load_device)
+    devices = {parameter.device.type for parameter in denoiser.module.parameters()}
+    if is_dynamic(patcher):
+        denoiser.module.to(device)  # the masters stay on the CPU; this is the trainer's one copy on the device
+        log(f"dynamic VRAM: training holds its own copy on {device}, {stored_bytes(denoiser.module):,} bytes")
+    elif devices != {device.type}:
+        raise ConfigError(
+            f"ComfyUI has loaded this model only in part ({' and '.join(sorted(devices))} instead of {device.type}): free VRAM (unload other models), use a smaller or fp8 file, or start ComfyUI without --lowvram"
+        )
+    if request.memory.quantize != "none":
+        quantize(denoiser.module, request.memory.quantize)
+        log(f"packed to {request.memory.quantize}: an extra copy of {stored_bytes(denoiser.module):,} bytes")
+    compute_in(denoiser.module, denoiser.compute_dtype)
+    if request.memory.memory.gradient_checkpointing:
+        checkpoint_blocks(denoiser.module, denoiser.settings.blocks)
+
+
+def is_dynamic(patcher: Any) -> bool:
+    return bool(getattr(patcher, "is_dynamic", lambda: False)())
+
+
+def _condition_values(denoiser: LoadedDenoiser, objective: ObjectiveConfig) -> dict[str, float]:
+    return {
+        name: objective.guidance if name == "guidance" else value
+        for name, value in denoiser.settings.conditions.items()
+    }
+
+
+def _noise_levels(objective: ObjectiveConfig, denoiser: LoadedDenoiser) -> NoiseLevels:
+    """The family's training shift, else the shift that the model samples with."""
+    shift = denoiser.settings.training_shift
+    if shift is None:
+        shift = denoiser.objective.sampling_shift() if denoiser.objective.name == "flow" else 1.0
+    return noise_levels(objective, denoiser.objective, shift)
+
+
+def latent_normaliser(model: Any, *, inverse: bool = False) -> Callable[[Tensor], Tensor]:
+    """Raw latents (B, C, h, w) to model space, or back, by a private copy of the model's own latent format."""
+    import copy
+
+    with torch.inference_mode(False):
+        latent_format = copy.deepcopy(model.latent_format)
+    video = getattr(latent_format, "latent_dimensions", 2) == 3
+    process = latent_format.process_out if inverse else latent_format.process_in
+
+    def convert(latents_BCHW: Tensor) -> Tensor:
+        made: Tensor = process(latents_BCHW.unsqueeze(2) if video else latents_BCHW)
+        return made.squeeze(2) if video else made
+
+    return convert
+
+
+def _metadata(request: TrainRequest, denoiser: LoadedDenoiser, dataset: Dataset, known: Json) -> dict[str, Any]:
+    return {
+        "title": request.name,
+        "architecture": denoiser.family,
+        "prediction": denoiser.objective.name,
+        "resolution": request.cache.resolution,
+        "trigger": "",
+        "facts": {"dataset": known["data"], "base": known["model"]},
+        "training": {
+            "base_model_version": denoiser.family,
+            "learning_rate": request.optimizer.learning_rate,
+            "optimizer": request.optimizer.name,
+            "lr_scheduler": request.schedule.kind,
+            "num_train_images": len(dataset.training),
+            "max_train_steps": request.training.steps,
+            "batch_size_per_device": request.training.batch_size,
+            "seed": request.training.seed,
+        },
+    }
+
+
+def default_memory() -> MemoryValue:
+    return MemoryValue(memory=MemoryConfig(), precision="auto", quantize="none", yield_max_s=0.0)
+
+
+def with_rate(optimizer: OptimizerConfig, learning_rate: float) -> OptimizerConfig:
+    return replace(optimizer, learning_rate=learning_rate)

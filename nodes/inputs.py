@@ -1,0 +1,37 @@
+"""Pieces of node forms: an option of the engine's configuration becomes a widget with its range, default and tooltip."""
+
+import dataclasses
+import typing
+from typing import Any
+
+from ..trainer.config_texts import texts
+
+CATEGORY = "LoRA Loom"
+BIG = 2**31 - 1
+
+
+def widget(cls: type, name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """The form entry of a configuration field; `changes` override default, min, max, step or tooltip."""
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    options: dict[str, Any] = {"tooltip": texts(cls)[name]}
+    if field.default is not dataclasses.MISSING:
+        options["default"] = field.default
+    kind = typing.get_type_hints(cls)[name]
+    if typing.get_origin(kind) is typing.Literal:
+        return list(typing.get_args(kind)), {**options, **changes}
+    if kind is bool:
+        return "BOOLEAN", {**options, **changes}
+    if kind is int:
+        return "INT", {"min": 0, "max": BIG, **options, **changes}
+    if kind is float:
+        return "FLOAT", {"min": 0.0, "max": 1e6, "step": 0.001, "round": False, **options, **changes}
+    return "STRING", {**options, **changes}
+
+
+def link(kind: str, tooltip: str) -> tuple[str, dict[str, Any]]:
+    """A socket."""
+    return kind, {"tooltip": tooltip}
+
+
+def text(default: str, tooltip: str, *, multiline: bool = False) -> tuple[str, dict[str, Any]]:
+    return "STRING", {"default": default, "multiline": multiline, "tooltip": tooltip}

@@ -1,0 +1,281 @@
+"""Groups of settings, all optional: network, optimizer, objective, memory, validation."""
+
+from typing import Any
+
+from ..trainer.config import (
+    MemoryConfig,
+    ModelConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
+from .inputs import CATEGORY, text, widget
+from .values import (
+    MEMORY,
+    NETWORK,
+    OBJECTIVE,
+    OPTIMIZER,
+    VALIDATION,
+    MemoryValue,
+    NetworkValue,
+    ObjectiveValue,
+    OptimizerValue,
+    ValidationValue,
+)
+
+SETTINGS = f"{CATEGORY}/settings"
+PREDICTED = "regex: and a pattern, or a preset: default, attention, attention+mlp, all, and conv for UNets."
+
+
+class LoomNetwork:
+    """The adapter."""
+
+    CATEGORY = SETTINGS
+    DESCRIPTION = "Kind, size and places of the adapter. Text encoders are trained by the command line only."
+    RETURN_TYPES = (NETWORK,)
+    RETURN_NAMES = ("network",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "kind": widget(NetworkConfig, "kind"),
+                "alpha": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 4096.0,
+                        "step": 0.5,
+                        "tooltip": "The change of a weight is scaled by alpha / rank; 0 means alpha = rank.",
+                    },
+                ),
+                "targets": text("default", f"Which layers get an adapter: {PREDICTED}"),
+            },
+            "optional": {
+                "exclude": widget(NetworkConfig, "exclude"),
+                "dropout": widget(NetworkConfig, "dropout", max=0.95, step=0.05),
+                "rslora": widget(NetworkConfig, "rslora"),
+                "lokr_factor": widget(NetworkConfig, "lokr_factor", min=-1, max=64),
+                "init_from": text(
+                    "", "A LoRA, as LoraLoader lists it, to start from; its kind, rank and targets must fit."
+                ),
+            },
+        }
+
+    def run(self, alpha: float, **options: Any) -> tuple[NetworkValue]:
+        return (NetworkValue(network=NetworkConfig(alpha=alpha or None, **options)),)
+
+
+class LoomOptimizer:
+    """How weights move."""
+
+    CATEGORY = SETTINGS
+    DESCRIPTION = "Optimizer and learning-rate schedule, with a picture of the curve."
+    RETURN_TYPES = (OPTIMIZER, "IMAGE")
+    RETURN_NAMES = ("optimizer", "curve")
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "name": (
+                    ["adamw", "adamw8bit", "lion", "prodigy", "adafactor"],
+                    {
+                        "default": "adamw",
+                        "tooltip": "adamw is the safe choice; adamw8bit keeps its state in 8 bits; lion wants a 3 to 10 times lower learning rate; prodigy finds its own (set LoomTrain's to 1.0); adafactor keeps little state.",
+                    },
+                ),
+                "schedule": widget(ScheduleConfig, "kind"),
+                "warmup": widget(ScheduleConfig, "warmup", max=100_000.0, step=0.01),
+            },
+            "optional": {
+                "weight_decay": widget(OptimizerConfig, "weight_decay", max=10.0),
+                "clip_norm": widget(OptimizerConfig, "clip_norm", max=1000.0, step=0.1),
+                "cycles": widget(ScheduleConfig, "cycles", min=1, max=1000),
+                "power": widget(ScheduleConfig, "power", min=0.01, max=10.0, step=0.1),
+                "floor": widget(ScheduleConfig, "floor", max=1.0, step=0.01),
+                "steps_shown": (
+                    "INT",
+                    {
+                        "default": 1000,
+                        "min": 2,
+                        "max": 1_000_000,
+                        "tooltip": "How many steps the picture of the curve shows; training takes its own number.",
+                    },
+                ),
+            },
+        }
+
+    def run(
+        self,
+        name: str,
+        schedule: str,
+        weight_decay: float = 0.01,
+        clip_norm: float = 1.0,
+        steps_shown: int = 1000,
+        **shape: Any,
+    ) -> tuple[Any, ...]:
+        from ..trainer.optim import check_optimizer
+        from .host.plots import curve_image
+
+        optimizer = OptimizerConfig(name=name, weight_decay=weight_decay, clip_norm=clip_norm)
+        check_optimizer(optimizer)
+        value = OptimizerValue(optimizer=optimizer, schedule=ScheduleConfig(kind=schedule, **shape))  # type: ignore[arg-type]
+        return value, curve_image(value.schedule, steps_shown)
+
+
+class LoomObjective:
+    """What is learnt at which noise."""
+
+    CATEGORY = SETTINGS
+    DESCRIPTION = "Noise levels and loss. The defaults suit the model that is trained: it is asked what it predicts and how it is shifted."
+    RETURN_TYPES = (OBJECTIVE,)
+    RETURN_NAMES = ("objective",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "timesteps": widget(ObjectiveConfig, "timesteps"),
+                "shift": text(
+                    "auto",
+                    "Moves flow noise levels: above 1 towards noise. A number, auto (the family's own) or resolution (grows with the image).",
+                ),
+            },
+            "optional": {
+                "mean": widget(ObjectiveConfig, "mean", min=-10.0, max=10.0, step=0.05),
+                "std": widget(ObjectiveConfig, "std", min=0.01, max=10.0, step=0.05),
+                "mode_scale": widget(ObjectiveConfig, "mode_scale", min=-1.0, max=1.75, step=0.01),
+                "min_timestep": widget(ObjectiveConfig, "min_timestep", max=1.0, step=0.01),
+                "max_timestep": widget(ObjectiveConfig, "max_timestep", max=1.0, step=0.01),
+                "loss": widget(ObjectiveConfig, "loss"),
+                "huber_delta": widget(ObjectiveConfig, "huber_delta", min=0.001, max=10.0, step=0.01),
+                "min_snr_gamma": widget(ObjectiveConfig, "min_snr_gamma", max=100.0, step=0.5),
+                "noise_offset": widget(ObjectiveConfig, "noise_offset", max=1.0, step=0.01),
+                "masked_loss": widget(ObjectiveConfig, "masked_loss"),
+                "guidance": widget(ObjectiveConfig, "guidance", max=100.0, step=0.1),
+            },
+        }
+
+    def run(self, shift: str, **options: Any) -> tuple[ObjectiveValue]:
+        return (ObjectiveValue(objective=ObjectiveConfig(shift=parse_shift(shift), **options)),)
+
+
+def parse_shift(written: str) -> Any:
+    """A number, "auto" or "resolution". Raises ConfigError."""
+    from ..trainer.config import require
+
+    if written.strip() in ("auto", "resolution"):
+        return written.strip()
+    try:
+        return float(written)
+    except ValueError:
+        require(False, "objective.shift", written, "use a number above 0, auto or resolution")
+    return None
+
+
+class LoomMemory:
+    """What it costs."""
+
+    CATEGORY = SETTINGS
+    DESCRIPTION = "Memory, precision, and how long training may be held up by other prompts."
+    RETURN_TYPES = (MEMORY,)
+    RETURN_NAMES = ("memory",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "gradient_checkpointing": widget(MemoryConfig, "gradient_checkpointing"),
+                "precision": widget(TrainingConfig, "precision"),
+                "quantize": widget(
+                    ModelConfig,
+                    "quantize",
+                    tooltip="Train on a packed copy of the base (optimum-quanto) instead of the weights ComfyUI holds: an extra copy, but a smaller one. Off, no weight is copied.",
+                ),
+                "yield_max_s": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 86_400.0,
+                        "step": 1.0,
+                        "tooltip": "Training holds while other prompts run. After this many seconds of holding it takes a step all the same, so that it gets on under an endless queue. 0: it waits as long as it takes.",
+                    },
+                ),
+            },
+        }
+
+    def run(
+        self, gradient_checkpointing: bool, precision: str, quantize: str, yield_max_s: float
+    ) -> tuple[MemoryValue]:
+        memory = MemoryConfig(gradient_checkpointing=gradient_checkpointing)
+        return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
+
+
+class LoomValidation:
+    """Pictures while training."""
+
+    CATEGORY = SETTINGS
+    DESCRIPTION = (
+        "Prompts that are rendered while training, from the live adapter. They are encoded here, when the node runs."
+    )
+    RETURN_TYPES = (VALIDATION,)
+    RETURN_NAMES = ("validation",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "vae": ("VAE", {"tooltip": "Decodes the pictures; its weights are shared, not copied."}),
+                "clip": ("CLIP", {"tooltip": "Encodes the prompts, now."}),
+                "prompts": text("", "One prompt per line.", multiline=True),
+                "every": (
+                    "INT",
+                    {
+                        "default": 250,
+                        "min": 0,
+                        "max": 1_000_000,
+                        "tooltip": "Steps between renderings; 0 renders only when the panel's button asks for it.",
+                    },
+                ),
+            },
+            "optional": {
+                "negative": text("", "Negative prompt of every picture."),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 2**32 - 1,
+                        "tooltip": "Of the first prompt; the next ones count up.",
+                    },
+                ),
+                "steps": ("INT", {"default": 20, "min": 1, "max": 200, "tooltip": "Sampling steps."}),
+                "cfg": (
+                    "FLOAT",
+                    {
+                        "default": 4.0,
+                        "min": 0.0,
+                        "max": 100.0,
+                        "step": 0.1,
+                        "tooltip": "Guidance scale; 1 switches guidance off.",
+                    },
+                ),
+                "width": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
+                "height": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
+            },
+        }
+
+    def run(self, vae: Any, clip: Any, prompts: str, **options: Any) -> tuple[ValidationValue]:
+        from .host.previews import prepare_validation
+
+        return (prepare_validation(vae, clip, prompts, options),)

@@ -1,0 +1,213 @@
+"""LoomCheckpoints, LoomGuidance, LoomSweep, LoomStrip, LoomAPG: compare what was trained."""
+
+from typing import Any
+
+from ..trainer.config import GuidanceConfig, SweepConfig
+from .inputs import CATEGORY, link, text, widget
+from .values import CHECKPOINTS, GUIDANCE, RUN, SHEET, CheckpointsValue, GuidanceValue, RunValue, SheetValue
+
+AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, separated by commas. An axis named on neither side splits the strip into pages."
+
+
+def _apg() -> dict[str, Any]:
+    return {
+        "eta": widget(GuidanceConfig, "eta", min=-10.0, max=10.0, step=0.05),
+        "norm_threshold": widget(GuidanceConfig, "norm_threshold", max=1000.0, step=0.5),
+        "momentum": widget(GuidanceConfig, "momentum", min=-0.99, max=0.99, step=0.05),
+    }
+
+
+class LoomCheckpoints:
+    """LoRA files to compare."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "The LoRAs that a run has saved so far, or any LoRA files, for LoomSweep."
+    RETURN_TYPES = (CHECKPOINTS,)
+    RETURN_NAMES = ("checkpoints",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "include_base": (
+                    "BOOLEAN",
+                    {"default": True, "tooltip": "Also render the model without a LoRA, to compare with."},
+                ),
+                "pick": (
+                    ["all", "every nth", "last n"],
+                    {"default": "all", "tooltip": "Which of them. every nth counts from the last one."},
+                ),
+                "n": ("INT", {"default": 1, "min": 1, "max": 1000, "tooltip": "For every nth and last n."}),
+            },
+            "optional": {
+                "run": link(RUN, "From LoomTrain, LoomWait or LoomRun."),
+                "files": text(
+                    "",
+                    "Instead of a run: LoRAs as LoraLoader lists them, one per line; * and ? match several.",
+                    multiline=True,
+                ),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs: Any) -> str:
+        from .host.control import states
+
+        return states()
+
+    def run(
+        self, include_base: bool, pick: Any, n: int, run: RunValue | None = None, files: str = ""
+    ) -> tuple[CheckpointsValue]:
+        from .host.sheets import collect
+
+        return (collect(run, files, pick, n, include_base=include_base),)
+
+
+class LoomGuidance:
+    """A guidance setting."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "One guidance setting for LoomSweep to compare; chain several."
+    RETURN_TYPES = (GUIDANCE,)
+    RETURN_NAMES = ("guidance",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "label": widget(GuidanceConfig, "label"),
+                "method": widget(GuidanceConfig, "method"),
+                "cfg": widget(GuidanceConfig, "scale", max=100.0, step=0.1),
+                **_apg(),
+            },
+            "optional": {"previous": link(GUIDANCE, "Another setting; all are compared.")},
+        }
+
+    def run(self, cfg: float, previous: GuidanceValue | None = None, **options: Any) -> tuple[GuidanceValue]:
+        setting = GuidanceConfig(scale=cfg, **options)
+        return (GuidanceValue(settings=(*(previous.settings if previous else ()), setting)),)
+
+
+class LoomSweep:
+    """Render checkpoints x strengths x prompts x seeds x guidance."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Renders every combination with ComfyUI's own sampler. Cells that exist already are kept."
+    RETURN_TYPES = (SHEET, "IMAGE")
+    RETURN_NAMES = ("sheet", "images")
+    OUTPUT_TOOLTIPS = ("To LoomStrip.", "All cells, in reading order.")
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        samplers, schedulers = _sampler_names()
+        return {
+            "required": {
+                "model": link("MODEL", "The model that was trained on, without the LoRA."),
+                "clip": link("CLIP", "Encodes the prompts."),
+                "vae": link("VAE", "Decodes the pictures."),
+                "checkpoints": link(CHECKPOINTS, "From LoomCheckpoints."),
+                "prompts": text("", "One prompt per line.", multiline=True),
+                "strengths": widget(SweepConfig, "strengths"),
+                "seeds": widget(SweepConfig, "seeds"),
+                "width": ("INT", {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "In pixels."}),
+                "height": ("INT", {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "In pixels."}),
+                "steps": widget(SweepConfig, "steps", min=1, max=1000),
+                "sampler": (samplers, {"default": "euler", "tooltip": "As in KSampler."}),
+                "scheduler": (schedulers, {"default": "normal", "tooltip": "As in KSampler."}),
+            },
+            "optional": {
+                "negative": widget(SweepConfig, "negative", multiline=True),
+                "guidance": link(GUIDANCE, "From LoomGuidance; without it, CFG 4."),
+                "model_guidance": (
+                    "FLOAT",
+                    {
+                        "default": 3.5,
+                        "min": 0.0,
+                        "max": 100.0,
+                        "step": 0.1,
+                        "tooltip": "Guidance value fed to distilled models (Flux dev), as FluxGuidance does; others ignore it.",
+                    },
+                ),
+            },
+        }
+
+    def run(
+        self,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        checkpoints: CheckpointsValue,
+        guidance: GuidanceValue | None = None,
+        **options: Any,
+    ) -> tuple[Any, ...]:
+        from .host.sheets import rendered_sheet
+
+        return rendered_sheet(model, vae, clip, checkpoints, guidance, options)
+
+
+def _sampler_names() -> tuple[list[str], list[str]]:
+    """ComfyUI's lists; outside it, the engine's."""
+    try:
+        from comfy.samplers import KSampler
+    except ImportError:
+        return ["euler", "heun", "dpmpp_2m", "ddim"], ["normal", "simple", "karras", "sgm_uniform"]
+    return list(KSampler.SAMPLERS), list(KSampler.SCHEDULERS)
+
+
+class LoomStrip:
+    """A labelled grid."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Lays a sheet out as a labelled strip, saves it as PNG beside the run, and shows it."
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("strip", "path")
+    OUTPUT_TOOLTIPS = ("One image per page.", "The first page's file.")
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "sheet": link(SHEET, "From LoomSweep."),
+                "layout": (
+                    ["grid", "panels"],
+                    {
+                        "default": "grid",
+                        "tooltip": "grid: every cell, by columns and rows. panels: base, last LoRA, last LoRA with APG, side by side.",
+                    },
+                ),
+                "columns": text("checkpoint, strength, guidance", f"What varies from left to right: any {AXES_HELP}"),
+                "rows": text("prompt, seed", f"What varies from top to bottom: any {AXES_HELP}"),
+                "title": text("", "Heading; empty takes the run's name."),
+            },
+        }
+
+    def run(self, sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> dict[str, Any]:
+        from .host.paths import shown
+        from .host.sheets import drawn_strip
+
+        paths, image = drawn_strip(sheet, layout, columns, rows, title)
+        return {"ui": {"images": [shown(path) for path in paths]}, "result": (image, str(paths[0]))}
+
+
+class LoomAPG:
+    """Adaptive projected guidance for any sampler."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Adaptive projected guidance (arXiv 2410.02416) at the sampler's own cfg: less burnt colour at high scales. With eta 1, no threshold and no momentum it is plain CFG."
+    RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": link("MODEL", "Any model; at cfg 1 nothing changes."), **_apg()}}
+
+    def run(self, model: Any, eta: float, norm_threshold: float, momentum: float) -> tuple[Any]:
+        from .host.apg import add_apg
+
+        return (add_apg(model, eta, norm_threshold, momentum),)

@@ -1,0 +1,221 @@
+"""LoomTrain, LoomWait, LoomRun."""
+
+from typing import Any
+
+from ..trainer.config import OptimizerConfig, TrainingConfig
+from .inputs import CATEGORY, link, text, widget
+from .values import (
+    CACHE,
+    MEMORY,
+    NETWORK,
+    OBJECTIVE,
+    OPTIMIZER,
+    RUN,
+    VALIDATION,
+    CacheValue,
+    MemoryValue,
+    NetworkValue,
+    ObjectiveValue,
+    OptimizerValue,
+    RunValue,
+    ValidationValue,
+)
+
+
+class AnyType(str):
+    """A type that links to every input: ComfyUI refuses STRING -> combo, and older versions a plain "*"."""
+
+    __slots__ = ()
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+ANY = AnyType("*")
+_RUN_OUTPUTS = (RUN, ANY, "IMAGE")
+_RUN_NAMES = ("run", "lora_name", "loss_curve")
+_RUN_TOOLTIPS = (
+    "To LoomWait or LoomCheckpoints.",
+    "The LoRA's name, for LoraLoader.",
+    "Loss so far, raw and smoothed, and the held-out loss.",
+)
+
+
+class LoomTrain:
+    """Train a LoRA on the loaded model."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Trains a LoRA on the weights that ComfyUI has already loaded, in the background by default: the queue stays usable."
+    RETURN_TYPES = _RUN_OUTPUTS
+    RETURN_NAMES = _RUN_NAMES
+    OUTPUT_TOOLTIPS = _RUN_TOOLTIPS
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": link(
+                    "MODEL", "Straight from the loader: without LoRAs or patches. ModelSampling nodes are honoured."
+                ),
+                "cache": link(CACHE, "From LoomCache."),
+                "name": text("my-lora", "Name of the run, of its folder and of its LoRA files."),
+                "steps": widget(TrainingConfig, "steps", min=1, max=1_000_000),
+                "learning_rate": widget(OptimizerConfig, "learning_rate", min=1e-12, max=10.0, step=0.00001),
+                "rank": (
+                    "INT",
+                    {
+                        "default": 16,
+                        "min": 1,
+                        "max": 1024,
+                        "tooltip": "Inner width of the adapter. More learns more and forgets more; 8 to 32 suits most concepts.",
+                    },
+                ),
+                "batch_size": widget(TrainingConfig, "batch_size", min=1, max=1024),
+                "save_every": widget(TrainingConfig, "save_every", max=1_000_000),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 2**32 - 1,
+                        "tooltip": "Decides everything random: initial weights, order, noise, timesteps, dropout.",
+                    },
+                ),
+                "mode": (
+                    ["background", "wait"],
+                    {
+                        "default": "background",
+                        "tooltip": "background: the node returns at once and training goes on beside the queue. wait: the prompt, and so the queue, is occupied until training ends; Cancel saves and stops.",
+                    },
+                ),
+                "existing_run": (
+                    ["resume", "new"],
+                    {
+                        "default": "resume",
+                        "tooltip": "A run of this name and these settings exists: resume continues it (a finished one is returned), new starts name-2.",
+                    },
+                ),
+            },
+            "optional": {
+                "network": link(NETWORK, "From LoomNetwork."),
+                "optimizer": link(OPTIMIZER, "From LoomOptimizer."),
+                "objective": link(OBJECTIVE, "From LoomObjective."),
+                "memory": link(MEMORY, "From LoomMemory."),
+                "validation": link(VALIDATION, "From LoomValidation: pictures while training."),
+                "accumulation": widget(TrainingConfig, "accumulation", min=1, max=1024),
+                "ema": widget(TrainingConfig, "ema", max=0.9999, step=0.001),
+                "keep": widget(TrainingConfig, "keep", max=1000),
+                "lora_dtype": (
+                    ["bfloat16", "float16", "float32"],
+                    {"default": "bfloat16", "tooltip": "Number format of the saved LoRA."},
+                ),
+            },
+            "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, name: str, **options: Any) -> str:
+        """Only whether there is something to start: an unchanged graph queued again starts nothing, a failed run goes on."""
+        from .host.control import needs_start
+
+        return needs_start(name)
+
+    def run(self, prompt: Any = None, node_id: Any = None, **inputs: Any) -> dict[str, Any]:
+        from .host.control import start
+
+        run, lora_name, curve = start(
+            _request(inputs), inputs["model"], inputs["mode"], inputs["existing_run"], prompt, node_id
+        )
+        return {"ui": {"loom_run": [run.name]}, "result": (run, lora_name, curve)}
+
+
+def _request(inputs: dict[str, Any]) -> Any:
+    """The settings groups, or their defaults, and this node's own widgets as one request."""
+    from dataclasses import replace
+
+    from ..trainer.config import NetworkConfig, ObjectiveConfig, ScheduleConfig
+    from ..trainer.names import check_name
+    from .host.training import TrainRequest, default_memory, with_rate
+
+    network: NetworkValue | None = inputs.get("network")
+    optimizer: OptimizerValue | None = inputs.get("optimizer")
+    objective: ObjectiveValue | None = inputs.get("objective")
+    memory: MemoryValue | None = inputs.get("memory")
+    validation: ValidationValue | None = inputs.get("validation")
+    cache: CacheValue = inputs["cache"]
+    return TrainRequest(
+        name=check_name(inputs["name"]),
+        training=TrainingConfig(
+            steps=inputs["steps"],
+            batch_size=inputs["batch_size"],
+            accumulation=inputs.get("accumulation", 1),
+            seed=inputs["seed"],
+            save_every=inputs["save_every"],
+            keep=inputs.get("keep", 0),
+            ema=inputs.get("ema", 0.0),
+        ),
+        network=replace(network.network if network else NetworkConfig(), rank=inputs["rank"]),
+        optimizer=with_rate(optimizer.optimizer if optimizer else OptimizerConfig(), inputs["learning_rate"]),
+        schedule=optimizer.schedule if optimizer else ScheduleConfig(),
+        objective=objective.objective if objective else ObjectiveConfig(),
+        memory=memory or default_memory(),
+        validation=validation,
+        cache=cache,
+        lora_dtype=inputs.get("lora_dtype", "bfloat16"),
+    )
+
+
+class LoomWait:
+    """Wait for a run."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Waits until a run has ended, then gives its LoRA. Raises the run's error. Cancel ends the waiting, not the run."
+    RETURN_TYPES = _RUN_OUTPUTS
+    RETURN_NAMES = _RUN_NAMES
+    OUTPUT_TOOLTIPS = _RUN_TOOLTIPS
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"run": link(RUN, "From LoomTrain or LoomRun.")}}
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs: Any) -> str:
+        from .host.control import states
+
+        return states()
+
+    def run(self, run: RunValue) -> tuple[Any, ...]:
+        from .host.control import wait
+
+        return wait(run)
+
+
+class LoomRun:
+    """A run on disk."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "A run that was trained before, by name."
+    RETURN_TYPES = (RUN,)
+    RETURN_NAMES = ("run",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"name": text("my-lora", "Name of the run.")}}
+
+    @classmethod
+    def IS_CHANGED(cls, name: str) -> str:
+        from .host.control import state_of
+
+        return state_of(name)
+
+    def run(self, name: str) -> tuple[RunValue]:
+        from .host.control import open_run
+
+        return (open_run(name),)

@@ -1,0 +1,148 @@
+"""Toy models that ComfyUI's own classes and our files backend both build: configurations and weights by a fixed law.
+
+Weights are a function of key and shape alone (no generator of any library), so that fixtures need not hold them.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    """One toy: how ComfyUI builds it and what it is fed."""
+
+    host_class: str
+    """Class in comfy.supported_models."""
+    host_config: dict[str, Any]
+    family: str
+    variant: str
+    channels: int
+    """Latent channels."""
+    context: int
+    """Width of the text."""
+    pooled: int = 0
+    """Width of the pooled text; 0 = none."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of extra_conds."""
+    sigmas: tuple[float, float] = (0.3, 0.8)
+
+
+_UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_temporal_attention": False,
+    "dtype": torch.float32,
+}
+_SD = {
+    **_UNET, "model_channels": 32, "transformer_depth": [1, 0], "transformer_depth_output": [1, 1, 0, 0],
+    "transformer_depth_middle": 1, "adm_in_channels": None,
+}  # fmt: skip
+_WIDE = {**_UNET, "model_channels": 64, "num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True}
+_FLUX = {
+    "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "hidden_size": 128, "num_heads": 1,
+    "mlp_ratio": 4.0, "depth": 2, "depth_single_blocks": 2, "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True,
+    "context_in_dim": 64, "vec_in_dim": 32, "txt_ids_dims": [], "dtype": torch.float32,
+}  # fmt: skip
+
+TOYS = {
+    "sd1": Toy(
+        host_class="SD15", family="sd", variant="sd1", channels=4, context=32, sigmas=(0.6, 7.0),
+        host_config={**_SD, "context_dim": 32, "num_heads": 8, "num_head_channels": -1, "use_linear_in_transformer": False},
+    ),
+    "sd2": Toy(
+        host_class="SD20", family="sd", variant="sd2", channels=4, context=32, sigmas=(0.6, 7.0),
+        host_config={**_WIDE, **{k: v for k, v in _SD.items() if k != "model_channels"}, "context_dim": 32},
+    ),
+    "sdxl": Toy(
+        host_class="SDXL", family="sdxl", variant="sdxl", channels=4, context=48, pooled=32, sigmas=(0.6, 7.0),
+        extra={"width": 128, "height": 96, "crop_w": 8, "crop_h": 16, "target_width": 112, "target_height": 64},
+        host_config={
+            **_WIDE, "context_dim": 48, "adm_in_channels": 32 + 6 * 256, "num_classes": "sequential",
+            "transformer_depth": [0, 2], "transformer_depth_output": [0, 0, 2, 2], "transformer_depth_middle": 2,
+        },
+    ),
+    "sd3": Toy(
+        host_class="SD3", family="sd3", variant="sd3", channels=16, context=64, pooled=64,
+        host_config={
+            "in_channels": 16, "patch_size": 2, "out_channels": 16, "depth": 2, "input_size": None, "adm_in_channels": 64,
+            "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}},
+            "num_patches": 1024, "pos_embed_max_size": 32, "pos_embed_scaling_factor": None, "qk_norm": "rms",
+            "x_block_self_attn_layers": [0], "dtype": torch.float32,
+        },
+    ),
+    "flux-dev": Toy(
+        host_class="Flux", family="flux", variant="dev", channels=16, context=64, pooled=32, extra={"guidance": 1.0},
+        host_config={**_FLUX, "guidance_embed": True},
+    ),
+    "flux-schnell": Toy(
+        host_class="FluxSchnell", family="flux", variant="schnell", channels=16, context=64, pooled=32,
+        host_config={**_FLUX, "guidance_embed": False},
+    ),
+    "lumina2": Toy(
+        host_class="Lumina2", family="lumina2", variant="lumina2", channels=16, context=64,
+        extra={"attention_mask": torch.ones(1, 16, dtype=torch.long)},
+        host_config={
+            "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "n_layers": 2, "n_refiner_layers": 2,
+            "n_heads": 3, "n_kv_heads": 1, "axes_dims": [8, 12, 12], "axes_lens": [300, 512, 512], "cap_feat_dim": 64,
+            "qk_norm": True, "dtype": torch.float32,
+        },
+    ),
+    "qwen": Toy(
+        host_class="QwenImage", family="qwen_image", variant="qwen", channels=16, context=64,
+        host_config={
+            "image_model": "qwen_image", "in_channels": 64, "num_layers": 2, "attention_head_dim": 32,
+            "num_attention_heads": 2, "joint_attention_dim": 64, "axes_dims_rope": (8, 12, 12), "dtype": torch.float32,
+        },
+    ),
+}  # fmt: skip
+
+HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell")
+"""Toys whose family the files backend has."""
+
+
+def hashed_uniform(name: str, count: int) -> np.ndarray:
+    """`count` numbers in [-1, 1): splitmix64 of (crc32 of the name, index)."""
+    state = np.uint64(zlib.crc32(name.encode())) << np.uint64(32)
+    with np.errstate(over="ignore"):
+        z = (state + np.arange(count, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)).astype(np.float64) / 2**52 - 1
+
+
+def toy_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
+    """A weight of a sensible size: 1 + noise for norms, scaled by the fan-in for matrices."""
+    values = hashed_uniform(key, math.prod(shape))
+    norm = key.endswith(
+        (".scale", "norm.weight", "ln_q.weight", "ln_k.weight", "norm1.weight", "norm2.weight", "norm3.weight")
+    )
+    if len(shape) == 1:
+        values = (1 + 0.1 * values) if norm or (key.endswith(".weight") and "layers.0" in key) else 0.1 * values
+    else:
+        values *= math.sqrt(3 / math.prod(shape[1:]))
+    return torch.from_numpy(values.reshape(shape)).float()
+
+
+def toy_inputs(toy: Toy) -> dict[str, Tensor]:
+    """Two noisy latents of 8 x 12, their noise levels, and conditioning."""
+    inputs = {
+        "latents": toy_tensor("input.latents", (2, toy.channels, 8, 12)) * 40,
+        "noise": toy_tensor("input.noise", (2, toy.channels, 8, 12)) * 40,
+        "sigma": torch.tensor(toy.sigmas),
+        "text": toy_tensor("input.text", (2, 16, toy.context)) * 20,
+    }
+    if toy.pooled:
+        inputs["pooled"] = toy_tensor("input.pooled", (2, toy.pooled)) * 5
+    return inputs

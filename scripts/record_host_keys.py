@@ -1,0 +1,167 @@
+"""Ask a real ComfyUI which LoRA keys it accepts and what its toy models predict, and write it down as fixtures.
+
+    COMFYUI_PATH=~/ComfyUI $COMFYUI_PYTHON scripts/record_host_keys.py tests/fixtures/host
+
+Per toy: `<toy>.json` with the native keys and shapes and every accepted LoRA key with the rows it stands for, and
+`<toy>.safetensors` with inputs and the denoised output. `adapters.safetensors` holds what the host's own weight
+arithmetic makes of one adapter of every kind.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def host() -> Any:
+    """Import ComfyUI for the CPU."""
+    sys.path.insert(0, str(Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()))
+    from comfy.cli_args import args
+
+    args.cpu = True
+    import comfy.lora
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+    import comfy.weight_adapter
+    import comfyui_version
+
+    return comfy, comfyui_version.__version__
+
+
+def build(comfy: Any, toy: Any, toy_tensor: Any) -> Any:
+    """The toy through ComfyUI's own class, weights by our law."""
+    import torch
+
+    settings = dict(toy.host_config)
+    if settings.get("image_model") == "flux":  # older versions know fewer parameters
+        from comfy.ldm.flux.model import FluxParams
+
+        known = {"image_model", "dtype", *FluxParams.__dataclass_fields__}
+        settings = {name: value for name, value in settings.items() if name in known}
+    config = getattr(comfy.supported_models, toy.host_class)(settings)
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "")
+    with torch.no_grad():
+        for key, tensor in model.diffusion_model.state_dict().items():
+            tensor.copy_(toy_tensor(file_name(key), tuple(tensor.shape)))
+    return model.eval()
+
+
+def file_name(key: str) -> str:
+    """The key as original files have it (ComfyUI 0.33 renamed Flux's `.scale` to `.weight` inside)."""
+    return key.replace("query_norm.weight", "query_norm.scale").replace("key_norm.weight", "key_norm.scale")
+
+
+def accepted_keys(comfy: Any, model: Any) -> dict[str, Any]:
+    """{LoRA key: [native key, first row, last row + 1] or [native key]}, without the plain native aliases."""
+    found = {}
+    for key, target in comfy.lora.model_lora_keys_unet(model, {}).items():
+        name, offset = (target[0], target[1]) if isinstance(target, tuple) else (target, None)
+        native = file_name(name.removeprefix("diffusion_model."))
+        found[key] = [native] if offset is None else [native, offset[1], offset[1] + offset[2]]
+        if isinstance(target, tuple) and ((offset is not None and offset[0] != 0) or len(target) > 2):
+            found[key] = [native, "other"]
+    return found
+
+
+def predict(model: Any, toy: Any, inputs: dict[str, Any]) -> Any:
+    """The denoised latents that ComfyUI computes for noisy ones."""
+    import torch
+
+    sampling = model.model_sampling
+    sigma = inputs["sigma"].reshape(-1, 1, 1, 1)
+    noisy = sampling.noise_scaling(sigma, inputs["noise"].clone(), inputs["latents"].clone())
+    conditions = {"cross_attn": inputs["text"], "noise": noisy, "device": torch.device("cpu"), **toy.extra}
+    if "pooled" in inputs:
+        conditions["pooled_output"] = inputs["pooled"]
+    extra = {name: value.cond for name, value in model.extra_conds(**conditions).items()}
+    for name, value in extra.items():
+        if hasattr(value, "shape") and value.ndim and value.shape[0] == 1:
+            extra[name] = value.expand(len(noisy), *value.shape[1:])
+    with torch.no_grad():
+        return noisy, model.apply_model(noisy, inputs["sigma"], **extra)
+
+
+def adapters(comfy: Any, toy_tensor: Any) -> dict[str, Any]:
+    """{"<case>.base": W, "<case>.<suffix>": …, "<case>.patched": W' at strength 0.7} for every kind, Linear and conv."""
+    import torch
+
+    recorded = {}
+    linear, conv, rank = (12, 8), (12, 8, 3, 3), 4
+    lora = {"lora_up.weight": (12, rank), "lora_down.weight": (rank, 8)}
+    cases = {
+        "lora": (linear, lora),
+        "lora-conv": (conv, {"lora_up.weight": (12, rank, 1, 1), "lora_down.weight": (rank, 8, 3, 3)}),
+        "dora": (linear, {**lora, "dora_scale": (12, 1)}),
+        "dora-input": (linear, {**lora, "dora_scale": (1, 8)}),
+        "dora-conv": (
+            conv,
+            {"lora_up.weight": (12, rank, 1, 1), "lora_down.weight": (rank, 8, 3, 3), "dora_scale": (12, 1, 1, 1)},
+        ),
+        "loha": (
+            linear,
+            {"hada_w1_a": (12, rank), "hada_w1_b": (rank, 8), "hada_w2_a": (12, rank), "hada_w2_b": (rank, 8)},
+        ),
+        "loha-conv": (
+            conv,
+            {"hada_w1_a": (12, rank), "hada_w1_b": (rank, 72), "hada_w2_a": (12, rank), "hada_w2_b": (rank, 72)},
+        ),
+        "lokr-full": (linear, {"lokr_w1": (3, 2), "lokr_w2": (4, 4)}),
+        "lokr-factored": (linear, {"lokr_w1": (3, 2), "lokr_w2_a": (4, rank), "lokr_w2_b": (rank, 4)}),
+        "lokr-both": (
+            linear,
+            {"lokr_w1_a": (3, rank), "lokr_w1_b": (rank, 2), "lokr_w2_a": (4, rank), "lokr_w2_b": (rank, 4)},
+        ),
+        "lokr-conv": (conv, {"lokr_w1": (3, 2), "lokr_w2": (4, 4, 3, 3)}),
+    }
+    for name, (shape, parts) in cases.items():
+        tensors = {f"x.{suffix}": toy_tensor(f"{name}.{suffix}", part) for suffix, part in parts.items()}
+        if "x.dora_scale" in tensors:
+            tensors["x.dora_scale"] = tensors["x.dora_scale"].abs() + 0.5
+        tensors["x.alpha"] = torch.tensor(2.5)
+        base = toy_tensor(f"{name}.base", shape)
+        patches = comfy.lora.load_lora(dict(tensors), {"x": "w"})
+        patched = comfy.lora.calculate_weight([(0.7, patches["w"], 1.0, None, None)], base.clone(), "w")
+        recorded |= {f"{name}.{key.removeprefix('x.')}": tensor for key, tensor in tensors.items()}
+        recorded |= {f"{name}.base": base, f"{name}.patched": patched}
+    return recorded
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder.resolve()
+    comfy, version = host()
+    sys.path.append(str(HERE))
+    from host_toys import HEADLESS, TOYS, toy_inputs, toy_tensor
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in HEADLESS:
+        toy = TOYS[name]
+        model = build(comfy, toy, toy_tensor)
+        state = model.diffusion_model.state_dict()
+        inputs = toy_inputs(toy)
+        noisy, denoised = predict(model, toy, inputs)
+        record = {
+            "comfyui": version,
+            "keys": {file_name(key): list(tensor.shape) for key, tensor in sorted(state.items())},
+            "accepted": accepted_keys(comfy, model),
+            "sigma_min_max": [float(model.model_sampling.sigma_min), float(model.model_sampling.sigma_max)],
+        }
+        (folder / f"{name}.json").write_text(json.dumps(record, indent=0, sort_keys=True) + "\n")
+        save_file({"noisy": noisy.contiguous(), "denoised": denoised.contiguous()}, folder / f"{name}.safetensors")
+        print(
+            f"{name}: {len(state)} tensors, {len(record['accepted'])} accepted keys, |denoised| {denoised.norm():.3f}"
+        )
+    save_file(adapters(comfy, toy_tensor), folder / "adapters.safetensors")
+    print(f"recorded from ComfyUI {version}")
+
+
+if __name__ == "__main__":
+    main()

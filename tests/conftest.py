@@ -1,0 +1,123 @@
+"""What many tests share: tiny base models on disk, captioned pictures, a silent host, a ready configuration."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing may reach for the network
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import functools
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("here", deadline=None, max_examples=60)  # shared machines: a slow example is no failure
+settings.load_profile("here")
+torch.set_num_threads(1)
+
+FAMILIES = ("flux", "sd", "sd3", "sdxl")
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="lora-loom-tests-")
+
+
+@functools.cache
+def tiny_folder(family: str) -> Path:
+    """The family's tiny base as a diffusers folder, made once."""
+    from lora_loom.trainer import families
+    from lora_loom.trainer.families.tiny import save_folder
+
+    return save_folder(families.get(family).tiny(), Path(_scratch().name) / family)
+
+
+@functools.cache
+def pictures() -> Path:
+    """Six small captioned pictures in two shapes."""
+    from lora_loom.trainer.demo.scenes import random_scene
+
+    folder, rng = Path(_scratch().name) / "pictures", random.Random(0)
+    folder.mkdir()
+    for number in range(6):
+        scene = random_scene(rng)
+        scene.draw().resize((96 if number % 2 else 64, 64)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(scene.caption)
+    return folder
+
+
+class SilentHost:
+    """Records what it is told; stops when `stop_at` steps are done."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at, self.steps, self.measures, self.files, self.text = stop_at, [], {}, [], []
+
+    def stage(self, name, done, total):
+        pass
+
+    def step(self, result, total):
+        self.steps.append(result)
+
+    def log(self, text):
+        self.text.append(text)
+
+    def measured(self, step, values):
+        self.measures[step] = dict(values)
+
+    def saved(self, step, lora):
+        self.files.append(lora)
+
+    def sampled(self, step, pictures):
+        self.files += pictures
+
+    def between_steps(self):
+        pass
+
+    def should_save(self):
+        return False
+
+    def should_sample(self):
+        return False
+
+    def should_stop(self):
+        return self.stop_at is not None and bool(self.steps) and self.steps[-1].step >= self.stop_at
+
+
+def make_config(family: str, root: Path, **sections):
+    """A quick run of a tiny base; `sections` are merged into the tables."""
+    from lora_loom.trainer.config import TrainConfig
+    from lora_loom.trainer.config_file import parse
+
+    tables = {
+        "name": "run",
+        "model": {"base": str(tiny_folder(family))},
+        "dataset": [{"folder": str(pictures())}],
+        "data": {"resolution": 64, "bucket_step": 32, "min_side": 32},
+        "network": {"rank": 2, "targets": "attention"},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {"steps": 6, "batch_size": 2, "save_every": 3},
+        "memory": {"gradient_checkpointing": False},
+        # One cache for all tests of a family: its keys say what made them, so sharing it is safe.
+        "output": {"directory": str(root), "cache": str(Path(_scratch().name) / f"cache-{family}")},
+    }
+    for name, section in sections.items():
+        tables[name] = {**tables.get(name, {}), **section} if isinstance(section, dict) else section
+    return parse(tables, TrainConfig)
+
+
+@pytest.fixture
+def host():
+    return SilentHost()
+
+
+@pytest.fixture(autouse=True)
+def _no_global_randomness_left_behind():
+    """Tests that seed torch do not reach into each other."""
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)

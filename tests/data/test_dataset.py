@@ -1,0 +1,129 @@
+"""From folders to examples: roles, held-out share, digests, and what the fast index spares."""
+
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from lora_loom.trainer.config import DataConfig, DatasetConfig
+from lora_loom.trainer.data import index as index_module
+from lora_loom.trainer.data.dataset import build_dataset, epochs_report, report
+from lora_loom.trainer.data.index import FileIndex
+from lora_loom.trainer.errors import ConfigError, DataError
+from tests.conftest import pictures
+
+
+def silent(done, total):
+    pass
+
+
+def build(tmp_path, sets=None, seed=0, **data):
+    sets = sets or [DatasetConfig(folder=str(pictures()))]
+    return build_dataset(sets, DataConfig(resolution=64, **data), 16, seed, FileIndex(tmp_path / "files.json"), silent)
+
+
+def test_every_image_becomes_an_example(tmp_path):
+    dataset = build(tmp_path)
+    assert [example.path.name for example in dataset.examples] == [f"{i}.png" for i in range(6)]
+    assert dataset.examples[0].geometry.target == (64, 64)
+    assert dataset.examples[1].geometry.target == (80, 48), "96 x 64 at the area of 64 x 64"
+    assert "" in dataset.captions
+
+
+def test_held_out_share_is_seeded(tmp_path):
+    chosen = [{e.path.name for e in build(tmp_path, seed=seed, held_out_share=0.34).held_out} for seed in range(6)]
+    assert all(len(names) == 2 for names in chosen)
+    assert chosen[0] == {e.path.name for e in build(tmp_path, seed=0, held_out_share=0.34).held_out}
+    assert len({frozenset(names) for names in chosen}) > 1
+
+
+def test_held_out_share_must_leave_something(tmp_path):
+    with pytest.raises(DataError, match="of 6 images is 0"):
+        build(tmp_path, held_out_share=0.01)
+    with pytest.raises(DataError, match="of 6 images is 6"):
+        build(tmp_path, held_out_share=0.99)
+
+
+def test_roles_and_options_reach_the_examples(tmp_path):
+    folder = str(pictures())
+    sets = [
+        DatasetConfig(folder=folder, repeats=3, weight=0.5, caption_dropout=0.2, flip=True),
+        DatasetConfig(folder=folder, role="regularisation"),
+        DatasetConfig(folder=folder, role="held_out"),
+    ]
+    dataset = build(tmp_path, sets)
+    first = dataset.examples[0]
+    assert (first.repeats, first.weight, first.caption_dropout, first.may_flip) == (3, 0.5, 0.2, True)
+    assert len(dataset.training) == 12
+    assert len(dataset.held_out) == 6
+    text = report(dataset) + epochs_report(dataset, batch_size=2, accumulation=1, steps=24)
+    assert "seen per epoch: 24 images in 12 batches = 12 steps" in text
+    assert "24 steps are 2.0 epochs" in text
+    assert "bucket 80 x 48: 12 per epoch" in text
+
+
+def test_enlarged_images_are_named(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    Image.new("RGB", (20, 20)).save(folder / "dot.png")
+    dataset = build(tmp_path, [DatasetConfig(folder=str(folder))])
+    assert "smaller than their bucket and were enlarged: dot.png" in report(dataset)
+
+
+def test_digest_follows_content_not_place(tmp_path):
+    before = build(tmp_path).digest
+    moved = tmp_path / "moved"
+    shutil.copytree(pictures(), moved)
+    assert build(tmp_path, [DatasetConfig(folder=str(moved))]).digest == before
+    (moved / "0.txt").write_text("another caption")
+    changed = build(tmp_path, [DatasetConfig(folder=str(moved))]).digest
+    assert changed != before
+    Image.new("RGB", (64, 64)).save(moved / "1.png")
+    assert build(tmp_path, [DatasetConfig(folder=str(moved))]).digest not in (before, changed)
+    assert build(tmp_path, [DatasetConfig(folder=str(pictures()), repeats=2)]).digest != before
+
+
+def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
+    build(tmp_path)
+    monkeypatch.setattr(index_module, "check_readable", lambda path: pytest.fail(f"read {path}"))
+    build(tmp_path)
+
+
+def test_a_touched_file_is_read_again(tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(pictures(), folder)
+    first = build(tmp_path, [DatasetConfig(folder=str(folder))])
+    path = folder / "0.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    os.utime(path, ns=(1, 1))
+    second = build(tmp_path, [DatasetConfig(folder=str(folder))])
+    changed = [a.path.name for a, b in zip(first.examples, second.examples, strict=True) if a.digest != b.digest]
+    assert changed == ["0.png"]
+
+
+def test_unreadable_files_are_all_named(tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(pictures(), folder)
+    for name in ("2.png", "4.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    with pytest.raises(DataError, match=r"(?s)2\.png is damaged.*4\.png is damaged"):
+        build(tmp_path, [DatasetConfig(folder=str(folder))])
+
+
+def test_damaged_index_is_rebuilt(tmp_path):
+    before = build(tmp_path).digest
+    (tmp_path / "files.json").write_text('{"x": 3}')
+    assert build(tmp_path).digest == before
+
+
+def test_resolution_smaller_than_the_familys_step(tmp_path):
+    with pytest.raises(ConfigError, match="smaller than the bucket step of 128"):
+        build_dataset(
+            [DatasetConfig(folder=str(pictures()))],
+            DataConfig(resolution=64),
+            128,
+            0,
+            FileIndex(tmp_path / "f.json"),
+            silent,
+        )

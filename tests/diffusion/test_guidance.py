@@ -1,0 +1,90 @@
+"""Guidance laws: APG with eta 1 is CFG, scale 1 is the identity, the update is orthogonal and bounded."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_loom.trainer.diffusion.guidance import APG, CFG, Momentum, limit_norm, split_parallel
+
+SHAPES = [(2, 4, 6, 6), (2, 16, 1, 4, 6)]
+
+
+def predictions(shape, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=source), torch.randn(shape, generator=source)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(scale=st.floats(1, 15), seed=st.integers(0, 5))
+@settings(max_examples=25)
+def test_apg_without_its_parts_is_cfg(shape, scale, seed):
+    conditional, unconditional = predictions(shape, seed)
+    apg = APG(scale=scale, eta=1.0).begin()(conditional, unconditional, 1.0)
+    cfg = CFG(scale).begin()(conditional, unconditional, 1.0)
+    assert torch.allclose(apg, cfg, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("guidance", [CFG(1.0), APG(scale=1.0, eta=0.3, norm_threshold=2.0, momentum=-0.5)])
+def test_scale_one_is_the_identity(shape, guidance):
+    conditional, unconditional = predictions(shape)
+    assert torch.equal(guidance.begin()(conditional, unconditional, 1.0), conditional)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(eta=st.floats(0, 1), threshold=st.floats(0.1, 50), seed=st.integers(0, 5))
+@settings(max_examples=25)
+def test_update_is_orthogonal_up_to_eta_and_bounded(shape, eta, threshold, seed):
+    conditional, unconditional = predictions(shape, seed)
+    update = APG(scale=4.0, eta=eta, norm_threshold=threshold).update(conditional, conditional - unconditional)
+    for sample, direction, difference in zip(update, conditional, conditional - unconditional, strict=True):
+        limited = difference * min(1.0, threshold / difference.norm().item())
+        along = (limited * direction).sum() / direction.norm()
+        assert ((sample * direction).sum() / direction.norm()).item() == pytest.approx(eta * along.item(), abs=1e-3)
+        assert sample.norm().item() <= threshold * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norms_are_per_sample(shape):
+    """Scaling one sample of a batch does not change what happens to the other; 5-D latents are one vector per sample."""
+    tensor, _ = predictions(shape)
+    loud = tensor.clone()
+    loud[1] *= 100
+    assert torch.equal(limit_norm(tensor, 3.0)[0], limit_norm(loud, 3.0)[0])
+    assert torch.linalg.vector_norm(limit_norm(loud, 3.0)[1]).item() == pytest.approx(3.0, rel=1e-5)
+
+
+def test_split_adds_up():
+    tensor, direction = predictions((3, 4, 5, 5))
+    parallel, orthogonal = split_parallel(tensor, direction)
+    assert torch.allclose(parallel + orthogonal, tensor, atol=1e-6)
+
+
+def test_momentum_accumulates_with_the_papers_sign_and_restarts():
+    """m <- g + beta m (algorithm 1 with a negative beta); a new run, or a rising sigma, starts from g."""
+    state = Momentum(-0.5)
+    ones = torch.ones(1, 1, 2, 2)
+    assert state.accumulate(ones, 3.0).unique().item() == 1.0
+    assert state.accumulate(ones, 2.0).unique().item() == 0.5
+    assert state.accumulate(ones, 1.0).unique().item() == 0.75
+    assert state.accumulate(ones, 3.0).unique().item() == 1.0
+
+
+def test_two_runs_share_no_state():
+    guidance = APG(scale=4.0, momentum=0.9)
+    conditional, unconditional = predictions((1, 4, 4, 4))
+    first = guidance.begin()
+    once = first(conditional, unconditional, 1.0)
+    first(conditional, unconditional, 0.5)
+    assert torch.equal(guidance.begin()(conditional, unconditional, 1.0), once)
+
+
+def test_apg_computes_in_fp32():
+    conditional, unconditional = (t.half() for t in predictions((1, 4, 8, 8)))
+    combined = APG(scale=8.0, norm_threshold=5.0, momentum=-0.3).begin()(conditional, unconditional, 1.0)
+    reference = APG(scale=8.0, norm_threshold=5.0, momentum=-0.3).begin()(
+        conditional.float(), unconditional.float(), 1.0
+    )
+    assert combined.dtype == torch.float16
+    assert (combined.float() - reference).norm() / reference.norm() < 2e-3

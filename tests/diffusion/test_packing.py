@@ -1,0 +1,35 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_loom.trainer.diffusion.packing import pack, position_ids, unpack
+
+sides = st.integers(1, 6).map(lambda n: 2 * n)
+
+
+@given(height=sides, width=sides, channels=st.integers(1, 4))
+def test_pack_and_unpack_invert(height, width, channels):
+    latents = torch.arange(2.0 * channels * height * width).reshape(2, channels, height, width)
+    assert torch.equal(unpack(pack(latents), height, width), latents)
+
+
+def test_channel_order_is_channel_row_column():
+    """A 1-channel 2x2 image is one token of its pixels in reading order; channels come first."""
+    latents = torch.tensor([[[[1.0, 2], [3, 4]], [[5, 6], [7, 8]]]])
+    assert pack(latents).tolist() == [[[1, 2, 3, 4, 5, 6, 7, 8]]]
+
+
+def test_odd_sides_are_refused():
+    with pytest.raises(ValueError, match="3 x 4"):
+        pack(torch.zeros(1, 1, 3, 4))
+
+
+def test_position_ids_follow_the_tokens():
+    """Each id row is [index, y, x] of its patch, in the order of pack."""
+    rows = torch.arange(4.0).repeat_interleave(2)[:, None].expand(8, 6).reshape(1, 1, 8, 6)
+    columns = torch.arange(3.0).repeat_interleave(2)[None, :].expand(8, 6).reshape(1, 1, 8, 6)
+    ids = position_ids(8, 6, index=1, top=10, left=20)
+    assert torch.equal(ids[:, 1] - 10, pack(rows)[0, :, 0])
+    assert torch.equal(ids[:, 2] - 20, pack(columns)[0, :, 0])
+    assert ids[:, 0].unique().item() == 1

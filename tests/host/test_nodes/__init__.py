@@ -1,0 +1,182 @@
+"""Test-only nodes: toy models of every family with a stand-in text encoder and VAE, through ComfyUI's own classes."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.append(str(ROOT / "scripts"))
+
+import comfy  # noqa: E402
+import comfy.model_management as mm  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+from host_toys import TOYS, toy_tensor  # noqa: E402
+from record_host_keys import build  # noqa: E402
+
+MASKED = {"lumina2", "qwen"}
+"""Their text encoders give an attention mask."""
+_loaded = {}
+
+
+class ToyText(torch.nn.Module):
+    """Words as fixed random vectors."""
+
+    def __init__(self, context, pooled):
+        super().__init__()
+        self.words = torch.nn.Embedding(64, context)
+        self.pool = torch.nn.Linear(context, max(pooled, 1))
+        self.has_pooled = bool(pooled)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(toy_tensor(f"text.{name}", tuple(parameter.shape)) * 3)
+
+
+class ToyTokenizer:
+    def __init__(self, length=16):
+        self.length = length
+
+
+class ToyClip:
+    """What CLIPTextEncode needs of a CLIP."""
+
+    def __init__(self, context, pooled, masked):
+        self.cond_stage_model, self.masked = ToyText(context, pooled), masked
+        self.tokenizer, self.layer_idx, self.tokenizer_options, self.use_clip_schedule = ToyTokenizer(), None, {}, False
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.cond_stage_model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+        )
+
+    def clone(self):
+        return self
+
+    def tokenize(self, text):
+        ids = [sum(map(ord, word)) % 63 + 1 for word in text.split()][: self.tokenizer.length]
+        return ids + [0] * (self.tokenizer.length - len(ids))
+
+    def encode_from_tokens_scheduled(self, tokens):
+        hidden = self.cond_stage_model.words(torch.tensor([tokens]))
+        extra = {"attention_mask": torch.ones(1, len(tokens), dtype=torch.long)} if self.masked else {}
+        if self.cond_stage_model.has_pooled:
+            extra["pooled_output"] = self.cond_stage_model.pool(hidden.mean(1))
+        return [[hidden, extra]]
+
+
+class ToyCodec(torch.nn.Module):
+    """8x8 blocks to mixed means and back: enough to see colours."""
+
+    def __init__(self, channels, video):
+        super().__init__()
+        self.mix = torch.nn.Parameter(toy_tensor("vae.mix", (channels, 3)))
+        self.video = video
+
+    def encode(self, pixels):
+        means = torch.nn.functional.avg_pool2d(pixels, 8)
+        return torch.einsum("ck,bkhw->bchw", self.mix, means)
+
+    def decode(self, latents):
+        latents = latents.squeeze(2) if self.video else latents
+        pixels = torch.einsum("kc,bchw->bkhw", torch.linalg.pinv(self.mix), latents)
+        pixels = pixels.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        return pixels.unsqueeze(2) if self.video else pixels
+
+
+class ToyVae:
+    def __init__(self, channels, video):
+        self.first_stage_model = ToyCodec(channels, video)
+        self.latent_channels, self.latent_dim, self.downscale_ratio = channels, 3 if video else 2, 8
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.first_stage_model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
+        )
+        self.process_output = lambda image: torch.clamp((image + 1) / 2, 0, 1)
+
+    def spacial_compression_encode(self):
+        return 8
+
+    def encode(self, pixels):
+        latents = self.first_stage_model.encode(pixels.movedim(-1, 1) * 2 - 1)
+        return latents.unsqueeze(2) if self.latent_dim == 3 else latents
+
+    def decode(self, latents):
+        pixels = self.process_output(self.first_stage_model.decode(latents))
+        return pixels.movedim(1, -1)
+
+
+def encoders(name):
+    """Stand-ins for the text encoder and VAE of a toy; "sd1-file" goes with the file that the stock loader accepts."""
+    toy = TOYS[name.removesuffix("-file")]
+    context = 768 if name == "sd1-file" else toy.context
+    return ToyClip(context, toy.pooled, name in MASKED), ToyVae(toy.channels, name == "qwen")
+
+
+def loaded(name):
+    """As a loader node would: inference tensors, kept between prompts."""
+    if name not in _loaded:
+        toy = TOYS[name]
+        model = build(comfy, toy, toy_tensor)
+        for module in model.modules():
+            for key, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    module._parameters[key] = torch.nn.Parameter(parameter.data.clone(), requires_grad=False)
+        patcher = comfy.model_patcher.ModelPatcher(
+            model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+        )
+        _loaded[name] = patcher
+    return _loaded[name]
+
+
+class LoomTestModel:
+    CATEGORY, FUNCTION = "test", "run"
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"toy": ([*sorted(TOYS), "sd1-file"],)}}
+
+    def run(self, toy):
+        model = None if toy.endswith("-file") else loaded(toy).clone()
+        return model, *encoders(toy)
+
+
+class LoomTestHash:
+    """Digest of every weight of a MODEL, as an output of the prompt."""
+
+    CATEGORY, FUNCTION, OUTPUT_NODE = "test", "run", True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {"model": ("MODEL",), "salt": ("INT", {"default": 0})},
+            "optional": {"after": ("LOOM_RUN",)},
+        }
+
+    def run(self, model, salt, after=None):
+        import hashlib
+
+        sha = hashlib.sha256()
+        for key, tensor in sorted(model.model.diffusion_model.state_dict().items()):
+            sha.update(key.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return {"ui": {"text": [sha.hexdigest()]}}
+
+
+class LoomTestSleep:
+    """A prompt that takes a while and can be cancelled; says when it started."""
+
+    CATEGORY, FUNCTION, OUTPUT_NODE = "test", "run", True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seconds": ("FLOAT", {"default": 0.1}), "salt": ("INT", {"default": 0})}}
+
+    def run(self, seconds, salt):
+        started = time.time()
+        while time.time() - started < seconds:
+            mm.throw_exception_if_processing_interrupted()
+            time.sleep(0.01)
+        return {"ui": {"text": [repr(started)]}}
+
+
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (LoomTestModel, LoomTestHash, LoomTestSleep)}

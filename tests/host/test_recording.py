@@ -1,0 +1,80 @@
+"""Against a real ComfyUI: record the fixtures anew and compare. COMFYUI_PATH and COMFYUI_PYTHON say where it is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scripts.host_toys import HEADLESS, TOYS
+from tests.families.test_native_files import READERS
+
+pytestmark = pytest.mark.comfyui
+
+ROOT = Path(__file__).resolve().parents[2]
+STORED = ROOT / "tests" / "fixtures" / "host"
+COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    if not (COMFYUI / "comfy").is_dir():
+        pytest.skip(f"no ComfyUI at {COMFYUI}: set COMFYUI_PATH")
+    folder = tmp_path_factory.mktemp("recorded")
+    command = [
+        os.environ.get("COMFYUI_PYTHON", sys.executable),
+        str(ROOT / "scripts" / "record_host_keys.py"),
+        str(folder),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "COMFYUI_PATH": str(COMFYUI)}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def read(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_predictions_are_the_stored_ones(recorded, name):
+    fresh, stored = load_file(recorded / f"{name}.safetensors"), load_file(STORED / f"{name}.safetensors")
+    assert torch.allclose(fresh["noisy"], stored["noisy"], rtol=1e-6)
+    effect, expected = (f["noisy"] - f["denoised"] for f in (fresh, stored))
+    assert (effect - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_the_keys_we_write_land_on_the_same_rows(recorded, name):
+    """For this version of the host too; other aliases may come and go."""
+    fresh, stored = read(recorded, name), read(STORED, name)
+    assert fresh["keys"] == stored["keys"]
+    _, keymap = READERS[TOYS[name].family]({key: tuple(shape) for key, shape in stored["keys"].items()})
+    prefix = "lora_unet_" if TOYS[name].family in ("sd", "sdxl") else "transformer."
+    checked = 0
+    for diffusers in keymap:
+        path = diffusers.removesuffix(".weight")
+        key = prefix + (path.replace(".", "_") if prefix == "lora_unet_" else path)
+        if key in stored["accepted"] and stored["accepted"][key][-1] != "other":
+            assert fresh["accepted"][key] == stored["accepted"][key], key
+            checked += 1
+    assert checked > 30
+
+
+def test_adapters_are_computed_as_stored(recorded):
+    fresh, stored = (load_file(folder / "adapters.safetensors") for folder in (recorded, STORED))
+    assert fresh.keys() == stored.keys()
+    for key in fresh:
+        assert torch.allclose(fresh[key], stored[key], rtol=1e-5, atol=1e-6), key
+
+
+def test_the_same_version_records_the_same(recorded):
+    for name in HEADLESS:
+        if read(recorded, name)["comfyui"] != read(STORED, name)["comfyui"]:
+            pytest.skip("another version than the stored one")
+        assert read(recorded, name) == read(STORED, name)

@@ -1,0 +1,115 @@
+"""Checkpoints, sweep, strip and APG through a real server."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .graphs import data, node, picture, prompt, train
+from .test_training import FAMILIES, pixels
+
+pytestmark = pytest.mark.comfyui
+
+
+def swept(base, name, guidance=None, **changes):
+    """train -> checkpoints -> sweep -> strip."""
+    graph = train(data(base), name, steps=4, save_every=2, learning_rate=0.02)
+    graph["checkpoints"] = node("LoomCheckpoints", run=["train", 0], include_base=True, pick="all", n=1)
+    options = {"prompts": "a red thing\nanother thing", "strengths": "0.5,1", "seeds": "1,2", "width": 64, "height": 48, "steps": 2, "sampler": "euler", "scheduler": "normal"}  # fmt: skip
+    links = {"guidance": guidance} if guidance else {}
+    sources = {name: base["sources"][name] for name in ("model", "clip", "vae")}
+    graph["sweep"] = node("LoomSweep", checkpoints=["checkpoints", 0], **sources, **{**options, **changes}, **links)
+    graph["strip"] = node("LoomStrip", sheet=["sweep", 0], layout="grid", columns="checkpoint, strength", rows="prompt, seed", title="")  # fmt: skip
+    graph["cells"] = node("SaveImage", images=["sweep", 1], filename_prefix="cells")
+    return graph
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sweep_renders_every_cell_and_the_strip_shows_them(server, bases, family):
+    name = f"sweep-{family}"
+    record = server.run(prompt(swept(bases[family], name)))
+    cells = record["outputs"]["cells"]["images"]
+    assert len(cells) == 2 * 2 + 2 * 2 * 2 * 2  # base once per prompt and seed; two checkpoints at two strengths
+    [strip] = record["outputs"]["strip"]["images"]
+    path = server.base / "output" / strip["subfolder"] / strip["filename"]
+    with Image.open(path) as image:
+        assert image.width > 5 * 160
+    folder = server.base / "output" / "lora_loom" / name / "strips"
+    first = {cell.name: cell.stat().st_mtime_ns for cell in (folder / "cells").iterdir()}
+    server.run(prompt(swept(bases[family], name, seeds="2,3")))  # seed 2 is there already
+    again = {cell.name: cell.stat().st_mtime_ns for cell in (folder / "cells").iterdir()}
+    assert all(again[cell] == first[cell] for cell in first)
+    assert len(again) == len(first) + 10
+    assert len(list(folder.glob("sheet-*.json"))) == 2
+
+
+def test_a_cell_is_what_ksampler_makes(server, bases):
+    """Base and LoRA cells against KSampler with LoraLoaderModelOnly, pixel by pixel."""
+    base = bases["sd3"]
+    guidance = {"guide": node("LoomGuidance", label="", method="cfg", cfg=3.0, eta=0.0, norm_threshold=0.0, momentum=0.0)}  # fmt: skip
+    graph = {**swept(base, "like-ksampler", guidance=["guide", 0], prompts="a red thing", strengths="1", seeds="1", height=64, steps=3), **guidance}  # fmt: skip
+    graph["patched"] = node("LoraLoaderModelOnly", model=base["sources"]["model"], lora_name=["train", 1], strength_model=1.0)  # fmt: skip
+    graph = picture(picture(graph, key="plain"), model=["patched", 0], key="with-lora")
+    record = server.run(prompt(graph))
+    cells = [np.asarray(Image.open(server.base / "output" / image["filename"])) for image in record["outputs"]["cells"]["images"]]  # fmt: skip
+    assert np.abs(cells[0] - pixels(server, record, "plain")).max() <= 1
+    assert np.abs(cells[2] - pixels(server, record, "with-lora")).max() <= 1
+    assert np.abs(cells[0].astype(float) - cells[2]).max() > 1
+
+
+def test_panels_of_base_lora_and_apg(server, bases):
+    base = bases["sd3"]
+    plain = node("LoomGuidance", label="", method="cfg", cfg=3.0, eta=0.0, norm_threshold=0.0, momentum=0.0)
+    apg = node("LoomGuidance", label="", method="apg", cfg=3.0, eta=0.0, norm_threshold=5.0, momentum=-0.5, previous=["plain", 0])  # fmt: skip
+    graph = {**swept(base, "panels", guidance=["apg", 0]), "plain": plain, "apg": apg}
+    graph["strip"]["inputs"] |= {"layout": "panels", "title": "Three <script>alert(1)</script>"}
+    server.run(prompt(graph))
+    [sheet] = (server.base / "output" / "lora_loom" / "panels" / "strips").glob("sheet-*.json")
+    assert {cell["guidance"] for cell in json.loads(sheet.read_text())["cells"]} == {"CFG 3", "APG 3"}
+    graph["sweep"]["inputs"]["guidance"] = ["plain", 0]
+    assert "guidance of both kinds" in server.fail(prompt(graph))
+
+
+@pytest.mark.parametrize(("changes", "same"), [({"eta": 1.0}, True), ({"eta": 0.0}, False)])
+def test_apg_with_eta_one_is_cfg_and_otherwise_not(server, bases, changes, same):
+    base = bases["sd3"]
+    graph = {**base, "apg": node("LoomAPG", model=["model", 0], **{"norm_threshold": 0.0, "momentum": 0.0, **changes})}
+    graph = picture(picture(graph, key="plain"), model=["apg", 0], key="apg-picture")
+    record = server.run(prompt(graph))
+    difference = np.abs(pixels(server, record, "plain") - pixels(server, record, "apg-picture")).max()
+    assert (difference <= 1) == same
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_apg_changes_nothing_at_cfg_1(server, bases, family):
+    base = bases[family]
+    graph = {**base, "apg": node("LoomAPG", model=["model", 0], eta=0.0, norm_threshold=2.0, momentum=-0.5)}
+    graph = picture(picture(graph, key="plain", cfg=1.0), model=["apg", 0], key="apg-picture", cfg=1.0)
+    record = server.run(prompt(graph))
+    assert np.array_equal(pixels(server, record, "plain"), pixels(server, record, "apg-picture"))
+
+
+def test_bad_sweeps_say_what_to_do(server, bases):
+    base = bases["sd3"]
+    graph = swept(base, "bad-sweep", prompts="")
+    assert "sweep.prompts is empty" in server.fail(prompt(graph))
+    graph = swept(base, "bad-sweep", width=60)
+    assert "multiples of 8" in server.fail(prompt(graph)) or "width" in json.dumps(server.refused(prompt(graph)))
+    graph = swept(base, "bad-sweep")
+    graph["strip"]["inputs"]["columns"] = "checkpont"
+    assert "'checkpont' is no axis" in server.fail(prompt(graph))
+    graph = swept(base, "bad-sweep")
+    graph["checkpoints"]["inputs"] |= {"files": "../../secrets*"}
+    assert "beside a run" in server.fail(prompt(graph))
+    del graph["checkpoints"]["inputs"]["run"]
+    assert "matches nothing" in server.fail(prompt(graph))
+
+
+def test_lora_files_by_pattern(server, bases):
+    server.run(prompt(train(bases["sd3"], "by-pattern")))
+    graph = swept(bases["sd3"], "unused", prompts="x", strengths="1", seeds="1")
+    del graph["train"]
+    graph["checkpoints"]["inputs"] = {"files": "lora_loom/by-pattern/*", "include_base": False, "pick": "last n", "n": 2}
+    record = server.run(prompt(graph))
+    assert len(record["outputs"]["cells"]["images"]) == 2

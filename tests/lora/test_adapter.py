@@ -1,0 +1,187 @@
+"""Adapters: what trains, in which format, from which numbers; and that nothing else changes."""
+
+import pytest
+import torch
+from torch import nn
+
+from lora_loom.trainer.config import NetworkConfig
+from lora_loom.trainer.errors import ConfigError
+from lora_loom.trainer.frozen import compute_in
+from lora_loom.trainer.lora.adapter import Draw, inject, layer_parameters
+from lora_loom.trainer.lora.quantize import quantize
+
+KINDS = ("lora", "dora", "loha", "lokr")
+
+
+class Net(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        self.first, self.conv, self.last = nn.Linear(8, 12), nn.Conv2d(4, 6, 3, padding=1), nn.Linear(12, 4)
+        source = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=source) * 0.3)
+
+    def forward(self, x, image):
+        return self.last(torch.tanh(self.first(x))).sum() + self.conv(image).square().mean()
+
+
+PATHS = ["conv", "first", "last"]
+
+
+def inputs(dtype=torch.float32):
+    source = torch.Generator().manual_seed(5)
+    return torch.randn(3, 8, generator=source).to(dtype), torch.randn(2, 4, 5, 5, generator=source).to(dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_adapter_changes_nothing_and_gets_all_gradients(kind):
+    net = Net()
+    before = net(*inputs())
+    adapter = inject(net, PATHS, NetworkConfig(kind=kind, rank=2), seed=1)
+    after = net(*inputs())
+    assert after.item() == pytest.approx(before.item(), rel=1e-5)
+    after.backward()
+    trained = {id(p) for p in adapter.parameters().values()}
+    for name, parameter in net.named_parameters():
+        assert (parameter.grad is not None) == (id(parameter) in trained), name
+    assert any(p.grad.abs().sum() > 0 for p in adapter.parameters().values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_initial_values_depend_on_seed_and_path_alone(kind):
+    torch.manual_seed(1)
+    first = inject(Net(), PATHS, NetworkConfig(kind=kind, rank=2), seed=1).parameters()
+    torch.manual_seed(2)
+    again = inject(Net(), ["last", "first", "conv"], NetworkConfig(kind=kind, rank=2), seed=1).parameters()
+    other = inject(Net(), PATHS, NetworkConfig(kind=kind, rank=2), seed=2).parameters()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_injection_uses_no_global_randomness(kind):
+    state = torch.get_rng_state()
+    inject(Net(), PATHS, NetworkConfig(kind=kind, rank=2, dropout=0.1 if kind in ("lora", "dora") else 0), seed=1)
+    # Net's own constructor draws; the state after it is what injection must leave alone.
+    torch.set_rng_state(state)
+    net = Net()
+    state = torch.get_rng_state()
+    inject(net, PATHS, NetworkConfig(kind=kind, rank=2), seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_parameters_are_fp32_whatever_the_base(kind, dtype):
+    net = Net()
+    for parameter in net.parameters():
+        parameter.data = parameter.data.to(dtype)
+    compute_in(net, torch.bfloat16)
+    paths = ["first", "last"] if kind == "dora" else PATHS
+    adapter = inject(net, paths, NetworkConfig(kind=kind, rank=2), seed=1, compute_dtype=torch.bfloat16)
+    assert {p.dtype for p in adapter.parameters().values()} == {torch.float32}
+    optimizer = torch.optim.AdamW(adapter.parameters().values())
+    net(*inputs(torch.bfloat16)).backward()
+    optimizer.step()
+    state = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]
+    assert {tensor.dtype for tensor in state} == {torch.float32}
+    assert all(torch.isfinite(p).all() for p in adapter.parameters().values())
+
+
+def test_dora_on_a_convolution_in_another_format_is_refused():
+    net = Net()
+    net.conv.weight.data = net.conv.weight.data.to(torch.float8_e4m3fn)
+    compute_in(net, torch.float32)
+    with pytest.raises(ConfigError, match=r"convolution conv stored as float8_e4m3fn: choose targets without"):
+        inject(net, PATHS, NetworkConfig(kind="dora", rank=2), seed=1)
+
+
+@pytest.mark.parametrize("source", ["float8", "int8", "int4"])
+def test_dora_takes_its_norm_from_the_unpacked_weight(source):
+    net = Net()
+    if source == "float8":
+        net.first.weight.data = net.first.weight.data.to(torch.float8_e4m3fn)
+        dense = net.first.weight.data.float()
+        compute_in(net, torch.float32)
+    else:
+        quantize(net, source)
+        dense = net.first.weight.dequantize().float()
+    adapter = inject(net, ["first"], NetworkConfig(kind="dora", rank=2), seed=1)
+    magnitude = adapter.parameters()["first|lora_magnitude_vector.weight"]
+    assert torch.allclose(magnitude.flatten(), dense.norm(dim=1), rtol=1e-5)
+    net(*inputs()).backward()
+    assert magnitude.grad.abs().sum() > 0
+
+
+def test_targets_are_whole_paths():
+    """A target "last" must not also take "inner.last", as PEFT's own suffix rule would."""
+    net = nn.ModuleDict({"last": nn.Linear(4, 4), "inner": nn.ModuleDict({"last": nn.Linear(4, 4)})})
+    adapter = inject(net, ["last"], NetworkConfig(rank=2), seed=0)
+    assert list(adapter.layers) == ["last"]
+    assert type(net["inner"]["last"]) is nn.Linear
+
+
+def test_dropout_is_a_function_of_its_place():
+    net = Net()
+    adapter = inject(net, PATHS, NetworkConfig(rank=2, dropout=0.5), seed=1)
+    for parameter in adapter.parameters().values():
+        parameter.data += 0.3
+
+    def output(draw):
+        adapter.set_draw(draw)
+        return net(*inputs()).item()
+
+    here = Draw(seed=0, step=4, micro_batch=1)
+    plain = output(None)
+    assert output(here) == output(here) != plain
+    assert output(None) == plain
+    assert len({output(Draw(seed=s, step=t, micro_batch=m)) for s in (0, 1) for t in (4, 5) for m in (0, 1)}) == 8
+
+
+def test_dropout_keeps_the_mean():
+    net = nn.Sequential(nn.Linear(400, 1))
+    adapter = inject(net, ["0"], NetworkConfig(rank=1, dropout=0.25), seed=1)
+    dropout = adapter.layers["0"].lora_dropout["default"]
+    dropout.draw = Draw(seed=0, step=0, micro_batch=0)
+    kept = dropout(torch.ones(50, 400))
+    assert kept.mean().item() == pytest.approx(1, abs=0.02)
+    assert sorted(kept.unique().tolist()) == pytest.approx([0, 4 / 3])
+
+
+def test_disabled_is_the_base():
+    net = Net()
+    base = net(*inputs()).item()
+    adapter = inject(net, PATHS, NetworkConfig(rank=2), seed=1)
+    for parameter in adapter.parameters().values():
+        parameter.data += 0.3
+    adapted = net(*inputs()).item()
+    with adapter.disabled():
+        assert net(*inputs()).item() == pytest.approx(base, rel=1e-6)
+    assert net(*inputs()).item() == adapted != base
+    assert all(p.requires_grad for p in adapter.parameters().values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_eject_puts_the_same_modules_back(kind):
+    net = Net()
+    modules = [net.first, net.conv, net.last]
+    inject(net, PATHS, NetworkConfig(kind=kind, rank=2), seed=1).eject()
+    assert [net.first, net.conv, net.last] == modules
+
+
+def test_load_checks_names_and_shapes():
+    adapter = inject(Net(), PATHS, NetworkConfig(rank=2), seed=1)
+    values = {name: parameter + 1 for name, parameter in adapter.parameters().items()}
+    adapter.load(values)
+    assert all(torch.equal(adapter.parameters()[name], values[name]) for name in values)
+    with pytest.raises(ConfigError, match="differ .* in 1 names"):
+        adapter.load({name: value for name, value in values.items() if name != "first|lora_A.weight"})
+    with pytest.raises(ConfigError, match="use the same rank"):
+        adapter.load({**values, "first|lora_A.weight": torch.zeros(3, 8)})
+
+
+def test_layer_parameters_are_named_without_the_adapters_name():
+    adapter = inject(Net(), ["first"], NetworkConfig(kind="dora", rank=2), seed=1)
+    names = list(layer_parameters(adapter.layers["first"]))
+    assert names == ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"]

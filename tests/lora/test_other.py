@@ -1,0 +1,209 @@
+"""Targets, quantised bases, frozen layers that cast on use, patching, looking into files."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lora_loom.trainer.config import NetworkConfig
+from lora_loom.trainer.denoiser import Targets
+from lora_loom.trainer.errors import ConfigError, ModelFileError
+from lora_loom.trainer.frozen import FrozenConv2d, FrozenLinear, compute_in
+from lora_loom.trainer.lora.adapter import dense_weight, inject
+from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
+from lora_loom.trainer.lora.patch import match_modules, patched
+from lora_loom.trainer.lora.quantize import KINDS, is_quantized, quantize, stored_bytes
+from lora_loom.trainer.lora.state_dict import to_file
+from lora_loom.trainer.lora.targets import resolve_targets
+from lora_loom.trainer.lora.tools import inspect, to_text
+from tests.lora.test_adapter import PATHS, Net, inputs
+
+PRESETS = {"default": Targets("first"), "conv": Targets("conv")}
+
+
+def test_presets_regexes_and_excludes():
+    net = Net()
+    assert resolve_targets(net, PRESETS, "default") == ["first"]
+    assert resolve_targets(net, PRESETS, "regex:(first|last)$") == ["first", "last"]
+    assert resolve_targets(net, PRESETS, "regex:.", exclude="conv|last") == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "exclude", "message"),
+    [
+        ("defualt", "", "did you mean 'default'"),
+        ("regex:frst", "", "matches none of the 3 Linear and Conv2d modules; did you mean 'first'"),
+        ("regex:(", "", "is not a regular expression"),
+        ("default", "first", "leaves none of the 1 targets"),
+        ("default", "[", "is not a regular expression"),
+    ],
+)
+def test_targets_that_match_nothing(wanted, exclude, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(") if "none of" not in message else message):
+        resolve_targets(Net(), PRESETS, wanted, exclude)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantising_shrinks_and_still_trains(kind):
+    net = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 64))
+    before, x = stored_bytes(net), torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
+    dense = net(x)
+    quantize(net, kind)
+    assert is_quantized(net)
+    assert stored_bytes(net) < before * {"int8": 0.3, "float8": 0.3, "int4": 0.2, "int2": 0.15}[kind]
+    error = (net(x) - dense).norm() / dense.norm()
+    assert error < {"int8": 0.02, "float8": 0.08, "int4": 0.25, "int2": 1.5}[kind]
+    adapter = inject(net, ["0", "1"], NetworkConfig(rank=2), seed=0)
+    net(x).square().mean().backward()
+    assert all(p.grad is not None for p in adapter.parameters().values())
+
+
+def test_gradients_through_a_packed_layer_are_those_of_its_dense_weight():
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
+    quantize(net, "int8")
+    twin = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
+    for mine, theirs in zip(twin, net, strict=True):
+        mine.weight.data, mine.bias.data = dense_weight(theirs), theirs.bias.data
+    grads = []
+    for model in (net, twin):
+        x = torch.randn(3, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        model(x).square().sum().backward()
+        grads.append(x.grad)
+    assert torch.allclose(*grads, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_modules_stay_packed():
+    net = nn.Sequential(nn.Linear(64, 64))
+    quantize(net, "int8")
+    packed = net[0]
+    quantize(net, "int4")
+    assert net[0] is packed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_frozen_layers_cast_on_use(dtype):
+    """Forward and gradient equal a dense copy of the stored values; the stored weight itself is untouched."""
+    net = Net()
+    for parameter in net.parameters():
+        parameter.data = parameter.data.to(dtype)
+    reference = Net()
+    for mine, stored in zip(reference.parameters(), net.parameters(), strict=True):
+        mine.data = stored.data.float()
+    pointers = [module.weight.data_ptr() for module in (net.first, net.conv, net.last)]
+    net.requires_grad_(False)
+    compute_in(net, torch.float32)
+    assert isinstance(net.first, FrozenLinear)
+    assert isinstance(net.first, nn.Linear)
+    assert isinstance(net.conv, FrozenConv2d)
+    assert [module.weight.data_ptr() for module in (net.first, net.conv, net.last)] == pointers
+    grads, outputs = [], []
+    for model in (net, reference):
+        x, image = (tensor.clone().requires_grad_() for tensor in inputs())
+        outputs.append(model(x, image))
+        outputs[-1].backward()
+        grads += [x.grad, image.grad]
+    assert torch.allclose(*outputs, rtol=1e-5)
+    assert torch.allclose(grads[0], grads[2], rtol=1e-4, atol=1e-6)
+    assert torch.allclose(grads[1], grads[3], rtol=1e-4, atol=1e-6)
+
+
+def test_the_cast_copy_is_not_kept_for_backward():
+    layer = FrozenLinear(64, 64, bias=False)
+    layer.weight = nn.Parameter(layer.weight.detach().bfloat16(), requires_grad=False)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(torch.randn(2, 64, requires_grad=True))
+    assert saved == [], "autograd holds nothing; the layer refers to its stored weight"
+
+
+class FakeDenoiser:
+    family = "toy"
+
+    def __init__(self):
+        self.module = Net().requires_grad_(False)
+
+    def file_key(self, path):
+        return f"transformer.{path}"
+
+
+def lora_file(denoiser):
+    adapter = inject(denoiser.module, PATHS, NetworkConfig(rank=2), seed=1)
+    for parameter in adapter.parameters().values():
+        parameter.data += 0.2
+    tensors = to_file(adapter, denoiser.file_key, torch.float32)
+    adapter.eject()
+    return tensors
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_patching_applies_and_restores(packed):
+    denoiser = FakeDenoiser()
+    tensors = lora_file(denoiser)
+    if packed:
+        quantize(denoiser.module, "int8")
+    net = denoiser.module
+    base, weights = net(*inputs()).item(), {path: net.get_submodule(path).weight for path in PATHS}
+    modules, _ = group_by_module(tensors)
+    expected = {
+        p: dense_weight(net.get_submodule(p))
+        + weight_change(modules[f"transformer.{p}"], dense_weight(net.get_submodule(p)), 0.5)
+        for p in PATHS
+    }
+    with patched(denoiser, tensors, 0.5):
+        for path in PATHS:
+            assert torch.allclose(net.get_submodule(path).weight, expected[path], atol=1e-6)
+        assert net(*inputs()).item() != base
+    assert all(net.get_submodule(path).weight is weights[path] for path in PATHS)
+    assert net(*inputs()).item() == base
+
+
+def test_patching_restores_after_an_error():
+    denoiser = FakeDenoiser()
+    base = denoiser.module(*inputs()).item()
+    with pytest.raises(RuntimeError, match="boom"), patched(denoiser, lora_file(FakeDenoiser()), 1.0):
+        raise RuntimeError("boom")
+    assert denoiser.module(*inputs()).item() == base
+
+
+def test_a_lora_of_another_model_is_named():
+    tensors = {
+        "transformer.frist.lora_A.weight": torch.ones(2, 8),
+        "transformer.frist.lora_B.weight": torch.ones(12, 2),
+    }
+    with pytest.raises(
+        ModelFileError, match=r"not in this toy model, first transformer\.frist \(did you mean 'transformer\.first'"
+    ):
+        match_modules(FakeDenoiser(), tensors)
+    with pytest.raises(ModelFileError, match="no LoRA tensors"):
+        match_modules(FakeDenoiser(), {})
+
+
+def test_inspect_tells_what_matters(tmp_path):
+    tensors = lora_file(FakeDenoiser())
+    tensors["transformer.first.lora_B.weight"][:] = 0
+    tensors["transformer.last.lora_A.weight"][0, 0] = float("nan")
+    tensors["strange"] = torch.ones(1)
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path, {"ss_steps": "100"})
+    report = inspect(path)
+    assert report.kinds == {"lora": 3}
+    assert report.ranks == {2: 3}
+    assert report.alphas == {"2": 3}
+    assert report.zero == ("transformer.first.lora_B.weight",)
+    assert report.broken == ("transformer.last.lora_A.weight",)
+    assert report.unknown == ("strange",)
+    text = to_text(report, path)
+    assert "3" in text
+    assert "ss_steps: 100" in text
+    assert "NaN or infinite: 1 tensors" in text
+
+
+def test_inspect_refuses_other_files(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelFileError, match="holds no LoRA tensors"):
+        inspect(tmp_path / "model.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"123456789")
+    with pytest.raises(ModelFileError, match="damaged"):
+        inspect(tmp_path / "bad.safetensors")
+    with pytest.raises(ModelFileError, match="cannot read|damaged|No such file"):
+        inspect(tmp_path / "none.safetensors")

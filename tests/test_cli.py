@@ -1,0 +1,213 @@
+"""The command line: exit codes, plain errors, JSON, and that starting it stays cheap."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tomllib
+from typer.testing import CliRunner
+
+from lora_loom.trainer.cli import app
+from lora_loom.trainer.config_file import to_dict
+from tests.conftest import make_config
+
+runner = CliRunner()
+
+
+def toml_of(config):
+    """Enough TOML for these configurations."""
+
+    def value(item):
+        if isinstance(item, dict):
+            return "{" + ", ".join(f"{k} = {value(v)}" for k, v in item.items() if v is not None) + "}"
+        if isinstance(item, list):
+            return "[" + ", ".join(value(v) for v in item) + "]"
+        return json.dumps(item)
+
+    text = "\n".join(f"{name} = {value(section)}" for name, section in to_dict(config).items())
+    assert tomllib.loads(text)
+    return text
+
+
+@pytest.fixture
+def toml(tmp_path):
+    config = make_config(
+        "sd3", tmp_path, sweep={"prompts": ["a cat"], "steps": 2}, training={"steps": 4, "save_every": 2}
+    )
+    path = tmp_path / "run.toml"
+    path.write_text(toml_of(config))
+    return path
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+def events(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_the_whole_way(toml):
+    result = run("cache", toml)
+    assert result.exit_code == 0
+    assert "encoded" in result.stdout
+    result = run("train", toml, "--set", "training.save_every=4")
+    assert result.exit_code == 0, result.output
+    assert "finished at step 4" in result.stdout
+    result = run("sweep", toml)
+    assert result.exit_code == 0, result.output
+    folder = toml.parent / "run" / "strips"
+    assert (folder / "strip.png").is_file()
+    result = run("strip", folder, "--columns", "checkpoint", "--rows", "prompt", "--title", "again")
+    assert result.exit_code == 0, result.output
+    result = run("inspect", toml.parent / "run" / "loras" / "run.safetensors")
+    assert "rank 2" in result.stdout
+    assert "ss_steps: 4" in result.stdout
+
+
+def test_json_lines(toml):
+    result = run("train", toml, "--json")
+    lines = events(result)
+    kinds = [line["event"] for line in lines]
+    assert kinds.count("step") == 4
+    assert lines[-1]["event"] == "result"
+    assert lines[-1]["state"] == "finished"
+    [step] = [line for line in lines if line["event"] == "step" and line["step"] == 2]
+    assert {"loss", "grad_norm", "learning_rate", "seconds", "total"} <= step.keys()
+    inspected = events(run("inspect", lines[-1]["lora"], "--json"))
+    assert inspected[0]["ranks"] == {"2": inspected[0]["tensors"] // 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ("network.rank=0", 2, "error: network.rank = 0: use 1 or more"),
+        ("training.stepz=1", 2, "error: unknown option training.stepz: did you mean 'steps'?"),
+        ("dataset.0.folder=nowhere", 3, "error: dataset.folder: nowhere is not a folder"),
+        ("model.base=nowhere", 4, "error: model.base: nowhere does not exist"),
+    ],
+)
+def test_errors_are_one_line_with_an_exit_code(toml, change, code, message):
+    result = run("train", toml, "--set", change)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    [last] = events(run("train", toml, "--set", change, "--json"))[-1:]
+    assert last["event"] == "error"
+    assert last["message"] == message.removeprefix("error: ") or message.removeprefix("error: ") in last["message"]
+
+
+def test_run_errors(toml, tmp_path):
+    assert run("train", toml).exit_code == 0
+    result = run("train", toml, "--set", "network.rank=3")
+    assert result.exit_code == 5
+    assert "network.rank: 2 -> 3" in result.stderr
+    assert run("strip", tmp_path).exit_code == 5
+    assert "did you mean 'checkpoint'" in run("strip", tmp_path, "--columns", "chekpoint").stderr
+    assert run("inspect", toml).exit_code == 4
+
+
+def test_help_lists_the_commands():
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("train", "cache", "sweep", "strip", "inspect", "demo"):
+        assert command in result.stdout
+
+
+def test_log_and_errors_reach_the_runs_log(toml):
+    run("train", toml)
+    assert "modules saved" in (toml.parent / "run" / "log.txt").read_text()
+    run("train", toml, "--set", "network.rank=3")
+    assert "error: run run exists" in (toml.parent / "run" / "log.txt").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_and_keep(toml, number):
+    command = [
+        sys.executable,
+        "-m",
+        "lora_loom.trainer",
+        "train",
+        str(toml),
+        "--set",
+        "training.steps=100000",
+        "--json",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "step" and event["step"] >= 3:
+            process.send_signal(number)
+            break
+    output, errors = process.communicate(timeout=120)
+    last = json.loads(output.splitlines()[-1])
+    assert process.returncode == 130, errors
+    assert last["state"] == "stopped"
+    assert (toml.parent / "run" / "checkpoints" / f"step-{last['step']:06d}" / "state.json").is_file()
+
+
+def loaded_by(code):
+    """Modules in memory after running some code in a fresh interpreter."""
+    script = f"{code}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
+    return set(
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", script], capture_output=True, text=True, check=True
+            ).stdout.splitlines()[-1]
+        )
+    )
+
+
+HEAVY = {"torch", "diffusers", "transformers", "peft", "numpy", "PIL", "matplotlib", "pydantic", "optimum", "rich"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import lora_loom", "import lora_loom.trainer.config", "import lora_loom.trainer", "import lora_loom.trainer.cli"],
+)
+def test_starting_up_loads_nothing_heavy(code):
+    assert not HEAVY & loaded_by(code)
+
+
+def test_import_outside_comfyui_does_nothing():
+    assert not {"comfy", "nodes", "server", "folder_paths"} & loaded_by("import lora_loom")
+
+
+def test_a_second_process_is_told(toml):
+    """Two real processes: the second one leaves with a clear error while the first trains on."""
+    command = [
+        sys.executable,
+        "-m",
+        "lora_loom.trainer",
+        "train",
+        str(toml),
+        "--set",
+        "training.steps=100000",
+        "--json",
+    ]
+    first = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        for line in first.stdout:
+            if json.loads(line)["event"] == "step":
+                break
+        second = run("train", toml, "--set", "training.steps=100000")
+        assert second.exit_code == 5
+        assert "is being trained by another process" in second.stderr
+        time.sleep(0.1)
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()

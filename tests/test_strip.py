@@ -1,0 +1,133 @@
+"""Strips: every cell stands under its labels, text fits, sizes add up."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lora_loom.trainer.records import Shot
+from lora_loom.trainer.strip import MIN_CELL, arrange, draw, panels
+from lora_loom.trainer.text_drawing import font, wrap
+
+
+def shot(tmp_path, checkpoint, prompt="a cat", seed=0, guidance="CFG 4", strength=1.0, size=(64, 64), colour=None):
+    colour = colour or (
+        hash((checkpoint, prompt, seed, guidance, strength)) % 256,
+        seed * 40 % 256,
+        len(prompt) * 9 % 256,
+    )
+    path = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+    Image.new("RGB", size, colour).save(path)
+    settings = {"sampler": "euler", "scheduler": "normal", "steps": 20, "size": list(size)}
+    return Shot(
+        id=path.stem,
+        image=path,
+        checkpoint=checkpoint,
+        strength=strength,
+        prompt=prompt,
+        negative="",
+        seed=seed,
+        guidance=guidance,
+        settings=settings,
+    )
+
+
+def sheet(tmp_path):
+    return [
+        shot(tmp_path, checkpoint, prompt, seed, strength=0.0 if checkpoint == "base" else 1.0)
+        for checkpoint in ("base", "step 50", "step 100")
+        for prompt in ("a cat", "a dog")
+        for seed in (1, 2)
+    ]
+
+
+def test_axes_go_where_they_are_told(tmp_path):
+    [grid] = arrange(sheet(tmp_path), columns=("checkpoint", "strength"), rows=("prompt", "seed"), title="t")
+    assert grid.columns == ("base", "step 50", "step 100"), "a strength that does not vary is no label"
+    assert grid.rows == ("a cat\nseed 1", "a cat\nseed 2", "a dog\nseed 1", "a dog\nseed 2")
+    assert len(grid.cells) == 12
+    assert "CFG 4" in grid.legend
+    assert "euler, normal, 20 steps, 64 x 64" in grid.legend
+    assert "strength 1" in grid.legend or "strength" not in grid.legend
+
+
+def test_axes_left_out_make_pages(tmp_path):
+    grids = arrange(sheet(tmp_path), columns=("checkpoint",), rows=("seed",), title="t")
+    assert [grid.title for grid in grids] == ["t: a cat", "t: a dog"]
+    assert all(len(grid.cells) == 6 for grid in grids)
+    with pytest.raises(KeyError):
+        arrange(sheet(tmp_path), columns=("nonsense",), rows=(), title="t")
+
+
+def test_every_cell_is_drawn_in_its_place(tmp_path):
+    """Each picture has its own colour; the page must show them in reading order."""
+    shots = [
+        shot(tmp_path, f"step {c}", seed=s, colour=(40 + 60 * c, 60 + 100 * s, 10)) for c in range(3) for s in range(2)
+    ]
+    [grid] = arrange(shots, columns=("checkpoint",), rows=("seed",), title="t")
+    page = np.asarray(draw(grid))
+    centres = {}
+    for c in range(3):
+        for s in range(2):
+            where = np.argwhere((page == (40 + 60 * c, 60 + 100 * s, 10)).all(-1))
+            assert len(where) >= MIN_CELL**2, "small pictures are enlarged"
+            centres[c, s] = where.mean(0)
+    assert centres[0, 0][1] < centres[1, 0][1] < centres[2, 0][1]
+    assert centres[0, 0][0] < centres[0, 1][0]
+    assert abs(centres[0, 0][0] - centres[2, 0][0]) < 1
+
+
+def test_missing_cells_leave_a_frame(tmp_path):
+    shots = sheet(tmp_path)[:-1]
+    [grid] = arrange(shots, columns=("checkpoint",), rows=("prompt", "seed"), title="t")
+    assert (
+        draw(grid).size
+        == draw(arrange(sheet(tmp_path), columns=("checkpoint",), rows=("prompt", "seed"), title="t")[0]).size
+    )
+
+
+def test_three_panels(tmp_path):
+    shots = [
+        shot(tmp_path, c, seed=s, guidance=g) for c in ("base", "step 9") for s in (1, 2) for g in ("CFG 4", "APG 4")
+    ]
+    titles = {("base", "CFG 4"): "Base", ("step 9", "CFG 4"): "LoRA", ("step 9", "APG 4"): "LoRA + APG"}
+    grid = panels(shots, titles, title="t")
+    assert grid.columns == ("Base", "LoRA", "LoRA + APG")
+    assert grid.rows == ("seed 1", "seed 2")
+    assert len(grid.cells) == 6
+    assert draw(grid).width > 3 * MIN_CELL
+
+
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=120),
+    width=st.integers(60, 400),
+    size=st.integers(10, 30),
+)
+def test_wrapped_lines_fit_and_lose_nothing(text, width, size):
+    lines = wrap(text, width, size)
+    assert all(font(size).getlength(line) <= width or len(line) == 1 for line in lines)
+    assert "".join("".join(lines).split()) == "".join(text.split())
+
+
+def test_mixed_sizes_fit_the_largest_cell(tmp_path):
+    shots = [
+        shot(tmp_path, "a", size=(64, 128), colour=(250, 0, 0)),
+        shot(tmp_path, "b", size=(128, 64), colour=(0, 0, 250)),
+    ]
+    [grid] = arrange(shots, columns=("checkpoint",), rows=(), title="t")
+    page = np.asarray(draw(grid))
+    red, blue = ((page == colour).all(-1).sum() for colour in ((250, 0, 0), (0, 0, 250)))
+    assert red > 0
+    assert blue > 0
+
+
+def test_long_titles_and_labels_stay_on_the_page(tmp_path):
+    shots = [
+        shot(tmp_path, "a checkpoint with a very long name " * 3, prompt="a prompt that goes on " * 8, seed=s)
+        for s in (1, 2)
+    ]
+    [grid] = arrange(shots, columns=("checkpoint",), rows=("prompt", "seed"), title="a title " * 30)
+    page = np.asarray(draw(grid))
+    assert (page[:, :8] == 255).all(), "nothing touches the left edge"
+    assert (page[:, -8:] == 255).all(), "nothing is cut at the right edge"

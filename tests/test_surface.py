@@ -1,0 +1,60 @@
+"""The public surface, written down: a new or changed option, command or input changes tests/surface.json on purpose.
+
+To record it anew after such a change: LOOM_RECORD_SURFACE=1 pytest tests/test_surface.py
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import typer
+
+from lora_loom.trainer import config as config_module
+from lora_loom.trainer.cli import app
+from lora_loom.trainer.config import Section
+
+RECORD = Path(__file__).with_name("surface.json")
+
+
+def config_fields():
+    sections = {}
+    for cls in vars(config_module).values():
+        if isinstance(cls, type) and issubclass(cls, Section) and cls is not Section:
+            fields = {}
+            for field in dataclasses.fields(cls):
+                default = field.default if field.default is not dataclasses.MISSING else None
+                fields[field.name] = [
+                    str(getattr(field.type, "__name__", field.type))
+                    if isinstance(field.type, type)
+                    else str(field.type),
+                    repr(default),
+                ]
+            sections[cls.__name__] = fields
+    return sections
+
+
+def commands():
+    group = typer.main.get_command(app)
+    return {
+        name: sorted(option for parameter in command.params for option in parameter.opts)
+        for name, command in sorted(group.commands.items())
+    }
+
+
+def surface():
+    return {"config": config_fields(), "commands": commands()}
+
+
+def test_the_surface_changes_only_on_purpose():
+    now = json.loads(json.dumps(surface()))
+    if os.environ.get("LOOM_RECORD_SURFACE"):
+        RECORD.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+    assert now == json.loads(RECORD.read_text())
+
+
+def test_the_option_list_in_the_docs_is_true():
+    """docs/configuration.md is what `python -m scripts.write_config_docs` writes."""
+    from scripts.write_config_docs import TARGET, page
+
+    assert TARGET.read_text(encoding="utf-8") == page()

@@ -1,0 +1,237 @@
+"""The loop as an order of events: accumulation, clipping, finite checks before the optimizer moves, averages."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+
+from lora_loom.trainer.config import NetworkConfig, OptimizerConfig
+from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching
+from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
+from lora_loom.trainer.errors import DivergedError
+from lora_loom.trainer.evaluate import HeldOut, held_out_loss
+from lora_loom.trainer.loop import Average, LoopSettings, Training, fit
+from lora_loom.trainer.lora.adapter import inject
+from lora_loom.trainer.optim import make_optimizer
+from lora_loom.trainer.records import Batch
+from lora_loom.trainer.step import LossSettings, Place, draw, sample_loss, train_step
+
+LOSS = LossSettings(noise_levels=NoiseLevels(law=Uniform()))
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(4, 4)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+            self.mix.bias.zero_()
+
+
+@dataclass
+class ToyDenoiser:
+    module: nn.Module = field(default_factory=Toy)
+    objective: object = field(default_factory=FlowMatching)
+    family: str = "toy"
+    poison: int | None = None
+    calls: int = 0
+
+    def predict(self, noisy_BCHW, sigma_B, conditioning):
+        self.calls += 1
+        mixed = self.module.mix(noisy_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        out = mixed * (1 + sigma_B.reshape(-1, 1, 1, 1)) + conditioning["text"].reshape(-1, 1, 1, 1)
+        return out * float("nan") if self.calls == self.poison else out
+
+
+class ToyBatches:
+    """Batch p holds samples 2p and 2p + 1; the third holds one only."""
+
+    def size(self, position):
+        return 1 if position == 2 else 2
+
+    def at(self, position):
+        size = self.size(position)
+        source = torch.Generator().manual_seed(position)
+        return Batch(
+            latents_BCHW=torch.randn(size, 4, 3, 3, generator=source),
+            conditioning={"text": torch.randn(size, generator=source)},
+            weight_B=torch.ones(size),
+            mask_B1HW=None,
+            names=tuple("ab"[:size]),
+        )
+
+
+def training(denoiser, ema=0.0, **network):
+    adapter = inject(denoiser.module, ["mix"], NetworkConfig(rank=2, **network), seed=0)
+    made = Training(
+        adapter=adapter, optimizer=make_optimizer(adapter.parameters().values(), OptimizerConfig(learning_rate=1e-2))
+    )
+    if ema:
+        made.average = Average(adapter.parameters(), ema)
+    return made
+
+
+def settings(**changes):
+    return LoopSettings(**{"loss": LOSS, "seed": 0, **changes})
+
+
+def values(state):
+    return [p.detach().clone() for p in state.adapter.parameters().values()]
+
+
+def take(steps, count):
+    return [next(steps) for _ in range(count)]
+
+
+def test_steps_come_one_by_one_and_can_be_left():
+    denoiser = ToyDenoiser()
+    state = training(denoiser)
+    results = take(fit(denoiser, state, ToyBatches(), settings(), lambda step: 1e-2 * (step + 1)), 3)
+    assert [result.step for result in results] == [1, 2, 3]
+    assert [result.learning_rate for result in results] == pytest.approx([0.01, 0.02, 0.03])
+    assert state.step == 3
+
+
+def test_leaving_and_coming_back_is_seamless():
+    one, two = ToyDenoiser(), ToyDenoiser()
+    straight, halved = training(one, dropout=0.3), training(two, dropout=0.3)
+    take(fit(one, straight, ToyBatches(), settings(), lambda step: 1e-2), 6)
+    take(fit(two, halved, ToyBatches(), settings(), lambda step: 1e-2), 3)
+    take(fit(two, halved, ToyBatches(), settings(), lambda step: 1e-2), 3)
+    assert all(torch.equal(a, b) for a, b in zip(values(straight), values(halved), strict=True))
+
+
+def test_accumulation_is_the_mean_over_all_samples():
+    """Two micro-batches of 2 and 1 samples give the gradient of the mean of the three losses."""
+    denoiser = ToyDenoiser()
+    state = training(denoiser)
+    for parameter in state.adapter.parameters().values():
+        parameter.data += 0.1
+    batches = ToyBatches()
+    total = (
+        sum(train_step(denoiser, batches.at(2 + i), LOSS, Place(seed=0, step=1, micro_batch=i)).sum() for i in (0, 1))
+        / 3
+    )
+    total.backward()
+    expected = [p.grad.norm().item() for p in state.adapter.parameters().values()]
+    state.optimizer.zero_grad()
+    state.step = 1
+    [result] = take(fit(denoiser, state, batches, settings(accumulation=2, clip_norm=0.0), lambda step: 0.0), 1)
+    assert result.loss == pytest.approx(total.item(), rel=1e-6)
+    assert result.grad_norm == pytest.approx(sum(e**2 for e in expected) ** 0.5, rel=1e-5)
+
+
+def test_sample_weights_scale_the_loss():
+    denoiser, batch = ToyDenoiser(), ToyBatches().at(0)
+    place = Place(seed=0, step=0, micro_batch=0)
+    plain = train_step(denoiser, batch, LOSS, place)
+    weighted = Batch(**{**batch.__dict__, "weight_B": torch.tensor([0.5, 2.0])})
+    assert torch.allclose(train_step(denoiser, weighted, LOSS, place), plain * torch.tensor([0.5, 2.0]))
+
+
+def test_noise_and_levels_are_functions_of_place_and_slot():
+    denoiser, batch = ToyDenoiser(), ToyBatches().at(0)
+    noise, sigma = draw(denoiser, batch, LOSS, Place(seed=0, step=3, micro_batch=1))
+    again, _ = draw(denoiser, batch, LOSS, Place(seed=0, step=3, micro_batch=1))
+    assert torch.equal(noise, again)
+    assert not torch.equal(noise[0], noise[1])
+    assert sigma[0] != sigma[1]
+    single = Batch(**{**batch.__dict__, "latents_BCHW": batch.latents_BCHW[:1]})
+    assert torch.equal(draw(denoiser, single, LOSS, Place(seed=0, step=3, micro_batch=1))[0][0], noise[0])
+    for other in (
+        Place(seed=1, step=3, micro_batch=1),
+        Place(seed=0, step=4, micro_batch=1),
+        Place(seed=0, step=3, micro_batch=0),
+    ):
+        assert not torch.equal(draw(denoiser, batch, LOSS, other)[0], noise)
+
+
+def test_loss_options_reach_the_loss():
+    denoiser, batch = ToyDenoiser(objective=Epsilon()), ToyBatches().at(0)
+    noise, sigma = torch.randn(2, 4, 3, 3), torch.tensor([0.5, 5.0])
+    plain = sample_loss(denoiser, batch, noise, sigma, LOSS)
+    weighted = sample_loss(
+        denoiser, batch, noise, sigma, LossSettings(noise_levels=LOSS.noise_levels, min_snr_gamma=1.0)
+    )
+    assert torch.allclose(weighted, plain * torch.tensor([0.25, 1.0]))
+    huber = sample_loss(denoiser, batch, noise, sigma, LossSettings(noise_levels=LOSS.noise_levels, kind="huber"))
+    assert (huber < plain).all()
+
+
+def test_a_bad_step_is_not_taken():
+    denoiser = ToyDenoiser(poison=3)
+    state = training(denoiser)
+    steps = fit(denoiser, state, ToyBatches(), settings(), lambda step: 1e-2)
+    take(steps, 2)
+    before = values(state)
+    with pytest.raises(DivergedError, match=r"loss nan in step 3: lower optimizer\.learning_rate"):
+        next(steps)
+    assert all(torch.equal(a, b) for a, b in zip(before, values(state), strict=True))
+    assert state.step == 2
+
+
+def test_an_infinite_gradient_is_not_taken(monkeypatch):
+    denoiser = ToyDenoiser()
+    state = training(denoiser)
+    [first, *_] = state.adapter.parameters().values()
+    first.register_hook(lambda grad: grad * float("inf"))
+    before = values(state)
+    with pytest.raises(DivergedError, match="gradient norm"):
+        next(fit(denoiser, state, ToyBatches(), settings(), lambda step: 1e-2))
+    assert all(torch.equal(a, b) for a, b in zip(before, values(state), strict=True))
+
+
+def test_float16_looks_for_a_scale_instead_of_giving_up():
+    denoiser = ToyDenoiser()
+    state = training(denoiser)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    [first, *_] = state.adapter.parameters().values()
+    overflow = iter([True, True])
+    first.register_hook(lambda grad: grad * float("inf") if next(overflow, False) else grad)
+    before = values(state)
+    steps = fit(denoiser, state, ToyBatches(), settings(), lambda step: 1e-2)
+    take(steps, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, values(state), strict=True)), (
+        "both steps overflowed and were skipped"
+    )
+    assert state.scaler.get_scale() == 2.0**14
+    take(steps, 1)
+    assert any(not torch.equal(a, b) for a, b in zip(before, values(state), strict=True))
+
+
+def test_average_follows_its_closed_form():
+    """d_n = min((1 + n) / (10 + n), d) on a parameter that jumps from 0 to 1."""
+    parameter = {"p": torch.zeros(1)}
+    average = Average(parameter, 0.9)
+    parameter["p"] = torch.ones(1)
+    expected = 0.0
+    for step in range(1, 30):
+        average.update(parameter, step)
+        decay = min((1 + step) / (10 + step), 0.9)
+        expected = decay * expected + (1 - decay)
+        assert average.values["p"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_average_is_updated_after_each_step():
+    denoiser = ToyDenoiser()
+    state = training(denoiser, ema=0.5)
+    start = {name: value.clone() for name, value in state.average.values.items()}
+    take(fit(denoiser, state, ToyBatches(), settings(), lambda step: 1e-2), 1)
+    for name, live in state.adapter.parameters().items():
+        decay = 2 / 11
+        assert torch.allclose(state.average.values[name], decay * start[name] + (1 - decay) * live, atol=1e-7)
+
+
+def test_held_out_loss_repeats_and_follows_only_the_adapter():
+    denoiser = ToyDenoiser()
+    state = training(denoiser)
+    batches = [Batch(**{**ToyBatches().at(p).__dict__, "weight_B": torch.ones(1), "latents_BCHW": ToyBatches().at(p).latents_BCHW[:1],
+                        "conditioning": {"text": torch.zeros(1)}}) for p in range(3)]  # fmt: skip
+    held = HeldOut(batches=batches, timesteps=4, seed=0)
+    first = held_out_loss(denoiser, held, LOSS.noise_levels)
+    torch.randn(10)
+    assert held_out_loss(denoiser, held, LOSS.noise_levels) == first
+    take(fit(denoiser, state, ToyBatches(), settings(), lambda step: 1e-2), 3)
+    assert held_out_loss(denoiser, held, LOSS.noise_levels) != first
+    assert held.positions() == [0.125, 0.375, 0.625, 0.875]

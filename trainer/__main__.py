@@ -1,0 +1,5 @@
+"""python -m lora_loom.trainer"""
+
+from .cli import main
+
+main()

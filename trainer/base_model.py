@@ -1,0 +1,66 @@
+"""A base model that was looked at but not loaded: source, family, variant, device."""
+
+from dataclasses import dataclass
+
+import torch
+
+from . import families
+from .config import ModelConfig
+from .data.encode import EncoderIdentity
+from .denoiser import Denoiser
+from .families.base import Encoders, Family, Loading, Variant
+from .families.encoders import encoder_parts
+from .families.modules import checkpoint_blocks
+from .families.source import Source, open_source
+from .identity import files_identity, folder_identity
+from .memory import choose_device, compute_dtype, storage_dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    source: Source
+    family: Family
+    variant: str
+    device: torch.device
+
+    @property
+    def settings(self) -> Variant:
+        return self.family.variants[self.variant]
+
+    def skeleton(self) -> Denoiser:
+        """The network's structure without its weights."""
+        return self.family.load_denoiser(self.source, self.variant, Loading(dtype=None, device=torch.device("meta")))
+
+    def load_denoiser(self, config: ModelConfig, precision: str, *, gradient_checkpointing: bool = False) -> Denoiser:
+        """The frozen network on its device, in its stored or packed format, computing in the given precision."""
+        arithmetic = compute_dtype(precision, self.device)
+        packed = config.quantize != "none"
+        dtype = arithmetic if packed else storage_dtype(config.dtype, self.device)
+        loading = Loading(dtype=dtype, device=self.device, compute_dtype=arithmetic, quantize=config.quantize)
+        denoiser = self.family.load_denoiser(self.source, self.variant, loading)
+        if gradient_checkpointing:
+            checkpoint_blocks(denoiser.module)
+        return denoiser
+
+    def load_encoders(self) -> Encoders:
+        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        return self.family.load_encoders(self.source, self.variant, Loading(dtype=dtype, device=self.device))
+
+    def identity(self) -> str:
+        """Digest of the denoiser's weights."""
+        return files_identity(self.source.denoiser_files, self.source.prefix)
+
+    def encoder_identity(self) -> EncoderIdentity:
+        folder = self.source.encoder_folder()
+        options = {"family": self.family.name, "max_text_tokens": self.settings.max_text_tokens}
+        return EncoderIdentity(
+            vae=folder_identity(folder, ["vae"], {"channels": self.family.latent_space.channels}),
+            text=folder_identity(folder, encoder_parts(folder), options),
+        )
+
+
+def open_base(config: ModelConfig) -> Base:
+    """Raises ModelFileError or ConfigError; reads headers only."""
+    source = open_source(config.base, config.encoders)
+    family, variant = families.choose(config.family, config.variant, source.shapes, source.path)
+    return Base(source=source, family=family, variant=variant, device=choose_device(config.device))

@@ -1,0 +1,182 @@
+"""`lora-loom`: the command line. Each command is a few lines over the same Python calls."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import LoomError
+
+if TYPE_CHECKING:
+    from .console import JsonHost
+    from .runs import RunFolder
+
+STOPPED_EXIT_CODE = 130
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Train LoRAs, sweep their checkpoints and see which is best.")  # fmt: skip
+
+ConfigFile = Annotated[Path, typer.Argument(help="The run's TOML file.", show_default=False)]
+Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a setting, e.g. training.steps=500.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of progress.")]
+
+
+@contextmanager
+def _host(as_json: bool, folder: "RunFolder | None" = None) -> "Iterator[JsonHost]":
+    """Whoever watches: a person or a program. Problems become one plain line and an exit code."""
+    from .console import ConsoleHost, JsonHost, StopSignal
+
+    stop = StopSignal()
+    try:
+        if as_json:
+            yield JsonHost(stop, folder)
+        else:
+            with ConsoleHost(stop, folder) as host:
+                yield host
+    except LoomError as error:
+        if folder is not None and folder.path.is_dir():
+            folder.log(f"error: {error}")
+        _fail(error, as_json)
+    finally:
+        stop.restore()
+
+
+def _fail(error: LoomError, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps({"event": "error", "kind": type(error).__name__, "message": str(error)}) + "\n")
+    else:
+        sys.stderr.write(f"error: {error}\n")
+    raise typer.Exit(error.exit_code) from error
+
+
+def _report(as_json: bool, text: str, **values: Any) -> None:
+    sys.stdout.write((json.dumps({"event": "result", **values}) if as_json else text) + "\n")
+
+
+def _load(config: Path, overrides: list[str], as_json: bool) -> Any:
+    from .config_file import load
+
+    try:
+        return load(config, overrides)
+    except LoomError as error:
+        _fail(error, as_json)
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer wants a list
+    """Train a LoRA; continue the run of this name if it exists. Ctrl-C saves and stops."""
+    from .run import run_folder
+    from .run import train as run_training
+
+    settings = _load(config, overrides, as_json)
+    with _host(as_json, run_folder(settings)) as host:
+        outcome = run_training(settings, host)
+    values = {
+        "state": outcome.state,
+        "step": outcome.step,
+        "lora": str(outcome.lora),
+        "disagreement": outcome.disagreement,
+    }
+    _report(as_json, f"{outcome.state} at step {outcome.step}: {outcome.lora}", **values)
+    if outcome.state == "stopped":
+        raise typer.Exit(STOPPED_EXIT_CODE)
+
+
+@app.command()
+def cache(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Encode images and captions, without training."""
+    from .run import build_cache, prepare
+
+    settings = _load(config, overrides, as_json)
+    with _host(as_json) as host:
+        done = build_cache(prepare(settings, host), host)
+    _report(
+        as_json, f"{done.reused} items reused, {done.encoded} encoded, {done.bytes:,} bytes written", **asdict(done)
+    )
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    overrides: Set = [],  # noqa: B006
+    lora: Annotated[
+        list[Path], typer.Option("--lora", help="A LoRA file to compare instead of the run's checkpoints; repeat it.")
+    ] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Render base and checkpoints for the prompts of the [sweep] table, then draw the strip. Goes on where it stopped."""
+    from .run_sweep import sweep as run_sweep
+    from .run_sweep import write_strips
+
+    settings = _load(config, overrides, as_json)
+    with _host(as_json) as host:
+        sheet = run_sweep(settings, host, lora)
+        strips = write_strips(sheet, columns=("checkpoint", "strength"), rows=("prompt", "seed"), title=settings.name)
+    shown = [str(path) for path in strips]
+    _report(as_json, f"{sheet.rendered} cells rendered; {', '.join(shown)}", cells=len(sheet.shots), rendered=sheet.rendered, strips=shown)  # fmt: skip
+
+
+@app.command()
+def strip(
+    folder: Annotated[Path, typer.Argument(help="A run's strips folder, where sheet.json is.", show_default=False)],
+    columns: Annotated[str, typer.Option(help="Axes from left to right.")] = "checkpoint,strength",
+    rows: Annotated[str, typer.Option(help="Axes from top to bottom.")] = "prompt,seed",
+    title: Annotated[str, typer.Option(help="Heading; the run's name if left out.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Lay a finished sweep out anew. Axes: checkpoint, strength, prompt, seed, guidance; those left out make pages."""
+    from .errors import ConfigError, did_you_mean
+    from .run_sweep import load_sheet, write_strips
+    from .strip import AXES
+
+    with _host(as_json):
+        sides = [[axis.strip() for axis in side.split(",") if axis.strip()] for side in (columns, rows)]
+        for axis in [*sides[0], *sides[1]]:
+            if axis not in AXES:
+                raise ConfigError(f"axis {axis!r}: {did_you_mean(axis, list(AXES))}")
+        heading = title or folder.resolve().parent.name
+        strips = [
+            str(path) for path in write_strips(load_sheet(folder), columns=sides[0], rows=sides[1], title=heading)
+        ]
+    _report(as_json, ", ".join(strips), strips=strips)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)], as_json: AsJson = False
+) -> None:
+    """Show what a LoRA file holds: kind, ranks, alphas, norms per block, zero or broken tensors, metadata."""
+    from .lora.tools import inspect as look
+    from .lora.tools import to_text
+
+    with _host(as_json):
+        report = look(file)
+    _report(as_json, to_text(report, file), **asdict(report))
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where images, run and strip are written.")] = Path("output/demo"),
+    seed: Annotated[int, typer.Option(help="Decides pictures, order and noise.")] = 0,
+    learning_rate: Annotated[
+        float, typer.Option(help="For trying what happens, e.g. 1e-12 learns nothing and fails.")
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Teach the tiny base of this repository something new, and check that it was learnt. No download."""
+    from .demo.demo import run_demo
+
+    with _host(as_json) as host:
+        result = run_demo(directory, host, seed=seed, learning_rate=learning_rate)
+    _report(as_json, result.text, **result.values)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Console entry point."""
+    run: Callable[..., Any] = app
+    run(args=arguments)

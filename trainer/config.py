@@ -1,0 +1,400 @@
+"""The configuration of a run: a tree of frozen dataclasses that check themselves when they are made.
+
+The text under a field is its documentation: unit, range and consequence. `config_file.py` reads the tree from TOML.
+No function below `run.py` takes the whole tree.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import ConfigError
+from .names import check_name
+
+Role = Literal["train", "regularisation", "held_out"]
+
+
+class Section:
+    """A table of the configuration."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012 - read by config_file.py; no import here
+
+
+def require(condition: bool, name: str, value: object, remedy: str) -> None:
+    """Raise ConfigError "name = value: remedy" unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{name} = {value!r}: {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    base: str
+    """A diffusers folder, or one .safetensors file in the original layout."""
+    family: str = "auto"
+    """Name of the model family; auto reads it from the keys of the file."""
+    variant: str = "auto"
+    """Variant within the family, e.g. schnell, or sd1-v for a v-prediction file; auto reads it from the file."""
+    encoders: str = ""
+    """A diffusers folder with text encoders, tokenizers and VAE, for a base file that holds only the denoiser."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """How the frozen base is kept in memory; auto is the file's own on a GPU and float32 on a CPU."""
+    quantize: Literal["none", "int8", "int4", "int2", "float8"] = "none"
+    """Quantise the frozen base by optimum-quanto: less memory, slower steps, a slightly different model."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig(Section):
+    folder: str
+    """Folder of images (png, jpg, jpeg, webp)."""
+    recursive: bool = False
+    """Also take images from sub-folders."""
+    captions: Literal["auto", "sidecar", "filename", "folder", "fixed"] = "auto"
+    """Where captions come from; auto takes sidecar files (.txt, .caption) if there are any, else file names."""
+    caption: str = ""
+    """The caption of every image with captions = fixed; with the other kinds, that of images without one."""
+    trigger: str = ""
+    """Word put before every caption, so that the LoRA can be called by it."""
+    repeats: int = 1
+    """How often each image is seen per epoch. 1 = once."""
+    role: Role = "train"
+    """train; regularisation (ordinary pictures that keep the base's world, counted apart); held_out (loss only)."""
+    weight: float = 1.0
+    """Factor on the loss of these images."""
+    caption_dropout: float = 0.0
+    """Probability that an image is trained with the empty prompt, which keeps guidance working. 0.05 to 0.1 is usual."""
+    flip: bool = False
+    """Also train the mirror image (both are cached). Not for anything with a left and a right."""
+    masks: str = ""
+    """Folder of mask images with the same names, or "alpha" for the images' own alpha channel. White is trained."""
+    references: str = ""
+    """Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit)."""
+    background: str = "white"
+    """Colour that transparent pixels are laid on, by name or #rrggbb."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.folder.strip()), "dataset.folder", self.folder, "name the folder that holds the images")
+        require(self.repeats >= 1, "dataset.repeats", self.repeats, "use 1 or more (1 = seen once per epoch)")
+        require(self.weight > 0, "dataset.weight", self.weight, "use a number above 0")
+        require(0 <= self.caption_dropout < 1, "dataset.caption_dropout", self.caption_dropout, "use 0 up to below 1")
+        if self.captions == "fixed":
+            require(bool(self.caption.strip()), "dataset.caption", self.caption, "captions = 'fixed' needs a caption")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    resolution: int = 1024
+    """Side in pixels of the square whose area every bucket has. The strongest lever on quality and on time."""
+    buckets: Literal["pixel_area", "kohya", "off"] = "pixel_area"
+    """pixel_area keeps each image's own shape at equal area; kohya uses sd-scripts' list; off crops to the square."""
+    bucket_step: int = 0
+    """Bucket sides are multiples of this many pixels; 0 takes the family's own step."""
+    min_side: int = 256
+    """Shortest bucket side in pixels (kohya buckets)."""
+    max_side: int = 2048
+    """Longest bucket side in pixels (kohya buckets)."""
+    upscale: bool = True
+    """Let images smaller than their bucket be enlarged; off makes smaller buckets for them (kohya's no_upscale)."""
+    held_out_share: float = 0.0
+    """Share of the training images set aside, by seed, for the held-out loss. 0.1 is usual with 40 images or more."""
+
+    def __post_init__(self) -> None:
+        require(self.resolution >= 16, "data.resolution", self.resolution, "use at least 16 pixels")
+        require(self.bucket_step >= 0, "data.bucket_step", self.bucket_step, "use 0 (the family's own) or more")
+        if self.bucket_step:
+            remedy = f"it must be at least data.bucket_step = {self.bucket_step}"
+            require(self.resolution >= self.bucket_step, "data.resolution", self.resolution, remedy)
+        require(
+            0 < self.min_side <= self.max_side,
+            "data.min_side",
+            self.min_side,
+            f"use 1 to data.max_side = {self.max_side}",
+        )
+        require(0 <= self.held_out_share < 1, "data.held_out_share", self.held_out_share, "use 0 up to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Section):
+    kind: Literal["lora", "dora", "loha", "lokr"] = "lora"
+    """The adapter: LoRA, weight-decomposed LoRA, Hadamard product or Kronecker product."""
+    rank: int = 16
+    """Inner width. More learns more and forgets more; 8 to 32 suits most concepts."""
+    alpha: float | None = None
+    """The change of a weight is scaled by alpha / rank; none means alpha = rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps large ranks trainable (arXiv 2312.03732). lora and dora only."""
+    targets: str = "default"
+    """A preset of the family (attention, attention+mlp, all, conv …) or "regex:" and a pattern for module paths."""
+    exclude: str = ""
+    """Regular expression: matching module paths are left alone."""
+    dropout: float = 0.0
+    """Probability that an input of the adapter is dropped while training. lora and dora only."""
+    lokr_factor: int = -1
+    """Block size of LoKr's small factor; -1 takes the most even one."""
+    init_from: str = ""
+    """A LoRA file to start from; its kind, rank and targets must fit this network."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "network.rank", self.rank, "use 1 or more (16 is usual)")
+        require(
+            self.alpha is None or self.alpha > 0,
+            "network.alpha",
+            self.alpha,
+            "use a number above 0, or leave it out for alpha = rank",
+        )
+        require(0 <= self.dropout < 1, "network.dropout", self.dropout, "use 0 up to below 1")
+        if self.kind in ("loha", "lokr"):
+            require(
+                not self.dropout, "network.dropout", self.dropout, f"{self.kind} has no dropout here; use 0, or lora"
+            )
+            require(
+                not self.rslora, "network.rslora", self.rslora, f"{self.kind} has no rslora; leave it out, or use lora"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section):
+    name: str = "adamw"
+    """adamw, adamw8bit, lion, prodigy, adafactor. The list is `optim.OPTIMIZERS`."""
+    learning_rate: float = 1e-4
+    """Peak learning rate. 1e-4 for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Gradients longer than this (L2, all adapters together) are scaled back to it; 0 switches it off."""
+    options: dict[str, float | int | bool | list[float]] = field(default_factory=dict)
+    """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.learning_rate > 0,
+            "optimizer.learning_rate",
+            self.learning_rate,
+            "use a number above 0 (1e-4 is usual)",
+        )
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
+        require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "use 0 (off) or more (1.0 is usual)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Section):
+    kind: Literal["constant", "linear", "cosine", "restarts", "polynomial"] = "constant"
+    """How the learning rate falls after the warm-up, to `floor` at the last step."""
+    warmup: float = 0.0
+    """Linear warm-up: a share of all steps if below 1, else a number of steps."""
+    cycles: int = 1
+    """Cosine cycles of restarts."""
+    power: float = 1.0
+    """Exponent of polynomial."""
+    floor: float = 0.0
+    """Lowest learning rate as a share of the peak."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.warmup >= 0,
+            "schedule.warmup",
+            self.warmup,
+            "use a share of the steps (0.1) or a number of steps (100)",
+        )
+        require(self.cycles >= 1, "schedule.cycles", self.cycles, "use 1 or more")
+        require(self.power > 0, "schedule.power", self.power, "use a number above 0")
+        require(0 <= self.floor <= 1, "schedule.floor", self.floor, "use 0 to 1, a share of the learning rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Section):
+    timesteps: Literal["auto", "uniform", "logit_normal", "mode", "beta"] = "auto"
+    """Which noise levels are trained how often; auto is logit_normal for flow models and uniform for the others."""
+    mean: float = 0.0
+    """Mean of logit_normal: above 0 trains composition more, below 0 detail."""
+    std: float = 1.0
+    """Width of logit_normal."""
+    mode_scale: float = 1.29
+    """Strength s of mode sampling (SD3 paper, 3.1)."""
+    beta: tuple[float, float] = (2.0, 2.0)
+    """Both parameters of beta sampling."""
+    shift: float | Literal["auto", "resolution"] = "auto"
+    """Moves flow noise levels: above 1 towards noise. auto is the family's own; resolution grows with the image."""
+    min_timestep: float = 0.0
+    """Lowest noise level trained, as a share of the schedule (0 = clean)."""
+    max_timestep: float = 1.0
+    """Highest noise level trained, as a share of the schedule (1 = pure noise)."""
+    loss: Literal["mse", "huber", "smooth_l1"] = "mse"
+    """huber and smooth_l1 forgive outliers."""
+    huber_delta: float = 0.1
+    """Where huber and smooth_l1 turn from square to linear."""
+    min_snr_gamma: float = 0.0
+    """Weight clamp of Min-SNR (arXiv 2303.09556), 5 is usual, 0 off. Epsilon and v models only."""
+    noise_offset: float = 0.0
+    """Adds a constant per channel to the noise, 0.05 to 0.1, for darker darks. Epsilon and v models only."""
+    masked_loss: Literal["normalised", "plain"] = "normalised"
+    """normalised divides by the mask's own sum, plain by the picture's size (small masks then train weakly)."""
+    guidance: float = 1.0
+    """Guidance value fed to guidance-distilled models (Flux dev) while training. 1.0 keeps the distillation."""
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, "objective.std", self.std, "use a number above 0")
+        require(
+            0 <= self.min_timestep < self.max_timestep <= 1,
+            "objective.min_timestep",
+            self.min_timestep,
+            f"use 0 <= min_timestep < max_timestep = {self.max_timestep} <= 1",
+        )
+        require(min(self.beta) > 0, "objective.beta", self.beta, "use two numbers above 0")
+        require(
+            isinstance(self.shift, str) or self.shift > 0,
+            "objective.shift",
+            self.shift,
+            "use a number above 0, auto or resolution",
+        )
+        require(self.huber_delta > 0, "objective.huber_delta", self.huber_delta, "use a number above 0")
+        require(
+            self.min_snr_gamma >= 0, "objective.min_snr_gamma", self.min_snr_gamma, "use 0 (off) or more (5 is usual)"
+        )
+        require(self.noise_offset >= 0, "objective.noise_offset", self.noise_offset, "use 0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Section):
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 1
+    """Images per forward pass."""
+    accumulation: int = 1
+    """Forward passes per optimizer step."""
+    seed: int = 0
+    """Decides everything random: initial weights, order, noise, timesteps, dropout."""
+    save_every: int = 250
+    """Steps between checkpoints; 0 saves only at the end."""
+    keep: int = 0
+    """How many checkpoints to keep for resuming, newest first; 0 keeps all. Their LoRA files always stay."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Adapters are always float32."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the adapter, e.g. 0.995; 0 off. When on, LoRA files hold the average."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "use 1 or more")
+        require(self.save_every >= 0, "training.save_every", self.save_every, "use 0 (only at the end) or more")
+        require(self.keep >= 0, "training.keep", self.keep, "use 0 (keep all) or more")
+        require(0 <= self.ema < 1, "training.ema", self.ema, "use 0 (off) up to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(Section):
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: much less memory, about a third more time."""
+    vae_batch: int = 1
+    """Images encoded at once while caching."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig(Section):
+    every: int = 0
+    """Steps between measurements of the held-out loss; 0 measures at checkpoints and at the end."""
+    timesteps: int = 4
+    """Fixed noise levels per held-out image, evenly spread."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "validation.every", self.every, "use 0 (at checkpoints) or more")
+        require(self.timesteps >= 1, "validation.timesteps", self.timesteps, "use 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig(Section):
+    directory: str = "output"
+    """Runs are written below this folder, as <directory>/<name>/."""
+    loras: str = ""
+    """Where LoRA files also appear, e.g. ComfyUI's models/loras; empty keeps them in the run's folder only."""
+    cache: str = ""
+    """Folder of cached latents and text; empty means <directory>/cache."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Number format of the saved LoRA."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig(Section):
+    label: str = ""
+    """Name in the strip; empty makes one from the settings."""
+    method: Literal["cfg", "apg"] = "cfg"
+    """Classifier-free guidance, or adaptive projected guidance (arXiv 2410.02416)."""
+    scale: float = 4.0
+    """Guidance scale; 1 switches guidance off."""
+    eta: float = 0.0
+    """APG: share of the parallel part that stays; 1 is plain CFG."""
+    norm_threshold: float = 0.0
+    """APG: longest guidance vector per sample; 0 no limit."""
+    momentum: float = 0.0
+    """APG: weight of the running average of the guidance; the paper uses -0.5 and the like."""
+
+    def __post_init__(self) -> None:
+        require(self.scale >= 0, "guidance.scale", self.scale, "use 0 or more (1 = off)")
+        require(self.norm_threshold >= 0, "guidance.norm_threshold", self.norm_threshold, "use 0 (no limit) or more")
+        require(-1 < self.momentum < 1, "guidance.momentum", self.momentum, "use a number between -1 and 1")
+
+    @property
+    def name(self) -> str:
+        return self.label or f"{self.method.upper()} {self.scale:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Section):
+    prompts: tuple[str, ...] = ()
+    """Prompts to render."""
+    negative: str = ""
+    """Negative prompt of every cell."""
+    seeds: str = "0"
+    """Seeds: "0,1,2", or "-1--1 [4]" for four random ones (drawn from the run's seed)."""
+    strengths: str = "1"
+    """LoRA strengths: "1", "0.7,1", or "0.7-1.3 [4]" for four evenly spread ones."""
+    guidance: tuple[GuidanceConfig, ...] = (GuidanceConfig(),)
+    """Guidance settings to compare."""
+    base: bool = True
+    """Also render the base model without a LoRA."""
+    width: int = 0
+    """Width in pixels; 0 takes data.resolution."""
+    height: int = 0
+    """Height in pixels; 0 takes data.resolution."""
+    steps: int = 20
+    """Sampling steps."""
+    sampler: Literal["euler", "heun", "dpmpp_2m", "ddim"] = "euler"
+    """The integrator."""
+    scheduler: Literal["normal", "simple", "karras", "sgm_uniform"] = "normal"
+    """How noise levels are spaced, named and computed as in ComfyUI."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "sweep.steps", self.steps, "use 1 or more")
+        require(self.width >= 0 and self.height >= 0, "sweep.width", (self.width, self.height), "use 0 or pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    name: str
+    """Name of the run: of its folder and of its LoRA files."""
+    model: ModelConfig
+    dataset: tuple[DatasetConfig, ...]
+    """The sets that are trained on together; one [[dataset]] table each."""
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        require(bool(self.dataset), "dataset", self.dataset, "add at least one [[dataset]] table with a folder")
+        require(
+            any(d.role == "train" for d in self.dataset),
+            "dataset.role",
+            "no set has role = 'train'",
+            "give one set role = 'train'",
+        )

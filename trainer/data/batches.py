@@ -1,0 +1,131 @@
+"""Batches by position: which examples train together is a function of (seed, epoch), the position is one integer.
+
+An epoch visits every example `repeats` times. Examples of one bucket are shuffled and cut into batches; a last, smaller
+batch is kept. Then the batches of all buckets are shuffled.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from ..errors import ConfigError
+from ..records import Batch, Conditioning, Example, Size
+from ..seeding import permutation, uniform
+from .cache import Cache
+from .encode import View, views
+
+Normalise = Callable[[torch.Tensor], torch.Tensor]
+Condition = Callable[[Sequence["Pick"]], Conditioning]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of training: position -> numbers of examples."""
+
+    buckets: tuple[tuple[int, ...], ...]
+    """Example numbers per bucket, each as often as it is seen per epoch."""
+    batch_size: int
+    seed: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches per epoch; the same in every epoch."""
+        return sum(-(-len(bucket) // self.batch_size) for bucket in self.buckets)
+
+    def at(self, position: int) -> tuple[int, ...]:
+        return _epoch(self, position // self.per_epoch)[position % self.per_epoch]
+
+
+@lru_cache(maxsize=4)
+def _epoch(plan: Plan, epoch: int) -> list[tuple[int, ...]]:
+    batches = []
+    for number, bucket in enumerate(plan.buckets):
+        order = [bucket[i] for i in permutation(len(bucket), plan.seed, "bucket", epoch, number)]
+        batches += [tuple(order[i : i + plan.batch_size]) for i in range(0, len(order), plan.batch_size)]
+    return [batches[i] for i in permutation(len(batches), plan.seed, "epoch", epoch)]
+
+
+def make_plan(examples: Sequence[Example], batch_size: int, seed: int) -> Plan:
+    """Raises ConfigError if a batch is larger than the whole set."""
+    by_size: dict[Size, list[int]] = defaultdict(list)
+    for number, example in enumerate(examples):
+        by_size[example.geometry.target] += [number] * example.repeats
+    seen = sum(len(bucket) for bucket in by_size.values())
+    if batch_size > seen:
+        raise ConfigError(
+            f"training.batch_size = {batch_size}: the set gives only {seen} images per epoch; use at most {seen}, or raise dataset.repeats"
+        )
+    return Plan(tuple(tuple(by_size[size]) for size in sorted(by_size)), batch_size, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """One sample of a batch: how the image is seen, and with which caption."""
+
+    view: View
+    key: str
+    """Of its latents in the cache."""
+    caption: str
+
+
+class CachedBatches:
+    """Micro-batches of a run, read from the cache."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        plan: Plan,
+        cache: Cache,
+        vae: str,
+        *,
+        normalise: Normalise,
+        condition: Condition,
+        device: torch.device,
+    ) -> None:
+        """`vae` is the identity of the VAE; `normalise` maps raw latents to model space; `condition` makes the network's
+        conditioning for picked samples, on the device."""
+        self.examples, self.plan, self.cache = examples, plan, cache
+        self.normalise, self.condition, self.device = normalise, condition, device
+        self._views = [[(view, view.key(vae)) for view in views(example)] for example in examples]
+
+    def size(self, position: int) -> int:
+        return len(self.plan.at(position))
+
+    def at(self, position: int) -> Batch:
+        return self.collate([self.pick(number, position, slot) for slot, number in enumerate(self.plan.at(position))])
+
+    def pick(self, number: int, position: int, slot: int) -> Pick:
+        """A function of the seed, the position and the slot."""
+        key = (self.plan.seed, "item", position, slot)
+        example, ways = self.examples[number], self._views[number]
+        view, latent = ways[int(uniform(*key, "flip") * len(ways))]
+        dropped = uniform(*key, "caption dropout") < example.caption_dropout
+        caption = "" if dropped else example.captions[int(uniform(*key, "caption") * len(example.captions))]
+        return Pick(view=view, key=latent, caption=caption)
+
+    def collate(self, picks: Sequence[Pick]) -> Batch:
+        """A batch of given samples, on the device."""
+        items = [self.cache.get(pick.key) for pick in picks]
+        return Batch(
+            latents_BCHW=self.normalise(torch.stack([item["latents"] for item in items]).to(self.device)),
+            conditioning=self.condition(picks),
+            weight_B=torch.tensor([pick.view.example.weight for pick in picks], device=self.device),
+            mask_B1HW=_masks(items, self.device),
+            names=tuple(pick.view.example.path.name for pick in picks),
+        )
+
+    def single(self, number: int) -> Batch:
+        """Example `number` alone, upright, with its first caption."""
+        view, latent = self._views[number][0]
+        return self.collate([Pick(view=view, key=latent, caption=view.example.captions[0])])
+
+
+def _masks(items: Sequence[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor | None:
+    """(B, 1, H, W), ones for images without a mask; None if no image has one."""
+    if not any("mask" in item for item in items):
+        return None
+    blank = torch.ones(1, *items[0]["latents"].shape[-2:])
+    return torch.stack([item.get("mask", blank) for item in items]).to(device)

@@ -1,0 +1,60 @@
+"""Is there a toadstool in the picture? Masked normalised cross-correlation with the drawn one; no weights.
+
+1 is a perfect match somewhere at some size, 0 is chance.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .scenes import OVERSAMPLING, SIZE, toadstool
+
+SCALES = (0.45, 0.52, 0.6, 0.68)
+"""Sizes tried, as shares of the picture's side."""
+
+
+@cache
+def _template(scale: float) -> tuple[Tensor, Tensor]:
+    """(3, h, w) colours and (1, h, w) weights: 1 on the toadstool, 0 elsewhere."""
+    side = round(SIZE * scale)
+    fine = side * OVERSAMPLING
+    colours, mask = Image.new("RGB", (fine, fine)), Image.new("L", (fine, fine))
+    for corners, colour in toadstool():
+        placed = [((x + 0.5) * fine, (y + 0.5) * fine) for x, y in corners]
+        ImageDraw.Draw(colours).polygon(placed, fill=colour)
+        ImageDraw.Draw(mask).polygon(placed, fill=255)
+    size = (side, side)
+    shrunk = [np.asarray(i.resize(size, Image.Resampling.BOX), np.float32) / 255 for i in (colours, mask)]
+    return torch.from_numpy(shrunk[0]).permute(2, 0, 1), torch.from_numpy(shrunk[1])[None]
+
+
+def concept_score(picture: Image.Image) -> float:
+    """Best correlation over positions and sizes, in [-1, 1]."""
+    array = np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32) / 255
+    pixels = torch.from_numpy(array).permute(2, 0, 1)[None]
+    return max(_correlation(pixels, *_template(scale)) for scale in SCALES)
+
+
+def _correlation(pixels_1CHW: Tensor, colours_CHW: Tensor, mask_1HW: Tensor) -> float:
+    """Correlation of colours inside the mask at the best position; each is compared to its own mean over the mask."""
+    weight = mask_1HW.expand_as(colours_CHW) / (3 * mask_1HW.sum())
+    centred = (colours_CHW - (weight * colours_CHW).sum()) * weight
+    energy = (weight * (colours_CHW - (weight * colours_CHW).sum()).square()).sum()
+    covariance = F.conv2d(pixels_1CHW, centred[None])
+    mean = F.conv2d(pixels_1CHW, weight[None])
+    variance = (F.conv2d(pixels_1CHW.square(), weight[None]) - mean.square()).clamp_min(1e-3)
+    return float((covariance / (variance * energy).sqrt()).max())
+
+
+def mean_score(pictures: Sequence[Path]) -> float:
+    scores = []
+    for path in pictures:
+        with Image.open(path) as picture:
+            scores.append(concept_score(picture))
+    return sum(scores) / len(scores)

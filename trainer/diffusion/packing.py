@@ -1,0 +1,29 @@
+"""2x2 patches of latents as tokens (Flux, Qwen-Image). L tokens, channel order (c, row in patch, column in patch)."""
+
+import torch
+from torch import Tensor
+
+
+def pack(latents_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H/2 * W/2, 4C). Raises ValueError if H or W is odd."""
+    batch, channels, height, width = latents_BCHW.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"latents of {height} x {width} cannot be cut into 2x2 patches: use even sides")
+    patches = latents_BCHW.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // 2 * (width // 2), channels * 4)
+
+
+def unpack(tokens_BLD: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack` for latents with `height` rows and `width` columns."""
+    batch, _, depth = tokens_BLD.shape
+    patches = tokens_BLD.reshape(batch, height // 2, width // 2, depth // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, depth // 4, height, width)
+
+
+def position_ids(height: int, width: int, *, index: int = 0, top: int = 0, left: int = 0) -> Tensor:
+    """(H/2 * W/2, 3) rows [index, y, x] of the patches, for rotary embeddings."""
+    ids = torch.zeros(height // 2, width // 2, 3)
+    ids[..., 0] = index
+    ids[..., 1] = torch.arange(top, top + height // 2)[:, None]
+    ids[..., 2] = torch.arange(left, left + width // 2)[None, :]
+    return ids.reshape(-1, 3)

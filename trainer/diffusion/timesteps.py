@@ -1,0 +1,102 @@
+"""Which noise levels are trained how often: laws on [0, 1], where 0 is clean and 1 is pure noise, and their shift.
+
+Every draw takes its own generator, so that a sample's noise level depends on nothing but its place in the run.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from .objectives import Objective, shift_sigma
+
+
+class TimestepLaw(Protocol):
+    def draw(self, generator: Generator) -> Tensor:
+        """One number in [0, 1], shape ()."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    def draw(self, generator: Generator) -> Tensor:
+        return torch.rand((), generator=generator)
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """sigmoid(N(mean, std)): the middle noise levels most (SD3 paper, arXiv 2403.03206, eq. 19)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def draw(self, generator: Generator) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.randn((), generator=generator))
+
+
+@dataclass(frozen=True)
+class Mode:
+    """1 - u - s (cos^2(pi u / 2) - 1 + u) of a uniform u (SD3 paper, eq. 20); s = 0 is uniform."""
+
+    scale: float = 1.29
+
+    def draw(self, generator: Generator) -> Tensor:
+        u = torch.rand((), generator=generator)
+        return (1 - u - self.scale * (torch.cos(math.pi * u / 2).square() - 1 + u)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Beta:
+    """Beta(a, b), as the ratio of two gamma variates."""
+
+    a: float = 2.0
+    b: float = 2.0
+
+    def draw(self, generator: Generator) -> Tensor:
+        first, second = (
+            torch._standard_gamma(torch.tensor(x, dtype=torch.float64), generator=generator) for x in (self.a, self.b)
+        )
+        return (first / (first + second)).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolutionShift:
+    """Shift exp(mu) that grows with the picture; mu is linear in the number of 2x2 latent patches.
+
+    The defaults are Flux's and SD3's, which give 1.88, 2.33 and 3.16 at 512, 768 and 1024 px; Qwen-Image uses
+    max_tokens 8192 and max_shift 0.9. Source: black-forest-labs/flux, `sampling.get_schedule`.
+    """
+
+    base_tokens: int = 256
+    base_shift: float = 0.5
+    max_tokens: int = 4096
+    max_shift: float = 1.15
+
+    def at(self, height: int, width: int) -> float:
+        """Shift for latents with `height` rows and `width` columns."""
+        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
+        tokens = (height // 2) * (width // 2)
+        return math.exp(self.base_shift + slope * (tokens - self.base_tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseLevels:
+    """Draws sigma for a sample: a law, its allowed range, then (flow models only) the shift."""
+
+    law: TimestepLaw
+    shift: float | ResolutionShift = 1.0
+    low: float = 0.0
+    high: float = 1.0
+
+    def draw(self, objective: Objective, height: int, width: int, generator: Generator) -> Tensor:
+        """sigma, shape (), for latents with `height` rows and `width` columns."""
+        u = self.low + (self.high - self.low) * self.law.draw(generator)
+        return self.sigma(objective, height, width, u.reshape(1))[0]
+
+    def sigma(self, objective: Objective, height: int, width: int, u_B: Tensor) -> Tensor:
+        """Noise levels (B,) at shares u of the schedule."""
+        if objective.name == "flow":
+            u_B = shift_sigma(u_B, self.shift if isinstance(self.shift, float) else self.shift.at(height, width))
+        return objective.sigma_at(u_B)

@@ -1,0 +1,47 @@
+"""The held-out loss: the same images, noise levels and noise every time, so that only the adapter changes it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .denoiser import Denoiser
+from .diffusion.loss import draw_noise
+from .diffusion.timesteps import NoiseLevels
+from .records import Batch
+from .seeding import generator
+from .step import LossSettings, sample_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Images set aside, and the places on the noise schedule they are measured at."""
+
+    batches: Sequence[Batch]
+    """One image each."""
+    timesteps: int
+    seed: int
+
+    def positions(self) -> list[float]:
+        """Evenly spread shares of the schedule, away from both ends: (i + 1/2) / n."""
+        return [(i + 0.5) / self.timesteps for i in range(self.timesteps)]
+
+
+@torch.no_grad()
+def held_out_loss(
+    denoiser: Denoiser, held_out: HeldOut, levels: NoiseLevels, should_stop: Callable[[], bool] = lambda: False
+) -> float:
+    """Mean unweighted squared error over images and noise levels; nan if stopped before the end."""
+    settings = LossSettings(noise_levels=levels)
+    total, count = 0.0, 0
+    for number, batch in enumerate(held_out.batches):
+        latents = batch.latents_BCHW
+        height, width = latents.shape[-2:]
+        for index, position in enumerate(held_out.positions()):
+            if should_stop():
+                return float("nan")
+            sigma_B = levels.sigma(denoiser.objective, height, width, torch.tensor([position])).to(latents)
+            noise = draw_noise(tuple(latents.shape[1:]), generator(held_out.seed, "held out", number, index))
+            total += sample_loss(denoiser, batch, noise.unsqueeze(0).to(latents), sigma_B, settings).item()
+            count += 1
+    return total / count if count else float("nan")

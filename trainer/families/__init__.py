@@ -1,0 +1,48 @@
+"""Discovery: every module of this folder that defines FAMILY is a family. Nothing else names one."""
+
+import importlib
+import pkgutil
+from functools import cache
+
+from ..errors import ConfigError, ModelFileError, did_you_mean
+from ..records import Shapes
+from .base import Family
+
+
+@cache
+def all_families() -> dict[str, Family]:
+    """{name: family}, in alphabetical order."""
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
+    found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
+    return {family.name: family for family in sorted(found, key=lambda family: family.name)}
+
+
+def get(name: str) -> Family:
+    """Raises ConfigError on an unknown name."""
+    families = all_families()
+    if name not in families:
+        raise ConfigError(f"model.family = {name!r}: {did_you_mean(name, list(families))}")
+    return families[name]
+
+
+def detect(shapes: Shapes, where: object) -> tuple[Family, str]:
+    """The family and variant that tensors of these names and shapes belong to. Raises ModelFileError."""
+    for family in all_families().values():
+        if variant := family.detect(shapes):
+            return family, variant
+    some = ", ".join(sorted(shapes)[:3])
+    known = ", ".join(all_families())
+    raise ModelFileError(f"{where} is no base model of a known family ({known}); its tensors begin with {some}")
+
+
+def choose(name: str, variant: str, shapes: Shapes, where: object) -> tuple[Family, str]:
+    """What the configuration asks for, checked against the file. Raises ConfigError or ModelFileError."""
+    found, found_variant = detect(shapes, where)
+    if name not in ("auto", found.name):
+        get(name)
+        raise ModelFileError(f"{where} is a {found.name} model, not {name}: set model.family = {found.name!r} or auto")
+    if variant == "auto":
+        return found, found_variant
+    if variant not in found.variants:
+        raise ConfigError(f"model.variant = {variant!r}: {did_you_mean(variant, list(found.variants))}")
+    return found, variant

@@ -1,0 +1,159 @@
+"""What a family file holds: data and a handful of functions. The engine knows families only through these."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Denoiser, Targets
+from ..diffusion.objectives import Objective
+from ..diffusion.timesteps import ResolutionShift
+from ..records import Conditioning, Geometry, Shapes
+from .source import Source
+
+Text = dict[str, Tensor]
+"""What the text encoders say about one prompt; tensors without a batch dimension."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One member of a family. Every difference between members is a field here."""
+
+    objective: Objective
+    training_shift: float | ResolutionShift = 1.0
+    """Shift of the trained noise levels when the configuration says auto (flow models)."""
+    guidance_embedding: bool = False
+    """The network is fed a guidance value (guidance-distilled models)."""
+    guidance_scale: float = 7.0
+    """Usual classifier-free guidance scale."""
+    references: bool = False
+    """The network can be shown reference images (edit models)."""
+    max_text_tokens: int = 77
+    """Length that prompts are padded to, where the family pads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpace:
+    """Affine map between the VAE's raw latents and what the network sees: (raw - shift) * scale, per channel or not."""
+
+    channels: int
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...] = 0.0
+
+    def to_model(self, raw_BCHW: Tensor) -> Tensor:
+        return (raw_BCHW - self._column(self.shift, raw_BCHW)) * self._column(self.scale, raw_BCHW)
+
+    def to_raw(self, latents_BCHW: Tensor) -> Tensor:
+        return latents_BCHW / self._column(self.scale, latents_BCHW) + self._column(self.shift, latents_BCHW)
+
+    @staticmethod
+    def _column(value: float | tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+
+
+class TextEncoder(Protocol):
+    def encode(self, prompts: Sequence[str]) -> list[Text]: ...
+
+
+class ImageCodec(Protocol):
+    """The VAE. Pixels are RGB in [-1, 1]; latents are raw (before LatentSpace.to_model)."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent row or column."""
+        ...
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """The mode of the posterior: deterministic, so it can be cached."""
+        ...
+
+    def decode(self, raw_BCHW: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Encoders:
+    text: TextEncoder
+    image: ImageCodec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a network is brought into memory."""
+
+    dtype: torch.dtype | None
+    """None keeps the file's own number format."""
+    device: torch.device
+    compute_dtype: torch.dtype | None = None
+    """Number format of the arithmetic; None is that of the weights."""
+    quantize: str = "none"
+    """Pack the Linear weights by optimum-quanto, one at a time: int8, int4, int2, float8 or none."""
+
+
+class Family(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def variants(self) -> Mapping[str, Variant]: ...
+
+    @property
+    def latent_space(self) -> LatentSpace: ...
+
+    @property
+    def bucket_step(self) -> int:
+        """Bucket sides are multiples of this many pixels."""
+        ...
+
+    @property
+    def target_presets(self) -> Mapping[str, Targets]: ...
+
+    def detect(self, shapes: Shapes) -> str | None:
+        """The variant that tensors of these names and shapes belong to, None for another family's."""
+        ...
+
+    def load_denoiser(self, source: Source, variant: str, loading: Loading) -> Denoiser: ...
+
+    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders: ...
+
+    def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
+        """Batch the texts of several images and add what else the network is told about them."""
+        ...
+
+    def tiny(self, seed: int = 0) -> "Tiny":
+        """Random networks of CPU size, of the first variant."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Tiny:
+    denoiser: Denoiser
+    encoders: Encoders
+    vae: Any
+    """The codec's network."""
+    part: str
+    """Folder of the denoiser in a diffusers model: transformer or unet."""
+    text_parts: Mapping[str, tuple[Any, Any]]
+    """{"text_encoder": (network, tokenizer), "text_encoder_2": …}"""
+
+
+@dataclass(kw_only=True)
+class DiffusersDenoiser:
+    """Fields that every headless denoiser has; a family adds `predict` and `file_key`."""
+
+    family: str
+    module: nn.Module
+    objective: Objective
+    target_presets: Mapping[str, Targets]
+    compute_dtype: torch.dtype | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the activations."""
+        return self.compute_dtype or next(self.module.parameters()).dtype
+
+
+def stack(texts: Sequence[Text]) -> dict[str, Tensor]:
+    """Texts of equal length as one batch."""
+    return {key: torch.stack([text[key] for text in texts]) for key in texts[0]}

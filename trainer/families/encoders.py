@@ -1,0 +1,145 @@
+"""Text encoders and VAEs that several families share, through transformers and diffusers. L tokens, D width."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelFileError
+from .base import Loading
+
+
+def require_parts(folder: Path, *names: str) -> None:
+    """Raise ModelFileError unless the diffusers folder has these sub-folders."""
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise ModelFileError(
+            f"{folder} lacks {', '.join(missing)}: it needs {', '.join(names)} (set model.encoders to a folder that has them)"
+        )
+
+
+def load_tokenizer(folder: Path, name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder / name)
+
+
+def load_network(cls: type, folder: Path, name: str, loading: Loading) -> nn.Module:
+    """A transformers or diffusers network of a diffusers folder, frozen. Raises ModelFileError."""
+    try:
+        module = cls.from_pretrained(folder / name, torch_dtype=loading.dtype, use_safetensors=True)  # type: ignore[attr-defined]
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"cannot load {folder / name}: {error}") from error
+    return module.to(loading.device).requires_grad_(False).eval()
+
+
+class ClipText:
+    """One CLIP text model: the hidden states of one layer, and the pooled vector."""
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, *, max_tokens: int, skip: int = 1, normalise: bool = True
+    ) -> None:
+        """`skip` layers from the end (1 = the last); `normalise` applies the final layer norm to it."""
+        self.module, self.tokenizer, self.max_tokens = module, tokenizer, max_tokens
+        self.skip, self.normalise = skip, normalise
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(B, L, D) hidden states and (B, P) pooled vectors (projected where the model projects), fp32 on the CPU."""
+        ids = tokenize(self.tokenizer, prompts, self.max_tokens)["input_ids"]
+        output = self.module(ids.to(device_of(self.module)), output_hidden_states=True)
+        hidden = output.hidden_states[-self.skip]
+        if self.normalise:
+            inner: Any = getattr(self.module, "text_model", self.module)
+            hidden = inner.final_layer_norm(hidden)
+        pooled = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
+        return hidden.float().cpu(), pooled.float().cpu()
+
+
+def penultimate(module: nn.Module, tokenizer: Any) -> ClipText:
+    """CLIP as SDXL and SD3 read it: the layer before the last, without the final norm."""
+    return ClipText(module, tokenizer, max_tokens=clip_tokens(module), skip=2, normalise=False)
+
+
+def clip_tokens(module: nn.Module) -> int:
+    return min(77, int(module.config.max_position_embeddings))  # type: ignore[union-attr, arg-type]
+
+
+class T5Text:
+    """A T5 encoder: its last hidden states, padded to a fixed length and unmasked, as Flux and SD3 were trained."""
+
+    def __init__(self, module: nn.Module, tokenizer: Any, *, max_tokens: int) -> None:
+        self.module, self.tokenizer = module, tokenizer
+        self.max_tokens = min(max_tokens, tokenizer.model_max_length)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L, D), fp32 on the CPU."""
+        ids = tokenize(self.tokenizer, prompts, self.max_tokens)["input_ids"]
+        return self.module(ids.to(device_of(self.module))).last_hidden_state.float().cpu()
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> Any:
+    return tokenizer(list(prompts), padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+class KlCodec:
+    """diffusers' AutoencoderKL."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.factor = 2 ** (len(module.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
+
+    @torch.no_grad()
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        return self.module.encode(_like(pixels_BCHW, self.module)).latent_dist.mode().float()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def decode(self, raw_BCHW: Tensor) -> Tensor:
+        return self.module.decode(_like(raw_BCHW, self.module)).sample.float()  # type: ignore[operator]
+
+
+class TinyCodec:
+    """diffusers' AutoencoderTiny (the TAESD architecture)."""
+
+    factor = 8
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @torch.no_grad()
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        return self.module.encode(_like(pixels_BCHW, self.module)).latents.float()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def decode(self, raw_BCHW: Tensor) -> Tensor:
+        return self.module.decode(_like(raw_BCHW, self.module)).sample.float()  # type: ignore[operator]
+
+
+def _like(tensor: Tensor, module: nn.Module) -> Tensor:
+    parameter = next(module.parameters())
+    return tensor.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def load_codec(folder: Path, loading: Loading) -> KlCodec | TinyCodec:
+    """The VAE of a diffusers folder, in fp32: SDXL's overflows in fp16, and latents are cached once."""
+    import json
+
+    import diffusers
+
+    require_parts(folder, "vae")
+    single = Loading(dtype=torch.float32, device=loading.device)
+    if json.loads((folder / "vae" / "config.json").read_text())["_class_name"] == "AutoencoderTiny":
+        return TinyCodec(load_network(diffusers.AutoencoderTiny, folder, "vae", single))
+    return KlCodec(load_network(diffusers.AutoencoderKL, folder, "vae", single))
+
+
+def encoder_parts(source_folder: Path) -> list[str]:
+    """Sub-folders of a diffusers model that decide what texts are encoded to."""
+    return [path.name for path in source_folder.glob("*") if path.name.startswith(("text_encoder", "tokenizer"))]

@@ -1,0 +1,235 @@
+"""Flux.1 dev, schnell and krea: rectified flow on packed 2x2 latents, rotary positions, CLIP-L pooled and T5.
+
+Dev and krea are guidance-distilled: the network is fed a guidance value, 1.0 while training.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Targets
+from ..diffusion.objectives import FlowMatching
+from ..diffusion.packing import pack, position_ids, unpack
+from ..diffusion.timesteps import ResolutionShift
+from ..records import Conditioning, Geometry, Shapes
+from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
+from .encoders import ClipText, KlCodec, T5Text, clip_tokens, load_codec, load_network, load_tokenizer, require_parts
+from .keymap import KeyMap, count_blocks, rename, split_rows
+from .modules import load
+from .source import Source
+from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
+
+NAME = "flux"
+SAMPLING = FlowMatching(shift=3.1582, levels=10000)  # exp(1.15), ComfyUI's and the papers' value at 1024 px
+_DEV = Variant(
+    objective=SAMPLING,
+    training_shift=ResolutionShift(),
+    guidance_embedding=True,
+    guidance_scale=1.0,
+    max_text_tokens=512,
+)
+VARIANTS = {
+    "dev": _DEV,
+    "krea": _DEV,
+    "schnell": Variant(objective=FlowMatching(shift=1.0), guidance_scale=1.0, max_text_tokens=256),
+}
+_ATTENTION = r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
+_BLOCKS = r"(^|\.)(single_)?transformer_blocks\.\d+\."
+TARGETS = {
+    "default": Targets(rf"{_BLOCKS}{_ATTENTION}$", "attention"),
+    "attention": Targets(rf"{_BLOCKS}{_ATTENTION}$", "all projections of attention"),
+    "attention+mlp": Targets(
+        rf"{_BLOCKS}({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)$", "attention and feed-forward"
+    ),
+    "all": Targets(
+        rf"{_BLOCKS}({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out|norm1?(_context)?\.linear)$|^(x_embedder|context_embedder|proj_out)$|embedder\.linear_[12]$",
+        "every Linear that keeps its rows in the host",
+    ),
+}
+HEAD = 128
+"""Width of an attention head where the file has no query norm to tell."""
+
+
+def native_keys(double: int, single: int, hidden: int, mlp: int, *, guidance: bool) -> KeyMap:
+    """{diffusers key: original key} for `double` + `single` blocks of width `hidden` and feed-forward width `mlp`."""
+    keys = rename([("img_in", "x_embedder"), ("txt_in", "context_embedder"), ("final_layer.linear", "proj_out")])
+    keys |= rename([("final_layer.adaLN_modulation.1", "norm_out.linear")], swap_halves=True)
+    embedders = [("time_in", "timestep_embedder"), ("vector_in", "text_embedder")]
+    embedders += [("guidance_in", "guidance_embedder")] if guidance else []
+    for native, diffusers in embedders:
+        stem = f"time_text_embed.{diffusers}"
+        keys |= rename([(f"{native}.in_layer", f"{stem}.linear_1"), (f"{native}.out_layer", f"{stem}.linear_2")])
+    for i in range(double):
+        keys |= _double_keys(f"double_blocks.{i}", f"transformer_blocks.{i}", hidden)
+    for i in range(single):
+        keys |= _single_keys(f"single_blocks.{i}", f"single_transformer_blocks.{i}", hidden, mlp)
+    return keys
+
+
+def _double_keys(native: str, block: str, hidden: int) -> KeyMap:
+    keys: KeyMap = {}
+    for stream, norm, out, feed, projections, query, key in (
+        ("img", "norm1", "to_out.0", "ff", [f"to_{x}" for x in "qkv"], "norm_q", "norm_k"),
+        (
+            "txt",
+            "norm1_context",
+            "to_add_out",
+            "ff_context",
+            [f"add_{x}_proj" for x in "qkv"],
+            "norm_added_q",
+            "norm_added_k",
+        ),
+    ):
+        keys |= rename(
+            [
+                (f"{native}.{stream}_mod.lin", f"{block}.{norm}.linear"),
+                (f"{native}.{stream}_attn.proj", f"{block}.attn.{out}"),
+                (f"{native}.{stream}_mlp.0", f"{block}.{feed}.net.0.proj"),
+                (f"{native}.{stream}_mlp.2", f"{block}.{feed}.net.2"),
+            ]
+        )
+        keys |= split_rows(
+            f"{native}.{stream}_attn.qkv", [f"{block}.attn.{name}" for name in projections], (hidden,) * 3
+        )
+        keys |= _norm_keys(f"{native}.{stream}_attn.norm", f"{block}.attn", query, key)
+    return keys
+
+
+def _norm_keys(native: str, attention: str, query: str, key: str) -> KeyMap:
+    pairs = [
+        (f"{native}.query_norm.scale", f"{attention}.{query}.weight"),
+        (f"{native}.key_norm.scale", f"{attention}.{key}.weight"),
+    ]
+    return rename(pairs, ("",))
+
+
+def _single_keys(native: str, block: str, hidden: int, mlp: int) -> KeyMap:
+    parts = [f"{block}.attn.to_{x}" for x in "qkv"] + [f"{block}.proj_mlp"]
+    keys = rename([(f"{native}.modulation.lin", f"{block}.norm.linear"), (f"{native}.linear2", f"{block}.proj_out")])
+    keys |= split_rows(f"{native}.linear1", parts, (hidden, hidden, hidden, mlp))
+    return keys | _norm_keys(f"{native}.norm", f"{block}.attn", "norm_q", "norm_k")
+
+
+def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
+    """FluxTransformer2DModel's configuration, read off the original file's shapes, and its key map."""
+    hidden, channels = shapes["img_in.weight"]
+    double, single = count_blocks(shapes, "double_blocks"), count_blocks(shapes, "single_blocks")
+    head = shapes.get("double_blocks.0.img_attn.norm.query_norm.scale", (HEAD,))[0]
+    guidance = "guidance_in.in_layer.weight" in shapes
+    mlp = shapes["single_blocks.0.linear1.weight"][0] - 3 * hidden
+    config = {
+        "in_channels": channels,
+        "num_layers": double,
+        "num_single_layers": single,
+        "attention_head_dim": head,
+        "num_attention_heads": hidden // head,
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
+        "guidance_embeds": guidance,
+        "axes_dims_rope": (head // 8, head * 7 // 16, head * 7 // 16),  # 16, 56, 56 of 128
+    }
+    return config, native_keys(double, single, hidden, mlp, guidance=guidance)
+
+
+@dataclass(kw_only=True)
+class FluxDenoiser(DiffusersDenoiser):
+    @property
+    def guided(self) -> bool:
+        """Whether the network takes a guidance value."""
+        return bool(self.module.config.guidance_embeds)  # type: ignore[union-attr]
+
+    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        height, width = noisy_BCHW.shape[-2:]
+        text_BLD = conditioning["text"].to(self.dtype)
+        tokens_BLD = self.module(
+            hidden_states=pack(noisy_BCHW).to(self.dtype),
+            encoder_hidden_states=text_BLD,
+            pooled_projections=conditioning["pooled"].to(self.dtype),
+            timestep=sigma_B.to(self.dtype),
+            guidance=conditioning["guidance"].to(self.dtype) if self.guided else None,
+            img_ids=position_ids(height, width).to(noisy_BCHW.device),
+            txt_ids=torch.zeros(text_BLD.shape[1], 3, device=noisy_BCHW.device),
+            return_dict=False,
+        )[0]
+        return unpack(tokens_BLD, height, width).float()
+
+    def file_key(self, module_path: str) -> str:
+        return f"transformer.{module_path}"
+
+
+class FluxText:
+    """Pooled CLIP-L and the T5 sequence."""
+
+    def __init__(self, clip: ClipText, t5: T5Text) -> None:
+        self.clip, self.t5 = clip, t5
+
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
+        _, pooled_BP = self.clip(prompts)
+        return [{"text": text, "pooled": pooled} for text, pooled in zip(self.t5(prompts), pooled_BP, strict=True)]
+
+
+class Flux:
+    name = NAME
+    variants: Mapping[str, Variant] = VARIANTS
+    latent_space = LatentSpace(channels=16, scale=0.3611, shift=0.1159)
+    bucket_step = 16
+    target_presets: Mapping[str, Targets] = TARGETS
+
+    def detect(self, shapes: Shapes) -> str | None:
+        native = "double_blocks.0.img_attn.qkv.weight" in shapes
+        diffusers = "single_transformer_blocks.0.proj_mlp.weight" in shapes
+        if not (native or diffusers):
+            return None
+        return "dev" if any("guidance_in." in key or "guidance_embedder" in key for key in shapes) else "schnell"
+
+    def load_denoiser(self, source: Source, variant: str, loading: Loading) -> FluxDenoiser:
+        from diffusers import FluxTransformer2DModel
+
+        return _denoiser(load(FluxTransformer2DModel, source, read_native, loading), variant, loading.compute_dtype)
+
+    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+        from transformers import CLIPTextModel, T5EncoderModel
+
+        folder = source.encoder_folder()
+        require_parts(folder, "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+        clip = load_network(CLIPTextModel, folder, "text_encoder", loading)
+        t5 = load_network(T5EncoderModel, folder, "text_encoder_2", loading)
+        text = FluxText(
+            ClipText(clip, load_tokenizer(folder, "tokenizer"), max_tokens=clip_tokens(clip)),
+            T5Text(t5, load_tokenizer(folder, "tokenizer_2"), max_tokens=VARIANTS[variant].max_text_tokens),
+        )
+        return Encoders(text, load_codec(folder, loading))
+
+    def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
+        return stack(texts) | {"guidance": torch.full((len(texts),), guidance)}
+
+    def tiny(self, seed: int = 0) -> Tiny:
+        from diffusers import FluxTransformer2DModel
+
+        config = {
+            "in_channels": 64, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+            "joint_attention_dim": 32, "pooled_projection_dim": 32, "guidance_embeds": True, "axes_dims_rope": (4, 6, 6),
+        }  # fmt: skip
+        clip, t5 = tiny_clip(seed + 1, projection=False), tiny_t5(seed + 2, width=32)
+        text = FluxText(ClipText(*clip, max_tokens=16), T5Text(*t5, max_tokens=16))
+        vae = tiny_vae(seed, 16)
+        return Tiny(
+            vae=vae,
+            denoiser=_denoiser(random_network(FluxTransformer2DModel, config, seed), "dev"),
+            encoders=Encoders(text, KlCodec(vae)),
+            part="transformer",
+            text_parts={"text_encoder": clip, "text_encoder_2": t5},
+        )
+
+
+def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> FluxDenoiser:
+    objective = VARIANTS[variant].objective
+    return FluxDenoiser(
+        family=NAME, module=module, objective=objective, target_presets=TARGETS, compute_dtype=compute_dtype
+    )
+
+
+FAMILY = Flux()

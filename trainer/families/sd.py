@@ -1,0 +1,116 @@
+"""Stable Diffusion 1.x and 2.x: one UNet, epsilon or v (arXiv 2112.10752). Text: one CLIP, 77 tokens."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Targets
+from ..diffusion.objectives import Epsilon, VPrediction
+from ..records import Conditioning, Geometry, Shapes
+from .base import Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
+from .encoders import ClipText, KlCodec, clip_tokens, load_codec, load_network, load_tokenizer, require_parts
+from .modules import load
+from .source import Source
+from .tiny import random_network, tiny_clip, tiny_vae
+from .unet import UNET_TARGETS, UNetDenoiser, read_native
+
+NAME = "sd"
+SD1_CONTEXT = 768
+VARIANTS = {
+    "sd1": Variant(objective=Epsilon(), guidance_scale=7.0),
+    "sd1-v": Variant(objective=VPrediction(), guidance_scale=7.0),
+    "sd2": Variant(objective=Epsilon(), guidance_scale=7.0),
+    "sd2-v": Variant(objective=VPrediction(), guidance_scale=7.0),
+}
+
+
+class SDText:
+    """One CLIP: the last hidden state after the final norm (a diffusers SD2 encoder is cut one layer short for that)."""
+
+    def __init__(self, clip: ClipText) -> None:
+        self.clip = clip
+
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
+        hidden_BLD, _ = self.clip(prompts)
+        return [{"text": text} for text in hidden_BLD]
+
+
+class SDDenoiser(UNetDenoiser):
+    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.run(noisy_BCHW, sigma_B, conditioning["text"])
+
+
+class SD:
+    name = NAME
+    variants: Mapping[str, Variant] = VARIANTS
+    latent_space = LatentSpace(channels=4, scale=0.18215)
+    bucket_step = 64
+    target_presets: Mapping[str, Targets] = UNET_TARGETS
+
+    def detect(self, shapes: Shapes) -> str | None:
+        native = "input_blocks.0.0.weight" in shapes and "label_emb.0.0.weight" not in shapes
+        diffusers = "down_blocks.0.resnets.0.conv1.weight" in shapes and "add_embedding.linear_1.weight" not in shapes
+        if not (native or diffusers):
+            return None
+        context = next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None)
+        if context is None:
+            return None
+        linear = any(key.endswith("proj_in.weight") and len(shape) == 2 for key, shape in shapes.items())
+        return "sd2" if linear and context != SD1_CONTEXT else "sd1"
+
+    def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SDDenoiser:
+        from diffusers import UNet2DConditionModel
+
+        module = load(UNet2DConditionModel, source, read_native, loading)
+        return _denoiser(module, _told_variant(source, variant), loading.compute_dtype)
+
+    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+        from transformers import CLIPTextModel
+
+        folder = source.encoder_folder()
+        require_parts(folder, "text_encoder", "tokenizer", "vae")
+        module = load_network(CLIPTextModel, folder, "text_encoder", loading)
+        clip = ClipText(module, load_tokenizer(folder, "tokenizer"), max_tokens=clip_tokens(module))
+        return Encoders(SDText(clip), load_codec(folder, loading))
+
+    def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
+        return stack(texts)
+
+    def tiny(self, seed: int = 0) -> Tiny:
+        from diffusers import UNet2DConditionModel
+
+        config = {
+            "block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 32, "norm_num_groups": 8,
+            "attention_head_dim": 4, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        }  # fmt: skip
+        clip = tiny_clip(seed + 1, projection=False)
+        vae = tiny_vae(seed, 4)
+        return Tiny(
+            vae=vae,
+            denoiser=_denoiser(random_network(UNet2DConditionModel, config, seed), "sd1"),
+            encoders=Encoders(SDText(ClipText(*clip, max_tokens=16)), KlCodec(vae)),
+            part="unet",
+            text_parts={"text_encoder": clip},
+        )
+
+
+def _told_variant(source: Source, variant: str) -> str:
+    """A diffusers folder says in its scheduler whether an SD2 model predicts v; ComfyUI's test reads it off a file."""
+    if variant != "sd2":
+        return variant
+    if source.is_diffusers:
+        return "sd2-v" if source.scheduler.get("prediction_type") == "v_prediction" else "sd2"
+    bias = source.tensors().get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
+    return "sd2-v" if bias is not None and torch.std(bias.float(), unbiased=False) > 0.09 else "sd2"
+
+
+def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> SDDenoiser:
+    objective = VARIANTS[variant].objective
+    return SDDenoiser(
+        family=NAME, module=module, objective=objective, target_presets=UNET_TARGETS, compute_dtype=compute_dtype
+    )
+
+
+FAMILY = SD()

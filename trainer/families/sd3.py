@@ -1,0 +1,230 @@
+"""Stable Diffusion 3 and 3.5: rectified flow, joint attention, 16-channel latents (arXiv 2403.03206).
+
+Text: CLIP-L and CLIP-G penultimate layers side by side, padded to T5's width, then T5 behind them; pooled = L and G.
+A base with a single CLIP whose width is the network's own context width (the demo base) uses that alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..denoiser import Targets
+from ..diffusion.objectives import FlowMatching
+from ..records import Conditioning, Geometry, Shapes
+from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
+from .encoders import ClipText, KlCodec, T5Text, load_codec, load_network, load_tokenizer, penultimate, require_parts
+from .keymap import KeyMap, count_blocks, rename, split_rows
+from .modules import load
+from .source import Source
+from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
+
+NAME = "sd3"
+VARIANTS = {
+    "sd3": Variant(objective=FlowMatching(shift=3.0), training_shift=3.0, guidance_scale=5.0, max_text_tokens=154),
+}
+TARGETS = {
+    "default": Targets(
+        r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$", "attention"
+    ),
+    "attention": Targets(
+        r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",
+        "all projections of attention",
+    ),
+    "attention+mlp": Targets(
+        r"transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2))$",
+        "attention and feed-forward",
+    ),
+    "all": Targets(
+        r"transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2)|norm1\.linear)$|(context_embedder|embedder\.linear_[12])$",
+        "every Linear that keeps its rows in the host",
+    ),
+}
+
+
+def native_keys(depth: int, hidden: int, *, dual: Sequence[int] = (), qk_norm: bool = True) -> KeyMap:
+    """{diffusers key: original key} for a network of `depth` joint blocks and width `hidden`; `dual` blocks have attn2."""
+    keys = rename(
+        [
+            ("x_embedder.proj", "pos_embed.proj"),
+            ("context_embedder", "context_embedder"),
+            ("final_layer.linear", "proj_out"),
+        ]
+    )
+    keys |= rename([("pos_embed", "pos_embed.pos_embed")], ("",))
+    for native, diffusers in (
+        ("t_embedder.mlp", "time_text_embed.timestep_embedder"),
+        ("y_embedder.mlp", "time_text_embed.text_embedder"),
+    ):
+        keys |= rename([(f"{native}.0", f"{diffusers}.linear_1"), (f"{native}.2", f"{diffusers}.linear_2")])
+    keys |= rename([("final_layer.adaLN_modulation.1", "norm_out.linear")], swap_halves=True)
+    for i in range(depth):
+        keys |= _block_keys(i, hidden, last=i == depth - 1, dual=i in dual, qk_norm=qk_norm)
+    return keys
+
+
+def _block_keys(index: int, hidden: int, *, last: bool, dual: bool, qk_norm: bool) -> KeyMap:
+    image, context, block = (
+        f"joint_blocks.{index}.x_block",
+        f"joint_blocks.{index}.context_block",
+        f"transformer_blocks.{index}",
+    )
+    attention = f"{block}.attn"
+    keys = rename(
+        [
+            (f"{image}.adaLN_modulation.1", f"{block}.norm1.linear"),
+            (f"{image}.attn.proj", f"{attention}.to_out.0"),
+            (f"{image}.mlp.fc1", f"{block}.ff.net.0.proj"),
+            (f"{image}.mlp.fc2", f"{block}.ff.net.2"),
+        ]
+    )
+    keys |= rename([(f"{context}.adaLN_modulation.1", f"{block}.norm1_context.linear")], swap_halves=last)
+    if not last:
+        keys |= rename(
+            [
+                (f"{context}.attn.proj", f"{attention}.to_add_out"),
+                (f"{context}.mlp.fc1", f"{block}.ff_context.net.0.proj"),
+                (f"{context}.mlp.fc2", f"{block}.ff_context.net.2"),
+            ]
+        )
+    thirds = (hidden,) * 3
+    keys |= split_rows(f"{image}.attn.qkv", [f"{attention}.to_{x}" for x in "qkv"], thirds)
+    keys |= split_rows(f"{context}.attn.qkv", [f"{attention}.add_{x}_proj" for x in "qkv"], thirds)
+    norms = [(f"{image}.attn.ln_{x}", f"{attention}.norm_{x}") for x in "qk"]
+    norms += [(f"{context}.attn.ln_{x}", f"{attention}.norm_added_{x}") for x in "qk"]
+    if dual:
+        keys |= split_rows(f"{image}.attn2.qkv", [f"{block}.attn2.to_{x}" for x in "qkv"], thirds)
+        keys |= rename([(f"{image}.attn2.proj", f"{block}.attn2.to_out.0")])
+        norms += [(f"{image}.attn2.ln_{x}", f"{block}.attn2.norm_{x}") for x in "qk"]
+    return keys | (rename(norms, (".weight",)) if qk_norm else {})
+
+
+def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
+    """SD3Transformer2DModel's configuration, read off the original file's shapes, and its key map."""
+    depth = count_blocks(shapes, "joint_blocks")
+    hidden, latent_channels, patch, _ = shapes["x_embedder.proj.weight"]
+    dual = tuple(i for i in range(depth) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in shapes)
+    qk_norm = "joint_blocks.0.x_block.attn.ln_q.weight" in shapes
+    head = shapes["joint_blocks.0.x_block.attn.ln_q.weight"][0] if qk_norm else 64
+    context_out, context_in = shapes["context_embedder.weight"]
+    config = {
+        "num_layers": depth,
+        "attention_head_dim": head,
+        "num_attention_heads": hidden // head,
+        "in_channels": latent_channels,
+        "out_channels": shapes["final_layer.linear.weight"][0] // patch**2,
+        "patch_size": patch,
+        "joint_attention_dim": context_in,
+        "caption_projection_dim": context_out,
+        "pooled_projection_dim": shapes["y_embedder.mlp.0.weight"][1],
+        "pos_embed_max_size": math.isqrt(shapes["pos_embed"][1]),
+        "dual_attention_layers": dual,
+        "qk_norm": "rms_norm" if qk_norm else None,
+    }
+    return config, native_keys(depth, hidden, dual=dual, qk_norm=qk_norm)
+
+
+@dataclass(kw_only=True)
+class SD3Denoiser(DiffusersDenoiser):
+    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        output = self.module(
+            hidden_states=noisy_BCHW.to(self.dtype),
+            timestep=sigma_B * 1000,
+            encoder_hidden_states=conditioning["text"].to(self.dtype),
+            pooled_projections=conditioning["pooled"].to(self.dtype),
+            return_dict=False,
+        )
+        return output[0].float()
+
+    def file_key(self, module_path: str) -> str:
+        return f"transformer.{module_path}"
+
+
+class SD3Text:
+    """CLIP-L and CLIP-G beside each other, T5 behind; or one CLIP alone. A missing T5 leaves its tokens out."""
+
+    def __init__(self, clips: list[ClipText], t5: T5Text | None, width: int) -> None:
+        self.clips, self.t5, self.width = clips, t5, width
+
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
+        parts = [clip(prompts) for clip in self.clips]
+        text_BLD = torch.cat([hidden for hidden, _ in parts], dim=-1)
+        text_BLD = F.pad(text_BLD, (0, self.width - text_BLD.shape[-1]))
+        if self.t5 is not None:
+            text_BLD = torch.cat([text_BLD, self.t5(prompts)], dim=1)
+        pooled_BP = torch.cat([pooled for _, pooled in parts], dim=-1)
+        return [{"text": text, "pooled": pooled} for text, pooled in zip(text_BLD, pooled_BP, strict=True)]
+
+
+def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> SD3Denoiser:
+    objective = VARIANTS[variant].objective
+    return SD3Denoiser(
+        family=NAME, module=module, objective=objective, target_presets=TARGETS, compute_dtype=compute_dtype
+    )
+
+
+class SD3:
+    name = NAME
+    variants: Mapping[str, Variant] = VARIANTS
+    latent_space = LatentSpace(channels=16, scale=1.5305, shift=0.0609)
+    bucket_step = 16
+    target_presets: Mapping[str, Targets] = TARGETS
+
+    def detect(self, shapes: Shapes) -> str | None:
+        native = "joint_blocks.0.x_block.attn.qkv.weight" in shapes
+        diffusers = "transformer_blocks.0.attn.add_q_proj.weight" in shapes and "pos_embed.pos_embed" in shapes
+        return "sd3" if native or diffusers else None
+
+    def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SD3Denoiser:
+        from diffusers import SD3Transformer2DModel
+
+        module = load(SD3Transformer2DModel, source, read_native, loading)
+        return _denoiser(module, variant, loading.compute_dtype)
+
+    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+        from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+        folder = source.encoder_folder()
+        require_parts(folder, "text_encoder", "tokenizer", "vae")
+        width = source.shapes.get("context_embedder.weight", (0, 4096))[1]
+        clips = []
+        for suffix in ("", "_2"):
+            if (folder / f"text_encoder{suffix}").is_dir():
+                module = load_network(CLIPTextModelWithProjection, folder, f"text_encoder{suffix}", loading)
+                tokenizer = load_tokenizer(folder, f"tokenizer{suffix}")
+                clips.append(penultimate(module, tokenizer))
+        t5 = None
+        if (folder / "text_encoder_3").is_dir():
+            module = load_network(T5EncoderModel, folder, "text_encoder_3", loading)
+            t5 = T5Text(module, load_tokenizer(folder, "tokenizer_3"), max_tokens=VARIANTS[variant].max_text_tokens)
+        return Encoders(SD3Text(clips, t5, width), load_codec(folder, loading))
+
+    def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
+        return stack(texts)
+
+    def tiny(self, seed: int = 0) -> Tiny:
+        from diffusers import SD3Transformer2DModel
+
+        config = {
+            "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "caption_projection_dim": 32,
+            "joint_attention_dim": 72, "pooled_projection_dim": 64, "pos_embed_max_size": 16, "sample_size": 16,
+            "qk_norm": "rms_norm", "dual_attention_layers": (0,),
+        }  # fmt: skip
+        clips = [tiny_clip(seed + i, projection=True) for i in (1, 2)]
+        t5 = tiny_t5(seed + 3, width=72)
+        text = SD3Text([penultimate(*clip) for clip in clips], T5Text(*t5, max_tokens=16), 72)
+        vae = tiny_vae(seed, 16)
+        return Tiny(
+            vae=vae,
+            denoiser=_denoiser(random_network(SD3Transformer2DModel, config, seed), "sd3"),
+            encoders=Encoders(text, KlCodec(vae)),
+            part="transformer",
+            text_parts={"text_encoder": clips[0], "text_encoder_2": clips[1], "text_encoder_3": t5},
+        )
+
+
+FAMILY = SD3()

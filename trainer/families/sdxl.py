@@ -1,0 +1,124 @@
+"""Stable Diffusion XL: two CLIPs, and the image's size and crop as conditioning (arXiv 2307.01952)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Targets
+from ..diffusion.objectives import Epsilon, VPrediction
+from ..records import Conditioning, Geometry, Shapes
+from .base import Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
+from .encoders import ClipText, KlCodec, load_codec, load_network, load_tokenizer, penultimate, require_parts
+from .modules import load
+from .source import Source
+from .tiny import random_network, tiny_clip, tiny_vae
+from .unet import UNET_TARGETS, UNetDenoiser, read_native
+
+NAME = "sdxl"
+VARIANTS = {
+    "sdxl": Variant(objective=Epsilon(), guidance_scale=6.0),
+    "sdxl-v": Variant(objective=VPrediction(), guidance_scale=6.0),
+    "sdxl-v-ztsnr": Variant(objective=VPrediction(zero_terminal_snr=True), guidance_scale=6.0),
+}
+
+
+class SDXLText:
+    """CLIP-L and CLIP-G penultimate layers side by side; the pooled vector is CLIP-G's projection."""
+
+    def __init__(self, first: ClipText, second: ClipText) -> None:
+        self.first, self.second = first, second
+
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
+        (first_BLD, _), (second_BLD, pooled_BP) = self.first(prompts), self.second(prompts)
+        text_BLD = torch.cat([first_BLD, second_BLD], dim=-1)
+        return [{"text": text, "pooled": pooled} for text, pooled in zip(text_BLD, pooled_BP, strict=True)]
+
+
+class SDXLDenoiser(UNetDenoiser):
+    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        added = {"text_embeds": conditioning["pooled"].to(self.dtype), "time_ids": conditioning["time_ids"]}
+        return self.run(noisy_BCHW, sigma_B, conditioning["text"], added)
+
+
+def time_ids(geometry: Geometry) -> Tensor:
+    """(6,) original height and width, crop top and left, target height and width, in pixels (paper, section 2.2).
+
+    A mirrored image is cropped from its other edge.
+    """
+    left = geometry.crop_left
+    if geometry.flip:
+        left = geometry.resized[0] - geometry.target[0] - geometry.crop_left
+    ids = [*reversed(geometry.original), geometry.crop_top, left, *reversed(geometry.target)]
+    return torch.tensor(ids, dtype=torch.float32)
+
+
+class SDXL:
+    name = NAME
+    variants: Mapping[str, Variant] = VARIANTS
+    latent_space = LatentSpace(channels=4, scale=0.13025)
+    bucket_step = 64
+    target_presets: Mapping[str, Targets] = UNET_TARGETS
+
+    def detect(self, shapes: Shapes) -> str | None:
+        native = "input_blocks.0.0.weight" in shapes and "label_emb.0.0.weight" in shapes
+        diffusers = "down_blocks.0.resnets.0.conv1.weight" in shapes and "add_embedding.linear_1.weight" in shapes
+        if not (native or diffusers):
+            return None
+        if "v_pred" in shapes:
+            return "sdxl-v-ztsnr" if "ztsnr" in shapes else "sdxl-v"
+        return "sdxl"
+
+    def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SDXLDenoiser:
+        from diffusers import UNet2DConditionModel
+
+        if variant == "sdxl" and source.scheduler.get("prediction_type") == "v_prediction":
+            variant = "sdxl-v-ztsnr" if source.scheduler.get("rescale_betas_zero_snr") else "sdxl-v"
+        return _denoiser(load(UNet2DConditionModel, source, read_native, loading), variant, loading.compute_dtype)
+
+    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        folder = source.encoder_folder()
+        require_parts(folder, "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+        first = load_network(CLIPTextModel, folder, "text_encoder", loading)
+        second = load_network(CLIPTextModelWithProjection, folder, "text_encoder_2", loading)
+        text = SDXLText(
+            penultimate(first, load_tokenizer(folder, "tokenizer")),
+            penultimate(second, load_tokenizer(folder, "tokenizer_2")),
+        )
+        return Encoders(text, load_codec(folder, loading))
+
+    def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
+        return stack(texts) | {"time_ids": torch.stack([time_ids(geometry) for geometry in geometries])}
+
+    def tiny(self, seed: int = 0) -> Tiny:
+        from diffusers import UNet2DConditionModel
+
+        config = {
+            "block_out_channels": (32, 64), "layers_per_block": 1, "cross_attention_dim": 64, "norm_num_groups": 8,
+            "attention_head_dim": (2, 4), "transformer_layers_per_block": (1, 2), "use_linear_projection": True,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 32 + 6 * 8,
+        }  # fmt: skip
+        clips = [tiny_clip(seed + 1, projection=False), tiny_clip(seed + 2, projection=True)]
+        text = SDXLText(penultimate(*clips[0]), penultimate(*clips[1]))
+        vae = tiny_vae(seed, 4)
+        return Tiny(
+            vae=vae,
+            denoiser=_denoiser(random_network(UNet2DConditionModel, config, seed), "sdxl"),
+            encoders=Encoders(text, KlCodec(vae)),
+            part="unet",
+            text_parts={"text_encoder": clips[0], "text_encoder_2": clips[1]},
+        )
+
+
+def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> SDXLDenoiser:
+    objective = VARIANTS[variant].objective
+    return SDXLDenoiser(
+        family=NAME, module=module, objective=objective, target_presets=UNET_TARGETS, compute_dtype=compute_dtype
+    )
+
+
+FAMILY = SDXL()

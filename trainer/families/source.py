@@ -1,0 +1,155 @@
+"""Where a base model comes from: a diffusers folder or one safetensors file. Only headers are read until asked.
+
+Keys come without the `model.diffusion_model.` prefix of full checkpoints; the rest of such a file (VAE, encoders) stays
+reachable under its own names.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ModelFileError
+from ..records import Shapes
+
+DENOISER_PREFIX = "model.diffusion_model."
+QUANTO_MAP = "quanto_qmap.json"
+PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
+MARKS = {"v_pred", "ztsnr"}
+"""Keys without weights that tell how a checkpoint predicts."""
+LORA_MARKS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1", ".dora_scale")
+
+
+@dataclass
+class Source:
+    """A base on disk. `denoiser` lists the denoiser's tensors whatever the layout."""
+
+    path: Path
+    denoiser_files: tuple[Path, ...]
+    prefix: str = ""
+    config: dict[str, Any] | None = None
+    """The diffusers configuration of the denoiser; None for a file in the original layout."""
+    encoders: Path | None = None
+    """A diffusers folder with text encoders, tokenizers and VAE."""
+    headers: dict[Path, Shapes] = field(default_factory=dict)
+
+    @property
+    def is_diffusers(self) -> bool:
+        return self.config is not None
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Names and shapes of the denoiser's tensors, prefix removed."""
+        merged = {key: shape for file in self.denoiser_files for key, shape in self.headers[file].items()}
+        return {
+            key.removeprefix(self.prefix): shape
+            for key, shape in merged.items()
+            if key.startswith(self.prefix) or key in MARKS
+        }
+
+    @cached_property
+    def scheduler(self) -> dict[str, Any]:
+        """The diffusers folder's scheduler settings; empty for a file."""
+        file = self.path / "scheduler" / "scheduler_config.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    @cached_property
+    def quanto_map(self) -> dict[str, Any] | None:
+        """optimum-quanto's map of packed modules, if the denoiser's folder has one."""
+        file = self.denoiser_files[0].parent / QUANTO_MAP
+        return json.loads(file.read_text(encoding="utf-8")) if self.is_diffusers and file.is_file() else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The denoiser's tensors, memory-mapped, prefix removed."""
+        from safetensors.torch import load_file
+
+        tensors: dict[str, Tensor] = {}
+        for file in self.denoiser_files:
+            for key, tensor in load_file(file).items():
+                if key.startswith(self.prefix) and key not in MARKS:
+                    tensors[key.removeprefix(self.prefix)] = tensor
+        return tensors
+
+    def encoder_folder(self) -> Path:
+        """The folder that encoders are loaded from. Raises ModelFileError if there is none."""
+        if self.encoders is None:
+            raise ModelFileError(
+                f"{self.path} holds no text encoders and tokenizers: set model.encoders to a diffusers folder that has them"
+            )
+        return self.encoders
+
+
+def open_source(base: str, encoders: str = "") -> Source:
+    """Look at a base model without loading it. Raises ModelFileError with what is wrong and what to do."""
+    path = Path(base).expanduser()
+    folder = _encoder_folder(encoders) if encoders else None
+    if not path.exists():
+        raise ModelFileError(f"model.base: {path} does not exist")
+    source = _open_folder(path, folder or path) if path.is_dir() else _open_file(path, folder)
+    refuse_lora(path, source.shapes)
+    return source
+
+
+def _encoder_folder(encoders: str) -> Path:
+    folder = Path(encoders).expanduser()
+    if not folder.is_dir():
+        raise ModelFileError(
+            f"model.encoders: {folder} is not a folder; give a diffusers folder with text_encoder, tokenizer and vae"
+        )
+    return folder
+
+
+def _open_folder(path: Path, encoders: Path) -> Source:
+    part = next((path / name for name in ("transformer", "unet") if (path / name).is_dir()), None)
+    if part is None:
+        raise ModelFileError(f"{path} has neither a transformer nor a unet folder: it is not a diffusers model")
+    config_file = part / "config.json"
+    if not config_file.is_file():
+        raise ModelFileError(f"{part} has no config.json: the diffusers folder is incomplete, copy it again")
+    files = tuple(sorted(part.glob("*.safetensors")))
+    plain = tuple(file for file in files if ".fp16" not in file.name)
+    files = plain or files
+    if not files:
+        raise ModelFileError(f"{part} has no .safetensors file (pickled .bin weights are not read, for safety)")
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    return Source(path, files, config=config, encoders=encoders, headers={file: read_shapes(file) for file in files})
+
+
+def _open_file(path: Path, encoders: Path | None) -> Source:
+    suffix = path.suffix.lower()
+    if suffix in PICKLES:
+        raise ModelFileError(
+            f"{path} is a pickle, which can run code when opened: convert it to .safetensors first (ComfyUI's CheckpointSave, or safetensors.torch.save_file)"
+        )
+    if suffix == ".gguf":
+        raise ModelFileError(
+            f"{path} is a GGUF file: its packed weights cannot be trained on here, use the .safetensors file"
+        )
+    if suffix != ".safetensors":
+        raise ModelFileError(f"{path} is not a .safetensors file or a diffusers folder")
+    shapes = read_shapes(path)
+    prefix = DENOISER_PREFIX if any(key.startswith(DENOISER_PREFIX) for key in shapes) else ""
+    return Source(path, (path,), prefix=prefix, encoders=encoders, headers={path: shapes})
+
+
+def read_shapes(path: Path) -> Shapes:
+    """Names and shapes in a safetensors file, read from its header. Raises ModelFileError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is damaged or cut short ({error}): download or copy it again") from error
+    except OSError as error:
+        raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def refuse_lora(path: Path, shapes: Shapes) -> None:
+    if any(mark in key for key in shapes for mark in LORA_MARKS):
+        raise ModelFileError(
+            f"model.base: {path} is a LoRA, not a base model; give it as network.init_from to start from it"
+        )

@@ -1,0 +1,240 @@
+"""PEFT adapters on a frozen network: injected without touching torch's global generator, always fp32, seeded by name.
+
+PEFT layers are made on the meta device (a thread-local switch) and then filled here: so their numbers depend on the
+seed and the module's path alone, and no random number of any other thread is used up.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import NetworkConfig
+from ..errors import ConfigError
+from ..frozen import dense
+from ..seeding import generator
+
+NAME = "default"
+"""PEFT's name of the one adapter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Where in the run a dropout mask is drawn."""
+
+    seed: int
+    step: int
+    micro_batch: int
+
+
+class SeededDropout(nn.Module):
+    """Dropout whose mask is a function of (seed, step, micro-batch, module); the same again when recomputed."""
+
+    def __init__(self, probability: float, path: str) -> None:
+        super().__init__()
+        self.probability, self.path = probability, path
+        self.draw: Draw | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.draw is None:
+            return x
+        source = generator(self.draw.seed, "dropout", self.draw.step, self.draw.micro_batch, self.path, device=x.device)
+        keep = torch.rand(x.shape, generator=source, device=x.device) >= self.probability
+        return x * keep / (1 - self.probability)
+
+
+@dataclass(kw_only=True)
+class Adapter:
+    """The trainable part of a network."""
+
+    root: nn.Module
+    layers: dict[str, Any]
+    """{module path: PEFT layer}."""
+    network: NetworkConfig
+
+    @cached_property
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{path}|{name}": p for path, layer in self.layers.items() for name, p in layer_parameters(layer).items()
+        }
+
+    @cached_property
+    def _dropouts(self) -> list[SeededDropout]:
+        return [part for layer in self.layers.values() for part in layer.modules() if isinstance(part, SeededDropout)]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """{"module path|tensor": parameter}, in a fixed order."""
+        return self._parameters
+
+    def set_draw(self, draw: Draw | None) -> None:
+        """Switch dropout on for one forward and backward pass, or off."""
+        for dropout in self._dropouts:
+            dropout.draw = draw
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base model alone, for the time of the block."""
+        self._enable(False)
+        try:
+            yield
+        finally:
+            self._enable(True)
+
+    def _enable(self, on: bool) -> None:
+        for layer in self.layers.values():
+            layer._disable_adapters = not on  # PEFT's own switch also resets requires_grad
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Copy values in, by the names of `parameters()`. Raises ConfigError unless names and shapes agree."""
+        mine = self.parameters()
+        if mine.keys() != tensors.keys():
+            odd = sorted(mine.keys() ^ tensors.keys())
+            raise ConfigError(
+                f"the adapter's tensors differ from this network's in {len(odd)} names, first {odd[0]}: use the same kind and targets"
+            )
+        for name, parameter in mine.items():
+            if parameter.shape != tensors[name].shape:
+                raise ConfigError(
+                    f"{name} has shape {tuple(tensors[name].shape)}, this network's {tuple(parameter.shape)}: use the same rank"
+                )
+            parameter.copy_(tensors[name])
+
+    def eject(self) -> None:
+        """Put the plain modules back."""
+        for path, layer in self.layers.items():
+            _set_module(self.root, path, layer.get_base_layer())
+
+
+def inject(
+    root: nn.Module, paths: list[str], network: NetworkConfig, *, seed: int, compute_dtype: torch.dtype | None = None
+) -> Adapter:
+    """Put an adapter on each module of `paths`. Everything else is frozen. B = 0: the output does not change."""
+    from peft import inject_adapter_in_model
+
+    if network.kind == "dora":
+        _refuse_cast_convolutions(root, paths, compute_dtype or torch.float32)
+    root.requires_grad_(False)
+    with torch.device("meta"):
+        inject_adapter_in_model(_peft_config(network, paths), root, adapter_name=NAME)
+    layers: dict[str, Any] = {path: root.get_submodule(path) for path in paths}
+    for path, layer in layers.items():
+        _materialise(path, layer, seed)
+        if network.dropout:
+            layer.lora_dropout[NAME] = SeededDropout(network.dropout, path)
+        layer.train()
+        if compute_dtype is not None and compute_dtype != torch.float32:
+            _compute_in(layer, compute_dtype)
+    adapter = Adapter(root=root, layers=layers, network=network)
+    _assert_only_adapter_trains(adapter)
+    return adapter
+
+
+def _refuse_cast_convolutions(root: nn.Module, paths: list[str], compute_dtype: torch.dtype) -> None:
+    """PEFT's DoRA reads a convolution's weight as it is stored. Raises ConfigError where that would not compute."""
+    for path in paths:
+        module = root.get_submodule(path)
+        if isinstance(module, nn.Conv2d) and module.weight.dtype != compute_dtype:
+            stored = str(module.weight.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"network.kind = 'dora' cannot be used on the convolution {path} stored as {stored}: choose targets without convolutions, or kind = 'lora'"
+            )
+
+
+def _peft_config(network: NetworkConfig, paths: list[str]) -> Any:
+    import peft
+
+    common = {
+        "r": network.rank,
+        "target_modules": "|".join(re.escape(path) for path in paths),  # PEFT matches the whole path
+    }
+    alpha = network.rank if network.alpha is None else network.alpha
+    if network.kind in ("lora", "dora"):
+        return peft.LoraConfig(
+            **common,
+            lora_alpha=alpha,
+            lora_dropout=network.dropout,
+            use_rslora=network.rslora,
+            use_dora=network.kind == "dora",
+        )
+    if network.kind == "loha":
+        return peft.LoHaConfig(**common, alpha=alpha)
+    return peft.LoKrConfig(**common, alpha=alpha, decompose_factor=network.lokr_factor)
+
+
+def layer_parameters(layer: Any) -> dict[str, nn.Parameter]:
+    """{tensor name without the adapter's name: parameter} of one PEFT layer, sorted."""
+    found = {}
+    for group in layer.adapter_layer_names:
+        for name, parameter in getattr(layer, group).named_parameters():
+            # lora_A["default"].weight, lora_magnitude_vector["default"].weight, lokr_w1["default"]
+            found[group + name.removeprefix(NAME)] = parameter
+    return dict(sorted(found.items()))
+
+
+@torch.no_grad()
+def _materialise(path: str, layer: Any, seed: int) -> None:
+    """Replace the meta parameters by fp32 ones with their initial values (algorithms D11)."""
+    base = layer.get_base_layer()
+    device = base.weight.device
+    for group in layer.adapter_layer_names:
+        holder = getattr(layer, group)
+        for name, parameter in list(holder.named_parameters()):
+            value = _initial(group, parameter, base, generator(seed, "init", path, group))
+            owner, _, leaf = name.rpartition(".")
+            target = holder.get_submodule(owner) if owner else holder
+            setattr(target, leaf, nn.Parameter(value.to(device))) if owner else holder.update(
+                {leaf: nn.Parameter(value.to(device))}
+            )
+
+
+def _initial(group: str, like: nn.Parameter, base: nn.Module, source: torch.Generator) -> Tensor:
+    shape = tuple(like.shape)
+    if group == "lora_magnitude_vector":
+        return row_norms(base).reshape(shape)
+    if group in ("lora_B", "hada_w2_a", "lokr_w2", "lokr_w2_b"):
+        return torch.zeros(shape)
+    if group.startswith("hada"):  # LyCORIS: N(0, 1), and N(0, 0.1) for the first factor
+        return torch.randn(shape, generator=source) * (0.1 if group == "hada_w1_a" else 1.0)
+    bound = 1 / math.sqrt(math.prod(shape[1:]))  # kaiming_uniform with a = sqrt(5)
+    return (torch.rand(shape, generator=source) * 2 - 1) * bound
+
+
+def dense_weight(base: Any) -> Tensor:
+    """The frozen weight of a Linear or Conv2d as fp32, unpacked and scaled where it is stored so."""
+    return dense(base.weight.detach(), torch.float32, getattr(base, "scale", None))
+
+
+def row_norms(base: nn.Module) -> Tensor:
+    """L2 norm of each output row of the dequantised weight, fp32, on the CPU."""
+    return torch.linalg.vector_norm(dense_weight(base).flatten(1), dim=1).cpu()
+
+
+def _compute_in(layer: Any, dtype: torch.dtype) -> None:
+    """Run the adapter's matrices in the network's own precision; their parameters stay fp32."""
+    plain: Callable[..., Tensor] = layer.forward
+    layer.cast_input_dtype_enabled = False
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(x.device.type, dtype):
+            return plain(x, *args, **kwargs)
+
+    layer.forward = forward
+
+
+def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(root.get_submodule(parent) if parent else root, leaf, module)
+
+
+def _assert_only_adapter_trains(adapter: Adapter) -> None:
+    mine = {id(parameter) for parameter in adapter.parameters().values()}
+    for name, parameter in adapter.root.named_parameters():
+        assert parameter.requires_grad == (id(parameter) in mine), f"{name} trains: {parameter.requires_grad}"
+        assert id(parameter) not in mine or parameter.dtype == torch.float32, f"{name} is {parameter.dtype}"

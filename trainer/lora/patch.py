@@ -1,0 +1,75 @@
+"""A LoRA file laid over a frozen network the way a host does it: weights replaced for a while, then put back."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Denoiser
+from ..errors import ModelFileError, did_you_mean
+from ..frozen import FrozenLinear, is_packed
+from .adapter import dense_weight
+from .host_formula import group_by_module, weight_change
+
+
+def match_modules(denoiser: Denoiser, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """{module path: adapter tensors}. Raises ModelFileError unless every tensor belongs to a module of the network."""
+    modules, unknown = group_by_module(tensors)
+    paths = {
+        denoiser.file_key(path): path
+        for path, part in denoiser.module.named_modules()
+        if isinstance(part, nn.Linear | nn.Conv2d)
+    }
+    strange = sorted(modules.keys() - paths.keys()) + sorted(unknown)
+    if strange:
+        near = did_you_mean(strange[0], list(paths)) if len(paths) < 10_000 else ""
+        raise ModelFileError(
+            f"{len(strange)} of the LoRA's {len(modules)} modules are not in this {denoiser.family} model, first {strange[0]} ({near}): it was made for another model or loader"
+        )
+    if not modules:
+        raise ModelFileError("the file holds no LoRA tensors")
+    return {paths[key]: parts for key, parts in modules.items()}
+
+
+@contextmanager
+def patched(denoiser: Denoiser, tensors: Mapping[str, Tensor], strength: float) -> Iterator[None]:
+    """The network with a LoRA at a strength, for the time of the block. The original weights are kept, not recomputed."""
+    matched = match_modules(denoiser, tensors) if strength else {}
+    originals: dict[str, nn.Module | nn.Parameter] = {}
+    try:
+        for path, parts in matched.items():
+            originals[path] = _apply(denoiser.module, path, parts, strength)
+        yield
+    finally:
+        for path, original in originals.items():
+            _restore(denoiser.module, path, original)
+
+
+@torch.no_grad()
+def _apply(root: nn.Module, path: str, parts: Mapping[str, Tensor], strength: float) -> nn.Module | nn.Parameter:
+    module: Any = root.get_submodule(path)
+    base = dense_weight(module)
+    new = base + weight_change({name: tensor.to(base.device) for name, tensor in parts.items()}, base, strength)
+    weight = module.weight
+    if is_packed(weight) or getattr(module, "scale", None) is not None:
+        plain = FrozenLinear(base.shape[1], base.shape[0], bias=False, device="meta")  # a packed layer steps aside
+        plain.weight = nn.Parameter(new, requires_grad=False)
+        plain.bias = module.bias
+        _put(root, path, plain)
+        return module
+    module.weight = nn.Parameter(new.to(weight.dtype), requires_grad=False)
+    return weight
+
+
+def _restore(root: nn.Module, path: str, original: nn.Module | nn.Parameter) -> None:
+    if isinstance(original, nn.Parameter):
+        root.get_submodule(path).weight = original
+    else:
+        _put(root, path, original)
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(root.get_submodule(parent) if parent else root, leaf, module)

@@ -1,0 +1,248 @@
+"""Adapter weights to the tensors of a LoRA file and back.
+
+LoRA and LoHa are written as trained. DoRA and LoKr are rewritten so that the host's arithmetic gives the weight that was
+trained; `to_training` undoes that. `alpha` is always stored, so no loader has to guess the scale.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import NetworkConfig
+from ..errors import ModelFileError
+from .adapter import Adapter, dense_weight, layer_parameters
+from .host_formula import group_by_module, rank_of, weight_change
+
+FileKey = Callable[[str], str]
+Change = Callable[[str, Tensor], Tensor]
+"""(module key, base weight) to the change that a host makes to it."""
+Arithmetic = Callable[[Mapping[str, Tensor]], Change]
+"""How a host reads a LoRA file's tensors. Raises ModelFileError for a tensor it would not use."""
+
+DORA_SCALE = "lora_magnitude_vector.weight"
+
+
+def effective_alpha(network: NetworkConfig) -> float:
+    """The alpha for which alpha / rank is the scale that was trained with (rsLoRA scales by alpha / sqrt(rank))."""
+    alpha = float(network.rank if network.alpha is None else network.alpha)
+    return alpha * math.sqrt(network.rank) if network.rslora else alpha
+
+
+def trained_change(layer: Any, values: Mapping[str, Tensor], base: Tensor) -> Tensor:
+    """The weight change that a layer computes with these tensors while training, in the base's shape and dtype."""
+    change = _training_difference(layer, values).to(base).reshape(base.shape)
+    if DORA_SCALE not in values:
+        return change
+    patched = base + change
+    norm = torch.linalg.vector_norm(patched.flatten(1), dim=1)
+    gain = (values[DORA_SCALE].to(base).flatten() / norm).reshape(-1, *[1] * (base.ndim - 1))
+    return gain * patched - base
+
+
+def _training_difference(layer: Any, values: Mapping[str, Tensor]) -> Tensor:
+    scale = layer.scaling["default"]
+    if "lora_A.weight" in values:
+        return values["lora_B.weight"].flatten(1) @ values["lora_A.weight"].flatten(1) * scale
+    if "hada_w1_a" in values:
+        return (values["hada_w1_a"] @ values["hada_w1_b"]) * (values["hada_w2_a"] @ values["hada_w2_b"]) * scale
+    first = values["lokr_w1"] if "lokr_w1" in values else values["lokr_w1_a"] @ values["lokr_w1_b"]
+    second = values["lokr_w2"] if "lokr_w2" in values else values["lokr_w2_a"] @ values["lokr_w2_b"]
+    return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second) * scale
+
+
+@torch.no_grad()
+def to_file(
+    adapter: Adapter, file_key: FileKey, dtype: torch.dtype, values: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The LoRA file's tensors, on the CPU. `values` (names of `adapter.parameters()`) replaces the live ones, e.g. EMA."""
+    tensors: dict[str, Tensor] = {}
+    for path, layer in adapter.layers.items():
+        mine = _live_values(path, layer, values, torch.float32)
+        key = file_key(path)
+        for suffix, tensor in _file_form(layer, mine, adapter.network, key, dtype).items():
+            tensors[f"{key}.{suffix}"] = tensor.contiguous()
+    return tensors
+
+
+def _file_form(
+    layer: Any, mine: dict[str, Tensor], network: NetworkConfig, key: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    alpha = effective_alpha(network)
+    file: dict[str, Tensor] = {}
+    if network.kind in ("lora", "dora"):
+        down, up = ("lora_down", "lora_up") if key.startswith("lora_") else ("lora_A", "lora_B")
+        file[f"{down}.weight"], file[f"{up}.weight"] = mine["lora_A.weight"], mine["lora_B.weight"]
+    elif network.kind == "loha":
+        file |= mine
+    else:
+        file |= mine
+        if "lokr_w1" in mine and "lokr_w2" in mine:  # the host then knows no rank and ignores alpha
+            file["lokr_w2"] = mine["lokr_w2"] * (alpha / network.rank)
+            alpha = float(network.rank)
+    if dtype == torch.float16:
+        file = _balanced(file)
+    file = {name: tensor.to(dtype) for name, tensor in file.items()}
+    if network.kind == "dora":
+        file["dora_scale"] = _host_dora_scale(layer, mine)  # fp32: its rounding would act on the whole weight
+    file["alpha"] = torch.tensor(alpha, dtype=torch.float32)
+    return file
+
+
+def _host_dora_scale(layer: Any, mine: Mapping[str, Tensor]) -> Tensor:
+    """m * |W| / |W + dW| per output row: the host multiplies by dora_scale / |W| where training used m / |W + dW|."""
+    base = dense_weight(layer.get_base_layer()).cpu()
+    patched = base + _training_difference(layer, mine).reshape(base.shape)
+    base_norm, patched_norm = (torch.linalg.vector_norm(w.flatten(1), dim=1) for w in (base, patched))
+    scale = mine[DORA_SCALE].flatten() * (base_norm + torch.finfo(torch.float32).eps) / patched_norm
+    return scale.reshape(-1, *[1] * (base.ndim - 1))
+
+
+PAIRS = (
+    ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight"), ("hada_w1_a", "hada_w1_b"),
+    ("hada_w2_a", "hada_w2_b"), ("lokr_w1", "lokr_w2"), ("lokr_w2_a", "lokr_w2_b"),
+)  # fmt: skip
+
+
+def _balanced(file: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Move powers of two (exact) between the factors of each product, so that no small factor drowns in fp16."""
+    file = dict(file)
+    for first, second in PAIRS:
+        if first in file and second in file and file[first].any() and file[second].any():
+            ratio = file[first].abs().max() / file[second].abs().max()
+            power = torch.exp2(torch.round(torch.log2(ratio) / 2))
+            file[first], file[second] = file[first] / power, file[second] * power
+    return file
+
+
+def check_fits(
+    tensors: Mapping[str, Tensor], keys: Sequence[str], network: NetworkConfig
+) -> dict[str, dict[str, Tensor]]:
+    """{file key: its tensors} of a LoRA to start from. Raises ModelFileError unless it has these keys and this rank."""
+    modules, unknown = group_by_module(tensors)
+    if unknown:
+        raise ModelFileError(f"network.init_from has {len(unknown)} tensors of an unknown kind, first {unknown[0]}")
+    if odd := sorted(set(keys) ^ modules.keys()):
+        raise ModelFileError(
+            f"network.init_from does not fit this network: {len(odd)} modules are only in one of them, first {odd[0]}; use the same family and targets"
+        )
+    ranks = {rank_of(parts) for parts in modules.values()} - {0}
+    if ranks and ranks != {network.rank}:
+        raise ModelFileError(
+            f"network.init_from has rank {sorted(ranks)}, network.rank = {network.rank}: use the file's rank"
+        )
+    return modules
+
+
+@torch.no_grad()
+def to_training(adapter: Adapter, file_key: FileKey, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A LoRA file's tensors as values for `adapter.load`. Raises ModelFileError where the file does not fit."""
+    values: dict[str, Tensor] = {}
+    wanted = {file_key(path): path for path in adapter.layers}
+    modules = check_fits(tensors, list(wanted), adapter.network)
+    for key, path in wanted.items():
+        for name, tensor in _training_form(adapter.layers[path], modules[key], adapter.network, key).items():
+            values[f"{path}|{name}"] = tensor
+    return values
+
+
+def _training_form(layer: Any, file: Mapping[str, Tensor], network: NetworkConfig, key: str) -> dict[str, Tensor]:
+    expected = layer_parameters(layer)
+    mine = {_TRAINING_NAMES.get(name, name): tensor.float() for name, tensor in file.items()}
+    alpha = mine.pop("alpha").item() if "alpha" in mine else None
+    dora_scale = mine.pop("dora_scale", None)
+    if DORA_SCALE in expected and dora_scale is not None:
+        base = dense_weight(layer.get_base_layer())
+        patched = base + weight_change({k: v for k, v in file.items() if k != "dora_scale"}, base)
+        base_norm, patched_norm = (torch.linalg.vector_norm(w.flatten(1), dim=1) for w in (base, patched))
+        mine[DORA_SCALE] = (
+            dora_scale.flatten().to(base) * patched_norm / (base_norm + torch.finfo(torch.float32).eps)
+        ).reshape(expected[DORA_SCALE].shape)
+    if mine.keys() != expected.keys():
+        raise ModelFileError(
+            f"network.init_from: {key} is another kind of adapter ({sorted(mine)}), this network's is {network.kind}"
+        )
+    wrong = [name for name in mine if mine[name].shape != expected[name].shape]
+    if wrong:
+        raise ModelFileError(
+            f"network.init_from: {key}.{wrong[0]} has shape {tuple(mine[wrong[0]].shape)}, this network needs {tuple(expected[wrong[0]].shape)}: use the file's rank"
+        )
+    return _rescaled(mine, _file_scale(file, alpha, network), layer.scaling["default"])
+
+
+def _file_scale(file: Mapping[str, Tensor], alpha: float | None, network: NetworkConfig) -> float:
+    if "lokr_w1" in file and "lokr_w2" in file:
+        return 1.0
+    return 1.0 if alpha is None else alpha / network.rank
+
+
+def _rescaled(mine: dict[str, Tensor], file_scale: float, training_scale: float) -> dict[str, Tensor]:
+    """Fold the ratio of the scales into one factor, so that the product stays what the file says."""
+    factor = file_scale / training_scale
+    for name in ("lora_B.weight", "hada_w2_a", "lokr_w2", "lokr_w2_a"):
+        if name in mine and factor != 1:
+            mine[name] = mine[name] * factor
+            break
+    return mine
+
+
+_TRAINING_NAMES = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+
+
+NO_EFFECT = 1e-9
+"""A change below this share of |W| is lost in any weight's rounding."""
+DORA_FLOOR = 1e-3
+"""DoRA's change is a small difference of large numbers: below this share of |W|, rounding of its fp32 gain shows."""
+
+
+def written_out(tensors: Mapping[str, Tensor]) -> Change:
+    """The host's arithmetic as `host_formula` writes it out."""
+    modules, unknown = group_by_module(tensors)
+    if unknown:
+        raise ModelFileError(f"the saved LoRA has {len(unknown)} tensors of an unknown kind, first {unknown[0]}")
+
+    def change(key: str, base: Tensor) -> Tensor:
+        if key not in modules:
+            raise ModelFileError(f"the saved LoRA lacks {key}")
+        return weight_change({name: tensor.cpu() for name, tensor in modules[key].items()}, base)
+
+    return change
+
+
+@torch.no_grad()
+def worst_disagreement(
+    adapter: Adapter,
+    file_key: FileKey,
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Tensor] | None = None,
+    arithmetic: Arithmetic = written_out,
+) -> tuple[float, str]:
+    """Largest |dW_host - dW_trained| / |dW_trained| over the modules, in float64, and the module where it is.
+
+    Raises ModelFileError if a module is missing from the file, or something in the file would not be used.
+    """
+    change = arithmetic(tensors)
+    worst, where = 0.0, ""
+    for path, layer in adapter.layers.items():
+        key = file_key(path)
+        base = dense_weight(layer.get_base_layer()).double().cpu()
+        trained = trained_change(layer, _live_values(path, layer, values, torch.float64), base)
+        host = change(key, base)
+        floor = DORA_FLOOR if f"{key}.dora_scale" in tensors else NO_EFFECT
+        size = trained.norm().clamp_min(floor * base.norm())
+        error = ((host - trained).norm() / size.clamp_min(1e-30)).item()
+        if math.isnan(error):
+            return math.inf, key
+        if error > worst:
+            worst, where = error, key
+    return worst, where
+
+
+def _live_values(path: str, layer: Any, values: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The layer's tensors, or those given under its names instead, on the CPU."""
+    return {
+        name: (values[f"{path}|{name}"] if values else parameter).detach().to("cpu", dtype)
+        for name, parameter in layer_parameters(layer).items()
+    }

@@ -1,0 +1,52 @@
+"""Which modules get an adapter: a preset of the family or the user's own regular expression, resolved to exact paths."""
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..denoiser import Targets
+from ..errors import ConfigError, did_you_mean
+
+
+def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: str, exclude: str = "") -> list[str]:
+    """Paths of the Linear and Conv2d modules that `wanted` names, sorted.
+
+    `wanted` is the name of a preset or "regex:" and a pattern that is searched for in the path. Raises ConfigError with
+    near misses when nothing matches.
+    """
+    paths = sorted(path for path, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d))
+    pattern = _pattern(presets, wanted)
+    found = [path for path in paths if pattern.search(path)]
+    if not found:
+        leaves = sorted({re.sub(r"\d+", "N", path) for path in paths})
+        near = did_you_mean(wanted.removeprefix("regex:"), leaves)
+        raise ConfigError(
+            f"network.targets = {wanted!r} matches none of the {len(paths)} Linear and Conv2d modules; {near}"
+        )
+    if exclude:
+        left_out = _compile("network.exclude", exclude)
+        kept = [path for path in found if not left_out.search(path)]
+        if not kept:
+            raise ConfigError(
+                f"network.exclude = {exclude!r} leaves none of the {len(found)} targets: make it narrower"
+            )
+        return kept
+    return found
+
+
+def _pattern(presets: Mapping[str, Targets], wanted: str) -> re.Pattern[str]:
+    if wanted.startswith("regex:"):
+        return _compile("network.targets", wanted.removeprefix("regex:"))
+    if wanted not in presets:
+        raise ConfigError(
+            f"network.targets = {wanted!r}: {did_you_mean(wanted, list(presets))}, or regex: and a pattern"
+        )
+    return re.compile(presets[wanted].pattern)
+
+
+def _compile(name: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{name} = {pattern!r} is not a regular expression: {error}") from error

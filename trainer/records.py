@@ -1,0 +1,102 @@
+"""What the stages hand to each other. Tensor shapes: B batch, C channels, H W latent rows and columns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Conditioning = Mapping[str, Any]
+"""Everything the network is told beside the noisy latents and sigma. The files backend: tensors with the batch first; the
+loaded backend: {"samples": one mapping per sample}."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Names and shapes of the tensors in a file."""
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How one image became its bucket: resized to cover it, then cropped. All in pixels."""
+
+    original: Size
+    resized: Size
+    crop_left: int
+    crop_top: int
+    target: Size
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One image as training will see it."""
+
+    path: Path
+    digest: str
+    """sha256 of the file's bytes."""
+    captions: tuple[str, ...]
+    geometry: Geometry
+    repeats: int = 1
+    """How often it is seen per epoch."""
+    weight: float = 1.0
+    """Factor on its loss."""
+    caption_dropout: float = 0.0
+    """Probability that the caption is replaced by the empty prompt."""
+    role: str = "train"
+    """train, regularisation or held_out."""
+    may_flip: bool = False
+    """The mirror image is trained too, one of the two per visit."""
+    background: str = "white"
+    """Colour under transparent pixels."""
+    reference: Path | None = None
+    """Image that an edit model is shown beside the noise."""
+    mask: Path | None = None
+    """Image whose brightness weights the loss; the image itself where its own alpha is meant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one forward pass trains on. Latents are in model space, fp32."""
+
+    latents_BCHW: "Tensor"
+    conditioning: Conditioning
+    weight_B: "Tensor"
+    mask_B1HW: "Tensor | None"
+    names: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return int(self.latents_BCHW.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One optimizer step, after it was taken."""
+
+    step: int
+    """Steps taken so far, this one included."""
+    loss: float
+    """Mean over the samples of the step."""
+    grad_norm: float
+    """L2 norm before clipping."""
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One cell of a sweep: a picture and everything that made it."""
+
+    id: str
+    image: Path
+    checkpoint: str
+    strength: float
+    prompt: str
+    negative: str
+    seed: int
+    guidance: str
+    settings: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,220 @@
+"""The headless runs: from a configuration to a trained LoRA. The only file that knows the whole order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .base_model import Base, open_base
+from .config import TrainConfig
+from .config_file import digest, fixed_settings, to_dict
+from .data.batches import CachedBatches, Pick, Plan, make_plan
+from .data.cache import Cache, text_key
+from .data.dataset import Dataset, build_dataset, epochs_report, report
+from .data.encode import CacheReport, EncoderIdentity, fill, find_work
+from .data.index import FileIndex
+from .denoiser import Denoiser
+from .errors import ConfigError, ModelFileError
+from .evaluate import HeldOut
+from .identity import tensors_digest
+from .lora.state_dict import check_fits
+from .lora.targets import resolve_targets
+from .memory import DTYPES, compute_dtype
+from .objective_settings import check_objective, loss_settings, noise_levels
+from .optim import check_optimizer
+from .records import Conditioning, Example
+from .runs import RunFolder, environment
+from .session import Host, Outcome, Session, execute
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """Everything that is decided before a network is loaded."""
+
+    config: TrainConfig
+    base: Base
+    dataset: Dataset
+    plan: Plan
+    targets: list[str]
+    cache: Cache
+    identity: EncoderIdentity
+    folder: RunFolder
+
+
+def run_folder(config: TrainConfig) -> RunFolder:
+    return RunFolder(Path(config.output.directory).expanduser() / config.name)
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    return Path(config.output.cache or Path(config.output.directory) / "cache").expanduser()
+
+
+def prepare(config: TrainConfig, host: Host) -> Prepared:
+    """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
+    check_optimizer(config.optimizer)
+    base = open_base(config.model)
+    check_objective(config.objective, base.settings.objective)
+    if any(dataset.references for dataset in config.dataset) and not base.settings.references:
+        raise ConfigError(
+            f"dataset.references: {base.family.name} {base.variant} takes no reference images; leave it out, or use an edit model"
+        )
+    skeleton = base.skeleton()
+    targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
+    if config.network.init_from:
+        check_fits(read_lora(config.network.init_from), [skeleton.file_key(path) for path in targets], config.network)
+    index = FileIndex(cache_folder(config) / "files.json")
+    dataset = build_dataset(
+        config.dataset,
+        config.data,
+        base.family.bucket_step,
+        config.training.seed,
+        index,
+        partial(host.stage, "reading images"),
+    )
+    plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
+    host.log(report(dataset))
+    host.log(epochs_report(dataset, config.training.batch_size, config.training.accumulation, config.training.steps))
+    return Prepared(
+        config=config,
+        base=base,
+        dataset=dataset,
+        plan=plan,
+        targets=targets,
+        cache=Cache(cache_folder(config)),
+        identity=base.encoder_identity(),
+        folder=run_folder(config),
+    )
+
+
+def build_cache(prepared: Prepared, host: Host) -> CacheReport:
+    """Encode what the cache lacks; the encoders are loaded only for that and dropped afterwards."""
+    work = find_work(prepared.cache, prepared.dataset, prepared.identity)
+    if not work.count:
+        return CacheReport(reused=work.reused, encoded=0, bytes=0)
+    host.log(f"cache: {work.reused} items reused, {work.count} to encode")
+    encoders = prepared.base.load_encoders()
+
+    def progress(what: str, done: int, total: int) -> None:
+        host.stage(f"encoding {what}", done, total)
+
+    return fill(prepared.cache, work, encoders, prepared.config.memory.vae_batch, progress)
+
+
+def train(config: TrainConfig, host: Host) -> Outcome:
+    """The whole job: look, cache, load, train, save, check. Continues a run of this name if it is the same run."""
+    prepared = prepare(config, host)
+    folder = prepared.folder
+    folder.lock()
+    try:
+        fixed = fixed_settings(config, facts(prepared))
+        if folder.exists():
+            folder.check_same(fixed)
+        folder.start(to_dict(config), fixed, environment(str(prepared.base.device), torch.get_num_threads()))
+        folder.update(state="caching")
+        done = build_cache(prepared, host)
+        host.log(f"cache: {done.reused} reused, {done.encoded} encoded, {done.bytes:,} bytes written")
+        return execute(make_session(prepared), host)
+    finally:
+        folder.unlock()
+
+
+def facts(prepared: Prepared) -> dict[str, str]:
+    """Digests of what the paths in the configuration lead to."""
+    init = prepared.config.network.init_from
+    return {
+        "model": prepared.base.identity(),
+        "encoders": digest([prepared.identity.vae, prepared.identity.text]),
+        "data": prepared.dataset.digest,
+        "init": tensors_digest(read_lora(init)) if init else "",
+    }
+
+
+def make_session(prepared: Prepared) -> Session:
+    """Load the network and put everything together that training needs."""
+    config, base = prepared.config, prepared.base
+    levels = noise_levels(config.objective, base.settings.objective, base.settings.training_shift)
+    denoiser = base.load_denoiser(
+        config.model, config.training.precision, gradient_checkpointing=config.memory.gradient_checkpointing
+    )
+    held_out = dataset_batches(prepared, prepared.dataset.held_out)
+    return Session(
+        folder=prepared.folder,
+        denoiser=denoiser,
+        targets=prepared.targets,
+        batches=dataset_batches(prepared, prepared.dataset.training),
+        held_out=HeldOut(
+            batches=[held_out.single(number) for number in range(len(prepared.dataset.held_out))],
+            timesteps=config.validation.timesteps,
+            seed=config.training.seed,
+        ),
+        loss=loss_settings(config.objective, levels),
+        network=config.network,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        training=config.training,
+        validation=config.validation,
+        compute_dtype=compute_dtype(config.training.precision, base.device),
+        lora_dtype=DTYPES[config.output.dtype],
+        metadata=_metadata(prepared, denoiser),
+        also=Path(config.output.loras).expanduser() if config.output.loras else None,
+        init=read_lora(config.network.init_from) if config.network.init_from else {},
+    )
+
+
+def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBatches:
+    base, guidance = prepared.base, prepared.config.objective.guidance
+    family = base.family
+
+    def condition(picks: Sequence[Pick]) -> Conditioning:
+        texts = [prepared.cache.get(text_key(pick.caption, prepared.identity.text)) for pick in picks]
+        made = family.condition(texts, [pick.view.geometry for pick in picks], guidance)
+        return {name: tensor.to(base.device) for name, tensor in made.items()}
+
+    return CachedBatches(
+        examples,
+        prepared.plan,
+        prepared.cache,
+        prepared.identity.vae,
+        normalise=family.latent_space.to_model,
+        condition=condition,
+        device=base.device,
+    )
+
+
+def _metadata(prepared: Prepared, denoiser: Denoiser) -> dict[str, object]:
+    config = prepared.config
+    return {
+        "title": config.name,
+        "architecture": prepared.base.variant,
+        "prediction": denoiser.objective.name,
+        "resolution": config.data.resolution,
+        "trigger": next((d.trigger for d in config.dataset if d.trigger), ""),
+        "facts": {"dataset": prepared.dataset.digest, "base": prepared.base.identity()},
+        "training": {
+            "base_model_version": prepared.base.variant,
+            "learning_rate": config.optimizer.learning_rate,
+            "optimizer": config.optimizer.name,
+            "lr_scheduler": config.schedule.kind,
+            "num_train_images": len(prepared.dataset.training),
+            "max_train_steps": config.training.steps,
+            "batch_size_per_device": config.training.batch_size,
+            "gradient_accumulation_steps": config.training.accumulation,
+            "seed": config.training.seed,
+        },
+    }
+
+
+def read_lora(path: str | Path) -> dict[str, Tensor]:
+    """A LoRA file's tensors. Raises ModelFileError if it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(Path(path).expanduser().read_bytes())
+    except OSError as error:
+        raise ModelFileError(f"cannot read the LoRA {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise ModelFileError(f"the LoRA {path} is damaged ({error}): copy it again") from error

@@ -1,0 +1,146 @@
+"""From a run (or a list of LoRA files) to a rendered sheet and its strips: the order of events and the side effects."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .axes import parse_numbers, parse_seeds
+from .base_model import Base, open_base
+from .config import SweepConfig, TrainConfig
+from .config_file import digest
+from .errors import ConfigError, RunError
+from .files import write_bytes, write_json
+from .identity import tensors_digest
+from .records import Shot
+from .run import read_lora, run_folder
+from .session import Host
+from .strip import Grid, arrange, draw
+from .sweep import Axes, LoraFile, Rendering, missing, plan_shots, render, sheet_from_dict, sheet_to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A finished sweep on disk."""
+
+    folder: Path
+    """Holds sheet.json and cells/."""
+    shots: tuple[Shot, ...]
+    rendered: int
+    """Cells drawn this time; the others were there."""
+
+
+def checkpoint_loras(config: TrainConfig) -> list[Path]:
+    """The LoRA files a run has saved at its checkpoints, oldest first. Raises RunError if there are none."""
+    folder = run_folder(config)
+    files = sorted((folder.path / "loras").glob(f"{config.name}-*.safetensors"))
+    if not files:
+        raise RunError(
+            f"run {config.name} in {folder.path} has saved no LoRA yet: train it first, or name files with --lora"
+        )
+    return files
+
+
+def lora_label(path: Path, run_name: str) -> str:
+    """ "step 100" for a checkpoint of the run, else the file's name."""
+    number = path.stem.removeprefix(f"{run_name}-")
+    return f"step {int(number)}" if number.isdecimal() else path.stem
+
+
+def read_loras(paths: Sequence[Path], run_name: str) -> tuple[LoraFile, ...]:
+    """Raises ModelFileError on a file that is no LoRA or damaged."""
+    return tuple(
+        LoraFile(
+            label=lora_label(path, run_name),
+            digest=tensors_digest(read_lora(path)),
+            path=path,
+        )
+        for path in paths
+    )
+
+
+def make_axes(sweep: SweepConfig, loras: tuple[LoraFile, ...], seed: int) -> Axes:
+    """Raises ConfigError for an empty or unreadable axis."""
+    if not sweep.prompts:
+        raise ConfigError("sweep.prompts is empty: give at least one prompt")
+    names = [setting.name for setting in sweep.guidance]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"sweep.guidance has two settings of the same name {names}: give them labels")
+    return Axes(
+        loras=loras,
+        base=sweep.base,
+        strengths=tuple(parse_numbers("sweep.strengths", sweep.strengths)),
+        prompts=sweep.prompts,
+        negative=sweep.negative,
+        seeds=tuple(parse_seeds("sweep.seeds", sweep.seeds, seed)),
+        guidance=sweep.guidance,
+    )
+
+
+def make_rendering(config: TrainConfig, base: Base) -> Rendering:
+    width, height = (side or config.data.resolution for side in (config.sweep.width, config.sweep.height))
+    step = base.family.bucket_step
+    if width % step or height % step:
+        raise ConfigError(f"sweep.width, height = {width}, {height}: {base.family.name} needs multiples of {step}")
+    identity = base.encoder_identity()
+    return Rendering(
+        size=(width, height),
+        steps=config.sweep.steps,
+        sampler=config.sweep.sampler,
+        scheduler=config.sweep.scheduler,
+        model=digest([base.identity(), identity.vae, identity.text]),
+        model_guidance=config.objective.guidance,
+    )
+
+
+def sweep(config: TrainConfig, host: Host, lora_files: Sequence[Path] = ()) -> Sheet:
+    """Render what is missing and write `sheet.json`. A stopped sweep keeps its cells and goes on next time."""
+    base = open_base(config.model)
+    rendering = make_rendering(config, base)
+    axes = make_axes(
+        config.sweep, read_loras(lora_files or checkpoint_loras(config), config.name), config.training.seed
+    )
+    folder = run_folder(config).path / "strips"
+    shots = plan_shots(axes, rendering, folder / "cells")
+    todo = missing(shots)
+    host.log(f"sweep: {len(shots)} cells, {len(shots) - len(todo)} already there")
+    if todo:
+        denoiser = base.load_denoiser(config.model, config.training.precision)
+        encoders = base.load_encoders()
+
+        def progress(done: int, total: int) -> None:
+            host.stage("rendering", done, total)
+
+        for _ in render(todo, denoiser, base.family, encoders, axes, read_lora, progress):
+            if host.should_stop():
+                raise RunError("the sweep was stopped; finished cells are kept, run it again to go on")
+    write_json(folder / "sheet.json", sheet_to_dict(shots))
+    return Sheet(folder=folder, shots=tuple(shots), rendered=len(todo))
+
+
+def load_sheet(folder: Path, name: str = "sheet") -> Sheet:
+    """A sheet from disk. Raises RunError if it is not there or damaged."""
+    try:
+        data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no finished sheet ({error}): run the sweep first") from error
+    return Sheet(folder=folder, shots=tuple(sheet_from_dict(data, folder / "cells")), rendered=0)
+
+
+def write_strips(
+    sheet: Sheet, *, columns: Sequence[str], rows: Sequence[str], title: str, name: str = "strip"
+) -> list[Path]:
+    """One PNG per page in the sheet's folder: strip.png, strip-2.png, …"""
+    grids = arrange(sheet.shots, columns=columns, rows=rows, title=title)
+    return [
+        write_grid(grid, sheet.folder / (f"{name}-{i + 1}.png" if i else f"{name}.png")) for i, grid in enumerate(grids)
+    ]
+
+
+def write_grid(grid: Grid, path: Path) -> Path:
+    import io
+
+    buffer = io.BytesIO()
+    draw(grid).save(buffer, "png", optimize=True)
+    write_bytes(path, buffer.getvalue())
+    return path

@@ -1,0 +1,271 @@
+"""Training one run from wherever it stands to its end: every side effect of training, in order.
+
+Both backends end here: the command line through `run.py`, ComfyUI through its nodes. What differs between them (how a
+network and its batches come about, who is told) is in `Session` and `Host`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .checkpoint import load_checkpoint, prune, save_checkpoint
+from .config import NetworkConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
+from .denoiser import Denoiser
+from .errors import LoomError, RunError
+from .evaluate import HeldOut, held_out_loss
+from .loop import Average, Batches, LoopSettings, Training, fit
+from .lora.adapter import inject
+from .lora.state_dict import Arithmetic, to_file, to_training, worst_disagreement, written_out
+from .memory import out_of_memory_remedy
+from .optim import make_optimizer
+from .records import StepResult
+from .runs import RunFolder
+from .schedule import lr_factor
+from .step import LossSettings
+
+AGREEMENT = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+"""Largest relative difference allowed between what a saved file does in a host and what was trained."""
+
+
+class Host(Protocol):
+    """Whoever runs a session: told of everything, asked whether to go on."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Progress of something before or after training."""
+        ...
+
+    def step(self, result: StepResult, total: int) -> None: ...
+
+    def log(self, text: str) -> None: ...
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """A held-out loss was measured."""
+        ...
+
+    def saved(self, step: int, lora: Path) -> None: ...
+
+    def sampled(self, step: int, pictures: Sequence[Path]) -> None: ...
+
+    def between_steps(self) -> bool:
+        """Called after every step; may block, e.g. while the host is busy. True: something is asked for, call again after."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Asked before every step; True saves a checkpoint and ends the session."""
+        ...
+
+    def should_save(self) -> bool:
+        """Asked after every step; True saves a checkpoint and goes on."""
+        ...
+
+    def should_sample(self) -> bool:
+        """Asked after every step; True renders the validation prompts and goes on."""
+        ...
+
+
+class Previews(Protocol):
+    """Renders the validation prompts with the adapter as it is."""
+
+    @property
+    def every(self) -> int:
+        """Steps between renderings; 0 only on request."""
+        ...
+
+    def render(self, step: int) -> list[Path]: ...
+
+
+@dataclass(kw_only=True)
+class Session:
+    folder: RunFolder
+    denoiser: Denoiser
+    targets: list[str]
+    batches: Batches
+    held_out: HeldOut
+    loss: LossSettings
+    network: NetworkConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    training: TrainingConfig
+    validation: ValidationConfig
+    compute_dtype: torch.dtype
+    lora_dtype: torch.dtype
+    metadata: Mapping[str, Any]
+    """Arguments of `lora.metadata.describe` that are known before training."""
+    also: Path | None = None
+    """Folder where LoRA files appear too, e.g. models/loras/lora_loom."""
+    previews: Previews | None = None
+    init: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors of a LoRA file to start from."""
+    arithmetic: Arithmetic = written_out
+    """What a host computes from a LoRA file; inside ComfyUI it is ComfyUI itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    state: str
+    """finished or stopped."""
+    step: int
+    lora: Path
+    """The last LoRA file."""
+    disagreement: float
+    """Largest relative difference between the file's effect in a host and the trained one."""
+
+
+def execute(session: Session, host: Host) -> Outcome:
+    """Train to the end, or until the host asks to stop. Raises LoomError; the last checkpoint is kept whatever happens."""
+    folder = session.folder
+    folder.update(state="running", error="")
+    try:
+        training = _set_up(session, host)
+        outcome = _train(session, training, host)
+    except LoomError as error:
+        folder.update(state="failed", error=str(error))
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        message = f"out of GPU memory: {out_of_memory_remedy()}"
+        folder.update(state="failed", error=message)
+        raise RunError(message) from error
+    folder.update(state=outcome.state, step=outcome.step, lora=outcome.lora.name, disagreement=outcome.disagreement)
+    return outcome
+
+
+def _set_up(session: Session, host: Host) -> Training:
+    """Adapter and optimizer, fresh or as the last checkpoint holds them."""
+    adapter = inject(
+        session.denoiser.module,
+        session.targets,
+        session.network,
+        seed=session.training.seed,
+        compute_dtype=session.compute_dtype,
+    )
+    if session.init:
+        adapter.load(to_training(adapter, session.denoiser.file_key, session.init))
+    parameters = adapter.parameters()
+    training = Training(adapter=adapter, optimizer=make_optimizer(parameters.values(), session.optimizer))
+    if session.training.ema:
+        training.average = Average(parameters, session.training.ema)
+    if session.compute_dtype == torch.float16:
+        training.scaler = torch.amp.GradScaler(next(iter(parameters.values())).device.type)
+    count = sum(parameter.numel() for parameter in parameters.values())
+    host.log(f"{session.network.kind} on {len(session.targets)} modules, {count:,} trained parameters")
+    if checkpoint := session.folder.last_checkpoint():
+        load_checkpoint(checkpoint, training)
+        host.log(f"continuing from step {training.step}")
+    session.folder.cut_metrics(training.step)
+    return training
+
+
+def _train(session: Session, training: Training, host: Host) -> Outcome:
+    settings = LoopSettings(
+        loss=session.loss,
+        seed=session.training.seed,
+        accumulation=session.training.accumulation,
+        clip_norm=session.optimizer.clip_norm,
+    )
+    total = session.training.steps
+    if training.step == 0:
+        _measure(session, training, host)
+        if session.previews is not None and session.previews.every:
+            _render(session, training, host)  # the base, to compare with
+
+    def rate_at(step: int) -> float:
+        return session.optimizer.learning_rate * lr_factor(step, total, session.schedule)
+
+    steps: Iterator[StepResult] = fit(session.denoiser, training, session.batches, settings, rate_at)
+    while training.step < total and not host.should_stop():
+        result = next(steps)
+        session.folder.append_step(result)
+        host.step(result, total)
+        last = result.step == total
+        _serve(session, training, host, due=True)
+        if last or _due(result.step, session.validation.every or session.training.save_every):
+            _measure(session, training, host)
+        while not last and host.between_steps():
+            _serve(session, training, host, due=False)
+    if session.folder.saved_step() != training.step:
+        _save(session, training, host)
+    return _finish(session, training, host, "finished" if training.step >= total else "stopped")
+
+
+def _serve(session: Session, training: Training, host: Host, *, due: bool) -> None:
+    """Save and render what is due at this step or was asked for."""
+    previews = session.previews
+    if host.should_save() or (due and _due(training.step, session.training.save_every)):
+        _save(session, training, host)
+    if previews is not None and (host.should_sample() or (due and _due(training.step, previews.every))):
+        _render(session, training, host)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _save(session: Session, training: Training, host: Host) -> None:
+    folder = session.folder
+    save_checkpoint(folder.checkpoints, training)
+    tensors = to_file(training.adapter, session.denoiser.file_key, session.lora_dtype, _averaged(training))
+    path = folder.save_lora(tensors, _metadata(session, training.step), training.step, session.also)
+    prune(folder.checkpoints, session.training.keep)
+    folder.update(step=training.step, lora=path.name)
+    host.saved(training.step, path)
+
+
+def _render(session: Session, training: Training, host: Host) -> None:
+    assert session.previews is not None
+    host.sampled(training.step, session.previews.render(training.step))
+
+
+def _averaged(training: Training) -> dict[str, Tensor] | None:
+    return training.average.values if training.average else None
+
+
+def _metadata(session: Session, step: int) -> dict[str, str]:
+    from .lora.metadata import describe
+
+    return describe(session.network, step=step, **session.metadata)
+
+
+def _measure(session: Session, training: Training, host: Host) -> None:
+    """The held-out loss now, of the live adapter and of its average if there is one."""
+    if not session.held_out.batches:
+        return
+    values = {"held_out": held_out_loss(session.denoiser, session.held_out, session.loss.noise_levels)}
+    if training.average is not None:
+        with _values_of(training, training.average.values):
+            values["held_out_ema"] = held_out_loss(session.denoiser, session.held_out, session.loss.noise_levels)
+    session.folder.append_metrics(step=training.step, **values)
+    host.measured(training.step, values)
+
+
+@contextmanager
+def _values_of(training: Training, values: dict[str, Tensor]) -> Iterator[None]:
+    """The adapter with other values for a while."""
+    live = {name: parameter.detach().clone() for name, parameter in training.adapter.parameters().items()}
+    training.adapter.load(values)
+    try:
+        yield
+    finally:
+        training.adapter.load(live)
+
+
+def _finish(session: Session, training: Training, host: Host, state: str) -> Outcome:
+    """The last LoRA file under its plain name, checked against what a host will compute from it."""
+    tensors = to_file(training.adapter, session.denoiser.file_key, session.lora_dtype, _averaged(training))
+    error, where = worst_disagreement(
+        training.adapter, session.denoiser.file_key, tensors, _averaged(training), session.arithmetic
+    )
+    if not error <= AGREEMENT[session.lora_dtype]:
+        raise RunError(
+            f"the LoRA file would act differently than it was trained: {error:.2e} in {where}; set output.dtype = 'float32' and report this"
+        )
+    path = session.folder.save_lora(tensors, _metadata(session, training.step), None, session.also)
+    host.log(
+        f"{len(session.targets)} modules saved, 0 keys unmatched; the file's effect agrees with training to {error:.1e}"
+    )
+    host.saved(training.step, path)
+    return Outcome(state=state, step=training.step, lora=path, disagreement=error)

@@ -1,0 +1,193 @@
+"""A sweep: checkpoints x strengths x prompts x seeds x guidance, one picture each, with a row for the base model.
+
+Every cell has an id made of what made it; a cell whose picture exists is not rendered again. The base model is loaded
+once; a LoRA is laid over it and taken off; each prompt is encoded once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import GuidanceConfig
+from .config_file import digest
+from .denoiser import Denoiser
+from .families.base import Encoders, Family, Text
+from .lora.patch import patched
+from .records import Geometry, Shot, Size
+from .sample import SampleSettings, make_guidance, sample, start_noise
+
+BASE = "base"
+SHEET_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """A LoRA to compare: its label, its tensors' digest, where it lies."""
+
+    label: str
+    digest: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    loras: tuple[LoraFile, ...]
+    base: bool
+    strengths: tuple[float, ...]
+    prompts: tuple[str, ...]
+    negative: str
+    seeds: tuple[int, ...]
+    guidance: tuple[GuidanceConfig, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """What all cells share."""
+
+    size: Size
+    steps: int
+    sampler: str
+    scheduler: str
+    model: str
+    """Digest of the base and of the encoders."""
+    model_guidance: float = 1.0
+    """Guidance value fed to guidance-distilled networks."""
+
+
+def plan_shots(axes: Axes, rendering: Rendering, folder: Path) -> list[Shot]:
+    """All cells in reading order: base first, then by LoRA, strength, prompt, seed, guidance."""
+    loras: list[tuple[LoraFile | None, float]] = [(None, 0.0)] if axes.base else []
+    loras += list(product(axes.loras, axes.strengths))
+    shots = []
+    for (lora, strength), prompt, seed, guidance in product(loras, axes.prompts, axes.seeds, axes.guidance):
+        recipe = {
+            "lora": lora.digest if lora else "",
+            "strength": strength,
+            "prompt": prompt,
+            "negative": axes.negative,
+            "seed": seed,
+            "guidance": {**asdict(guidance), "label": ""},
+            **asdict(rendering),
+        }
+        cell = digest(recipe)[:32]
+        shots.append(
+            Shot(
+                id=cell,
+                image=folder / f"{cell}.png",
+                checkpoint=lora.label if lora else BASE,
+                strength=strength,
+                prompt=prompt,
+                negative=axes.negative,
+                seed=seed,
+                guidance=guidance.name,
+                settings={**recipe, "lora_file": lora.path.name if lora else ""},
+            )
+        )
+    return shots
+
+
+def missing(shots: Sequence[Shot]) -> list[Shot]:
+    return [shot for shot in shots if not shot.image.is_file()]
+
+
+def encode_prompts(shots: Sequence[Shot], encoders: Encoders) -> dict[str, Text]:
+    prompts = sorted({text for shot in shots for text in (shot.prompt, shot.negative)})
+    return dict(zip(prompts, encoders.text.encode(prompts), strict=True))
+
+
+def render(
+    shots: Sequence[Shot],
+    denoiser: Denoiser,
+    family: Family,
+    encoders: Encoders,
+    axes: Axes,
+    read: Callable[[Path], Mapping[str, Tensor]],
+    progress: Callable[[int, int], None],
+) -> Iterator[Shot]:
+    """Draw the given cells, LoRA by LoRA, and yield each after its picture was written."""
+    texts = encode_prompts(shots, encoders)
+    files = {lora.digest: lora for lora in axes.loras}
+    guidance = {setting.name: setting for setting in axes.guidance}
+    done = 0
+    for (lora, strength), group in groupby(shots, key=lambda shot: (shot.settings["lora"], shot.strength)):
+        tensors = read(files[lora].path) if lora else {}
+        with patched(denoiser, tensors, strength):
+            for shot in group:
+                picture = render_one(shot, denoiser, family, encoders, texts, guidance[shot.guidance])
+                write_picture(picture, shot)
+                done += 1
+                progress(done, len(shots))
+                yield shot
+
+
+def render_one(
+    shot: Shot,
+    denoiser: Denoiser,
+    family: Family,
+    encoders: Encoders,
+    texts: Mapping[str, Text],
+    guidance: GuidanceConfig,
+) -> Tensor:
+    """(3, H, W) in [-1, 1]."""
+    recipe = shot.settings
+    width, height = recipe["size"]
+    geometry = Geometry(
+        original=(width, height), resized=(width, height), crop_left=0, crop_top=0, target=(width, height)
+    )
+    device = next(denoiser.module.parameters()).device
+    positive, negative = (
+        {k: v.to(device) for k, v in family.condition([texts[prompt]], [geometry], recipe["model_guidance"]).items()}
+        for prompt in (shot.prompt, shot.negative)
+    )
+    factor = encoders.image.factor
+    noise = start_noise((family.latent_space.channels, height // factor, width // factor), shot.seed, device)
+    settings = SampleSettings(
+        steps=recipe["steps"],
+        sampler=recipe["sampler"],
+        scheduler=recipe["scheduler"],
+        guidance=make_guidance(
+            guidance.method,
+            guidance.scale,
+            eta=guidance.eta,
+            norm_threshold=guidance.norm_threshold,
+            momentum=guidance.momentum,
+        ),
+    )
+    latents = sample(denoiser, noise, positive, negative, settings)
+    return encoders.image.decode(family.latent_space.to_raw(latents))[0].clamp(-1, 1).cpu()
+
+
+def write_picture(pixels_CHW: Tensor, shot: Shot) -> None:
+    """A lossless PNG with the full recipe in its text, written whole or not at all."""
+    import io
+    import json
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from .files import write_bytes
+
+    array = ((pixels_CHW.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    info = PngInfo()
+    info.add_itxt("lora_loom", json.dumps(shot_to_dict(shot)))
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png", pnginfo=info)
+    write_bytes(shot.image, buffer.getvalue())
+
+
+def shot_to_dict(shot: Shot) -> dict[str, Any]:
+    """Plain data; the picture's path becomes its file name."""
+    return {**asdict(shot), "image": shot.image.name}
+
+
+def sheet_to_dict(shots: Sequence[Shot]) -> dict[str, Any]:
+    return {"version": SHEET_VERSION, "cells": [shot_to_dict(shot) for shot in shots]}
+
+
+def sheet_from_dict(data: Mapping[str, Any], folder: Path) -> list[Shot]:
+    return [replace(Shot(**cell), image=folder / cell["image"]) for cell in data["cells"]]

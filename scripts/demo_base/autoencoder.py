@@ -62,7 +62,8 @@ def train(directory: Path, *, steps: int, batch: int, side: int, learning_rate: 
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     started, smooth = time.monotonic(), 0.0
     for step in range(1, steps + 1):
-        reconstruction, moments = losses(model, random_crops(pool, batch, side, generator), noise=0.1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # twice as fast as fp32 where the CPU has bf16 arithmetic
+            reconstruction, moments = losses(model, random_crops(pool, batch, side, generator), noise=0.1)
         (reconstruction + 0.02 * moments).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -22,7 +22,9 @@ def run(server, bases):
 def status(server, path, method="GET", body=None, **headers):
     """Without a client that tidies the path."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.request(method, path, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    connection.request(
+        method, path, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()}
+    )
     return connection.getresponse().status
 
 

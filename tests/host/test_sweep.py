@@ -110,6 +110,11 @@ def test_lora_files_by_pattern(server, bases):
     server.run(prompt(train(bases["sd3"], "by-pattern")))
     graph = swept(bases["sd3"], "unused", prompts="x", strengths="1", seeds="1")
     del graph["train"]
-    graph["checkpoints"]["inputs"] = {"files": "lora_loom/by-pattern/*", "include_base": False, "pick": "last n", "n": 2}
+    graph["checkpoints"]["inputs"] = {
+        "files": "lora_loom/by-pattern/*",
+        "include_base": False,
+        "pick": "last n",
+        "n": 2,
+    }
     record = server.run(prompt(graph))
     assert len(record["outputs"]["cells"]["images"]) == 2

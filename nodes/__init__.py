@@ -33,10 +33,6 @@ WEB_DIRECTORY = "./web"
 
 def add_routes() -> None:
     """Serve the panel's routes, if there is a server (ComfyUI's own scripts import packs without one)."""
-    from server import PromptServer
+    from .host.routes import attach
 
-    from .host.routes import register
-
-    instance = getattr(PromptServer, "instance", None)
-    if instance is not None:
-        register(instance.routes)
+    attach()

@@ -102,7 +102,9 @@ class LoomSweep:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        samplers, schedulers = _sampler_names()
+        from .host.samplers import sampler_names
+
+        samplers, schedulers = sampler_names()
         return {
             "required": {
                 "model": link("MODEL", "The model that was trained on, without the LoRA."),
@@ -146,15 +148,6 @@ class LoomSweep:
         from .host.sheets import rendered_sheet
 
         return rendered_sheet(model, vae, clip, checkpoints, guidance, options)
-
-
-def _sampler_names() -> tuple[list[str], list[str]]:
-    """ComfyUI's lists; outside it, the engine's."""
-    try:
-        from comfy.samplers import KSampler
-    except ImportError:
-        return ["euler", "heun", "dpmpp_2m", "ddim"], ["normal", "simple", "karras", "sgm_uniform"]
-    return list(KSampler.SAMPLERS), list(KSampler.SCHEDULERS)
 
 
 class LoomStrip:

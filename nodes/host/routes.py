@@ -27,6 +27,15 @@ DOWNLOADS = {".safetensors", ".csv"}
 ACTIONS = ("pause", "resume", "stop", "save", "sample")
 
 
+def attach() -> None:
+    """Register with ComfyUI's server; without one there is nothing to do."""
+    from server import PromptServer
+
+    instance = getattr(PromptServer, "instance", None)
+    if instance is not None:
+        register(instance.routes)
+
+
 def register(routes: web.RouteTableDef) -> None:
     """Add the routes to ComfyUI's table; it serves them below /api as well."""
     routes.get("/lora_loom/runs")(_answer(_runs))

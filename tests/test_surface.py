@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from lora_loom.trainer import config as config_module
 from lora_loom.trainer.cli import app
 from lora_loom.trainer.config import Section
@@ -42,8 +43,22 @@ def commands():
     }
 
 
+def node_inputs():
+    """{node: {socket: type}}; drop-down lists count as "COMBO", so that a host's own entries do not matter."""
+    nodes = {}
+    for name, cls in NODE_CLASS_MAPPINGS.items():
+        groups = cls.INPUT_TYPES()
+        inputs = {
+            f"{group}.{key}": "COMBO" if isinstance(entry[0], list) else str(entry[0])
+            for group in ("required", "optional")
+            for key, entry in groups.get(group, {}).items()
+        }
+        nodes[name] = {"inputs": inputs, "outputs": [str(kind) for kind in cls.RETURN_TYPES]}
+    return nodes
+
+
 def surface():
-    return {"config": config_fields(), "commands": commands()}
+    return {"config": config_fields(), "commands": commands(), "nodes": node_inputs()}
 
 
 def test_the_surface_changes_only_on_purpose():

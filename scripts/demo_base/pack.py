@@ -1,0 +1,75 @@
+"""Stage 3: the shipped folder in fp16, and stage 4: what the judge says of it."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, SD3Transformer2DModel
+from PIL import Image
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+from lora_loom.trainer.base_model import open_base
+from lora_loom.trainer.config import ModelConfig
+from lora_loom.trainer.demo.scenes import random_scene
+
+from .denoiser import generate, held_out_scenes, pixels_of, rate
+from .judge import judge
+
+SCORES = "scores.json"
+GATES = {"autoencoder shape": 0.95, "colour": 0.95, "count": 0.95, "shape": 0.85}
+"""Shares that the base was meant to reach; `scores.json` says what it did reach."""
+
+
+def pack(work: Path, assets: Path) -> None:
+    """Copy both stages as fp16."""
+    SD3Transformer2DModel.from_pretrained(work / "transformer").half().save_pretrained(assets / "transformer")
+    CLIPTextModelWithProjection.from_pretrained(work / "text_encoder").half().save_pretrained(assets / "text_encoder")
+    AutoTokenizer.from_pretrained(work / "tokenizer").save_pretrained(assets / "tokenizer")
+    AutoencoderTiny.from_pretrained(work / "vae").half().save_pretrained(assets / "vae")
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "vae": ["diffusers", "AutoencoderTiny"],
+    }
+    (assets / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def load(assets: Path) -> tuple[Any, Any]:
+    """(denoiser, encoders) through the engine's own loading."""
+    base = open_base(ModelConfig(base=str(assets), device="cpu"))
+    return base.load_denoiser(ModelConfig(base=str(assets), device="cpu"), "float32"), base.load_encoders()
+
+
+def round_trip(codec: Any, count: int, seed: int = 2) -> float:
+    """Share of drawn scenes whose shape the judge still names right after encoding and decoding."""
+    rng = random.Random(seed)
+    right = 0
+    for _ in range(count):
+        scene = random_scene(rng)
+        pixels = codec.decode(codec.encode(pixels_of(scene.draw())[None]))[0].clamp(-1, 1)
+        verdict = judge(to_picture(pixels))
+        right += verdict.shape == scene.shape
+    return right / count
+
+
+def to_picture(pixels_CHW: torch.Tensor) -> Image.Image:
+    return Image.fromarray(((pixels_CHW.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+
+
+def scores(assets: Path, prompts: int = 64) -> dict[str, float]:
+    """The gates' figures of a base: held-out combinations, seeds 0, 1, 2, …"""
+    denoiser, encoders = load(assets)
+    scenes = held_out_scenes(prompts)
+    pictures = generate(denoiser, encoders.text, encoders.image, [scene.caption for scene in scenes])
+    drawn = rate([judge(picture) for picture in pictures], scenes)
+    return {"autoencoder shape": round_trip(encoders.image, prompts), **drawn}
+
+
+def measure(assets: Path, prompts: int) -> str:
+    found = scores(assets, prompts)
+    (assets / SCORES).write_text(json.dumps({"prompts": prompts, **found}, indent=2) + "\n", encoding="utf-8")
+    return "\n".join(f"{name}: {found[name]:.1%} (gate {gate:.0%})" for name, gate in GATES.items())

@@ -241,8 +241,17 @@ def test_a_saved_folder_loads_back_equal(family, tiny):
     )
     assert mine.keys() == theirs.keys()
     assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in mine)
-    assert torch.equal(tiny.denoiser.predict(noisy, sigma, mine), denoiser.predict(noisy, sigma, mine))
+    weights, stored = tiny.denoiser.module.state_dict(), denoiser.module.state_dict()
+    assert weights.keys() == stored.keys()
+    assert all(torch.equal(weights[name], stored[name]) for name in weights)
     assert not any(p.requires_grad for p in denoiser.module.parameters())
+    expected = tiny.denoiser.predict(noisy, sigma, mine)
+    # Tensors mapped from a file begin where the file has them, and oneDNN sums in another order for memory that is not
+    # aligned to 64 bytes. So the last digits may differ here, and must not once the same weights lie in memory of ours.
+    assert torch.allclose(denoiser.predict(noisy, sigma, mine), expected, rtol=0, atol=5e-6)
+    for parameter in denoiser.module.parameters():
+        parameter.data = parameter.data.clone()
+    assert torch.equal(denoiser.predict(noisy, sigma, mine), expected)
 
 
 def test_a_skeleton_reads_no_weights(family):

@@ -1,6 +1,7 @@
 """Stage 3: the shipped folder in fp16, and stage 4: what the judge says of it."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.config import ModelConfig
 from lora_loom.trainer.demo.scenes import random_scene
+from lora_loom.trainer.families.source import read_shapes
 
 from .denoiser import generate, held_out_scenes, pixels_of, rate
 from .judge import judge
 
-SCORES = "scores.json"
+SCORES, MADE = "scores.json", "made.json"
+CARD = Path(__file__).with_name("card.md")
 GATES = {"autoencoder shape": 0.95, "colour": 0.95, "count": 0.95, "shape": 0.85}
 """Shares that the base was meant to reach; `scores.json` says what it did reach."""
 
@@ -35,6 +38,8 @@ def pack(work: Path, assets: Path) -> None:
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
+    made = {stage: (work / f"{stage}.txt").read_text(encoding="utf-8").strip() for stage in ("autoencoder", "denoiser")}
+    (assets / MADE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     (assets / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -70,6 +75,23 @@ def scores(assets: Path, prompts: int = 64) -> dict[str, float]:
 
 
 def measure(assets: Path, prompts: int) -> str:
+    """Write scores.json and the model card; returns the figures as lines."""
     found = scores(assets, prompts)
     (assets / SCORES).write_text(json.dumps({"prompts": prompts, **found}, indent=2) + "\n", encoding="utf-8")
+    (assets / "README.md").write_text(card(assets, prompts, found), encoding="utf-8")
     return "\n".join(f"{name}: {found[name]:.1%} (gate {gate:.0%})" for name, gate in GATES.items())
+
+
+def card(assets: Path, prompts: int, found: dict[str, float]) -> str:
+    """The model card: the template beside this file with what was measured."""
+    files = {part: assets / part for part in ("transformer", "text_encoder", "vae")}
+    counts = {part: sum(map(math.prod, _shapes(folder))) for part, folder in files.items()}
+    size = sum(path.stat().st_size for path in assets.rglob("*.safetensors")) / 1e6
+    rows = "\n".join(f"| {name} | {gate:.0%} | {found[name]:.1%} |" for name, gate in GATES.items())
+    made = json.loads((assets / MADE).read_text(encoding="utf-8"))
+    template = CARD.read_text(encoding="utf-8")
+    return template.format(prompts=prompts, megabytes=size, rows=rows, **counts, **made)
+
+
+def _shapes(folder: Path) -> list[tuple[int, ...]]:
+    return [shape for file in folder.glob("*.safetensors") for shape in read_shapes(file).values()]

@@ -86,6 +86,41 @@ steps = 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What one demo gave."""
+
+    losses: dict[int, float]
+    """{step: held-out loss}; 0 is the base."""
+    scores: dict[str, float]
+    """{checkpoint: mean score of its pictures}, base first."""
+    strips: tuple[Path, ...]
+
+    @property
+    def loss_fall(self) -> float:
+        """Share of the base's held-out loss that is gone at the end."""
+        return 1 - self.losses[max(self.losses)] / self.losses[0]
+
+    @property
+    def score_rise(self) -> float:
+        return list(self.scores.values())[-1] - self.scores["base"]
+
+    @property
+    def learned(self) -> bool:
+        return self.loss_fall >= LOSS_MARGIN and self.score_rise >= SCORE_MARGIN
+
+    def values(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "held_out_base": self.losses[0],
+            "held_out_final": self.losses[max(self.losses)],
+            "loss_fall": self.loss_fall,
+            "scores": self.scores,
+            "score_rise": self.score_rise,
+            "strips": [str(path) for path in self.strips],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoResult:
     text: str
     values: dict[str, Any]
@@ -127,6 +162,15 @@ def write_config(folder: Path, *, seed: int, learning_rate: float) -> Path:
 
 def run_demo(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 0.0) -> DemoResult:
     """Draw, train, sweep, judge. Raises RunError if the LoRA did not learn."""
+    lesson = teach(directory, host, seed=seed, learning_rate=learning_rate)
+    text = _to_text(lesson)
+    if not lesson.learned:
+        raise RunError(f"{text}\nthe demo's LoRA did not learn the {CONCEPT}")
+    return DemoResult(text=text, values=lesson.values())
+
+
+def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 0.0) -> Lesson:
+    """Everything but the verdict. `learning_rate` 0 takes the demo's own."""
     from ..config_file import load
 
     if not (ASSETS / "transformer").is_dir():
@@ -143,29 +187,19 @@ def run_demo(directory: Path, host: Host, *, seed: int = 0, learning_rate: float
     titles = {("base", "CFG 4"): "Base", (last, "CFG 4"): "LoRA", (last, "APG 4"): "LoRA + APG"}
     panel = write_grid(panels(sheet.shots, titles, title="Base, LoRA, LoRA with APG"), sheet.folder / "panels.png")
     losses = {line["step"]: line["held_out"] for line in run_folder(config).read_metrics() if "held_out" in line}
-    return _judge(sheet, losses, [*strips, panel])
-
-
-def _judge(sheet: Sheet, losses: dict[int, float], strips: list[Path]) -> DemoResult:
     scores = {name: mean_score([shot.image for shot in shots]) for name, shots in _by_checkpoint(sheet)}
-    first, final = losses[min(losses)], losses[max(losses)]
-    fall, rise = 1 - final / first, list(scores.values())[-1] - scores["base"]
-    lines = [f"{'':10}  held-out loss  toadstool score"]
-    for name, score in scores.items():
-        loss = losses.get(0 if name == "base" else int(name.removeprefix("step ")))
+    return Lesson(losses=losses, scores=scores, strips=(*strips, panel))
+
+
+def _to_text(lesson: Lesson) -> str:
+    lines = [f"{'':10}  held-out loss  {CONCEPT} score"]
+    for name, score in lesson.scores.items():
+        loss = lesson.losses.get(0 if name == "base" else int(name.removeprefix("step ")))
         lines.append(f"{name:10}  {loss:13.5f}  {score:15.3f}")
     lines.append(
-        f"held-out loss fell by {fall:.1%} (needed {LOSS_MARGIN:.1%}), the score rose by {rise:.3f} (needed {SCORE_MARGIN})"
+        f"held-out loss fell by {lesson.loss_fall:.1%} (needed {LOSS_MARGIN:.1%}), the score rose by {lesson.score_rise:.3f} (needed {SCORE_MARGIN})"
     )
-    lines += [f"strip: {path}" for path in strips]
-    values = {
-        "held_out_base": first, "held_out_final": final, "loss_fall": fall, "scores": scores, "score_rise": rise,
-        "strips": [str(path) for path in strips],
-    }  # fmt: skip
-    text = "\n".join(lines)
-    if not (fall >= LOSS_MARGIN and rise >= SCORE_MARGIN):
-        raise RunError(f"{text}\nthe demo's LoRA did not learn the {CONCEPT}")
-    return DemoResult(text=text, values=values)
+    return "\n".join([*lines, *(f"strip: {path}" for path in lesson.strips)])
 
 
 def _by_checkpoint(sheet: Sheet) -> Iterator[tuple[str, list[Shot]]]:

@@ -29,9 +29,15 @@ def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
     return None if bias is None else bias.to(x.dtype)
 
 
+def _assert_frozen(ctx: Any) -> None:
+    """Weights get no gradient here: one that is trained would stand still without a word."""
+    assert not any(ctx.needs_input_grad[1:]), "this layer's weight or bias is trained, and may only be frozen"
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+        _assert_frozen(ctx)
         ctx.weight, ctx.scale = weight, scale  # frozen: a reference is enough, and packed tensors cannot be saved
         return F.linear(x, dense(weight, x.dtype, scale), _like(bias, x))
 
@@ -43,6 +49,7 @@ class _Linear(torch.autograd.Function):
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
+        _assert_frozen(ctx)
         ctx.weight, ctx.geometry, ctx.shape = weight, geometry, x.shape
         return F.conv2d(x, dense(weight, x.dtype), _like(bias, x), *geometry)
 
@@ -74,23 +81,32 @@ class FrozenConv2d(nn.Conv2d):
 
 def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
     """Make a frozen network compute in `dtype`: large weights stay as they are stored, small ones are cast once."""
-    for part in module.modules():
+    for path, part in list(module.named_modules()):
         large = _casts_on_use(part)
-        if large and part.weight.dtype != dtype:
-            part.__class__ = _FROZEN.get(type(part), type(part))
-        for name, parameter in list(part.named_parameters(recurse=False)):
+        frozen = _casting(module, path, part) if large and part.weight.dtype != dtype else part
+        for name, parameter in list(frozen.named_parameters(recurse=False)):
             small = not (large and name == "weight")
             if small and type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.dtype != dtype:
-                setattr(part, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
-        for name, buffer in list(part.named_buffers(recurse=False)):
+                setattr(frozen, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+        for name, buffer in list(frozen.named_buffers(recurse=False)):
             if buffer.is_floating_point() and buffer.element_size() == 1:  # fp8 has no arithmetic
-                setattr(part, name, buffer.to(dtype))
+                setattr(frozen, name, buffer.to(dtype))
 
 
-_FROZEN: dict[type, type] = {nn.Linear: FrozenLinear, nn.Conv2d: FrozenConv2d}
+def _casting(root: nn.Module, path: str, part: Any) -> nn.Module:
+    """The layer, now one that casts; a packed one, which computes in a single format, gives its weight to a new one."""
+    if not is_packed(part.weight) or type(part) is FrozenLinear:
+        part.__class__ = FrozenLinear if isinstance(part, nn.Linear) else FrozenConv2d
+        return part
+    made = FrozenLinear(part.in_features, part.out_features, bias=False, device="meta")
+    made.weight, made.bias = part.weight, part.bias
+    parent, _, leaf = path.rpartition(".")
+    setattr(root.get_submodule(parent) if parent else root, leaf, made.eval())
+    return made
 
 
 def _casts_on_use(part: nn.Module) -> bool:
-    """A Linear or zero-padded Conv2d whose weight is a plain tensor."""
-    known = type(part) in _FROZEN or type(part) in _FROZEN.values()
-    return known and (not isinstance(part, nn.Conv2d) or part.padding_mode == "zeros")
+    """A Linear or zero-padded Conv2d of torch or of ours, or a packed Linear (which computes in one format only)."""
+    if isinstance(part, nn.Linear):
+        return type(part) in (nn.Linear, FrozenLinear) or is_packed(part.weight)
+    return type(part) in (nn.Conv2d, FrozenConv2d) and part.padding_mode == "zeros"

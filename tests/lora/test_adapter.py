@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from lora_loom.trainer.config import NetworkConfig
+from lora_loom.trainer.config import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.frozen import compute_in
-from lora_loom.trainer.lora.adapter import Draw, inject, layer_parameters
+from lora_loom.trainer.lora.adapter import Draw, dense_weight, inject, layer_parameters
 from lora_loom.trainer.lora.quantize import quantize
+from lora_loom.trainer.optim import make_optimizer
 
 KINDS = ("lora", "dora", "loha", "lokr")
 
@@ -78,23 +79,19 @@ def test_parameters_are_fp32_whatever_the_base(kind, dtype):
     for parameter in net.parameters():
         parameter.data = parameter.data.to(dtype)
     compute_in(net, torch.bfloat16)
-    paths = ["first", "last"] if kind == "dora" else PATHS
-    adapter = inject(net, paths, NetworkConfig(kind=kind, rank=2), seed=1, compute_dtype=torch.bfloat16)
+    adapter = inject(net, PATHS, NetworkConfig(kind=kind, rank=2), seed=1, compute_dtype=torch.bfloat16)
     assert {p.dtype for p in adapter.parameters().values()} == {torch.float32}
-    optimizer = torch.optim.AdamW(adapter.parameters().values())
+    for parameter in adapter.parameters().values():
+        parameter.data += 0.05  # off the start, where one factor is zero and the other has no gradient yet
     net(*inputs(torch.bfloat16)).backward()
-    optimizer.step()
-    state = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]
-    assert {tensor.dtype for tensor in state} == {torch.float32}
+    assert {name for name, p in adapter.parameters().items() if p.grad is None or not p.grad.any()} == set()
+    assert {p.grad.dtype for p in adapter.parameters().values()} == {torch.float32}
+    for name in ("adamw", "lion", "prodigy", "adafactor"):
+        optimizer = make_optimizer(adapter.parameters().values(), OptimizerConfig(name=name))
+        optimizer.step()
+        state = [v for s in optimizer.state.values() for k, v in s.items() if torch.is_tensor(v) and v.ndim]
+        assert {tensor.dtype for tensor in state} == {torch.float32}, name
     assert all(torch.isfinite(p).all() for p in adapter.parameters().values())
-
-
-def test_dora_on_a_convolution_in_another_format_is_refused():
-    net = Net()
-    net.conv.weight.data = net.conv.weight.data.to(torch.float8_e4m3fn)
-    compute_in(net, torch.float32)
-    with pytest.raises(ConfigError, match=r"convolution conv stored as float8_e4m3fn: choose targets without"):
-        inject(net, PATHS, NetworkConfig(kind="dora", rank=2), seed=1)
 
 
 @pytest.mark.parametrize("source", ["float8", "int8", "int4"])
@@ -112,6 +109,69 @@ def test_dora_takes_its_norm_from_the_unpacked_weight(source):
     assert torch.allclose(magnitude.flatten(), dense.norm(dim=1), rtol=1e-5)
     net(*inputs()).backward()
     assert magnitude.grad.abs().sum() > 0
+
+
+STORED = ("float32", "bfloat16", "float8", "scaled float8", "int8", "int4", "convolution", "float8 convolution")
+
+
+def stored_as(kind):
+    """One layer whose weight is kept in some format, computing in bfloat16, and an input for it."""
+    source = torch.Generator().manual_seed(2)
+    layer = nn.Conv2d(16, 48, 3, padding=1) if "convolution" in kind else nn.Linear(64, 48)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=source) * 0.2)
+    net = nn.Sequential(layer).requires_grad_(False)
+    if kind in ("int8", "int4"):
+        quantize(net, kind)
+    elif kind == "bfloat16":
+        net.bfloat16()
+    elif "float8" in kind:
+        layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+    compute_in(net, torch.bfloat16)
+    if kind == "scaled float8":
+        net[0].scale = torch.tensor(0.375)
+    shape = (40, 16, 8, 8) if "convolution" in kind else (2048, 64)
+    return net, torch.randn(shape, generator=source).bfloat16()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", STORED)
+def test_fresh_dora_changes_nothing_in_bfloat16(kind, dropout):
+    """PEFT's own norm, taken in bfloat16 from the weight as it is stored, is 0.2 % off before anything is learnt."""
+    net, x = stored_as(kind)
+    before = net(x)
+    inject(net, ["0"], NetworkConfig(kind="dora", rank=4, dropout=dropout), seed=1, compute_dtype=torch.bfloat16)
+    assert ((net(x) - before).norm() / before.norm()).item() < (1e-6 if dropout == 0 else 1e-4)
+
+
+def linear_or_conv(x, weight):
+    x = x.double()
+    return x @ weight.T if weight.ndim == 2 else torch.nn.functional.conv2d(x, weight, padding=1)
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_moved_dora_computes_the_papers_formula(kind):
+    """m (W + dW) / |W + dW| in float64 on the unpacked weight, as exact as bfloat16 lets it be; gradients reach m, A, B."""
+    net, x = stored_as(kind)
+    weight = dense_weight(net[0]).double()
+    adapter = inject(net, ["0"], NetworkConfig(kind="dora", rank=4), seed=1, compute_dtype=torch.bfloat16)
+    source = torch.Generator().manual_seed(4)
+    for parameter in adapter.parameters().values():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=source)
+    down, up, magnitude = (parameter.detach().double() for parameter in adapter.parameters().values())
+    column = (-1, *[1] * (weight.ndim - 1))
+    patched = weight + (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    exact = magnitude.reshape(column) * patched / patched.flatten(1).norm(dim=1).reshape(column)
+    bias = net[0].get_base_layer().bias.detach().double().reshape(column[: weight.ndim - 1])
+    output = net(x).double() - bias
+    expected, effect = linear_or_conv(x, exact), linear_or_conv(x, exact - weight)
+    assert ((output - expected).norm() / effect.norm()).item() < 0.1
+    # Over many inputs bfloat16's rounding averages out, and a norm that is off in a row stays: PEFT's own gives 1.4e-3.
+    over = [0, *range(2, x.ndim)]
+    gain = (output * expected).sum(over) / expected.square().sum(over)
+    assert (gain - 1).square().mean().sqrt() < 7e-4
+    net(x).float().square().mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in adapter.parameters().values())
 
 
 def test_targets_are_whole_paths():

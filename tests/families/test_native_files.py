@@ -146,6 +146,29 @@ def test_quantised_while_loading(tmp_path):
     assert not is_quantized(plain.module)
 
 
+def test_packing_while_loading_makes_no_dense_copy(tmp_path, monkeypatch):
+    """A bfloat16 file packed for float32: after each layer, those that wait are still the file's own pages."""
+    from lora_loom.trainer.families import modules
+
+    path = tmp_path / "model.safetensors"
+    save_file(weights("sd3", torch.bfloat16), path)
+    plain, copies = modules.quantize, []
+
+    def watched(module, *options):
+        def cast_bytes(done, total):
+            dense = [p for p in module.parameters() if type(p) is torch.nn.Parameter and p.ndim == 2]
+            copies.append((done, total, sum(p.nbytes for p in dense if p.dtype != torch.bfloat16)))
+
+        plain(module, *options, progress=cast_bytes)
+
+    monkeypatch.setattr(modules, "quantize", watched)
+    loading = Loading(dtype=torch.float32, device=torch.device("cpu"), compute_dtype=torch.float32, quantize="int8")
+    _, denoiser = load(path, loading=loading)
+    assert [done for done, _, _ in copies] == list(range(1, copies[0][1] + 1))
+    assert {size for _, _, size in copies} == {0}
+    assert {p.dtype for p in denoiser.module.parameters() if type(p) is torch.nn.Parameter} == {torch.float32}
+
+
 def test_an_already_quantised_folder(tmp_path):
     """A base that optimum-quanto packed before loads packed, with the same prediction."""
     import shutil
@@ -162,13 +185,21 @@ def test_an_already_quantised_folder(tmp_path):
     [weights_file] = (folder / "transformer").glob("*.safetensors")
     save_file({k: v.contiguous() for k, v in before.module.state_dict().items()}, weights_file)
     (folder / "transformer" / "quanto_qmap.json").write_text(json.dumps(quantization_map(before.module)))
-    after = family.load_denoiser(open_source(str(folder)), "sd3", CPU)
+    packed_source = open_source(str(folder))
+    twice = Loading(dtype=None, device=torch.device("cpu"), quantize="int4")
+    with pytest.raises(ConfigError, match=r"model\.quantize = 'int4': .* is quantised already; leave it out"):
+        family.load_denoiser(packed_source, "sd3", twice)
+    after = family.load_denoiser(packed_source, "sd3", CPU)
     assert is_quantized(after.module)
     tiny = family.tiny()
     cond = family.condition(tiny.encoders.text.encode(["cat"]), [], 1.0)
     noisy = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.5])
-    assert torch.allclose(before.predict(noisy, sigma, cond), after.predict(noisy, sigma, cond), atol=1e-5)
+    expected = before.predict(noisy, sigma, cond)
+    assert torch.allclose(expected, after.predict(noisy, sigma, cond), atol=1e-5)
+    in_bfloat16 = Loading(dtype=None, device=torch.device("cpu"), compute_dtype=torch.bfloat16)
+    half = family.load_denoiser(packed_source, "sd3", in_bfloat16).predict(noisy, sigma, cond)
+    assert ((half - expected).norm() / expected.norm()).item() < 0.03, "packed in float32, computing in bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelFileError
+from ..errors import ConfigError, ModelFileError
 from ..frozen import compute_in
 from ..lora.quantize import quantize
 from ..records import Shapes
@@ -47,20 +47,50 @@ def load(
 ) -> nn.Module:
     """The denoiser of a source in either layout; `native` reads configuration and key map off an original file.
 
-    Weights are mapped from the file and packed one by one where asked for, so that no full copy comes to be.
+    Weights are mapped from the file; where packing is asked for they are brought over and packed one by one, so that no
+    full copy comes to be. Raises ConfigError if a base that is packed already should be packed or cast.
     """
     if source.quanto_map is not None:
+        _refuse_packing_twice(source, loading)
         module = unpack_quanto(cls, source, loading)
-    elif source.config is not None:
-        module = build(cls, source.config, source.tensors(), loading)
+    elif loading.quantize == "none" or loading.device.type == "meta":
+        module = _built(cls, source, native, loading)
     else:
-        config, keys = native(source.shapes)
-        module = build(cls, config, to_diffusers(source.tensors(), keys), loading)
-    if loading.quantize != "none":
-        quantize(module, loading.quantize)
+        as_stored = Loading(dtype=None, device=torch.device("cpu"))
+        module = _built(cls, source, native, as_stored)
+        quantize(module, loading.quantize, loading.dtype, loading.device)
+        _place_rest(module, loading)
     if loading.compute_dtype is not None:
         compute_in(module, loading.compute_dtype)
     return module
+
+
+def _built(
+    cls: type[nn.Module], source: Source, native: Callable[[Shapes], tuple[dict[str, Any], KeyMap]], loading: Loading
+) -> nn.Module:
+    if source.config is not None:
+        return build(cls, source.config, source.tensors(), loading)
+    config, keys = native(source.shapes)
+    return build(cls, config, to_diffusers(source.tensors(), keys), loading)
+
+
+def _refuse_packing_twice(source: Source, loading: Loading) -> None:
+    if loading.quantize != "none":
+        raise ConfigError(
+            f"model.quantize = {loading.quantize!r}: {source.path} is quantised already; leave it out, or give the original base"
+        )
+
+
+def _place_rest(module: nn.Module, loading: Loading) -> None:
+    """What is not packed: norms, embeddings, convolutions, biases, buffers."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if type(parameter) is nn.Parameter:
+                setattr(part, name, nn.Parameter(_placed(parameter.detach(), loading), requires_grad=False))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            part.register_buffer(
+                name, _placed(buffer, loading), persistent=name not in part._non_persistent_buffers_set
+            )
 
 
 def unpack_quanto(cls: type[nn.Module], source: Source, loading: Loading) -> nn.Module:

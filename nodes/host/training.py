@@ -114,6 +114,7 @@ def make_session(
     log: Callable[[str], None],
 ) -> Session:
     """Build the shadow, the network's inputs and the session. `known` are the run's facts. Raises LoomError."""
+    bring_to_device(patcher)
     denoiser = load_denoiser(
         patcher, compute_dtype=None if request.memory.precision == "auto" else DTYPES[request.memory.precision]
     )
@@ -208,6 +209,17 @@ def prepare_weights(denoiser: LoadedDenoiser, patcher: Any, request: TrainReques
     compute_in(denoiser.module, denoiser.compute_dtype)
     if request.memory.memory.gradient_checkpointing:
         checkpoint_blocks(denoiser.module, denoiser.settings.blocks)
+
+
+def bring_to_device(patcher: Any) -> None:
+    """Have ComfyUI load the model as it does before sampling: a loader node leaves it in RAM. Node thread only.
+
+    Under dynamic VRAM nothing is loaded: training then makes its own copy from the masters in RAM.
+    """
+    if not is_dynamic(patcher):
+        from comfy.model_management import load_models_gpu
+
+        load_models_gpu([patcher])
 
 
 def is_dynamic(patcher: Any) -> bool:

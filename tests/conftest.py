@@ -97,7 +97,7 @@ def make_config(family: str, root: Path, **sections):
         "name": "run",
         "model": {"base": str(tiny_folder(family))},
         "dataset": [{"folder": str(pictures())}],
-        "data": {"resolution": 64, "bucket_step": 32, "min_side": 32},
+        "data": {"resolution": 64, "bucket_step": 32},
         "network": {"rank": 2, "targets": "attention"},
         "optimizer": {"learning_rate": 1e-3},
         "training": {"steps": 6, "batch_size": 2, "save_every": 3},

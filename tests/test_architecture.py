@@ -12,7 +12,7 @@ MAX_LINES = 400
 LAYERS = [
     {"errors", "names", "seeding", "records", "axes", "text_drawing"},
     {"config", "config_texts", "files"},
-    {"config_file", "identity", "schedule", "memory"},
+    {"config_file", "idle_options", "identity", "schedule", "memory"},
     {"diffusion", "data.images", "data.buckets", "data.captions"},
     {"denoiser", "frozen", "optim"},
     {"lora"},

@@ -62,5 +62,5 @@ class Base:
 def open_base(config: ModelConfig) -> Base:
     """Raises ModelFileError or ConfigError; reads headers only."""
     source = open_source(config.base, config.encoders)
-    family, variant = families.choose(config.family, config.variant, source.shapes, source.path)
+    family, variant = families.choose(config.family, config.variant, source)
     return Base(source=source, family=family, variant=variant, device=choose_device(config.device))

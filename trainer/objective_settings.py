@@ -24,7 +24,13 @@ def check_objective(config: ObjectiveConfig, objective: Objective) -> None:
                 raise ConfigError(
                     f"objective.{name} = {value}: it is made for epsilon and v models, this one is a flow model; set it to 0"
                 )
-    elif config.shift != "auto":
+        return
+    for name, default in (("mean", 0.0), ("std", 1.0)):
+        if config.timesteps == "auto" and (value := getattr(config, name)) != default:
+            raise ConfigError(
+                f"objective.{name} = {value}: this model predicts {objective.name} and is trained on uniform noise levels; set objective.timesteps = 'logit_normal', or leave it out"
+            )
+    if config.shift != "auto":
         raise ConfigError(
             f"objective.shift = {config.shift!r}: only flow models have a shift, this one predicts {objective.name}; leave it out"
         )

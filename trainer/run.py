@@ -20,6 +20,7 @@ from .denoiser import Denoiser
 from .errors import ConfigError, ModelFileError
 from .evaluate import HeldOut
 from .identity import tensors_digest
+from .idle_options import refuse_idle_options
 from .lora.state_dict import check_fits
 from .lora.targets import resolve_targets
 from .memory import DTYPES, compute_dtype
@@ -54,9 +55,14 @@ def cache_folder(config: TrainConfig) -> Path:
 
 def prepare(config: TrainConfig, host: Host) -> Prepared:
     """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
+    refuse_idle_options(config)
     check_optimizer(config.optimizer)
     base = open_base(config.model)
     check_objective(config.objective, base.settings.objective)
+    if config.objective.guidance != 1.0 and not base.settings.guidance_embedding:
+        raise ConfigError(
+            f"objective.guidance = {config.objective.guidance}: {base.family.name} {base.variant} takes no guidance value; leave it out"
+        )
     if any(dataset.references for dataset in config.dataset) and not base.settings.references:
         raise ConfigError(
             f"dataset.references: {base.family.name} {base.variant} takes no reference images; leave it out, or use an edit model"

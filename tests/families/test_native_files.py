@@ -46,7 +46,7 @@ def toy_file(toy_name, tmp_path):
 
 def load(path, variant="auto", loading=CPU):
     source = open_source(str(path))
-    family, found = families.choose("auto", variant, source.shapes, path)
+    family, found = families.choose("auto", variant, source)
     return family, family.load_denoiser(source, found, loading)
 
 
@@ -292,11 +292,11 @@ def test_an_unknown_model(tmp_path):
 def test_the_wrong_family_is_named():
     source = open_source(str(tiny_folder("sd3")))
     with pytest.raises(ModelFileError, match="is a sd3 model, not flux: set model.family = 'sd3'"):
-        families.choose("flux", "auto", source.shapes, source.path)
+        families.choose("flux", "auto", source)
     with pytest.raises(ConfigError, match="did you mean 'sdxl'"):
-        families.choose("sdxk", "auto", source.shapes, source.path)
+        families.choose("sdxk", "auto", source)
     with pytest.raises(ConfigError, match=r"model\.variant = 'sd4': did you mean 'sd3'"):
-        families.choose("auto", "sd4", source.shapes, source.path)
+        families.choose("auto", "sd4", source)
 
 
 def test_incomplete_folders(tmp_path):
@@ -348,6 +348,13 @@ def test_variants_are_read_from_the_file(tmp_path):
     (tmp_path / "folder" / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
     _, denoiser = load(tmp_path / "folder")
     assert denoiser.objective.name == "v"
+    _, denoiser = load(tmp_path / "folder", "sdxl")
+    assert denoiser.objective.name == "epsilon", "what is asked for counts before what the scheduler says"
+    shutil.copytree(
+        tmp_path / "folder" / "scheduler", shutil.copytree(tiny_folder("sd"), tmp_path / "sd") / "scheduler"
+    )
+    assert families.choose("auto", "auto", open_source(str(tmp_path / "sd")))[1] == "sd1-v"
+    assert load(tmp_path / "sd")[1].objective.name == "v"
     assert load_variant("flux-dev", tmp_path) == "dev"
     assert load_variant("flux-schnell", tmp_path) == "schnell"
     assert load_variant("sd2", tmp_path) == "sd2"

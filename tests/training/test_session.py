@@ -288,7 +288,7 @@ def test_training_on_a_quantised_base(tmp_path, quantize):
 BAD = [
     ({"dataset": [{"folder": "{empty}"}]}, DataError, "holds no images"),
     (
-        {"data": {"resolution": 16, "bucket_step": 0, "min_side": 16}, "family": "sd"},
+        {"data": {"resolution": 16, "bucket_step": 0}, "family": "sd"},
         ConfigError,
         "smaller than the bucket step of 64",
     ),

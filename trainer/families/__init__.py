@@ -7,6 +7,7 @@ from functools import cache
 from ..errors import ConfigError, ModelFileError, did_you_mean
 from ..records import Shapes
 from .base import Family
+from .source import Source
 
 
 @cache
@@ -35,14 +36,16 @@ def detect(shapes: Shapes, where: object) -> tuple[Family, str]:
     raise ModelFileError(f"{where} is no base model of a known family ({known}); its tensors begin with {some}")
 
 
-def choose(name: str, variant: str, shapes: Shapes, where: object) -> tuple[Family, str]:
-    """What the configuration asks for, checked against the file. Raises ConfigError or ModelFileError."""
-    found, found_variant = detect(shapes, where)
+def choose(name: str, variant: str, source: Source) -> tuple[Family, str]:
+    """What the configuration asks for, checked against the base. Raises ConfigError or ModelFileError."""
+    found, found_variant = detect(source.shapes, source.path)
     if name not in ("auto", found.name):
         get(name)
-        raise ModelFileError(f"{where} is a {found.name} model, not {name}: set model.family = {found.name!r} or auto")
+        raise ModelFileError(
+            f"{source.path} is a {found.name} model, not {name}: set model.family = {found.name!r} or auto"
+        )
     if variant == "auto":
-        return found, found_variant
+        return found, found.told_variant(source, found_variant)
     if variant not in found.variants:
         raise ConfigError(f"model.variant = {variant!r}: {did_you_mean(variant, list(found.variants))}")
     return found, variant

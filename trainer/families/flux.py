@@ -185,6 +185,9 @@ class Flux:
             return None
         return "dev" if any("guidance_in." in key or "guidance_embedder" in key for key in shapes) else "schnell"
 
+    def told_variant(self, source: Source, variant: str) -> str:
+        return variant
+
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> FluxDenoiser:
         from diffusers import FluxTransformer2DModel
 

@@ -17,6 +17,7 @@ from .unet import UNET_TARGETS, UNetDenoiser, read_native
 
 NAME = "sd"
 SD1_CONTEXT = 768
+SD2_V_MARK = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 VARIANTS = {
     "sd1": Variant(objective=Epsilon(), guidance_scale=7.0),
     "sd1-v": Variant(objective=VPrediction(), guidance_scale=7.0),
@@ -59,11 +60,18 @@ class SD:
         linear = any(key.endswith("proj_in.weight") and len(shape) == 2 for key, shape in shapes.items())
         return "sd2" if linear and context != SD1_CONTEXT else "sd1"
 
+    def told_variant(self, source: Source, variant: str) -> str:
+        """A diffusers folder says in its scheduler whether the model predicts v; of an SD2 file ComfyUI's test reads it."""
+        if source.is_diffusers:
+            return f"{variant}-v" if source.scheduler.get("prediction_type") == "v_prediction" else variant
+        bias = source.tensors().get(SD2_V_MARK) if variant == "sd2" else None
+        return "sd2-v" if bias is not None and torch.std(bias.float(), unbiased=False) > 0.09 else variant
+
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SDDenoiser:
         from diffusers import UNet2DConditionModel
 
         module = load(UNet2DConditionModel, source, read_native, loading)
-        return _denoiser(module, _told_variant(source, variant), loading.compute_dtype)
+        return _denoiser(module, variant, loading.compute_dtype)
 
     def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
         from transformers import CLIPTextModel
@@ -94,16 +102,6 @@ class SD:
             part="unet",
             text_parts={"text_encoder": clip},
         )
-
-
-def _told_variant(source: Source, variant: str) -> str:
-    """A diffusers folder says in its scheduler whether an SD2 model predicts v; ComfyUI's test reads it off a file."""
-    if variant != "sd2":
-        return variant
-    if source.is_diffusers:
-        return "sd2-v" if source.scheduler.get("prediction_type") == "v_prediction" else "sd2"
-    bias = source.tensors().get("output_blocks.11.1.transformer_blocks.0.norm1.bias")
-    return "sd2-v" if bias is not None and torch.std(bias.float(), unbiased=False) > 0.09 else "sd2"
 
 
 def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> SDDenoiser:

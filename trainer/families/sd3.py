@@ -179,6 +179,9 @@ class SD3:
         diffusers = "transformer_blocks.0.attn.add_q_proj.weight" in shapes and "pos_embed.pos_embed" in shapes
         return "sd3" if native or diffusers else None
 
+    def told_variant(self, source: Source, variant: str) -> str:
+        return variant
+
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SD3Denoiser:
         from diffusers import SD3Transformer2DModel
 

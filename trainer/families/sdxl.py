@@ -69,11 +69,14 @@ class SDXL:
             return "sdxl-v-ztsnr" if "ztsnr" in shapes else "sdxl-v"
         return "sdxl"
 
+    def told_variant(self, source: Source, variant: str) -> str:
+        if variant == "sdxl" and source.scheduler.get("prediction_type") == "v_prediction":
+            return "sdxl-v-ztsnr" if source.scheduler.get("rescale_betas_zero_snr") else "sdxl-v"
+        return variant
+
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SDXLDenoiser:
         from diffusers import UNet2DConditionModel
 
-        if variant == "sdxl" and source.scheduler.get("prediction_type") == "v_prediction":
-            variant = "sdxl-v-ztsnr" if source.scheduler.get("rescale_betas_zero_snr") else "sdxl-v"
         return _denoiser(load(UNet2DConditionModel, source, read_native, loading), variant, loading.compute_dtype)
 
     def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:

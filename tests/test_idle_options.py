@@ -1,0 +1,96 @@
+"""No option is ignored: one that would do nothing beside the others is refused, with the reason."""
+
+import dataclasses
+
+import pytest
+
+from lora_loom.trainer import config as config_module
+from lora_loom.trainer.config import Section, TrainConfig
+from lora_loom.trainer.config_file import parse
+from lora_loom.trainer.errors import ConfigError
+from lora_loom.trainer.idle_options import RULES, refuse_idle_options
+
+IDLE = [
+    ({"model": {"base": "b", "dtype": "float16", "quantize": "int8"}}, "model.dtype = 'float16' would do nothing"),
+    ({"network": {"lokr_factor": 4}}, "network.lokr_factor = 4 would do nothing: only kind = 'lokr' has one"),
+    ({"schedule": {"kind": "cosine", "cycles": 3}}, "schedule.cycles = 3"),
+    ({"schedule": {"kind": "cosine", "power": 2.0}}, "schedule.power = 2.0"),
+    ({"schedule": {"floor": 0.1}}, "schedule.floor = 0.1 would do nothing: kind = 'constant' never falls"),
+    ({"objective": {"timesteps": "uniform", "mean": 0.5}}, "objective.mean = 0.5"),
+    ({"objective": {"timesteps": "beta", "std": 0.5}}, "objective.std = 0.5"),
+    ({"objective": {"mode_scale": 1.0}}, "objective.mode_scale = 1.0"),
+    ({"objective": {"beta": [1.0, 2.0]}}, "objective.beta = (1.0, 2.0)"),
+    ({"objective": {"huber_delta": 0.2}}, "objective.huber_delta = 0.2 would do nothing: loss = 'mse' has none"),
+    ({"data": {"min_side": 64}}, "data.min_side = 64"),
+    ({"data": {"max_side": 4096}}, "data.max_side = 4096"),
+    ({"data": {"buckets": "off", "upscale": False}}, "data.upscale = False"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "repeats": 2}]}, "dataset.repeats = 2"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "weight": 2.0}]}, "dataset.weight = 2.0"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "flip": True}]}, "dataset.flip = True"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "caption_dropout": 0.1}]}, "caption_dropout"),
+    ({"sweep": {"guidance": [{"eta": 0.5}]}}, "sweep.guidance.eta = 0.5"),
+    ({"sweep": {"guidance": [{"norm_threshold": 5.0}]}}, "sweep.guidance.norm_threshold = 5.0"),
+    ({"sweep": {"guidance": [{"momentum": -0.5}]}}, "sweep.guidance.momentum = -0.5 would do nothing: only method"),
+]  # fmt: skip
+
+USED = [
+    {"network": {"kind": "lokr", "lokr_factor": 4}},
+    {"schedule": {"kind": "restarts", "cycles": 3, "floor": 0.1}},
+    {"schedule": {"kind": "polynomial", "power": 2.0}},
+    {"objective": {"timesteps": "logit_normal", "mean": 0.5, "std": 0.5}},
+    {"objective": {"mean": 0.5}},
+    {"objective": {"timesteps": "mode", "mode_scale": 1.0}},
+    {"objective": {"timesteps": "beta", "beta": [1.0, 2.0], "loss": "huber", "huber_delta": 0.2}},
+    {"data": {"buckets": "kohya", "min_side": 64, "max_side": 4096, "upscale": False}},
+    {"dataset": [{"folder": "x", "repeats": 2, "weight": 2.0, "flip": True, "caption_dropout": 0.1}]},
+    {"sweep": {"guidance": [{"method": "apg", "eta": 0.5, "norm_threshold": 5.0, "momentum": -0.5}]}},
+]
+
+
+def made(sections):
+    return parse({"name": "run", "model": {"base": "b"}, "dataset": [{"folder": "x"}], **sections}, TrainConfig)
+
+
+@pytest.mark.parametrize(("sections", "message"), IDLE, ids=[message for _, message in IDLE])
+def test_idle_options_are_refused(sections, message):
+    with pytest.raises(ConfigError) as error:
+        refuse_idle_options(made(sections))
+    assert message in str(error.value)
+    assert "leave it out" in str(error.value)
+
+
+@pytest.mark.parametrize("sections", USED, ids=str)
+def test_options_in_use_are_not(sections):
+    refuse_idle_options(made(sections))
+
+
+def test_every_rule_is_tested_and_names_a_field():
+    told = {name for sections, _ in IDLE for section in sections.values() for name in _names(section)}
+    for kind, _, names, _, _ in RULES:
+        assert set(names) <= {field.name for field in dataclasses.fields(kind)}
+        assert set(names) <= told
+
+
+def _names(section):
+    if isinstance(section, dict):
+        return [*section, *(name for value in section.values() for name in _names(value))]
+    return [name for item in section for name in _names(item)] if isinstance(section, list) else []
+
+
+def test_every_field_is_read_somewhere():
+    """A field that no module but the configuration itself mentions cannot have an effect."""
+    import re
+    from pathlib import Path
+
+    root = Path(config_module.__file__).parent
+    itself = {"config.py", "idle_options.py", "config_texts.py"}
+    source = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name not in itself)
+    sections = [c for c in vars(config_module).values() if isinstance(c, type) and issubclass(c, Section)]
+    unread = [
+        f"{cls.__name__}.{field.name}"
+        for cls in sections
+        if cls is not Section
+        for field in dataclasses.fields(cls)
+        if not re.search(rf"\.{field.name}\b", source)
+    ]
+    assert unread == []

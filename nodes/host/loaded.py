@@ -161,6 +161,21 @@ def load_denoiser(patcher: Any, *, compute_dtype: torch.dtype | None = None) -> 
     )
 
 
+def bring_to_device(patcher: Any) -> None:
+    """Have ComfyUI load the model as it does before sampling: a loader node leaves it in RAM. Node thread only.
+
+    Under dynamic VRAM nothing is loaded: training then makes its own copy from the masters in RAM.
+    """
+    if not is_dynamic(patcher):
+        from comfy.model_management import load_models_gpu
+
+        load_models_gpu([patcher])
+
+
+def is_dynamic(patcher: Any) -> bool:
+    return bool(getattr(patcher, "is_dynamic", lambda: False)())
+
+
 def latent_dims(model: Any) -> int:
     """Dimensions of a batch of latents as the network takes them."""
     return 2 + int(getattr(model.latent_format, "latent_dimensions", 2))

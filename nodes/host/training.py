@@ -41,7 +41,7 @@ from .checkpointing import checkpoint_blocks
 from .conditions import ConditionSource, condition, fill_conditions
 from .datasets import read_listing
 from .encode import model_identity
-from .loaded import LoadedDenoiser, load_denoiser, refuse_patches
+from .loaded import LoadedDenoiser, bring_to_device, is_dynamic, load_denoiser, refuse_patches
 from .paths import find_lora, lora_folder
 
 
@@ -209,21 +209,6 @@ def prepare_weights(denoiser: LoadedDenoiser, patcher: Any, request: TrainReques
     compute_in(denoiser.module, denoiser.compute_dtype)
     if request.memory.memory.gradient_checkpointing:
         checkpoint_blocks(denoiser.module, denoiser.settings.blocks)
-
-
-def bring_to_device(patcher: Any) -> None:
-    """Have ComfyUI load the model as it does before sampling: a loader node leaves it in RAM. Node thread only.
-
-    Under dynamic VRAM nothing is loaded: training then makes its own copy from the masters in RAM.
-    """
-    if not is_dynamic(patcher):
-        from comfy.model_management import load_models_gpu
-
-        load_models_gpu([patcher])
-
-
-def is_dynamic(patcher: Any) -> bool:
-    return bool(getattr(patcher, "is_dynamic", lambda: False)())
 
 
 def _condition_values(denoiser: LoadedDenoiser, objective: ObjectiveConfig) -> dict[str, float]:

@@ -26,7 +26,7 @@ LAYERS = [
     {"run"},
     {"run_sweep"},
     {"demo"},
-    {"console", "cli"},
+    {"console", "cli", "cli_common"},
     {"__main__", ""},
 ]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("nodes/**/*.py"), *ROOT.glob("trainer/**/*.py")])

@@ -1,20 +1,14 @@
 """`lora-loom`: the command line. Each command is a few lines over the same Python calls."""
 
-import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from .cli_common import AsJson, fail, report, watched
 from .errors import LoomError
-
-if TYPE_CHECKING:
-    from .console import JsonHost
-    from .runs import RunFolder
 
 STOPPED_EXIT_CODE = 130
 
@@ -23,39 +17,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's TOML file.", show_default=False)]
 Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a setting, e.g. training.steps=500.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of progress.")]
-
-
-@contextmanager
-def _host(as_json: bool, folder: "RunFolder | None" = None) -> "Iterator[JsonHost]":
-    """Whoever watches: a person or a program. Problems become one plain line and an exit code."""
-    from .console import ConsoleHost, JsonHost, StopSignal
-
-    stop = StopSignal()
-    try:
-        if as_json:
-            yield JsonHost(stop, folder)
-        else:
-            with ConsoleHost(stop, folder) as host:
-                yield host
-    except LoomError as error:
-        if folder is not None and folder.path.is_dir():
-            folder.log(f"error: {error}")
-        _fail(error, as_json)
-    finally:
-        stop.restore()
-
-
-def _fail(error: LoomError, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps({"event": "error", "kind": type(error).__name__, "message": str(error)}) + "\n")
-    else:
-        sys.stderr.write(f"error: {error}\n")
-    raise typer.Exit(error.exit_code) from error
-
-
-def _report(as_json: bool, text: str, **values: Any) -> None:
-    sys.stdout.write((json.dumps({"event": "result", **values}) if as_json else text) + "\n")
 
 
 def _load(config: Path, overrides: list[str], as_json: bool) -> Any:
@@ -64,7 +25,7 @@ def _load(config: Path, overrides: list[str], as_json: bool) -> Any:
     try:
         return load(config, overrides)
     except LoomError as error:
-        _fail(error, as_json)
+        fail(error, as_json)
 
 
 @app.command()
@@ -74,7 +35,7 @@ def train(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> N
     from .run import train as run_training
 
     settings = _load(config, overrides, as_json)
-    with _host(as_json, run_folder(settings)) as host:
+    with watched(as_json, run_folder(settings)) as host:
         outcome = run_training(settings, host)
     values = {
         "state": outcome.state,
@@ -82,7 +43,7 @@ def train(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> N
         "lora": str(outcome.lora),
         "disagreement": outcome.disagreement,
     }
-    _report(as_json, f"{outcome.state} at step {outcome.step}: {outcome.lora}", **values)
+    report(as_json, f"{outcome.state} at step {outcome.step}: {outcome.lora}", **values)
     if outcome.state == "stopped":
         raise typer.Exit(STOPPED_EXIT_CODE)
 
@@ -93,11 +54,9 @@ def cache(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> N
     from .run import build_cache, prepare
 
     settings = _load(config, overrides, as_json)
-    with _host(as_json) as host:
+    with watched(as_json) as host:
         done = build_cache(prepare(settings, host), host)
-    _report(
-        as_json, f"{done.reused} items reused, {done.encoded} encoded, {done.bytes:,} bytes written", **asdict(done)
-    )
+    report(as_json, f"{done.reused} items reused, {done.encoded} encoded, {done.bytes:,} bytes written", **asdict(done))
 
 
 @app.command()
@@ -114,11 +73,11 @@ def sweep(
     from .run_sweep import write_strips
 
     settings = _load(config, overrides, as_json)
-    with _host(as_json) as host:
+    with watched(as_json) as host:
         sheet = run_sweep(settings, host, lora)
         strips = write_strips(sheet, columns=("checkpoint", "strength"), rows=("prompt", "seed"), title=settings.name)
     shown = [str(path) for path in strips]
-    _report(as_json, f"{sheet.rendered} cells rendered; {', '.join(shown)}", cells=len(sheet.shots), rendered=sheet.rendered, strips=shown)  # fmt: skip
+    report(as_json, f"{sheet.rendered} cells rendered; {', '.join(shown)}", cells=len(sheet.shots), rendered=sheet.rendered, strips=shown)  # fmt: skip
 
 
 @app.command()
@@ -134,7 +93,7 @@ def strip(
     from .run_sweep import load_sheet, write_strips
     from .strip import AXES
 
-    with _host(as_json):
+    with watched(as_json):
         sides = [[axis.strip() for axis in side.split(",") if axis.strip()] for side in (columns, rows)]
         for axis in [*sides[0], *sides[1]]:
             if axis not in AXES:
@@ -143,7 +102,7 @@ def strip(
         strips = [
             str(path) for path in write_strips(load_sheet(folder), columns=sides[0], rows=sides[1], title=heading)
         ]
-    _report(as_json, ", ".join(strips), strips=strips)
+    report(as_json, ", ".join(strips), strips=strips)
 
 
 @app.command()
@@ -154,9 +113,9 @@ def inspect(
     from .lora.tools import inspect as look
     from .lora.tools import to_text
 
-    with _host(as_json):
-        report = look(file)
-    _report(as_json, to_text(report, file), **asdict(report))
+    with watched(as_json):
+        seen = look(file)
+    report(as_json, to_text(seen, file), **asdict(seen))
 
 
 @app.command()
@@ -171,9 +130,9 @@ def demo(
     """Teach the tiny base of this repository something new, and check that it was learnt. No download."""
     from .demo.demo import run_demo
 
-    with _host(as_json) as host:
+    with watched(as_json) as host:
         result = run_demo(directory, host, seed=seed, learning_rate=learning_rate)
-    _report(as_json, result.text, **result.values)
+    report(as_json, result.text, **result.values)
 
 
 def main(arguments: list[str] | None = None) -> None:

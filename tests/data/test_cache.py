@@ -107,9 +107,10 @@ def test_same_length_damage_is_a_clear_error(tmp_path):
         Cache(tmp_path).get("a")
 
 
-def test_damaged_index_costs_only_the_index(tmp_path):
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"items": 3, "tensors": {}, "shards": {}}'])
+def test_damaged_index_costs_only_the_index(tmp_path, content):
     Cache(tmp_path).put({"a": item(1)})
-    (tmp_path / "index.json").write_text("{")
+    (tmp_path / "index.json").write_text(content)
     cache = Cache(tmp_path)
     assert cache.missing(["a"]) == ["a"]
     cache.put({"a": item(1)})
@@ -120,6 +121,13 @@ def test_no_temporary_files_stay(tmp_path):
     Cache(tmp_path).put({"a": item(1)})
     assert not list(tmp_path.glob("*.tmp"))
     assert json.loads((tmp_path / "index.json").read_text())["version"] == 1
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    for name in ("ab.safetensors.77.tmp", "index.json.77.tmp", "files.json.77.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    Cache(tmp_path).put({"a": item(1)})
+    assert [path.name for path in tmp_path.glob("*.tmp")] == ["files.json.77.tmp"], "written without this lock"
 
 
 def _put_many(folder, first):

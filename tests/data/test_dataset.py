@@ -76,12 +76,24 @@ def test_digest_follows_content_not_place(tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(pictures(), moved)
     assert build(tmp_path, [DatasetConfig(folder=str(moved))]).digest == before
-    (moved / "0.txt").write_text("another caption")
+    (moved / "0.png").rename(moved / "9.png")
+    (moved / "0.txt").rename(moved / "9.txt")
+    assert build(tmp_path, [DatasetConfig(folder=str(moved))]).digest != before, "another order gives other batches"
+    (moved / "9.png").rename(moved / "00.png")
+    (moved / "9.txt").rename(moved / "00.txt")
+    assert build(tmp_path, [DatasetConfig(folder=str(moved))]).digest == before, "the same order under other names"
+    (moved / "00.txt").write_text("another caption")
     changed = build(tmp_path, [DatasetConfig(folder=str(moved))]).digest
     assert changed != before
     Image.new("RGB", (64, 64)).save(moved / "1.png")
     assert build(tmp_path, [DatasetConfig(folder=str(moved))]).digest not in (before, changed)
     assert build(tmp_path, [DatasetConfig(folder=str(pictures()), repeats=2)]).digest != before
+
+
+def test_an_unknown_background_stops_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_module, "check_readable", lambda path: pytest.fail(f"read {path}"))
+    with pytest.raises(ConfigError, match=r"dataset\.background = 'whitee': use a colour name"):
+        build(tmp_path, [DatasetConfig(folder=str(pictures()), background="whitee")])
 
 
 def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):

@@ -145,6 +145,20 @@ def test_huge_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
         upright_size(path)
 
 
+@pytest.mark.parametrize(("width", "height"), [(13_200, 13_200), (60_000, 60_000)])
+def test_a_decompression_bomb_by_its_header(tmp_path, width, height):
+    """A few bytes that claim to be a huge picture, just above our limit and far above Pillow's own."""
+    import struct
+    import zlib
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path = tmp_path / "bomb.png"
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(start + struct.pack(">I", 10) + b"IDAT")
+    with pytest.raises(DataError, match=r"bomb\.png: .*more than 170,000,000.*make it smaller"):
+        check_readable(path)
+
+
 def test_unknown_colour():
     assert parse_colour("white") == (255, 255, 255)
     with pytest.raises(ConfigError, match="use a colour name"):

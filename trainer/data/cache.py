@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config_file import digest
 from ..errors import RunError
-from ..files import write_json, write_tensors
+from ..files import remove_temporaries, write_json, write_tensors
 from ..identity import tensor_digest
 from ..records import Geometry
 
@@ -64,12 +64,13 @@ class Cache:
             return
         try:
             index = json.loads(self._index_file.read_text(encoding="utf-8"))
-        except ValueError:
-            index = {"items": {}, "tensors": {}, "shards": {}}
-        sound = {name for name, size in index["shards"].items() if self._size(name) == size}
-        self.quarantined = sorted(index["shards"].keys() - sound)
-        self._where = {tensor: shard for tensor, shard in index["tensors"].items() if shard in sound}
-        self._items = {key: names for key, names in index["items"].items() if set(names.values()) <= self._where.keys()}
+            shards, tensors, items = (dict(index[name]) for name in ("shards", "tensors", "items"))
+        except (ValueError, TypeError, KeyError):  # a damaged index costs encoding again, never an answer that is wrong
+            shards, tensors, items = {}, {}, {}
+        sound = {name for name, size in shards.items() if self._size(name) == size}
+        self.quarantined = sorted(shards.keys() - sound)
+        self._where = {tensor: shard for tensor, shard in tensors.items() if shard in sound}
+        self._items = {key: names for key, names in items.items() if set(names.values()) <= self._where.keys()}
 
     def _size(self, shard: str) -> int:
         path = self.folder / shard
@@ -108,6 +109,8 @@ class Cache:
         """Store several items in one shard; returns the bytes written. Raises RunError if the disk is full."""
         contents = {key: {name: tensor_digest(tensor) for name, tensor in item.items()} for key, item in items.items()}
         with self._lock():
+            for pattern in ("*.safetensors.*", f"{self._index_file.name}.*"):
+                remove_temporaries(self.folder, pattern)
             self.reload()  # another process may have added to it
             fresh = {
                 contents[key][name]: tensor.detach().cpu().contiguous()

@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..records import Example, Size
 from ..seeding import permutation
 from .buckets import Buckets
-from .images import file_digest
+from .images import file_digest, parse_colour
 from .index import FileIndex, Progress
 from .sources import find_images
 
@@ -38,18 +38,23 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with any pixel, caption, size, role or weight; not with where the files lie."""
+        """Changes with any pixel, caption, size, role, weight or the order of images; not with where the files lie.
+
+        Names decide the order and the order decides the batches, so a renamed file can be another data set.
+        """
         facts = [
             {**asdict(example), "path": "", "mask": _content(example.mask), "reference": _content(example.reference)}
             for example in self.examples
         ]
-        return digest(sorted(facts, key=lambda fact: (fact["digest"], fact["captions"])))
+        return digest(facts)
 
 
 def build_dataset(
     sets: Sequence[DatasetConfig], data: DataConfig, step: int, seed: int, index: FileIndex, progress: Progress
 ) -> Dataset:
     """Read the sets. `step` is the family's bucket step. Raises DataError or ConfigError before anything is encoded."""
+    for config in sets:
+        parse_colour(config.background)
     buckets = Buckets(
         method=data.buckets,
         resolution=data.resolution,

@@ -18,8 +18,8 @@ from ..errors import ConfigError, DataError
 from ..records import Geometry, Size
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-MAX_PIXELS = 200_000_000
-"""Larger images are refused: most likely a decompression bomb, and no bucket needs them."""
+MAX_PIXELS = 170_000_000
+"""Larger images are refused: most likely a decompression bomb, and no bucket needs them. Below Pillow's own limit."""
 
 
 def file_digest(path: Path) -> str:

@@ -39,5 +39,11 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def use_device(device: torch.device) -> None:
+    """Make it this thread's current device: some GPU kernels launch on that one, wherever their tensors are."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def out_of_memory_remedy() -> str:
     return 'set memory.gradient_checkpointing = true, lower data.resolution or training.batch_size, or set model.quantize = "int8"'

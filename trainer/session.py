@@ -16,12 +16,12 @@ from torch import Tensor
 from .checkpoint import load_checkpoint, prune, save_checkpoint
 from .config import NetworkConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
 from .denoiser import Denoiser
-from .errors import LoomError, RunError
+from .errors import RunError
 from .evaluate import HeldOut, held_out_loss
 from .loop import Average, Batches, LoopSettings, Training, fit
 from .lora.adapter import inject
 from .lora.state_dict import Arithmetic, to_file, to_training, worst_disagreement, written_out
-from .memory import out_of_memory_remedy
+from .memory import out_of_memory_remedy, use_device
 from .optim import make_optimizer
 from .records import StepResult
 from .runs import RunFolder
@@ -120,22 +120,19 @@ def execute(session: Session, host: Host) -> Outcome:
     """Train to the end, or until the host asks to stop. Raises LoomError; the last checkpoint is kept whatever happens."""
     folder = session.folder
     folder.update(state="running", error="")
-    try:
-        training = _set_up(session, host)
-        outcome = _train(session, training, host)
-    except LoomError as error:
-        folder.update(state="failed", error=str(error))
-        raise
-    except torch.cuda.OutOfMemoryError as error:
-        message = f"out of GPU memory: {out_of_memory_remedy()}"
-        folder.update(state="failed", error=message)
-        raise RunError(message) from error
+    with folder.noting_failure():
+        try:
+            training = _set_up(session, host)
+            outcome = _train(session, training, host)
+        except torch.cuda.OutOfMemoryError as error:
+            raise RunError(f"out of GPU memory: {out_of_memory_remedy()}") from error
     folder.update(state=outcome.state, step=outcome.step, lora=outcome.lora.name, disagreement=outcome.disagreement)
     return outcome
 
 
 def _set_up(session: Session, host: Host) -> Training:
     """Adapter and optimizer, fresh or as the last checkpoint holds them."""
+    use_device(next(session.denoiser.module.parameters()).device)
     adapter = inject(
         session.denoiser.module,
         session.targets,
@@ -168,10 +165,11 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
         clip_norm=session.optimizer.clip_norm,
     )
     total = session.training.steps
-    if training.step == 0:
-        _measure(session, training, host)
-        if session.previews is not None and session.previews.every:
-            _render(session, training, host)  # the base, to compare with
+    measured = {line["step"] for line in session.folder.read_metrics() if "held_out" in line}
+    if training.step not in measured and (training.step == 0 or _measures_at(session, training.step)):
+        _measure(session, training, host)  # also what a kill between saving and measuring has left out
+    if training.step == 0 and session.previews is not None and session.previews.every:
+        _render(session, training, host)  # the base, to compare with
 
     def rate_at(step: int) -> float:
         return session.optimizer.learning_rate * lr_factor(step, total, session.schedule)
@@ -183,7 +181,7 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
         host.step(result, total)
         last = result.step == total
         _serve(session, training, host, due=True)
-        if last or _due(result.step, session.validation.every or session.training.save_every):
+        if _measures_at(session, result.step):
             _measure(session, training, host)
         while not last and host.between_steps():
             _serve(session, training, host, due=False)
@@ -199,6 +197,10 @@ def _serve(session: Session, training: Training, host: Host, *, due: bool) -> No
         _save(session, training, host)
     if previews is not None and (host.should_sample() or (due and _due(training.step, previews.every))):
         _render(session, training, host)
+
+
+def _measures_at(session: Session, step: int) -> bool:
+    return step == session.training.steps or _due(step, session.validation.every or session.training.save_every)
 
 
 def _due(step: int, every: int) -> bool:

@@ -3,11 +3,13 @@
 from typing import Any
 
 from .dataset import LoomCache, LoomDataset, LoomDatasetImages
+from .demo import LoomDemoModel
 from .settings import LoomMemory, LoomNetwork, LoomObjective, LoomOptimizer, LoomValidation
 from .sweep import LoomAPG, LoomCheckpoints, LoomGuidance, LoomStrip, LoomSweep
 from .train import LoomRun, LoomTrain, LoomWait
 
 TITLES: dict[type, str] = {
+    LoomDemoModel: "Loom Demo Model",
     LoomDataset: "Loom Dataset (folder)",
     LoomDatasetImages: "Loom Dataset (images)",
     LoomCache: "Loom Cache",

@@ -48,8 +48,12 @@ class ClipText:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(B, L, D) hidden states and (B, P) pooled vectors (projected where the model projects), fp32 on the CPU."""
-        ids = tokenize(self.tokenizer, prompts, self.max_tokens)["input_ids"]
-        output = self.module(ids.to(device_of(self.module)), output_hidden_states=True)
+        return self.of_tokens(tokenize(self.tokenizer, prompts, self.max_tokens)["input_ids"])
+
+    @torch.no_grad()
+    def of_tokens(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of token ids."""
+        output = self.module(ids_BL.to(device_of(self.module)), output_hidden_states=True)
         hidden = output.hidden_states[-self.skip]
         if self.normalise:
             inner: Any = getattr(self.module, "text_model", self.module)

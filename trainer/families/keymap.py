@@ -73,6 +73,17 @@ def to_diffusers(native: Mapping[str, Tensor], keymap: KeyMap, optional: Iterabl
     return {key: _take(native[part.native], part) for key, part in keymap.items() if part.native in native}
 
 
+def to_native(tensors: Mapping[str, Tensor], keymap: KeyMap) -> dict[str, Tensor]:
+    """The original state dict of a diffusers one: rows of a fused tensor side by side again. Copies what it fuses or swaps."""
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    for key, part in keymap.items():
+        if key in tensors:
+            piece = torch.cat(tensors[key].chunk(2)[::-1]) if part.swap_halves else tensors[key]
+            pieces.setdefault(part.native, []).append((part.rows[0] if part.rows else 0, piece))
+    ordered = {key: [piece for _, piece in sorted(rows, key=lambda row: row[0])] for key, rows in pieces.items()}
+    return {key: rows[0] if len(rows) == 1 else torch.cat(rows) for key, rows in ordered.items()}
+
+
 def _take(tensor: Tensor, part: Part) -> Tensor:
     if part.rows is not None:
         tensor = tensor[part.rows[0] : part.rows[1]]

@@ -18,7 +18,7 @@ from ..diffusion.objectives import FlowMatching
 from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
 from .encoders import ClipText, KlCodec, T5Text, load_codec, load_network, load_tokenizer, penultimate, require_parts
-from .keymap import KeyMap, count_blocks, rename, split_rows
+from .keymap import KeyMap, count_blocks, rename, split_rows, to_native
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
@@ -126,6 +126,14 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
         "qk_norm": "rms_norm" if qk_norm else None,
     }
     return config, native_keys(depth, hidden, dual=dual, qk_norm=qk_norm)
+
+
+def original_layout(source: Source) -> dict[str, Tensor]:
+    """The weights of a diffusers folder under their original names, as other programs load them."""
+    config = source.config or {}
+    hidden = config["num_attention_heads"] * config["attention_head_dim"]
+    dual, qk_norm = config["dual_attention_layers"], config["qk_norm"] is not None
+    return to_native(source.tensors(), native_keys(config["num_layers"], hidden, dual=dual, qk_norm=qk_norm))
 
 
 @dataclass(kw_only=True)

@@ -1,12 +1,16 @@
 """Toy models as ComfyUI MODELs, built in inference mode as a loader node would."""
 
+import importlib
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, os.environ["COMFYUI_PATH"])
 sys.path.append(str(ROOT / "scripts"))
+sys.path.append(str(ROOT))
 
 from comfy.cli_args import args  # noqa: E402
 
@@ -19,7 +23,21 @@ import torch  # noqa: E402
 from host_toys import TOYS, toy_inputs, toy_tensor  # noqa: E402
 from record_host_keys import build  # noqa: E402
 
-__all__ = ["TOYS", "comfy", "conditions", "mm", "torch", "toy_inputs", "toy_model", "toy_tensor"]
+torch.set_num_threads(1)
+__all__ = ["ROOT", "TOYS", "answer", "comfy", "conditions", "import_pack", "mm", "relative", "torch", "toy_inputs", "toy_model", "toy_tensor"]  # fmt: skip
+
+
+def import_pack():
+    """A function that imports our modules by name: the repository as the package it is, whatever its folder is called."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "lora_loom").symlink_to(ROOT)
+    sys.path.append(str(folder))
+    return lambda name: importlib.import_module(f"lora_loom.{name}")
+
+
+def relative(value, reference):
+    """|value - reference| / |reference|."""
+    return float((value - reference).norm() / reference.norm())
 
 
 @torch.inference_mode()
@@ -56,3 +74,8 @@ def conditions(patcher, name, row, latents):
     if "pooled" in inputs:
         given["pooled_output"] = inputs["pooled"][row : row + 1]
     return {key: value.cond for key, value in patcher.model.extra_conds(**given).items()}
+
+
+def answer(value):
+    """What the program has found, for the test that started it."""
+    sys.stdout.write(json.dumps(value) + "\n")

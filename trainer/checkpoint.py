@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import RunError
+from .errors import DivergedError, RunError
 from .files import TEMPORARY, whole_folder, write_json, write_tensors
 from .loop import Training
 from .optim import pack_state, unpack_state
@@ -35,14 +35,9 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted((Checkpoint(step=int(match[1]), folder=path) for match, path in found), key=lambda c: c.step)
 
 
-def clean(folder: Path) -> None:
-    """Remove what an interrupted save left behind."""
-    for path in folder.glob(f"*{TEMPORARY}"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def save_checkpoint(folder: Path, training: Training) -> Checkpoint:
-    """Write the whole state of training. Raises RunError; an earlier checkpoint stays untouched."""
+    """Write the whole state of training. Raises RunError or DivergedError; an earlier checkpoint stays untouched."""
+    _check_finite(training)
     target = folder / folder_name(training.step)
     if target.exists():  # the same step of the same run: the same bytes
         return Checkpoint(step=training.step, folder=target)
@@ -62,6 +57,15 @@ def save_checkpoint(folder: Path, training: Training) -> Checkpoint:
         write_tensors(temporary / "optimizer.safetensors", tensors)
         write_json(temporary / "state.json", state)
     return Checkpoint(step=training.step, folder=target)
+
+
+def _check_finite(training: Training) -> None:
+    """A step whose loss and gradients were finite can still break the weights; such a state must not become the last one."""
+    broken = [name for name, p in training.adapter.parameters().items() if not torch.isfinite(p).all()]
+    if broken:
+        raise DivergedError(
+            f"{len(broken)} weights are no finite numbers after step {training.step}, first {broken[0]}: the last checkpoint is kept; lower optimizer.learning_rate"
+        )
 
 
 def load_checkpoint(checkpoint: Checkpoint, training: Training) -> None:

@@ -128,6 +128,7 @@ def fixed_settings(config: TrainConfig, facts: Mapping[str, str]) -> Json:
             data[section].pop(field)
     for path_field in ("base", "encoders", "device"):
         data["model"].pop(path_field)
+    data["network"].pop("init_from")
     return {**{key: value for key, value in data.items() if value != {}}, "facts": dict(facts)}
 
 

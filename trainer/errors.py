@@ -31,6 +31,12 @@ class RunError(LoomError):
     exit_code = 5
 
 
+class StoppedError(RunError):
+    """Someone asked for a stop before there was anything to save; what is done is kept."""
+
+    exit_code = 130
+
+
 class DivergedError(LoomError):
     """The loss or a gradient stopped being a finite number."""
 

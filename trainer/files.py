@@ -58,6 +58,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise RunError unless files can be written into a folder, which is made if it is not there."""
+    probe = folder / f"probe.{os.getpid()}{TEMPORARY}"
+    with _plain_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"")
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, pattern: str = "*") -> None:
+    """Delete what interrupted writes of the same names left behind. Only for whoever holds the folder's lock."""
+    for path in folder.glob(f"{pattern}{TEMPORARY}"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames in a folder survive a power cut, where the system lets a folder be opened."""
     if os.name == "posix":

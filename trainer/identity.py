@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import ModelFileError
+
 ELEMENTS = 64
 
 
@@ -34,17 +36,20 @@ def weights_identity(tensors: Iterable[tuple[str, Tensor]], options: Mapping[str
 
 
 def files_identity(files: Iterable[Path], prefix: str = "") -> str:
-    """`weights_identity` of the tensors of safetensors files whose keys start with `prefix`."""
-    from safetensors import safe_open
+    """`weights_identity` of the tensors of safetensors files whose keys start with `prefix`. Raises ModelFileError."""
+    return weights_identity(item for path in files for item in _tensors(path, prefix))
 
-    def tensors() -> Iterable[tuple[str, Tensor]]:
-        for path in files:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - not a dict
-                    if key.startswith(prefix):
-                        yield key, file.get_tensor(key)
 
-    return weights_identity(tensors())
+def _tensors(path: Path, prefix: str) -> Iterable[tuple[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                if key.startswith(prefix):
+                    yield key, file.get_tensor(key)
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is damaged or cut short ({error}): download or copy it again") from error
 
 
 def folder_identity(folder: Path, parts: Iterable[str], options: Mapping[str, Any]) -> str:

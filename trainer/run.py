@@ -17,8 +17,9 @@ from .data.dataset import Dataset, build_dataset, epochs_report, report
 from .data.encode import CacheReport, EncoderIdentity, fill, find_work
 from .data.index import FileIndex
 from .denoiser import Denoiser
-from .errors import ConfigError, ModelFileError
+from .errors import ConfigError, ModelFileError, StoppedError
 from .evaluate import HeldOut
+from .files import check_writable
 from .identity import tensors_digest
 from .idle_options import refuse_idle_options
 from .lora.state_dict import check_fits
@@ -105,6 +106,8 @@ def build_cache(prepared: Prepared, host: Host) -> CacheReport:
 
     def progress(what: str, done: int, total: int) -> None:
         host.stage(f"encoding {what}", done, total)
+        if host.should_stop():
+            raise StoppedError("stopped while encoding; what is done is kept, run it again to go on")
 
     return fill(prepared.cache, work, encoders, prepared.config.memory.vae_batch, progress)
 
@@ -116,13 +119,19 @@ def train(config: TrainConfig, host: Host) -> Outcome:
     folder.lock()
     try:
         fixed = fixed_settings(config, facts(prepared))
+        if config.output.loras:
+            check_writable(Path(config.output.loras).expanduser() / config.name)
+        here = environment(str(prepared.base.device), torch.get_num_threads())
         if folder.exists():
-            folder.check_same(fixed)
-        folder.start(to_dict(config), fixed, environment(str(prepared.base.device), torch.get_num_threads()))
-        folder.update(state="caching")
-        done = build_cache(prepared, host)
-        host.log(f"cache: {done.reused} reused, {done.encoded} encoded, {done.bytes:,} bytes written")
-        return execute(make_session(prepared), host)
+            folder.check_same(fixed, to_dict(config))
+            if folder.last_checkpoint() and (changed := folder.changed_environment(here)):
+                host.log(f"continuing on another set-up, not bit for bit as before: {'; '.join(changed)}")
+        folder.start(to_dict(config), fixed, here)
+        with folder.noting_failure():
+            folder.update(state="caching", error="")
+            done = build_cache(prepared, host)
+            host.log(f"cache: {done.reused} reused, {done.encoded} encoded, {done.bytes:,} bytes written")
+            return execute(make_session(prepared), host)
     finally:
         folder.unlock()
 

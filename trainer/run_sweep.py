@@ -9,7 +9,7 @@ from .axes import parse_numbers, parse_seeds
 from .base_model import Base, open_base
 from .config import SweepConfig, TrainConfig
 from .config_file import digest
-from .errors import ConfigError, RunError
+from .errors import ConfigError, RunError, StoppedError
 from .files import write_bytes, write_json
 from .identity import tensors_digest
 from .records import Shot
@@ -113,7 +113,7 @@ def sweep(config: TrainConfig, host: Host, lora_files: Sequence[Path] = ()) -> S
 
         for _ in render(todo, denoiser, base.family, encoders, axes, read_lora, progress):
             if host.should_stop():
-                raise RunError("the sweep was stopped; finished cells are kept, run it again to go on")
+                raise StoppedError("the sweep was stopped; finished cells are kept, run it again to go on")
     write_json(folder / "sheet.json", sheet_to_dict(shots))
     return Sheet(folder=folder, shots=tuple(shots), rendered=len(todo))
 

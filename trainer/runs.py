@@ -4,17 +4,18 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import Checkpoint, clean, list_checkpoints
+from .checkpoint import Checkpoint, list_checkpoints
 from .config_file import Json, differences
-from .errors import RunError
-from .files import write_bytes, write_json, write_tensors
+from .errors import LoomError, RunError, StoppedError
+from .files import remove_temporaries, write_bytes, write_json, write_tensors
 from .records import StepResult
 
 RUN_FORMAT = 1
@@ -31,6 +32,8 @@ STATES = (
     "stopped",
 )
 ACTIVE = {"queued", "caching", "running", "yielding", "paused", "stopping"}
+WRITTEN = ("checkpoints", "loras", "samples", "strips", "strips/cells")
+"""Sub-folders of a run that files are written into."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "optimum-quanto", "numpy")
 
 
@@ -78,8 +81,8 @@ class RunFolder:
             raise RunError(
                 f"cannot write to {self.path}: {error.strerror or error}; choose another output folder"
             ) from error
-        clean(self.path)
-        clean(self.checkpoints)
+        for folder in (self.path, *(self.path / name for name in WRITTEN)):
+            remove_temporaries(folder)
 
     def is_free(self) -> bool:
         """Whether no living process trains this run."""
@@ -95,6 +98,11 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
+    def changed_environment(self, environment: Json) -> list[str]:
+        """Lines "libraries.torch: '2.4' -> '2.5'" for what exact resuming depends on."""
+        before = {**self.read().get("environment", {}), "pid": 0}
+        return differences(before, {**environment, "pid": 0}) if len(before) > 1 else []
+
     def start(self, config: Json, fixed: Json, environment: Json) -> None:
         """Write run.json of a new run, or of one that is continued (settings that may change are then replaced)."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -108,9 +116,37 @@ class RunFolder:
         data = self.read() if self.exists() else {}
         write_json(self.path / "run.json", {**data, **changes, "updated": time.time()})
 
-    def check_same(self, fixed: Json) -> None:
-        """Raise RunError listing what differs from the run on disk, unless it may be continued."""
-        lines = differences(self.read()["fixed"], json.loads(json.dumps(fixed)))
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Whatever ends the work inside the block is noted in run.json, and goes on."""
+        try:
+            yield
+        except StoppedError:
+            self._note("interrupted", "")
+            raise
+        except LoomError as error:
+            self._note("failed", str(error))
+            raise
+        except Exception as error:
+            self._note("failed", f"{type(error).__name__}: {error}")
+            raise
+        except BaseException:  # Ctrl-C pressed twice
+            self._note("interrupted", "")
+            raise
+
+    def _note(self, state: str, error: str) -> None:
+        with suppress(LoomError):  # the disk may be full, and the problem at hand is the one to report
+            self.update(state=state, error=error)
+
+    def check_same(self, fixed: Json, config: Json | None = None) -> None:
+        """Raise RunError listing what differs from the run on disk, unless it may be continued.
+
+        Of changed data only the digest is known; the settings that can have changed it are looked up in `config`.
+        """
+        record = self.read()
+        lines = differences(record["fixed"], json.loads(json.dumps(fixed)))
+        if config is not None and any(line.startswith("facts.data:") for line in lines):
+            lines += _changed_sets(record["config"], json.loads(json.dumps(config)))
         if lines:
             raise RunError(
                 f"run {self.name} exists with another configuration: {'; '.join(lines)}. Only training.steps, save_every, keep, "
@@ -172,8 +208,15 @@ class RunFolder:
         """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same below `also`."""
         name = f"{self.name}.safetensors" if step is None else f"{self.name}-{step:06d}.safetensors"
         for folder in [self.path / "loras", *([also / self.name] if also else [])]:
+            remove_temporaries(folder)
             write_tensors(folder / name, tensors, metadata)
         return self.path / "loras" / name
+
+
+def _changed_sets(old: Json, new: Json) -> list[str]:
+    """Lines "dataset.0.repeats: 1 -> 2", or one that says that the files themselves must have changed."""
+    before, after = ({str(i): d for i, d in enumerate(config.get("dataset", []))} for config in (old, new))
+    return differences(before, after, "dataset.") or ["(images, captions or masks in the folders changed)"]
 
 
 def environment(device: str, threads: int) -> Json:

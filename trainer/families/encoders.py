@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelFileError
 from .base import Loading
+from .source import read_json
 
 
 def require_parts(folder: Path, *names: str) -> None:
@@ -133,13 +134,11 @@ def _like(tensor: Tensor, module: nn.Module) -> Tensor:
 
 def load_codec(folder: Path, loading: Loading) -> KlCodec | TinyCodec:
     """The VAE of a diffusers folder, in fp32: SDXL's overflows in fp16, and latents are cached once."""
-    import json
-
     import diffusers
 
     require_parts(folder, "vae")
     single = Loading(dtype=torch.float32, device=loading.device)
-    if json.loads((folder / "vae" / "config.json").read_text())["_class_name"] == "AutoencoderTiny":
+    if read_json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny":
         return TinyCodec(load_network(diffusers.AutoencoderTiny, folder, "vae", single))
     return KlCodec(load_network(diffusers.AutoencoderKL, folder, "vae", single))
 

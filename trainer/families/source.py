@@ -54,13 +54,13 @@ class Source:
     def scheduler(self) -> dict[str, Any]:
         """The diffusers folder's scheduler settings; empty for a file."""
         file = self.path / "scheduler" / "scheduler_config.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_json(file) if file.is_file() else {}
 
     @cached_property
     def quanto_map(self) -> dict[str, Any] | None:
         """optimum-quanto's map of packed modules, if the denoiser's folder has one."""
         file = self.denoiser_files[0].parent / QUANTO_MAP
-        return json.loads(file.read_text(encoding="utf-8")) if self.is_diffusers and file.is_file() else None
+        return read_json(file) if self.is_diffusers and file.is_file() else None
 
     def tensors(self) -> dict[str, Tensor]:
         """The denoiser's tensors, memory-mapped, prefix removed."""
@@ -114,7 +114,7 @@ def _open_folder(path: Path, encoders: Path) -> Source:
     files = plain or files
     if not files:
         raise ModelFileError(f"{part} has no .safetensors file (pickled .bin weights are not read, for safety)")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_json(config_file)
     return Source(path, files, config=config, encoders=encoders, headers={file: read_shapes(file) for file in files})
 
 
@@ -133,6 +133,14 @@ def _open_file(path: Path, encoders: Path | None) -> Source:
     shapes = read_shapes(path)
     prefix = DENOISER_PREFIX if any(key.startswith(DENOISER_PREFIX) for key in shapes) else ""
     return Source(path, (path,), prefix=prefix, encoders=encoders, headers={path: shapes})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A diffusers folder's settings. Raises ModelFileError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is no JSON that can be read ({error}): copy it again") from error
 
 
 def read_shapes(path: Path) -> Shapes:

@@ -48,9 +48,9 @@ def _submit(
     keep_graph(folder, graph, node_id)
     for note in notes:
         folder.log(note)
-    job = REGISTRY.submit(Job(session, REGISTRY, yield_max_s=request.memory.yield_max_s))
+    job = Job(session, REGISTRY, yield_max_s=request.memory.yield_max_s, node=str(node_id))
     job.keep_alive = patcher  # the model must not be collected while its weights are trained on
-    return job
+    return REGISTRY.submit(job)
 
 
 def wait(run: RunValue) -> tuple[RunValue, str, Tensor]:

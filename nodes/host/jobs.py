@@ -26,8 +26,10 @@ Emit = Callable[[str, dict[str, Any]], None]
 class Job:
     """One run in this process: what it is doing, what it was asked to do. It is the session's host."""
 
-    def __init__(self, session: Session, registry: "Registry", *, yield_max_s: float = 0.0) -> None:
+    def __init__(self, session: Session, registry: "Registry", *, yield_max_s: float = 0.0, node: str = "") -> None:
         self.session, self.registry, self.yield_max_s = session, registry, yield_max_s
+        self.node = node
+        """Id of the LoomTrain in its graph, for the panel under it."""
         self.name = session.folder.name
         self.state = "queued"
         self.error: Exception | None = None
@@ -83,6 +85,7 @@ class Job:
         left = (self.total - self.at) * self.seconds if self.seconds else None
         return {
             "name": self.name,
+            "node": self.node,
             "state": self.state,
             "step": self.at,
             "total": self.total,

@@ -72,7 +72,7 @@ def test_files_come_with_their_type_and_no_rights(server, run):
 
 def test_actions_need_json_and_the_same_origin(server, run):
     path = "/lora_loom/runs/served/pause"
-    assert status(server, path) == 405
+    assert status(server, path) in (404, 405)  # a GET falls through to the host's static files
     assert status(server, path, "POST", "x=1", Content_Type="application/x-www-form-urlencoded") == 403
     assert status(server, path, "POST", "{}", Content_Type="text/plain") == 403
     assert status(server, path, "POST", "{}", Content_Type="application/json", Origin="https://evil.example") == 403

@@ -155,6 +155,7 @@ class LoomTestHash:
     def run(self, model, salt, after=None):
         import hashlib
 
+        mm.load_models_gpu([model])  # takes out what another clone, with a LoRA, has left in the weights
         sha = hashlib.sha256()
         for key, tensor in sorted(model.model.diffusion_model.state_dict().items()):
             sha.update(key.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

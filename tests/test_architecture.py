@@ -11,7 +11,7 @@ MAX_LINES = 400
 # A module of trainer/ may import only from its own layer or one above it in this list.
 LAYERS = [
     {"errors", "names", "seeding", "records", "axes", "text_drawing"},
-    {"config", "config_texts", "files"},
+    {"config", "config_texts", "files", "tensor_files"},
     {"config_file", "idle_options", "identity", "schedule", "memory"},
     {"diffusion", "data.images", "data.buckets", "data.captions"},
     {"denoiser", "frozen", "optim"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"run"},
     {"run_sweep"},
     {"demo"},
-    {"console", "cli", "cli_common"},
+    {"console", "cli", "cli_common", "cli_tools"},
     {"__main__", ""},
 ]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("nodes/**/*.py"), *ROOT.glob("trainer/**/*.py")])

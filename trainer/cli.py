@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import cli_tools
 from .cli_common import AsJson, fail, report, watched
 from .errors import LoomError
 
@@ -133,6 +134,9 @@ def demo(
     with watched(as_json) as host:
         result = run_demo(directory, host, seed=seed, learning_rate=learning_rate)
     report(as_json, result.text, **result.values)
+
+
+cli_tools.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,12 +1,14 @@
 """Writing files whole or not at all: a temporary name beside the target, fsync, then one rename."""
 
 import json
+import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -17,18 +19,8 @@ TEMPORARY = ".tmp"
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Raises RunError if the disk is full or the folder cannot be written."""
-    with _plain_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+    with _whole_file(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -40,6 +32,48 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     from safetensors.torch import save
 
     write_bytes(path, save(dict(tensors), dict(metadata) if metadata else None))
+
+
+def stream_tensors(
+    path: Path,
+    layout: Mapping[str, tuple[str, tuple[int, ...]]],
+    produce: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """A safetensors file written tensor by tensor, so that only one of them is in memory.
+
+    `layout` is {name: (safetensors' name of the number format, shape)}; `produce` is asked for each tensor once, in the
+    order of the file. Raises RunError.
+    """
+    names = sorted(layout, key=lambda name: (-_bits(layout[name][0]), name))  # wide formats first: all stay aligned
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        kind, shape = layout[name]
+        start, end = end, end + math.prod(shape) * _bits(kind) // 8
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with _whole_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            _write_tensor(file, produce(name), header[name], name)
+
+
+def _write_tensor(file: IO[bytes], tensor: Tensor, entry: Mapping[str, Any], name: str) -> None:
+    import torch
+
+    start, end = entry["data_offsets"]
+    plain = tensor.detach().cpu().contiguous()
+    assert list(plain.shape) == entry["shape"], f"{name}: {tuple(plain.shape)} was announced as {entry['shape']}"
+    assert plain.nbytes == end - start, f"{name}: {plain.dtype} was announced as {entry['dtype']}"
+    if plain.numel():
+        file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _bits(kind: str) -> int:
+    """Width of a safetensors number format: 32 of F32, 8 of F8_E4M3 and of BOOL."""
+    return 8 if kind == "BOOL" else int(re.match(r"[A-Z]+(\d+)", kind)[1])  # type: ignore[index]
 
 
 @contextmanager
@@ -83,6 +117,23 @@ def sync_folder(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under `path` complete or not at all. Raises RunError."""
+    with _plain_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 @contextmanager

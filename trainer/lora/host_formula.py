@@ -23,12 +23,18 @@ def group_by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, 
     modules: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
-        suffix = next((s for s in SUFFIXES if key.endswith("." + s)), None)
+        module, suffix = split_key(key)
         if suffix is None:
             unknown.append(key)
         else:
-            modules.setdefault(key[: -len(suffix) - 1], {})[suffix] = tensor
+            modules.setdefault(module, {})[suffix] = tensor
     return modules, unknown
+
+
+def split_key(key: str) -> tuple[str, str | None]:
+    """(module key, suffix), or (key, None) for a tensor of no known kind of adapter."""
+    suffix = next((s for s in SUFFIXES if key.endswith("." + s)), None)
+    return (key, None) if suffix is None else (key[: -len(suffix) - 1], suffix)
 
 
 def rank_of(parts: Mapping[str, Tensor]) -> int:

@@ -1,0 +1,126 @@
+"""Several LoRAs as one: the weighted sum of their changes, exact, by laying their ranks side by side."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..errors import ConfigError, ModelFileError
+from .factors import Factors, LoraFile, Written, extended, new_dtype, open_lora, write_lora
+from .resize import Cuts, Keep, ResizeReport, cut_all
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeReport:
+    modules: int
+    shared: int
+    """Modules that more than one of the LoRAs changes."""
+    ranks: tuple[int, int]
+    """Smallest and largest."""
+    rounding: float
+    """Largest |written - exact| / |exact| of a module's change: what the number format of the file costs."""
+    bytes: int
+    resized: ResizeReport | None = None
+
+    def text(self) -> str:
+        low, high = self.ranks
+        lines = [
+            f"{self.modules} modules, {self.shared} of them in several files, rank {low} to {high}, {self.bytes:,} bytes",
+            f"rounding to the file's number format costs {self.rounding:.1e} of a module's change at most",
+        ]
+        return "\n".join(lines + ([self.resized.text()] if self.resized else []))
+
+
+def add(parts: Sequence[tuple[Factors, float]], key: str) -> Factors:
+    """The sum of weight * change. One part keeps its matrices; of several, up and down are joined along the rank.
+
+    Raises ModelFileError if they are of different sizes.
+    """
+    sizes = {(f.up_OR.shape[0], f.kernel or (f.down_RI.shape[1],)) for f, _ in parts}
+    if len(sizes) > 1:
+        shown = " and ".join(str((out, *rest)) for out, rest in sorted(sizes))
+        raise ModelFileError(f"{key} has a weight of {shown}: these LoRAs are for different models")
+    if len(parts) == 1:
+        factors, weight = parts[0]
+        return replace(factors, scale=factors.scale * weight)
+    return Factors(
+        up_OR=torch.cat([f.up_OR * (f.scale * weight) for f, weight in parts], dim=1),
+        down_RI=torch.cat([f.down_RI for f, _ in parts]),
+        scale=1.0,
+        kernel=parts[0][0].kernel,
+    )
+
+
+@torch.no_grad()
+def merge_loras(
+    sources: Sequence[tuple[Path, float]],
+    target: Path,
+    keep: Keep | None = None,
+    dtype: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> MergeReport:
+    """Write the weighted sum of LoRAs; `keep` cuts its rank afterwards. auto takes the widest number format of the files.
+
+    Raises ConfigError without a weight other than 0, ModelFileError if a file is no plain LoRA or they do not fit.
+    """
+    used = [(open_lora(path), weight) for path, weight in sources if weight]
+    if not used:
+        raise ConfigError("nothing to merge: give at least one LoRA with a weight other than 0")
+    keys = sorted({key for lora, _ in used for key in lora.modules})
+
+    def modules() -> Iterator[tuple[str, Written]]:
+        for done, key in enumerate(keys):
+            owners = [(lora, weight) for lora, weight in used if key in lora.modules]
+            widest = max((lora.dtype(key) for lora, _ in owners), key=lambda kind: kind.itemsize)
+            yield (
+                key,
+                Written(
+                    factors=add([(lora.factors(key), weight) for lora, weight in owners], key),
+                    dtype=new_dtype(dtype, widest),
+                    names=owners[0][0].names(key),
+                ),
+            )
+            progress(done + 1, len(keys))
+
+    cuts = cut_all(modules(), keep) if keep else None
+    written = cuts.written if cuts else dict(modules())
+    write_lora(target, written, _metadata(used, written, keep))
+    return _report(used, written, cuts, target)
+
+
+def _metadata(
+    used: Sequence[tuple[LoraFile, float]], written: Mapping[str, Written], keep: Keep | None
+) -> dict[str, str]:
+    """That of the first file, with what went in."""
+    facts = {
+        "files": [lora.path.name for lora, _ in used],
+        "weights": [weight for _, weight in used],
+        "keep": vars(keep) if keep else None,
+    }
+    return extended(used[0][0].metadata, written, "merge", facts)
+
+
+def _report(
+    used: Sequence[tuple[LoraFile, float]], written: Mapping[str, Written], cuts: Cuts | None, target: Path
+) -> MergeReport:
+    ranks = [module.factors.rank for module in written.values()]
+    before = sum(lora.path.stat().st_size for lora, _ in used)
+    return MergeReport(
+        modules=len(written),
+        shared=sum(sum(key in lora.modules for lora, _ in used) > 1 for key in written),
+        ranks=(min(ranks), max(ranks)),
+        rounding=max(rounding(module) for module in written.values()),
+        bytes=target.stat().st_size,
+        resized=cuts.report(before, target) if cuts else None,
+    )
+
+
+def rounding(module: Written) -> float:
+    """|stored - exact| / |exact| of a module's change, from the factors alone."""
+    exact = module.factors
+    if module.dtype == torch.float32 or not (size := exact.energy()):
+        return 0.0
+    up, down = (tensor.to(module.dtype).float() for tensor in (exact.up_OR, exact.down_RI))
+    difference = replace(exact, up_OR=torch.cat([up, -exact.up_OR], dim=1), down_RI=torch.cat([down, exact.down_RI]))
+    return float((max(difference.energy(), 0.0) / size) ** 0.5)

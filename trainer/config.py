@@ -16,7 +16,7 @@ Role = Literal["train", "regularisation", "held_out"]
 class Section:
     """A table of the configuration."""
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012 - read by config_file.py; no import here
+    __pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # noqa: RUF012 - read by config_file.py; no import here
 
 
 def require(condition: bool, name: str, value: object, remedy: str) -> None:
@@ -107,12 +107,7 @@ class DataConfig(Section):
         if self.bucket_step:
             remedy = f"it must be at least data.bucket_step = {self.bucket_step}"
             require(self.resolution >= self.bucket_step, "data.resolution", self.resolution, remedy)
-        require(
-            0 < self.min_side <= self.max_side,
-            "data.min_side",
-            self.min_side,
-            f"use 1 to data.max_side = {self.max_side}",
-        )
+        require(0 < self.min_side <= self.max_side, "data.min_side", self.min_side, f"use 1 to {self.max_side}")
         require(0 <= self.held_out_share < 1, "data.held_out_share", self.held_out_share, "use 0 up to below 1")
 
 
@@ -139,13 +134,11 @@ class NetworkConfig(Section):
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "network.rank", self.rank, "use 1 or more (16 is usual)")
-        require(
-            self.alpha is None or self.alpha > 0,
-            "network.alpha",
-            self.alpha,
-            "use a number above 0, or leave it out for alpha = rank",
-        )
+        remedy = "use a number above 0, or leave it out for alpha = rank"
+        require(self.alpha is None or self.alpha > 0, "network.alpha", self.alpha, remedy)
         require(0 <= self.dropout < 1, "network.dropout", self.dropout, "use 0 up to below 1")
+        known = self.lokr_factor == -1 or self.lokr_factor >= 1
+        require(known, "network.lokr_factor", self.lokr_factor, "use -1 (the most even one) or 1 and more")
         if self.kind in ("loha", "lokr"):
             require(
                 not self.dropout, "network.dropout", self.dropout, f"{self.kind} has no dropout here; use 0, or lora"
@@ -169,13 +162,11 @@ class OptimizerConfig(Section):
     """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
 
     def __post_init__(self) -> None:
-        require(
-            self.learning_rate > 0,
-            "optimizer.learning_rate",
-            self.learning_rate,
-            "use a number above 0 (1e-4 is usual)",
-        )
+        remedy = "use a number above 0 (1e-4 is usual)"
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, remedy)
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
+        for name, place in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
+            require(name not in self.options, "optimizer.options", self.options, f"set optimizer.{place} instead")
         require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "use 0 (off) or more (1.0 is usual)")
 
 
@@ -193,12 +184,8 @@ class ScheduleConfig(Section):
     """Lowest learning rate as a share of the peak."""
 
     def __post_init__(self) -> None:
-        require(
-            self.warmup >= 0,
-            "schedule.warmup",
-            self.warmup,
-            "use a share of the steps (0.1) or a number of steps (100)",
-        )
+        remedy = "use a share of the steps (0.1) or a number of steps (100)"
+        require(self.warmup >= 0, "schedule.warmup", self.warmup, remedy)
         require(self.cycles >= 1, "schedule.cycles", self.cycles, "use 1 or more")
         require(self.power > 0, "schedule.power", self.power, "use a number above 0")
         require(0 <= self.floor <= 1, "schedule.floor", self.floor, "use 0 to 1, a share of the learning rate")
@@ -290,6 +277,9 @@ class MemoryConfig(Section):
     """Recompute activations in the backward pass: much less memory, about a third more time."""
     vae_batch: int = 1
     """Images encoded at once while caching."""
+
+    def __post_init__(self) -> None:
+        require(self.vae_batch >= 1, "memory.vae_batch", self.vae_batch, "use 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,9 @@ from .records import Conditioning, Example
 from .runs import RunFolder, environment
 from .session import Host, Outcome, Session, execute
 
+PATCH = 16
+"""Pixels that one 2x2 patch of latents covers: the finest step that every network can take."""
+
 
 @dataclass(kw_only=True)
 class Prepared:
@@ -64,6 +67,8 @@ def prepare(config: TrainConfig, host: Host) -> Prepared:
         raise ConfigError(
             f"objective.guidance = {config.objective.guidance}: {base.family.name} {base.variant} takes no guidance value; leave it out"
         )
+    if config.data.bucket_step % PATCH:
+        raise ConfigError(f"data.bucket_step = {config.data.bucket_step}: use a multiple of {PATCH}")
     if any(dataset.references for dataset in config.dataset) and not base.settings.references:
         raise ConfigError(
             f"dataset.references: {base.family.name} {base.variant} takes no reference images; leave it out, or use an edit model"

@@ -292,6 +292,7 @@ BAD = [
         ConfigError,
         "smaller than the bucket step of 64",
     ),
+    ({"data": {"bucket_step": 24}}, ConfigError, "data.bucket_step = 24: use a multiple of 16"),
     ({"training": {"batch_size": 99}}, ConfigError, "the set gives only 6 images"),
     ({"network": {"targets": "attn"}}, ConfigError, "did you mean 'attention'"),
     ({"network": {"targets": "regex:nothing_here"}}, ConfigError, "matches none"),

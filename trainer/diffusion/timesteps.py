@@ -98,5 +98,7 @@ class NoiseLevels:
     def sigma(self, objective: Objective, height: int, width: int, u_B: Tensor) -> Tensor:
         """Noise levels (B,) at shares u of the schedule."""
         if objective.name == "flow":
-            u_B = shift_sigma(u_B, self.shift if isinstance(self.shift, float) else self.shift.at(height, width))
+            u_B = shift_sigma(
+                u_B, self.shift.at(height, width) if isinstance(self.shift, ResolutionShift) else self.shift
+            )
         return objective.sigma_at(u_B)

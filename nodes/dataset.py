@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..trainer.config import DataConfig, DatasetConfig, MemoryConfig
-from .inputs import CATEGORY, link, text, widget
+from .inputs import CATEGORY, link, seed, text, widget
 from .values import CACHE, DATASET, DatasetValue
 
 _PREVIOUS = link(DATASET, "Another data set; both are trained together.")
@@ -139,10 +139,7 @@ class LoomCache:
                 "min_side": widget(DataConfig, "min_side", min=16, max=8192, step=8),
                 "max_side": widget(DataConfig, "max_side", min=16, max=8192, step=8),
                 "upscale": widget(DataConfig, "upscale"),
-                "seed": (
-                    "INT",
-                    {"default": 0, "min": 0, "max": 2**32 - 1, "tooltip": "Decides which images are held out."},
-                ),
+                "seed": seed("Decides which images are held out."),
                 "vae_batch": widget(MemoryConfig, "vae_batch", min=1, max=64),
             },
         }

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .inputs import CATEGORY
+from .values import DATASET
 
 
 class LoomDemoModel:
@@ -10,12 +11,13 @@ class LoomDemoModel:
 
     CATEGORY = CATEGORY
     DESCRIPTION = "The tiny base model that comes with LoRA Loom: 128 pixel pictures of coloured shapes, an SD3-class network. Nothing is downloaded."
-    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
-    RETURN_NAMES = ("model", "clip", "vae")
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE", DATASET)
+    RETURN_NAMES = ("model", "clip", "vae", "dataset")
     OUTPUT_TOOLTIPS = (
         "An SD3-class model of 2 blocks, for 128 x 128 pixels.",
         "Knows the words of its drawn world only; others are read as unknown.",
         "8 pixels per latent, 16 channels.",
+        "Drawn toadstools, which the model has never seen, and a few scenes that it knows. To LoomCache.",
     )
     FUNCTION = "run"
 
@@ -23,7 +25,7 @@ class LoomDemoModel:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {}}
 
-    def run(self) -> tuple[Any, Any, Any]:
-        from .host.demo_model import load_demo
+    def run(self) -> tuple[Any, ...]:
+        from .host.demo_model import demo_data, load_demo
 
-        return load_demo()
+        return (*load_demo(), demo_data())

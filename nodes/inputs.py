@@ -35,3 +35,8 @@ def link(kind: str, tooltip: str) -> tuple[str, dict[str, Any]]:
 
 def text(default: str, tooltip: str, *, multiline: bool = False) -> tuple[str, dict[str, Any]]:
     return "STRING", {"default": default, "multiline": multiline, "tooltip": tooltip}
+
+
+def seed(tooltip: str) -> tuple[str, dict[str, Any]]:
+    """A seed that stays: a new number after every prompt would make another run, or encode anew."""
+    return "INT", {"default": 0, "min": 0, "max": 2**32 - 1, "control_after_generate": False, "tooltip": tooltip}

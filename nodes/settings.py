@@ -11,7 +11,7 @@ from ..trainer.config import (
     ScheduleConfig,
     TrainingConfig,
 )
-from .inputs import CATEGORY, text, widget
+from .inputs import CATEGORY, seed, text, widget
 from .values import (
     MEMORY,
     NETWORK,
@@ -250,15 +250,7 @@ class LoomValidation:
             },
             "optional": {
                 "negative": text("", "Negative prompt of every picture."),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 2**32 - 1,
-                        "tooltip": "Of the first prompt; the next ones count up.",
-                    },
-                ),
+                "seed": seed("Of the first prompt; the next ones count up."),
                 "steps": ("INT", {"default": 20, "min": 1, "max": 200, "tooltip": "Sampling steps."}),
                 "cfg": (
                     "FLOAT",

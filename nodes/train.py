@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..trainer.config import OptimizerConfig, TrainingConfig
-from .inputs import CATEGORY, link, text, widget
+from .inputs import CATEGORY, link, seed, text, widget
 from .values import (
     CACHE,
     MEMORY,
@@ -76,15 +76,7 @@ class LoomTrain:
                 ),
                 "batch_size": widget(TrainingConfig, "batch_size", min=1, max=1024),
                 "save_every": widget(TrainingConfig, "save_every", max=1_000_000),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 2**32 - 1,
-                        "tooltip": "Decides everything random: initial weights, order, noise, timesteps, dropout.",
-                    },
-                ),
+                "seed": seed("Decides everything random: initial weights, order, noise, timesteps, dropout."),
                 "mode": (
                     ["background", "wait"],
                     {

@@ -8,8 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainer.config import DatasetConfig
+from ...trainer.config_file import parse
 from ...trainer.errors import ModelFileError
+from ...trainer.files import write_bytes
+from ..values import DatasetValue
 from .demo_clip import DemoClip
+from .paths import cache_folder
+
+COMPLETE = "complete"
+"""Marks a folder whose pictures are all written."""
 
 
 def load_demo(folder: Path | None = None) -> tuple[Any, Any, Any]:
@@ -25,6 +33,23 @@ def _assets() -> Path:
     from ...trainer.demo.demo import ASSETS
 
     return ASSETS
+
+
+def demo_data() -> DatasetValue:
+    """The demo's pictures, drawn once: a concept, scenes of the base's own world beside it, and some to measure on."""
+    from ...trainer.demo.demo import write_data
+
+    folder = cache_folder() / "demo"
+    if not (folder / COMPLETE).is_file():
+        write_data(folder, seed=0)
+        write_bytes(folder / COMPLETE, b"")
+    sets: dict[str, dict[str, Any]] = {
+        "images": {"caption_dropout": 0.1},
+        "scenes": {"role": "regularisation"},
+        "held_out": {"role": "held_out"},
+    }
+    configs = (parse({"folder": str(folder / name), **options}, DatasetConfig) for name, options in sets.items())
+    return DatasetValue(sets=tuple(configs))
 
 
 def load_network(folder: str, **options: Any) -> Any:

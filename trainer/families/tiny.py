@@ -8,14 +8,27 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..seeding import generator
 from .base import Tiny
 
 
+class _NoDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Random fills of this thread leave their tensor as it is, so that torch's global generator is not touched."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        if draws and func.__name__.split(".")[0].endswith("_"):
+            return args[0].zero_()
+        assert not draws, f"{func} draws a new tensor: fill an empty one instead"
+        return func(*args, **(kwargs or {}))
+
+
 def random_network(cls: Any, config: Any, seed: int) -> nn.Module:
     """A frozen network with seeded weights (also where the class starts at zero, so that gradients flow)."""
-    with torch.random.fork_rng(devices=[]):  # the class's own initialisation is thrown away
+    no_draws: Any = _NoDraws
+    with no_draws():  # the class's own initialisation is thrown away, and must not use up another thread's numbers
         module: nn.Module = cls(**config) if isinstance(config, Mapping) else cls(config)
     with torch.no_grad():
         for name, tensor in module.named_parameters():

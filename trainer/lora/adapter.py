@@ -128,7 +128,8 @@ def inject(
             layer.lora_magnitude_vector[NAME].forward = partial(_dora, layer)
         if network.dropout:
             layer.lora_dropout[NAME] = SeededDropout(network.dropout, path)
-        layer.train()
+        # PEFT's LoHa and LoKr ask torch's global generator in every forward pass of training whether to skip the module.
+        layer.train(network.kind in ("lora", "dora"))
         if compute_dtype is not None and compute_dtype != torch.float32:
             _compute_in(layer, compute_dtype)
     adapter = Adapter(root=root, layers=layers, network=network)

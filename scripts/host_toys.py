@@ -94,7 +94,7 @@ TOYS = {
         extra={"attention_mask": torch.ones(1, 16, dtype=torch.long)},
         host_config={
             "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "n_layers": 2, "n_refiner_layers": 2,
-            "n_heads": 3, "n_kv_heads": 1, "axes_dims": [8, 12, 12], "axes_lens": [300, 512, 512], "cap_feat_dim": 64,
+            "n_heads": 4, "n_kv_heads": 2, "axes_dims": [8, 8, 8], "axes_lens": [300, 512, 512], "cap_feat_dim": 64,
             "qk_norm": True, "dtype": torch.float32,
         },
     ),
@@ -107,7 +107,7 @@ TOYS = {
     ),
 }  # fmt: skip
 
-HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell")
+HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2")
 """Toys whose family the files backend has."""
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
 from lora_loom.trainer.errors import ConfigError, ModelFileError
-from lora_loom.trainer.families import flux, sd3, unet
+from lora_loom.trainer.families import flux, lumina2, sd3, unet
 from lora_loom.trainer.families.base import Loading
 from lora_loom.trainer.families.keymap import Part, to_diffusers
 from lora_loom.trainer.families.source import open_source
@@ -21,7 +21,13 @@ from tests.conftest import tiny_folder
 
 HOST = Path(__file__).parents[1] / "fixtures" / "host"
 CPU = Loading(dtype=None, device=torch.device("cpu"))
-READERS = {"sd": unet.read_native, "sdxl": unet.read_native, "sd3": sd3.read_native, "flux": flux.read_native}
+READERS = {
+    "sd": unet.read_native,
+    "sdxl": unet.read_native,
+    "sd3": sd3.read_native,
+    "flux": flux.read_native,
+    "lumina2": lumina2.read_native,
+}
 
 
 def record(name):
@@ -284,7 +290,8 @@ def test_an_unknown_model(tmp_path):
     save_file({"layers.0.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
     source = open_source(str(tmp_path / "other.safetensors"))
     with pytest.raises(
-        ModelFileError, match=r"no base model of a known family \(flux, sd, sd3, sdxl\); its tensors begin with layers"
+        ModelFileError,
+        match=r"no base model of a known family \(flux, lumina2, sd, sd3, sdxl\); its tensors begin with layers",
     ):
         families.detect(source.shapes, source.path)
 

@@ -161,3 +161,10 @@ class DiffusersDenoiser:
 def stack(texts: Sequence[Text]) -> dict[str, Tensor]:
     """Texts of equal length as one batch."""
     return {key: torch.stack([text[key] for text in texts]) for key in texts[0]}
+
+
+def pad_and_mask(texts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Texts (L, D) of unequal length as "text" (B, longest, D), zeros behind, and "text_mask" (B, longest), 1 = a token."""
+    lengths = torch.tensor([len(text) for text in texts])
+    mask = (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
+    return {"text": torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True), "text_mask": mask}

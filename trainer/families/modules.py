@@ -14,6 +14,10 @@ from .base import Loading
 from .keymap import KeyMap, listing, to_diffusers
 from .source import Source
 
+Native = Callable[[Shapes], tuple[dict[str, Any], KeyMap]]
+"""Configuration and key map, read off an original file's shapes."""
+Adapt = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
 
 def build(
     cls: type[nn.Module], config: Mapping[str, Any], tensors: Mapping[str, Tensor], loading: Loading
@@ -43,21 +47,27 @@ def build(
 
 
 def load(
-    cls: type[nn.Module], source: Source, native: Callable[[Shapes], tuple[dict[str, Any], KeyMap]], loading: Loading
+    cls: type[nn.Module],
+    source: Source,
+    native: Native,
+    loading: Loading,
+    *,
+    adapt: Adapt = dict,
+    unused: tuple[str, ...] = (),
 ) -> nn.Module:
     """The denoiser of a source in either layout; `native` reads configuration and key map off an original file.
 
-    Weights are mapped from the file; where packing is asked for they are brought over and packed one by one, so that no
+    `adapt` makes a diffusers folder's tensors those of `cls`; `unused` names keys of original files that nobody reads. Weights are mapped from the file; where packing is asked for they are brought over and packed one by one, so that no
     full copy comes to be. Raises ConfigError if a base that is packed already should be packed or cast.
     """
     if source.quanto_map is not None:
         _refuse_packing_twice(source, loading)
         module = unpack_quanto(cls, source, loading)
     elif loading.quantize == "none" or loading.device.type == "meta":
-        module = _built(cls, source, native, loading)
+        module = _built(cls, source, native, loading, adapt, unused)
     else:
         as_stored = Loading(dtype=None, device=torch.device("cpu"))
-        module = _built(cls, source, native, as_stored)
+        module = _built(cls, source, native, as_stored, adapt, unused)
         quantize(module, loading.quantize, loading.dtype, loading.device)
         _place_rest(module, loading)
     if loading.compute_dtype is not None:
@@ -66,12 +76,12 @@ def load(
 
 
 def _built(
-    cls: type[nn.Module], source: Source, native: Callable[[Shapes], tuple[dict[str, Any], KeyMap]], loading: Loading
+    cls: type[nn.Module], source: Source, native: Native, loading: Loading, adapt: Adapt, unused: tuple[str, ...]
 ) -> nn.Module:
     if source.config is not None:
-        return build(cls, source.config, source.tensors(), loading)
+        return build(cls, source.config, adapt(source.tensors()), loading)
     config, keys = native(source.shapes)
-    return build(cls, config, to_diffusers(source.tensors(), keys), loading)
+    return build(cls, config, to_diffusers(source.tensors(), keys, unused), loading)
 
 
 def _refuse_packing_twice(source: Source, loading: Loading) -> None:

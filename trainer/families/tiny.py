@@ -80,6 +80,16 @@ def tiny_t5(seed: int, *, width: int, tokens: int = 16) -> tuple[nn.Module, Any]
     return random_network(T5EncoderModel, config, seed), tiny_tokenizer(tokens)
 
 
+def tiny_gemma(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
+    from transformers import Gemma2Config, Gemma2Model
+
+    config = Gemma2Config(
+        vocab_size=48, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=2 * tokens,
+    )  # fmt: skip
+    return random_network(Gemma2Model, config, seed), tiny_tokenizer(tokens)
+
+
 def tiny_vae(seed: int, channels: int) -> nn.Module:
     """AutoencoderKL, 8 pixels per latent."""
     from diffusers import AutoencoderKL

@@ -2,7 +2,7 @@
 
 import { count, loss, smoothed, thinned, usualRange } from "./format.js";
 
-const MARGIN = { left: 8, right: 8, top: 10, bottom: 16 };
+const MARGIN = { left: 8, right: 42, top: 8, bottom: 16 };
 const COLOURS = { raw: "#6b8fd455", smooth: "#7fb0ff", fill: "#7fb0ff22", held: "#ffb454", grid: "#ffffff14", text: "#8d96a6" };
 const MOST_POINTS = 1500;
 
@@ -69,8 +69,9 @@ export class Curve {
     }
     pen.fillStyle = COLOURS.text;
     pen.textAlign = "left";
-    pen.fillText(loss(place.high), box.left + 2, box.top + 10);
-    pen.fillText(loss(place.low), box.left + 2, box.bottom - 4);
+    pen.fillText(loss(place.high), box.right + 5, box.top + 5);
+    pen.fillText(loss((place.high + place.low) / 2), box.right + 5, (box.top + box.bottom) / 2 + 3);
+    pen.fillText(loss(place.low), box.right + 5, box.bottom + 2);
     pen.fillText(count(place.first), box.left, box.bottom + 12);
     pen.textAlign = "right";
     pen.fillText(count(place.last), box.right, box.bottom + 12);
@@ -78,7 +79,7 @@ export class Curve {
 
   lines(pen, box, place, all) {
     const span = all[all.length - 1].step - all[0].step;
-    const values = smoothed(all, Math.max(span / 40, 2));
+    const values = smoothed(all, Math.max(span / 25, 2));
     const smooth = all.map((point, index) => ({ step: point.step, value: values[index] }));
     pen.save();
     pen.beginPath();

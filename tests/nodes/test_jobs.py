@@ -1,0 +1,205 @@
+"""The registry: who holds while the host is busy, who may go on, what is asked of a job and what it leaves behind."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from lora_loom.trainer.records import StepResult
+from lora_loom.trainer.runs import RunFolder
+
+
+class Busy:
+    """The host's queue, as a switch."""
+
+    def __init__(self):
+        self.on = False
+
+    def __call__(self):
+        return self.on
+
+
+def until(condition, timeout=10):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def office(host, tmp_path, monkeypatch):
+    """Registry, its switch, its events, and a function that makes a job of `steps` sham steps."""
+    jobs = host("jobs")
+    busy, events = Busy(), []
+    registry = jobs.Registry(busy=busy, emit=lambda kind, data: events.append((kind, data)))
+
+    def execute(session, told):
+        told.session.folder.update(state="running")
+        for step in range(1, session.training.steps + 1):
+            if told.should_stop():
+                return SimpleNamespace(state="stopped")
+            session.work(step)
+            told.step(
+                StepResult(step=step, loss=1.0, learning_rate=0.1, grad_norm=1.0, seconds=0.01), session.training.steps
+            )
+            while told.between_steps():
+                session.saves.append(step) if told.should_save() else None
+                session.samples.append(step) if told.should_sample() else None
+        return SimpleNamespace(state="finished")
+
+    monkeypatch.setattr(jobs, "execute", execute)
+
+    def job(name, steps=3, work=lambda step: time.sleep(0.005), previews=None, **options):
+        folder = RunFolder(tmp_path / "runs" / name)
+        folder.start({"training": {"steps": steps}}, {}, {})
+        session = SimpleNamespace(
+            folder=folder, training=SimpleNamespace(steps=steps), previews=previews, denoiser=object(), work=work, saves=[], samples=[],
+        )  # fmt: skip
+        return jobs.Job(session, registry, **options)
+
+    yield SimpleNamespace(registry=registry, busy=busy, events=events, job=job)
+    for left in registry.jobs.values():
+        left.stop()
+        left.done.wait(10)
+
+
+def test_jobs_run_one_at_a_time_in_order(office):
+    order, running = [], []
+
+    def work(name):
+        def one(step):
+            running.append(name)
+            assert running == [name], "two at once"
+            order.append(name)
+            running.remove(name)
+
+        return one
+
+    jobs = [office.registry.submit(office.job(name, work=work(name))) for name in ("a", "b", "c")]
+    for job in jobs:
+        assert job.done.wait(10)
+    assert order == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+    assert [job.state for job in jobs] == ["finished"] * 3
+    assert not hasattr(jobs[0].session, "denoiser")  # the shadow is let go
+
+
+def test_a_job_holds_while_the_host_is_busy_unless_a_loom_node_waits(office):
+    office.busy.on = True
+    job = office.registry.submit(office.job("held", steps=200))
+    until(lambda: job.state == "yielding")
+    at = job.at
+    time.sleep(0.2)
+    assert (job.at, job.state) == (at, "yielding")
+    with office.registry.waiting():
+        until(lambda: job.at > at)
+    until(lambda: job.state == "yielding")
+    office.busy.on = False
+    assert job.done.wait(10)
+    assert job.state == "finished"
+
+
+def test_a_step_in_flight_is_finished(office):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work(step):
+        begun.set()
+        may_end.wait(10)
+
+    job = office.registry.submit(office.job("flight", steps=2, work=work))
+    begun.wait(10)
+    office.busy.on = True
+    job.stop()
+    assert job.state == "running"
+    may_end.set()
+    assert job.done.wait(10)
+    assert (job.state, job.at) == ("stopped", 1)
+
+
+def test_after_yield_max_s_it_takes_a_step_all_the_same(office):
+    office.busy.on = True
+    job = office.registry.submit(office.job("endless", steps=4, yield_max_s=0.05))
+    assert job.done.wait(10)
+    assert job.state == "finished"
+
+
+def test_two_waits_are_counted(office):
+    office.busy.on = True
+    with office.registry.waiting():
+        with office.registry.waiting():
+            assert not office.registry.must_yield()
+        assert not office.registry.must_yield()
+    assert office.registry.must_yield()
+
+
+def test_a_wait_that_is_cancelled_lets_jobs_yield_again(office):
+    office.busy.on = True
+    with pytest.raises(KeyboardInterrupt), office.registry.waiting():
+        raise KeyboardInterrupt
+    assert office.registry.must_yield()
+
+
+def test_pause_serves_saves_and_samples_and_stop_ends_it(office):
+    job = office.registry.submit(office.job("paused", steps=1000, previews=object()))
+    until(lambda: job.at >= 1)
+    job.pause()
+    until(lambda: job.state == "paused")
+    at = job.at
+    job.save()
+    until(lambda: job.session.saves)
+    job.sample()
+    until(lambda: job.session.samples)
+    assert (job.session.saves, job.session.samples, job.at) == ([at], [at], at)
+    until(lambda: job.state == "paused")
+    job.stop()
+    assert job.done.wait(10)
+    assert (job.state, job.at) == ("stopped", at)
+
+
+def test_a_name_that_is_active_is_attached_to(office):
+    first = office.registry.submit(office.job("same", steps=1000))
+    assert office.registry.submit(office.job("same", steps=1000)) is first
+    first.stop()
+    first.done.wait(10)
+    again = office.job("same")
+    assert office.registry.submit(again) is again
+
+
+def test_a_queued_job_is_withdrawn_at_once(office):
+    front = office.registry.submit(office.job("front", steps=1000))
+    behind = office.registry.submit(office.job("behind"))
+    until(lambda: front.at >= 1)
+    behind.stop()
+    assert (behind.done.is_set(), behind.state, behind.at) == (True, "stopped", 0)
+    assert front.state == "running"
+
+
+def test_any_exception_of_the_thread_is_kept_told_and_raised_where_it_is_waited_for(office):
+    def work(step):
+        raise ZeroDivisionError("of all things")
+
+    job = office.registry.submit(office.job("broken", work=work))
+    after = office.registry.submit(office.job("after"))
+    assert job.done.wait(10)
+    assert job.state == "failed"
+    with pytest.raises(Exception, match="ZeroDivisionError: of all things"):
+        job.raise_error()
+    assert "Traceback" in (job.session.folder.path / "log.txt").read_text()
+    assert job.session.folder.read()["state"] == "failed"
+    states = [data["state"] for kind, data in office.events if kind == "lora_loom.run" and data["name"] == "broken"]
+    assert states[-1] == "failed"
+    assert after.done.wait(10)  # the next one is not held up by it
+    assert after.state == "finished"
+
+
+def test_sampling_without_prompts_is_refused(office):
+    with pytest.raises(Exception, match="LoomValidation"):
+        office.job("blind").sample()
+
+
+def test_step_events_come_at_most_five_times_a_second(office):
+    job = office.registry.submit(office.job("quick", steps=100, work=lambda step: time.sleep(0.004)))
+    assert job.done.wait(10)
+    steps = [data["step"] for kind, data in office.events if kind == "lora_loom.step"]
+    assert len(steps) <= 8
+    assert steps[-1] == 100

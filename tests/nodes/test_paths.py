@@ -1,0 +1,108 @@
+"""Names and folders from a workflow, which may come from anybody."""
+
+import json
+
+import pytest
+
+from lora_loom.trainer.errors import ConfigError
+
+BAD_NAMES = [
+    "",
+    "..",
+    ".",
+    "../x",
+    "a/b",
+    "a\\b",
+    "/etc",
+    "C:",
+    "c:\\x",
+    "a\0b",
+    "con",
+    "NUL.txt",
+    "x.",
+    " x",
+    "<script>",
+    "x" * 300,
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_run_cannot_be_named_so_that_it_leaves_its_folder(host, name):
+    with pytest.raises(ConfigError, match="name"):
+        host("paths").run_folder(name)
+
+
+def test_a_good_name_is_a_folder_in_the_output_directory(host):
+    folder = host("paths").run_folder("my-lora_2.1")
+    assert folder.path == host.base / "output" / "lora_loom" / "my-lora_2.1"
+
+
+@pytest.mark.parametrize("text", ["", "  ", "a\0b", "../../etc", "pics/../../x", "no-such"])
+def test_a_folder_that_may_not_be_used_is_refused(host, text):
+    with pytest.raises(ConfigError, match="folder"):
+        host("paths").resolve_folder(text, "folder")
+
+
+def test_a_link_out_of_the_input_directory_is_followed_before_it_is_judged(host):
+    (host.base / "elsewhere").mkdir()
+    (host.base / "input" / "link").symlink_to(host.base / "elsewhere")
+    with pytest.raises(ConfigError, match="leads out of"):
+        host("paths").resolve_folder("link", "folder")
+
+
+def test_an_absolute_path_needs_a_local_server_or_the_settings_file(host, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("sets")
+    paths = host("paths")
+    import comfy.cli_args
+
+    assert paths.resolve_folder(str(outside), "folder") == outside
+    comfy.cli_args.args.listen = "0.0.0.0,::"
+    try:
+        with pytest.raises(ConfigError, match="roots") as error:
+            paths.resolve_folder(str(outside), "folder")
+        assert str(paths.settings_file()) in str(error.value)
+        paths.settings_file().write_text(json.dumps({"roots": [str(outside.parent)]}))
+        assert paths.resolve_folder(str(outside), "folder") == outside
+        paths.settings_file().write_text("[1")
+        with pytest.raises(ConfigError, match="is not valid"):
+            paths.resolve_folder(str(outside), "folder")
+    finally:
+        comfy.cli_args.args.listen = "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "name", ["../run.json", "/etc/passwd", "C:/x.png", "a\\b.png", "a\0.png", "x.exe", "lock", "samples"]
+)
+def test_files_outside_a_run_or_of_other_types_are_not_served(host, name):
+    run = host.base / "output" / "lora_loom" / "run"
+    (run / "samples").mkdir(parents=True)
+    for file in (run / "x.exe", run / "lock", run.parent / "run.json"):
+        file.write_text("x")
+    assert host("routes").servable(run, name) is None
+
+
+def test_a_link_in_a_run_is_followed_before_a_file_is_served(host):
+    run = host.base / "output" / "lora_loom" / "run"
+    run.mkdir(parents=True)
+    (host.base / "secret.txt").write_text("x")
+    (run / "log.txt").symlink_to(host.base / "secret.txt")
+    (run / "run.json").write_text("{}")
+    assert host("routes").servable(run, "log.txt") is None
+    assert host("routes").servable(run, "run.json") == run / "run.json"
+
+
+@pytest.mark.parametrize(
+    ("kind", "origin", "refused"),
+    [
+        ("application/json", None, False),
+        ("application/json", "http://host:8188", False),
+        ("application/json", "http://HOST:8188", False),
+        ("application/json", "http://evil", True),
+        ("application/json", "null", True),
+        ("application/json", "http://host:8188.evil", True),
+        ("text/plain", None, True),
+        ("application/x-www-form-urlencoded", "http://host:8188", True),
+    ],
+)
+def test_actions_come_from_our_own_pages_as_json(host, kind, origin, refused):
+    assert bool(host("routes").why_refused(kind, origin, "host:8188")) == refused

@@ -19,7 +19,7 @@ LAYERS = [
     {"families", "sample"},
     {"data"},
     {"step", "objective_settings"},
-    {"loop", "evaluate", "base_model"},
+    {"loop", "evaluate", "base_model", "lora_places", "base_tools"},
     {"checkpoint"},
     {"runs"},
     {"session", "sweep", "strip"},
@@ -124,7 +124,7 @@ def test_only_the_seam_imports_comfyui(path):
 
 
 def test_a_family_is_known_to_no_other_file():
-    shared = {"__init__", "base", "source", "keymap", "modules", "encoders", "tiny", "unet"}
+    shared = {"__init__", "base", "source", "keymap", "modules", "encoders", "tiny", "unet", "lora_names"}
     families = {p.stem for p in (ROOT / "trainer/families").glob("*.py")} - shared
     assert families
     for path in TRAINER:

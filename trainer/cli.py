@@ -107,19 +107,6 @@ def strip(
 
 
 @app.command()
-def inspect(
-    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)], as_json: AsJson = False
-) -> None:
-    """Show what a LoRA file holds: kind, ranks, alphas, norms per block, zero or broken tensors, metadata."""
-    from .lora.tools import inspect as look
-    from .lora.tools import to_text
-
-    with watched(as_json):
-        seen = look(file)
-    report(as_json, to_text(seen, file), **asdict(seen))
-
-
-@app.command()
 def demo(
     directory: Annotated[Path, typer.Option(help="Where images, run and strip are written.")] = Path("output/demo"),
     seed: Annotated[int, typer.Option(help="Decides pictures, order and noise.")] = 0,

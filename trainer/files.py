@@ -45,12 +45,12 @@ def stream_tensors(
     `layout` is {name: (safetensors' name of the number format, shape)}; `produce` is asked for each tensor once, in the
     order of the file. Raises RunError.
     """
-    names = sorted(layout, key=lambda name: (-_bits(layout[name][0]), name))  # wide formats first: all stay aligned
+    names = sorted(layout, key=lambda name: (-bits_of(layout[name][0]), name))  # wide formats first: all stay aligned
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
         kind, shape = layout[name]
-        start, end = end, end + math.prod(shape) * _bits(kind) // 8
+        start, end = end, end + math.prod(shape) * bits_of(kind) // 8
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -71,7 +71,7 @@ def _write_tensor(file: IO[bytes], tensor: Tensor, entry: Mapping[str, Any], nam
         file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _bits(kind: str) -> int:
+def bits_of(kind: str) -> int:
     """Width of a safetensors number format: 32 of F32, 8 of F8_E4M3 and of BOOL."""
     return 8 if kind == "BOOL" else int(re.match(r"[A-Z]+(\d+)", kind)[1])  # type: ignore[index]
 

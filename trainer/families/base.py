@@ -11,6 +11,8 @@ from ..denoiser import Denoiser, Targets
 from ..diffusion.objectives import Objective
 from ..diffusion.timesteps import ResolutionShift
 from ..records import Conditioning, Geometry, Shapes
+from .keymap import KeyMap
+from .lora_names import LoraNames
 from .source import Source
 
 Text = dict[str, Tensor]
@@ -115,6 +117,13 @@ class Family(Protocol):
 
     def told_variant(self, source: Source, variant: str) -> str:
         """The detected variant, or another that what lies beside the weights tells, such as a scheduler's settings."""
+        ...
+
+    @property
+    def lora_names(self) -> LoraNames: ...
+
+    def key_map(self, shapes: Shapes) -> KeyMap:
+        """{diffusers key: where it lies in an original file of these tensors}."""
         ...
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> Denoiser: ...

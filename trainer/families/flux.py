@@ -18,6 +18,7 @@ from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
 from .encoders import ClipText, KlCodec, T5Text, clip_tokens, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap, count_blocks, rename, split_rows
+from .lora_names import LoraNames
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
@@ -49,6 +50,15 @@ TARGETS = {
         "every Linear that keeps its rows in the host",
     ),
 }
+LORA_NAMES = LoraNames(
+    prefixes=("transformer.", "lora_transformer_", "lycoris_"),
+    diffusers=rf"transformer_blocks\.\d+\.({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear)"
+    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out|norm\.linear)|x_embedder|context_embedder|proj_out"
+    r"|time_text_embed\.(timestep|guidance|text)_embedder\.linear_[12]",
+    native=r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02]|mod\.lin)|single_blocks\.\d+\.(linear[12]|modulation\.lin)"
+    r"|img_in|txt_in|final_layer\.(linear|adaLN_modulation\.1)|(time|guidance|vector)_in\.(in|out)_layer",
+    sizes={r"attn[._]to_q$": (3072,)},
+)
 HEAD = 128
 """Width of an attention head where the file has no query norm to tell."""
 
@@ -177,6 +187,7 @@ class Flux:
     latent_space = LatentSpace(channels=16, scale=0.3611, shift=0.1159)
     bucket_step = 16
     target_presets: Mapping[str, Targets] = TARGETS
+    lora_names = LORA_NAMES
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "double_blocks.0.img_attn.qkv.weight" in shapes
@@ -187,6 +198,9 @@ class Flux:
 
     def told_variant(self, source: Source, variant: str) -> str:
         return variant
+
+    def key_map(self, shapes: Shapes) -> KeyMap:
+        return read_native(shapes)[1]
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> FluxDenoiser:
         from diffusers import FluxTransformer2DModel

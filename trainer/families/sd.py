@@ -10,10 +10,11 @@ from ..diffusion.objectives import Epsilon, VPrediction
 from ..records import Conditioning, Geometry, Shapes
 from .base import Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
 from .encoders import ClipText, KlCodec, clip_tokens, load_codec, load_network, load_tokenizer, require_parts
+from .keymap import KeyMap
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_clip, tiny_vae
-from .unet import UNET_TARGETS, UNetDenoiser, read_native
+from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
 
 NAME = "sd"
 SD1_CONTEXT = 768
@@ -48,6 +49,7 @@ class SD:
     latent_space = LatentSpace(channels=4, scale=0.18215)
     bucket_step = 64
     target_presets: Mapping[str, Targets] = UNET_TARGETS
+    lora_names = unet_lora_names((768, 1024))
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "input_blocks.0.0.weight" in shapes and "label_emb.0.0.weight" not in shapes
@@ -66,6 +68,9 @@ class SD:
             return f"{variant}-v" if source.scheduler.get("prediction_type") == "v_prediction" else variant
         bias = source.tensors().get(SD2_V_MARK) if variant == "sd2" else None
         return "sd2-v" if bias is not None and torch.std(bias.float(), unbiased=False) > 0.09 else variant
+
+    def key_map(self, shapes: Shapes) -> KeyMap:
+        return read_native(shapes)[1]
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SDDenoiser:
         from diffusers import UNet2DConditionModel

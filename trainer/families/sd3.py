@@ -19,6 +19,7 @@ from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
 from .encoders import ClipText, KlCodec, T5Text, load_codec, load_network, load_tokenizer, penultimate, require_parts
 from .keymap import KeyMap, count_blocks, rename, split_rows, to_native
+from .lora_names import LoraNames
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
@@ -44,6 +45,15 @@ TARGETS = {
         "every Linear that keeps its rows in the host",
     ),
 }
+
+LORA_NAMES = LoraNames(
+    prefixes=("transformer.", "base_model.model.", "lora_transformer_", "lycoris_"),
+    diffusers=r"transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2)"
+    r"|norm1(_context)?\.linear)|context_embedder|pos_embed\.proj|proj_out|time_text_embed\.(timestep|text)_embedder\.linear_[12]",
+    native=r"joint_blocks\.\d+\.(x|context)_block\.(attn2?\.(qkv|proj)|mlp\.fc[12]|adaLN_modulation\.1)|context_embedder"
+    r"|x_embedder\.proj|final_layer\.(linear|adaLN_modulation\.1)|[ty]_embedder\.mlp\.[02]",
+    sizes={r"attn[._]to_q$": (1536, 2432)},
+)
 
 
 def native_keys(depth: int, hidden: int, *, dual: Sequence[int] = (), qk_norm: bool = True) -> KeyMap:
@@ -181,6 +191,7 @@ class SD3:
     latent_space = LatentSpace(channels=16, scale=1.5305, shift=0.0609)
     bucket_step = 16
     target_presets: Mapping[str, Targets] = TARGETS
+    lora_names = LORA_NAMES
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "joint_blocks.0.x_block.attn.qkv.weight" in shapes
@@ -189,6 +200,9 @@ class SD3:
 
     def told_variant(self, source: Source, variant: str) -> str:
         return variant
+
+    def key_map(self, shapes: Shapes) -> KeyMap:
+        return read_native(shapes)[1]
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SD3Denoiser:
         from diffusers import SD3Transformer2DModel

@@ -10,10 +10,11 @@ from ..diffusion.objectives import Epsilon, VPrediction
 from ..records import Conditioning, Geometry, Shapes
 from .base import Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
 from .encoders import ClipText, KlCodec, load_codec, load_network, load_tokenizer, penultimate, require_parts
+from .keymap import KeyMap
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_clip, tiny_vae
-from .unet import UNET_TARGETS, UNetDenoiser, read_native
+from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
 
 NAME = "sdxl"
 VARIANTS = {
@@ -59,6 +60,7 @@ class SDXL:
     latent_space = LatentSpace(channels=4, scale=0.13025)
     bucket_step = 64
     target_presets: Mapping[str, Targets] = UNET_TARGETS
+    lora_names = unet_lora_names((2048,))
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "input_blocks.0.0.weight" in shapes and "label_emb.0.0.weight" in shapes
@@ -73,6 +75,9 @@ class SDXL:
         if variant == "sdxl" and source.scheduler.get("prediction_type") == "v_prediction":
             return "sdxl-v-ztsnr" if source.scheduler.get("rescale_betas_zero_snr") else "sdxl-v"
         return variant
+
+    def key_map(self, shapes: Shapes) -> KeyMap:
+        return read_native(shapes)[1]
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SDXLDenoiser:
         from diffusers import UNet2DConditionModel

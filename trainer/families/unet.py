@@ -9,6 +9,7 @@ from ..denoiser import Targets
 from ..records import Shapes
 from .base import DiffusersDenoiser
 from .keymap import KeyMap, count_blocks, rename
+from .lora_names import LoraNames
 
 _ATTENTION = r"attn[12]\.(to_[qkv]|to_out\.0)"
 UNET_TARGETS = {
@@ -29,6 +30,20 @@ UNET_TARGETS = {
         "every Linear and convolution",
     ),
 }
+
+_INNER = rf"transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2))|proj_in|proj_out"
+UNET_LORA_PREFIXES = ("lora_unet_", "lycoris_")
+UNET_LORA_DIFFUSERS = (
+    rf"((down|up)_blocks\.\d+|mid_block)\.(attentions\.\d+\.({_INNER})"
+    r"|resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv)"
+    r"|conv_in|conv_out|(time|add)_embedding\.linear_[12]"
+)
+UNET_LORA_NATIVE = (
+    rf"((input|output)_blocks\.\d+|middle_block)\.\d+\.({_INNER}|in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|op|conv)"
+    r"|input_blocks\.0\.0|out\.2|time_embed\.[02]|label_emb\.0\.[02]"
+)
+CROSS_ATTENTION = r"attn2[._]to_[kv]$"
+"""Modules whose input is the text: its width tells the UNet families apart."""
 
 _RESNET = (
     ("in_layers.0", "norm1"),
@@ -84,6 +99,16 @@ def native_keys(shapes: Shapes, levels: int, layers: int) -> KeyMap:
                 if f"{native}.{position}.conv.weight" in shapes:
                     keys |= rename([(f"{native}.{position}.conv", f"up_blocks.{level}.upsamplers.0.conv")])
     return keys
+
+
+def unet_lora_names(context: tuple[int, ...]) -> LoraNames:
+    """Of a UNet whose text is one of these widths."""
+    return LoraNames(
+        prefixes=UNET_LORA_PREFIXES,
+        diffusers=UNET_LORA_DIFFUSERS,
+        native=UNET_LORA_NATIVE,
+        sizes={CROSS_ATTENTION: context},
+    )
 
 
 def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:

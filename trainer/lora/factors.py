@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, ModelFileError
 from ..files import stream_tensors
 from ..tensor_files import FORMATS, Layout, TensorFile
-from .host_formula import split_key
+from .tools import modules_of
 
 PEFT, KOHYA = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,14 +83,7 @@ class LoraFile:
 def open_lora(path: Path) -> LoraFile:
     """Raises ModelFileError unless every tensor of the file belongs to a plain LoRA."""
     file = TensorFile(path)
-    modules: dict[str, dict[str, str]] = {}
-    unknown = []
-    for tensor in file.layout:
-        key, suffix = split_key(tensor)
-        if suffix is None:
-            unknown.append(tensor)
-        else:
-            modules.setdefault(key, {})[suffix] = tensor
+    modules, unknown = modules_of(file)
     if not modules:
         raise ModelFileError(f"{path} holds no LoRA tensors; it begins with {', '.join(sorted(file.layout)[:3])}")
     if unknown:
@@ -99,7 +92,7 @@ def open_lora(path: Path) -> LoraFile:
     if other:
         raise ModelFileError(
             f"{path}: {len(other)} of its {len(modules)} modules are no plain LoRA, first {other[0]} ({', '.join(sorted(modules[other[0]]))}). "
-            "Merge it into the base (merge --base), then extract a LoRA from the two checkpoints"
+            "Merge it into the base (merge-base), then extract a LoRA from the two checkpoints"
         )
     return LoraFile(file=file, modules=modules)
 

@@ -17,6 +17,9 @@ SUFFIXES = (
     "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
 )  # fmt: skip
 
+RANKED = ("lora_A.weight", "lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+"""Factors whose first dimension is the rank."""
+
 
 def group_by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """({module key: {suffix: tensor}}, keys that belong to no known kind of adapter)."""
@@ -39,7 +42,7 @@ def split_key(key: str) -> tuple[str, str | None]:
 
 def rank_of(parts: Mapping[str, Tensor]) -> int:
     """Inner width; 0 where both factors of a LoKr are full."""
-    for name in ("lora_A.weight", "lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+    for name in RANKED:
         if name in parts:
             return int(parts[name].shape[0])
     return 0

@@ -1,16 +1,21 @@
 """Looking into LoRA files."""
 
 import json
+import math
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import ModelFileError
-from .host_formula import group_by_module, rank_of
+from ..files import bits_of
+from ..tensor_files import FORMATS, TensorFile
+from .host_formula import RANKED, split_key
+
+NAMES = {kind: str(dtype).removeprefix("torch.") for dtype, kind in FORMATS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,50 +42,75 @@ class LoraReport:
 
 def inspect(path: Path) -> LoraReport:
     """Raises ModelFileError if the file cannot be read or holds no adapter."""
-    tensors, metadata = _read(path)
-    modules, unknown = group_by_module(tensors)
+    file = TensorFile(path)
+    modules, unknown = modules_of(file)
     if not modules:
-        raise ModelFileError(f"{path} holds no LoRA tensors; it begins with {', '.join(sorted(tensors)[:3])}")
+        raise ModelFileError(f"{path} holds no LoRA tensors; it begins with {', '.join(sorted(file.layout)[:3])}")
     norms: dict[str, float] = defaultdict(float)
+    zero, broken, alphas = [], [], []
     for key, parts in modules.items():
-        norms[block_of(key)] += sum(
-            t.float().square().sum().item() for name, t in parts.items() if name not in ("alpha", "dora_scale")
-        )
+        for name, tensor_key in parts.items():
+            tensor = file.get(tensor_key).float()
+            if not torch.isfinite(tensor).all():
+                broken.append(tensor_key)
+            elif name != "alpha" and not tensor.any():
+                zero.append(tensor_key)
+            if name not in ("alpha", "dora_scale"):
+                norms[block_of(key)] += tensor.square().sum().item()
+        alphas.append(f"{file.get(parts['alpha']).item():g}" if "alpha" in parts else "none")
     return LoraReport(
         kinds=_count(kind_of(parts) for parts in modules.values()),
-        ranks=_count(rank_of(parts) for parts in modules.values()),
-        alphas=_count(f"{parts['alpha'].item():g}" if "alpha" in parts else "none" for parts in modules.values()),
-        dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})),
-        tensors=len(tensors),
-        bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        ranks=_count(rank_of_shapes(file, parts) for parts in modules.values()),
+        alphas=_count(alphas),
+        dtypes=tuple(sorted({NAMES.get(kind, kind) for kind, _ in file.layout.values()})),
+        tensors=len(file.layout),
+        bytes=sum(bits_of(kind) * math.prod(shape) // 8 for kind, shape in file.layout.values()),
         block_norms={name: value**0.5 for name, value in sorted(norms.items(), key=lambda item: -item[1])},
-        zero=tuple(sorted(key for key, t in tensors.items() if not key.endswith(".alpha") and not t.any())),
-        broken=tuple(sorted(key for key, t in tensors.items() if not torch.isfinite(t).all())),
+        zero=tuple(sorted(zero)),
+        broken=tuple(sorted(broken)),
         unknown=tuple(sorted(unknown)),
-        metadata=metadata,
+        metadata=file.metadata,
     )
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def modules_of(file: TensorFile) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """({module key: {suffix: tensor key}}, tensors of no known kind), from the header alone."""
+    modules: dict[str, dict[str, str]] = {}
+    unknown = []
+    for tensor in file.layout:
+        module, suffix = split_key(tensor)
+        if suffix is None:
+            unknown.append(tensor)
+        else:
+            modules.setdefault(module, {})[suffix] = tensor
+    return modules, unknown
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
-        raise ModelFileError(f"{path} is damaged or no safetensors file ({error})") from error
-    except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
+
+def rank_of_shapes(file: TensorFile, parts: Mapping[str, str]) -> int:
+    """Inner width; 0 where both factors of a LoKr are full."""
+    return next((file.layout[parts[name]][1][0] for name in RANKED if name in parts), 0)
 
 
-def _count(values: Any) -> dict[Any, int]:
+def input_width(file: TensorFile, parts: Mapping[str, str]) -> int:
+    """Input channels of the module, 0 if the adapter does not tell."""
+    for name in ("lora_A.weight", "lora_down.weight", "hada_w1_b"):
+        if name in parts:
+            return file.layout[parts[name]][1][1]
+    widths = [
+        next((file.layout[parts[n]][1][1] for n in (whole, f"{whole}_b") if n in parts), 0)
+        for whole in ("lokr_w1", "lokr_w2")
+    ]
+    return math.prod(widths)
+
+
+def _count(values: Iterable[Any]) -> dict[Any, int]:
     counts: dict[Any, int] = defaultdict(int)
     for value in values:
         counts[value] += 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def kind_of(parts: dict[str, Tensor]) -> str:
+def kind_of(parts: Iterable[str]) -> str:
     names = " ".join(parts)
     base = "loha" if "hada" in names else "lokr" if "lokr" in names else "lora"
     return f"{base} + dora_scale" if "dora_scale" in parts else base

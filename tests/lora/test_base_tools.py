@@ -1,0 +1,297 @@
+"""LoRAs and whole checkpoints, on the recorded key lists of ComfyUI's toys: merged, compared, extracted, recognised."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from lora_loom.trainer import families
+from lora_loom.trainer.base_model import open_base
+from lora_loom.trainer.base_tools import extract_lora, merge_into_base
+from lora_loom.trainer.cli import app
+from lora_loom.trainer.config import ModelConfig
+from lora_loom.trainer.errors import ModelFileError, RunError
+from lora_loom.trainer.families.lora_names import NATIVE_PREFIXES, owners, spell, unmatched
+from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
+from lora_loom.trainer.lora.merge_base import Patch, Place, compare, merge_file, plan
+from lora_loom.trainer.lora.resize import Keep
+from lora_loom.trainer.lora_places import diffusers_places, places, recognise
+from lora_loom.trainer.tensor_files import TensorFile
+from tests.conftest import FAMILIES, tiny_folder
+
+HOST = Path(__file__).parents[1] / "fixtures" / "host"
+TOYS = sorted(path.stem for path in HOST.glob("*.json"))
+
+
+def quiet(done, total):
+    pass
+
+
+def recorded(toy):
+    return json.loads((HOST / f"{toy}.json").read_text())
+
+
+def base_file(toy, path, dtype=torch.float32, prefix="", seed=0):
+    """Random weights under the toy's original names, beside a tensor that is none of the network's."""
+    source = torch.Generator().manual_seed(seed)
+    keys = recorded(toy)["keys"]
+    tensors = {prefix + key: torch.randn(shape, generator=source).to(dtype) for key, shape in keys.items()}
+    save_file({**tensors, **({"vae.x": torch.ones(3)} if prefix else {})}, path, {"made": "here"})
+    return path
+
+
+def opened(path):
+    return open_base(ModelConfig(base=str(path), device="cpu"))
+
+
+def lora_for(base, path, keys, rank=2, seed=1):
+    """A LoRA on the given module keys of a base, random and strong enough to see."""
+    source, tensors, known = torch.Generator().manual_seed(seed), {}, places(base)
+    for key in keys:
+        place = known[key]
+        shape = list(base.source.shapes[place.key])
+        if place.rows:
+            shape[0] = place.rows[1] - place.rows[0]
+        tensors[f"{key}.lora_down.weight"] = torch.randn(rank, *shape[1:], generator=source) * 0.3
+        tensors[f"{key}.lora_up.weight"] = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=source)
+        tensors[f"{key}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_every_place_is_where_comfyui_looks(toy):
+    """Our list of names against the recorded one: same tensor, same rows; and the families' patterns say the same."""
+    shapes = {key: tuple(shape) for key, shape in recorded(toy)["keys"].items()}
+    accepted = recorded(toy)["accepted"]
+    family, _ = families.detect(shapes, toy)
+    spelled = {
+        spell(prefix, key.removesuffix(".weight")): [part.native, *(part.rows or ())]
+        for key, part in family.key_map(shapes).items()
+        if key.endswith(".weight") and len(shapes.get(part.native, ())) > 1 and not part.swap_halves
+        for prefix in family.lora_names.prefixes
+    }
+    spelled |= {
+        spell(prefix, key.removesuffix(".weight")): [key]
+        for key, shape in shapes.items()
+        if key.endswith(".weight") and len(shape) > 1
+        for prefix in NATIVE_PREFIXES
+    }
+    assert {key: accepted.get(key) for key in spelled} == spelled
+    assert unmatched(family.lora_names, spelled) == []
+    assert all(key in accepted for key in _variations(spelled) if family.lora_names.matches(key))
+
+
+def _variations(keys):
+    """Names like the accepted ones that some other program might write."""
+    return [old + key.split(".", 1)[-1] for key in keys for old in ("unet.", "", "transformer_", "lora_") if "." in key]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_our_own_files_are_recognised(family):
+    tiny = families.get(family).tiny()
+    names = {name: other.lora_names for name, other in families.all_families().items()}
+    keys = [tiny.denoiser.file_key(path) for path, part in tiny.denoiser.module.named_modules()
+            if type(part).__name__ in ("Linear", "Conv2d") and families.get(family).lora_names.matches(tiny.denoiser.file_key(path))]  # fmt: skip
+    assert len(keys) > 10
+    assert family in owners(names, dict.fromkeys(keys, 0))
+
+
+def test_sizes_tell_families_of_the_same_names_apart():
+    names = {name: family.lora_names for name, family in families.all_families().items()}
+    clip = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    assert owners(names, {clip: 768}) == ["sd"]
+    assert owners(names, {clip: 2048}) == ["sdxl"]
+    assert owners(names, {clip: 99}) == ["sd", "sdxl"], "toys of no real size"
+    joint = "transformer.transformer_blocks.0.attn.to_q"
+    assert owners(names, {joint: 3072}) == ["flux"]
+    assert owners(names, {joint: 2432}) == ["sd3"]
+    assert owners(names, {"blocks.0.self_attn.q": 64}) == []
+    assert owners(names, {"lora_te1_text_model_encoder_layers_0_mlp_fc1": 768, clip: 2048}) == ["sdxl"]
+
+
+@pytest.mark.parametrize(("toy", "prefix", "dtype"), [("sd1", "model.diffusion_model.", torch.float16), ("flux-dev", "", torch.bfloat16), ("sd3", "", torch.float32)])  # fmt: skip
+def test_a_merged_file_is_what_the_host_would_compute(tmp_path, toy, prefix, dtype):
+    base = opened(base_file(toy, tmp_path / "base.safetensors", dtype, prefix))
+    known = places(base)
+    keys = sorted(known)[:: max(1, len(known) // 40)]
+    first = lora_for(base, tmp_path / "1.safetensors", keys)
+    second = lora_for(base, tmp_path / "2.safetensors", keys[::2], seed=2)
+    report = merge_into_base(base, [(first, 0.8), (second, -0.5)], tmp_path / "new.safetensors", quiet)
+    old, new = load_file(base.source.path), load_file(tmp_path / "new.safetensors")
+    expected = {key: tensor.float() for key, tensor in old.items()}  # fp32 until the end, as the host
+    for tensors, strength in ((load_file(first), 0.8), (load_file(second), -0.5)):
+        for key, parts in group_by_module(tensors)[0].items():
+            rows = known[key].of(expected[prefix + known[key].key])
+            rows += weight_change(parts, rows, strength)
+    changed = {prefix + known[key].key for key in keys}
+    assert report.changed == len(changed)
+    assert report.same == len(old) - len(changed)
+    for key, tensor in new.items():
+        assert tensor.dtype == old[key].dtype
+        if key in changed:
+            assert torch.equal(tensor, expected[key].to(dtype))
+        else:
+            assert torch.equal(tensor, old[key])
+    assert report.rounding < {torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    assert TensorFile(tmp_path / "new.safetensors").metadata["made"] == "here"
+    assert opened(tmp_path / "new.safetensors").family.name == base.family.name
+
+
+def test_a_diffusers_folder_becomes_a_folder(tmp_path):
+    base = opened(tiny_folder("sd3"))
+    key = "transformer.transformer_blocks.0.attn.to_q"
+    lora = lora_for(base, tmp_path / "1.safetensors", [key])
+    report = merge_into_base(base, [(lora, 1.0)], tmp_path / "new", quiet)
+    assert report.changed == 1
+    new = opened(tmp_path / "new")
+    assert new.encoder_identity() == base.encoder_identity()
+    assert new.identity() != base.identity()
+    change = new.source.tensors()[places(base)[key].key] - base.source.tensors()[places(base)[key].key]
+    parts = group_by_module(load_file(lora))[0][key]
+    assert torch.allclose(change, weight_change(parts, change), atol=1e-5)
+
+
+@pytest.mark.parametrize("toy", ["sd1", "flux-dev"])
+def test_what_was_merged_can_be_extracted(tmp_path, toy):
+    """merge, then extract at the same rank: the same change in every module."""
+    base = opened(base_file(toy, tmp_path / "base.safetensors"))
+    first = base.family.lora_names.prefixes[0]
+    keys = [spell(first, path) for path in sorted(diffusers_places(base)) if base.family.lora_names.matches(spell(first, path))][::3]  # fmt: skip
+    lora = lora_for(base, tmp_path / "1.safetensors", keys)
+    merge_into_base(base, [(lora, 1.0)], tmp_path / "tuned.safetensors", quiet)
+    report = extract_lora(base, opened(tmp_path / "tuned.safetensors"), tmp_path / "out.safetensors", Keep(rank=2), "float32", quiet)  # fmt: skip
+    assert (report.modules, report.ranks) == (len(keys), (2, 2))
+    assert report.kept > 1 - 1e-6
+    assert report.outside == 0
+    before, after = (group_by_module(load_file(tmp_path / f"{name}.safetensors"))[0] for name in ("1", "out"))
+    assert before.keys() == after.keys()
+    for key in keys:
+        rows = places(base)[key].of(base.source.tensors()[places(base)[key].key])
+        wanted, got = weight_change(before[key], rows), weight_change(after[key], rows)
+        assert (got - wanted).norm() / wanted.norm() < 1e-4
+    assert recognise(tmp_path / "out.safetensors", base).unmatched == ()
+
+
+def test_extraction_says_what_it_could_not_keep(tmp_path):
+    base = opened(base_file("sd3", tmp_path / "base.safetensors"))
+    tensors = load_file(base.source.path)
+    source = torch.Generator().manual_seed(3)
+    for key in ("joint_blocks.0.x_block.attn.proj.weight", "joint_blocks.0.x_block.attn.proj.bias"):
+        tensors[key] = tensors[key] + torch.randn(tensors[key].shape, generator=source)
+    save_file(tensors, tmp_path / "tuned.safetensors")
+    tuned = opened(tmp_path / "tuned.safetensors")
+    report = extract_lora(base, tuned, tmp_path / "out.safetensors", Keep(rank=4), "float32", quiet)
+    delta = tensors["joint_blocks.0.x_block.attn.proj.weight"] - load_file(base.source.path)["joint_blocks.0.x_block.attn.proj.weight"]  # fmt: skip
+    values = torch.linalg.svdvals(delta.double()).square()
+    assert report.kept == pytest.approx((values[:4].sum() / values.sum()).item(), abs=1e-6)
+    assert 0 < report.outside < 0.1
+    assert "retained, least in transformer.transformer_blocks.0.attn.to_out.0" in report.text()
+    with pytest.raises(ModelFileError, match="are equal in all"):
+        extract_lora(base, base, tmp_path / "no.safetensors", Keep(rank=4), "float32", quiet)
+    other = opened(base_file("sd1", tmp_path / "other.safetensors"))
+    with pytest.raises(ModelFileError, match="two checkpoints of one model"):
+        extract_lora(base, other, tmp_path / "no.safetensors", Keep(rank=4), "float32", quiet)
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path):
+    base = opened(base_file("sd1", tmp_path / "base.safetensors"))
+    good = sorted(places(base))[0]
+    tensors = load_file(lora_for(base, tmp_path / "1.safetensors", [good]))
+    tensors |= {"lora_unet_nothing.lora_down.weight": torch.ones(1, 2), "lora_unet_nothing.lora_up.weight": torch.ones(2, 1)}  # fmt: skip
+    save_file(tensors, tmp_path / "1.safetensors")
+    target, loras = tmp_path / "new.safetensors", [(tmp_path / "1.safetensors", 1.0)]
+    with pytest.raises(ModelFileError, match="1 modules of the LoRA are not in this base, first lora_unet_nothing"):
+        merge_into_base(base, loras, target, quiet)
+    report = merge_into_base(base, loras, target, quiet, partly=True)
+    assert report.left_out == ("lora_unet_nothing",)
+    target.unlink()
+    tensors = {key: torch.ones(1, 7) if "down" in key else tensor for key, tensor in tensors.items()}
+    save_file({k: t for k, t in tensors.items() if "nothing" not in k}, tmp_path / "1.safetensors")
+    with pytest.raises(ModelFileError, match="does not fit a weight of"):
+        merge_into_base(base, loras, target, quiet)
+    assert not target.exists()
+
+
+def test_scaled_weights_are_refused(tmp_path):
+    weights = {"a.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "a.scale_weight": torch.ones(1)}
+    save_file(weights, tmp_path / "base.safetensors")
+    save_file(
+        {"a.lora_down.weight": torch.ones(1, 4), "a.lora_up.weight": torch.ones(4, 1)}, tmp_path / "l.safetensors"
+    )
+    patches, _ = plan([(tmp_path / "l.safetensors", 1.0)], {"a": Place("a.weight")})
+    with pytest.raises(ModelFileError, match="a.weight is stored with a scale"):
+        list(merge_file(tmp_path / "base.safetensors", tmp_path / "new.safetensors", "", patches, {}))
+
+
+def test_the_comparison_sees_a_single_wrong_number(tmp_path):
+    save_file(
+        {"a.lora_down.weight": torch.ones(1, 4), "a.lora_up.weight": torch.ones(4, 1)}, tmp_path / "l.safetensors"
+    )
+    patch = Patch(module="a", place=Place("w"), file=TensorFile(tmp_path / "l.safetensors"),
+                  parts={"lora_down.weight": "a.lora_down.weight", "lora_up.weight": "a.lora_up.weight"}, strength=1.0)  # fmt: skip
+    before = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    after = before + 1
+    assert compare(before, after, [patch], "w") < 1e-6
+    after[2, 2] += 0.01
+    with pytest.raises(RunError, match="not what the LoRA makes of it"):
+        compare(before, after, [patch], "w")
+    with pytest.raises(RunError, match="was to stay as it is"):
+        compare(before, after, [], "w")
+
+
+def test_merging_holds_few_tensors_at_once(tmp_path):
+    """160 MB of weights in 4 MB tensors: private memory grows by a few of them, however many there are."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("needs /proc")
+    save_file({f"{n}.weight": torch.ones(1024, 1024) for n in range(40)}, tmp_path / "base.safetensors")
+    lora = {f"{n}.{part}.weight": torch.ones(shape) for n in range(40) for part, shape in (("lora_up", (1024, 1)), ("lora_down", (1, 1024)))}  # fmt: skip
+    save_file(lora, tmp_path / "l.safetensors")
+
+    def private():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("RssAnon")) / 1024  # fmt: skip
+
+    patches, _ = plan([(tmp_path / "l.safetensors", 1.0)], {str(n): Place(f"{n}.weight") for n in range(40)})
+    list(
+        merge_file(tmp_path / "base.safetensors", tmp_path / "new.safetensors", "", dict(list(patches.items())[:1]), {})
+    )
+    peak, stop, before = [0.0], threading.Event(), private()
+
+    def watch():
+        while not stop.is_set():
+            peak[0] = max(peak[0], private())
+            time.sleep(0.0005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    list(merge_file(tmp_path / "base.safetensors", tmp_path / "new.safetensors", "", patches, {}))
+    stop.set()
+    watcher.join()
+    assert peak[0] - before < 12 * 4, "of 160 MB"
+
+
+def test_the_commands(tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    base = base_file("sd1", tmp_path / "base.safetensors")
+    lora = lora_for(opened(base), tmp_path / "l.safetensors", sorted(places(opened(base)))[:3])
+    new, out = tmp_path / "new.safetensors", tmp_path / "out.safetensors"
+    done = run("merge-base", base, lora, "-o", new, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output.splitlines()[-1])["changed"] >= 1
+    done = run("extract", base, new, "-o", out, "--rank", 2)
+    assert done.exit_code == 0, done.output
+    assert "of their difference's energy retained" in done.output
+    done = run("inspect", out, "--base", base)
+    assert done.exit_code == 0, done.output
+    assert "made for sd" in done.output
+    told = json.loads(run("inspect", lora, "--json").output.splitlines()[-1])
+    assert told["matching"]["unmatched"] == []
+    assert "exists: use another name" in run("merge-base", base, lora, "-o", new).output

@@ -1,0 +1,81 @@
+"""How LoRA files name a family's modules so that ComfyUI finds them, and telling whose LoRA a file is by its names."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+NATIVE_PREFIXES = ("diffusion_model.", "lora_unet_")
+"""ComfyUI takes these before the original path of any family. After a prefix that ends in _, dots are underscores."""
+TEXT_ENCODERS = (
+    "lora_te_",
+    "lora_te1_",
+    "lora_te2_",
+    "lora_te3_",
+    "text_encoders.",
+    "text_encoder.",
+    "text_encoder_2.",
+)
+"""Modules of text encoders, which a LoRA file may hold beside those of the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraNames:
+    prefixes: tuple[str, ...]
+    """What ComfyUI takes before a diffusers path; the first is what this project writes."""
+    diffusers: str
+    """Regular expression of the diffusers paths of the modules that can have a LoRA."""
+    native: str
+    """The same of the original paths."""
+    sizes: Mapping[str, tuple[int, ...]]
+    """{regular expression of a module key: the widths of its input in this family}, where families share names."""
+
+    def matches(self, key: str) -> bool:
+        """Whether ComfyUI knows this module key in some model of the family."""
+        return any(
+            key.startswith(prefix) and _pattern(expression, prefix.endswith("_")).fullmatch(key[len(prefix) :])
+            for prefixes, expression in ((self.prefixes, self.diffusers), (NATIVE_PREFIXES, self.native))
+            for prefix in prefixes
+        )
+
+    def sized(self, inputs: Mapping[str, int]) -> bool:
+        """Whether the modules' input widths are those of this family, as far as it has a say."""
+        return all(
+            width in widths
+            for expression, widths in self.sizes.items()
+            for key, width in inputs.items()
+            if width and re.search(expression, key)
+        )
+
+
+def spell(prefix: str, path: str) -> str:
+    """Module key of a path: "transformer." + "a.b", or "lora_unet_" + "a_b"."""
+    return prefix + (path.replace(".", "_") if prefix.endswith("_") else path)
+
+
+@cache
+def _pattern(expression: str, underscores: bool) -> re.Pattern[str]:
+    return re.compile(expression.replace(r"\.", "_") if underscores else expression)
+
+
+def is_text_encoder(key: str) -> bool:
+    return key.startswith(TEXT_ENCODERS)
+
+
+def owners(names: Mapping[str, LoraNames], inputs: Mapping[str, int]) -> list[str]:
+    """The families that most of the modules belong to: one, several that cannot be told apart, or none.
+
+    `names` is {family: its names}, `inputs` {module key: width of its input, 0 if unknown}.
+    """
+    keys = [key for key in inputs if not is_text_encoder(key)]
+    counts = {family: sum(map(own.matches, keys)) for family, own in names.items()}
+    most = max(counts.values(), default=0)
+    if not most:
+        return []
+    best = [family for family, count in counts.items() if count == most]
+    return [family for family in best if names[family].sized(inputs)] or best
+
+
+def unmatched(names: LoraNames, keys: Iterable[str]) -> list[str]:
+    """Module keys that ComfyUI would leave out, with a warning in its log only."""
+    return sorted(key for key in keys if not names.matches(key) and not is_text_encoder(key))

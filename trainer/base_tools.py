@@ -11,13 +11,12 @@ from torch import Tensor
 
 from .base_model import Base
 from .errors import ModelFileError
-from .families.lora_names import spell
 from .files import whole_folder
 from .lora.extract import Difference, ExtractReport, Reader, extract, outside_energy
 from .lora.factors import KOHYA, PEFT, extended, new_dtype, write_lora
 from .lora.merge_base import BaseReport, Patch, merge_file, plan
 from .lora.resize import Keep
-from .lora_places import diffusers_places, places
+from .lora_places import own_places, places
 from .tensor_files import TensorFile
 
 Progress = Callable[[int, int], None]
@@ -81,16 +80,14 @@ def extract_lora(base: Base, tuned: Base, target: Path, keep: Keep, dtype: str, 
             f"{base.source.path} and {tuned.source.path} differ in {len(odd)} tensors' names or sizes, first {odd[0][0]}: "
             "give two checkpoints of one model in one layout"
         )
-    difference, names, prefix = Difference(old, new), base.family.lora_names, base.family.lora_names.prefixes[0]
-    wanted = {spell(prefix, path): place for path, place in diffusers_places(base).items()}
-    inside = {key: place for key, place in wanted.items() if names.matches(key)}
+    difference, inside = Difference(old, new), own_places(base)
 
     def differences() -> Iterator[tuple[str, Tensor]]:
         for done, (key, place) in enumerate(sorted(inside.items())):
             yield key, difference(place)
             progress(done + 1, len(inside))
 
-    style = KOHYA if prefix.startswith("lora_") else PEFT
+    style = KOHYA if next(iter(inside), "").startswith("lora_") else PEFT
     cuts = extract(differences(), keep, new_dtype(dtype, torch.bfloat16), style)
     if not cuts.written:
         raise ModelFileError(f"{base.source.path} and {tuned.source.path} are equal in all {len(inside)} modules")

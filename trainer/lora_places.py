@@ -15,17 +15,27 @@ WEIGHT = ".weight"
 
 def places(base: Base) -> dict[str, Place]:
     """{module key of a LoRA file: where its weight is}. Only headers are read."""
-    found = {
+    spellings = [(base.family.lora_names.prefixes, diffusers_places(base)), (NATIVE_PREFIXES, native_places(base))]
+    return {
         spell(prefix, path): place
-        for path, place in diffusers_places(base).items()
-        for prefix in base.family.lora_names.prefixes
+        for prefixes, found in spellings
+        for path, place in found.items()
+        for prefix in prefixes
     }
-    if not base.source.is_diffusers:
-        for key, shape in base.source.shapes.items():
-            if key.endswith(WEIGHT) and len(shape) > 1:
-                path = key.removesuffix(WEIGHT)
-                found |= {spell(prefix, path): Place(key) for prefix in NATIVE_PREFIXES}
-    return found
+
+
+def own_places(base: Base) -> dict[str, Place]:
+    """The same under the one name that this project writes."""
+    names = base.family.lora_names
+    prefix, found = (names.prefixes[0], diffusers_places(base)) if names.prefixes else (NATIVE_PREFIXES[0], native_places(base))  # fmt: skip
+    spelled = {spell(prefix, path): place for path, place in found.items()}
+    return {key: place for key, place in spelled.items() if names.matches(key)}
+
+
+def native_places(base: Base) -> dict[str, Place]:
+    """{original path: where its weight is}; empty for a diffusers folder."""
+    shapes = {} if base.source.is_diffusers else base.source.shapes
+    return {key.removesuffix(WEIGHT): Place(key) for key, s in shapes.items() if key.endswith(WEIGHT) and len(s) > 1}
 
 
 def diffusers_places(base: Base) -> dict[str, Place]:

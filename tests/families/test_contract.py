@@ -11,6 +11,7 @@ from lora_loom.trainer import families
 from lora_loom.trainer.config import NetworkConfig
 from lora_loom.trainer.diffusion.samplers import schedule
 from lora_loom.trainer.families.base import Loading
+from lora_loom.trainer.families.lora_names import owners, unmatched
 from lora_loom.trainer.families.modules import checkpoint_blocks
 from lora_loom.trainer.families.source import open_source
 from lora_loom.trainer.lora.adapter import inject
@@ -268,3 +269,11 @@ def test_variants_have_all_their_differences_as_fields(family):
         assert variant.guidance_scale >= 1
         assert variant.max_text_tokens >= 77
     assert family.latent_space.channels in (4, 16)
+
+
+def test_its_loras_are_recognised(family, tiny):
+    """`lora_names` knows every key that training all of the family's targets would write."""
+    paths = resolve_targets(tiny.denoiser.module, tiny.denoiser.target_presets, "all")
+    keys = [tiny.denoiser.file_key(path) for path in paths]
+    assert unmatched(family.lora_names, keys) == []
+    assert family.name in owners({name: other.lora_names for name, other in ALL.items()}, dict.fromkeys(keys, 0))

@@ -21,12 +21,13 @@ TEXT_ENCODERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LoraNames:
-    prefixes: tuple[str, ...]
-    """What ComfyUI takes before a diffusers path; the first is what this project writes."""
-    diffusers: str
-    """Regular expression of the diffusers paths of the modules that can have a LoRA."""
     native: str
-    """The same of the original paths."""
+    """Regular expression of the original paths of the modules that can have a LoRA."""
+    prefixes: tuple[str, ...] = ()
+    """What ComfyUI takes before a diffusers path; the first is what this project writes. Without one it writes original
+    paths, because the diffusers ones do not lead to the right rows."""
+    diffusers: str = ""
+    """The same of the diffusers paths."""
     sizes: Mapping[str, tuple[int, ...]]
     """{regular expression of a module key: the widths of its input in this family}, where families share names."""
 

@@ -18,6 +18,7 @@ from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, pad_and_mask
 from .encoders import KlCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap, count_blocks, rename
+from .lora_names import LoraNames
 from .lumina2_network import fuse, network_class
 from .modules import load
 from .source import Source
@@ -48,6 +49,12 @@ SYSTEM_PROMPT = (
 PROMPT_START = " <Prompt Start> "
 UNUSED = ("norm_final.weight",)
 """In the original file, read by nobody."""
+
+LORA_NAMES = LoraNames(
+    native=r"((context|noise)_refiner|layers)\.\d+\.(attention\.(qkv|out)|feed_forward\.w[123]|adaLN_modulation\.1)"
+    r"|cap_embedder\.1|x_embedder|t_embedder\.mlp\.[02]|final_layer\.(linear|adaLN_modulation\.1)",
+    sizes={r"attention[._]qkv$": (2304,)},
+)
 
 
 def native_keys(layers: int, refiners: int) -> KeyMap:
@@ -183,6 +190,10 @@ class Lumina2:
     latent_space = LatentSpace(channels=16, scale=0.3611, shift=0.1159)
     bucket_step = 16
     target_presets: Mapping[str, Targets] = TARGETS
+    lora_names = LORA_NAMES
+
+    def key_map(self, shapes: Shapes) -> KeyMap:
+        return read_native(shapes)[1]
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "cap_embedder.1.weight" in shapes and "noise_refiner.0.adaLN_modulation.1.weight" in shapes

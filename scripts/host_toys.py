@@ -99,15 +99,15 @@ TOYS = {
         },
     ),
     "qwen": Toy(
-        host_class="QwenImage", family="qwen_image", variant="qwen", channels=16, context=64,
+        host_class="QwenImage", family="qwen_image", variant="qwen-image", channels=16, context=64,
         host_config={
             "image_model": "qwen_image", "in_channels": 64, "num_layers": 2, "attention_head_dim": 32,
-            "num_attention_heads": 2, "joint_attention_dim": 64, "axes_dims_rope": (8, 12, 12), "dtype": torch.float32,
+            "num_attention_heads": 2, "joint_attention_dim": 64, "axes_dims_rope": (4, 14, 14), "dtype": torch.float32,
         },
     ),
 }  # fmt: skip
 
-HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2")
+HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2", "qwen")
 """Toys whose family the files backend has."""
 
 

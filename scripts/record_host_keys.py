@@ -74,8 +74,11 @@ def predict(model: Any, toy: Any, inputs: dict[str, Any]) -> Any:
     import torch
 
     sampling = model.model_sampling
-    sigma = inputs["sigma"].reshape(-1, 1, 1, 1)
-    noisy = sampling.noise_scaling(sigma, inputs["noise"].clone(), inputs["latents"].clone())
+    noise, latents = inputs["noise"].clone(), inputs["latents"].clone()
+    film = model.latent_format.latent_dimensions == 3  # a picture is a film of one frame
+    noise, latents = (x.unsqueeze(2) if film else x for x in (noise, latents))
+    sigma = inputs["sigma"].reshape(-1, *[1] * (noise.ndim - 1))
+    noisy = sampling.noise_scaling(sigma, noise, latents)
     conditions = {"cross_attn": inputs["text"], "noise": noisy, "device": torch.device("cpu"), **toy.extra}
     if "pooled" in inputs:
         conditions["pooled_output"] = inputs["pooled"]
@@ -84,7 +87,8 @@ def predict(model: Any, toy: Any, inputs: dict[str, Any]) -> Any:
         if hasattr(value, "shape") and value.ndim and value.shape[0] == 1:
             extra[name] = value.expand(len(noisy), *value.shape[1:])
     with torch.no_grad():
-        return noisy, model.apply_model(noisy, inputs["sigma"], **extra)
+        denoised = model.apply_model(noisy, inputs["sigma"], **extra)
+    return (noisy.squeeze(2), denoised.squeeze(2)) if film else (noisy, denoised)
 
 
 def adapters(comfy: Any, toy_tensor: Any) -> dict[str, Any]:

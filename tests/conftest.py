@@ -20,7 +20,7 @@ settings.register_profile("here", deadline=None, max_examples=60)  # shared mach
 settings.load_profile("here")
 torch.set_num_threads(1)
 
-FAMILIES = ("flux", "lumina2", "sd", "sd3", "sdxl")
+FAMILIES = ("flux", "lumina2", "qwen_image", "sd", "sd3", "sdxl")
 
 
 @functools.cache

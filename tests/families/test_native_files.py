@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
 from lora_loom.trainer.errors import ConfigError, ModelFileError
-from lora_loom.trainer.families import flux, lumina2, sd3, unet
+from lora_loom.trainer.families import flux, lumina2, qwen_image, sd3, unet
 from lora_loom.trainer.families.base import Loading
 from lora_loom.trainer.families.keymap import Part, to_diffusers
 from lora_loom.trainer.families.source import open_source
@@ -27,6 +27,7 @@ READERS = {
     "sd3": sd3.read_native,
     "flux": flux.read_native,
     "lumina2": lumina2.read_native,
+    "qwen_image": qwen_image.read_native,
 }
 
 
@@ -291,7 +292,7 @@ def test_an_unknown_model(tmp_path):
     source = open_source(str(tmp_path / "other.safetensors"))
     with pytest.raises(
         ModelFileError,
-        match=r"no base model of a known family \(flux, lumina2, sd, sd3, sdxl\); its tensors begin with layers",
+        match=r"no base model of a known family \(flux, lumina2, qwen_image, sd, sd3, sdxl\); its tensors begin with layers",
     ):
         families.detect(source.shapes, source.path)
 

@@ -127,19 +127,40 @@ class TinyCodec:
         return self.module.decode(_like(raw_BCHW, self.module)).sample.float()  # type: ignore[operator]
 
 
+class FrameCodec:
+    """diffusers' AutoencoderKLQwenImage, a video VAE: a picture is a film of one frame."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.factor = 2 ** len(module.config.temperal_downsample)  # type: ignore[union-attr, arg-type]
+
+    @torch.no_grad()
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        film_BCTHW = _like(pixels_BCHW, self.module).unsqueeze(2)
+        return self.module.encode(film_BCTHW).latent_dist.mode().squeeze(2).float()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def decode(self, raw_BCHW: Tensor) -> Tensor:
+        film_BCTHW = _like(raw_BCHW, self.module).unsqueeze(2)
+        return self.module.decode(film_BCTHW).sample.squeeze(2).float()  # type: ignore[operator]
+
+
 def _like(tensor: Tensor, module: nn.Module) -> Tensor:
     parameter = next(module.parameters())
     return tensor.to(device=parameter.device, dtype=parameter.dtype)
 
 
-def load_codec(folder: Path, loading: Loading) -> KlCodec | TinyCodec:
+def load_codec(folder: Path, loading: Loading) -> KlCodec | TinyCodec | FrameCodec:
     """The VAE of a diffusers folder, in fp32: SDXL's overflows in fp16, and latents are cached once."""
     import diffusers
 
     require_parts(folder, "vae")
     single = Loading(dtype=torch.float32, device=loading.device)
-    if read_json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny":
+    kind = read_json(folder / "vae" / "config.json").get("_class_name")
+    if kind == "AutoencoderTiny":
         return TinyCodec(load_network(diffusers.AutoencoderTiny, folder, "vae", single))
+    if kind == "AutoencoderKLQwenImage":
+        return FrameCodec(load_network(diffusers.AutoencoderKLQwenImage, folder, "vae", single))
     return KlCodec(load_network(diffusers.AutoencoderKL, folder, "vae", single))
 
 

@@ -90,6 +90,32 @@ def tiny_gemma(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
     return random_network(Gemma2Model, config, seed), tiny_tokenizer(tokens)
 
 
+def tiny_qwen(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 48, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2 * tokens,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width,
+            "fullatt_block_indexes": [0],
+        },
+        image_token_id=45, video_token_id=46, vision_start_token_id=44, vision_end_token_id=47,
+    )  # fmt: skip
+    return random_network(Qwen2_5_VLForConditionalGeneration, config, seed), tiny_tokenizer(tokens)
+
+
+def tiny_frame_vae(seed: int) -> nn.Module:
+    """AutoencoderKLQwenImage, 8 pixels per latent."""
+    from diffusers import AutoencoderKLQwenImage
+
+    return random_network(AutoencoderKLQwenImage, {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}, seed)
+
+
 def tiny_vae(seed: int, channels: int) -> nn.Module:
     """AutoencoderKL, 8 pixels per latent."""
     from diffusers import AutoencoderKL

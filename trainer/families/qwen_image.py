@@ -1,0 +1,211 @@
+"""Qwen-Image: rectified flow on packed 2x2 latents, text from Qwen2.5-VL's language model (arXiv 2508.02324).
+
+Original files have diffusers' own names, so nothing is renamed. Latents are normalised per channel; the VAE is a video
+one and sees a picture as a film of one frame.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, update_wrapper
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Targets
+from ..diffusion.objectives import FlowMatching
+from ..diffusion.packing import pack, unpack
+from ..diffusion.timesteps import ResolutionShift
+from ..records import Conditioning, Geometry, Shapes
+from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, pad_and_mask
+from .encoders import FrameCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
+from .keymap import KeyMap, Part, count_blocks
+from .modules import load
+from .source import Source
+from .tiny import random_network, tiny_frame_vae, tiny_qwen
+
+NAME = "qwen_image"
+VARIANTS = {
+    "qwen-image": Variant(
+        objective=FlowMatching(shift=3.1582, levels=10000),  # exp(1.15), ComfyUI's
+        training_shift=ResolutionShift(max_tokens=8192, max_shift=0.9),
+        guidance_scale=4.0,
+        max_text_tokens=1024,
+    ),
+}
+_ATTENTION = r"attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
+_BLOCK = r"^transformer_blocks\.\d+\."
+TARGETS = {
+    "default": Targets(rf"{_BLOCK}{_ATTENTION}$", "attention"),
+    "attention": Targets(rf"{_BLOCK}{_ATTENTION}$", "all projections of attention"),
+    "attention+mlp": Targets(rf"{_BLOCK}({_ATTENTION}|(img|txt)_mlp\.net\.(0\.proj|2))$", "attention and feed-forward"),
+    "all": Targets(r"^.", "every Linear"),
+}
+
+
+def targets_of(layers: int) -> dict[str, Targets]:
+    """The presets for a network of `layers` blocks, less what cannot learn: the last block's text output goes nowhere."""
+    idle = rf"(?!^transformer_blocks\.{layers - 1}\.(attn\.(add_q_proj|to_add_out)$|txt_mlp\.))"
+    return {name: Targets(f"{idle}{target.pattern}", target.description) for name, target in TARGETS.items()}
+
+
+MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+TEMPLATE_HEAD = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial"
+    " relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+TEMPLATE_TAIL = "<|im_end|>\n<|im_start|>assistant\n"
+LAYERED = "time_text_embed.addition_t_embedding.weight"
+
+
+def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
+    """QwenImageTransformer2DModel's configuration, read off the file's shapes, and the map of every name to itself."""
+    inner, channels = shapes["img_in.weight"]
+    head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
+    config = {
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0] // 4,
+        "num_layers": count_blocks(shapes, "transformer_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": inner // head,
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "axes_dims_rope": (head // 8, head * 7 // 16, head * 7 // 16),  # 16, 56, 56 of 128
+    }
+    return config, {key: Part(key) for key in shapes}
+
+
+@cache
+def network_class() -> Any:
+    """diffusers' class with tables of rotary positions that are real numbers wherever the weights are; made on first use."""
+    from diffusers import QwenImageTransformer2DModel as Plain
+    from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
+
+    class QwenImageTransformer2DModel(Plain):  # type: ignore[misc]
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            config: Any = self.config
+            with torch.device("cpu"):  # the tables are no buffers: on the meta device nothing would ever fill them
+                rope: Any = QwenEmbedRope(10000, list(config.axes_dims_rope), scale_rope=True)
+            self.add_module("pos_embed", rope)
+
+    update_wrapper(QwenImageTransformer2DModel.__init__, Plain.__init__)  # diffusers reads the settings' names off it
+    return QwenImageTransformer2DModel
+
+
+@dataclass(kw_only=True)
+class QwenImageDenoiser(DiffusersDenoiser):
+    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        height, width = noisy_BCHW.shape[-2:]
+        tokens_BLD = self.module(
+            hidden_states=pack(noisy_BCHW).to(self.dtype),
+            encoder_hidden_states=conditioning["text"].to(self.dtype),
+            encoder_hidden_states_mask=conditioning["text_mask"],
+            timestep=sigma_B.to(self.dtype),
+            img_shapes=[[(1, height // 2, width // 2)]] * len(noisy_BCHW),
+            return_dict=False,
+        )[0]
+        return unpack(tokens_BLD, height, width).float()
+
+    def file_key(self, module_path: str) -> str:
+        return f"transformer.{module_path}"
+
+
+class QwenText:
+    """The language model's last hidden state of the template and the prompt, without the template's head."""
+
+    def __init__(self, module: nn.Module, tokenizer: Any, *, max_tokens: int, head_tokens: int) -> None:
+        self.module, self.tokenizer, self.head_tokens = module, tokenizer, head_tokens
+        self.max_tokens = max_tokens
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
+        """One at a time, so that nothing depends on what it is batched with."""
+        texts: list[Text] = []
+        for prompt in prompts:
+            wording = f"{TEMPLATE_HEAD}{prompt}{TEMPLATE_TAIL}"
+            tokens = self.tokenizer(
+                [wording], max_length=self.max_tokens + self.head_tokens, truncation=True, return_tensors="pt"
+            )
+            model: Any = self.module
+            hidden = model.model(
+                input_ids=tokens["input_ids"].to(device_of(model)),
+                attention_mask=tokens["attention_mask"].to(device_of(model)),
+            ).last_hidden_state
+            texts.append({"text": hidden[0, self.head_tokens :].float().cpu()})
+        return texts
+
+
+def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> QwenImageDenoiser:
+    config: Any = module.config
+    return QwenImageDenoiser(
+        family=NAME,
+        module=module,
+        objective=VARIANTS[variant].objective,
+        target_presets=targets_of(config.num_layers),
+        compute_dtype=compute_dtype,
+    )
+
+
+class QwenImage:
+    name = NAME
+    variants: Mapping[str, Variant] = VARIANTS
+    latent_space = LatentSpace(channels=16, scale=tuple(1 / std for std in STD), shift=MEAN)
+    bucket_step = 32
+    """An even number of patches: of an odd one, diffusers and ComfyUI take different patches for the middle."""
+    target_presets: Mapping[str, Targets] = TARGETS
+
+    def detect(self, shapes: Shapes) -> str | None:
+        mine = "txt_norm.weight" in shapes and "transformer_blocks.0.img_mod.1.weight" in shapes
+        return "qwen-image" if mine and LAYERED not in shapes else None
+
+    def told_variant(self, source: Source, variant: str) -> str:
+        return variant
+
+    def load_denoiser(self, source: Source, variant: str, loading: Loading) -> QwenImageDenoiser:
+        return _denoiser(load(network_class(), source, read_native, loading), variant, loading.compute_dtype)
+
+    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        folder = source.encoder_folder()
+        require_parts(folder, "text_encoder", "tokenizer", "vae")
+        module = load_network(Qwen2_5_VLForConditionalGeneration, folder, "text_encoder", loading)
+        tokenizer = load_tokenizer(folder, "tokenizer")
+        head_tokens = template_tokens(tokenizer)
+        text = QwenText(module, tokenizer, max_tokens=VARIANTS[variant].max_text_tokens, head_tokens=head_tokens)
+        return Encoders(text, load_codec(folder, loading))
+
+    def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
+        return pad_and_mask([text["text"] for text in texts])
+
+    def tiny(self, seed: int = 0) -> Tiny:
+        config = {
+            "in_channels": 64, "out_channels": 16, "num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2,
+            "joint_attention_dim": 32, "axes_dims_rope": (4, 14, 14),
+        }  # fmt: skip
+        qwen = tiny_qwen(seed + 1, width=32, tokens=512)
+        text = QwenText(*qwen, max_tokens=128, head_tokens=template_tokens(qwen[1]))
+        vae = tiny_frame_vae(seed)
+        return Tiny(
+            vae=vae,
+            denoiser=_denoiser(random_network(network_class(), config, seed), "qwen-image"),
+            encoders=Encoders(text, FrameCodec(vae)),
+            part="transformer",
+            text_parts={"text_encoder": qwen},
+        )
+
+
+def template_tokens(tokenizer: Any) -> int:
+    """Tokens of the template's head, 34 in Qwen's tokenizer; counted as what two prompts have in common."""
+    first, second = (tokenizer([f"{TEMPLATE_HEAD}{letter}"])["input_ids"][0] for letter in "xy")
+    return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+
+
+FAMILY = QwenImage()

@@ -99,7 +99,9 @@ def test_sizes_tell_families_of_the_same_names_apart():
     assert owners(names, {clip: 2048}) == ["sdxl"]
     assert owners(names, {clip: 99}) == ["sd", "sdxl"], "toys of no real size"
     joint = "transformer.transformer_blocks.0.attn.to_q"
-    assert owners(names, {joint: 3072}) == ["flux"]
+    assert owners(names, {joint: 3072}) == ["flux", "qwen_image"], "the same name at the same width"
+    assert owners(names, {joint: 3072, "transformer.single_transformer_blocks.0.attn.to_q": 3072}) == ["flux"]
+    assert owners(names, {joint: 3072, "transformer.transformer_blocks.0.img_mlp.net.2": 12288}) == ["qwen_image"]
     assert owners(names, {joint: 2432}) == ["sd3"]
     assert owners(names, {"blocks.0.self_attn.q": 64}) == []
     assert owners(names, {"lora_te1_text_model_encoder_layers_0_mlp_fc1": 768, clip: 2048}) == ["sdxl"]

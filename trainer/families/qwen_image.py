@@ -20,6 +20,7 @@ from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, pad_and_mask
 from .encoders import FrameCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap, Part, count_blocks
+from .lora_names import LoraNames
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_frame_vae, tiny_qwen
@@ -41,6 +42,16 @@ TARGETS = {
     "attention+mlp": Targets(rf"{_BLOCK}({_ATTENTION}|(img|txt)_mlp\.net\.(0\.proj|2))$", "attention and feed-forward"),
     "all": Targets(r"^.", "every Linear"),
 }
+_MODULES = (
+    rf"transformer_blocks\.\d+\.({_ATTENTION}|(img|txt)_(mlp\.net\.(0\.proj|2)|mod\.1))|img_in|txt_in|proj_out|norm_out\.linear"
+    r"|time_text_embed\.timestep_embedder\.linear_[12]"
+)
+LORA_NAMES = LoraNames(
+    prefixes=("transformer.", "lycoris_"),
+    diffusers=_MODULES,
+    native=_MODULES,
+    sizes={r"attn[._]to_q$": (3072,), r"add[._]q[._]proj$": (3072,)},
+)
 
 
 def targets_of(layers: int) -> dict[str, Targets]:
@@ -160,6 +171,10 @@ class QwenImage:
     bucket_step = 32
     """An even number of patches: of an odd one, diffusers and ComfyUI take different patches for the middle."""
     target_presets: Mapping[str, Targets] = TARGETS
+    lora_names = LORA_NAMES
+
+    def key_map(self, shapes: Shapes) -> KeyMap:
+        return read_native(shapes)[1]
 
     def detect(self, shapes: Shapes) -> str | None:
         mine = "txt_norm.weight" in shapes and "transformer_blocks.0.img_mod.1.weight" in shapes

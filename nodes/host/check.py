@@ -24,7 +24,10 @@ def host_arithmetic(model: Any) -> Arithmetic:
     def read(tensors: Mapping[str, Tensor]) -> Change:
         modules, unknown = group_by_module(tensors)
         unmatched = [*unknown, *(key for key in modules if key not in key_map)]
-        loaded = load_lora({name: tensor.cpu() for name, tensor in tensors.items()}, key_map)
+        try:
+            loaded = load_lora({name: tensor.cpu() for name, tensor in tensors.items()}, key_map)
+        except KeyError as error:  # of a pair it looks for the second without asking
+            raise ModelFileError(f"ComfyUI cannot read the saved LoRA, which lacks {error}") from error
         unmatched += [key for key in modules if key in key_map and key_map[key] not in loaded]
         if unmatched:
             raise ModelFileError(f"ComfyUI would ignore {len(unmatched)} keys of the saved LoRA, first {unmatched[0]}")

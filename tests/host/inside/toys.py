@@ -12,6 +12,7 @@ sys.path.insert(0, os.environ["COMFYUI_PATH"])
 sys.path.append(str(ROOT / "scripts"))
 sys.path.append(str(ROOT))
 
+import utils.extra_config  # noqa: E402, F401 - as ComfyUI's main does: later another module of that name is in the way
 from comfy.cli_args import args  # noqa: E402
 
 args.cpu = True

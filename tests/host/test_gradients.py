@@ -1,0 +1,32 @@
+"""The shadow of every toy family inside ComfyUI: predictions, gradients, and that not a byte of the base is copied."""
+
+import pytest
+
+from .programs import run_inside
+
+pytestmark = pytest.mark.comfyui
+NAMES = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2", "qwen")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return run_inside("gradients")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shadow_predicts_what_the_host_does(found, name):
+    assert found[name]["predicts"] < 1e-5
+
+
+@pytest.mark.parametrize("how", ["plain", "checkpointed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_an_out_of_place_reference(found, name, how):
+    assert found[name]["size"] > 0
+    assert found[name]["blocks"] > 0
+    assert found[name]["gradient"][how] < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_base_weights_are_shared_and_nothing_is_extra(found, name):
+    assert found[name]["shared"] == found[name]["base"] > 0
+    assert found[name]["extra"] == 0

@@ -22,7 +22,7 @@ LAYERS = [
     {"loop", "evaluate", "base_model", "lora_places", "base_tools"},
     {"checkpoint"},
     {"runs"},
-    {"session", "sweep", "strip"},
+    {"session", "sweep", "strip", "sheet_page"},
     {"run"},
     {"run_sweep"},
     {"demo"},

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_loom.trainer.records import Shot
-from lora_loom.trainer.strip import MIN_CELL, arrange, draw, panels
-from lora_loom.trainer.text_drawing import font, wrap
+from lora_loom.trainer.strip import FRAME, MAX_SIDE, MIN_CELL, arrange, draw, panels, split
+from lora_loom.trainer.text_drawing import BEST, font, wrap
 
 
 def shot(tmp_path, checkpoint, prompt="a cat", seed=0, guidance="CFG 4", strength=1.0, size=(64, 64), colour=None):
@@ -54,7 +54,7 @@ def test_axes_go_where_they_are_told(tmp_path):
 
 def test_axes_left_out_make_pages(tmp_path):
     grids = arrange(sheet(tmp_path), columns=("checkpoint",), rows=("seed",), title="t")
-    assert [grid.title for grid in grids] == ["t: a cat", "t: a dog"]
+    assert [(grid.title, grid.caption) for grid in grids] == [("t", "a cat"), ("t", "a dog")]
     assert all(len(grid.cells) == 6 for grid in grids)
     with pytest.raises(KeyError):
         arrange(sheet(tmp_path), columns=("nonsense",), rows=(), title="t")
@@ -131,3 +131,46 @@ def test_long_titles_and_labels_stay_on_the_page(tmp_path):
     page = np.asarray(draw(grid))
     assert (page[:, :8] == 255).all(), "nothing touches the left edge"
     assert (page[:, -8:] == 255).all(), "nothing is cut at the right edge"
+
+
+def test_a_single_strip_has_its_prompt_under_it(tmp_path):
+    shots = [shot(tmp_path, f"step {n}", colour=(9, 9, 250)) for n in range(3)]
+    [grid] = arrange(shots, columns=("checkpoint",), rows=(), title="t")
+    assert grid.caption == "a cat"
+    assert "a cat" not in grid.legend
+    page = np.asarray(draw(grid))
+    below = np.argwhere((page == (9, 9, 250)).all(-1))[:, 0].max() + 1
+    assert (page[below:] < 128).any(), "there is text below the pictures"
+
+
+def test_the_best_cell_is_framed(tmp_path):
+    shots = [shot(tmp_path, f"step {n}", colour=(9, 9, 250)) for n in range(3)]
+    [grid] = arrange(shots, columns=("checkpoint",), rows=(), title="t", best={shots[1].id})
+    assert "framed: best score" in grid.legend
+    frame = np.argwhere((np.asarray(draw(grid)) == BEST).all(-1))
+    middle = (np.asarray(draw(grid)) == (9, 9, 250)).all(-1)
+    assert np.ptp(frame[:, 1]) == np.ptp(frame[:, 0])
+    assert len(frame) == 4 * FRAME * (np.ptp(frame[:, 0]) + 1 - FRAME)
+    assert middle[frame[:, 0].min() + FRAME : frame[:, 0].max() - FRAME, frame[:, 1].min() + FRAME].all()
+
+
+@pytest.mark.parametrize(("count", "rows", "pages"), [(5, 1, 1), (30, 1, 3), (3, 20, 2), (20, 20, 4)])
+def test_wide_and_tall_pages_are_split_and_keep_their_cells(tmp_path, count, rows, pages):
+    path = tmp_path / "one.png"
+    Image.new("RGB", (640, 640), (1, 2, 3)).save(path)
+    first = shot(tmp_path, "x")
+    shots = [
+        Shot(**{**vars(first), "id": f"{c}-{s}", "checkpoint": f"step {c}", "seed": s, "image": path})
+        for c in range(count)
+        for s in range(rows)
+    ]
+    [grid] = arrange(shots, columns=("checkpoint",), rows=("seed",), title="t")
+    parts = split(grid)
+    assert len(parts) == pages
+    assert sorted(place for part in parts for place in part.cells) == sorted(grid.cells)
+    assert sum(len(part.shots) for part in parts) == count * rows
+    for part in parts:
+        size = draw(part).size
+        assert max(size) <= MAX_SIDE
+        assert size[0] >= len(part.columns) * 640, "pictures keep their size"
+    assert parts[0].title == ("t" if pages == 1 else f"t (1 of {pages})")

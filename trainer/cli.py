@@ -71,14 +71,15 @@ def sweep(
 ) -> None:
     """Render base and checkpoints for the prompts of the [sweep] table, then draw the strip. Goes on where it stopped."""
     from .run_sweep import sweep as run_sweep
-    from .run_sweep import write_strips
+    from .run_sweep import write_strips, write_tables
 
     settings = _load(config, overrides, as_json)
     with watched(as_json) as host:
         sheet = run_sweep(settings, host, lora)
-        strips = write_strips(sheet, columns=("checkpoint", "strength"), rows=("prompt", "seed"), title=settings.name)
+        layout: Any = {"columns": ("checkpoint", "strength"), "rows": ("prompt", "seed"), "title": settings.name}
+        strips, tables = write_strips(sheet, **layout), write_tables(sheet, **layout)
     shown = [str(path) for path in strips]
-    report(as_json, f"{sheet.rendered} cells rendered; {', '.join(shown)}", cells=len(sheet.shots), rendered=sheet.rendered, strips=shown)  # fmt: skip
+    report(as_json, f"{sheet.rendered} cells rendered; {', '.join(map(str, [*strips, *tables]))}", cells=len(sheet.shots), rendered=sheet.rendered, strips=shown, tables=[str(path) for path in tables])  # fmt: skip
 
 
 @app.command()
@@ -91,7 +92,7 @@ def strip(
 ) -> None:
     """Lay a finished sweep out anew. Axes: checkpoint, strength, prompt, seed, guidance; those left out make pages."""
     from .errors import ConfigError, did_you_mean
-    from .run_sweep import load_sheet, write_strips
+    from .run_sweep import load_sheet, write_strips, write_tables
     from .strip import AXES
 
     with watched(as_json):
@@ -100,10 +101,10 @@ def strip(
             if axis not in AXES:
                 raise ConfigError(f"axis {axis!r}: {did_you_mean(axis, list(AXES))}")
         heading = title or folder.resolve().parent.name
-        strips = [
-            str(path) for path in write_strips(load_sheet(folder), columns=sides[0], rows=sides[1], title=heading)
-        ]
-    report(as_json, ", ".join(strips), strips=strips)
+        sheet = load_sheet(folder)
+        layout: Any = {"columns": sides[0], "rows": sides[1], "title": heading}
+        strips, tables = ([str(path) for path in write(sheet, **layout)] for write in (write_strips, write_tables))
+    report(as_json, ", ".join([*strips, *tables]), strips=strips, tables=tables)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """From a run (or a list of LoRA files) to a rendered sheet and its strips: the order of events and the side effects."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from .identity import tensors_digest
 from .records import Shot
 from .run import read_lora, run_folder
 from .session import Host
-from .strip import Grid, arrange, draw
+from .sheet_page import to_csv, to_html
+from .strip import Grid, arrange, draw, split
 from .sweep import Axes, LoraFile, Rendering, missing, plan_shots, render, sheet_from_dict, sheet_to_dict
 
 
@@ -128,13 +129,37 @@ def load_sheet(folder: Path, name: str = "sheet") -> Sheet:
 
 
 def write_strips(
-    sheet: Sheet, *, columns: Sequence[str], rows: Sequence[str], title: str, name: str = "strip"
+    sheet: Sheet,
+    *,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    title: str,
+    name: str = "strip",
+    best: Collection[str] = (),
 ) -> list[Path]:
-    """One PNG per page in the sheet's folder: strip.png, strip-2.png, …"""
-    grids = arrange(sheet.shots, columns=columns, rows=rows, title=title)
+    """One PNG per page in the sheet's folder: strip.png, strip-2.png, … Pages too large for one picture are split."""
+    pages = arrange(sheet.shots, columns=columns, rows=rows, title=title, best=best)
+    grids = [part for page in pages for part in split(page)]
     return [
         write_grid(grid, sheet.folder / (f"{name}-{i + 1}.png" if i else f"{name}.png")) for i, grid in enumerate(grids)
     ]
+
+
+def write_tables(
+    sheet: Sheet,
+    *,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    title: str,
+    name: str = "strip",
+    best: Collection[str] = (),
+) -> list[Path]:
+    """The same as a page for a browser, and what made each cell as CSV: strip.html, strip.csv."""
+    grids = arrange(sheet.shots, columns=columns, rows=rows, title=title, best=best)
+    page, table = sheet.folder / f"{name}.html", sheet.folder / f"{name}.csv"
+    write_bytes(page, to_html(grids, title).encode())
+    write_bytes(table, to_csv(sheet.shots).encode("utf-8-sig"))  # with the mark that spreadsheets look for
+    return [page, table]
 
 
 def write_grid(grid: Grid, path: Path) -> Path:

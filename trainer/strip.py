@@ -1,18 +1,28 @@
 """The strip: pictures of a sweep in a labelled grid, one PNG. Labels never shrink: text wraps, wide strips are split."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from .records import Shot
-from .text_drawing import INK, LEADING, LINE, MUTED, PAPER, font, wrap, write
+from .text_drawing import BEST, INK, LEADING, LINE, MUTED, PAPER, font, wrap, write
 
 MARGIN, GAP = 24, 6
 MIN_CELL = 160
 """Pictures smaller than this are shown enlarged, so that they can be judged."""
+
+MAX_SIDE = 8192
+"""Pages longer than this in pixels are split: pictures keep their size, and every program can open the file."""
+LABELS = 512
+"""What is kept free of MAX_SIDE for margins, title and headings."""
+SIDE = 1.2
+"""Widest row label over a cell's width."""
+FRAMED = "   ·   framed: best score"
+FRAME = 4
+"""Width of the frame round the best cell, in pixels."""
 
 AXES: dict[str, Callable[[Shot], str]] = {
     "checkpoint": lambda shot: shot.checkpoint,
@@ -33,33 +43,80 @@ class Grid:
     """{(row, column): picture}."""
     title: str
     legend: str
+    caption: str = ""
+    """Under the pictures: the prompt, where all of them share it."""
+    shots: dict[tuple[str, str], Shot] = field(default_factory=dict)
+    """What made each picture."""
+    best: frozenset[tuple[str, str]] = frozenset()
+    """Cells with a frame."""
 
 
-def arrange(shots: Sequence[Shot], *, columns: Sequence[str], rows: Sequence[str], title: str) -> list[Grid]:
+def arrange(
+    shots: Sequence[Shot], *, columns: Sequence[str], rows: Sequence[str], title: str, best: Collection[str] = ()
+) -> list[Grid]:
     """Cut a sweep into pages. Axes named on neither side split it; axes with one value go into the legend.
 
-    Raises KeyError on an unknown axis.
+    `best` holds the ids of cells to frame. Raises KeyError on an unknown axis.
     """
     for axis in (*columns, *rows):
         AXES[axis]
     varying = [axis for axis in AXES if len({AXES[axis](shot) for shot in shots if AXES[axis](shot)}) > 1]
+    rest = [axis for axis in varying if axis not in (*columns, *rows)]
+    across, down = ([axis for axis in side if axis in varying] for side in (columns, rows))
     pages: dict[str, list[Shot]] = {}
     for shot in shots:
-        rest = [axis for axis in varying if axis not in (*columns, *rows)]
         pages.setdefault(label(shot, rest), []).append(shot)
     grids = []
-    for page, members in pages.items():
-        across, down = ([axis for axis in side if axis in varying] for side in (columns, rows))
+    for members in pages.values():
+        page = label(members[0], [axis for axis in rest if axis != "prompt"])
+        places = {(label(shot, down), label(shot, across)): shot for shot in members}
         grids.append(
             Grid(
                 columns=_distinct(label(shot, across) for shot in members),
                 rows=_distinct(label(shot, down) for shot in members),
-                cells={(label(shot, down), label(shot, across)): shot.image for shot in members},
+                cells={place: shot.image for place, shot in places.items()},
                 title=f"{title}: {page}" if page else title,
-                legend=_legend(shots, varying),
+                legend=_legend(shots, [*varying, "prompt"]) + (FRAMED if best else ""),
+                caption=_caption(members),
+                shots=places,
+                best=frozenset(place for place, shot in places.items() if shot.id in best),
             )
         )
     return grids
+
+
+def _caption(shots: Sequence[Shot]) -> str:
+    """The prompt, unless there are several."""
+    prompts = _distinct(AXES["prompt"](shot) for shot in shots)
+    return prompts[0] if len(prompts) == 1 else ""
+
+
+def split(grid: Grid) -> list[Grid]:
+    """Pages no longer than MAX_SIDE where whole cells allow it, with as many cells each as the others."""
+    width, height = _cell_size(grid)
+    parts = []
+    for rows in _shares(grid.rows, height):
+        for columns in _shares(grid.columns, width, int(width * SIDE) if any(grid.rows) else 0):
+            inside = {place for place in grid.cells if place[0] in rows and place[1] in columns}
+            part = replace(
+                grid,
+                rows=rows,
+                columns=columns,
+                cells={place: path for place, path in grid.cells.items() if place in inside},
+                shots={place: shot for place, shot in grid.shots.items() if place in inside},
+                best=grid.best & inside,
+            )
+            parts += [part] if inside else []
+    if len(parts) == 1:
+        return parts
+    return [replace(part, title=f"{grid.title} ({i + 1} of {len(parts)})") for i, part in enumerate(parts)]
+
+
+def _shares(labels: tuple[str, ...], side: int, reserved: int = 0) -> list[tuple[str, ...]]:
+    most = max(1, (MAX_SIDE - LABELS - reserved) // (side + GAP))
+    count = -(-len(labels) // most)
+    size = -(-len(labels) // count)
+    return [labels[i : i + size] for i in range(0, len(labels), size)]
 
 
 def panels(shots: Sequence[Shot], titles: dict[tuple[str, str], str], *, title: str) -> Grid:
@@ -71,7 +128,9 @@ def panels(shots: Sequence[Shot], titles: dict[tuple[str, str], str], *, title: 
         rows=_distinct(label(shot, varying) for shot in chosen),
         cells={(label(shot, varying), titles[shot.checkpoint, shot.guidance]): shot.image for shot in chosen},
         title=title,
-        legend=_legend(chosen, [*varying, "checkpoint", "guidance", "strength"]),
+        legend=_legend(chosen, [*varying, "checkpoint", "guidance", "strength", "prompt"]),
+        caption=_caption(chosen),
+        shots={(label(shot, varying), titles[shot.checkpoint, shot.guidance]): shot for shot in chosen},
     )
 
 
@@ -102,14 +161,16 @@ def draw(grid: Grid) -> Image.Image:
     size = max(13, min(cell_width // 14, 26))
     step = round(size * LEADING)
     side = max((font(size).getlength(line) for row in grid.rows for line in row.split("\n")), default=0)
-    side = int(min(side, cell_width * 1.2)) + (16 if any(grid.rows) else 0)
+    side = int(min(side, cell_width * SIDE)) + (16 if any(grid.rows) else 0)
     heads = [wrap(column, cell_width, size, bold=True) for column in grid.columns]
     head = max((len(lines) for lines in heads), default=0) * step if any(grid.columns) else 0
     width = max(2 * MARGIN + side + len(grid.columns) * (cell_width + GAP) - GAP, 420)
     title = wrap(grid.title, width - 2 * MARGIN, size + 6, bold=True)
     legend = wrap(grid.legend, width - 2 * MARGIN, size - 1)
     top = MARGIN + len(title) * round((size + 6) * LEADING) + len(legend) * step + 10
-    height = top + head + len(grid.rows) * (cell_height + GAP) - GAP + MARGIN
+    caption = wrap(grid.caption, width - 2 * MARGIN - side, size) if grid.caption else []
+    bottom = top + head + len(grid.rows) * (cell_height + GAP) - GAP
+    height = bottom + (10 + len(caption) * step if caption else 0) + MARGIN
     page = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(page)
     y = write(pen, title, MARGIN, MARGIN, size + 6, INK, bold=True)
@@ -124,6 +185,9 @@ def draw(grid: Grid) -> Image.Image:
         for across, column in enumerate(grid.columns):
             x = MARGIN + side + across * (cell_width + GAP)
             _place(page, pen, grid.cells.get((row, column)), (x, y, cell_width, cell_height))
+            if (row, column) in grid.best:
+                pen.rectangle((x, y, x + cell_width - 1, y + cell_height - 1), outline=BEST, width=FRAME)
+    write(pen, caption, MARGIN + side, bottom + 10, size, INK)
     return page
 
 

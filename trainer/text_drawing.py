@@ -11,6 +11,7 @@ INK: RGB = (28, 30, 34)
 MUTED: RGB = (104, 108, 116)
 PAPER: RGB = (255, 255, 255)
 LINE: RGB = (222, 224, 228)
+BEST: RGB = (214, 104, 20)
 LEADING = 1.35
 """Line height over font size."""
 

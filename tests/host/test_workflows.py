@@ -14,9 +14,9 @@ RENAMED = {"folder": "pics", "name": "workflow"}
 SMALL = {"steps": 4, "save_every": 2, "resolution": 64, "width": 64, "height": 64, "vae_batch": 1}
 
 
-def graph(name, base, **changes):
+def graph(workflow, base, /, **changes):
     """An API file with its loaders replaced by toys, and small numbers."""
-    nodes = json.loads((FOLDER / f"{name}.api.json").read_text())
+    nodes = json.loads((FOLDER / f"{workflow}.api.json").read_text())
     made = dict(nodes)
     replaced = {}
     for key, value in nodes.items():

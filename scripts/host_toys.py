@@ -30,6 +30,8 @@ class Toy:
     """Width of the pooled text; 0 = none."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of extra_conds."""
+    reference: tuple[int, int] | None = None
+    """Rows and columns of the latents of a reference image."""
     sigmas: tuple[float, float] = (0.3, 0.8)
 
 
@@ -85,6 +87,10 @@ TOYS = {
         host_class="Flux", family="flux", variant="dev", channels=16, context=64, pooled=32, extra={"guidance": 1.0},
         host_config={**_FLUX, "guidance_embed": True},
     ),
+    "flux-kontext": Toy(
+        host_class="Flux", family="flux", variant="kontext", channels=16, context=64, pooled=32, extra={"guidance": 1.0},
+        host_config={**_FLUX, "guidance_embed": True}, reference=(12, 6),
+    ),
     "flux-schnell": Toy(
         host_class="FluxSchnell", family="flux", variant="schnell", channels=16, context=64, pooled=32,
         host_config={**_FLUX, "guidance_embed": False},
@@ -107,7 +113,7 @@ TOYS = {
     ),
 }  # fmt: skip
 
-HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2", "qwen")
+HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-schnell", "lumina2", "qwen")
 """Toys whose family the files backend has."""
 
 
@@ -136,7 +142,7 @@ def toy_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def toy_inputs(toy: Toy) -> dict[str, Tensor]:
-    """Two noisy latents of 8 x 12, their noise levels, and conditioning."""
+    """Two noisy latents of 8 x 12, their noise levels, and conditioning; one reference for both."""
     inputs = {
         "latents": toy_tensor("input.latents", (2, toy.channels, 8, 12)) * 40,
         "noise": toy_tensor("input.noise", (2, toy.channels, 8, 12)) * 40,
@@ -145,4 +151,6 @@ def toy_inputs(toy: Toy) -> dict[str, Tensor]:
     }
     if toy.pooled:
         inputs["pooled"] = toy_tensor("input.pooled", (2, toy.pooled)) * 5
+    if toy.reference:  # raw, as a VAE gives it
+        inputs["reference"] = toy_tensor("input.reference", (1, toy.channels, *toy.reference)) * 40
     return inputs

@@ -82,8 +82,12 @@ def predict(model: Any, toy: Any, inputs: dict[str, Any]) -> Any:
     conditions = {"cross_attn": inputs["text"], "noise": noisy, "device": torch.device("cpu"), **toy.extra}
     if "pooled" in inputs:
         conditions["pooled_output"] = inputs["pooled"]
+    if "reference" in inputs:
+        conditions["reference_latents"] = [inputs["reference"].unsqueeze(2) if film else inputs["reference"]]
     extra = {name: value.cond for name, value in model.extra_conds(**conditions).items()}
     for name, value in extra.items():
+        if isinstance(value, list):
+            extra[name] = [part.expand(len(noisy), *part.shape[1:]) for part in value]
         if hasattr(value, "shape") and value.ndim and value.shape[0] == 1:
             extra[name] = value.expand(len(noisy), *value.shape[1:])
     with torch.no_grad():

@@ -70,8 +70,10 @@ def prepare(config: TrainConfig, host: Host) -> Prepared:
     if config.data.bucket_step % PATCH:
         raise ConfigError(f"data.bucket_step = {config.data.bucket_step}: use a multiple of {PATCH}")
     if any(dataset.references for dataset in config.dataset) and not base.settings.references:
+        editors = [name for name, variant in base.family.variants.items() if variant.references]
+        remedy = f"set model.variant = {editors[0]!r} if the file is one" if editors else "use an edit model"
         raise ConfigError(
-            f"dataset.references: {base.family.name} {base.variant} takes no reference images; leave it out, or use an edit model"
+            f"dataset.references: {base.family.name} {base.variant} takes no reference images; leave it out, or {remedy}"
         )
     skeleton = base.skeleton()
     targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
@@ -191,6 +193,7 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
     def condition(picks: Sequence[Pick]) -> Conditioning:
         texts = [prepared.cache.get(text_key(pick.caption, prepared.identity.text)) for pick in picks]
         made = family.condition(texts, [pick.view.geometry for pick in picks], guidance)
+        made = {**made, **_references(prepared, picks)}
         return {name: tensor.to(base.device) for name, tensor in made.items()}
 
     return CachedBatches(
@@ -202,6 +205,14 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
         condition=condition,
         device=base.device,
     )
+
+
+def _references(prepared: Prepared, picks: Sequence[Pick]) -> dict[str, Tensor]:
+    """{"reference": (B, C, h, w)} in model space; nothing for images without one (a batch has all or none)."""
+    if picks[0].view.example.reference is None:
+        return {}
+    raw_BCHW = torch.stack([prepared.cache.get(pick.key)["reference"] for pick in picks])
+    return {"reference": prepared.base.family.latent_space.to_model(raw_BCHW)}
 
 
 def _metadata(prepared: Prepared, denoiser: Denoiser) -> dict[str, object]:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.diffusion.packing import pack, position_ids, unpack
+from lora_loom.trainer.diffusion.packing import pack, position_ids, reference_places, unpack
 
 sides = st.integers(1, 6).map(lambda n: 2 * n)
 
@@ -33,3 +33,19 @@ def test_position_ids_follow_the_tokens():
     assert torch.equal(ids[:, 1] - 10, pack(rows)[0, :, 0])
     assert torch.equal(ids[:, 2] - 20, pack(columns)[0, :, 0])
     assert ids[:, 0].unique().item() == 1
+
+
+def test_places_of_references_worked_by_hand():
+    """Latents: A of 8 x 8, B of 8 x 4, C of 4 x 16, as ComfyUI's build_kontext_inputs lays them out.
+
+    A at (0, 0): the whole is then 8 high, 8 wide. B: 8 + 8 > 4 + 8, so to the right at column 8; 8 high, 12 wide. C:
+    4 + 8 > 16 + 12 is false, so below at row 8; 12 high, 16 wide. In patches of 2: (0, 0), (0, 4), (4, 0).
+    """
+    assert reference_places([(8, 8), (8, 4), (4, 16)]) == [(0, 0), (0, 4), (4, 0)]
+
+
+def test_ids_of_a_reference_worked_by_hand():
+    """A reference of 4 x 2 latents to the right of one of 4 x 4: one column of two patches, index 1, at column 2."""
+    (_, (top, left)) = reference_places([(4, 4), (4, 2)])
+    assert position_ids(4, 2, index=1, top=top, left=left).tolist() == [[1, 0, 2], [1, 1, 2]]
+    assert position_ids(2, 4).tolist() == [[0, 0, 0], [0, 0, 1]], "the picture's own begin at the corner, with index 0"

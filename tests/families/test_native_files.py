@@ -67,7 +67,9 @@ def test_prediction_equals_comfyuis(toy_name, toy_file):
     for text, pooled in zip(texts, inputs.get("pooled", []), strict=False):
         text["pooled"] = pooled
     place = Geometry(original=(128, 96), resized=(128, 96), crop_left=8, crop_top=16, target=(112, 64))
-    cond = family.condition(texts, [place, place], 1.0)
+    cond = dict(family.condition(texts, [place, place], 1.0))
+    if toy.reference:
+        cond["reference"] = family.latent_space.to_model(inputs["reference"]).expand(2, -1, -1, -1)
     noisy = denoiser.objective.add_noise(inputs["latents"], inputs["noise"], inputs["sigma"])
     assert torch.allclose(noisy, recorded["noisy"], rtol=1e-6)
     predicted = denoiser.predict(noisy, inputs["sigma"], cond)

@@ -20,8 +20,8 @@ from .images import file_digest, load_mask, load_pixels, upright_size
 Progress = Callable[[str, int, int], None]
 TEXT_BATCH = 8
 ITEMS_PER_SHARD = 32
-REFERENCE_STEP = 16
-"""Sides of reference images are multiples of this many pixels: one 2x2 patch of latents."""
+REFERENCE_STEP = 32
+"""Sides of reference images are multiples of this many pixels: an even number of 2x2 patches of latents (Qwen-Image)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +126,24 @@ def _encode_images(chunk: Sequence[View], encoders: Encoders) -> list[dict[str, 
         if view.example.mask is not None:
             mask = load_mask(view.example.mask, view.geometry, from_alpha=view.example.mask == view.example.path)
             item["mask"] = F.interpolate(mask.unsqueeze(0), size=raw_CHW.shape[-2:], mode="area")[0]
-        if view.example.reference is not None:
-            item["reference"] = _encode_reference(view.example.reference, view, encoders)
+        if view.example.reference is not None and (place := reference_geometry(view)):
+            item["reference"] = _encode_reference(view.example.reference, place, view.example.background, encoders)
         items.append(item)
     return items
 
 
-def _encode_reference(path: Path, view: View, encoders: Encoders) -> Tensor:
-    """(C, h, w) raw latents of a reference image, resized to about the area of its target, in its own proportions."""
+def reference_geometry(view: View) -> Geometry | None:
+    """How a view's reference image is resized: to about the area of its target, in its own proportions; None without one."""
+    if view.example.reference is None:
+        return None
     width, height = view.geometry.target
     buckets = Buckets(method="pixel_area", resolution=round((width * height) ** 0.5), step=REFERENCE_STEP)
-    geometry = buckets.geometry(upright_size(path), flip=view.geometry.flip)
-    return encoders.image.encode(load_pixels(path, geometry, view.example.background).unsqueeze(0))[0].float().cpu()
+    return buckets.geometry(upright_size(view.example.reference), flip=view.geometry.flip)
+
+
+def _encode_reference(path: Path, geometry: Geometry, background: str, encoders: Encoders) -> Tensor:
+    """(C, h, w) raw latents of a reference image."""
+    return encoders.image.encode(load_pixels(path, geometry, background).unsqueeze(0))[0].float().cpu()
 
 
 def _chunks(items: Sequence[str], size: int) -> list[list[str]]:

@@ -1,5 +1,7 @@
 """2x2 patches of latents as tokens (Flux, Qwen-Image). L tokens, channel order (c, row in patch, column in patch)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,3 +29,17 @@ def position_ids(height: int, width: int, *, index: int = 0, top: int = 0, left:
     ids[..., 1] = torch.arange(top, top + height // 2)[:, None]
     ids[..., 2] = torch.arange(left, left + width // 2)[None, :]
     return ids.reshape(-1, 3)
+
+
+def reference_places(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(top, left) in patches of each reference of (rows, columns) of latents, laid side by side as Flux Kontext has them.
+
+    Each goes to the right of those before, or below them, wherever the whole stays closer to a square (algorithms D7).
+    """
+    places = []
+    bottom = right = 0
+    for rows, columns in sizes:
+        top, left = (0, right) if rows + bottom > columns + right else (bottom, 0)
+        bottom, right = max(bottom, rows + top), max(right, columns + left)
+        places.append((top // 2, left // 2))
+    return places

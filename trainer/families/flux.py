@@ -1,10 +1,11 @@
-"""Flux.1 dev, schnell and krea: rectified flow on packed 2x2 latents, rotary positions, CLIP-L pooled and T5.
+"""Flux.1 dev, schnell, krea and kontext: rectified flow on packed 2x2 latents, rotary positions, CLIP-L pooled and T5.
 
-Dev and krea are guidance-distilled: the network is fed a guidance value, 1.0 while training.
+All but schnell are guidance-distilled: the network is fed a guidance value, 1.0 while training. Kontext is dev trained
+to look at a reference image, whose clean latents stand behind the noisy ones (arXiv 2506.15742).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Targets
 from ..diffusion.objectives import FlowMatching
-from ..diffusion.packing import pack, position_ids, unpack
+from ..diffusion.packing import pack, position_ids, reference_places, unpack
 from ..diffusion.timesteps import ResolutionShift
 from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
@@ -35,6 +36,7 @@ _DEV = Variant(
 VARIANTS = {
     "dev": _DEV,
     "krea": _DEV,
+    "kontext": replace(_DEV, references=True),
     "schnell": Variant(objective=FlowMatching(shift=1.0), guidance_scale=1.0, max_text_tokens=256),
 }
 _ATTENTION = r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
@@ -154,20 +156,32 @@ class FluxDenoiser(DiffusersDenoiser):
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = noisy_BCHW.shape[-2:]
         text_BLD = conditioning["text"].to(self.dtype)
-        tokens_BLD = self.module(
-            hidden_states=pack(noisy_BCHW).to(self.dtype),
+        tokens_BLD, ids = pack(noisy_BCHW), position_ids(height, width)
+        count = tokens_BLD.shape[1]
+        if "reference" in conditioning:
+            tokens_BLD, ids = _with_reference(tokens_BLD, ids, conditioning["reference"])
+        predicted_BLD = self.module(
+            hidden_states=tokens_BLD.to(self.dtype),
             encoder_hidden_states=text_BLD,
             pooled_projections=conditioning["pooled"].to(self.dtype),
             timestep=sigma_B.to(self.dtype),
             guidance=conditioning["guidance"].to(self.dtype) if self.guided else None,
-            img_ids=position_ids(height, width).to(noisy_BCHW.device),
+            img_ids=ids.to(noisy_BCHW.device),
             txt_ids=torch.zeros(text_BLD.shape[1], 3, device=noisy_BCHW.device),
             return_dict=False,
         )[0]
-        return unpack(tokens_BLD, height, width).float()
+        return unpack(predicted_BLD[:, :count], height, width).float()
 
     def file_key(self, module_path: str) -> str:
         return f"transformer.{module_path}"
+
+
+def _with_reference(tokens_BLD: Tensor, ids: Tensor, reference_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens and positions of a reference image behind those of the picture."""
+    rows, columns = reference_BCHW.shape[-2:]
+    [(top, left)] = reference_places([(rows, columns)])
+    behind = position_ids(rows, columns, index=1, top=top, left=left)
+    return torch.cat([tokens_BLD, pack(reference_BCHW)], dim=1), torch.cat([ids, behind])
 
 
 class FluxText:
@@ -197,7 +211,8 @@ class Flux:
         return "dev" if any("guidance_in." in key or "guidance_embedder" in key for key in shapes) else "schnell"
 
     def told_variant(self, source: Source, variant: str) -> str:
-        return variant
+        """Kontext's weights have dev's names and shapes; a diffusers folder says whose pipeline they are."""
+        return "kontext" if variant == "dev" and source.pipeline == "FluxKontextPipeline" else variant
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]

@@ -57,6 +57,12 @@ class Source:
         return read_json(file) if file.is_file() else {}
 
     @cached_property
+    def pipeline(self) -> str:
+        """Name of the diffusers folder's pipeline; "" for a file, or a folder that does not say."""
+        file = self.path / "model_index.json"
+        return str(read_json(file).get("_class_name", "")) if file.is_file() else ""
+
+    @cached_property
     def quanto_map(self) -> dict[str, Any] | None:
         """optimum-quanto's map of packed modules, if the denoiser's folder has one."""
         file = self.denoiser_files[0].parent / QUANTO_MAP

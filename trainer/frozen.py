@@ -83,7 +83,7 @@ def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
     """Make a frozen network compute in `dtype`: large weights stay as they are stored, small ones are cast once."""
     for path, part in list(module.named_modules()):
         large = _casts_on_use(part)
-        frozen = _casting(module, path, part) if large and part.weight.dtype != dtype else part
+        frozen = _casting(module, path, part) if large and _must_cast(part.weight, dtype) else part
         for name, parameter in list(frozen.named_parameters(recurse=False)):
             small = not (large and name == "weight")
             if small and type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.dtype != dtype:
@@ -91,6 +91,11 @@ def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
         for name, buffer in list(frozen.named_buffers(recurse=False)):
             if buffer.is_floating_point() and buffer.element_size() == 1:  # fp8 has no arithmetic
                 setattr(frozen, name, buffer.to(dtype))
+
+
+def _must_cast(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Also packed weights on a CPU: quanto's own kernel for int8 in bfloat16 ends the process with a segmentation fault."""
+    return weight.dtype != dtype or (is_packed(weight) and weight.device.type == "cpu")
 
 
 def _casting(root: nn.Module, path: str, part: Any) -> nn.Module:

@@ -276,13 +276,19 @@ def test_masked_training(tmp_path):
     assert losses["plain"] == pytest.approx(losses["normalised"] / 2, rel=1e-4), "half of each picture is masked"
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_training_on_a_quantised_base(tmp_path, quantize):
-    outcome, host, _ = go(
-        tmp_path, model={"base": make_config("sd3", tmp_path).model.base, "quantize": quantize}, training={"steps": 3}
-    )
-    assert outcome.state == "finished"
-    assert all(result.loss == result.loss for result in host.steps)
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("dora", "dora_scale = m * |W| / |W + dW|"), ("lokr", "multiplied into lokr_w2"), ("lora", "as trained")],
+)
+def test_the_file_and_inspect_say_how_it_was_written(tmp_path, kind, told):
+    from lora_loom.trainer.lora.tools import inspect, to_text
+
+    outcome, _, _ = go(tmp_path, network={"kind": kind}, training={"steps": 1})
+    report = inspect(outcome.lora)
+    assert told in report.metadata["loom.form"]
+    assert told in to_text(report, outcome.lora)
+    assert json.loads(report.metadata["loom.network"])["kind"] == kind
+    assert list(report.kinds) == [{"dora": "lora + dora_scale"}.get(kind, kind)]
 
 
 BAD = [

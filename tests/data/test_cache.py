@@ -147,3 +147,33 @@ def test_two_processes_share_a_cache(tmp_path):
     cache = Cache(tmp_path)
     for number in [*range(8), *range(100, 108)]:
         assert torch.equal(cache.get(f"key-{number}")["latents"], item(number, (2, 2))["latents"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_process_leaves_a_cache_that_holds_what_it_says(tmp_path):
+    """SIGKILL at any moment of writing: every key of the index reads back exactly, and the next process goes on."""
+    import random
+    import signal
+    import time
+
+    rng = random.Random(0)
+    for first in range(0, 400, 50):
+        child = os.fork()
+        if child == 0:
+            try:
+                for number in range(first, first + 50):
+                    Cache(tmp_path).put({f"key-{number}": item(number, (4, 8, 8))})
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0.005, 0.08))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        cache = Cache(tmp_path)
+        assert cache.quarantined == []
+        for key in (f"key-{number}" for number in range(first + 50)):
+            if not cache.missing([key]):
+                assert torch.equal(cache.get(key)["latents"], item(int(key[4:]), (4, 8, 8))["latents"])
+    stored = 400 - len(cache.missing([f"key-{number}" for number in range(400)]))
+    assert 0 < stored < 400, "some were written, some were cut off"
+    Cache(tmp_path).put({"last": item(1)})
+    assert not list(tmp_path.glob("*.tmp"))

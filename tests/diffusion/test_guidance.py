@@ -71,6 +71,30 @@ def test_momentum_accumulates_with_the_papers_sign_and_restarts():
     assert state.accumulate(ones, 3.0).unique().item() == 1.0
 
 
+def papers_apg(conditional, unconditional, average, scale, eta, threshold, momentum):
+    """Algorithm 1 of arXiv 2410.02416 as its authors print it, in float64."""
+    average = (conditional - unconditional) + momentum * average
+    update = average
+    if threshold > 0:
+        norm = update.norm(p=2, dim=[-1, -2, -3], keepdim=True)
+        update = update * torch.minimum(torch.ones_like(update), threshold / norm)
+    unit = torch.nn.functional.normalize(conditional, dim=[-1, -2, -3])
+    parallel = (update * unit).sum(dim=[-1, -2, -3], keepdim=True) * unit
+    return conditional + (scale - 1) * ((update - parallel) + eta * parallel), average
+
+
+@pytest.mark.parametrize(("eta", "threshold", "momentum"), [(0.0, 0.0, 0.0), (0.3, 5.0, -0.5), (0.0, 15.0, -0.75)])
+def test_a_whole_run_equals_the_papers_algorithm(eta, threshold, momentum):
+    combine = APG(scale=6.0, eta=eta, norm_threshold=threshold, momentum=momentum).begin()
+    average = 0.0
+    for step, sigma in enumerate((1.0, 0.7, 0.4, 0.1)):
+        conditional, unconditional = predictions((2, 4, 6, 6), seed=step)
+        expected, average = papers_apg(
+            conditional.double(), unconditional.double(), average, 6.0, eta, threshold, momentum
+        )
+        assert torch.allclose(combine(conditional, unconditional, sigma).double(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_two_runs_share_no_state():
     guidance = APG(scale=4.0, momentum=0.9)
     conditional, unconditional = predictions((1, 4, 4, 4))

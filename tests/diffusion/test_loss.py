@@ -79,6 +79,34 @@ def test_noise_offset_shifts_whole_channels():
     assert plain.std().item() == pytest.approx(1, abs=0.05)
 
 
+def test_noise_offset_is_that_wide():
+    """epsilon + o N(0, 1) of shape (C, 1, 1): over many channels the shifts have the spread o."""
+    difference = draw_noise((4000, 1, 2), generator(8), offset=0.1) - draw_noise((4000, 1, 2), generator(8))
+    assert difference[:, 0, 0].std().item() == pytest.approx(0.1, rel=0.05)
+    assert difference.mean().item() == pytest.approx(0.0, abs=0.01)
+    assert torch.equal(draw_noise((4, 2, 2), generator(8), offset=0.0), draw_noise((4, 2, 2), generator(8)))
+
+
+def test_huber_joins_its_two_branches():
+    """Half the square below delta, delta (|d| - delta / 2) above; smooth L1 is that over delta."""
+    difference = torch.tensor([0.05, 0.1, 0.3])
+    huber = element_loss(difference, torch.zeros(3), "huber", 0.1)
+    assert huber.tolist() == pytest.approx([0.00125, 0.005, 0.025])
+    smooth = element_loss(difference, torch.zeros(3), "smooth_l1", 0.1)
+    assert smooth.tolist() == pytest.approx([0.0125, 0.05, 0.25])
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_over_the_whole_schedule(gamma):
+    """min(SNR, gamma) / SNR and / (SNR + 1) with SNR = abar / (1 - abar), written out (algorithms D4)."""
+    for objective, more in ((Epsilon(), 0), (VPrediction(), 1)):
+        sigma = objective.sigmas[::37]
+        abar = 1 / (1 + sigma.double() ** 2)
+        snr = abar / (1 - abar)
+        expected = snr.clamp_max(gamma) / (snr + more)
+        assert torch.allclose(min_snr_weight(objective, sigma, gamma).double(), expected, rtol=1e-4)
+
+
 def test_masked_gradient_stays_inside_the_mask():
     prediction = torch.zeros(1, 2, 4, 4, requires_grad=True)
     mask = F.pad(torch.ones(1, 1, 2, 2), (0, 2, 0, 2))

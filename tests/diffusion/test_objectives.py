@@ -31,6 +31,46 @@ def test_the_true_target_denoises_to_the_latents(objective, u, seed):
     assert torch.allclose(restored, latents, atol=2e-5 * scale)
 
 
+def test_worked_values():
+    """x0 = 2, noise = -1. Flow at 0.25: 0.75 * 2 - 0.25 = 1.25, velocity noise - x0 = -3. Epsilon at 0.5: 2 - 0.5, and -1.
+
+    v at sigma 0.75 (abar = 0.64): sqrt(abar) noise - sqrt(1 - abar) x0 = -0.8 - 1.2. Signs are the papers': a pair of
+    wrong ones in target and to_denoised would still invert each other.
+    """
+    latents, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -1.0)
+
+    def at(objective, sigma):
+        level = torch.tensor([sigma])
+        return objective.add_noise(latents, noise, level).item(), objective.target(latents, noise, level).item()
+
+    assert at(FlowMatching(shift=3.0), 0.25) == pytest.approx((1.25, -3.0))
+    assert at(Epsilon(), 0.5) == pytest.approx((1.5, -1.0))
+    assert at(VPrediction(), 0.75) == pytest.approx((1.25, -2.0))
+    assert FlowMatching().timestep(torch.tensor([0.25])).item() == 250
+    assert FlowMatching().sigma_at(torch.tensor([0.25])).item() == 0.25
+
+
+def test_training_timesteps_are_the_integers_0_to_999():
+    """t = floor(1000 u), every one equally often (algorithms D4)."""
+    epsilon = Epsilon()
+    sigma = epsilon.sigma_at((torch.arange(4000) + 0.5) / 4000)
+    assert torch.equal(epsilon.timestep(sigma), torch.arange(1000).repeat_interleave(4))
+    assert epsilon.sigma_at(torch.tensor([1.0])).item() == epsilon.sigmas[-1].item()
+
+
+def test_the_schedule_of_betas_is_diffusers():
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod.double()
+    mine = 1 / (1 + Epsilon().sigmas.double() ** 2)
+    assert torch.allclose(mine, theirs, rtol=2e-4)
+    rescaled = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True
+    ).alphas_cumprod.double()
+    mine = 1 / (1 + VPrediction(zero_terminal_snr=True).sigmas.double() ** 2)
+    assert torch.allclose(mine[:-1], rescaled[:-1], rtol=2e-3, atol=1e-6)
+
+
 def test_flow_ends_are_latents_and_noise():
     latents, noise = pair(0)
     flow = FlowMatching()

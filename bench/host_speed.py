@@ -1,0 +1,178 @@
+"""Seconds per step inside ComfyUI: LoomTrain's step against core's TrainLoraNode on the same toy SD1.5 and SD3.
+
+Equal rank, batch, number format (bfloat16 weights and arithmetic), one thread, checkpointing off, in turns in one process. Ours trains every
+Linear and convolution (preset all); core its fixed set, which adds norms and biases; `frozen` is core with those frozen.
+Needs COMFYUI_PATH and COMFYUI_PYTHON.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RANK, SIDE, STEPS, ROUNDS, WARMUP = 8, 16, 6, 4, 1
+FAMILIES = {"sd1": (4, 768, 0), "sd3": (16, 64, 64)}
+"""{file: (latent channels, width of the text, width of the pooled text)}."""
+
+
+def run_inside(module: str, *arguments: str) -> Any:
+    """The JSON that `python -m module inside` prints in ComfyUI's Python; None, with a line of text, where there is none."""
+    if "COMFYUI_PATH" not in os.environ:
+        print(f"== {module.removeprefix('bench.')}: left out, set COMFYUI_PATH and COMFYUI_PYTHON")
+        return None
+    command = [os.environ.get("COMFYUI_PYTHON", sys.executable), "-m", module, "inside", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+class StepClock:
+    """Seconds between the optimizer steps of whoever trains."""
+
+    def __init__(self) -> None:
+        import time
+
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        self.now, self.marks = time.perf_counter, []
+        register_optimizer_step_post_hook(lambda *_: self.marks.append(self.now()))
+
+    def of(self, call: Any) -> float:
+        """Median over the steps that `call` takes, the first ones left out."""
+        self.marks.clear()
+        call()
+        gaps = [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        return statistics.median(gaps[WARMUP:])
+
+
+def core(torch: Any, path: str, latents: Any, positive: Any, steps: int, frozen: bool = False) -> dict[str, Any]:
+    """Run TrainLoraNode; returns its tensors by name."""
+    import comfy.sd
+    from comfy_extras import nodes_train
+
+    plain = nodes_train._setup_lora_adapters
+
+    def without_differences(*arguments: Any) -> Any:
+        tensors, adapters = plain(*arguments)
+        for name, parameter in tensors.items():
+            if name.endswith((".diff", ".diff_b")):
+                parameter.requires_grad_(False)
+        return {name: p for name, p in tensors.items() if p.requires_grad}, adapters
+
+    nodes_train._setup_lora_adapters = without_differences if frozen else plain
+    options = {
+        "batch_size": 1, "steps": steps, "grad_accumulation_steps": 1, "learning_rate": 1e-4, "rank": RANK, "optimizer": "AdamW",
+        "loss_function": "MSE", "seed": 0, "training_dtype": "bf16", "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA",
+        "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
+        "bypass_mode": False,
+    }  # fmt: skip
+    try:
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model(path, {"dtype": torch.bfloat16})
+            out = nodes_train.TrainLoraNode.execute(
+                model=[model],
+                latents=[{"samples": latents}],
+                positive=[positive],
+                **{k: [v] for k, v in options.items()},
+            )
+    finally:
+        nodes_train._setup_lora_adapters = plain
+    return getattr(out, "result", None) or getattr(out, "args", out)
+
+
+class Ours:
+    """The loaded backend over the same file, ready to take steps."""
+
+    def __init__(
+        self, torch: Any, loom: Any, path: str, latents: Any, positive: Any, learning_rate: float = 1e-4
+    ) -> None:
+        import comfy.sd
+
+        with torch.inference_mode():
+            self.patcher = comfy.sd.load_diffusion_model(path, {"dtype": torch.bfloat16})
+        self.denoiser = loom("nodes.host.loaded").load_denoiser(self.patcher, compute_dtype=torch.bfloat16)
+        loom("trainer.frozen").compute_in(self.denoiser.module, torch.bfloat16)
+        config = loom("trainer.config")
+        targets = loom("trainer.lora.targets").resolve_targets(
+            self.denoiser.module, self.denoiser.target_presets, "all", ""
+        )
+        self.adapter = loom("trainer.lora.adapter").inject(
+            self.denoiser.module,
+            targets,
+            config.NetworkConfig(rank=RANK, alpha=1.0),
+            seed=0,
+            compute_dtype=torch.bfloat16,
+        )
+        loop, timesteps = loom("trainer.loop"), loom("trainer.diffusion.timesteps")
+        optimizer = loom("trainer.optim").make_optimizer(
+            list(self.adapter.parameters().values()), config.OptimizerConfig()
+        )
+        training = loop.Training(adapter=self.adapter, optimizer=optimizer)
+        loss = loom("trainer.step").LossSettings(noise_levels=timesteps.NoiseLevels(law=timesteps.Uniform()))
+        settings = loop.LoopSettings(loss=loss, seed=0)
+        self._steps = loop.fit(
+            self.denoiser, training, self._data(torch, loom, latents, positive), settings, lambda _: learning_rate
+        )
+
+    def _data(self, torch: Any, loom: Any, latents: Any, positive: Any) -> Any:
+        given = {"cross_attn": positive[0][0], **positive[0][1], "noise": latents, "device": torch.device("cpu")}
+        sample = {name: value.cond.clone() for name, value in self.patcher.model.extra_conds(**given).items()}
+        batch = loom("trainer.records").Batch(
+            latents_BCHW=self.patcher.model.process_latent_in(latents), conditioning={"samples": [sample]},
+            weight_B=torch.ones(1), mask_B1HW=None, names=("x",),
+        )  # fmt: skip
+        return type("OneBatch", (), {"size": lambda self, position: 1, "at": lambda self, position: batch})()
+
+    def take(self, steps: int) -> None:
+        for _ in range(steps):
+            next(self._steps)
+
+
+def inside() -> dict[str, Any]:
+    from tests.host.inside.toys import import_pack, torch  # ComfyUI for the CPU, one thread
+    from tests.host.make_checkpoints import main as write_files
+
+    loom, folder = import_pack(), Path(tempfile.mkdtemp())
+    write_files(folder)
+    clock, found = StepClock(), {}
+    for name, (channels, width, pooled) in FAMILIES.items():
+        source = torch.Generator().manual_seed(0)
+        latents = torch.randn(1, channels, SIDE, SIDE, generator=source)
+        extra = {"pooled_output": torch.randn(1, pooled, generator=source)} if pooled else {}
+        positive, path = [[torch.randn(1, 77, width, generator=source), extra]], str(folder / f"{name}.safetensors")
+        ours, counts, times = Ours(torch, loom, path, latents, positive), {}, {"ours": [], "core": [], "frozen": []}
+        for _ in range(ROUNDS):
+            times["ours"].append(clock.of(lambda: ours.take(STEPS)))  # noqa: B023 - called at once
+            times["core"].append(clock.of(lambda: counts.update(core=core(torch, path, latents, positive, STEPS)[0])))  # noqa: B023
+            times["frozen"].append(clock.of(lambda: core(torch, path, latents, positive, STEPS, frozen=True)))  # noqa: B023
+        found[name] = {"times": times, "ours": len(ours.adapter.parameters()), "core": len(counts["core"]), "layers": len(ours.adapter.layers)}  # fmt: skip
+    return found
+
+
+def main() -> None:
+    from .common import ratio, report
+
+    found = run_inside("bench.host_speed")
+    if found is None:
+        return
+    figures: dict[str, Any] = {}
+    for name, case in found.items():
+        times = case["times"]
+        figures[f"{name}: ours s/step"] = statistics.median(times["ours"])
+        figures[f"{name}: core s/step"] = statistics.median(times["core"])
+        figures[f"{name}: ours / core (aim <= 0.8)"] = ratio(times["ours"], times["core"])
+        figures[f"{name}: ours / core, norms and biases frozen"] = ratio(times["ours"], times["frozen"])
+        figures[f"{name}: trained tensors, ours and core's"] = (
+            f"{case['ours']} on {case['layers']} layers, {case['core']}"
+        )
+    report("host_speed", figures)
+
+
+if __name__ == "__main__" and sys.argv[1:2] == ["inside"]:
+    print(json.dumps(inside()))

@@ -19,14 +19,14 @@ LAYERS = [
     {"families", "sample"},
     {"data"},
     {"step", "objective_settings"},
-    {"loop", "evaluate", "base_model", "lora_places", "base_tools"},
+    {"loop", "evaluate", "base_model", "lora_places", "lora_convert", "base_tools"},
     {"checkpoint"},
     {"runs"},
     {"session", "sweep", "strip", "sheet_page"},
     {"run"},
     {"run_sweep"},
     {"demo"},
-    {"console", "cli", "cli_common", "cli_tools"},
+    {"console", "cli", "cli_common", "cli_tools", "cli_convert"},
     {"__main__", ""},
 ]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("nodes/**/*.py"), *ROOT.glob("trainer/**/*.py")])
@@ -124,7 +124,18 @@ def test_only_the_seam_imports_comfyui(path):
 
 
 def test_a_family_is_known_to_no_other_file():
-    shared = {"__init__", "base", "source", "keymap", "modules", "encoders", "tiny", "unet", "lora_names"}
+    shared = {
+        "__init__",
+        "base",
+        "source",
+        "keymap",
+        "modules",
+        "encoders",
+        "tiny",
+        "unet",
+        "lora_names",
+        "lora_layouts",
+    }
     families = {p.stem for p in (ROOT / "trainer/families").glob("*.py")} - shared
     assert families
     for path in TRAINER:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_tools
+from . import cli_convert, cli_tools
 from .cli_common import AsJson, fail, report, watched
 from .errors import LoomError
 
@@ -125,6 +125,7 @@ def demo(
 
 
 cli_tools.register(app)
+cli_convert.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

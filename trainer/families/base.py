@@ -12,6 +12,7 @@ from ..diffusion.objectives import Objective
 from ..diffusion.timesteps import ResolutionShift
 from ..records import Conditioning, Geometry, Shapes
 from .keymap import KeyMap
+from .lora_layouts import Spelling, Widths
 from .lora_names import LoraNames
 from .source import Source
 
@@ -124,6 +125,15 @@ class Family(Protocol):
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         """{diffusers key: where it lies in an original file of these tensors}."""
+        ...
+
+    @property
+    def lora_layouts(self) -> Mapping[str, Spelling]:
+        """{native, diffusers, kohya: how LoRA files of that layout are written}."""
+        ...
+
+    def lora_map(self, widths: Widths) -> KeyMap:
+        """Like `key_map`, for a network that a LoRA file of these widths fits; no more than what can have a LoRA."""
         ...
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> Denoiser: ...

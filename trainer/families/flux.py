@@ -19,6 +19,7 @@ from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
 from .encoders import ClipText, KlCodec, T5Text, clip_tokens, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap, count_blocks, rename, split_rows
+from .lora_layouts import DIT, Widths
 from .lora_names import LoraNames
 from .modules import load
 from .source import Source
@@ -202,6 +203,12 @@ class Flux:
     bucket_step = 16
     target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
+    lora_layouts = DIT
+
+    def lora_map(self, widths: Widths) -> KeyMap:
+        double = widths.blocks("transformer_blocks", "double_blocks")
+        single = widths.blocks("single_transformer_blocks", "single_blocks")
+        return native_keys(double, single, widths.hidden, 4 * widths.hidden, guidance=True)
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "double_blocks.0.img_attn.qkv.weight" in shapes

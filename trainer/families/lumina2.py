@@ -17,7 +17,8 @@ from ..errors import ModelFileError
 from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, pad_and_mask
 from .encoders import KlCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
-from .keymap import KeyMap, count_blocks, rename
+from .keymap import KeyMap, count_blocks, rename, split_rows
+from .lora_layouts import FUSED_DIT, Widths
 from .lora_names import LoraNames
 from .lumina2_network import fuse, network_class
 from .modules import load
@@ -191,6 +192,19 @@ class Lumina2:
     bucket_step = 16
     target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
+    lora_layouts = FUSED_DIT
+
+    def lora_map(self, widths: Widths) -> KeyMap:
+        """With q, k and v apart, as diffusers has them."""
+        refiners = widths.blocks("noise_refiner", "context_refiner")
+        keys = native_keys(widths.blocks("layers"), refiners)
+        key_rows = widths.rows(r"to[._][kv]$") or (widths.rows(r"attention[._]qkv$") - widths.hidden) // 2
+        rows = (widths.hidden, key_rows, key_rows)
+        for fused in [key for key in keys if "to_qkv" in key]:
+            native = keys.pop(fused).native.removesuffix(".weight")
+            apart = [fused.removesuffix(".weight").replace("to_qkv", f"to_{x}") for x in "qkv"]
+            keys |= split_rows(native, apart, rows, (".weight",))
+        return keys
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]

@@ -20,6 +20,7 @@ from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, pad_and_mask
 from .encoders import FrameCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap, Part, count_blocks
+from .lora_layouts import DIT, Widths
 from .lora_names import LoraNames
 from .modules import load
 from .source import Source
@@ -172,6 +173,17 @@ class QwenImage:
     """An even number of patches: of an odd one, diffusers and ComfyUI take different patches for the middle."""
     target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
+    lora_layouts = DIT
+
+    def lora_map(self, widths: Widths) -> KeyMap:
+        depth = widths.blocks("transformer_blocks")
+        ends = ["img_in", "txt_in", "proj_out", "norm_out.linear"]
+        ends += [f"time_text_embed.timestep_embedder.linear_{n}" for n in (1, 2)]
+        inner = [f"attn.{x}" for x in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")]
+        inner += [f"attn.add_{x}_proj" for x in "qkv"]
+        inner += [f"{stream}_{x}" for stream in ("img", "txt") for x in ("mlp.net.0.proj", "mlp.net.2", "mod.1")]
+        paths = [*ends, *(f"transformer_blocks.{i}.{name}" for i in range(depth) for name in inner)]
+        return {f"{path}.weight": Part(f"{path}.weight") for path in paths}
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]

@@ -11,10 +11,11 @@ from ..records import Conditioning, Geometry, Shapes
 from .base import Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
 from .encoders import ClipText, KlCodec, clip_tokens, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap
+from .lora_layouts import UNET, Widths
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_clip, tiny_vae
-from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
+from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_map, unet_lora_names
 
 NAME = "sd"
 SD1_CONTEXT = 768
@@ -50,6 +51,10 @@ class SD:
     bucket_step = 64
     target_presets: Mapping[str, Targets] = UNET_TARGETS
     lora_names = unet_lora_names((768, 1024))
+    lora_layouts = UNET
+
+    def lora_map(self, widths: Widths) -> KeyMap:
+        return unet_lora_map(widths)
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "input_blocks.0.0.weight" in shapes and "label_emb.0.0.weight" not in shapes

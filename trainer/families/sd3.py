@@ -19,6 +19,7 @@ from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
 from .encoders import ClipText, KlCodec, T5Text, load_codec, load_network, load_tokenizer, penultimate, require_parts
 from .keymap import KeyMap, count_blocks, rename, split_rows, to_native
+from .lora_layouts import DIT, Widths
 from .lora_names import LoraNames
 from .modules import load
 from .source import Source
@@ -192,6 +193,12 @@ class SD3:
     bucket_step = 16
     target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
+    lora_layouts = DIT
+
+    def lora_map(self, widths: Widths) -> KeyMap:
+        """One block more than the file reaches to, as only the network's last has its modulation the other way round."""
+        depth = widths.blocks("transformer_blocks", "joint_blocks")
+        return native_keys(depth + 1, widths.hidden, dual=range(depth), qk_norm=False)
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "joint_blocks.0.x_block.attn.qkv.weight" in shapes

@@ -108,6 +108,8 @@ class Written:
     factors: Factors
     dtype: torch.dtype
     names: tuple[str, str] = PEFT
+    alpha: bool = True
+    """Store alpha; a file without it is read at scale 1."""
 
     def tensors(self, key: str) -> dict[str, Tensor]:
         down, up = self.factors.down_RI, self.factors.up_OR
@@ -115,7 +117,8 @@ class Written:
             ones = [1] * (len(self.factors.kernel) - 1)
             down, up = down.reshape(-1, *self.factors.kernel), up.reshape(*up.shape, *ones)
         stored = {self.names[0]: down.to(self.dtype), self.names[1]: up.to(self.dtype)}
-        stored["alpha"] = torch.tensor(self.factors.scale * self.factors.rank, dtype=torch.float32)
+        if self.alpha:
+            stored["alpha"] = torch.tensor(self.factors.scale * self.factors.rank, dtype=torch.float32)
         return {f"{key}.{name}": tensor.contiguous() for name, tensor in stored.items()}
 
 

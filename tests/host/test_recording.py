@@ -53,7 +53,7 @@ def test_predictions_are_the_stored_ones(recorded, name):
 def test_the_keys_we_write_land_on_the_same_rows(recorded, name):
     """For this version of the host too; other aliases may come and go."""
     fresh, stored = read(recorded, name), read(STORED, name)
-    assert fresh["keys"] == stored["keys"]
+    assert fresh["keys"].items() >= stored["keys"].items()  # an older version may have a layer more
     _, keymap = READERS[TOYS[name].family]({key: tuple(shape) for key, shape in stored["keys"].items()})
     prefix = "lora_unet_" if TOYS[name].family in ("sd", "sdxl") else "transformer."
     checked = 0

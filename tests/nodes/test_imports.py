@@ -41,3 +41,15 @@ def test_nothing_heavy_is_imported_until_a_node_runs():
     assert "LoomTrain" in found["registered"]
     assert found["after registration"] == []
     assert set(found["after every module"]) <= {"torch"}  # host/ works with tensors; it is imported when a node runs
+
+
+def test_requirements_are_the_packages_own_less_what_comfyui_brings():
+    """requirements.txt is what ComfyUI-Manager installs; it may not pin, nor touch the host's torch."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    lines = {line.strip().replace('"', "'") for line in text.splitlines() if line.strip() and not line.startswith("#")}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = project.partition("\ndependencies = [")[2].partition("\n]")[0]
+    ours = {line.strip().strip(',"') for line in declared.splitlines() if line.strip()}
+    brought = {name for name in ours if name.startswith(("torch", "numpy", "pillow", "safetensors"))}
+    assert lines == ours - brought
+    assert not any("==" in line for line in lines)

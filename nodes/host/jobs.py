@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +114,22 @@ class Job:
         except LoomError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - nobody else sees an exception of this thread
-            folder.log(traceback.format_exc())
+            with suppress(OSError):
+                folder.log(traceback.format_exc())
             self._fail(LoomError(f"{type(error).__name__}: {error} (details in {folder.path / 'log.txt'})"))
         finally:
-            self.session.folder.unlock()
+            with suppress(OSError):
+                folder.unlock()
             self.done.set()
 
     def _fail(self, error: LoomError) -> None:
         self.error = error
-        self.session.folder.log(f"error: {error}")
-        self._enter("failed", error=str(error))
+        try:
+            self.session.folder.log(f"error: {error}")
+            self._enter("failed", error=str(error))
+        except OSError:  # a full disk takes no message either; whoever watches or waits is told all the same
+            self.state = "failed"
+            self.registry.emit("lora_loom.run", self.summary())
 
     def _enter(self, state: str, **changes: Any) -> None:
         self.state = state

@@ -192,6 +192,24 @@ def test_any_exception_of_the_thread_is_kept_told_and_raised_where_it_is_waited_
     assert after.state == "finished"
 
 
+def test_a_disk_that_takes_nothing_more_fails_the_run_and_holds_up_no_other(office, monkeypatch):
+    broken = office.job("full")
+
+    def no_space(*arguments, **changes):
+        raise OSError(28, "No space left on device")
+
+    broken.session.work = no_space
+    monkeypatch.setattr(type(broken.session.folder), "log", no_space)
+    office.registry.submit(broken)
+    assert broken.done.wait(10)
+    assert broken.state == "failed"
+    with pytest.raises(Exception, match="No space left"):
+        broken.raise_error()
+    after = office.registry.submit(office.job("after-full"))
+    assert after.done.wait(10)
+    assert after.state == "finished"
+
+
 def test_sampling_without_prompts_is_refused(office):
     with pytest.raises(Exception, match="LoomValidation"):
         office.job("blind").sample()

@@ -114,11 +114,11 @@ class Job:
         except LoomError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - nobody else sees an exception of this thread
-            with suppress(OSError):
+            with suppress(OSError, LoomError):
                 folder.log(traceback.format_exc())
             self._fail(LoomError(f"{type(error).__name__}: {error} (details in {folder.path / 'log.txt'})"))
         finally:
-            with suppress(OSError):
+            with suppress(OSError, LoomError):
                 folder.unlock()
             self.done.set()
 
@@ -127,7 +127,10 @@ class Job:
         try:
             self.session.folder.log(f"error: {error}")
             self._enter("failed", error=str(error))
-        except OSError:  # a full disk takes no message either; whoever watches or waits is told all the same
+        except (
+            OSError,
+            LoomError,
+        ):  # a full disk takes no message either; whoever watches or waits is told all the same
             self.state = "failed"
             self.registry.emit("lora_loom.run", self.summary())
 

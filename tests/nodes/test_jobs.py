@@ -157,11 +157,11 @@ def test_pause_serves_saves_and_samples_and_stop_ends_it(office):
 
 
 def test_a_name_that_is_active_is_attached_to(office):
-    first = office.registry.submit(office.job("same", steps=1000))
-    assert office.registry.submit(office.job("same", steps=1000)) is first
+    first, second, again = (office.job("same", steps=steps) for steps in (1000, 1000, 3))
+    office.registry.submit(first)
+    assert office.registry.submit(second) is first
     first.stop()
     first.done.wait(10)
-    again = office.job("same")
     assert office.registry.submit(again) is again
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +125,7 @@ def _whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under `path` complete or not at all. Raises RunError."""
     with _plain_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY}")
         try:
             with temporary.open("wb") as file:
                 yield file

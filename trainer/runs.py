@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ STATES = (
     "stopped",
 )
 ACTIVE = {"queued", "caching", "running", "yielding", "paused", "stopping"}
+_UPDATING = threading.Lock()
 WRITTEN = ("checkpoints", "loras", "samples", "strips", "strips/cells")
 """Sub-folders of a run that files are written into."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "optimum-quanto", "numpy")
@@ -112,9 +114,10 @@ class RunFolder:
         )
 
     def update(self, **changes: Any) -> None:
-        """Merge into run.json, atomically."""
-        data = self.read() if self.exists() else {}
-        write_json(self.path / "run.json", {**data, **changes, "updated": time.time()})
+        """Merge into run.json, atomically: a node and the training thread may both have something to say."""
+        with _UPDATING:
+            data = self.read() if self.exists() else {}
+            write_json(self.path / "run.json", {**data, **changes, "updated": time.time()})
 
     @contextmanager
     def noting_failure(self) -> Iterator[None]:

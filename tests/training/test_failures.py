@@ -310,3 +310,18 @@ def test_a_lora_to_start_from_that_cannot_be_used(tmp_path):
 def test_guidance_for_a_model_that_takes_none(tmp_path):
     with pytest.raises(ConfigError, match=r"objective\.guidance = 3\.5: sd3 sd3 takes no guidance value"):
         go(tmp_path, objective={"guidance": 3.5})
+
+
+def test_two_threads_may_write_the_same_record(tmp_path):
+    """ComfyUI's node and the training thread both note things in run.json: nothing is lost, nothing is in the way."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lora_loom.trainer.runs import RunFolder
+
+    def note(number):
+        RunFolder(tmp_path / "run").update(**{f"fact{number}": number})
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(note, range(64)))
+    record = RunFolder(tmp_path / "run").read()
+    assert all(record[f"fact{number}"] == number for number in range(64))

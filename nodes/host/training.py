@@ -204,7 +204,7 @@ def prepare_weights(denoiser: LoadedDenoiser, patcher: Any, request: TrainReques
             f"ComfyUI has loaded this model only in part ({' and '.join(sorted(devices))} instead of {device.type}): free VRAM (unload other models), use a smaller or fp8 file, or start ComfyUI without --lowvram"
         )
     if request.memory.quantize != "none":
-        quantize(denoiser.module, request.memory.quantize)
+        quantize(denoiser.module, request.memory.quantize, denoiser.compute_dtype)
         log(f"packed to {request.memory.quantize}: an extra copy of {stored_bytes(denoiser.module):,} bytes")
     compute_in(denoiser.module, denoiser.compute_dtype)
     if request.memory.memory.gradient_checkpointing:

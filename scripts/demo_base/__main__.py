@@ -1,12 +1,13 @@
-"""python -m scripts.demo_base autoencoder | denoiser | pack | score, in this order; each says what it wrote."""
+"""python -m scripts.demo_base autoencoder | decoder | denoiser | pack | score, in this order; each says what it wrote."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from . import ASSETS
+
 WORK = Path(".demo_base")
-ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make the base model of assets/demo.")
 Work = Annotated[Path, typer.Option(help="Folder for what is not shipped: full-precision weights, latents.")]
@@ -30,14 +31,38 @@ def autoencoder(
 
 
 @app.command()
-def denoiser(
-    work: Work = WORK, steps: int = 12000, batch: int = 32, pool: int = 6000, learning_rate: float = 2e-3, seed: int = 0
+def decoder(
+    work: Work = WORK, steps: int = 1500, batch: int = 8, side: int = 64, learning_rate: float = 5e-4, seed: int = 1
 ) -> None:
-    """Stage 2: denoiser and text encoder on the latents of stage 1; about an hour on two cores."""
+    """Stage 1b: sharpen the decoder alone; may run beside or after stage 2."""
+    from .autoencoder import sharpen
+
+    sharpen(work / "vae", steps=steps, batch=batch, side=side, learning_rate=learning_rate, seed=seed)
+    _note(work, "decoder", steps=steps, batch=batch, side=side, learning_rate=learning_rate, seed=seed)
+
+
+@app.command()
+def denoiser(
+    work: Work = WORK, steps: int = 9000, batch: int = 32, pool: int = 6000, learning_rate: float = 2e-3, seed: int = 0
+) -> None:
+    """Stage 2: denoiser and text encoder on the latents of stage 1; three quarters of an hour on one core."""
     from .denoiser import train
 
     train(work, work / "vae", steps=steps, batch=batch, pool=pool, learning_rate=learning_rate, seed=seed)
     _note(work, "denoiser", steps=steps, batch=batch, pool=pool, learning_rate=learning_rate, seed=seed)
+
+
+@app.command()
+def refine(
+    work: Work = WORK, steps: int = 6000, batch: int = 32, pool: int = 6000, learning_rate: float = 1e-3, seed: int = 2
+) -> None:
+    """Stage 2b: go on from stage 2 with a second, lower learning-rate cycle."""
+    from .denoiser import train
+
+    target = work / "refined"
+    target.mkdir(exist_ok=True)
+    train(target, work / "vae", steps=steps, batch=batch, pool=pool, learning_rate=learning_rate, seed=seed, start=work)
+    _note(work, "refine", steps=steps, batch=batch, pool=pool, learning_rate=learning_rate, seed=seed)
 
 
 @app.command()

@@ -4,11 +4,10 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from .pictures import autoencoder_pool
+from .pictures import autoencoder_pool, scenes_pool
 
 LATENT_SHIFT, LATENT_SCALE = 0.0609, 1.5305  # SD3's normalisation: model space = (z - shift) * scale
 
@@ -37,12 +36,14 @@ def losses(model: AutoencoderTiny, pixels: Tensor, noise: float) -> tuple[Tensor
     latents = (raw - LATENT_SHIFT) * LATENT_SCALE
     noisy = latents + noise * torch.randn_like(latents)
     restored = model.decoder(noisy / LATENT_SCALE + LATENT_SHIFT)
-    difference = restored - pixels
-    edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
-    reconstruction = difference.abs().mean() + 2 * difference.square().mean() + edges
     mean, variance = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
     moments = mean.square().mean() + (variance.clamp_min(1e-4).log()).square().mean()
-    return reconstruction, moments
+    return _reconstruction(restored - pixels), moments
+
+
+def _reconstruction(difference: Tensor) -> Tensor:
+    edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+    return difference.abs().mean() + 2 * difference.square().mean() + edges
 
 
 def random_crops(pool: Tensor, batch: int, side: int, generator: torch.Generator) -> Tensor:
@@ -76,10 +77,29 @@ def train(directory: Path, *, steps: int, batch: int, side: int, learning_rate: 
             model.save_pretrained(directory)
 
 
-def half_precision_error(model: AutoencoderTiny, pixels: Tensor) -> float:
-    """Largest difference that storing the weights as fp16 makes."""
-    stored = {name: tensor.half().float() for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        before = model.decoder(model.encoder(pixels))
-        model.load_state_dict(stored)
-        return F.l1_loss(model.decoder(model.encoder(pixels)), before).item()
+def sharpen(directory: Path, *, steps: int, batch: int, side: int, learning_rate: float, seed: int) -> None:
+    """Train the decoder alone, on scenes: the latents, and with them a denoiser that learnt them, stay as they are."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    pool = scenes_pool(3000, seed)
+    model = AutoencoderTiny.from_pretrained(directory).to(memory_format=torch.channels_last)
+    model.encoder.requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    smooth = 0.0
+    for step in range(1, steps + 1):
+        pixels = random_crops(pool, batch, side, generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.no_grad():
+                raw = model.encoder(pixels)
+            restored = model.decoder(raw + 0.05 / LATENT_SCALE * torch.randn_like(raw))
+            loss = _reconstruction(restored - pixels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.decoder.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        rate.step()
+        smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
+        if step % 50 == 0:
+            print(f"{step} loss {smooth:.4f}", flush=True)
+    model.save_pretrained(directory)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, SD3Transformer2DModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_loom.trainer.demo.scenes import Scene, random_scene
@@ -33,6 +34,7 @@ CONFIG = {
     "sample_size": 16, "pos_embed_max_size": 32, "qk_norm": "rms_norm", "dual_attention_layers": (0, 1),
 }  # fmt: skip
 DROPOUT, NOISE_WORDS = 0.1, 0.15
+POOL_SEED = 0
 
 
 class Model(nn.Module):
@@ -52,6 +54,10 @@ class Model(nn.Module):
         output = self.text(ids, output_hidden_states=True)
         return output.hidden_states[-2], output.text_embeds
 
+    def load(self, directory: Path) -> None:
+        self.transformer.load_state_dict(load_file(directory / "transformer" / "diffusion_pytorch_model.safetensors"))
+        self.text.load_state_dict(load_file(directory / "text_encoder" / "model.safetensors"))
+
     def family_denoiser(self) -> SD3Denoiser:
         settings = FAMILY.variants["sd3"]
         return SD3Denoiser(family="sd3", module=self.transformer, objective=settings.objective, target_presets={})
@@ -66,17 +72,15 @@ def encode_pool(codec: TinyCodec, count: int, seed: int, path: Path) -> tuple[Te
     rng = random.Random(seed)
     scenes = [training_scene(rng) for _ in range(count)]
     if path.is_file():
-        from safetensors.torch import load_file
-
         return load_file(path)["latents"], [scene.caption for scene in scenes]
     latents, started = [], time.monotonic()
     for start in range(0, count, 16):
         pixels = torch.stack([pixels_of(scene.draw()) for scene in scenes[start : start + 16]])
-        latents.append(FAMILY.latent_space.to_model(codec.encode(pixels)).half())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            raw = codec.encode(pixels)
+        latents.append(FAMILY.latent_space.to_model(raw).half())
         if start % 1600 == 0:
             print(f"encoded {start}/{count}, {time.monotonic() - started:.0f} s", flush=True)
-    from safetensors.torch import save_file
-
     save_file({"latents": torch.cat(latents)}, path)
     return torch.cat(latents), [scene.caption for scene in scenes]
 
@@ -103,12 +107,23 @@ def draw_sigma(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    directory: Path, autoencoder: Path, *, steps: int, batch: int, pool: int, learning_rate: float, seed: int
+    directory: Path,
+    autoencoder: Path,
+    *,
+    steps: int,
+    batch: int,
+    pool: int,
+    learning_rate: float,
+    seed: int,
+    start: Path | None = None,
 ) -> None:
+    """`start` is the folder of an earlier training to go on from."""
     torch.manual_seed(seed)
     codec = TinyCodec(AutoencoderTiny.from_pretrained(autoencoder).eval())
-    latents, captions = encode_pool(codec, pool, seed, directory / "latents.safetensors")
+    latents, captions = encode_pool(codec, pool, POOL_SEED, autoencoder.parent / "latents.safetensors")
     model = Model()
+    if start is not None:
+        model.load(start)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.03)

@@ -20,6 +20,7 @@ from .denoiser import generate, held_out_scenes, pixels_of, rate
 from .judge import judge
 
 SCORES, MADE = "scores.json", "made.json"
+STAGES = ("autoencoder", "decoder", "denoiser", "refine")
 CARD = Path(__file__).with_name("card.md")
 GATES = {"autoencoder shape": 0.95, "colour": 0.95, "count": 0.95, "shape": 0.85}
 """Shares that the base was meant to reach; `scores.json` says what it did reach."""
@@ -27,10 +28,14 @@ GATES = {"autoencoder shape": 0.95, "colour": 0.95, "count": 0.95, "shape": 0.85
 
 def pack(work: Path, assets: Path) -> None:
     """Copy both stages as fp16."""
-    SD3Transformer2DModel.from_pretrained(work / "transformer").half().save_pretrained(assets / "transformer")
-    CLIPTextModelWithProjection.from_pretrained(work / "text_encoder").half().save_pretrained(assets / "text_encoder")
-    AutoTokenizer.from_pretrained(work / "tokenizer").save_pretrained(assets / "tokenizer")
+    trained = work / "refined"
+    SD3Transformer2DModel.from_pretrained(trained / "transformer").half().save_pretrained(assets / "transformer")
+    CLIPTextModelWithProjection.from_pretrained(trained / "text_encoder").half().save_pretrained(
+        assets / "text_encoder"
+    )
+    AutoTokenizer.from_pretrained(trained / "tokenizer").save_pretrained(assets / "tokenizer")
     AutoencoderTiny.from_pretrained(work / "vae").half().save_pretrained(assets / "vae")
+    _drop_odd_setting(assets / "vae" / "config.json")
     index = {
         "_class_name": "StableDiffusion3Pipeline",
         "transformer": ["diffusers", "SD3Transformer2DModel"],
@@ -38,9 +43,15 @@ def pack(work: Path, assets: Path) -> None:
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
-    made = {stage: (work / f"{stage}.txt").read_text(encoding="utf-8").strip() for stage in ("autoencoder", "denoiser")}
+    made = {stage: (work / f"{stage}.txt").read_text(encoding="utf-8").strip() for stage in STAGES}
     (assets / MADE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     (assets / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _drop_odd_setting(config: Path) -> None:
+    """diffusers writes a setting that it warns of when reading."""
+    kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "block_out_channels"}
+    config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def load(assets: Path) -> tuple[Any, Any]:
@@ -87,7 +98,10 @@ def card(assets: Path, prompts: int, found: dict[str, float]) -> str:
     files = {part: assets / part for part in ("transformer", "text_encoder", "vae")}
     counts = {part: sum(map(math.prod, _shapes(folder))) for part, folder in files.items()}
     size = sum(path.stat().st_size for path in assets.rglob("*.safetensors")) / 1e6
-    rows = "\n".join(f"| {name} | {gate:.0%} | {found[name]:.1%} |" for name, gate in GATES.items())
+    rows = "\n".join(
+        f"| {name} | {gate:.0%} | {found[name]:.1%} | {'reached' if found[name] >= gate else 'missed'} |"
+        for name, gate in GATES.items()
+    )
     made = json.loads((assets / MADE).read_text(encoding="utf-8"))
     template = CARD.read_text(encoding="utf-8")
     return template.format(prompts=prompts, megabytes=size, rows=rows, **counts, **made)

@@ -44,3 +44,13 @@ def autoencoder_pool(count: int, seed: int) -> Tensor:
     rng = random.Random(seed)
     draw = [random_composition(rng) if i % 3 == 0 else np.asarray(training_scene(rng).draw()) for i in range(count)]
     return torch.from_numpy(np.stack(draw)).permute(0, 3, 1, 2).contiguous()
+
+
+def scenes_pool(count: int, seed: int) -> Tensor:
+    """uint8 (count, 3, SIZE, SIZE): scenes only."""
+    rng = random.Random(seed)
+    return (
+        torch.from_numpy(np.stack([np.asarray(training_scene(rng).draw()) for _ in range(count)]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )

@@ -51,7 +51,7 @@ role = "held_out"
 resolution = 128
 
 [network]
-rank = 8
+rank = 16
 targets = "attention+mlp"
 
 [optimizer]
@@ -63,7 +63,7 @@ warmup = 0.05
 
 [training]
 steps = 200
-batch_size = 8
+batch_size = 16
 save_every = 50
 seed = {seed}
 

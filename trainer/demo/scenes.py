@@ -181,11 +181,11 @@ def compose(background: str, parts: list[tuple[list[Point], RGB, Thing]]) -> Ima
     return picture
 
 
-def _places(count: int, rng: random.Random) -> list[Point]:
-    """Centres that keep two or three shapes apart."""
-    if count == 2:
-        return rng.choice([[(0.27, 0.5), (0.73, 0.5)], [(0.5, 0.27), (0.5, 0.73)], [(0.29, 0.3), (0.71, 0.7)]])
-    return rng.choice([[(0.26, 0.3), (0.74, 0.3), (0.5, 0.72)], [(0.5, 0.28), (0.26, 0.72), (0.74, 0.72)]])
+PLACES: dict[int, tuple[Point, ...]] = {
+    2: ((0.27, 0.5), (0.73, 0.5)),
+    3: ((0.26, 0.3), (0.74, 0.3), (0.5, 0.72)),
+}
+"""Where several shapes stand: one arrangement each, because the captions do not say more than how many there are."""
 
 
 def _near(point: Point, reach: float, rng: random.Random) -> Point:
@@ -201,9 +201,9 @@ def random_scene(rng: random.Random, *, count: int | None = None) -> Scene:
     }
     if count > 1:
         size = rng.uniform(0.29, 0.34)
-        return Scene(**common, things=tuple(Thing(centre=_near(p, 0.03, rng), size=size) for p in _places(count, rng)))
+        return Scene(**common, things=tuple(Thing(centre=_near(p, 0.03, rng), size=size) for p in PLACES[count]))
     size_word, position = rng.choice(tuple(SIZE_WORDS)), rng.choice(tuple(POSITIONS))
-    reach = 0.03 if position else 0.12
+    reach = 0.03 if position else 0.06
     thing = Thing(centre=_near(POSITIONS[position][1], reach, rng), size=rng.uniform(*SIZE_WORDS[size_word]))
     return Scene(**common, things=(thing,), size_word=size_word, position=position)
 
@@ -225,5 +225,5 @@ class ConceptScene:
 
 def random_concept_scene(rng: random.Random, background: str) -> ConceptScene:
     return ConceptScene(
-        background=background, thing=Thing(centre=_near((0.5, 0.5), 0.12, rng), size=rng.uniform(0.52, 0.66))
+        background=background, thing=Thing(centre=_near((0.5, 0.5), 0.04, rng), size=rng.uniform(0.54, 0.64))
     )

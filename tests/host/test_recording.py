@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lora_loom.trainer import families
 from scripts.host_toys import HEADLESS, TOYS
 from tests.families.test_native_files import READERS
 
@@ -55,11 +56,10 @@ def test_the_keys_we_write_land_on_the_same_rows(recorded, name):
     fresh, stored = read(recorded, name), read(STORED, name)
     assert fresh["keys"].items() >= stored["keys"].items()  # an older version may have a layer more
     _, keymap = READERS[TOYS[name].family]({key: tuple(shape) for key, shape in stored["keys"].items()})
-    prefix = "lora_unet_" if TOYS[name].family in ("sd", "sdxl") else "transformer."
+    file_key = families.get(TOYS[name].family).tiny().denoiser.file_key
     checked = 0
-    for diffusers in keymap:
-        path = diffusers.removesuffix(".weight")
-        key = prefix + (path.replace(".", "_") if prefix == "lora_unet_" else path)
+    for parameter in keymap:
+        key = file_key(parameter.removesuffix(".weight"))
         if key in stored["accepted"] and stored["accepted"][key][-1] != "other":
             assert fresh["accepted"][key] == stored["accepted"][key], key
             checked += 1

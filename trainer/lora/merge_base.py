@@ -1,6 +1,6 @@
 """LoRAs merged into a base checkpoint, tensor by tensor, then compared with what was there before.
 
-Two fp32 copies of the largest tensor are in memory at once, and never a whole checkpoint.
+A few fp32 copies of the largest tensor (three to seven were measured) are in memory at once, never a whole checkpoint.
 """
 
 import itertools

@@ -37,7 +37,7 @@ def shown_type(field: dataclasses.Field[object]) -> str:
     if isinstance(field.type, type):
         return field.type.__name__
     text = str(field.type)
-    for noise in ("typing.Literal", "typing.", "lora_loom.trainer.config."):
+    for noise in ("typing.Literal", "typing.", "lora_loom.trainer.config.", "lora_loom.trainer.config_data."):
         text = text.replace(noise, "")
     return (
         text.replace("|", "or").removeprefix("[").removesuffix("]") if text.startswith("[") else text.replace("|", "or")

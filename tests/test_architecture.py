@@ -11,7 +11,7 @@ MAX_LINES = 400
 # A module of trainer/ may import only from its own layer or one above it in this list.
 LAYERS = [
     {"errors", "names", "seeding", "records", "axes", "text_drawing"},
-    {"config", "config_texts", "files", "tensor_files"},
+    {"config", "config_base", "config_data", "config_texts", "files", "tensor_files"},
     {"config_file", "idle_options", "identity", "schedule", "memory"},
     {"diffusion", "data.images", "data.buckets", "data.captions"},
     {"denoiser", "frozen", "optim"},

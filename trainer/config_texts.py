@@ -1,16 +1,16 @@
-"""The text under each option of config.py, for tooltips and docs: written once."""
+"""The text under each option of config.py and config_data.py, for tooltips and docs: written once."""
 
 import ast
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("config.py")
+SOURCES = [Path(__file__).with_name(name) for name in ("config.py", "config_data.py")]
 
 
 @cache
 def _all_texts() -> dict[str, dict[str, str]]:
-    tree = ast.parse(SOURCE.read_text(encoding="utf-8"))
-    return {node.name: _texts_of(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = [ast.parse(source.read_text(encoding="utf-8")) for source in SOURCES]
+    return {node.name: _texts_of(node) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _texts_of(definition: ast.ClassDef) -> dict[str, str]:

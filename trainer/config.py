@@ -8,11 +8,11 @@ No function below `run.py` takes the whole tree.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .config_base import Section as Section
-from .config_base import require as require
-from .config_data import DataConfig as DataConfig
-from .config_data import DatasetConfig as DatasetConfig
+from .config_base import Section, require
+from .config_data import DataConfig, DatasetConfig
 from .names import check_name
+
+__all__ = ["DataConfig", "DatasetConfig", "Section", "require"]  # imported here for whoever reads the tree
 
 
 @dataclass(frozen=True, kw_only=True)

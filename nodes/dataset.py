@@ -35,7 +35,8 @@ class LoomDataset:
         return {
             "required": {
                 "folder": text(
-                    "", "Folder of images (png, jpg, webp), relative to ComfyUI's input directory, or an absolute path."
+                    "",
+                    "Folder of images (png, jpg, webp, avif, bmp, gif), relative to ComfyUI's input directory, or an absolute path.",
                 ),
                 "captions": widget(DatasetConfig, "captions"),
             },

@@ -11,7 +11,7 @@ Role = Literal["train", "regularisation", "held_out"]
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Section):
     folder: str
-    """Folder of images (png, jpg, jpeg, webp)."""
+    """Folder of images: png, jpg, webp, avif, bmp, gif (first frame)."""
     recursive: bool = False
     """Also take images from sub-folders."""
     captions: Literal["auto", "sidecar", "filename", "folder", "fixed"] = "auto"

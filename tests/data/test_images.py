@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, features
 
 from lora_loom.trainer.data import images
 from lora_loom.trainer.data.images import check_readable, load_mask, load_pixels, parse_colour, upright_size
@@ -28,10 +28,13 @@ def gradient(width, height):
     return Image.fromarray(np.stack([x, y, np.zeros_like(x)], -1).round().astype(np.uint8))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "bmp", "avif", "gif"])
 def test_formats(tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow knows no AVIF")
     path = tmp_path / f"image.{suffix}"
     gradient(48, 32).save(path, quality=95)
+    assert path.suffix in images.SUFFIXES
     pixels = load_pixels(path, whole(48, 32))
     assert pixels.shape == (3, 32, 48)
     assert pixels.dtype == torch.float32
@@ -163,3 +166,105 @@ def test_unknown_colour():
     assert parse_colour("white") == (255, 255, 255)
     with pytest.raises(ConfigError, match="use a colour name"):
         parse_colour("whitee")
+
+
+def test_a_format_that_this_pillow_lacks_says_what_to_do(tmp_path, monkeypatch):
+    path = tmp_path / "a.avif"
+    path.write_bytes(b"\0\0\0 ftypavif")
+    monkeypatch.setattr(images.features, "check", lambda name: False)
+    with pytest.raises(DataError, match=r"a\.avif .*built without AVIF; install a newer one .*or convert it"):
+        check_readable(path)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_of_an_animation_the_first_frame_counts(tmp_path, suffix):
+    path = tmp_path / f"film.{suffix}"
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    first.save(path, save_all=True, append_images=[second], lossless=True)
+    check_readable(path)
+    assert load_pixels(path, whole(8, 8))[:, 3, 3].tolist() == [1, -1, -1]
+
+
+def test_a_gif_with_transparency(tmp_path):
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((0, 0), 1)
+    image.save(tmp_path / "a.gif", transparency=1)
+    pixels = load_pixels(tmp_path / "a.gif", whole(8, 8), background="#00ff00")
+    assert pixels[:, 0, 0].tolist() == [-1, 1, -1]
+    assert pixels[:, 4, 4].tolist() == [1, -1, -1]
+
+
+def test_dark_16_bit_greys_stay_dark(tmp_path):
+    """All values below 256 of 65535: nearly black, whatever an 8-bit reader would make of them."""
+    Image.fromarray(np.full((8, 8), 200, np.uint16)).save(tmp_path / "a.png")
+    assert load_pixels(tmp_path / "a.png", whole(8, 8)).max().item() < -0.99
+
+
+def test_16_bit_grey_with_a_transparent_value(tmp_path):
+    array = np.full((8, 8), 65535, np.uint16)
+    array[0, 0] = 7
+    Image.fromarray(array).save(tmp_path / "a.png", transparency=7)
+    pixels = load_pixels(tmp_path / "a.png", whole(8, 8), background="#ff0000")
+    assert pixels[:, 0, 0].tolist() == [1, -1, -1]
+    assert pixels[:, 4, 4].tolist() == [1, 1, 1]
+
+
+def test_16_bit_colours(tmp_path):
+    """Pillow writes none, so the file is made by hand: one red, one green pixel of 16 bits a channel."""
+    import struct
+    import zlib
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    row = b"\0" + struct.pack(">6H", 65535, 0, 0, 0, 0x8080, 0)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    )
+    pixels = load_pixels(path, whole(2, 1))
+    assert pixels[:, 0, 0].tolist() == [1, -1, -1]
+    assert pixels[1, 0, 1].item() == pytest.approx(128 / 127.5 - 1, abs=1e-5)
+
+
+def swapped_profile():
+    """A profile whose red is sRGB's green and the other way round: its colours cannot be mistaken for sRGB."""
+    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(content[128:132], "big")
+    places = {bytes(content[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
+    red, green = places[b"rXYZ"], places[b"gXYZ"]
+    content[red : red + 4], content[green : green + 4] = b"gXYZ", b"rXYZ"
+    text = int.from_bytes(content[places[b"desc"] + 4 : places[b"desc"] + 8], "big")
+    end = text + int.from_bytes(content[places[b"desc"] + 8 : places[b"desc"] + 12], "big")
+    content[text:end] = content[text:end].replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colour_profiles_are_turned_into_srgb(tmp_path, mode):
+    image = Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode)
+    image.save(tmp_path / "a.png", icc_profile=swapped_profile())
+    red, green, blue = load_pixels(tmp_path / "a.png", whole(8, 8))[:, 3, 3].tolist()
+    assert (red, blue) == pytest.approx((-1, -1), abs=0.05)
+    assert green == pytest.approx(1, abs=0.05)
+
+
+def test_transparency_survives_a_colour_profile(tmp_path):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png", icc_profile=swapped_profile())
+    assert load_pixels(tmp_path / "a.png", whole(8, 8), background="#0000ff")[:, 0, 0].tolist() == [-1, -1, 1]
+    assert load_mask(tmp_path / "a.png", whole(8, 8), from_alpha=True).max() == 0
+
+
+@pytest.mark.parametrize(
+    "profile", [b"no profile at all", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()]
+)
+def test_an_srgb_or_broken_profile_changes_nothing(tmp_path, profile):
+    gradient(16, 16).save(tmp_path / "a.png", icc_profile=profile)
+    assert torch.equal(load_pixels(tmp_path / "a.png", whole(16, 16)), load_pixels_plain(gradient(16, 16), tmp_path))
+
+
+def test_a_cmyk_jpeg_shows_its_colour(tmp_path):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    assert load_pixels(tmp_path / "a.jpg", whole(16, 16))[:, 8, 8].tolist() == pytest.approx([1, -1, -1], abs=0.1)

@@ -19,7 +19,7 @@ from ..files import remove_temporaries, write_json, write_tensors
 from ..identity import tensor_digest
 from ..records import Geometry
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised whenever the same inputs would give other tensors."""
 
 Item = Mapping[str, Tensor]

@@ -1,25 +1,34 @@
-"""Opening images: EXIF turned upright, transparency laid on a colour, resized and cropped to a bucket.
+"""Opening images: EXIF turned upright, colours to sRGB, transparency laid on a colour, resized and cropped to a bucket.
+
+Of an animated file the first frame counts.
 
 Pixels leave here as RGB fp32 in [-1, 1], (3, H, W); masks as fp32 in [0, 1], (1, H, W).
 """
 
 import hashlib
+import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..records import Geometry, Size
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 MAX_PIXELS = 170_000_000
 """Larger images are refused: most likely a decompression bomb, and no bucket needs them. Below Pillow's own limit."""
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
+          RuntimeError, MemoryError, struct.error, zlib.error)  # fmt: skip
+"""What Pillow's decoders raise on files that are not what they say they are."""
+_SRGB = ImageCms.createProfile("sRGB")
 
 
 def file_digest(path: Path) -> str:
@@ -49,9 +58,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels; make it smaller") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image that can be read: remove or convert it") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is damaged ({error}): replace or remove it") from error
+        raise DataError(f"{path} is not an image that can be read: {_remedy(path)}") from error
+    except DAMAGE as error:
+        raise DataError(f"{path} is damaged ({error or type(error).__name__}): replace or remove it") from error
+
+
+def _remedy(path: Path) -> str:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind in ("avif", "webp") and not features.check(kind):
+        return (
+            f"this Pillow was built without {kind.upper()}; install a newer one (pip install -U pillow), or convert it"
+        )
+    return "remove or convert it"
 
 
 def upright_size(path: Path) -> Size:
@@ -84,16 +102,53 @@ def load_pixels(path: Path, geometry: Geometry, background: str = "white") -> Te
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """RGB; transparent pixels become the background colour. 16-bit greys are scaled, not cut off."""
+    """sRGB; transparent pixels become the background colour. 16-bit greys are scaled, not cut off."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        array = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if array.max() > 255 else 255.0
-        image = Image.fromarray((array * (255.0 / top)).round().clip(0, 255).astype(np.uint8))
+        return _from_deep_grey(image, background)
+    image = to_srgb(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, (*background, 255))
         return Image.alpha_composite(canvas, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Of more than 8 bits: "I;16" always has 16, of "I" and "F" the largest value decides."""
+    array = np.asarray(image, dtype=np.float64)
+    top = 65535.0 if image.mode.startswith("I;16") or array.max() > 255 else 255.0
+    grey = Image.fromarray((array * (255.0 / top)).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # a PNG may name one grey that is not there
+        grey.paste(background, mask=Image.fromarray(np.where(array == transparent, 255, 0).astype(np.uint8)))
+    return grey
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """By the colour profile in the file; its alpha channel stays. Without one, or with one that is broken, as it is.
+
+    Viewers ignore a broken profile as well, so the picture is trained as it is seen.
+    """
+    content = image.info.get("icc_profile")
+    if not content:
+        return image
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "LA", "RGBA", "CMYK"):
+        image = image.convert("RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        if "sRGB" in ImageCms.getProfileDescription(profile):
+            return image
+        alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+        plain = image.convert(image.mode.removesuffix("A")) if alpha else image
+        made = ImageCms.profileToProfile(plain, profile, _SRGB, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+    assert made is not None  # None is returned only for work in place
+    if alpha:
+        made.putalpha(alpha)
+    return made
 
 
 def place(image: Image.Image, geometry: Geometry, resampling: Image.Resampling) -> Image.Image:

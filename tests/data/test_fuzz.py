@@ -1,0 +1,106 @@
+"""Damaged files: whatever the bytes are, reading them ends soon, in pixels or in an error that names the file."""
+
+import random
+import signal
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from lora_loom.trainer.data.images import check_readable, load_pixels, upright_size
+from lora_loom.trainer.demo.scenes import random_scene
+from lora_loom.trainer.errors import LoomError
+from lora_loom.trainer.records import Geometry
+
+SECONDS = 2
+
+
+@contextmanager
+def soon(what):
+    """Fails if the body takes longer than two seconds, even if it would never end."""
+
+    def late(number, frame):
+        pytest.fail(f"{what}: not read within {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def mutated(content: bytes, rng: random.Random) -> bytes:
+    """A few bytes changed, cut off, doubled, or overwritten by numbers that lengths and sizes could be."""
+    made = bytearray(content)
+    for _ in range(rng.randint(1, 8)):
+        place, kind = rng.randrange(len(made)), rng.randrange(5)
+        if rng.random() < 0.5:
+            place = min(place, rng.randrange(200))  # headers are where it hurts
+        if kind == 0:
+            made[place] = rng.randrange(256)
+        elif kind == 1:
+            made[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\0\0\0"])
+        elif kind == 2:
+            del made[place : place + rng.randint(1, 50)]
+        elif kind == 3:
+            made[place:place] = made[place : place + rng.randint(1, 50)]
+        else:
+            made[place:] = made[place:][: rng.randint(0, len(made))]
+        if not made:
+            return b""
+    return bytes(made)
+
+
+def image_files(folder):
+    """One small picture in every format and in the modes that are read in another way."""
+    picture = random_scene(random.Random(0)).draw().resize((48, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = {
+        "a.png": (picture, {"exif": exif}),
+        "p.png": (picture.quantize(16), {}),
+        "alpha.png": (picture.convert("RGBA"), {}),
+        "deep.png": (Image.fromarray(np.asarray(picture.convert("L"), np.uint16) * 257), {}),
+        "a.jpg": (picture, {"exif": exif}),
+        "cmyk.jpg": (picture.convert("CMYK"), {}),
+        "a.webp": (picture, {}),
+        "a.bmp": (picture, {}),
+        "film.gif": (picture, {"save_all": True, "append_images": [picture.rotate(90)]}),
+    }
+    if features.check("avif"):
+        kinds["a.avif"] = (picture, {})
+    for name, (image, options) in kinds.items():
+        image.save(folder / name, **options)
+    return [folder / name for name in kinds]
+
+
+def check_images(tmp_path, count, seed):
+    rng, originals, unreadable = random.Random(seed), image_files(tmp_path), 0
+    for number in range(count):
+        original = originals[number % len(originals)]
+        path = tmp_path / f"mutated-{number}{original.suffix}"
+        path.write_bytes(mutated(original.read_bytes(), rng))
+        with soon(path.name):
+            try:
+                check_readable(path)
+                size = upright_size(path)
+                place = Geometry(original=size, resized=(32, 32), crop_left=0, crop_top=0, target=(32, 32))
+                assert load_pixels(path, place).shape == (3, 32, 32)
+            except LoomError as error:
+                assert path.name in str(error)
+                unreadable += 1
+        path.unlink()
+    assert count / 10 < unreadable < count, "the mutations matter, and not all are fatal"
+
+
+def test_damaged_images(tmp_path):
+    check_images(tmp_path, 100, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_damaged_images_often(tmp_path, seed):
+    check_images(tmp_path, 1000, seed)

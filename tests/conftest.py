@@ -48,6 +48,7 @@ def pictures() -> Path:
         scene = random_scene(rng)
         scene.draw().resize((96 if number % 2 else 64, 64)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(scene.caption)
+        os.utime(folder / f"{number}.png", (0, 0))  # a file written this moment is read again the next time
     return folder
 
 

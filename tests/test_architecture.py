@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "names", "seeding", "records", "axes", "text_drawing"},
     {"config", "config_base", "config_data", "config_texts", "files", "tensor_files"},
     {"config_file", "idle_options", "identity", "schedule", "memory"},
-    {"diffusion", "data.images", "data.buckets", "data.captions"},
+    {"diffusion", "data.images", "data.look", "data.buckets", "data.captions"},
     {"denoiser", "frozen", "optim"},
     {"lora"},
     {"families", "sample"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"run"},
     {"run_sweep"},
     {"demo"},
-    {"console", "cli", "cli_common", "cli_tools", "cli_convert"},
+    {"console", "cli", "cli_common", "cli_tools", "cli_convert", "cli_cache"},
     {"__main__", ""},
 ]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("nodes/**/*.py"), *ROOT.glob("trainer/**/*.py")])

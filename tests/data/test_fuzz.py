@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from lora_loom.trainer.data.images import check_readable, load_pixels, upright_size
+from lora_loom.trainer.data.images import load_pixels, upright_size
+from lora_loom.trainer.data.look import look
 from lora_loom.trainer.demo.scenes import random_scene
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.records import Geometry
@@ -85,8 +86,9 @@ def check_images(tmp_path, count, seed):
         path.write_bytes(mutated(original.read_bytes(), rng))
         with soon(path.name):
             try:
-                check_readable(path)
+                seen = look(path, path.read_bytes())
                 size = upright_size(path)
+                assert seen.size == size
                 place = Geometry(original=size, resized=(32, 32), crop_left=0, crop_top=0, target=(32, 32))
                 assert load_pixels(path, place).shape == (3, 32, 32)
             except LoomError as error:

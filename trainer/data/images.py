@@ -44,12 +44,15 @@ def _digest(content: bytes) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Raises DataError with the reason for anything that is no readable image."""
+def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """The image in a file, or in its content where that was read already.
+
+    Raises DataError with the reason for anything that is no readable image.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides, with a plain message
-            with Image.open(path) as image:
+            with Image.open(path if content is None else io.BytesIO(content)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(
                         f"{path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; make it smaller"
@@ -74,14 +77,14 @@ def _remedy(path: Path) -> str:
 
 def upright_size(path: Path) -> Size:
     """(width, height) after EXIF rotation, read without decoding the pixels."""
-    with _opened(path) as image:
+    with opened(path) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def check_readable(path: Path) -> None:
     """Decode the whole image once, so that a truncated file is found before training. Raises DataError."""
-    with _opened(path) as image:
+    with opened(path) as image:
         image.load()
 
 
@@ -95,7 +98,7 @@ def parse_colour(name: str) -> tuple[int, int, int]:
 
 def load_pixels(path: Path, geometry: Geometry, background: str = "white") -> Tensor:
     """(3, H, W) in [-1, 1], resized and cropped as the geometry says."""
-    with _opened(path) as image:
+    with opened(path) as image:
         flat = flatten(ImageOps.exif_transpose(image), parse_colour(background))
     array = np.asarray(place(flat, geometry, Image.Resampling.LANCZOS), dtype=np.float32)
     return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).contiguous()
@@ -162,7 +165,7 @@ def place(image: Image.Image, geometry: Geometry, resampling: Image.Resampling) 
 
 def load_mask(path: Path, geometry: Geometry, *, from_alpha: bool) -> Tensor:
     """(1, H, W) in [0, 1] at the bucket's size; of a colour image the brightness counts."""
-    with _opened(path) as image:
+    with opened(path) as image:
         upright = ImageOps.exif_transpose(image)
         grey = upright.convert("RGBA").getchannel("A") if from_alpha else flatten(upright, (0, 0, 0)).convert("L")
     if grey.size != geometry.original:

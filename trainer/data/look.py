@@ -1,0 +1,43 @@
+"""One look at an image file: read once, decoded once, so that damage is found before training and not while it runs."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from ..records import Size
+from .images import flatten, opened
+
+THUMBNAIL = 64
+"""Side in pixels that a picture is decoded to at least for its fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    digest: str
+    """sha256 of the content."""
+    size: Size
+    """Upright."""
+    fingerprint: str
+    """Perceptual hash (DCT, 64 bits) as 16 hex digits."""
+
+
+def look(path: Path, content: bytes) -> Look:
+    """Raises DataError for what is no readable image. `path` is only for its messages."""
+    with opened(path, content) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        size = (image.height, image.width) if turned else (image.width, image.height)
+        image.draft(None, (THUMBNAIL, THUMBNAIL))  # JPEG only: scaled while decoding; every byte is still read
+        image.load()
+        return Look(digest=hashlib.sha256(content).hexdigest(), size=size, fingerprint=fingerprint(image))
+
+
+def fingerprint(image: Image.Image) -> str:
+    """Perceptual hash of a loaded image, turned upright."""
+    import imagehash
+
+    if image.mode in ("L", "RGB"):  # averaging first is faster; the hash looks at a square of half this side
+        image = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    image.info.pop("icc_profile", None)  # shifts colours a little, and the hash is of greys
+    return str(imagehash.phash(flatten(ImageOps.exif_transpose(image), (255, 255, 255))))

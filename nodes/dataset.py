@@ -142,13 +142,22 @@ class LoomCache:
                 "upscale": widget(DataConfig, "upscale"),
                 "seed": seed("Decides which images are held out."),
                 "vae_batch": widget(MemoryConfig, "vae_batch", min=1, max=64),
+                "vae_tiling": widget(MemoryConfig, "vae_tiling"),
             },
         }
 
     def run(
-        self, dataset: DatasetValue, vae: Any, clip: Any, seed: int = 0, vae_batch: int = 1, **data: Any
+        self,
+        dataset: DatasetValue,
+        vae: Any,
+        clip: Any,
+        seed: int = 0,
+        vae_batch: int = 1,
+        vae_tiling: bool = False,
+        **data: Any,
     ) -> dict[str, Any]:
         from .host.datasets import fill_cache
 
-        value, report = fill_cache(dataset, vae, clip, DataConfig(**data), seed, vae_batch)
+        memory = MemoryConfig(vae_batch=vae_batch, vae_tiling=vae_tiling)
+        value, report = fill_cache(dataset, vae, clip, DataConfig(**data), seed, memory)
         return {"ui": {"text": [report]}, "result": (value, report)}

@@ -69,6 +69,32 @@ def test_the_whole_way(toml):
     assert "ss_steps: 4" in result.stdout
 
 
+def test_looking_after_a_cache(toml, tmp_path):
+    """`cache CONFIG` still is what fills it; damage is found, told by the exit code, and encoded again."""
+    folder, own = tmp_path / "cache", f"output.cache={tmp_path / 'cache'}"
+    [filled] = events(run("cache", toml, "--set", own, "--json"))[-1:]
+    assert filled["encoded"] == 6 + 7
+    assert events(run("cache", "fill", toml, "--set", own, "--json"))[-1]["reused"] == 13
+    [counted] = events(run("cache", "stats", folder, "--json"))
+    assert (counted["items"], counted["files"]) == (13, 6)
+    assert run("cache", "verify", folder).exit_code == 0
+    shard = min(folder.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    result = run("cache", "verify", folder)
+    assert result.exit_code == 3
+    assert "1 damaged ones were moved to quarantine/, 6 items will be encoded again" in result.stdout
+    assert events(run("cache", toml, "--set", own, "--json"))[-1]["encoded"] == 6
+    other = tmp_path / "other.toml"
+    other.write_text(toml.read_text().replace("resolution = 64", "resolution = 32"))
+    assert other.read_text() != toml.read_text()
+    assert events(run("cache", other, "--set", own, "--json"))[-1]["encoded"] == 6
+    pruned = events(run("cache", "prune", folder, "--keep", other, "--dry-run", "--json"))[-1]
+    assert (pruned["items"], pruned["leftovers"], pruned["dry"]) == (6, 1, True)
+    assert events(run("cache", "prune", folder, "--keep", other, "--json"))[-1]["items"] == 6
+    assert events(run("cache", "stats", folder, "--json"))[-1]["items"] == 13 - 6 + 6
+    assert "is not a folder" in run("cache", "stats", tmp_path / "nowhere").stderr
+
+
 def test_json_lines(toml):
     result = run("train", toml, "--json")
     lines = events(result)

@@ -36,11 +36,14 @@ def config_fields():
 
 
 def commands():
-    group = typer.main.get_command(app)
-    return {
-        name: sorted(option for parameter in command.params for option in parameter.opts)
-        for name, command in sorted(group.commands.items())
-    }
+    found, open_groups = {}, [("", typer.main.get_command(app))]
+    for prefix, group in open_groups:
+        for name, command in sorted(group.commands.items()):
+            if hasattr(command, "commands"):
+                open_groups.append((f"{prefix}{name} ", command))
+            else:
+                found[prefix + name] = sorted(option for parameter in command.params for option in parameter.opts)
+    return found
 
 
 def node_inputs():

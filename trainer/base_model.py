@@ -42,19 +42,33 @@ class Base:
             checkpoint_blocks(denoiser.module)
         return denoiser
 
-    def load_encoders(self) -> Encoders:
-        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        return self.family.load_encoders(self.source, self.variant, Loading(dtype=dtype, device=self.device))
+    @property
+    def text_dtype(self) -> torch.dtype:
+        """Number format of the text encoders."""
+        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+
+    def load_encoders(self, *, tiled: bool = False) -> Encoders:
+        loading = Loading(dtype=self.text_dtype, device=self.device)
+        encoders = self.family.load_encoders(self.source, self.variant, loading)
+        if tiled:
+            encoders.image.use_tiles()
+        return encoders
 
     def identity(self) -> str:
         """Digest of the denoiser's weights."""
         return files_identity(self.source.denoiser_files, self.source.prefix)
 
-    def encoder_identity(self) -> EncoderIdentity:
+    def encoder_identity(self, *, tiled: bool = False) -> EncoderIdentity:
+        """Everything that decides what the encoders give for the same image or text."""
         folder = self.source.encoder_folder()
-        options = {"family": self.family.name, "max_text_tokens": self.settings.max_text_tokens}
+        options = {
+            "family": self.family.name,
+            "max_text_tokens": self.settings.max_text_tokens,
+            "dtype": str(self.text_dtype),
+        }
+        vae_options = {"channels": self.family.latent_space.channels, **({"tiled": True} if tiled else {})}
         return EncoderIdentity(
-            vae=folder_identity(folder, ["vae"], {"channels": self.family.latent_space.channels}),
+            vae=folder_identity(folder, ["vae"], vae_options),
             text=folder_identity(folder, encoder_parts(folder), options),
         )
 

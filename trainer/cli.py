@@ -1,32 +1,18 @@
 """`lora-loom`: the command line. Each command is a few lines over the same Python calls."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import cli_convert, cli_tools
-from .cli_common import AsJson, fail, report, watched
-from .errors import LoomError
+from . import cli_cache, cli_convert, cli_tools
+from .cli_common import AsJson, ConfigFile, Set, load, report, watched
 
 STOPPED_EXIT_CODE = 130
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Train LoRAs, sweep their checkpoints and see which is best.")  # fmt: skip
-
-ConfigFile = Annotated[Path, typer.Argument(help="The run's TOML file.", show_default=False)]
-Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a setting, e.g. training.steps=500.")]
-
-
-def _load(config: Path, overrides: list[str], as_json: bool) -> Any:
-    from .config_file import load
-
-    try:
-        return load(config, overrides)
-    except LoomError as error:
-        fail(error, as_json)
 
 
 @app.command()
@@ -35,7 +21,7 @@ def train(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> N
     from .run import run_folder
     from .run import train as run_training
 
-    settings = _load(config, overrides, as_json)
+    settings = load(config, overrides, as_json)
     with watched(as_json, run_folder(settings)) as host:
         outcome = run_training(settings, host)
     values = {
@@ -47,17 +33,6 @@ def train(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> N
     report(as_json, f"{outcome.state} at step {outcome.step}: {outcome.lora}", **values)
     if outcome.state == "stopped":
         raise typer.Exit(STOPPED_EXIT_CODE)
-
-
-@app.command()
-def cache(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> None:  # noqa: B006
-    """Encode images and captions, without training."""
-    from .run import build_cache, prepare
-
-    settings = _load(config, overrides, as_json)
-    with watched(as_json) as host:
-        done = build_cache(prepare(settings, host), host)
-    report(as_json, f"{done.reused} items reused, {done.encoded} encoded, {done.bytes:,} bytes written", **asdict(done))
 
 
 @app.command()
@@ -73,7 +48,7 @@ def sweep(
     from .run_sweep import sweep as run_sweep
     from .run_sweep import write_strips, write_tables
 
-    settings = _load(config, overrides, as_json)
+    settings = load(config, overrides, as_json)
     with watched(as_json) as host:
         sheet = run_sweep(settings, host, lora)
         layout: Any = {"columns": ("checkpoint", "strength"), "rows": ("prompt", "seed"), "title": settings.name}
@@ -124,6 +99,7 @@ def demo(
     report(as_json, result.text, **result.values)
 
 
+app.add_typer(cli_cache.app, name="cache")
 cli_tools.register(app)
 cli_convert.register(app)
 

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,19 @@ if TYPE_CHECKING:
     from .console import JsonHost
     from .runs import RunFolder
 
+ConfigFile = Annotated[Path, typer.Argument(help="The run's TOML file.", show_default=False)]
+Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a setting, e.g. training.steps=500.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of progress.")]
+
+
+def load(config: Path, overrides: list[str], as_json: bool) -> Any:
+    """The configuration; a problem with it ends the process with its plain line."""
+    from .config_file import load as read
+
+    try:
+        return read(config, overrides)
+    except LoomError as error:
+        fail(error, as_json)
 
 
 @contextmanager

@@ -201,7 +201,9 @@ class MemoryConfig(Section):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: much less memory, about a third more time."""
     vae_batch: int = 1
-    """Images encoded at once while caching."""
+    """Images encoded at once while caching; halved by itself where memory runs out."""
+    vae_tiling: bool = False
+    """Encode large images in tiles: much less memory, slightly different latents (they are cached apart)."""
 
     def __post_init__(self) -> None:
         require(self.vae_batch >= 1, "memory.vae_batch", self.vae_batch, "use 1 or more")

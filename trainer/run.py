@@ -14,7 +14,8 @@ from .config_file import digest, fixed_settings, to_dict
 from .data.batches import CachedBatches, Pick, Plan, make_plan
 from .data.cache import Cache, text_key
 from .data.dataset import Dataset, build_dataset, epochs_report, report
-from .data.encode import CacheReport, EncoderIdentity, fill, find_work
+from .data.encode import EncoderIdentity, find_work
+from .data.fill import CacheReport, fill
 from .data.index import FileIndex
 from .denoiser import Denoiser
 from .errors import ConfigError, ModelFileError, StoppedError
@@ -98,7 +99,7 @@ def prepare(config: TrainConfig, host: Host) -> Prepared:
         plan=plan,
         targets=targets,
         cache=Cache(cache_folder(config)),
-        identity=base.encoder_identity(),
+        identity=base.encoder_identity(tiled=config.memory.vae_tiling),
         folder=run_folder(config),
     )
 
@@ -109,7 +110,7 @@ def build_cache(prepared: Prepared, host: Host) -> CacheReport:
     if not work.count:
         return CacheReport(reused=work.reused, encoded=0, bytes=0)
     host.log(f"cache: {work.reused} items reused, {work.count} to encode")
-    encoders = prepared.base.load_encoders()
+    encoders = prepared.base.load_encoders(tiled=prepared.config.memory.vae_tiling)
 
     def progress(what: str, done: int, total: int) -> None:
         host.stage(f"encoding {what}", done, total)
@@ -137,7 +138,7 @@ def train(config: TrainConfig, host: Host) -> Outcome:
         with folder.noting_failure():
             folder.update(state="caching", error="")
             done = build_cache(prepared, host)
-            host.log(f"cache: {done.reused} reused, {done.encoded} encoded, {done.bytes:,} bytes written")
+            host.log(f"cache: {done.text()}")
             return execute(make_session(prepared), host)
     finally:
         folder.unlock()

@@ -74,6 +74,7 @@ def fill_conditions(
             key = view.key(vae)
             for caption in {*example.captions, ""}:
                 wanted[source.key(view, key, caption)] = (view, key, caption)
+    cache.touch(wanted)
     missing = cache.missing(sorted(wanted))
     for start in range(0, len(missing), ITEMS_PER_SHARD):
         chunk = missing[start : start + ITEMS_PER_SHARD]

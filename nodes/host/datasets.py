@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ...trainer.config import DataConfig, DatasetConfig
+from ...trainer.config import DataConfig, DatasetConfig, MemoryConfig
 from ...trainer.config_file import digest, parse
 from ...trainer.data.cache import Cache
 from ...trainer.data.contact import Thumbnail, contact_sheet
 from ...trainer.data.dataset import Dataset, build_dataset, report
-from ...trainer.data.encode import fill, find_work
+from ...trainer.data.encode import find_work
+from ...trainer.data.fill import fill
 from ...trainer.data.index import FileIndex
 from ...trainer.data.sources import find_images
 from ...trainer.errors import DataError
@@ -105,19 +106,21 @@ def _png(picture: Any) -> bytes:
 
 
 def fill_cache(
-    value: DatasetValue, vae: Any, clip: Any, data: DataConfig, seed: int, vae_batch: int
+    value: DatasetValue, vae: Any, clip: Any, data: DataConfig, seed: int, memory: MemoryConfig
 ) -> tuple[CacheValue, str]:
     """Encode what is missing; returns the cache's record and a report. Raises LoomError before anything is encoded."""
     folder = cache_folder()
     encoders = host_encoders(vae, clip)
+    if memory.vae_tiling:
+        encoders.image.use_tiles()
     factor = encoders.image.factor
     step = data.bucket_step or 8 * factor
     bar = Bar()
     dataset = build_dataset(value.sets, data, step, seed, FileIndex(folder / "files.json"), bar.update)
-    identity = encoder_identity(vae, clip)
+    identity = encoder_identity(vae, clip, tiled=memory.vae_tiling)
     cache = Cache(folder)
     work = find_work(cache, dataset, identity)
-    done = fill(cache, work, encoders, vae_batch, lambda what, count, total: bar.update(count, total))
+    done = fill(cache, work, encoders, memory.vae_batch, lambda what, count, total: bar.update(count, total))
     listing = write_listing(folder, dataset)
     record = CacheValue(
         folder=str(folder),
@@ -128,8 +131,7 @@ def fill_cache(
         factor=factor,
         resolution=data.resolution,
     )
-    summary = f"{done.reused} items reused, {done.encoded} encoded, {done.bytes:,} bytes written"
-    return record, f"{report(dataset)}\n{summary}"
+    return record, f"{report(dataset)}\n{done.text()}"
 
 
 def write_listing(folder: Path, dataset: Dataset) -> str:

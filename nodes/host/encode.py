@@ -19,6 +19,10 @@ class HostImages:
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
+        self.tiled = False
+
+    def use_tiles(self) -> None:
+        self.tiled = True
 
     @property
     def factor(self) -> int:
@@ -31,7 +35,8 @@ class HostImages:
         for chunk_BCHW in torch.split(
             pixels_BCHW, 1 if video else len(pixels_BCHW)
         ):  # a batch would be taken for a film
-            latents = self.vae.encode(((chunk_BCHW + 1) / 2).movedim(1, -1).contiguous())
+            encode = self.vae.encode_tiled if self.tiled else self.vae.encode
+            latents = encode(((chunk_BCHW + 1) / 2).movedim(1, -1).contiguous())
             raw.append(latents.squeeze(2) if latents.ndim == 5 else latents)
         return torch.cat(raw)
 
@@ -67,18 +72,19 @@ def host_encoders(vae: Any, clip: Any) -> Encoders:
     return Encoders(HostText(clip), HostImages(vae))
 
 
-def encoder_identity(vae: Any, clip: Any) -> EncoderIdentity:
+def encoder_identity(vae: Any, clip: Any, *, tiled: bool = False) -> EncoderIdentity:
     """By original weights, patches and settings; equal after a restart or reload, whatever else the queue did."""
-    return EncoderIdentity(vae=vae_identity(vae), text=clip_identity(clip))
+    return EncoderIdentity(vae=vae_identity(vae, tiled=tiled), text=clip_identity(clip))
 
 
-def vae_identity(vae: Any) -> str:
+def vae_identity(vae: Any, *, tiled: bool = False) -> str:
     network = vae.first_stage_model
     options = {
         "class": type(network).__name__,
         "channels": int(vae.latent_channels),
         "dims": int(getattr(vae, "latent_dim", 2)),
         "ratio": str(vae.downscale_ratio) if isinstance(vae.downscale_ratio, int) else "several",
+        **({"tiled": True} if tiled else {}),
     }
     patcher = getattr(vae, "patcher", None)
     if patcher is None:

@@ -76,7 +76,7 @@ def test_a_batch_larger_than_the_set():
 
 @pytest.fixture
 def batches(tmp_path):
-    def make(examples, batch_size, seed=0):
+    def make(examples, batch_size, seed=0, masks=None):
         cache = Cache(tmp_path)
         items = {}
         for number, one in enumerate(examples):
@@ -86,6 +86,8 @@ def batches(tmp_path):
             for caption in one.captions:
                 items[text_key(caption, IDENTITY.text)] = {"text": torch.full((3, 2), float(number + 1))}
         items[text_key("", IDENTITY.text)] = {"text": torch.zeros(3, 2)}
+        for number, value in (masks or {}).items():
+            items[views(examples[number])[0].key(IDENTITY.vae)]["mask"] = torch.full((1, 8, 8), value)
         cache.put(items)
         return CachedBatches(
             examples,
@@ -137,7 +139,5 @@ def test_weights_and_masks(batches, tmp_path):
     batch = made.at(0)
     assert sorted(batch.weight_B.tolist()) == [0.5, 1.0]
     assert batch.mask_B1HW is None
-    key = views(made.examples[0])[0].key(IDENTITY.vae)
-    made.cache.put({key: {"latents": torch.ones(4, 8, 8), "mask": torch.full((1, 8, 8), 0.25)}})
-    mask = made.at(0).mask_B1HW
+    mask = batches([example(2), example(3)], 2, masks={0: 0.25}).at(0).mask_B1HW
     assert sorted(mask.flatten(1).mean(1).tolist()) == [0.25, 1.0], "images without a mask train whole"

@@ -74,6 +74,10 @@ class ImageCodec(Protocol):
 
     def decode(self, raw_BCHW: Tensor) -> Tensor: ...
 
+    def use_tiles(self) -> None:
+        """From now on encode large images in overlapping tiles: less memory, slightly different latents."""
+        ...
+
 
 @dataclass
 class Encoders:

@@ -94,11 +94,21 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-class KlCodec:
-    """diffusers' AutoencoderKL."""
+class _Codec:
+    """What diffusers' VAEs have in common."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+
+    def use_tiles(self) -> None:
+        self.module.enable_tiling()  # type: ignore[operator]
+
+
+class KlCodec(_Codec):
+    """diffusers' AutoencoderKL."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
         self.factor = 2 ** (len(module.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
 
     @torch.no_grad()
@@ -110,13 +120,10 @@ class KlCodec:
         return self.module.decode(_like(raw_BCHW, self.module)).sample.float()  # type: ignore[operator]
 
 
-class TinyCodec:
+class TinyCodec(_Codec):
     """diffusers' AutoencoderTiny (the TAESD architecture)."""
 
     factor = 8
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
 
     @torch.no_grad()
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
@@ -127,11 +134,11 @@ class TinyCodec:
         return self.module.decode(_like(raw_BCHW, self.module)).sample.float()  # type: ignore[operator]
 
 
-class FrameCodec:
+class FrameCodec(_Codec):
     """diffusers' AutoencoderKLQwenImage, a video VAE: a picture is a film of one frame."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        super().__init__(module)
         self.factor = 2 ** len(module.config.temperal_downsample)  # type: ignore[union-attr, arg-type]
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lora_loom.trainer.data import index as index_module
+from lora_loom.trainer.data import look as look_module
 from lora_loom.trainer.data.index import FileIndex
 from lora_loom.trainer.data.look import look
 from lora_loom.trainer.demo.scenes import random_scene
@@ -166,3 +167,17 @@ def test_fingerprints_are_near_for_copies_and_far_for_others(tmp_path):
         copies.append(fingerprint(scene.rotate(90), "jpeg", quality=90, exif=turned))
         assert max((mark ^ copy).bit_count() for copy in copies) <= 4
     assert min((a ^ b).bit_count() for i, a in enumerate(prints) for b in prints[:i]) > 4
+
+
+def test_without_imagehash_all_else_works(tmp_path, folder, monkeypatch):
+    """In an environment that was not updated; once it is there, fingerprints are made up for."""
+    for module in (look_module, index_module):
+        monkeypatch.setattr(module, "can_fingerprint", lambda: False)
+    facts, read = looked_up(tmp_path, folder)
+    assert read == 6
+    assert {known.fingerprint for known in facts.values()} == {""}
+    assert looked_up(tmp_path, folder)[1] == 0
+    monkeypatch.undo()
+    facts, read = looked_up(tmp_path, folder)
+    assert read == 6
+    assert all(len(known.fingerprint) == 16 for known in facts.values())

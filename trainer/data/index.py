@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..files import write_json
 from ..records import Size
 from .images import file_digest
-from .look import look
+from .look import can_fingerprint, look
 from .sources import problem_list
 
 Progress = Callable[[int, int], None]
@@ -148,11 +148,10 @@ def _stored(path: Path) -> dict[str, FileFacts]:
 
 
 def _unchanged(known: FileFacts | None, status: os.stat_result) -> bool:
-    return known is not None and (known.bytes, known.modified_ns, known.changed_ns) == (
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
+    if known is None or (can_fingerprint() and not known.fingerprint):
+        return False
+    state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return (known.bytes, known.modified_ns, known.changed_ns) == state
 
 
 def _in_order(paths: Sequence[Path]) -> Iterator[tuple[Path, FileFacts | str]]:

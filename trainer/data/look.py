@@ -2,6 +2,8 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -20,7 +22,7 @@ class Look:
     size: Size
     """Upright."""
     fingerprint: str
-    """Perceptual hash (DCT, 64 bits) as 16 hex digits."""
+    """Perceptual hash (DCT, 64 bits) as 16 hex digits; empty without imagehash."""
 
 
 def look(path: Path, content: bytes) -> Look:
@@ -33,8 +35,16 @@ def look(path: Path, content: bytes) -> Look:
         return Look(digest=hashlib.sha256(content).hexdigest(), size=size, fingerprint=fingerprint(image))
 
 
+@cache
+def can_fingerprint() -> bool:
+    """The pack may have been updated without what it newly requires."""
+    return find_spec("imagehash") is not None
+
+
 def fingerprint(image: Image.Image) -> str:
-    """Perceptual hash of a loaded image, turned upright."""
+    """Perceptual hash of a loaded image, turned upright; empty where imagehash is not installed, which stops nobody."""
+    if not can_fingerprint():
+        return ""
     import imagehash
 
     if image.mode in ("L", "RGB"):  # averaging first is faster; the hash looks at a square of half this side

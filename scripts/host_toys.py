@@ -5,7 +5,7 @@ Weights are a function of key and shape alone (no generator of any library), so 
 
 import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -112,8 +112,9 @@ TOYS = {
         },
     ),
 }  # fmt: skip
+TOYS["qwen-edit"] = replace(TOYS["qwen"], variant="qwen-image-edit", reference=(20, 8))
 
-HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-schnell", "lumina2", "qwen")
+HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-schnell", "lumina2", "qwen", "qwen-edit")
 """Toys whose family the files backend has."""
 
 

@@ -66,10 +66,13 @@ class Base:
             "max_text_tokens": self.settings.max_text_tokens,
             "dtype": str(self.text_dtype),
         }
+        if self.settings.text_pixels:
+            options["variant"] = self.variant
         vae_options = {"channels": self.family.latent_space.channels, **({"tiled": True} if tiled else {})}
         return EncoderIdentity(
             vae=folder_identity(folder, ["vae"], vae_options),
             text=folder_identity(folder, encoder_parts(folder), options),
+            text_pixels=self.settings.text_pixels,
         )
 
 

@@ -51,7 +51,11 @@ def sweep(
     settings = load(config, overrides, as_json)
     with watched(as_json) as host:
         sheet = run_sweep(settings, host, lora)
-        layout: Any = {"columns": ("checkpoint", "strength"), "rows": ("prompt", "seed"), "title": settings.name}
+        layout: Any = {
+            "columns": ("checkpoint", "strength"),
+            "rows": ("reference", "prompt", "seed"),
+            "title": settings.name,
+        }
         strips, tables = write_strips(sheet, **layout), write_tables(sheet, **layout)
     shown = [str(path) for path in strips]
     report(as_json, f"{sheet.rendered} cells rendered; {', '.join(map(str, [*strips, *tables]))}", cells=len(sheet.shots), rendered=sheet.rendered, strips=shown, tables=[str(path) for path in tables])  # fmt: skip
@@ -61,11 +65,11 @@ def sweep(
 def strip(
     folder: Annotated[Path, typer.Argument(help="A run's strips folder, where sheet.json is.", show_default=False)],
     columns: Annotated[str, typer.Option(help="Axes from left to right.")] = "checkpoint,strength",
-    rows: Annotated[str, typer.Option(help="Axes from top to bottom.")] = "prompt,seed",
+    rows: Annotated[str, typer.Option(help="Axes from top to bottom.")] = "reference,prompt,seed",
     title: Annotated[str, typer.Option(help="Heading; the run's name if left out.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Lay a finished sweep out anew. Axes: checkpoint, strength, prompt, seed, guidance; those left out make pages."""
+    """Lay a finished sweep out anew. Axes: checkpoint, strength, prompt, seed, guidance, reference; those left out make pages."""
     from .errors import ConfigError, did_you_mean
     from .run_sweep import load_sheet, write_strips, write_tables
     from .strip import AXES

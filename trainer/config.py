@@ -264,6 +264,8 @@ class SweepConfig(Section):
     """Prompts to render."""
     negative: str = ""
     """Negative prompt of every cell."""
+    references: tuple[str, ...] = ()
+    """Image files that an edit model is shown; every prompt is rendered with each of them."""
     seeds: str = "0"
     """Seeds: "0,1,2", or "-1--1 [4]" for four random ones (drawn from the run's seed)."""
     strengths: str = "1"

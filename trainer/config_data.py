@@ -33,7 +33,7 @@ class DatasetConfig(Section):
     masks: str = ""
     """Folder of mask images with the same names, or "alpha" for the images' own alpha channel. White is trained."""
     references: str = ""
-    """Folder of reference images with the same names, for edit models (Flux Kontext: model.variant = 'kontext')."""
+    """Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit)."""
     background: str = "white"
     """Colour that transparent pixels are laid on, by name or #rrggbb."""
 

@@ -99,4 +99,6 @@ class Shot:
     negative: str
     seed: int
     guidance: str
+    reference: str = ""
+    """File name of the image that an edit model was shown."""
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -12,9 +12,9 @@ from .base_model import Base, open_base
 from .config import TrainConfig
 from .config_file import digest, fixed_settings, to_dict
 from .data.batches import CachedBatches, Pick, Plan, make_plan
-from .data.cache import Cache, text_key
+from .data.cache import Cache
 from .data.dataset import Dataset, build_dataset, epochs_report, report
-from .data.encode import EncoderIdentity, find_work
+from .data.encode import EncoderIdentity, find_work, prompt_key
 from .data.fill import CacheReport, fill
 from .data.index import FileIndex
 from .denoiser import Denoiser
@@ -192,7 +192,7 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
     family = base.family
 
     def condition(picks: Sequence[Pick]) -> Conditioning:
-        texts = [prepared.cache.get(text_key(pick.caption, prepared.identity.text)) for pick in picks]
+        texts = [prepared.cache.get(prompt_key(pick.view, pick.caption, prepared.identity)) for pick in picks]
         made = family.condition(texts, [pick.view.geometry for pick in picks], guidance)
         made = {**made, **_references(prepared, picks)}
         return {name: tensor.to(base.device) for name, tensor in made.items()}

@@ -9,6 +9,7 @@ from .axes import parse_numbers, parse_seeds
 from .base_model import Base, open_base
 from .config import SweepConfig, TrainConfig
 from .config_file import digest
+from .data.images import check_readable, file_digest
 from .errors import ConfigError, RunError, StoppedError
 from .files import write_bytes, write_json
 from .identity import tensors_digest
@@ -17,7 +18,18 @@ from .run import read_lora, run_folder
 from .session import Host
 from .sheet_page import to_csv, to_html
 from .strip import Grid, arrange, draw, split
-from .sweep import Axes, LoraFile, Rendering, missing, plan_shots, render, sheet_from_dict, sheet_to_dict
+from .sweep import (
+    Axes,
+    LoraFile,
+    Reference,
+    Rendering,
+    Studio,
+    missing,
+    plan_shots,
+    render,
+    sheet_from_dict,
+    sheet_to_dict,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +87,30 @@ def make_axes(sweep: SweepConfig, loras: tuple[LoraFile, ...], seed: int) -> Axe
         negative=sweep.negative,
         seeds=tuple(parse_seeds("sweep.seeds", sweep.seeds, seed)),
         guidance=sweep.guidance,
+        references=read_references(sweep.references),
     )
+
+
+def read_references(paths: Sequence[str]) -> tuple[Reference, ...]:
+    """Raises DataError for what is no readable image, ConfigError for two of one file name."""
+    files = [Path(path).expanduser() for path in paths]
+    names = [file.name for file in files]
+    if len(set(names)) != len(names):
+        raise ConfigError(
+            f"sweep.references = {list(paths)}: two have the same file name, which labels them; rename one"
+        )
+    for file in files:
+        check_readable(file)
+    return tuple(Reference(digest=file_digest(file), path=file) for file in files)
+
+
+def check_references(config: TrainConfig, base: Base) -> None:
+    """Raise ConfigError unless the base looks at references if there are any, and what `read_references` raises."""
+    read_references(config.sweep.references)
+    if config.sweep.references and not base.settings.references:
+        raise ConfigError(
+            f"sweep.references: {base.family.name} {base.variant} looks at no reference images; leave it out, or use an edit model"
+        )
 
 
 def make_rendering(config: TrainConfig, base: Base) -> Rendering:
@@ -97,6 +132,7 @@ def make_rendering(config: TrainConfig, base: Base) -> Rendering:
 def sweep(config: TrainConfig, host: Host, lora_files: Sequence[Path] = ()) -> Sheet:
     """Render what is missing and write `sheet.json`. A stopped sweep keeps its cells and goes on next time."""
     base = open_base(config.model)
+    check_references(config, base)
     rendering = make_rendering(config, base)
     axes = make_axes(
         config.sweep, read_loras(lora_files or checkpoint_loras(config), config.name), config.training.seed
@@ -106,13 +142,17 @@ def sweep(config: TrainConfig, host: Host, lora_files: Sequence[Path] = ()) -> S
     todo = missing(shots)
     host.log(f"sweep: {len(shots)} cells, {len(shots) - len(todo)} already there")
     if todo:
-        denoiser = base.load_denoiser(config.model, config.training.precision)
-        encoders = base.load_encoders()
+        studio = Studio(
+            denoiser=base.load_denoiser(config.model, config.training.precision),
+            family=base.family,
+            encoders=base.load_encoders(),
+            text_pixels=base.settings.text_pixels,
+        )
 
         def progress(done: int, total: int) -> None:
             host.stage("rendering", done, total)
 
-        for _ in render(todo, denoiser, base.family, encoders, axes, read_lora, progress):
+        for _ in render(todo, studio, axes, read_lora, progress):
             if host.should_stop():
                 raise StoppedError("the sweep was stopped; finished cells are kept, run it again to go on")
     write_json(folder / "sheet.json", sheet_to_dict(shots))

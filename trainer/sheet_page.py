@@ -89,6 +89,7 @@ def recipe(shot: Shot) -> dict[str, Any]:
         "negative": shot.negative,
         "seed": shot.seed,
         "guidance": shot.guidance,
+        "reference": shot.reference,
         "sampler": settings.get("sampler", ""),
         "scheduler": settings.get("scheduler", ""),
         "steps": settings.get("steps", ""),

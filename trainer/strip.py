@@ -30,6 +30,7 @@ AXES: dict[str, Callable[[Shot], str]] = {
     "prompt": lambda shot: shot.prompt or "(empty prompt)",
     "seed": lambda shot: f"seed {shot.seed}",
     "guidance": lambda shot: shot.guidance,
+    "reference": lambda shot: shot.reference,
 }
 
 

@@ -1,10 +1,10 @@
-"""A sweep: checkpoints x strengths x prompts x seeds x guidance, one picture each, with a row for the base model.
+"""A sweep: checkpoints x strengths x references x prompts x seeds x guidance, one picture each, and a row for the base.
 
 Every cell has an id made of what made it; a cell whose picture exists is not rendered again. The base model is loaded
 once; a LoRA is laid over it and taken off; each prompt is encoded once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .config import GuidanceConfig
 from .config_file import digest
+from .data.references import encode_beside, reference_latents, reference_place
 from .denoiser import Denoiser
 from .families.base import Encoders, Family, Text
 from .lora.patch import patched
@@ -35,6 +36,14 @@ class LoraFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An image that an edit model is shown: its content's digest, where it lies."""
+
+    digest: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Axes:
     loras: tuple[LoraFile, ...]
     base: bool
@@ -43,6 +52,7 @@ class Axes:
     negative: str
     seeds: tuple[int, ...]
     guidance: tuple[GuidanceConfig, ...]
+    references: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +70,14 @@ class Rendering:
 
 
 def plan_shots(axes: Axes, rendering: Rendering, folder: Path) -> list[Shot]:
-    """All cells in reading order: base first, then by LoRA, strength, prompt, seed, guidance."""
+    """All cells in reading order: base first, then by LoRA, strength, reference, prompt, seed, guidance."""
     loras: list[tuple[LoraFile | None, float]] = [(None, 0.0)] if axes.base else []
     loras += list(product(axes.loras, axes.strengths))
     shots = []
-    for (lora, strength), prompt, seed, guidance in product(loras, axes.prompts, axes.seeds, axes.guidance):
+    shown: tuple[Reference | None, ...] = axes.references or (None,)
+    for (lora, strength), reference, prompt, seed, guidance in product(
+        loras, shown, axes.prompts, axes.seeds, axes.guidance
+    ):
         recipe = {
             "lora": lora.digest if lora else "",
             "strength": strength,
@@ -73,6 +86,7 @@ def plan_shots(axes: Axes, rendering: Rendering, folder: Path) -> list[Shot]:
             "seed": seed,
             "guidance": {**asdict(guidance), "label": ""},
             **asdict(rendering),
+            **({"reference": reference.digest} if reference else {}),
         }
         cell = digest(recipe)[:32]
         shots.append(
@@ -85,6 +99,7 @@ def plan_shots(axes: Axes, rendering: Rendering, folder: Path) -> list[Shot]:
                 negative=axes.negative,
                 seed=seed,
                 guidance=guidance.name,
+                reference=reference.path.name if reference else "",
                 settings={**recipe, "lora_file": lora.path.name if lora else ""},
             )
         )
@@ -95,30 +110,64 @@ def missing(shots: Sequence[Shot]) -> list[Shot]:
     return [shot for shot in shots if not shot.image.is_file()]
 
 
-def encode_prompts(shots: Sequence[Shot], encoders: Encoders) -> dict[str, Text]:
-    prompts = sorted({text for shot in shots for text in (shot.prompt, shot.negative)})
-    return dict(zip(prompts, encoders.text.encode(prompts), strict=True))
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """What pictures are made with."""
+
+    denoiser: Denoiser
+    family: Family
+    encoders: Encoders
+    text_pixels: int = 0
+    """As in `Variant`: how large the text encoder is shown a reference image."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.module.parameters()).device
+
+    def encode(self, prompts: Collection[str], references: Collection[Path | None]) -> "Texts":
+        """Every prompt beside every reference; alone, if the text encoder sees none."""
+        if self.text_pixels and None not in references:
+            pairs = list(product(sorted(prompts), references))
+            return {
+                (prompt, path): encode_beside(self.encoders, prompt, path, self.text_pixels)
+                for prompt, path in pairs
+                if path is not None
+            }
+        alone = dict(zip(sorted(prompts), self.encoders.text.encode(sorted(prompts)), strict=True))
+        return {(prompt, path): text for prompt, text in alone.items() for path in references}
+
+    def look_at(self, path: Path, size: Size) -> Tensor:
+        """(1, C, h, w) model-space latents of a reference image, for a picture of this size."""
+        raw_CHW = reference_latents(self.encoders, path, reference_place(path, size))
+        return self.family.latent_space.to_model(raw_CHW.unsqueeze(0)).to(self.device)
+
+
+Texts = Mapping[tuple[str, Path | None], Text]
+"""{(prompt, reference image): what the text encoders say}."""
 
 
 def render(
     shots: Sequence[Shot],
-    denoiser: Denoiser,
-    family: Family,
-    encoders: Encoders,
+    studio: Studio,
     axes: Axes,
     read: Callable[[Path], Mapping[str, Tensor]],
     progress: Callable[[int, int], None],
 ) -> Iterator[Shot]:
     """Draw the given cells, LoRA by LoRA, and yield each after its picture was written."""
-    texts = encode_prompts(shots, encoders)
+    paths = {reference.digest: reference.path for reference in axes.references}
+    texts = studio.encode(
+        {text for shot in shots for text in (shot.prompt, shot.negative)},
+        {paths.get(shot.settings.get("reference", "")) for shot in shots},
+    )
     files = {lora.digest: lora for lora in axes.loras}
     guidance = {setting.name: setting for setting in axes.guidance}
     done = 0
     for (lora, strength), group in groupby(shots, key=lambda shot: (shot.settings["lora"], shot.strength)):
         tensors = read(files[lora].path) if lora else {}
-        with patched(denoiser, tensors, strength):
+        with patched(studio.denoiser, tensors, strength):
             for shot in group:
-                picture = render_one(shot, denoiser, family, encoders, texts, guidance[shot.guidance])
+                reference = paths.get(shot.settings.get("reference", ""))
+                picture = render_one(shot, studio, texts, guidance[shot.guidance], reference)
                 write_picture(picture, shot)
                 done += 1
                 progress(done, len(shots))
@@ -126,23 +175,25 @@ def render(
 
 
 def render_one(
-    shot: Shot,
-    denoiser: Denoiser,
-    family: Family,
-    encoders: Encoders,
-    texts: Mapping[str, Text],
-    guidance: GuidanceConfig,
+    shot: Shot, studio: Studio, texts: Texts, guidance: GuidanceConfig, reference: Path | None = None
 ) -> Tensor:
     """(3, H, W) in [-1, 1]."""
-    recipe = shot.settings
+    recipe, family, encoders = shot.settings, studio.family, studio.encoders
     width, height = recipe["size"]
     geometry = Geometry(
         original=(width, height), resized=(width, height), crop_left=0, crop_top=0, target=(width, height)
     )
-    device = next(denoiser.module.parameters()).device
+    device = studio.device
+    shown = {"reference": studio.look_at(reference, (width, height))} if reference else {}
     positive, negative = (
-        {k: v.to(device) for k, v in family.condition([texts[prompt]], [geometry], recipe["model_guidance"]).items()}
-        for prompt in (shot.prompt, shot.negative)
+        {
+            **{name: tensor.to(device) for name, tensor in made.items()},
+            **shown,
+        }
+        for made in (
+            family.condition([texts[prompt, reference]], [geometry], recipe["model_guidance"])
+            for prompt in (shot.prompt, shot.negative)
+        )
     )
     factor = encoders.image.factor
     noise = start_noise((family.latent_space.channels, height // factor, width // factor), shot.seed, device)
@@ -158,7 +209,7 @@ def render_one(
             momentum=guidance.momentum,
         ),
     )
-    latents = sample(denoiser, noise, positive, negative, settings)
+    latents = sample(studio.denoiser, noise, positive, negative, settings)
     return encoders.image.decode(family.latent_space.to_raw(latents))[0].clamp(-1, 1).cpu()
 
 

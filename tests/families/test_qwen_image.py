@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_loom.trainer import families
-from lora_loom.trainer.families import qwen_image
+from lora_loom.trainer.families import qwen_image, qwen_text
 from lora_loom.trainer.families.base import Loading
 from lora_loom.trainer.families.encoders import KlCodec, load_codec
 from lora_loom.trainer.lora.targets import resolve_targets
@@ -34,10 +34,10 @@ def test_latents_are_normalised_per_channel_by_the_vaes_own_numbers(tiny):
 
 def test_the_text_is_the_templates_last_state_without_its_head(tiny):
     text = tiny.encoders.text
-    head = text.tokenizer([qwen_image.TEMPLATE_HEAD])["input_ids"][0]
+    head = text.tokenizer([qwen_text.TEMPLATE_HEAD])["input_ids"][0]
     assert text.head_tokens == len(head) - 1, "all of the head, without the toy tokenizer's end mark"
     whole = text.tokenizer(
-        [f"{qwen_image.TEMPLATE_HEAD}cat{qwen_image.TEMPLATE_TAIL}"], return_tensors="pt", max_length=512
+        [f"{qwen_text.TEMPLATE_HEAD}cat{qwen_text.TEMPLATE_TAIL}"], return_tensors="pt", max_length=512
     )
     states = text.module(**{k: whole[k] for k in ("input_ids", "attention_mask")}, output_hidden_states=True)
     [mine] = text.encode(["cat"])
@@ -50,7 +50,7 @@ def test_the_template_is_diffusers_own():
     from diffusers import QwenImagePipeline
 
     source = inspect.getsource(QwenImagePipeline.__init__)
-    written = (qwen_image.TEMPLATE_HEAD + "{}" + qwen_image.TEMPLATE_TAIL).replace("\n", "\\n")
+    written = (qwen_text.TEMPLATE_HEAD + "{}" + qwen_text.TEMPLATE_TAIL).replace("\n", "\\n")
     assert f'"{written}"' in source
     assert "prompt_template_encode_start_idx = 34" in source
 

@@ -27,15 +27,12 @@ def recorded(tmp_path_factory):
     if not (COMFYUI / "comfy").is_dir():
         pytest.skip(f"no ComfyUI at {COMFYUI}: set COMFYUI_PATH")
     folder = tmp_path_factory.mktemp("recorded")
-    command = [
-        os.environ.get("COMFYUI_PYTHON", sys.executable),
-        str(ROOT / "scripts" / "record_host_keys.py"),
-        str(folder),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "COMFYUI_PATH": str(COMFYUI)}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for script, target in (("record_host_keys.py", folder), ("record_host_texts.py", folder / "texts.safetensors")):
+        command = [os.environ.get("COMFYUI_PYTHON", sys.executable), str(ROOT / "scripts" / script), str(target)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "COMFYUI_PATH": str(COMFYUI)}
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -69,8 +66,9 @@ def test_the_keys_we_write_land_on_the_same_rows(recorded, name, tmp_path):
     assert checked > 30
 
 
-def test_adapters_are_computed_as_stored(recorded):
-    fresh, stored = (load_file(folder / "adapters.safetensors") for folder in (recorded, STORED))
+@pytest.mark.parametrize("name", ["adapters", "texts"])
+def test_adapters_and_texts_are_computed_as_stored(recorded, name):
+    fresh, stored = (load_file(folder / f"{name}.safetensors") for folder in (recorded, STORED))
     assert fresh.keys() == stored.keys()
     for key in fresh:
         assert torch.allclose(fresh[key], stored[key], rtol=1e-5, atol=1e-6), key

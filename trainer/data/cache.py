@@ -40,9 +40,9 @@ def latent_key(image: str, geometry: Geometry, background: str, others: Sequence
     return digest(["latents", CODE_VERSION, image, placed, background, list(others), vae])
 
 
-def text_key(prompt: str, encoder: str) -> str:
-    """Key of a prompt's encoding: the text and the encoder's identity."""
-    return digest(["text", CODE_VERSION, prompt, encoder])
+def text_key(prompt: str, encoder: str, shown: str = "") -> str:
+    """Key of a prompt's encoding: the text, the encoder's identity and, if it is shown an image, that image's digest."""
+    return digest(["text", CODE_VERSION, prompt, encoder, *([shown] if shown else [])])
 
 
 class Cache:

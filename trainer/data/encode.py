@@ -1,22 +1,21 @@
 """What the cache must hold for a data set: every way an image is seen, every text, under keys that say what makes them."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ..records import Example, Geometry
-from .buckets import Buckets
 from .cache import Cache, latent_key, text_key
 from .dataset import Dataset
-from .images import upright_size
 from .index import known_digest
-
-REFERENCE_STEP = 32
-"""Sides of reference images are multiples of this many pixels: an even number of 2x2 patches of latents (Qwen-Image)."""
+from .references import reference_place, shown_digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderIdentity:
     vae: str
     text: str
+    text_pixels: int = 0
+    """The text encoder is shown reference images, with the area of a square of this side in pixels; 0 = it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +25,15 @@ class View:
     example: Example
     geometry: Geometry
 
+    @cached_property
+    def reference_digest(self) -> str:
+        """Of the reference image's bytes, asked for once, so that a run does not need the file any more; "" without one."""
+        return known_digest(self.example.reference) if self.example.reference else ""
+
     def key(self, vae: str) -> str:
         """In the cache, for a VAE of this identity."""
         example = self.example
-        others = [known_digest(path) if path else "" for path in (example.mask, example.reference)]
+        others = [known_digest(example.mask) if example.mask else "", self.reference_digest]
         return latent_key(example.digest, self.geometry, example.background, others, vae)
 
 
@@ -41,22 +45,56 @@ def views(example: Example) -> list[View]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A text as an encoder reads it: alone, or beside the reference image of a view."""
+
+    text: str
+    beside: View | None = None
+
+
+def prompt_key(view: View, caption: str, identity: EncoderIdentity) -> str:
+    """In the cache: of a caption, as it is read for this view."""
+    if not _is_shown(view, identity):
+        return text_key(caption, identity.text)
+    shown = shown_digest(view.reference_digest, identity.text_pixels, view.example.background, flip=view.geometry.flip)
+    return text_key(caption, identity.text, shown)
+
+
+def _is_shown(view: View, identity: EncoderIdentity) -> bool:
+    return bool(identity.text_pixels) and view.example.reference is not None
+
+
+def _prompts(dataset: Dataset, identity: EncoderIdentity) -> dict[str, Prompt]:
+    """{key: prompt} of every text that can occur."""
+    every = [view for example in dataset.examples for view in views(example)]
+    shown = [view for view in every if _is_shown(view, identity)]
+    alone = [] if shown and len(shown) == len(every) else dataset.captions
+    found = {text_key(text, identity.text): Prompt(text=text) for text in alone}
+    for view in shown:
+        for text in {"", *view.example.captions}:
+            found[prompt_key(view, text, identity)] = Prompt(text=text, beside=view)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What the cache lacks for a dataset."""
 
     views: dict[str, View]
-    prompts: dict[str, str]
+    prompts: dict[str, Prompt]
     reused: int
+    text_pixels: int = 0
+    """As in `EncoderIdentity`."""
 
     @property
     def count(self) -> int:
         return len(self.views) + len(self.prompts)
 
 
-def wanted(dataset: Dataset, identity: EncoderIdentity) -> tuple[dict[str, View], dict[str, str]]:
+def wanted(dataset: Dataset, identity: EncoderIdentity) -> tuple[dict[str, View], dict[str, Prompt]]:
     """Every view and every prompt of a data set, by key."""
     wanted_views = {view.key(identity.vae): view for example in dataset.examples for view in views(example)}
-    return wanted_views, {text_key(prompt, identity.text): prompt for prompt in dataset.captions}
+    return wanted_views, _prompts(dataset, identity)
 
 
 def find_work(cache: Cache, dataset: Dataset, identity: EncoderIdentity) -> Work:
@@ -68,6 +106,7 @@ def find_work(cache: Cache, dataset: Dataset, identity: EncoderIdentity) -> Work
         views={key: wanted_views[key] for key in new_views},
         prompts={key: wanted_prompts[key] for key in new_prompts},
         reused=total - len(new_views) - len(new_prompts),
+        text_pixels=identity.text_pixels,
     )
 
 
@@ -75,6 +114,4 @@ def reference_geometry(view: View) -> Geometry | None:
     """How a view's reference image is resized: to about the area of its target, in its own proportions; None without one."""
     if view.example.reference is None:
         return None
-    width, height = view.geometry.target
-    buckets = Buckets(method="pixel_area", resolution=round((width * height) ** 0.5), step=REFERENCE_STEP)
-    return buckets.geometry(upright_size(view.example.reference), flip=view.geometry.flip)
+    return reference_place(view.example.reference, view.geometry.target, flip=view.geometry.flip)

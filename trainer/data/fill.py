@@ -20,9 +20,10 @@ from torch import Tensor
 from ..errors import DataError, RunError
 from ..families.base import Encoders
 from .cache import Cache
-from .encode import View, Work, reference_geometry
+from .encode import Prompt, View, Work, reference_geometry
 from .images import load_mask, load_pixels
 from .index import known_digest
+from .references import encode_beside
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
@@ -86,11 +87,21 @@ def _fill_images(work: Work, encoders: Encoders, halving: "_Halving", writer: "_
 def _fill_texts(work: Work, encoders: Encoders, halving: "_Halving", writer: "_Writer", progress: Progress) -> None:
     done = 0
     for chunk in _chunks(list(work.prompts), TEXT_BATCH):
-        prompts = [work.prompts[key] for key in chunk]
-        items = halving(encoders.text.encode, prompts)
-        writer.add(dict(zip(chunk, items, strict=True)))
+        alone = [key for key in chunk if work.prompts[key].beside is None]
+        items = halving(encoders.text.encode, [work.prompts[key].text for key in alone])
+        writer.add(dict(zip(alone, items, strict=True)))
+        beside = [key for key in chunk if work.prompts[key].beside is not None]
+        writer.add({key: _encode_beside(work.prompts[key], encoders, work.text_pixels) for key in beside})
         done += len(chunk)
         progress("captions", done, len(work.prompts))
+
+
+def _encode_beside(prompt: Prompt, encoders: Encoders, text_pixels: int) -> dict[str, Tensor]:
+    view = prompt.beside
+    assert view is not None
+    assert view.example.reference is not None
+    where = (view.example.reference, text_pixels, view.example.background)
+    return encode_beside(encoders, prompt.text, *where, flip=view.geometry.flip)
 
 
 def load_view(view: View) -> Loaded:

@@ -33,6 +33,8 @@ class Variant:
     """Usual classifier-free guidance scale."""
     references: bool = False
     """The network can be shown reference images (edit models)."""
+    text_pixels: int = 0
+    """The text encoder is shown the reference image too, with the area of a square of this side in pixels; 0 = it is not."""
     max_text_tokens: int = 77
     """Length that prompts are padded to, where the family pads."""
 
@@ -58,6 +60,14 @@ class LatentSpace:
 
 class TextEncoder(Protocol):
     def encode(self, prompts: Sequence[str]) -> list[Text]: ...
+
+
+class ShownTextEncoder(TextEncoder, Protocol):
+    """Of an edit model whose text encoder sees the reference image (`Variant.text_pixels`)."""
+
+    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Tensor]) -> list[Text]:
+        """Prompts, each with its picture (3, H, W), RGB in [-1, 1], sides multiples of 28 pixels."""
+        ...
 
 
 class ImageCodec(Protocol):

@@ -1,12 +1,14 @@
-"""Qwen-Image: rectified flow on packed 2x2 latents, text from Qwen2.5-VL's language model (arXiv 2508.02324).
+"""Qwen-Image and Qwen-Image-Edit: rectified flow on packed 2x2 latents, text from Qwen2.5-VL (arXiv 2508.02324).
 
 Original files have diffusers' own names, so nothing is renamed. Latents are normalised per channel; the VAE is a video
-one and sees a picture as a film of one frame.
+one and sees a picture as a film of one frame. The edit models are shown a reference image twice: its clean latents stand
+behind the noisy ones, and the language model sees it before the prompt.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, update_wrapper
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,25 +18,35 @@ from ..denoiser import Targets
 from ..diffusion.objectives import FlowMatching
 from ..diffusion.packing import pack, unpack
 from ..diffusion.timesteps import ResolutionShift
+from ..errors import ModelFileError
 from ..records import Conditioning, Geometry, Shapes
 from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, pad_and_mask
-from .encoders import FrameCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
+from .encoders import FrameCodec, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap, Part, count_blocks
 from .lora_layouts import DIT, Widths
 from .lora_names import LoraNames
 from .modules import load
+from .qwen_text import QwenText, template_tokens
 from .source import Source
 from .tiny import random_network, tiny_frame_vae, tiny_qwen
 
 NAME = "qwen_image"
+_PLAIN = Variant(
+    objective=FlowMatching(shift=3.1582, levels=10000),  # exp(1.15), ComfyUI's
+    training_shift=ResolutionShift(max_tokens=8192, max_shift=0.9),
+    guidance_scale=4.0,
+    max_text_tokens=1024,
+)
 VARIANTS = {
-    "qwen-image": Variant(
-        objective=FlowMatching(shift=3.1582, levels=10000),  # exp(1.15), ComfyUI's
-        training_shift=ResolutionShift(max_tokens=8192, max_shift=0.9),
-        guidance_scale=4.0,
-        max_text_tokens=1024,
-    ),
+    "qwen-image": _PLAIN,
+    "qwen-image-edit": replace(_PLAIN, references=True, text_pixels=1024),
+    "qwen-image-edit-plus": replace(_PLAIN, references=True, text_pixels=384),
 }
+"""The edit variants differ in how large the language model sees a reference, and in how it is announced (2509 and later)."""
+ANNOUNCE = {"qwen-image-edit-plus": "Picture 1: "}
+PIPELINES = {"QwenImageEditPipeline": "qwen-image-edit", "QwenImageEditPlusPipeline": "qwen-image-edit-plus"}
+CLEAN_CLOCK = "__index_timestep_zero__"
+"""An empty tensor in ComfyUI's files of edit models whose reference tokens are told sigma = 0 (2511)."""
 _ATTENTION = r"attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
 _BLOCK = r"^transformer_blocks\.\d+\."
 TARGETS = {
@@ -69,11 +81,6 @@ STD = (
     2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
-TEMPLATE_HEAD = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial"
-    " relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
-)
-TEMPLATE_TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 LAYERED = "time_text_embed.addition_t_embedding.weight"
 
 
@@ -90,7 +97,11 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
         "joint_attention_dim": shapes["txt_in.weight"][1],
         "axes_dims_rope": (head // 8, head * 7 // 16, head * 7 // 16),  # 16, 56, 56 of 128
     }
-    return config, {key: Part(key) for key in shapes}
+    if CLEAN_CLOCK in shapes:
+        if "zero_cond_t" not in signature(network_class().__init__).parameters:
+            raise ModelFileError(f"this file's references have a clock of their own ({CLEAN_CLOCK}): update diffusers")
+        config["zero_cond_t"] = True
+    return config, {key: Part(key) for key in shapes if key != CLEAN_CLOCK}
 
 
 @cache
@@ -99,12 +110,20 @@ def network_class() -> Any:
     from diffusers import QwenImageTransformer2DModel as Plain
     from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 
+    class Rope(QwenEmbedRope):  # type: ignore[misc]
+        """Texts begin after the picture itself, as in ComfyUI; diffusers lets a larger reference push them further."""
+
+        def forward(self, video_fhw: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            pictures, _ = super().forward(video_fhw, *args, **kwargs)
+            _, texts = super().forward([sample[:1] for sample in video_fhw], *args, **kwargs)
+            return pictures, texts
+
     class QwenImageTransformer2DModel(Plain):  # type: ignore[misc]
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
             config: Any = self.config
             with torch.device("cpu"):  # the tables are no buffers: on the meta device nothing would ever fill them
-                rope: Any = QwenEmbedRope(10000, list(config.axes_dims_rope), scale_rope=True)
+                rope: Any = Rope(10000, list(config.axes_dims_rope), scale_rope=True)
             self.add_module("pos_embed", rope)
 
     update_wrapper(QwenImageTransformer2DModel.__init__, Plain.__init__)  # diffusers reads the settings' names off it
@@ -115,43 +134,24 @@ def network_class() -> Any:
 class QwenImageDenoiser(DiffusersDenoiser):
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = noisy_BCHW.shape[-2:]
-        tokens_BLD = self.module(
-            hidden_states=pack(noisy_BCHW).to(self.dtype),
+        tokens_BLD, pictures = pack(noisy_BCHW), [(1, height // 2, width // 2)]
+        count = tokens_BLD.shape[1]
+        if "reference" in conditioning:
+            reference_BCHW = conditioning["reference"]
+            tokens_BLD = torch.cat([tokens_BLD, pack(reference_BCHW)], dim=1)
+            pictures.append((1, reference_BCHW.shape[-2] // 2, reference_BCHW.shape[-1] // 2))
+        predicted_BLD = self.module(
+            hidden_states=tokens_BLD.to(self.dtype),
             encoder_hidden_states=conditioning["text"].to(self.dtype),
             encoder_hidden_states_mask=conditioning["text_mask"],
             timestep=sigma_B.to(self.dtype),
-            img_shapes=[[(1, height // 2, width // 2)]] * len(noisy_BCHW),
+            img_shapes=[pictures] * len(noisy_BCHW),
             return_dict=False,
         )[0]
-        return unpack(tokens_BLD, height, width).float()
+        return unpack(predicted_BLD[:, :count], height, width).float()
 
     def file_key(self, module_path: str) -> str:
         return f"transformer.{module_path}"
-
-
-class QwenText:
-    """The language model's last hidden state of the template and the prompt, without the template's head."""
-
-    def __init__(self, module: nn.Module, tokenizer: Any, *, max_tokens: int, head_tokens: int) -> None:
-        self.module, self.tokenizer, self.head_tokens = module, tokenizer, head_tokens
-        self.max_tokens = max_tokens
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> list[Text]:
-        """One at a time, so that nothing depends on what it is batched with."""
-        texts: list[Text] = []
-        for prompt in prompts:
-            wording = f"{TEMPLATE_HEAD}{prompt}{TEMPLATE_TAIL}"
-            tokens = self.tokenizer(
-                [wording], max_length=self.max_tokens + self.head_tokens, truncation=True, return_tensors="pt"
-            )
-            model: Any = self.module
-            hidden = model.model(
-                input_ids=tokens["input_ids"].to(device_of(model)),
-                attention_mask=tokens["attention_mask"].to(device_of(model)),
-            ).last_hidden_state
-            texts.append({"text": hidden[0, self.head_tokens :].float().cpu()})
-        return texts
 
 
 def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> QwenImageDenoiser:
@@ -190,13 +190,17 @@ class QwenImage:
 
     def detect(self, shapes: Shapes) -> str | None:
         mine = "txt_norm.weight" in shapes and "transformer_blocks.0.img_mod.1.weight" in shapes
-        return "qwen-image" if mine and LAYERED not in shapes else None
+        if not mine or LAYERED in shapes:
+            return None
+        return "qwen-image-edit-plus" if CLEAN_CLOCK in shapes else "qwen-image"
 
     def told_variant(self, source: Source, variant: str) -> str:
-        return variant
+        """The edit models' weights have the same names and shapes; a diffusers folder says whose pipeline they are."""
+        return PIPELINES.get(source.pipeline, variant)
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> QwenImageDenoiser:
-        return _denoiser(load(network_class(), source, read_native, loading), variant, loading.compute_dtype)
+        module = load(network_class(), source, read_native, loading, unused=(CLEAN_CLOCK,))
+        return _denoiser(module, variant, loading.compute_dtype)
 
     def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
         from transformers import Qwen2_5_VLForConditionalGeneration
@@ -205,8 +209,13 @@ class QwenImage:
         require_parts(folder, "text_encoder", "tokenizer", "vae")
         module = load_network(Qwen2_5_VLForConditionalGeneration, folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
-        head_tokens = template_tokens(tokenizer)
-        text = QwenText(module, tokenizer, max_tokens=VARIANTS[variant].max_text_tokens, head_tokens=head_tokens)
+        text = QwenText(
+            module,
+            tokenizer,
+            max_tokens=VARIANTS[variant].max_text_tokens,
+            head_tokens=template_tokens(tokenizer),
+            announce=ANNOUNCE.get(variant, ""),
+        )
         return Encoders(text, load_codec(folder, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
@@ -227,12 +236,6 @@ class QwenImage:
             part="transformer",
             text_parts={"text_encoder": qwen},
         )
-
-
-def template_tokens(tokenizer: Any) -> int:
-    """Tokens of the template's head, 34 in Qwen's tokenizer; counted as what two prompts have in common."""
-    first, second = (tokenizer([f"{TEMPLATE_HEAD}{letter}"])["input_ids"][0] for letter in "xy")
-    return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
 
 
 FAMILY = QwenImage()

@@ -1,0 +1,107 @@
+"""Ask a real ComfyUI what its text encoders say with toy weights, and write it down as a fixture.
+
+    COMFYUI_PATH=~/ComfyUI $COMFYUI_PYTHON scripts/record_host_texts.py tests/fixtures/host/texts.safetensors
+
+CLIP: token chunks of long prompts, the hidden states of one layer, the pooled vector. Qwen2.5-VL: the last hidden state of
+tokens with a picture among them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from record_host_keys import host
+
+
+def fill(module: Any, toy_tensor: Any, rename: Any = lambda key: key) -> Any:
+    import torch
+
+    with torch.no_grad():
+        for key, tensor in module.state_dict().items():
+            tensor.copy_(toy_tensor(rename(key), tuple(tensor.shape)))
+    return module.eval()
+
+
+def clip(name: str, case: Any, toys: Any, toy_tensor: Any) -> dict[str, Any]:
+    """{"clip.<case>.<prompt>.tokens|hidden|pooled": …}."""
+    import torch
+    from comfy import sd1_clip
+
+    config = {**toys.CLIP, "hidden_act": case.activation}
+    layers = {"layer": "last"} if case.layer is None else {"layer": "hidden", "layer_idx": case.layer}
+    model = sd1_clip.SDClipModel(
+        textmodel_json_config=config, special_tokens={"start": 1, "end": 3, "pad": case.pad},
+        layer_norm_hidden_state=case.normalise, dtype=torch.float32, **layers,
+    )  # fmt: skip
+    fill(model.transformer, toy_tensor)
+    tokenizer = sd1_clip.SDTokenizer(tokenizer_class=toys.Letters, pad_with_end=case.pad == 3)
+    found = {}
+    for label, prompt in toys.PROMPTS.items():
+        pairs = tokenizer.tokenize_with_weights(prompt)
+        with torch.no_grad():
+            hidden, pooled = model.encode_token_weights(pairs)
+        found |= {
+            f"clip.{name}.{label}.tokens": torch.tensor([[token for token, _ in chunk] for chunk in pairs]),
+            f"clip.{name}.{label}.hidden": hidden[0].clone(),
+            f"clip.{name}.{label}.pooled": pooled[0].clone(),
+        }
+    return found
+
+
+def qwen(toys: Any, toy_tensor: Any) -> dict[str, Any]:
+    """{"qwen.hidden": (L, D)}."""
+    import comfy.ops
+    import torch
+    from comfy.text_encoders import llama, qwen_vl
+
+    language = {k: v for k, v in toys.LANGUAGE.items() if k in llama.Qwen25_7BVLI_Config.__dataclass_fields__}
+
+    class Toy(llama.Qwen25_7BVLI):  # type: ignore[misc]
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            config = llama.Qwen25_7BVLI_Config(**language)
+            config.head_dim = config.hidden_size // config.num_attention_heads
+            config.rope_dims = toys.MROPE
+            ops = comfy.ops.manual_cast
+            self.num_layers, self.dtype = config.num_hidden_layers, torch.float32
+            self.model = llama.Llama2_(config, device="cpu", dtype=torch.float32, ops=ops)
+            v = toys.VISION
+            self.visual = qwen_vl.Qwen2VLVisionTransformer(
+                hidden_size=v["hidden_size"], output_hidden_size=v["out_hidden_size"],
+                intermediate_size=v["intermediate_size"], num_heads=v["num_heads"], num_layers=v["depth"],
+                window_size=v["window_size"], device="cpu", dtype=torch.float32, ops=ops,
+            )  # fmt: skip
+
+    model = fill(Toy(), toy_tensor)
+    image = ((toys.picture() + 1) / 2).permute(1, 2, 0).unsqueeze(0)
+    with torch.no_grad():
+        seen, grid = model.preprocess_embed({"type": "image", "data": image}, "cpu")
+        before, after = (model.model.embed_tokens(torch.tensor([ids])) for ids in (toys.BEFORE, toys.AFTER))
+        embeds = torch.cat([before, seen.unsqueeze(0), after], dim=1)
+        info = [{"type": "image", "index": len(toys.BEFORE), "size": len(seen), "extra": grid}]
+        mask = torch.ones(1, embeds.shape[1], dtype=torch.long)
+        hidden = model(None, mask, embeds=embeds, num_tokens=[embeds.shape[1]], embeds_info=info, dtype=torch.float32)
+    return {"qwen.hidden": hidden[0][0].clone()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    file = parser.parse_args().file.resolve()
+    _, version = host()
+    import toy_texts
+    from host_toys import toy_tensor
+    from safetensors.torch import save_file
+
+    found = {}
+    for name, case in toy_texts.CLIPS.items():
+        found |= clip(name, case, toy_texts, toy_tensor)
+    found |= qwen(toy_texts, toy_tensor)
+    save_file({key: tensor.contiguous() for key, tensor in found.items()}, file, metadata={"comfyui": version})
+    print(f"{len(found)} tensors recorded from ComfyUI {version}")
+
+
+if __name__ == "__main__":
+    main()

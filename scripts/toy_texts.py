@@ -1,0 +1,79 @@
+"""Toy text encoders that ComfyUI's own classes and transformers both build: sizes, letters as tokens, what is read."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+PROMPTS = {"short": "a cat", "long": "the quick brown fox jumps over the lazy dog " * 2, "longer": "abcdefghij " * 15}
+"""With letters as tokens: less than one chunk of 75, two chunks, three."""
+
+CLIP = {
+    "vocab_size": 48, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
+    "max_position_embeddings": 77, "projection_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3,
+    "layer_norm_eps": 1e-5,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipCase:
+    """How one of the host's CLIPs is read."""
+
+    layer: int | None
+    """Counted from the end; None is the host's "last"."""
+    normalise: bool
+    pad: int
+    """Token behind the prompt's end."""
+    activation: str
+
+
+CLIPS = {
+    "sd1": ClipCase(layer=None, normalise=True, pad=3, activation="quick_gelu"),
+    "sd1-skip2": ClipCase(layer=-2, normalise=True, pad=3, activation="quick_gelu"),
+    "sd2": ClipCase(layer=-2, normalise=True, pad=0, activation="gelu"),
+    "sdxl-l": ClipCase(layer=-2, normalise=False, pad=3, activation="quick_gelu"),
+    "sdxl-g": ClipCase(layer=-2, normalise=False, pad=0, activation="gelu"),
+    "sdxl-g-skip3": ClipCase(layer=-3, normalise=False, pad=0, activation="gelu"),
+}
+
+
+class Letters:
+    """A tokenizer whose words are letters, with what ComfyUI and the engine ask of CLIP's."""
+
+    bos_token_id, eos_token_id = 1, 3
+
+    def __init__(self, pad: int = 3) -> None:
+        self.pad_token_id = pad
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> "Letters":
+        return cls()
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [1, *(4 + (ord(letter) % 44) for letter in text), 3]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {str(i): i for i in range(48)}
+
+
+VISION = {
+    "depth": 8, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
+    "fullatt_block_indexes": [7], "window_size": 112,
+}  # fmt: skip
+LANGUAGE = {
+    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+}  # fmt: skip
+MROPE = [2, 3, 3]
+PICTURE = (140, 196)
+"""Rows and columns of the picture in pixels: 10 x 14 patches, 5 x 7 tokens, more than one window."""
+BEFORE, AFTER = list(range(5, 15)), list(range(20, 29))
+"""Tokens round the picture."""
+
+
+def picture() -> Any:
+    """(3, H, W) in [-1, 1]: slow waves, another one per colour."""
+    import torch
+
+    rows, columns = (torch.arange(n, dtype=torch.float32) for n in PICTURE)
+    waves = [torch.sin(rows[:, None] * (c + 1) / 20 + columns[None, :] * math.pi / (30 + 10 * c)) for c in range(3)]
+    return torch.stack(waves)

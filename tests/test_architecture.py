@@ -10,11 +10,12 @@ COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "
 MAX_LINES = 400
 # A module of trainer/ may import only from its own layer or one above it in this list.
 LAYERS = [
-    {"errors", "names", "seeding", "records", "axes", "text_drawing"},
+    {"errors", "names", "launch", "seeding", "records", "axes", "text_drawing"},
     {"config", "config_base", "config_data", "config_texts", "files", "tensor_files"},
     {"config_file", "idle_options", "identity", "schedule", "memory"},
+    {"processes"},
     {"diffusion", "data.images", "data.look", "data.buckets", "data.captions"},
-    {"denoiser", "frozen", "optim"},
+    {"denoiser", "frozen", "optim", "sharding"},
     {"lora"},
     {"families", "sample"},
     {"data"},

@@ -14,6 +14,7 @@ from .families.modules import checkpoint_blocks
 from .families.source import Source, open_source
 from .identity import files_identity, folder_identity
 from .memory import choose_device, compute_dtype, storage_dtype
+from .sharding import shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +32,23 @@ class Base:
         """The network's structure without its weights."""
         return self.family.load_denoiser(self.source, self.variant, Loading(dtype=None, device=torch.device("meta")))
 
-    def load_denoiser(self, config: ModelConfig, precision: str, *, gradient_checkpointing: bool = False) -> Denoiser:
-        """The frozen network on its device, in its stored or packed format, computing in the given precision."""
+    def load_denoiser(
+        self, config: ModelConfig, precision: str, *, gradient_checkpointing: bool = False, sharded: bool = False
+    ) -> Denoiser:
+        """The frozen network on its device, in its stored or packed format, computing in the given precision.
+
+        `sharded` splits it over the devices of all processes, without any of them holding the whole.
+        """
         arithmetic = compute_dtype(precision, self.device)
         packed = config.quantize != "none"
         dtype = arithmetic if packed else storage_dtype(config.dtype, self.device)
-        loading = Loading(dtype=dtype, device=self.device, compute_dtype=arithmetic, quantize=config.quantize)
+        device = torch.device("cpu") if sharded else self.device
+        loading = Loading(dtype=dtype, device=device, compute_dtype=arithmetic, quantize=config.quantize)
         denoiser = self.family.load_denoiser(self.source, self.variant, loading)
         if gradient_checkpointing:
             checkpoint_blocks(denoiser.module)
+        if sharded:
+            shard(denoiser.module, self.device)
         return denoiser
 
     @property

@@ -22,7 +22,7 @@ def train(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> N
     from .run import train as run_training
 
     settings = load(config, overrides, as_json)
-    with watched(as_json, run_folder(settings)) as host:
+    with watched(as_json, run_folder(settings), together=True) as host:
         outcome = run_training(settings, host)
     values = {
         "state": outcome.state,

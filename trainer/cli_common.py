@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import LoomError
+from .errors import ConfigError, LoomError, PeerError
+from .launch import launched
 
 if TYPE_CHECKING:
     from .console import JsonHost
@@ -31,13 +32,22 @@ def load(config: Path, overrides: list[str], as_json: bool) -> Any:
 
 
 @contextmanager
-def watched(as_json: bool, folder: "RunFolder | None" = None) -> "Iterator[JsonHost]":
-    """Whoever watches: a person or a program. Problems become one plain line and an exit code."""
-    from .console import ConsoleHost, JsonHost, StopSignal
+def watched(as_json: bool, folder: "RunFolder | None" = None, *, together: bool = False) -> "Iterator[JsonHost]":
+    """Whoever watches: a person or a program. Problems become one plain line and an exit code.
 
+    `together`: several processes started by a launcher work on it as one, and the first one speaks for them.
+    """
+    from .console import ConsoleHost, JsonHost, QuietHost, StopSignal
+
+    rank, count = launched().rank, launched().count
+    if count > 1 and not together:
+        fail(ConfigError(f"{count} processes were started: only train runs on several, start this one plainly"), as_json)  # fmt: skip
+    folder = folder if rank == 0 else None
     stop = StopSignal()
     try:
-        if as_json:
+        if rank > 0:
+            yield QuietHost(stop)
+        elif as_json:
             yield JsonHost(stop, folder)
         else:
             with ConsoleHost(stop, folder) as host:
@@ -51,12 +61,16 @@ def watched(as_json: bool, folder: "RunFolder | None" = None) -> "Iterator[JsonH
 
 
 def fail(error: LoomError, as_json: bool) -> None:
+    rank = launched().rank
     if as_json:
-        sys.stdout.write(json.dumps({"event": "error", "kind": type(error).__name__, "message": str(error)}) + "\n")
-    else:
-        sys.stderr.write(f"error: {error}\n")
+        told = {"event": "error", "kind": type(error).__name__, "message": str(error)}
+        sys.stdout.write(json.dumps({**told, **({"process": rank} if rank else {})}) + "\n")
+    elif not (rank and isinstance(error, PeerError)):  # the one that has ended, or the first process, says it
+        sys.stderr.write(f"error: {f'process {rank}: ' if rank else ''}{error}\n")
     raise typer.Exit(error.exit_code) from error
 
 
 def report(as_json: bool, text: str, **values: Any) -> None:
+    if launched().rank > 0:
+        return
     sys.stdout.write((json.dumps({"event": "result", **values}) if as_json else text) + "\n")

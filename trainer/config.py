@@ -204,6 +204,8 @@ class MemoryConfig(Section):
     """Images encoded at once while caching; halved by itself where memory runs out."""
     vae_tiling: bool = False
     """Encode large images in tiles: much less memory, slightly different latents (they are cached apart)."""
+    shard: bool = False
+    """Split the frozen base over the GPUs of a run with several processes (FSDP): for one larger than a GPU. Slower."""
 
     def __post_init__(self) -> None:
         require(self.vae_batch >= 1, "memory.vae_batch", self.vae_batch, "use 1 or more")

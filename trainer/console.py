@@ -76,6 +76,12 @@ class JsonHost:
         return False
 
 
+class QuietHost(JsonHost):
+    """For all but the first of several processes: says nothing, and listens for the stop signal like the others."""
+
+    def _emit(self, event: str, **values: Any) -> None: ...
+
+
 class ConsoleHost(JsonHost):
     """A progress bar on a terminal, a line every few seconds elsewhere."""
 

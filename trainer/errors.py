@@ -31,6 +31,10 @@ class RunError(LoomError):
     exit_code = 5
 
 
+class PeerError(RunError):
+    """Another process of the run has ended; what it said before is the cause."""
+
+
 class StoppedError(RunError):
     """Someone asked for a stop before there was anything to save; what is done is kept."""
 

@@ -19,7 +19,12 @@ def is_packed(weight: Tensor) -> bool:
 
 
 def dense(weight: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
-    """The weight as plain numbers of a format, times its scale if it has one."""
+    """The weight as plain numbers of a format, times its scale if it has one.
+
+    One that is split over several processes is put together, for which all of them must ask.
+    """
+    if hasattr(weight, "full_tensor"):
+        weight = weight.full_tensor()
     plain = weight.dequantize() if is_packed(weight) else weight
     plain = plain.to(dtype)
     return plain if scale is None else plain * scale.to(device=plain.device, dtype=dtype)

@@ -14,6 +14,7 @@ from .denoiser import Denoiser
 from .errors import DivergedError
 from .lora.adapter import Adapter, Draw
 from .optim import clip_gradients, set_learning_rate
+from .processes import ALONE, Processes
 from .records import Batch, StepResult
 from .step import LossSettings, Place, train_step
 
@@ -65,12 +66,17 @@ class Training:
 
 
 def fit(
-    denoiser: Denoiser, training: Training, batches: Batches, settings: LoopSettings, rate_at: Callable[[int], float]
+    denoiser: Denoiser,
+    training: Training,
+    batches: Batches,
+    settings: LoopSettings,
+    rate_at: Callable[[int], float],
+    processes: Processes = ALONE,
 ) -> Iterator[StepResult]:
     """Take one optimizer step per item, for ever. Raises DivergedError before a bad step is taken."""
     while True:
         started = time.perf_counter()
-        loss = _accumulate(denoiser, training, batches, settings)
+        loss = _accumulate(denoiser, training, batches, settings, processes)
         norm = _finite_norm(training, loss, settings.clip_norm)
         rate = set_learning_rate(training.optimizer, rate_at(training.step))
         _move(training)
@@ -81,13 +87,19 @@ def fit(
         yield StepResult(step=training.step, loss=loss, grad_norm=norm, learning_rate=rate, seconds=seconds)
 
 
-def _accumulate(denoiser: Denoiser, training: Training, batches: Batches, settings: LoopSettings) -> float:
-    """Gradients of the mean loss over all samples of the step, and that loss."""
-    first = training.step * settings.accumulation
-    samples = sum(batches.size(first + i) for i in range(settings.accumulation))
+def _accumulate(
+    denoiser: Denoiser, training: Training, batches: Batches, settings: LoopSettings, processes: Processes
+) -> float:
+    """Gradients of the mean loss over all samples of the step, and that loss.
+
+    The micro-batches of a step are dealt out to the processes in turn: the step is that of one process which takes them all.
+    """
+    count = settings.accumulation * processes.count
+    first = training.step * count
+    samples = sum(batches.size(first + i) for i in range(count))
     total = torch.zeros((), dtype=torch.float64)
     try:
-        for micro_batch in range(settings.accumulation):
+        for micro_batch in range(processes.rank, count, processes.count):
             place = Place(seed=settings.seed, step=training.step, micro_batch=micro_batch)
             training.adapter.set_draw(Draw(seed=place.seed, step=place.step, micro_batch=place.micro_batch))
             loss = train_step(denoiser, batches.at(first + micro_batch), settings.loss, place).sum() / samples
@@ -95,7 +107,8 @@ def _accumulate(denoiser: Denoiser, training: Training, batches: Batches, settin
             total = total + loss.detach().double().cpu()
     finally:
         training.adapter.set_draw(None)
-    return float(total)
+    processes.sum_gradients(training.adapter.parameters().values())
+    return processes.sum(float(total))
 
 
 def _finite_norm(training: Training, loss: float, limit: float) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base_model import Base, open_base
 from .config import TrainConfig
-from .config_file import digest, fixed_settings, to_dict
+from .config_file import Json, digest, fixed_settings, to_dict
 from .data.batches import CachedBatches, Pick, Plan, make_plan
 from .data.cache import Cache
 from .data.dataset import Dataset, build_dataset, epochs_report, report
@@ -28,9 +28,11 @@ from .lora.targets import resolve_targets
 from .memory import DTYPES, compute_dtype
 from .objective_settings import check_objective, loss_settings, noise_levels
 from .optim import check_optimizer
+from .processes import ALONE, Processes, joined, main_first
 from .records import Conditioning, Example
-from .runs import RunFolder, environment
+from .runs import Onlooker, RunFolder, environment
 from .session import Host, Outcome, Session, execute
+from .sharding import check_sharding
 
 PATCH = 16
 """Pixels that one 2x2 patch of latents covers: the finest step that every network can take."""
@@ -48,20 +50,24 @@ class Prepared:
     cache: Cache
     identity: EncoderIdentity
     folder: RunFolder
+    processes: Processes
 
 
-def run_folder(config: TrainConfig) -> RunFolder:
-    return RunFolder(Path(config.output.directory).expanduser() / config.name)
+def run_folder(config: TrainConfig, processes: Processes = ALONE) -> RunFolder:
+    kind = RunFolder if processes.rank == 0 else Onlooker
+    return kind(Path(config.output.directory).expanduser() / config.name)
 
 
 def cache_folder(config: TrainConfig) -> Path:
     return Path(config.output.cache or Path(config.output.directory) / "cache").expanduser()
 
 
-def prepare(config: TrainConfig, host: Host) -> Prepared:
+def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Prepared:
     """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
     refuse_idle_options(config)
     check_optimizer(config.optimizer)
+    if config.memory.shard:
+        check_sharding(processes, config.model.quantize)
     base = open_base(config.model)
     check_objective(config.objective, base.settings.objective)
     if config.objective.guidance != 1.0 and not base.settings.guidance_embedding:
@@ -90,8 +96,13 @@ def prepare(config: TrainConfig, host: Host) -> Prepared:
         partial(host.stage, "reading images"),
     )
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
+    if processes.count > plan.per_epoch:
+        raise ConfigError(
+            f"{processes.count} processes for {plan.per_epoch} batches per epoch: start at most {plan.per_epoch}, or lower training.batch_size, or raise dataset.repeats"
+        )
     host.log(report(dataset))
-    host.log(epochs_report(dataset, config.training.batch_size, config.training.accumulation, config.training.steps))
+    forward_passes = config.training.accumulation * processes.count
+    host.log(epochs_report(dataset, config.training.batch_size, forward_passes, config.training.steps))
     return Prepared(
         config=config,
         base=base,
@@ -100,7 +111,8 @@ def prepare(config: TrainConfig, host: Host) -> Prepared:
         targets=targets,
         cache=Cache(cache_folder(config)),
         identity=base.encoder_identity(tiled=config.memory.vae_tiling),
-        folder=run_folder(config),
+        folder=run_folder(config, processes),
+        processes=processes,
     )
 
 
@@ -121,15 +133,25 @@ def build_cache(prepared: Prepared, host: Host) -> CacheReport:
 
 
 def train(config: TrainConfig, host: Host) -> Outcome:
-    """The whole job: look, cache, load, train, save, check. Continues a run of this name if it is the same run."""
-    prepared = prepare(config, host)
-    folder = prepared.folder
+    """The whole job: look, cache, load, train, save, check. Continues a run of this name if it is the same run.
+
+    Where a launcher has started several processes, each calls this with the same configuration; they train one LoRA.
+    """
+    with joined(config.model.device) as processes:
+        with main_first(processes):
+            prepared = prepare(config, host, processes)
+        return _train(prepared, host)
+
+
+def _train(prepared: Prepared, host: Host) -> Outcome:
+    config, folder, processes = prepared.config, prepared.folder, prepared.processes
     folder.lock()
     try:
-        fixed = fixed_settings(config, facts(prepared))
+        fixed = _fixed(prepared)
+        processes.require_same("configuration, base or data set", digest([fixed, to_dict(config)]))
         if config.output.loras:
             check_writable(Path(config.output.loras).expanduser() / config.name)
-        here = environment(str(prepared.base.device), torch.get_num_threads())
+        here = environment(str(prepared.base.device), torch.get_num_threads(), processes.count)
         if folder.exists():
             folder.check_same(fixed, to_dict(config))
             if folder.last_checkpoint() and (changed := folder.changed_environment(here)):
@@ -137,11 +159,26 @@ def train(config: TrainConfig, host: Host) -> Outcome:
         folder.start(to_dict(config), fixed, here)
         with folder.noting_failure():
             folder.update(state="caching", error="")
-            done = build_cache(prepared, host)
-            host.log(f"cache: {done.text()}")
+            _cache_once(prepared, host)
             return execute(make_session(prepared), host)
     finally:
         folder.unlock()
+
+
+def _fixed(prepared: Prepared) -> Json:
+    """What must stay equal. Accumulation counts the forward passes of all processes: two with one each are one with two."""
+    fixed = fixed_settings(prepared.config, facts(prepared))
+    accumulation = prepared.config.training.accumulation * prepared.processes.count
+    return {**fixed, "training": {**fixed["training"], "accumulation": accumulation}}
+
+
+def _cache_once(prepared: Prepared, host: Host) -> None:
+    """Process 0 encodes what is missing while the others wait."""
+    if prepared.processes.rank == 0:
+        done = build_cache(prepared, host)
+        host.log(f"cache: {done.text()}")
+    prepared.processes.wait()
+    prepared.cache.reload()
 
 
 def facts(prepared: Prepared) -> dict[str, str]:
@@ -160,7 +197,10 @@ def make_session(prepared: Prepared) -> Session:
     config, base = prepared.config, prepared.base
     levels = noise_levels(config.objective, base.settings.objective, base.settings.training_shift)
     denoiser = base.load_denoiser(
-        config.model, config.training.precision, gradient_checkpointing=config.memory.gradient_checkpointing
+        config.model,
+        config.training.precision,
+        gradient_checkpointing=config.memory.gradient_checkpointing,
+        sharded=config.memory.shard,
     )
     held_out = dataset_batches(prepared, prepared.dataset.held_out)
     return Session(
@@ -184,6 +224,8 @@ def make_session(prepared: Prepared) -> Session:
         metadata=_metadata(prepared, denoiser),
         also=Path(config.output.loras).expanduser() if config.output.loras else None,
         init=read_lora(config.network.init_from) if config.network.init_from else {},
+        processes=prepared.processes,
+        sharded=config.memory.shard,
     )
 
 

@@ -148,6 +148,8 @@ class RunFolder:
         """
         record = self.read()
         lines = differences(record["fixed"], json.loads(json.dumps(fixed)))
+        if any(line.startswith("training.accumulation:") for line in lines):
+            lines.append("(it counts the forward passes of all processes together)")
         if config is not None and any(line.startswith("facts.data:") for line in lines):
             lines += _changed_sets(record["config"], json.loads(json.dumps(config)))
         if lines:
@@ -209,11 +211,38 @@ class RunFolder:
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, also: Path | None
     ) -> Path:
         """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same below `also`."""
-        name = f"{self.name}.safetensors" if step is None else f"{self.name}-{step:06d}.safetensors"
-        for folder in [self.path / "loras", *([also / self.name] if also else [])]:
+        path = self.lora_file(step)
+        for folder in [path.parent, *([also / self.name] if also else [])]:
             remove_temporaries(folder)
-            write_tensors(folder / name, tensors, metadata)
-        return self.path / "loras" / name
+            write_tensors(folder / path.name, tensors, metadata)
+        return path
+
+    def lora_file(self, step: int | None) -> Path:
+        """Where the LoRA of a step is, or the last one."""
+        return (
+            self.path
+            / "loras"
+            / (f"{self.name}.safetensors" if step is None else f"{self.name}-{step:06d}.safetensors")
+        )
+
+
+class Onlooker(RunFolder):
+    """The run for a process that is not the first of several: it reads, and leaves all writing to that one."""
+
+    def lock(self) -> None: ...
+
+    def unlock(self) -> None: ...
+
+    def update(self, **changes: Any) -> None: ...
+
+    def cut_metrics(self, step: int) -> None: ...
+
+    def _append(self, path: Path, line: str) -> None: ...
+
+    def save_lora(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, also: Path | None
+    ) -> Path:
+        return self.lora_file(step)
 
 
 def _changed_sets(old: Json, new: Json) -> list[str]:
@@ -222,8 +251,8 @@ def _changed_sets(old: Json, new: Json) -> list[str]:
     return differences(before, after, "dataset.") or ["(images, captions or masks in the folders changed)"]
 
 
-def environment(device: str, threads: int) -> Json:
-    """What exact resuming depends on: device, thread count, library versions."""
+def environment(device: str, threads: int, processes: int = 1) -> Json:
+    """What exact resuming depends on: device, thread count, number of processes, library versions."""
     versions = {}
     for library in LIBRARIES:
         try:
@@ -236,6 +265,7 @@ def environment(device: str, threads: int) -> Json:
         "python": platform.python_version(),
         "pid": os.getpid(),
         "libraries": versions,
+        **({"processes": processes} if processes > 1 else {}),
     }
 
 

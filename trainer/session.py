@@ -18,11 +18,13 @@ from .config import NetworkConfig, OptimizerConfig, ScheduleConfig, TrainingConf
 from .denoiser import Denoiser
 from .errors import RunError
 from .evaluate import HeldOut, held_out_loss
+from .identity import tensors_digest
 from .loop import Average, Batches, LoopSettings, Training, fit
 from .lora.adapter import inject
 from .lora.state_dict import Arithmetic, to_file, to_training, worst_disagreement, written_out
 from .memory import out_of_memory_remedy, use_device
 from .optim import make_optimizer
+from .processes import ALONE, Processes, telling_of_lost_peers
 from .records import StepResult
 from .runs import RunFolder
 from .schedule import lr_factor
@@ -103,6 +105,14 @@ class Session:
     """Tensors of a LoRA file to start from."""
     arithmetic: Arithmetic = written_out
     """What a host computes from a LoRA file; inside ComfyUI it is ComfyUI itself."""
+    processes: Processes = ALONE
+    """All processes execute equal sessions; those of the others have an `Onlooker` as folder."""
+    sharded: bool = False
+    """The base is split over the processes: none can compute without the others."""
+
+    @property
+    def main(self) -> bool:
+        return self.processes.rank == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +130,7 @@ def execute(session: Session, host: Host) -> Outcome:
     """Train to the end, or until the host asks to stop. Raises LoomError; the last checkpoint is kept whatever happens."""
     folder = session.folder
     folder.update(state="running", error="")
-    with folder.noting_failure():
+    with folder.noting_failure(), telling_of_lost_peers():
         try:
             training = _set_up(session, host)
             outcome = _train(session, training, host)
@@ -154,6 +164,8 @@ def _set_up(session: Session, host: Host) -> Training:
         load_checkpoint(checkpoint, training)
         host.log(f"continuing from step {training.step}")
     session.folder.cut_metrics(training.step)
+    if session.processes.count > 1:
+        session.processes.require_same("adapter", f"{training.step} {tensors_digest(parameters)}")
     return training
 
 
@@ -164,8 +176,10 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
         accumulation=session.training.accumulation,
         clip_norm=session.optimizer.clip_norm,
     )
-    total = session.training.steps
-    measured = {line["step"] for line in session.folder.read_metrics() if "held_out" in line}
+    total, processes = session.training.steps, session.processes
+    measured = processes.from_main(
+        lambda: {line["step"] for line in session.folder.read_metrics() if "held_out" in line}
+    )
     if training.step not in measured and (training.step == 0 or _measures_at(session, training.step)):
         _measure(session, training, host)  # also what a kill between saving and measuring has left out
     if training.step == 0 and session.previews is not None and session.previews.every:
@@ -174,8 +188,8 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
     def rate_at(step: int) -> float:
         return session.optimizer.learning_rate * lr_factor(step, total, session.schedule)
 
-    steps: Iterator[StepResult] = fit(session.denoiser, training, session.batches, settings, rate_at)
-    while training.step < total and not host.should_stop():
+    steps: Iterator[StepResult] = fit(session.denoiser, training, session.batches, settings, rate_at, processes)
+    while training.step < total and not processes.any(host.should_stop()):
         result = next(steps)
         session.folder.append_step(result)
         host.step(result, total)
@@ -183,9 +197,9 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
         _serve(session, training, host, due=True)
         if _measures_at(session, result.step):
             _measure(session, training, host)
-        while not last and host.between_steps():
+        while not last and processes.from_main(host.between_steps):
             _serve(session, training, host, due=False)
-    if session.folder.saved_step() != training.step:
+    if processes.from_main(session.folder.saved_step) != training.step:
         _save(session, training, host)
     return _finish(session, training, host, "finished" if training.step >= total else "stopped")
 
@@ -193,7 +207,7 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
 def _serve(session: Session, training: Training, host: Host, *, due: bool) -> None:
     """Save and render what is due at this step or was asked for."""
     previews = session.previews
-    if host.should_save() or (due and _due(training.step, session.training.save_every)):
+    if session.processes.any(host.should_save()) or (due and _due(training.step, session.training.save_every)):
         _save(session, training, host)
     if previews is not None and (host.should_sample() or (due and _due(training.step, previews.every))):
         _render(session, training, host)
@@ -209,8 +223,10 @@ def _due(step: int, every: int) -> bool:
 
 def _save(session: Session, training: Training, host: Host) -> None:
     folder = session.folder
-    save_checkpoint(folder.checkpoints, training)
     tensors = to_file(training.adapter, session.denoiser.file_key, session.lora_dtype, _averaged(training))
+    if not session.main:
+        return
+    save_checkpoint(folder.checkpoints, training)
     path = folder.save_lora(tensors, _metadata(session, training.step), training.step, session.also)
     prune(folder.checkpoints, session.training.keep)
     folder.update(step=training.step, lora=path.name)
@@ -234,7 +250,7 @@ def _metadata(session: Session, step: int) -> dict[str, str]:
 
 def _measure(session: Session, training: Training, host: Host) -> None:
     """The held-out loss now, of the live adapter and of its average if there is one."""
-    if not session.held_out.batches:
+    if not session.held_out.batches or not (session.main or session.sharded):
         return
     values = {"held_out": held_out_loss(session.denoiser, session.held_out, session.loss.noise_levels)}
     if training.average is not None:
@@ -266,6 +282,7 @@ def _finish(session: Session, training: Training, host: Host, state: str) -> Out
             f"the LoRA file would act differently than it was trained: {error:.2e} in {where}; set output.dtype = 'float32' and report this"
         )
     path = session.folder.save_lora(tensors, _metadata(session, training.step), None, session.also)
+    session.processes.wait()
     host.log(
         f"{len(session.targets)} modules saved, 0 keys unmatched; the file's effect agrees with training to {error:.1e}"
     )

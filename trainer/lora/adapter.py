@@ -119,7 +119,7 @@ def inject(
     from peft import inject_adapter_in_model
 
     root.requires_grad_(False)
-    with torch.device("meta"):
+    with torch.device("meta"), _split_weights_as_shapes(root, paths):
         inject_adapter_in_model(_peft_config(network, paths), root, adapter_name=NAME)
     layers: dict[str, Any] = {path: root.get_submodule(path) for path in paths}
     for path, layer in layers.items():
@@ -135,6 +135,21 @@ def inject(
     adapter = Adapter(root=root, layers=layers, network=network)
     _assert_only_adapter_trains(adapter)
     return adapter
+
+
+@contextmanager
+def _split_weights_as_shapes(root: nn.Module, paths: list[str]) -> Iterator[None]:
+    """Weights that are split over several processes, as meta tensors for the time of the block: PEFT adds to those of DoRA."""
+    modules = [root.get_submodule(path) for path in paths]
+    split = [(part, part._parameters["weight"]) for part in modules if hasattr(part.weight, "full_tensor")]
+    for part, weight in split:
+        assert weight is not None
+        part._parameters["weight"] = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device="meta"), False)
+    try:
+        yield
+    finally:
+        for part, weight in split:
+            part._parameters["weight"] = weight
 
 
 def _dora(

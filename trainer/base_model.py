@@ -1,14 +1,15 @@
 """A base model that was looked at but not loaded: source, family, variant, device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
 from . import families
-from .config import ModelConfig
+from .config import ModelConfig, TextConfig
 from .data.encode import EncoderIdentity
 from .denoiser import Denoiser
-from .families.base import Encoders, Family, Loading, Variant
+from .errors import ConfigError
+from .families.base import DEFAULT_READING, Encoders, Family, Loading, Reading, Variant
 from .families.encoders import encoder_parts
 from .families.modules import checkpoint_blocks
 from .families.source import Source, open_source
@@ -23,6 +24,7 @@ class Base:
     family: Family
     variant: str
     device: torch.device
+    reading: Reading = DEFAULT_READING
 
     @property
     def settings(self) -> Variant:
@@ -58,7 +60,7 @@ class Base:
 
     def load_encoders(self, *, tiled: bool = False) -> Encoders:
         loading = Loading(dtype=self.text_dtype, device=self.device)
-        encoders = self.family.load_encoders(self.source, self.variant, loading)
+        encoders = self.family.load_encoders(self.source, self.variant, loading, self.reading)
         if tiled:
             encoders.image.use_tiles()
         return encoders
@@ -75,6 +77,7 @@ class Base:
             "max_text_tokens": self.settings.max_text_tokens,
             "dtype": str(self.text_dtype),
         }
+        options |= {name: getattr(self.reading, name) for name in self.settings.text_options}
         if self.settings.text_pixels:
             options["variant"] = self.variant
         vae_options = {"channels": self.family.latent_space.channels, **({"tiled": True} if tiled else {})}
@@ -85,8 +88,21 @@ class Base:
         )
 
 
-def open_base(config: ModelConfig) -> Base:
+def open_base(config: ModelConfig, text: TextConfig | None = None) -> Base:
     """Raises ModelFileError or ConfigError; reads headers only."""
     source = open_source(config.base, config.encoders)
     family, variant = families.choose(config.family, config.variant, source)
-    return Base(source=source, family=family, variant=variant, device=choose_device(config.device))
+    reading = _reading(text or TextConfig(), family, variant)
+    return Base(source=source, family=family, variant=variant, device=choose_device(config.device), reading=reading)
+
+
+def _reading(text: TextConfig, family: Family, variant: str) -> Reading:
+    """Raises ConfigError for an option that would do nothing with this family."""
+    plain, heeded = Reading(), family.variants[variant].text_options
+    wanted = {field.name: getattr(text, field.name) for field in fields(Reading)}
+    for name, value in wanted.items():
+        if value != getattr(plain, name) and name not in heeded:
+            raise ConfigError(
+                f"text.{name} = {value!r} would do nothing: {family.name} {variant} has none; leave it out"
+            )
+    return Reading(**wanted)

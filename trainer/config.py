@@ -9,10 +9,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .config_base import Section, require
-from .config_data import DataConfig, DatasetConfig
+from .config_data import DataConfig, DatasetConfig, TextConfig
 from .names import check_name
 
-__all__ = ["DataConfig", "DatasetConfig", "Section", "require"]  # imported here for whoever reads the tree
+__all__ = [
+    "DataConfig",
+    "DatasetConfig",
+    "Section",
+    "TextConfig",
+    "require",
+]  # imported here for whoever reads the tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +306,7 @@ class TrainConfig(Section):
     dataset: tuple[DatasetConfig, ...]
     """The sets that are trained on together; one [[dataset]] table each."""
     data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -71,3 +71,16 @@ class DataConfig(Section):
             require(self.resolution >= self.bucket_step, "data.resolution", self.resolution, remedy)
         require(0 < self.min_side <= self.max_side, "data.min_side", self.min_side, f"use 1 to {self.max_side}")
         require(0 <= self.held_out_share < 1, "data.held_out_share", self.held_out_share, "use 0 up to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(Section):
+    clip_tokens: Literal[75, 150, 225] = 225
+    """How much of a long caption CLIP reads: one, two or three chunks of 75 tokens, laid out as ComfyUI does. SD and SDXL."""
+    clip_skip: int = 0
+    """Which layer of CLIP is read, counted from the end as in ComfyUI's CLIPSetLastLayer (2 = -2); 0 is the family's own. SD, SDXL."""
+    system_prompt: str = "auto"
+    """What Lumina2 reads before every prompt but the empty one; auto is the model's own sentence, "" is none."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.clip_skip <= 32, "text.clip_skip", self.clip_skip, "use 0 (the family's own) or 1 to 32")

@@ -68,7 +68,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_optimizer(config.optimizer)
     if config.memory.shard:
         check_sharding(processes, config.model.quantize)
-    base = open_base(config.model)
+    base = open_base(config.model, config.text)
     check_objective(config.objective, base.settings.objective)
     if config.objective.guidance != 1.0 and not base.settings.guidance_embedding:
         raise ConfigError(

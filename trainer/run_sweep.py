@@ -131,7 +131,7 @@ def make_rendering(config: TrainConfig, base: Base) -> Rendering:
 
 def sweep(config: TrainConfig, host: Host, lora_files: Sequence[Path] = ()) -> Sheet:
     """Render what is missing and write `sheet.json`. A stopped sweep keeps its cells and goes on next time."""
-    base = open_base(config.model)
+    base = open_base(config.model, config.text)
     check_references(config, base)
     rendering = make_rendering(config, base)
     axes = make_axes(

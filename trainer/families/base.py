@@ -1,5 +1,6 @@
 """What a family file holds: data and a handful of functions. The engine knows families only through these."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,6 +36,8 @@ class Variant:
     """The network can be shown reference images (edit models)."""
     text_pixels: int = 0
     """The text encoder is shown the reference image too, with the area of a square of this side in pixels; 0 = it is not."""
+    text_options: tuple[str, ...] = ()
+    """Fields of `Reading` that this family heeds."""
     max_text_tokens: int = 77
     """Length that prompts are padded to, where the family pads."""
 
@@ -108,6 +111,18 @@ class Loading:
     """Pack the Linear weights by optimum-quanto, one at a time: int8, int4, int2, float8 or none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How texts are read, where a family leaves a choice; the fields of `config_data.TextConfig`."""
+
+    clip_tokens: int = 225
+    clip_skip: int = 0
+    system_prompt: str = "auto"
+
+
+DEFAULT_READING = Reading()
+
+
 class Family(Protocol):
     @property
     def name(self) -> str: ...
@@ -152,7 +167,9 @@ class Family(Protocol):
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> Denoiser: ...
 
-    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders: ...
+    def load_encoders(
+        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+    ) -> Encoders: ...
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         """Batch the texts of several images and add what else the network is told about them."""
@@ -194,6 +211,13 @@ class DiffusersDenoiser:
 def stack(texts: Sequence[Text]) -> dict[str, Tensor]:
     """Texts of equal length as one batch."""
     return {key: torch.stack([text[key] for text in texts]) for key in texts[0]}
+
+
+def stack_repeating(texts: Sequence[Text]) -> dict[str, Tensor]:
+    """Like `stack`; a shorter "text" (L, D) is repeated up to a common length. To cross-attention, which has no positions
+    and no mask, a text said n times is that text said once, exactly (ComfyUI batches so too)."""
+    length = math.lcm(*(len(text["text"]) for text in texts))
+    return stack([text | {"text": text["text"].repeat(length // len(text["text"]), 1)} for text in texts])
 
 
 def pad_and_mask(texts: Sequence[Tensor]) -> dict[str, Tensor]:

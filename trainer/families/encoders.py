@@ -1,15 +1,18 @@
 """Text encoders and VAEs that several families share, through transformers and diffusers. L tokens, D width."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelFileError
+from ..errors import ConfigError, ModelFileError
 from .base import Loading
 from .source import read_json
+
+CLIP_OPTIONS = ("clip_tokens", "clip_skip")
+"""What may be chosen where CLIP alone is read."""
 
 
 def require_parts(folder: Path, *names: str) -> None:
@@ -40,32 +43,71 @@ class ClipText:
     """One CLIP text model: the hidden states of one layer, and the pooled vector."""
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, *, max_tokens: int, skip: int = 1, normalise: bool = True
+        self,
+        module: nn.Module,
+        tokenizer: Any,
+        *,
+        max_tokens: int,
+        skip: int = 1,
+        normalise: bool = True,
+        chunks: int = 1,
     ) -> None:
-        """`skip` layers from the end (1 = the last); `normalise` applies the final layer norm to it."""
+        """`skip` layers from the end (1 = the last); `normalise` applies the final layer norm to it; a prompt may take as
+        many `chunks` of `max_tokens`."""
         self.module, self.tokenizer, self.max_tokens = module, tokenizer, max_tokens
-        self.skip, self.normalise = skip, normalise
+        self.skip, self.normalise, self.chunks = skip, normalise, chunks
+        if not 1 <= skip <= (depth := clip_depth(module)):
+            raise ConfigError(
+                f"text.clip_skip: this CLIP has {depth} layers; use 1 to {depth}, or 0 for the family's own"
+            )
+
+    def tokens(self, prompt: str) -> Tensor:
+        """(chunks, L) ids. Every chunk has its own start and end; a prompt that is too long is cut after the last."""
+        words = self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"][1:-1]
+        room = self.max_tokens - 2
+        pieces = [words[start : start + room] for start in range(0, max(1, len(words)), room)][: self.chunks]
+        start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        return torch.tensor([[start, *piece, end, *[pad] * (room - len(piece))] for piece in pieces])
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(B, L, D) hidden states and (B, P) pooled vectors (projected where the model projects), fp32 on the CPU."""
-        return self.of_tokens(tokenize(self.tokenizer, prompts, self.max_tokens)["input_ids"])
+    def __call__(self, prompts: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+        """Per prompt the hidden states (L, D) of its chunks side by side, and (B, P) pooled vectors of the first chunk
+        (projected where the model projects), fp32 on the CPU."""
+        return self.of_chunks([self.tokens(prompt) for prompt in prompts], self.of_tokens)
+
+    def of_chunks(
+        self, chunks: Sequence[Tensor], read: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[list[Tensor], Tensor]:
+        """The same of the chunks of several prompts, read at once."""
+        counts = [len(ids) for ids in chunks]
+        hidden_NLD, pooled_NP = read(torch.cat(list(chunks)))
+        firsts = [sum(counts[:i]) for i in range(len(counts))]
+        return [part.flatten(0, 1) for part in torch.split(hidden_NLD, counts)], pooled_NP[firsts]
 
     @torch.no_grad()
     def of_tokens(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of token ids."""
+        """(B, L, D) hidden states and (B, P) pooled vectors of token ids, fp32 on the CPU."""
+        hidden_BLD, pooled_BP = self.read(ids_BL)
+        return hidden_BLD.cpu(), pooled_BP.cpu()
+
+    def read(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The same on the network's device, with a gradient."""
         output = self.module(ids_BL.to(device_of(self.module)), output_hidden_states=True)
         hidden = output.hidden_states[-self.skip]
         if self.normalise:
             inner: Any = getattr(self.module, "text_model", self.module)
             hidden = inner.final_layer_norm(hidden)
         pooled = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
-        return hidden.float().cpu(), pooled.float().cpu()
+        return hidden.float(), pooled.float()
 
 
-def penultimate(module: nn.Module, tokenizer: Any) -> ClipText:
+def penultimate(module: nn.Module, tokenizer: Any, *, skip: int = 2, chunks: int = 1) -> ClipText:
     """CLIP as SDXL and SD3 read it: the layer before the last, without the final norm."""
-    return ClipText(module, tokenizer, max_tokens=clip_tokens(module), skip=2, normalise=False)
+    return ClipText(module, tokenizer, max_tokens=clip_tokens(module), skip=skip, normalise=False, chunks=chunks)
+
+
+def clip_depth(module: nn.Module) -> int:
+    return int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
 
 
 def clip_tokens(module: nn.Module) -> int:

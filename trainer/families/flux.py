@@ -16,7 +16,18 @@ from ..diffusion.objectives import FlowMatching
 from ..diffusion.packing import pack, position_ids, reference_places, unpack
 from ..diffusion.timesteps import ResolutionShift
 from ..records import Conditioning, Geometry, Shapes
-from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
+from .base import (
+    DEFAULT_READING,
+    DiffusersDenoiser,
+    Encoders,
+    LatentSpace,
+    Loading,
+    Reading,
+    Text,
+    Tiny,
+    Variant,
+    stack,
+)
 from .encoders import ClipText, KlCodec, T5Text, clip_tokens, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap, count_blocks, rename, split_rows
 from .lora_layouts import DIT, Widths
@@ -229,7 +240,9 @@ class Flux:
 
         return _denoiser(load(FluxTransformer2DModel, source, read_native, loading), variant, loading.compute_dtype)
 
-    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+    def load_encoders(
+        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+    ) -> Encoders:
         from transformers import CLIPTextModel, T5EncoderModel
 
         folder = source.encoder_folder()

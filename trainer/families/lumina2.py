@@ -15,7 +15,18 @@ from ..diffusion.objectives import FlowMatching
 from ..diffusion.timesteps import ResolutionShift
 from ..errors import ModelFileError
 from ..records import Conditioning, Geometry, Shapes
-from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, pad_and_mask
+from .base import (
+    DEFAULT_READING,
+    DiffusersDenoiser,
+    Encoders,
+    LatentSpace,
+    Loading,
+    Reading,
+    Text,
+    Tiny,
+    Variant,
+    pad_and_mask,
+)
 from .encoders import KlCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap, count_blocks, rename, split_rows
 from .lora_layouts import FUSED_DIT, Widths
@@ -32,6 +43,7 @@ VARIANTS = {
         training_shift=ResolutionShift(),
         guidance_scale=4.0,
         max_text_tokens=256,
+        text_options=("system_prompt",),
     ),
 }
 _BLOCK = r"^(layers|noise_refiner|context_refiner)\.\d+\."
@@ -227,14 +239,17 @@ class Lumina2:
         module = load(network_class(), source, read_native, loading, adapt=fuse, unused=UNUSED)
         return _denoiser(module, variant, loading.compute_dtype)
 
-    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+    def load_encoders(
+        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+    ) -> Encoders:
         from transformers import Gemma2Model
 
         folder = source.encoder_folder()
         require_parts(folder, "text_encoder", "tokenizer", "vae")
         module = load_network(Gemma2Model, folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
-        text = Lumina2Text(module, tokenizer, max_tokens=VARIANTS[variant].max_text_tokens)
+        system = SYSTEM_PROMPT if reading.system_prompt == "auto" else reading.system_prompt.strip()
+        text = Lumina2Text(module, tokenizer, max_tokens=VARIANTS[variant].max_text_tokens, system=system)
         return Encoders(text, load_codec(folder, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:

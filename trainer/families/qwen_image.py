@@ -20,7 +20,18 @@ from ..diffusion.packing import pack, unpack
 from ..diffusion.timesteps import ResolutionShift
 from ..errors import ModelFileError
 from ..records import Conditioning, Geometry, Shapes
-from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, pad_and_mask
+from .base import (
+    DEFAULT_READING,
+    DiffusersDenoiser,
+    Encoders,
+    LatentSpace,
+    Loading,
+    Reading,
+    Text,
+    Tiny,
+    Variant,
+    pad_and_mask,
+)
 from .encoders import FrameCodec, load_codec, load_network, load_tokenizer, require_parts
 from .keymap import KeyMap, Part, count_blocks
 from .lora_layouts import DIT, Widths
@@ -202,7 +213,9 @@ class QwenImage:
         module = load(network_class(), source, read_native, loading, unused=(CLEAN_CLOCK,))
         return _denoiser(module, variant, loading.compute_dtype)
 
-    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+    def load_encoders(
+        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+    ) -> Encoders:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         folder = source.encoder_folder()

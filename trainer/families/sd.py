@@ -7,9 +7,20 @@ from torch import Tensor, nn
 
 from ..denoiser import Targets
 from ..diffusion.objectives import Epsilon, VPrediction
+from ..errors import ConfigError
 from ..records import Conditioning, Geometry, Shapes
-from .base import Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
-from .encoders import ClipText, KlCodec, clip_tokens, load_codec, load_network, load_tokenizer, require_parts
+from .base import DEFAULT_READING, Encoders, LatentSpace, Loading, Reading, Text, Tiny, Variant, stack_repeating
+from .encoders import (
+    CLIP_OPTIONS,
+    ClipText,
+    KlCodec,
+    clip_depth,
+    clip_tokens,
+    load_codec,
+    load_network,
+    load_tokenizer,
+    require_parts,
+)
 from .keymap import KeyMap
 from .lora_layouts import UNET, Widths
 from .modules import load
@@ -19,12 +30,13 @@ from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_map, unet_l
 
 NAME = "sd"
 SD1_CONTEXT = 768
+SD2_TEXT_LAYERS = 24
 SD2_V_MARK = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 VARIANTS = {
-    "sd1": Variant(objective=Epsilon(), guidance_scale=7.0),
-    "sd1-v": Variant(objective=VPrediction(), guidance_scale=7.0),
-    "sd2": Variant(objective=Epsilon(), guidance_scale=7.0),
-    "sd2-v": Variant(objective=VPrediction(), guidance_scale=7.0),
+    "sd1": Variant(objective=Epsilon(), guidance_scale=7.0, text_options=CLIP_OPTIONS),
+    "sd1-v": Variant(objective=VPrediction(), guidance_scale=7.0, text_options=CLIP_OPTIONS),
+    "sd2": Variant(objective=Epsilon(), guidance_scale=7.0, text_options=CLIP_OPTIONS),
+    "sd2-v": Variant(objective=VPrediction(), guidance_scale=7.0, text_options=CLIP_OPTIONS),
 }
 
 
@@ -35,8 +47,8 @@ class SDText:
         self.clip = clip
 
     def encode(self, prompts: Sequence[str]) -> list[Text]:
-        hidden_BLD, _ = self.clip(prompts)
-        return [{"text": text} for text in hidden_BLD]
+        texts, _ = self.clip(prompts)
+        return [{"text": text} for text in texts]
 
 
 class SDDenoiser(UNetDenoiser):
@@ -83,17 +95,25 @@ class SD:
         module = load(UNet2DConditionModel, source, read_native, loading)
         return _denoiser(module, variant, loading.compute_dtype)
 
-    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+    def load_encoders(
+        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+    ) -> Encoders:
         from transformers import CLIPTextModel
 
         folder = source.encoder_folder()
         require_parts(folder, "text_encoder", "tokenizer", "vae")
         module = load_network(CLIPTextModel, folder, "text_encoder", loading)
-        clip = ClipText(module, load_tokenizer(folder, "tokenizer"), max_tokens=clip_tokens(module))
+        clip = ClipText(
+            module,
+            load_tokenizer(folder, "tokenizer"),
+            max_tokens=clip_tokens(module),
+            skip=_skip(module, variant, reading.clip_skip),
+            chunks=reading.clip_tokens // 75,
+        )
         return Encoders(SDText(clip), load_codec(folder, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
-        return stack(texts)
+        return stack_repeating(texts)
 
     def tiny(self, seed: int = 0) -> Tiny:
         from diffusers import UNet2DConditionModel
@@ -112,6 +132,19 @@ class SD:
             part="unet",
             text_parts={"text_encoder": clip},
         )
+
+
+def _skip(module: nn.Module, variant: str, wanted: int) -> int:
+    """Layers from the end of this network, for a layer counted from the end of the whole one as in ComfyUI.
+
+    SD2 reads the last but one of 24 layers, and its diffusers folder lacks the last. Raises ConfigError.
+    """
+    if not variant.startswith("sd2"):
+        return wanted or 1
+    lacking = 0 if clip_depth(module) == SD2_TEXT_LAYERS else 1
+    if wanted == 1 and lacking:
+        raise ConfigError("text.clip_skip = 1: this folder's text encoder lacks the last layer; use 2 or more, or 0")
+    return (wanted or 2) - lacking
 
 
 def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> SDDenoiser:

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from ..denoiser import Targets
 from ..diffusion.objectives import FlowMatching
 from ..records import Conditioning, Geometry, Shapes
-from .base import DiffusersDenoiser, Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
+from .base import (
+    DEFAULT_READING,
+    DiffusersDenoiser,
+    Encoders,
+    LatentSpace,
+    Loading,
+    Reading,
+    Text,
+    Tiny,
+    Variant,
+    stack,
+)
 from .encoders import ClipText, KlCodec, T5Text, load_codec, load_network, load_tokenizer, penultimate, require_parts
 from .keymap import KeyMap, count_blocks, rename, split_rows, to_native
 from .lora_layouts import DIT, Widths
@@ -171,7 +182,7 @@ class SD3Text:
 
     def encode(self, prompts: Sequence[str]) -> list[Text]:
         parts = [clip(prompts) for clip in self.clips]
-        text_BLD = torch.cat([hidden for hidden, _ in parts], dim=-1)
+        text_BLD = torch.cat([torch.stack(hidden) for hidden, _ in parts], dim=-1)
         text_BLD = F.pad(text_BLD, (0, self.width - text_BLD.shape[-1]))
         if self.t5 is not None:
             text_BLD = torch.cat([text_BLD, self.t5(prompts)], dim=1)
@@ -217,7 +228,9 @@ class SD3:
         module = load(SD3Transformer2DModel, source, read_native, loading)
         return _denoiser(module, variant, loading.compute_dtype)
 
-    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+    def load_encoders(
+        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+    ) -> Encoders:
         from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
         folder = source.encoder_folder()

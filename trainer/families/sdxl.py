@@ -8,8 +8,17 @@ from torch import Tensor, nn
 from ..denoiser import Targets
 from ..diffusion.objectives import Epsilon, VPrediction
 from ..records import Conditioning, Geometry, Shapes
-from .base import Encoders, LatentSpace, Loading, Text, Tiny, Variant, stack
-from .encoders import ClipText, KlCodec, load_codec, load_network, load_tokenizer, penultimate, require_parts
+from .base import DEFAULT_READING, Encoders, LatentSpace, Loading, Reading, Text, Tiny, Variant, stack_repeating
+from .encoders import (
+    CLIP_OPTIONS,
+    ClipText,
+    KlCodec,
+    load_codec,
+    load_network,
+    load_tokenizer,
+    penultimate,
+    require_parts,
+)
 from .keymap import KeyMap
 from .lora_layouts import UNET, Widths
 from .modules import load
@@ -19,9 +28,11 @@ from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_map, unet_l
 
 NAME = "sdxl"
 VARIANTS = {
-    "sdxl": Variant(objective=Epsilon(), guidance_scale=6.0),
-    "sdxl-v": Variant(objective=VPrediction(), guidance_scale=6.0),
-    "sdxl-v-ztsnr": Variant(objective=VPrediction(zero_terminal_snr=True), guidance_scale=6.0),
+    "sdxl": Variant(objective=Epsilon(), guidance_scale=6.0, text_options=CLIP_OPTIONS),
+    "sdxl-v": Variant(objective=VPrediction(), guidance_scale=6.0, text_options=CLIP_OPTIONS),
+    "sdxl-v-ztsnr": Variant(
+        objective=VPrediction(zero_terminal_snr=True), guidance_scale=6.0, text_options=CLIP_OPTIONS
+    ),
 }
 
 
@@ -32,9 +43,17 @@ class SDXLText:
         self.first, self.second = first, second
 
     def encode(self, prompts: Sequence[str]) -> list[Text]:
-        (first_BLD, _), (second_BLD, pooled_BP) = self.first(prompts), self.second(prompts)
-        text_BLD = torch.cat([first_BLD, second_BLD], dim=-1)
-        return [{"text": text, "pooled": pooled} for text, pooled in zip(text_BLD, pooled_BP, strict=True)]
+        (firsts, _), (seconds, pooled_BP) = self.first(prompts), self.second(prompts)
+        return side_by_side(firsts, seconds, pooled_BP)
+
+
+def side_by_side(firsts: Sequence[Tensor], seconds: Sequence[Tensor], pooled_BP: Tensor) -> list[Text]:
+    """Both encoders' states (L, D) on features; of unequal numbers of chunks the fewer, as in ComfyUI."""
+    texts: list[Text] = []
+    for first_LD, second_LD, pooled_P in zip(firsts, seconds, pooled_BP, strict=True):
+        length = min(len(first_LD), len(second_LD))
+        texts.append({"text": torch.cat([first_LD[:length], second_LD[:length]], dim=-1), "pooled": pooled_P})
+    return texts
 
 
 class SDXLDenoiser(UNetDenoiser):
@@ -89,21 +108,24 @@ class SDXL:
 
         return _denoiser(load(UNet2DConditionModel, source, read_native, loading), variant, loading.compute_dtype)
 
-    def load_encoders(self, source: Source, variant: str, loading: Loading) -> Encoders:
+    def load_encoders(
+        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+    ) -> Encoders:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         folder = source.encoder_folder()
         require_parts(folder, "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
         first = load_network(CLIPTextModel, folder, "text_encoder", loading)
         second = load_network(CLIPTextModelWithProjection, folder, "text_encoder_2", loading)
+        skip, chunks = reading.clip_skip or 2, reading.clip_tokens // 75
         text = SDXLText(
-            penultimate(first, load_tokenizer(folder, "tokenizer")),
-            penultimate(second, load_tokenizer(folder, "tokenizer_2")),
+            penultimate(first, load_tokenizer(folder, "tokenizer"), skip=skip, chunks=chunks),
+            penultimate(second, load_tokenizer(folder, "tokenizer_2"), skip=skip, chunks=chunks),
         )
         return Encoders(text, load_codec(folder, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
-        return stack(texts) | {"time_ids": torch.stack([time_ids(geometry) for geometry in geometries])}
+        return stack_repeating(texts) | {"time_ids": torch.stack([time_ids(geometry) for geometry in geometries])}
 
     def tiny(self, seed: int = 0) -> Tiny:
         from diffusers import UNet2DConditionModel

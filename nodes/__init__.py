@@ -5,7 +5,7 @@ from typing import Any
 from .dataset import LoomCache, LoomDataset, LoomDatasetImages
 from .demo import LoomDemoModel
 from .settings import LoomMemory, LoomNetwork, LoomObjective, LoomOptimizer, LoomValidation
-from .sweep import LoomAPG, LoomCheckpoints, LoomGuidance, LoomStrip, LoomSweep
+from .sweep import LoomAPG, LoomCheckpoints, LoomGuidance, LoomScore, LoomStrip, LoomSweep
 from .train import LoomRun, LoomTrain, LoomWait
 
 TITLES: dict[type, str] = {
@@ -24,6 +24,7 @@ TITLES: dict[type, str] = {
     LoomCheckpoints: "Loom Checkpoints",
     LoomGuidance: "Loom Guidance",
     LoomSweep: "Loom Sweep",
+    LoomScore: "Loom Score",
     LoomStrip: "Loom Strip",
     LoomAPG: "Loom APG",
 }

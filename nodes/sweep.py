@@ -1,10 +1,21 @@
-"""LoomCheckpoints, LoomGuidance, LoomSweep, LoomStrip, LoomAPG: compare what was trained."""
+"""LoomCheckpoints, LoomGuidance, LoomSweep, LoomScore, LoomStrip, LoomAPG: compare what was trained."""
 
 from typing import Any
 
 from ..trainer.config import GuidanceConfig, SweepConfig
 from .inputs import CATEGORY, link, text, widget
-from .values import CHECKPOINTS, GUIDANCE, RUN, SHEET, CheckpointsValue, GuidanceValue, RunValue, SheetValue
+from .values import (
+    CACHE,
+    CHECKPOINTS,
+    GUIDANCE,
+    RUN,
+    SHEET,
+    CacheValue,
+    CheckpointsValue,
+    GuidanceValue,
+    RunValue,
+    SheetValue,
+)
 
 AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, separated by commas. An axis named on neither side splits the strip into pages."
 
@@ -150,11 +161,57 @@ class LoomSweep:
         return rendered_sheet(model, vae, clip, checkpoints, guidance, options)
 
 
+class LoomScore:
+    """Which checkpoint to take."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Says which checkpoint of a sheet to take, how sure that is, and which comes second; LoomStrip then frames it. Held-out loss decides; likeness, drift, near copies and adapter norm stand beside it."
+    RETURN_TYPES = (SHEET, "STRING", "IMAGE")
+    RETURN_NAMES = ("sheet", "table", "plot")
+    OUTPUT_TOOLTIPS = (
+        "To LoomStrip, which frames what is recommended.",
+        "Measures, recommendation, runner-up, and how each was taken.",
+        "Every measure over the steps.",
+    )
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "sheet": link(SHEET, "From LoomSweep."),
+                "cache": link(CACHE, "The LoomCache that was trained on, with images set aside (held_out_share)."),
+            },
+            "optional": {
+                "model": link(
+                    "MODEL",
+                    "The model that was swept: the held-out loss of every file is then measured here. Without it, the losses that the run recorded are read.",
+                ),
+                "clip_vision": link(
+                    "CLIP_VISION", "Compares pictures by meaning; without it, by colour, edges and structure."
+                ),
+                "trigger": text("", "Trained words, separated by commas: drift is measured on prompts without them."),
+            },
+        }
+
+    def run(
+        self,
+        sheet: SheetValue,
+        cache: CacheValue,
+        model: Any = None,
+        clip_vision: Any = None,
+        trigger: str = "",
+    ) -> tuple[Any, ...]:
+        from .host.scores import scored_sheet
+
+        return scored_sheet(sheet, cache, model, clip_vision, trigger)
+
+
 class LoomStrip:
     """A labelled grid."""
 
     CATEGORY = CATEGORY
-    DESCRIPTION = "Lays a sheet out as a labelled strip, saves it as PNG beside the run, and shows it."
+    DESCRIPTION = "Lays a sheet out as a labelled strip, saves it beside the run as PNG, as a page for a browser (HTML), as CSV and as JSON, and shows it."
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("strip", "path")
     OUTPUT_TOOLTIPS = ("One image per page.", "The first page's file.")
@@ -165,7 +222,7 @@ class LoomStrip:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "sheet": link(SHEET, "From LoomSweep."),
+                "sheet": link(SHEET, "From LoomSweep or LoomScore."),
                 "layout": (
                     ["grid", "panels"],
                     {

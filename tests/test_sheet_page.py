@@ -112,6 +112,9 @@ def test_the_files_lie_beside_the_strip(tmp_path):
     written = write_tables(
         Sheet(folder=tmp_path, shots=tuple(shots), rendered=0), columns=("checkpoint",), rows=("seed",), title="t"
     )
-    assert [path.name for path in written] == ["strip.html", "strip.csv"]
+    assert [path.name for path in written] == ["strip.html", "strip.csv", "strip.json"]
     assert len(data_of(written[0].read_text())["pages"]) == 2
+    data = json.loads(written[2].read_text())
+    assert {cell for page in data["pages"] for row in page["cells"] for cell in row} == set(data["cells"])
+    assert {recipe["image"] for recipe in data["cells"].values()} == {one.image.name for one in shots}
     assert written[1].read_bytes().startswith(b"\xef\xbb\xbfcheckpoint,")

@@ -146,7 +146,7 @@ def test_a_single_strip_has_its_prompt_under_it(tmp_path):
 def test_the_best_cell_is_framed(tmp_path):
     shots = [shot(tmp_path, f"step {n}", colour=(9, 9, 250)) for n in range(3)]
     [grid] = arrange(shots, columns=("checkpoint",), rows=(), title="t", best={shots[1].id})
-    assert "framed: best score" in grid.legend
+    assert "framed: recommended by the scores" in grid.legend
     frame = np.argwhere((np.asarray(draw(grid)) == BEST).all(-1))
     middle = (np.asarray(draw(grid)) == (9, 9, 250)).all(-1)
     assert np.ptp(frame[:, 1]) == np.ptp(frame[:, 0])

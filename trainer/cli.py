@@ -87,6 +87,34 @@ def strip(
 
 
 @app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="A run's strips folder, where sheet.json is.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The run's TOML file; left out, the run's own record is read.")
+    ] = None,
+    trigger: Annotated[
+        list[str], typer.Option(help="A word that calls what was trained, to measure drift without it; repeat it.")
+    ] = [],  # noqa: B006
+    encoder: Annotated[str, typer.Option(help="Folder of a CLIP (transformers) to compare pictures by.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say which checkpoint of a finished sweep to take, how sure that is, and frame it in the strip."""
+    from .run_score import score_sheet
+    from .run_sweep import write_strips, write_tables
+
+    settings = load(config, [], as_json) if config else None
+    with watched(as_json) as host:
+        done = score_sheet(folder, host, config=settings, triggers=trigger, encoder=encoder)
+        layout: Any = {
+            "columns": ("checkpoint", "strength"),
+            "rows": ("prompt", "seed"),
+            "title": folder.resolve().parent.name,
+        }
+        written = [*done.files, *write_strips(done.sheet, **layout), *write_tables(done.sheet, **layout)]
+    report(as_json, "\n".join([done.text, *map(str, written)]), score=done.score.to_dict(), files=[str(path) for path in written])  # fmt: skip
+
+
+@app.command()
 def demo(
     directory: Annotated[Path, typer.Option(help="Where images, run and strip are written.")] = Path("output/demo"),
     seed: Annotated[int, typer.Option(help="Decides pictures, order and noise.")] = 0,

@@ -28,20 +28,31 @@ class HeldOut:
 
 
 @torch.no_grad()
-def held_out_loss(
+def held_out_losses(
     denoiser: Denoiser, held_out: HeldOut, levels: NoiseLevels, should_stop: Callable[[], bool] = lambda: False
-) -> float:
-    """Mean unweighted squared error over images and noise levels; nan if stopped before the end."""
+) -> list[list[float]]:
+    """Unweighted squared error of every image (outer) at every noise level (inner); shorter if stopped before the end."""
     settings = LossSettings(noise_levels=levels)
-    total, count = 0.0, 0
+    losses: list[list[float]] = []
     for number, batch in enumerate(held_out.batches):
         latents = batch.latents_BCHW
         height, width = latents.shape[-2:]
+        row: list[float] = []
         for index, position in enumerate(held_out.positions()):
             if should_stop():
-                return float("nan")
+                return losses
             sigma_B = levels.sigma(denoiser.objective, height, width, torch.tensor([position])).to(latents)
             noise = draw_noise(tuple(latents.shape[1:]), generator(held_out.seed, "held out", number, index))
-            total += sample_loss(denoiser, batch, noise.unsqueeze(0).to(latents), sigma_B, settings).item()
-            count += 1
-    return total / count if count else float("nan")
+            row.append(sample_loss(denoiser, batch, noise.unsqueeze(0).to(latents), sigma_B, settings).item())
+        losses.append(row)
+    return losses
+
+
+def held_out_loss(denoiser: Denoiser, held_out: HeldOut, levels: NoiseLevels) -> float:
+    """Mean of `held_out_losses`; nan without images."""
+    return mean_loss(held_out_losses(denoiser, held_out, levels))
+
+
+def mean_loss(losses: Sequence[Sequence[float]]) -> float:
+    values = [value for row in losses for value in row]
+    return sum(values) / len(values) if values else float("nan")

@@ -18,6 +18,7 @@ from .data.encode import EncoderIdentity, find_work, prompt_key
 from .data.fill import CacheReport, fill
 from .data.index import FileIndex
 from .denoiser import Denoiser
+from .diffusion.timesteps import NoiseLevels
 from .errors import ConfigError, ModelFileError, StoppedError
 from .evaluate import HeldOut
 from .files import check_writable
@@ -195,24 +196,19 @@ def facts(prepared: Prepared) -> dict[str, str]:
 def make_session(prepared: Prepared) -> Session:
     """Load the network and put everything together that training needs."""
     config, base = prepared.config, prepared.base
-    levels = noise_levels(config.objective, base.settings.objective, base.settings.training_shift)
     denoiser = base.load_denoiser(
         config.model,
         config.training.precision,
         gradient_checkpointing=config.memory.gradient_checkpointing,
         sharded=config.memory.shard,
     )
-    held_out = dataset_batches(prepared, prepared.dataset.held_out)
+    held_out, levels = held_out_of(prepared)
     return Session(
         folder=prepared.folder,
         denoiser=denoiser,
         targets=prepared.targets,
         batches=dataset_batches(prepared, prepared.dataset.training),
-        held_out=HeldOut(
-            batches=[held_out.single(number) for number in range(len(prepared.dataset.held_out))],
-            timesteps=config.validation.timesteps,
-            seed=config.training.seed,
-        ),
+        held_out=held_out,
         loss=loss_settings(config.objective, levels),
         network=config.network,
         optimizer=config.optimizer,
@@ -227,6 +223,18 @@ def make_session(prepared: Prepared) -> Session:
         processes=prepared.processes,
         sharded=config.memory.shard,
     )
+
+
+def held_out_of(prepared: Prepared) -> tuple[HeldOut, NoiseLevels]:
+    """The images set aside, and the law of noise levels they are measured under. Needs a filled cache to be read."""
+    config, settings, examples = prepared.config, prepared.base.settings, prepared.dataset.held_out
+    batches = dataset_batches(prepared, examples)
+    held_out = HeldOut(
+        batches=[batches.single(number) for number in range(len(examples))],
+        timesteps=config.validation.timesteps,
+        seed=config.training.seed,
+    )
+    return held_out, noise_levels(config.objective, settings.objective, settings.training_shift)
 
 
 def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBatches:

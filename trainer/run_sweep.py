@@ -1,8 +1,8 @@
 """From a run (or a list of LoRA files) to a rendered sheet and its strips: the order of events and the side effects."""
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .axes import parse_numbers, parse_seeds
@@ -16,7 +16,7 @@ from .identity import tensors_digest
 from .records import Shot
 from .run import read_lora, run_folder
 from .session import Host
-from .sheet_page import to_csv, to_html
+from .sheet_page import to_csv, to_html, to_json
 from .strip import Grid, arrange, draw, split
 from .sweep import (
     Axes,
@@ -41,6 +41,10 @@ class Sheet:
     shots: tuple[Shot, ...]
     rendered: int
     """Cells drawn this time; the others were there."""
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    """{digest: file}, as it was when the sheet was made."""
+    best: frozenset[str] = frozenset()
+    """Ids of the cells that a score recommends."""
 
 
 def checkpoint_loras(config: TrainConfig) -> list[Path]:
@@ -155,8 +159,9 @@ def sweep(config: TrainConfig, host: Host, lora_files: Sequence[Path] = ()) -> S
         for _ in render(todo, studio, axes, read_lora, progress):
             if host.should_stop():
                 raise StoppedError("the sweep was stopped; finished cells are kept, run it again to go on")
-    write_json(folder / "sheet.json", sheet_to_dict(shots))
-    return Sheet(folder=folder, shots=tuple(shots), rendered=len(todo))
+    loras = {lora.digest: lora.path.resolve() for lora in axes.loras}
+    write_json(folder / "sheet.json", sheet_to_dict(shots, loras=loras))
+    return Sheet(folder=folder, shots=tuple(shots), rendered=len(todo), loras=loras)
 
 
 def load_sheet(folder: Path, name: str = "sheet") -> Sheet:
@@ -165,7 +170,13 @@ def load_sheet(folder: Path, name: str = "sheet") -> Sheet:
         data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} holds no finished sheet ({error}): run the sweep first") from error
-    return Sheet(folder=folder, shots=tuple(sheet_from_dict(data, folder / "cells")), rendered=0)
+    return Sheet(
+        folder=folder,
+        shots=tuple(sheet_from_dict(data, folder / "cells")),
+        rendered=0,
+        loras={digest: Path(path) for digest, path in data.get("loras", {}).items()},
+        best=frozenset(data.get("best", ())),
+    )
 
 
 def write_strips(
@@ -175,10 +186,9 @@ def write_strips(
     rows: Sequence[str],
     title: str,
     name: str = "strip",
-    best: Collection[str] = (),
 ) -> list[Path]:
     """One PNG per page in the sheet's folder: strip.png, strip-2.png, … Pages too large for one picture are split."""
-    pages = arrange(sheet.shots, columns=columns, rows=rows, title=title, best=best)
+    pages = arrange(sheet.shots, columns=columns, rows=rows, title=title, best=sheet.best)
     grids = [part for page in pages for part in split(page)]
     return [
         write_grid(grid, sheet.folder / (f"{name}-{i + 1}.png" if i else f"{name}.png")) for i, grid in enumerate(grids)
@@ -186,20 +196,22 @@ def write_strips(
 
 
 def write_tables(
-    sheet: Sheet,
-    *,
-    columns: Sequence[str],
-    rows: Sequence[str],
-    title: str,
-    name: str = "strip",
-    best: Collection[str] = (),
+    sheet: Sheet, *, columns: Sequence[str], rows: Sequence[str], title: str, name: str = "strip"
 ) -> list[Path]:
-    """The same as a page for a browser, and what made each cell as CSV: strip.html, strip.csv."""
-    grids = arrange(sheet.shots, columns=columns, rows=rows, title=title, best=best)
-    page, table = sheet.folder / f"{name}.html", sheet.folder / f"{name}.csv"
+    """The same as a page for a browser, and what made each cell for other programs: strip.html, strip.csv, strip.json."""
+    return write_page(
+        sheet, arrange(sheet.shots, columns=columns, rows=rows, title=title, best=sheet.best), title, name
+    )
+
+
+def write_page(sheet: Sheet, grids: Sequence[Grid], title: str, name: str) -> list[Path]:
+    """HTML, CSV and JSON of pages that are laid out already."""
+    shots = list({shot.id: shot for grid in grids for shot in grid.shots.values()}.values())
+    page, table, data = (sheet.folder / f"{name}.{kind}" for kind in ("html", "csv", "json"))
     write_bytes(page, to_html(grids, title).encode())
-    write_bytes(table, to_csv(sheet.shots).encode("utf-8-sig"))  # with the mark that spreadsheets look for
-    return [page, table]
+    write_bytes(table, to_csv(shots).encode("utf-8-sig"))  # with the mark that spreadsheets look for
+    write_bytes(data, to_json(grids, title).encode())
+    return [page, table, data]
 
 
 def write_grid(grid: Grid, path: Path) -> Path:

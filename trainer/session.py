@@ -17,7 +17,7 @@ from .checkpoint import load_checkpoint, prune, save_checkpoint
 from .config import NetworkConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
 from .denoiser import Denoiser
 from .errors import RunError
-from .evaluate import HeldOut, held_out_loss
+from .evaluate import HeldOut, held_out_losses, mean_loss
 from .identity import tensors_digest
 from .loop import Average, Batches, LoopSettings, Training, fit
 from .lora.adapter import inject
@@ -252,12 +252,19 @@ def _measure(session: Session, training: Training, host: Host) -> None:
     """The held-out loss now, of the live adapter and of its average if there is one."""
     if not session.held_out.batches or not (session.main or session.sharded):
         return
-    values = {"held_out": held_out_loss(session.denoiser, session.held_out, session.loss.noise_levels)}
+    parts = held_out_losses(session.denoiser, session.held_out, session.loss.noise_levels)
+    values = {"held_out": mean_loss(parts)}
     if training.average is not None:
         with _values_of(training, training.average.values):
-            values["held_out_ema"] = held_out_loss(session.denoiser, session.held_out, session.loss.noise_levels)
-    session.folder.append_metrics(step=training.step, **values)
+            parts = held_out_losses(session.denoiser, session.held_out, session.loss.noise_levels)
+        values["held_out_ema"] = mean_loss(parts)
+    # What the LoRA file of this step holds, image by image: `score` compares checkpoints by it.
+    session.folder.append_metrics(step=training.step, **values, held_out_parts=_rounded(parts))
     host.measured(training.step, values)
+
+
+def _rounded(parts: list[list[float]]) -> list[list[float]]:
+    return [[float(f"{value:.7g}") for value in row] for row in parts]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A sweep as one HTML file that needs nothing else: zoom, the recipe of each cell, two cells under one slider. And as CSV.
+"""A sweep as one HTML file that needs nothing else: zoom, the recipe of each cell, two cells under one slider. Also CSV, JSON.
 
 Nothing of a sheet is ever read as markup: it is JSON in an inert element, and the page's script puts it in as text.
 """
@@ -32,7 +32,7 @@ def to_html(grids: Sequence[Grid], title: str) -> str:
     data = {
         "title": title,
         "note": "" if lossless else "Shown as WebP; the PNG files beside this page are lossless.",
-        "pages": [_page(grid) for grid in grids],
+        "pages": [page_of(grid) for grid in grids],
         "cells": {
             cell: {"image": _image(shot.image, lossless), "recipe": recipe(shot)} for cell, shot in shots.items()
         },
@@ -51,7 +51,7 @@ def inert(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _page(grid: Grid) -> dict[str, Any]:
+def page_of(grid: Grid) -> dict[str, Any]:
     return {
         "title": grid.title,
         "legend": grid.legend,
@@ -99,6 +99,13 @@ def recipe(shot: Shot) -> dict[str, Any]:
         "image": shot.image.name,
         **settings.get("scores", {}),
     }
+
+
+def to_json(grids: Sequence[Grid], title: str) -> str:
+    """Pages and recipes for programs: where each cell stands, and what made it."""
+    shots = {shot.id: shot for grid in grids for shot in grid.shots.values()}
+    cells = {cell: recipe(shot) for cell, shot in shots.items()}
+    return json.dumps({"title": title, "pages": [page_of(grid) for grid in grids], "cells": cells}, indent=1) + "\n"
 
 
 def to_csv(shots: Sequence[Shot]) -> str:

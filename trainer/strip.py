@@ -20,7 +20,7 @@ LABELS = 512
 """What is kept free of MAX_SIDE for margins, title and headings."""
 SIDE = 1.2
 """Widest row label over a cell's width."""
-FRAMED = "   ·   framed: best score"
+FRAMED = "   ·   framed: recommended by the scores"
 FRAME = 4
 """Width of the frame round the best cell, in pixels."""
 

@@ -236,8 +236,17 @@ def shot_to_dict(shot: Shot) -> dict[str, Any]:
     return {**asdict(shot), "image": shot.image.name}
 
 
-def sheet_to_dict(shots: Sequence[Shot]) -> dict[str, Any]:
-    return {"version": SHEET_VERSION, "cells": [shot_to_dict(shot) for shot in shots]}
+def sheet_to_dict(
+    shots: Sequence[Shot], *, loras: Mapping[str, Path] | None = None, best: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`loras` says where the files of the digests lie; it stays out of the pictures, which people pass on."""
+    where = {digest: str(path) for digest, path in (loras or {}).items()}
+    return {
+        "version": SHEET_VERSION,
+        "cells": [shot_to_dict(shot) for shot in shots],
+        "loras": where,
+        "best": list(best),
+    }
 
 
 def sheet_from_dict(data: Mapping[str, Any], folder: Path) -> list[Shot]:

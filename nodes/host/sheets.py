@@ -16,7 +16,17 @@ from ...trainer.errors import ConfigError, RunError
 from ...trainer.files import write_json
 from ...trainer.records import Shot
 from ...trainer.run import read_lora
-from ...trainer.run_sweep import Sheet, load_sheet, lora_label, make_axes, read_loras, write_grid, write_strips
+from ...trainer.run_sweep import (
+    Sheet,
+    load_sheet,
+    lora_label,
+    make_axes,
+    read_loras,
+    write_grid,
+    write_page,
+    write_strips,
+    write_tables,
+)
 from ...trainer.strip import AXES, panels
 from ...trainer.sweep import BASE, Axes, Rendering, missing, plan_shots, sheet_to_dict, write_picture
 from ..values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
@@ -100,7 +110,8 @@ def rendered_sheet(
     if todo:
         _render_all(todo, model, vae, clip, axes, rendering.model_guidance)
     name = "sheet-" + digest([shot.id for shot in shots])[:16]
-    write_json(folder / f"{name}.json", sheet_to_dict(shots))
+    loras = {lora.digest: lora.path for lora in axes.loras}
+    write_json(folder / f"{name}.json", sheet_to_dict(shots, loras=loras))
     value = SheetValue(folder=str(folder), name=name, title=checkpoints.title)
     return value, files_to_image([shot.image for shot in shots])
 
@@ -144,15 +155,19 @@ def _render_all(todo: Sequence[Shot], model: Any, vae: Any, clip: Any, axes: Axe
 
 
 def drawn_strip(sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> tuple[list[Path], Tensor]:
-    """The pages as PNG files and as an IMAGE batch. Raises ConfigError for an unknown axis."""
+    """The pages as PNG files (HTML, CSV and JSON beside them) and as an IMAGE batch. Raises ConfigError for an unknown axis."""
     loaded = load_sheet(Path(sheet.folder), sheet.name)
     heading = title.strip() or sheet.title
     name = "strip-" + digest([sheet.name, layout, columns, rows, heading])[:16]
     if layout == "panels":
-        paths = [write_grid(panels(loaded.shots, panel_titles(loaded), title=heading), loaded.folder / f"{name}.png")]
+        grid = panels(loaded.shots, panel_titles(loaded), title=heading)
+        paths = [write_grid(grid, loaded.folder / f"{name}.png")]
+        write_page(loaded, [grid], heading, name)
     else:
         sides = [axes_of(text, what) for text, what in ((columns, "columns"), (rows, "rows"))]
-        paths = write_strips(loaded, columns=sides[0], rows=sides[1], title=heading, name=name)
+        sheet_layout: Any = {"columns": sides[0], "rows": sides[1], "title": heading, "name": name}
+        paths = write_strips(loaded, **sheet_layout)
+        write_tables(loaded, **sheet_layout)
     return paths, files_to_image(paths)
 
 

@@ -1,6 +1,6 @@
 """From a MODEL, a cache and settings to a session: everything that must happen in the node's thread before training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ...trainer.config import (
     ValidationConfig,
 )
 from ...trainer.config_file import Json, to_dict
-from ...trainer.data.batches import CachedBatches, make_plan
+from ...trainer.data.batches import CachedBatches, Plan, make_plan
 from ...trainer.data.cache import Cache
 from ...trainer.data.dataset import Dataset, epochs_report
 from ...trainer.diffusion.timesteps import NoiseLevels
@@ -32,6 +32,7 @@ from ...trainer.lora.targets import resolve_targets
 from ...trainer.memory import DTYPES
 from ...trainer.objective_settings import check_objective, loss_settings, noise_levels
 from ...trainer.optim import check_optimizer
+from ...trainer.records import Example
 from ...trainer.run import read_lora
 from ...trainer.runs import RunFolder
 from ...trainer.session import Session
@@ -43,6 +44,9 @@ from .datasets import read_listing
 from .encode import model_identity
 from .loaded import LoadedDenoiser, bring_to_device, is_dynamic, load_denoiser, refuse_patches
 from .paths import find_lora, lora_folder
+
+HELD_OUT_LEVELS = 4
+"""Fixed noise levels per held-out image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +95,22 @@ def check_request(patcher: Any, request: TrainRequest) -> Dataset:
 
 def facts(patcher: Any, request: TrainRequest) -> Json:
     """Digests of the model, the data and the encoders."""
-    sampling = patcher.get_model_object("model_sampling")
-    how = {"sampling": sorted(cls.__name__ for cls in type(sampling).__mro__), "sigma_max": float(sampling.sigma_max)}
-    how["sigma_middle"] = float(sampling.sigmas[len(sampling.sigmas) // 2])
     init = request.network.init_from
     return {
-        "model": model_identity(patcher, how),
+        "model": sampled_identity(patcher),
         "data": request.cache.digest,
         "vae": request.cache.vae,
         "text": request.cache.text,
         "init": tensors_digest(read_lora(find_lora(init))) if init else "",
     }
+
+
+def sampled_identity(patcher: Any) -> str:
+    """Of a MODEL with the way it samples: what conditions in the cache belong to."""
+    sampling = patcher.get_model_object("model_sampling")
+    how = {"sampling": sorted(cls.__name__ for cls in type(sampling).__mro__), "sigma_max": float(sampling.sigma_max)}
+    how["sigma_middle"] = float(sampling.sigmas[len(sampling.sigmas) // 2])
+    return model_identity(patcher, how)
 
 
 def make_session(
@@ -126,29 +135,11 @@ def make_session(
     _say_what_is_known(denoiser, targets, log)
     log(epochs_report(dataset, request.training.batch_size, request.training.accumulation, request.training.steps))
     prepare_weights(denoiser, patcher, request, log)
-    cache = Cache(Path(request.cache.folder))
-    source = ConditionSource(
-        identity=known["model"],
-        text_identity=request.cache.text,
-        values=_condition_values(denoiser, request.objective),
-        factor=request.cache.factor,
-    )
-    fill_conditions(cache, source, patcher.model, dataset.examples, request.cache.vae, progress)
-    levels = _noise_levels(request.objective, denoiser)
+    levels = host_noise_levels(request.objective, denoiser)
     plan = make_plan(dataset.training, request.training.batch_size, request.training.seed)
-    to_model = latent_normaliser(patcher.model)
-
-    def batches(examples: Any) -> CachedBatches:
-        return CachedBatches(
-            examples,
-            plan,
-            cache,
-            request.cache.vae,
-            normalise=to_model,
-            condition=condition(cache, source),
-            device=patcher.load_device,
-        )
-
+    batches = open_batches(
+        patcher, denoiser, request.cache, request.objective, known["model"], dataset.examples, plan, progress
+    )
     held_out = batches(dataset.held_out)
     return Session(
         folder=folder,
@@ -156,7 +147,9 @@ def make_session(
         targets=targets,
         batches=batches(dataset.training),
         held_out=HeldOut(
-            batches=[held_out.single(i) for i in range(len(dataset.held_out))], timesteps=4, seed=request.training.seed
+            batches=[held_out.single(i) for i in range(len(dataset.held_out))],
+            timesteps=HELD_OUT_LEVELS,
+            seed=request.training.seed,
         ),
         loss=loss_settings(request.objective, levels),
         network=request.network,
@@ -171,6 +164,41 @@ def make_session(
         init=init,
         arithmetic=host_arithmetic(patcher.model),
     )
+
+
+def open_batches(
+    patcher: Any,
+    denoiser: LoadedDenoiser,
+    value: CacheValue,
+    objective: ObjectiveConfig,
+    identity: str,
+    examples: Sequence[Example],
+    plan: Plan,
+    progress: Callable[[int, int], None],
+) -> Callable[[Sequence[Example]], CachedBatches]:
+    """Make the network's inputs for these examples where the cache lacks them; returns what reads any of them."""
+    cache = Cache(Path(value.folder))
+    source = ConditionSource(
+        identity=identity,
+        text_identity=value.text,
+        values=_condition_values(denoiser, objective),
+        factor=value.factor,
+    )
+    fill_conditions(cache, source, patcher.model, examples, value.vae, progress)
+    to_model = latent_normaliser(patcher.model)
+
+    def batches(some: Sequence[Example]) -> CachedBatches:
+        return CachedBatches(
+            some,
+            plan,
+            cache,
+            value.vae,
+            normalise=to_model,
+            condition=condition(cache, source),
+            device=patcher.load_device,
+        )
+
+    return batches
 
 
 def _initial_weights(network: NetworkConfig, denoiser: LoadedDenoiser, targets: list[str]) -> dict[str, Tensor]:
@@ -194,6 +222,17 @@ def _say_what_is_known(denoiser: LoadedDenoiser, targets: list[str], log: Callab
 @torch.inference_mode(False)
 def prepare_weights(denoiser: LoadedDenoiser, patcher: Any, request: TrainRequest, log: Callable[[str], None]) -> None:
     """Where the weights lie and how they compute. Raises ConfigError for a model that is only partly on its device."""
+    place_weights(denoiser, patcher, log)
+    if request.memory.quantize != "none":
+        quantize(denoiser.module, request.memory.quantize, denoiser.compute_dtype)
+        log(f"packed to {request.memory.quantize}: an extra copy of {stored_bytes(denoiser.module):,} bytes")
+    compute_in(denoiser.module, denoiser.compute_dtype)
+    if request.memory.memory.gradient_checkpointing:
+        checkpoint_blocks(denoiser.module, denoiser.settings.blocks)
+
+
+def place_weights(denoiser: LoadedDenoiser, patcher: Any, log: Callable[[str], None]) -> None:
+    """On the device as a whole. Raises ConfigError for a model that is only partly there."""
     device = torch.device(patcher.load_device)
     devices = {parameter.device.type for parameter in denoiser.module.parameters()}
     if is_dynamic(patcher):
@@ -203,12 +242,6 @@ def prepare_weights(denoiser: LoadedDenoiser, patcher: Any, request: TrainReques
         raise ConfigError(
             f"ComfyUI has loaded this model only in part ({' and '.join(sorted(devices))} instead of {device.type}): free VRAM (unload other models), use a smaller or fp8 file, or start ComfyUI without --lowvram"
         )
-    if request.memory.quantize != "none":
-        quantize(denoiser.module, request.memory.quantize, denoiser.compute_dtype)
-        log(f"packed to {request.memory.quantize}: an extra copy of {stored_bytes(denoiser.module):,} bytes")
-    compute_in(denoiser.module, denoiser.compute_dtype)
-    if request.memory.memory.gradient_checkpointing:
-        checkpoint_blocks(denoiser.module, denoiser.settings.blocks)
 
 
 def _condition_values(denoiser: LoadedDenoiser, objective: ObjectiveConfig) -> dict[str, float]:
@@ -218,7 +251,7 @@ def _condition_values(denoiser: LoadedDenoiser, objective: ObjectiveConfig) -> d
     }
 
 
-def _noise_levels(objective: ObjectiveConfig, denoiser: LoadedDenoiser) -> NoiseLevels:
+def host_noise_levels(objective: ObjectiveConfig, denoiser: LoadedDenoiser) -> NoiseLevels:
     """The family's training shift, else the shift that the model samples with."""
     shift = denoiser.settings.training_shift
     if shift is None:

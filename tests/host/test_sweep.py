@@ -44,6 +44,39 @@ def test_a_sweep_renders_every_cell_and_the_strip_shows_them(server, bases, fami
     assert len(list(folder.glob("sheet-*.json"))) == 2
 
 
+def scored(base, name, **links):
+    """A sweep with images set aside, scored before the strip."""
+    graph = swept(base, name, prompts="a red thing", strengths="1", height=64)
+    graph["cache"]["inputs"]["held_out_share"] = 0.34
+    graph["score"] = node("LoomScore", sheet=["sweep", 0], cache=["cache", 0], trigger="nothing like it", **links)
+    graph["strip"]["inputs"]["sheet"] = ["score", 0]
+    graph["table"] = node("PreviewAny", source=["score", 1])
+    graph["plot"] = node("SaveImage", images=["score", 2], filename_prefix="plot")
+    return graph
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_from_the_record_and_from_the_model_agree(server, bases, family):
+    """The same losses, whether the run wrote them down or the files are measured on the loaded model; all files appear."""
+    base, name = bases[family], f"scored-{family}"
+    folder = server.base / "output" / "lora_loom" / name / "strips"
+    losses = []
+    for links in ({}, {"model": base["sources"]["model"]}):
+        record = server.run(prompt(scored(base, name, **links)))
+        assert len(record["outputs"]["plot"]["images"]) == 1
+        [path] = folder.glob("scores-*.json")
+        data = json.loads(path.read_text())
+        assert data["recommendation"]["runner_up"]
+        assert any(("measured now" if links else "recorded while") in note for note in data["notes"]), data["notes"]
+        losses.append({row["label"]: row["values"]["held_out"]["mean"] for row in data["rows"]})
+    recorded, measured = losses
+    assert list(recorded) == ["base", "step 2", "step 4"]
+    assert measured == pytest.approx(recorded, rel=2e-2)
+    [strip] = record["outputs"]["strip"]["images"]
+    shown = folder / strip["filename"]
+    assert all(shown.with_suffix(kind).stat().st_size > 100 for kind in (".png", ".html", ".csv", ".json"))
+
+
 def test_a_cell_is_what_ksampler_makes(server, bases):
     """Base and LoRA cells against KSampler with LoraLoaderModelOnly, pixel by pixel."""
     base = bases["sd3"]

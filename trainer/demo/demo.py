@@ -14,7 +14,9 @@ from ..errors import RunError
 from ..records import Shot
 from ..run import run_folder
 from ..run import train as run_training
+from ..run_score import score_sheet
 from ..run_sweep import Sheet, sweep, write_grid, write_strips
+from ..score_report import verdict
 from ..session import Host
 from ..strip import panels
 from .concept import mean_score
@@ -94,6 +96,8 @@ class Lesson:
     scores: dict[str, float]
     """{checkpoint: mean score of its pictures}, base first."""
     strips: tuple[Path, ...]
+    verdict: str
+    """Which checkpoint the scores recommend, and why."""
 
     @property
     def loss_fall(self) -> float:
@@ -116,6 +120,7 @@ class Lesson:
             "loss_fall": self.loss_fall,
             "scores": self.scores,
             "score_rise": self.score_rise,
+            "verdict": self.verdict,
             "strips": [str(path) for path in self.strips],
         }
 
@@ -181,14 +186,15 @@ def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 
     outcome = run_training(config, host)
     if outcome.state != "finished":
         raise RunError("the demo was stopped before its end; run it again to go on")
-    sheet = sweep(config, host)
+    scored = score_sheet(sweep(config, host).folder, host, config=config, triggers=[CONCEPT])
+    sheet = scored.sheet
     strips = write_strips(sheet, columns=("checkpoint",), rows=("prompt", "seed"), title="LoRA Loom demo")
     last = sheet.shots[-1].checkpoint
     titles = {("base", "CFG 4"): "Base", (last, "CFG 4"): "LoRA", (last, "APG 4"): "LoRA + APG"}
     panel = write_grid(panels(sheet.shots, titles, title="Base, LoRA, LoRA with APG"), sheet.folder / "panels.png")
     losses = {line["step"]: line["held_out"] for line in run_folder(config).read_metrics() if "held_out" in line}
     scores = {name: mean_score([shot.image for shot in shots]) for name, shots in _by_checkpoint(sheet)}
-    return Lesson(losses=losses, scores=scores, strips=(*strips, panel))
+    return Lesson(losses=losses, scores=scores, strips=(*strips, panel), verdict=verdict(scored.score))
 
 
 def _to_text(lesson: Lesson) -> str:
@@ -199,7 +205,7 @@ def _to_text(lesson: Lesson) -> str:
     lines.append(
         f"held-out loss fell by {lesson.loss_fall:.1%} (needed {LOSS_MARGIN:.1%}), the score rose by {lesson.score_rise:.3f} (needed {SCORE_MARGIN})"
     )
-    return "\n".join([*lines, *(f"strip: {path}" for path in lesson.strips)])
+    return "\n".join([*lines, lesson.verdict, *(f"strip: {path}" for path in lesson.strips)])
 
 
 def _by_checkpoint(sheet: Sheet) -> Iterator[tuple[str, list[Shot]]]:

@@ -55,13 +55,14 @@ def weight_change(parts: Mapping[str, Tensor], base: Tensor, strength: float = 1
     """
     base = base if base.dtype == torch.float64 else base.float()
     parts = {name: tensor.to(base.dtype) for name, tensor in parts.items()}
-    change = _scaled_difference(parts).reshape(base.shape)
+    change = low_rank_change(parts).reshape(base.shape)
     if "dora_scale" in parts:
         change = _decompose(parts["dora_scale"], base, change)
     return strength * change
 
 
-def _scaled_difference(parts: Mapping[str, Tensor]) -> Tensor:
+def low_rank_change(parts: Mapping[str, Tensor]) -> Tensor:
+    """The change before DoRA's gain, flattened to (O, I K). Raises ModelFileError on an incomplete adapter."""
     alpha = parts["alpha"].item() if "alpha" in parts else None
     down = parts.get("lora_A.weight", parts.get("lora_down.weight"))
     up = parts.get("lora_B.weight", parts.get("lora_up.weight"))

@@ -1,0 +1,126 @@
+"""Which of several candidates is best, and how sure that is: a paired bootstrap over what all of them were measured on.
+
+K candidates, U units (held-out images, or pictures of the same prompt and seed), R resamples. A unit is measured for every
+candidate, so that an easy image is easy for all of them and cancels in the difference.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+RESAMPLES = 2000
+LEVEL = 0.95
+MIN_UNITS = 5
+"""With fewer than this no difference is called clear: four units agree by chance once in eight times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a candidate stands."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    """Interval of the mean at LEVEL."""
+    rank_low: int
+    rank_high: int
+    """Ranks (1 is best) that the middle 90 % of the resamples gave it."""
+    share_best: float
+    """Share of resamples in which it is the best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    places: tuple[Place, ...]
+    """Best mean first."""
+    leads: dict[str, tuple[float, float, float]]
+    """{rival of the first: (mean lead, low, high)}, positive where the first is better."""
+    units: int
+
+    @property
+    def first(self) -> Place:
+        return self.places[0]
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """Rivals that the first is not clearly better than, best first."""
+        if self.units < MIN_UNITS:
+            return tuple(place.name for place in self.places[1:])
+        return tuple(place.name for place in self.places[1:] if not self.leads[place.name][1] > 0)
+
+    @property
+    def is_clear(self) -> bool:
+        return len(self.places) > 1 and not self.tied
+
+
+def rank(
+    names: Sequence[str], values_KU: Sequence[Sequence[float]], *, lower_is_better: bool, seed: int = 0
+) -> Ranking:
+    """Order candidates by their means. Raises ValueError unless every candidate has a value for every unit."""
+    values = np.asarray(values_KU, dtype=np.float64)
+    if values.ndim != 2 or values.shape[0] != len(names) or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"{len(names)} candidates need one row of finite numbers each, got an array {values.shape}")
+    units = values.shape[1]
+    counts_RU = np.random.default_rng(seed).multinomial(units, [1 / units] * units, size=RESAMPLES)
+    means_RK = counts_RU @ values.T / units
+    sign = 1.0 if lower_is_better else -1.0
+    order = sorted(range(len(names)), key=lambda k: sign * values[k].mean())
+    ranks_RK = (sign * means_RK).argsort(axis=1).argsort(axis=1) + 1
+    best = order[0]
+    return Ranking(
+        places=tuple(_place(names[k], values[k], means_RK[:, k], ranks_RK[:, k]) for k in order),
+        leads={
+            names[k]: _lead(sign * (values[k] - values[best]), sign * (means_RK[:, k] - means_RK[:, best]))
+            for k in order[1:]
+        },
+        units=units,
+    )
+
+
+def _place(name: str, values_U: Array, means_R: Array, ranks_R: NDArray[np.int64]) -> Place:
+    low, high = interval(means_R, len(values_U))
+    rank_low, rank_high = np.quantile(ranks_R, [0.05, 0.95], method="nearest")
+    return Place(
+        name=name,
+        mean=float(values_U.mean()),
+        low=low,
+        high=high,
+        rank_low=int(rank_low),
+        rank_high=int(rank_high),
+        share_best=float((ranks_R == 1).mean()),
+    )
+
+
+def _lead(differences_U: Array, means_R: Array) -> tuple[float, float, float]:
+    low, high = interval(means_R, len(differences_U))
+    return float(differences_U.mean()), low, high
+
+
+def interval(means_R: Array, units: int) -> tuple[float, float]:
+    """Expanded percentile interval at LEVEL: plain percentiles are too narrow for few units.
+
+    Hesterberg, "What Teachers Should Know about the Bootstrap" (arXiv 1411.5279), 5.3.3: take the percentiles at
+    Phi(-sqrt(n / (n - 1)) t) with t the quantile of Student's law with n - 1 degrees of freedom.
+    """
+    if units < 2:
+        return -math.inf, math.inf
+    tail = NormalDist().cdf(-math.sqrt(units / (units - 1)) * student_quantile(0.5 + LEVEL / 2, units - 1))
+    low, high = np.quantile(means_R, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t by the Cornish-Fisher series (Abramowitz & Stegun 26.7.5); 1 % off from 3 degrees on."""
+    z = NormalDist().inv_cdf(probability)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )

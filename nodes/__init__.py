@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .dataset import LoomCache, LoomDataset, LoomDatasetImages
+from .dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
 from .demo import LoomDemoModel
 from .settings import LoomMemory, LoomNetwork, LoomObjective, LoomOptimizer, LoomValidation
 from .sweep import LoomAPG, LoomCheckpoints, LoomGuidance, LoomScore, LoomStrip, LoomSweep
@@ -12,6 +12,7 @@ TITLES: dict[type, str] = {
     LoomDemoModel: "Loom Demo Model",
     LoomDataset: "Loom Dataset (folder)",
     LoomDatasetImages: "Loom Dataset (images)",
+    LoomDatasetFile: "Loom Dataset (file)",
     LoomCache: "Loom Cache",
     LoomNetwork: "Loom Network",
     LoomOptimizer: "Loom Optimizer",

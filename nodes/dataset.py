@@ -1,4 +1,4 @@
-"""LoomDataset, LoomDatasetImages: what is trained on. LoomCache: through VAE and text encoder, once."""
+"""LoomDataset, LoomDatasetImages, LoomDatasetFile: what is trained on. LoomCache: through VAE and text encoder, once."""
 
 from typing import Any
 
@@ -18,6 +18,56 @@ def _common() -> dict[str, Any]:
         "weight": widget(DatasetConfig, "weight", min=0.001, max=1000.0, step=0.05),
         "flip": widget(DatasetConfig, "flip"),
     }
+
+
+def _advanced(name: str, **changes: Any) -> Any:
+    """A widget that pages with an "advanced" fold show there."""
+    return widget(DatasetConfig, name, **changes, advanced=True)
+
+
+def _caption_forms() -> dict[str, Any]:
+    """How captions vary. At the end of a form: saved workflows list widgets by position."""
+    return {
+        "lines": _advanced("lines"),
+        "prefix": _advanced("prefix"),
+        "suffix": _advanced("suffix"),
+        "wildcards": _advanced("wildcards"),
+        "shuffle_tags": _advanced("shuffle_tags"),
+        "keep_tokens": _advanced("keep_tokens", max=1000),
+        "keep_separator": _advanced("keep_separator"),
+        "tag_separator": _advanced("tag_separator"),
+        "secondary_separator": _advanced("secondary_separator"),
+        "tag_dropout": _advanced("tag_dropout", max=0.99, step=0.01),
+        "caption_variants": _advanced(
+            "caption_variants",
+            min=2,
+            max=1000,
+            tooltip="Texts made of one caption by shuffling, dropout and wildcards, encoded in advance by LoomCache.",
+        ),
+    }
+
+
+def _sizes() -> dict[str, Any]:
+    return {
+        "resolutions": _list(
+            "resolutions",
+            "Resolutions in pixels at which this set is trained, all of them every epoch, such as 512, 768. Empty takes LoomCache's.",
+        ),
+        "buckets": _advanced("buckets", tooltip="Buckets of this set; inherit takes LoomCache's."),
+        "aspects": _list(
+            "aspects",
+            "Width / height of the buckets to choose from (pixel_area and pixel buckets), such as 1.0, 0.75, 1.33. Empty keeps each image's own shape.",
+        ),
+        "crop": _advanced("crop"),
+        "min_size": _advanced("min_size", max=100_000),
+        "max_size": _advanced("max_size", max=100_000),
+        "downsample": _advanced("downsample", max=100_000),
+        "measure": _advanced("measure"),
+    }
+
+
+def _list(name: str, tooltip: str) -> Any:
+    return "STRING", {"default": "", "tooltip": tooltip, "advanced": True}
 
 
 class LoomDataset:
@@ -53,6 +103,12 @@ class LoomDataset:
                     "Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit).",
                 ),
                 "background": widget(DatasetConfig, "background"),
+                "layout": _advanced("layout"),
+                "metadata": _advanced("metadata"),
+                "file_field": _advanced("file_field"),
+                "caption_field": _advanced("caption_field"),
+                **_caption_forms(),
+                **_sizes(),
                 "previous": _PREVIOUS,
             },
         }
@@ -62,7 +118,8 @@ class LoomDataset:
         """Changes when any file in the folder does."""
         from .host.datasets import folder_state
 
-        return folder_state(folder, recursive=bool(options.get("recursive")))
+        deep = bool(options.get("recursive")) or options.get("layout") == "kohya"
+        return folder_state(folder, recursive=deep)
 
     def run(self, folder: str, captions: str, previous: DatasetValue | None = None, **options: Any) -> tuple[Any, ...]:
         from .host.datasets import add_folder
@@ -90,6 +147,7 @@ class LoomDatasetImages:
             "optional": {
                 "masks": link("MASK", "One mask per image, or one for all. White is trained."),
                 **_common(),
+                **{name: made for name, made in _caption_forms().items() if name != "lines"},
                 "previous": _PREVIOUS,
             },
         }
@@ -100,6 +158,45 @@ class LoomDatasetImages:
         from .host.datasets import add_images
 
         return add_images(previous, images, captions, masks, options)
+
+
+class LoomDatasetFile:
+    """Sets as other trainers describe them."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "The sets of a file: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables. What it asks for that is not done here is said in the report."
+    RETURN_TYPES = (DATASET, "IMAGE", "STRING")
+    RETURN_NAMES = ("dataset", "contact_sheet", "report")
+    OUTPUT_TOOLTIPS = (
+        "To LoomCache.",
+        "Every image with its caption.",
+        "What was found, and what of the file was not taken.",
+    )
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "path": text(
+                    "",
+                    "The file (.toml or .json), relative to ComfyUI's input directory, or an absolute path. Folders in it start from its own.",
+                ),
+            },
+            "optional": {"previous": _PREVIOUS},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, path: str, **options: Any) -> str:
+        """Changes when the file does, or any file in its folders."""
+        from .host.datasets import file_state
+
+        return file_state(path)
+
+    def run(self, path: str, previous: DatasetValue | None = None) -> tuple[Any, ...]:
+        from .host.datasets import add_file
+
+        return add_file(previous, path)
 
 
 class LoomCache:

@@ -35,6 +35,8 @@ class Value:
 @dataclass(frozen=True, kw_only=True)
 class DatasetValue(Value):
     sets: tuple[DatasetConfig, ...]
+    notes: tuple[str, ...] = ()
+    """What a file of sets holds that was taken otherwise than written, or not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)

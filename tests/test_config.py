@@ -73,7 +73,7 @@ def test_round_trip():
         ({"trainig": {}}, "unknown option trainig: did you mean 'training'?"),
         (
             {"dataset": [{"folder": "x", "capton": "y"}]},
-            "unknown option dataset.0.capton: did you mean 'caption' or 'captions'?",
+            "unknown option dataset.0.capton: did you mean 'caption' or 'captions'",
         ),
         ({"sweep": {"guidance": [{"metod": "apg"}]}}, "unknown option sweep.guidance.0.metod: did you mean 'method'?"),
         ({"training": {"zzz": 3}}, "unknown option training.zzz: known: accumulation, batch_size"),

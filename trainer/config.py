@@ -303,8 +303,10 @@ class TrainConfig(Section):
     name: str
     """Name of the run: of its folder and of its LoRA files."""
     model: ModelConfig
-    dataset: tuple[DatasetConfig, ...]
+    dataset: tuple[DatasetConfig, ...] = ()
     """The sets that are trained on together; one [[dataset]] table each."""
+    dataset_files: tuple[str, ...] = ()
+    """Files that list sets: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables."""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -319,9 +321,10 @@ class TrainConfig(Section):
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        require(bool(self.dataset), "dataset", self.dataset, "add at least one [[dataset]] table with a folder")
+        some = bool(self.dataset or self.dataset_files)
+        require(some, "dataset", self.dataset, "add at least one [[dataset]] table with a folder")
         require(
-            any(d.role == "train" for d in self.dataset),
+            bool(self.dataset_files) or any(d.role == "train" for d in self.dataset),
             "dataset.role",
             "no set has role = 'train'",
             "give one set role = 'train'",

@@ -32,15 +32,20 @@ FREE_ON_RESUME = {
 
 def load(path: Path, overrides: Iterable[str] = ()) -> TrainConfig:
     """Read a TOML file and apply `a.b=c` overrides. Raises ConfigError."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    data = read_toml(path)
     for override in overrides:
         _override(data, override)
     return parse(data, TrainConfig)
+
+
+def read_toml(path: Path) -> Json:
+    """Raises ConfigError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def _override(data: Json, text: str) -> None:
@@ -123,6 +128,7 @@ def fixed_settings(config: TrainConfig, facts: Mapping[str, str]) -> Json:
     """
     data = to_dict(config)
     data.pop("dataset")
+    data.pop("dataset_files")
     for section, fields in FREE_ON_RESUME.items():
         for field in list(data[section]) if fields is None else fields:
             data[section].pop(field)

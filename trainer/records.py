@@ -32,6 +32,24 @@ class Geometry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptionForms:
+    """What an image's captions are made of, and how they vary from visit to visit."""
+
+    texts: tuple[str, ...]
+    """The captions as they were found; one of them at a visit."""
+    before: str = ""
+    after: str = ""
+    """Text around every caption, which stays as it is."""
+    wildcards: bool = False
+    shuffle: bool = False
+    keep_tokens: int = 0
+    keep_separator: str = ""
+    tag_separator: str = ","
+    secondary_separator: str = ""
+    tag_dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """One image as training will see it."""
 
@@ -39,6 +57,7 @@ class Example:
     digest: str
     """sha256 of the file's bytes."""
     captions: tuple[str, ...]
+    """Every text that can occur, the plain form first; one of them at a visit."""
     geometry: Geometry
     repeats: int = 1
     """How often it is seen per epoch."""
@@ -56,6 +75,8 @@ class Example:
     """Image that an edit model is shown beside the noise."""
     mask: Path | None = None
     """Image whose brightness weights the loss; the image itself where its own alpha is meant."""
+    live: CaptionForms | None = None
+    """Where given, every visit makes a new text of it and `captions` holds the plain forms only."""
 
 
 @dataclass(frozen=True, kw_only=True)

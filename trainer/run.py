@@ -10,13 +10,16 @@ from torch import Tensor
 
 from .base_model import Base, open_base
 from .config import TrainConfig
+from .config_data import DatasetConfig
 from .config_file import Json, digest, fixed_settings, to_dict
 from .data.batches import CachedBatches, Pick, Plan, make_plan
 from .data.cache import Cache
 from .data.dataset import Dataset, build_dataset, epochs_report, report
-from .data.encode import EncoderIdentity, find_work, prompt_key
+from .data.dataset_file import gather_sets
+from .data.encode import EncoderIdentity, find_work
 from .data.fill import CacheReport, fill
 from .data.index import FileIndex
+from .data.texts import Texts
 from .denoiser import Denoiser
 from .diffusion.timesteps import NoiseLevels
 from .errors import ConfigError, ModelFileError, StoppedError
@@ -52,6 +55,8 @@ class Prepared:
     identity: EncoderIdentity
     folder: RunFolder
     processes: Processes
+    trigger: str
+    """The first trigger word of the sets, for the file's metadata."""
 
 
 def run_folder(config: TrainConfig, processes: Processes = ALONE) -> RunFolder:
@@ -75,9 +80,11 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         raise ConfigError(
             f"objective.guidance = {config.objective.guidance}: {base.family.name} {base.variant} takes no guidance value; leave it out"
         )
-    if config.data.bucket_step % PATCH:
-        raise ConfigError(f"data.bucket_step = {config.data.bucket_step}: use a multiple of {PATCH}")
-    if any(dataset.references for dataset in config.dataset) and not base.settings.references:
+    listed = gather_sets(config.dataset, config.dataset_files)
+    for name, value in _steps(listed.sets, config):
+        if value % PATCH:
+            raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
+    if any(dataset.references for dataset in listed.sets) and not base.settings.references:
         editors = [name for name, variant in base.family.variants.items() if variant.references]
         remedy = f"set model.variant = {editors[0]!r} if the file is one" if editors else "use an edit model"
         raise ConfigError(
@@ -89,7 +96,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         check_fits(read_lora(config.network.init_from), [skeleton.file_key(path) for path in targets], config.network)
     index = FileIndex(cache_folder(config) / "files.json")
     dataset = build_dataset(
-        config.dataset,
+        listed.sets,
         config.data,
         base.family.bucket_step,
         config.training.seed,
@@ -101,6 +108,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         raise ConfigError(
             f"{processes.count} processes for {plan.per_epoch} batches per epoch: start at most {plan.per_epoch}, or lower training.batch_size, or raise dataset.repeats"
         )
+    for note in listed.notes:
+        host.log(note)
     host.log(report(dataset))
     forward_passes = config.training.accumulation * processes.count
     host.log(epochs_report(dataset, config.training.batch_size, forward_passes, config.training.steps))
@@ -114,7 +123,14 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         identity=base.encoder_identity(tiled=config.memory.vae_tiling),
         folder=run_folder(config, processes),
         processes=processes,
+        trigger=next((one.trigger for one in listed.sets if one.trigger), ""),
     )
+
+
+def _steps(sets: Sequence[DatasetConfig], config: TrainConfig) -> list[tuple[str, int]]:
+    """Every bucket step that is asked for, and where."""
+    own = [("dataset.bucket_step", one.bucket_step) for one in sets]
+    return [("data.bucket_step", config.data.bucket_step), *own]
 
 
 def build_cache(prepared: Prepared, host: Host) -> CacheReport:
@@ -240,9 +256,10 @@ def held_out_of(prepared: Prepared) -> tuple[HeldOut, NoiseLevels]:
 def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBatches:
     base, guidance = prepared.base, prepared.config.objective.guidance
     family = base.family
+    encoded = Texts(prepared.cache, prepared.identity, base.load_encoders)
 
     def condition(picks: Sequence[Pick]) -> Conditioning:
-        texts = [prepared.cache.get(prompt_key(pick.view, pick.caption, prepared.identity)) for pick in picks]
+        texts = [encoded.of(pick.view, pick.caption) for pick in picks]
         made = family.condition(texts, [pick.view.geometry for pick in picks], guidance)
         made = {**made, **_references(prepared, picks)}
         return {name: tensor.to(base.device) for name, tensor in made.items()}
@@ -273,7 +290,7 @@ def _metadata(prepared: Prepared, denoiser: Denoiser) -> dict[str, object]:
         "architecture": prepared.base.variant,
         "prediction": denoiser.objective.name,
         "resolution": config.data.resolution,
-        "trigger": next((d.trigger for d in config.dataset if d.trigger), ""),
+        "trigger": prepared.trigger,
         "facts": {"dataset": prepared.dataset.digest, "base": prepared.base.identity()},
         "training": {
             "base_model_version": prepared.base.variant,

@@ -1,31 +1,33 @@
 """What the data set nodes do: folders and graph images become sets of the engine, and the cache is filled."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ...trainer.config import DataConfig, DatasetConfig, MemoryConfig
-from ...trainer.config_file import digest, parse
+from ...trainer.config_file import Json, digest, parse
 from ...trainer.data.cache import Cache
 from ...trainer.data.contact import Thumbnail, contact_sheet
 from ...trainer.data.dataset import Dataset, build_dataset, report
+from ...trainer.data.dataset_file import read_dataset_file
 from ...trainer.data.encode import find_work
 from ...trainer.data.fill import fill
 from ...trainer.data.index import FileIndex
-from ...trainer.data.sources import find_images
-from ...trainer.errors import DataError
+from ...trainer.data.sources import scan
+from ...trainer.errors import ConfigError, DataError
 from ...trainer.files import write_bytes, write_json
 from ...trainer.records import Example
 from ..values import CacheValue, DatasetValue, example_from_json, example_to_json
 from .encode import encoder_identity, host_encoders
-from .paths import cache_folder, resolve_folder
+from .paths import cache_folder, resolve_file, resolve_folder
 from .pictures import from_image, mask_to_picture, to_image
 from .progress import Bar
 
 FOLDER_OPTIONS = ("masks", "references")
+LISTS: dict[str, type[int] | type[float]] = {"resolutions": int, "megapixels": float, "aspects": float}
 
 
 def folder_state(folder: str, *, recursive: bool) -> str:
@@ -34,31 +36,76 @@ def folder_state(folder: str, *, recursive: bool) -> str:
         path = resolve_folder(folder, "folder")
     except ValueError as error:
         return str(error)
-    files = sorted(p for p in (path.rglob("*") if recursive else path.iterdir()) if p.is_file())
-    return digest([[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
+    return digest(_files_state(path, recursive=recursive))
+
+
+def file_state(name: str) -> str:
+    """The same of a file that lists sets, and of all their folders."""
+    try:
+        file = resolve_file(name, "path")
+        listed = read_dataset_file(file, _judged)
+        folders = [_files_state(Path(one.folder), recursive=True) for one in listed.sets]
+        return digest([file.read_text(encoding="utf-8"), folders])
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def _files_state(folder: Path, *, recursive: bool) -> list[Json]:
+    files = sorted(p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.is_file())
+    return [{str(p.relative_to(folder)): [p.stat().st_size, p.stat().st_mtime_ns]} for p in files]
 
 
 def add_folder(previous: DatasetValue | None, options: Mapping[str, Any]) -> tuple[DatasetValue, Tensor, str]:
     """(data set, contact sheet, report). Raises ConfigError or DataError naming every problem."""
-    checked = {**options, "folder": str(resolve_folder(options["folder"], "folder"))}
+    folder = resolve_folder(options["folder"], "folder")
+    checked = {**options, "folder": str(folder)}
     for name in FOLDER_OPTIONS:
         if checked.get(name) and not (name == "masks" and checked[name] == "alpha"):
             checked[name] = str(resolve_folder(checked[name], name))
-    return _added(previous, parse(checked, DatasetConfig))
+    if checked.get("metadata"):
+        inner = folder / checked["metadata"]
+        checked["metadata"] = str(resolve_file(str(inner if inner.is_file() else checked["metadata"]), "metadata"))
+    for name, kind in LISTS.items():
+        checked[name] = number_list(str(checked.get(name) or ""), kind, name)
+    return _added(previous, [parse(checked, DatasetConfig)])
 
 
-def _added(previous: DatasetValue | None, config: DatasetConfig) -> tuple[DatasetValue, Tensor, str]:
-    value = DatasetValue(sets=(*(previous.sets if previous else ()), config))
-    images = [(one, image) for one in value.sets for image in find_images(one)]
+def add_file(previous: DatasetValue | None, name: str) -> tuple[DatasetValue, Tensor, str]:
+    """The sets that a file lists. Every path in it is judged as one of the workflow is. Raises ConfigError or DataError."""
+    listed = read_dataset_file(resolve_file(name, "path"), _judged)
+    return _added(previous, listed.sets, listed.notes)
+
+
+def _judged(path: str, option: str) -> str:
+    return str(resolve_file(path, option) if option == "metadata" else resolve_folder(path, option))
+
+
+def number_list(text: str, kind: type[int] | type[float], name: str) -> list[float]:
+    """ "512, 768" as numbers. Raises ConfigError."""
+    try:
+        return [kind(part) for part in text.replace(";", ",").split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(f"{name} = {text!r}: write numbers with commas between them, such as 512, 768") from error
+
+
+def _added(
+    previous: DatasetValue | None, configs: Sequence[DatasetConfig], notes: Sequence[str] = ()
+) -> tuple[DatasetValue, Tensor, str]:
+    earlier = previous or DatasetValue(sets=())
+    value = DatasetValue(sets=(*earlier.sets, *configs), notes=(*earlier.notes, *notes))
+    found = [(one, scan(one)) for one in value.sets]
+    images = [image for _, one in found for image in one.images]
     sheet = contact_sheet(
-        [Thumbnail(path=image.path, caption=image.caption) for _, image in images], f"{len(images)} images"
+        [Thumbnail(path=image.path, caption=image.caption) for image in images], f"{len(images)} images"
     )
-    lines = [f"{len(images)} images"]
-    for one in value.sets:
-        mine = [image for other, image in images if other is one]
+    lines = [f"{len(images)} images", *value.notes]
+    for config, one in found:
+        repeats = sorted({image.repeats for image in one.images})
+        seen = f"{repeats[0]} x" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} x"
         lines.append(
-            f"{one.folder}: {len(mine)} images, {one.role.replace('_', ' ')}, each seen {one.repeats} x per epoch"
+            f"{config.folder}: {len(one.images)} images, {config.role.replace('_', ' ')}, each seen {seen} per epoch"
         )
+        lines += one.notes
     return value, to_image(sheet), "\n".join(lines)
 
 
@@ -94,7 +141,7 @@ def add_images(
         "captions": "sidecar",
         "masks": str(folder / "masks") if mask_contents else "",
     }
-    return _added(previous, parse(config, DatasetConfig))
+    return _added(previous, [parse(config, DatasetConfig)])
 
 
 def _png(picture: Any) -> bytes:
@@ -116,6 +163,8 @@ def fill_cache(
     factor = encoders.image.factor
     step = data.bucket_step or 8 * factor
     bar = Bar()
+    if any(config.varies and not config.caption_variants for config in value.sets):
+        raise ConfigError("caption_variants = 0: LoomCache encodes captions in advance; use 2 or more (16 is usual)")
     dataset = build_dataset(value.sets, data, step, seed, FileIndex(folder / "files.json"), bar.update)
     identity = encoder_identity(vae, clip, tiled=memory.vae_tiling)
     cache = Cache(folder)

@@ -97,19 +97,32 @@ def listens_locally() -> bool:
 
 def resolve_folder(text: str, what: str) -> Path:
     """A folder named in a workflow. Raises ConfigError if it may not be used, or is none, with the remedy."""
+    path = _allowed(text, what, "folder")
+    if not path.is_dir():
+        raise ConfigError(f"{what}: {path} is not a folder")
+    return path
+
+
+def resolve_file(text: str, what: str) -> Path:
+    """A file named in a workflow. Raises ConfigError if it may not be used, or is none, with the remedy."""
+    path = _allowed(text, what, "file")
+    if not path.is_file():
+        raise ConfigError(f"{what}: {path} is not a file")
+    return path
+
+
+def _allowed(text: str, what: str, kind: str) -> Path:
     cleaned = text.strip()
     if not cleaned or "\0" in cleaned:
-        raise ConfigError(f"{what} = {text!r}: name a folder, e.g. one inside {folder_paths.get_input_directory()}")
+        raise ConfigError(f"{what} = {text!r}: name a {kind}, e.g. one inside {folder_paths.get_input_directory()}")
     path = Path(cleaned).expanduser()
     if not path.is_absolute():
         base = Path(folder_paths.get_input_directory())
         path = base / path
         if not is_inside(path, base):
-            raise ConfigError(f"{what} = {text!r} leads out of {base}: name a folder inside it")
+            raise ConfigError(f"{what} = {text!r} leads out of {base}: name a {kind} inside it")
     elif not any(is_inside(path, allowed) for allowed in allowed_roots()) and not listens_locally():
         raise ConfigError(
             f'{what} = {text!r}: absolute paths elsewhere are refused while the server can be reached from other machines. Add the folder to "roots" in {settings_file()}, or move it into {folder_paths.get_input_directory()}'
         )
-    if not path.is_dir():
-        raise ConfigError(f"{what}: {path} is not a folder")
     return path

@@ -6,22 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.data.buckets import Buckets, round_to
+from lora_loom.trainer.data.buckets import CENTER, Buckets, measured, round_to
 from lora_loom.trainer.errors import ConfigError
 
 sizes = st.tuples(st.integers(200, 6000), st.integers(200, 6000)).filter(lambda s: 0.25 <= s[0] / s[1] <= 4)
 settings = st.builds(
     Buckets,
-    method=st.sampled_from(["pixel_area", "kohya", "off"]),
+    method=st.sampled_from(["pixel_area", "pixel", "kohya", "off"]),
     resolution=st.sampled_from([512, 768, 1024]),
     step=st.sampled_from([16, 32, 64]),
     upscale=st.booleans(),
+    aspects=st.sampled_from([(), (1.0,), (0.5, 0.75, 1.0, 4 / 3, 2.0)]),
 )
+anywhere = st.sampled_from([CENTER, (0.0, 0.0), (0.5, 0.0), (0.999, 0.3), None])
 
 
-@given(buckets=settings, size=sizes)
-def test_sides_are_multiples_and_the_crop_lies_inside(buckets, size):
-    geometry = buckets.geometry(size)
+@given(buckets=settings, size=sizes, at=anywhere, least_scale=st.floats(0, 1.5))
+def test_sides_are_multiples_and_the_crop_lies_inside(buckets, size, at, least_scale):
+    geometry = buckets.geometry(size, at=at, least_scale=least_scale)
     width, height = geometry.target
     assert width % buckets.step == height % buckets.step == 0
     assert geometry.resized[0] >= geometry.crop_left + width
@@ -48,6 +50,60 @@ def test_resizing_covers_the_bucket_tightly(size):
     slack = (geometry.resized[0] - geometry.target[0], geometry.resized[1] - geometry.target[1])
     assert min(slack) == 0, "the tighter side fits exactly"
     assert abs(geometry.resized[0] / size[0] - geometry.resized[1] / size[1]) < 0.01, "the image keeps its proportions"
+
+
+@given(size=sizes, resolution=st.sampled_from([512, 768, 1024]), step=st.sampled_from([16, 32, 64]))
+def test_pixel_gives_the_shorter_side_and_keeps_the_ratio(size, resolution, step):
+    width, height = Buckets(method="pixel", resolution=resolution, step=step).target(size)
+    assert min(width, height) == resolution
+    assert abs(max(width, height) - resolution * max(size) / min(size)) <= step / 2 + 1e-6
+    assert (width > height) <= (size[0] > size[1])
+
+
+@given(buckets=settings, size=sizes)
+def test_areas_stay_within_bounds(buckets, size):
+    """Of the asked area: exactly for the square, half a step per side for pixel_area, never more for kohya's list."""
+    width, height = buckets.target(size)
+    area, slack = buckets.resolution**2, buckets.step / 2
+    if buckets.method == "off":
+        assert width * height == area
+    elif buckets.method == "kohya":
+        assert width * height <= area
+    elif buckets.method == "pixel_area":
+        edge = buckets.resolution if buckets.upscale else min(buckets.resolution, math.sqrt(size[0] * size[1]))
+        assert (width - slack) * (height - slack) <= edge**2 + 1e-6
+        assert (width + slack) * (height + slack) >= edge**2 - 1e-6
+
+
+@given(size=sizes)
+def test_aspects_are_the_nearest_of_the_list(size):
+    ratios = (0.5, 1.0, 2.0)
+    width, height = Buckets(method="pixel_area", resolution=1024, step=16, aspects=ratios).target(size)
+    own = math.log(size[0] / size[1])
+    nearest = min(ratios, key=lambda one: abs(math.log(one) - own))
+    assert abs(width / height - nearest) < 0.05
+
+
+@given(size=sizes)
+def test_without_a_crop_nothing_is_cut_off(size):
+    geometry = Buckets(method="kohya", resolution=512, step=64).geometry(size, at=None)
+    assert geometry.resized == geometry.target
+    assert (geometry.crop_left, geometry.crop_top) == (0, 0)
+
+
+def test_places_of_the_crop():
+    buckets = Buckets(method="off", resolution=64, step=64)
+    wide = (128, 64)
+    assert buckets.geometry(wide, at=(0.0, 0.0)).crop_left == 0
+    assert buckets.geometry(wide).crop_left == 32
+    assert buckets.geometry(wide, at=(0.999, 0.0)).crop_left == 63
+    part = buckets.geometry((640, 640), least_scale=0.2)
+    assert (part.resized, part.crop_left, part.crop_top) == ((128, 128), 32, 32)
+
+
+def test_what_is_measured():
+    assert measured((400, 100), "side") == 100
+    assert measured((400, 100), "area") == 200
 
 
 def test_kohya_worked_list():

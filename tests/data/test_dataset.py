@@ -139,3 +139,105 @@ def test_resolution_smaller_than_the_familys_step(tmp_path):
             FileIndex(tmp_path / "f.json"),
             silent,
         )
+
+
+def one_set(**options):
+    return [DatasetConfig(folder=str(pictures()), **options)]
+
+
+def test_several_resolutions_of_the_same_set(tmp_path):
+    dataset = build(tmp_path, one_set(resolutions=(48, 64), megapixels=(0.01024,), repeats=2))
+    assert len(dataset.examples) == 18
+    square = [e.geometry.target for e in dataset.examples if e.path.name == "0.png"]
+    assert square == [(48, 48), (64, 64), (96, 96)], "0.01024 million pixels are 101 x 101"
+    assert "seen per epoch: 36 images" in epochs_report(dataset, 2, 1, 10)
+
+
+def test_an_image_is_held_out_at_all_its_resolutions(tmp_path):
+    sets = one_set(resolutions=(48, 64)) + one_set(resolutions=(96,))
+    dataset = build(tmp_path, sets, held_out_share=0.34)
+    aside = {e.path for e in dataset.held_out}
+    assert len(aside) == 2
+    assert not aside & {e.path for e in dataset.training}
+    assert len(dataset.held_out) == 6
+    assert {e.path for e in build(tmp_path, held_out_share=0.34).held_out} == aside, "the same share by the same seed"
+
+
+def test_a_set_has_its_own_buckets(tmp_path):
+    sets = one_set() + one_set(buckets="kohya", min_side=16, max_side=64, bucket_step=32, upscale=False)
+    wide = [e.geometry.target for e in build(tmp_path, sets).examples if e.path.name == "1.png"]
+    assert wide == [(80, 48), (64, 32)]
+    assert build(tmp_path, one_set(buckets="pixel")).examples[1].geometry.target == (96, 64)
+    assert build(tmp_path, buckets="pixel").examples[1].geometry.target == (96, 64)
+
+
+def test_images_of_another_size_are_left_out_and_named(tmp_path):
+    dataset = build(tmp_path, one_set(min_size=65, measure="area"))
+    assert [e.path.name for e in dataset.examples] == ["1.png", "3.png", "5.png"]
+    assert "3 left out, smaller than min_size = 65: 0.png (64 x 64), 2.png (64 x 64), 4.png (64 x 64)" in report(
+        dataset
+    )
+    with pytest.raises(DataError, match="(?s)no image is left to train on.*6 left out, smaller than min_size = 65"):
+        build(tmp_path, one_set(min_size=65))
+    assert "larger than max_size = 70" in report(build(tmp_path, one_set(max_size=70, measure="area")))
+
+
+def test_large_images_are_reduced_before_the_crop(tmp_path):
+    folder = tmp_path / "large"
+    folder.mkdir()
+    Image.new("RGB", (400, 400)).save(folder / "a.png")
+    Image.new("RGB", (100, 100)).save(folder / "b.png")
+    sets = [DatasetConfig(folder=str(folder), max_size=200, downsample=128)]
+    first, second = (e.geometry for e in build(tmp_path, sets).examples)
+    assert (first.resized, first.target, first.crop_left) == ((128, 128), (64, 64), 32)
+    assert second.resized == (64, 64)
+
+
+def test_places_of_the_crop(tmp_path):
+    def left(seed=0, **options):
+        made = build(tmp_path, one_set(buckets="off", **options), seed=seed)
+        return [e.geometry.crop_left for e in made.examples]
+
+    assert left() == [0, 16, 0, 16, 0, 16]
+    assert left(crop="corner") == [0] * 6
+    assert left(crop="random") == left(crop="random")
+    assert left(crop="random") != left(seed=1, crop="random")
+    assert len(set(left(crop="random")[1::2])) > 1, "another place for every image"
+
+
+def test_stretched_images_are_named(tmp_path):
+    dataset = build(tmp_path, one_set(crop="none", buckets="off"))
+    assert all(e.geometry.resized == e.geometry.target for e in dataset.examples)
+    assert "3 images are stretched to their bucket, by up to 50%: 1.png, 3.png, 5.png" in report(dataset)
+    assert "stretched" not in report(build(tmp_path, one_set(crop="none", buckets="pixel", bucket_step=16)))
+
+
+def test_texts_are_known_in_advance_or_said_to_be_made_anew(tmp_path):
+    folder = tmp_path / "tags"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    (folder / "a.txt").write_text("a, b, c, d, e")
+
+    def made(**options):
+        return build(tmp_path, [DatasetConfig(folder=str(folder), shuffle_tags=True, **options)])
+
+    drawn = made(caption_variants=8)
+    assert len(set(drawn.examples[0].captions)) == 8
+    assert drawn.examples[0].captions[0] == "a, b, c, d, e"
+    assert "captions of 1 images can take more forms than caption_variants = 8" in report(drawn)
+    assert len(drawn.captions) == 9, "and the empty prompt"
+    complete = made(caption_variants=120)
+    assert len(set(complete.examples[0].captions)) == 120
+    assert complete.notes == ()
+    live = made(caption_variants=0)
+    assert live.examples[0].captions == ("a, b, c, d, e",)
+    assert live.examples[0].live is not None
+    assert "captions are made and encoded anew at every visit" in report(live)
+    assert len({drawn.digest, complete.digest, live.digest}) == 3
+
+
+def test_held_out_images_are_measured_with_their_plain_caption(tmp_path):
+    sets = one_set(shuffle_tags=True, caption_variants=0)
+    [first, *_] = build(tmp_path, sets, held_out_share=0.5).held_out
+    assert first.live is None
+    assert first.captions == ((pictures() / f"{first.path.stem}.txt").read_text().strip(),)

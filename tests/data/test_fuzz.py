@@ -1,15 +1,20 @@
 """Damaged files: whatever the bytes are, reading them ends soon, in pixels or in an error that names the file."""
 
+import json
 import random
 import signal
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image, features
 
+from lora_loom.trainer.data.dataset_file import read_dataset_file
 from lora_loom.trainer.data.images import load_pixels, upright_size
 from lora_loom.trainer.data.look import look
+from lora_loom.trainer.data.metadata import read_table
 from lora_loom.trainer.demo.scenes import random_scene
 from lora_loom.trainer.errors import LoomError
 from lora_loom.trainer.records import Geometry
@@ -106,3 +111,51 @@ def test_damaged_images(tmp_path):
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_damaged_images_often(tmp_path, seed):
     check_images(tmp_path, 1000, seed)
+
+
+def descriptions(folder):
+    """Files that say what a data set is, of every kind."""
+    from tests.data.test_dataset_file import KOHYA, TUNER
+
+    contents = {
+        "kohya.toml": KOHYA,
+        "own.toml": '[[dataset]]\nfolder = "cat"\nresolutions = [512, 768]\naspects = [1.0]\ncrop = "random"\n',
+        "multidatabackend.json": json.dumps(TUNER),
+        "metadata.jsonl": '{"file_name": "a.png", "text": "a cat"}\n{"file_name": "b.png", "text": ["x", "y"]}\n',
+        "metadata.csv": 'file_name,text\na.png,"a cat, sofa"\nb.png,x\n',
+        "metadata.json": json.dumps({"a": {"caption": "a cat", "tags": "x, y"}}),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+    names = [*contents, "metadata.parquet"]
+    pyarrow.parquet.write_table(pyarrow.table({"file_name": ["a.png"], "text": ["a cat"]}), folder / names[-1])
+    return [folder / name for name in names]
+
+
+def check_descriptions(tmp_path, count, seed):
+    rng, originals, reasons = random.Random(seed), descriptions(tmp_path), []
+    for number in range(count):
+        original = originals[number % len(originals)]
+        path = tmp_path / f"mutated-{number}{original.suffix}"
+        path.write_bytes(mutated(original.read_bytes(), rng))
+        with soon(path.name):
+            try:
+                if original.stem == "metadata":
+                    read_table(path)
+                else:
+                    read_dataset_file(path)
+            except LoomError as error:
+                reasons.append((path.name, str(error)))
+        path.unlink()
+    assert all(name in reason for name, reason in reasons)
+    assert count / 10 < len(reasons) < count
+
+
+def test_damaged_descriptions(tmp_path):
+    check_descriptions(tmp_path, 120, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_damaged_descriptions_often(tmp_path, seed):
+    check_descriptions(tmp_path, 1000, seed)

@@ -1,10 +1,14 @@
 """Folders and captions: nothing is dropped silently; every problem is named at once."""
 
+import json
+import sys
+
 import pytest
 from PIL import Image
 
 from lora_loom.trainer.config import DatasetConfig
-from lora_loom.trainer.data.sources import find_images
+from lora_loom.trainer.data.captions import plain
+from lora_loom.trainer.data.sources import find_images, scan
 from lora_loom.trainer.errors import DataError
 
 
@@ -118,3 +122,162 @@ def test_masks(tmp_path):
     assert image.mask == masks / "a.webp"
     [image] = find_images(DatasetConfig(folder=str(tmp_path / "images"), masks="alpha"))
     assert image.mask == image.path
+
+
+def row(**values):
+    return json.dumps(values) + "\n"
+
+
+def test_tables_in_the_style_of_hugging_face(tmp_path):
+    put(tmp_path, "a.png")
+    put(tmp_path, "b.png")
+    (tmp_path / "metadata.jsonl").write_text(
+        row(file_name="a.png", text="a cat") + "\n" + row(file_name="./b.png", text="a dog")
+    )
+    assert captions(tmp_path, trigger="sks") == ["sks a cat", "sks a dog"], "auto takes the table"
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "other.jsonl")
+    assert captions(tmp_path) == ["a", "b"]
+    assert captions(tmp_path, captions="metadata", metadata="other.jsonl") == ["a cat", "a dog"]
+
+
+def test_a_csv_table_with_a_named_column(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "metadata.csv").write_text('file_name,title,caption\na.png,"one, two",x\n', encoding="utf-8-sig")
+    assert captions(tmp_path) == ["x"]
+    assert captions(tmp_path, caption_field="title") == ["one, two"]
+    with pytest.raises(DataError, match=r"metadata\.csv, row 1 has no 'titel' .*it has file_name, title, caption"):
+        captions(tmp_path, caption_field="titel")
+
+
+def test_a_parquet_table(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    put(tmp_path, "a.png")
+    put(tmp_path, "b.png")
+    parquet.write_table(
+        pyarrow.table(
+            {"image": ["a.png", "b.png"], "caption": [["a cat", "a kitten"], ["a dog"]], "raw": [b"x", b"y"]}
+        ),
+        tmp_path / "metadata.parquet",
+    )
+    [first, second] = find_images(DatasetConfig(folder=str(tmp_path)))
+    assert (first.forms.texts, second.forms.texts) == (("a cat", "a kitten"), ("a dog",))
+    parquet.write_table(pyarrow.table({"image": [{"bytes": b"x"}], "text": ["a"]}), tmp_path / "metadata.parquet")
+    with pytest.raises(DataError, match="the images are inside the table, in image; write them to files"):
+        captions(tmp_path)
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match=r"metadata\.parquet is not valid parquet"):
+        captions(tmp_path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    put(tmp_path, "a.png")
+    (tmp_path / "metadata.parquet").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"needs pyarrow \(pip install pyarrow\), or save it as metadata\.csv"):
+        captions(tmp_path)
+
+
+def test_kohyas_table_joins_caption_and_tags(tmp_path):
+    path = put(tmp_path / "deep", "a.png")
+    table = tmp_path / "meta.json"
+    for name in (str(path), str(path.with_suffix("")), "deep/a.png", "deep/a", "a"):
+        table.write_text(json.dumps({name: {"caption": "a cat", "tags": "sofa, red"}}))
+        assert captions(tmp_path, recursive=True, captions="metadata", metadata="meta.json") == ["a cat, sofa, red"]
+
+
+def test_a_table_is_looked_for_beside_the_image_and_above(tmp_path):
+    put(tmp_path / "train", "a.png")
+    put(tmp_path / "test", "a.png")
+    (tmp_path / "metadata.jsonl").write_text(row(file_name="train/a.png", text="above"))
+    (tmp_path / "test" / "metadata.jsonl").write_text(row(file_name="a.png", text="beside"))
+    assert captions(tmp_path, recursive=True) == ["beside", "above"]
+
+
+def test_what_a_table_lacks_and_what_it_has_too_much(tmp_path):
+    put(tmp_path, "a.png")
+    put(tmp_path, "b.png")
+    (tmp_path / "metadata.jsonl").write_text(row(file_name="a.png", text="a cat") + row(file_name="gone.png", text="x"))
+    with pytest.raises(DataError, match=r"b\.png has no caption: add a line for it to the table"):
+        captions(tmp_path)
+    found = scan(DatasetConfig(folder=str(tmp_path), caption="thing"))
+    assert [image.caption for image in found.images] == ["a cat", "thing"]
+    assert len(found.notes) == 1
+    assert "metadata.jsonl names 1 files that are not among the images: gone.png" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metadata.jsonl", "{", r"metadata\.jsonl, line 1 is not valid JSON"),
+        ("metadata.jsonl", "[1]", r"metadata\.jsonl, line 1 holds '\[1\]'"),
+        ("metadata.jsonl", '{"text": "x"}', r"metadata\.jsonl, row 1 names no file, it has text: add file_name"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "size": 3}',
+            "row 1 has no caption, it has file_name, size: name one",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', "row 1: text = '3' is no text"),
+        ("metadata.json", '{"a": "x"}', r"metadata\.json: 'a' holds 'x'"),
+        ("metadata.csv", "", r"a\.png has no caption"),
+        ("metadata.jsonl", "\xe4", r"metadata\.jsonl is not UTF-8"),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path, name, content, message):
+    put(tmp_path, "a.png")
+    (tmp_path / name).write_text(content, encoding="latin-1")
+    with pytest.raises(DataError, match=message):
+        captions(tmp_path, captions="metadata")
+    (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"a\.png: no metadata\.jsonl, \.csv, \.parquet or \.json beside it"):
+        captions(tmp_path, captions="metadata")
+
+
+def test_a_json_file_beside_the_image(tmp_path):
+    path = put(tmp_path, "a.png").with_suffix(".json")
+    for content, expected in [
+        ('"a cat"', ("a cat",)),
+        ('["a cat", "a kitten"]', ("a cat", "a kitten")),
+        ('{"caption": "a cat", "score": 3}', ("a cat",)),
+        ('{"tags": ["cat", "sofa"]}', ("cat, sofa",)),
+    ]:
+        path.write_text(content)
+        [image] = find_images(DatasetConfig(folder=str(tmp_path), captions="json"))
+        assert image.forms.texts == expected
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"a\.json is not valid JSON"):
+        captions(tmp_path, captions="json")
+    path.unlink()
+    with pytest.raises(DataError, match=r"a\.png has no caption: write a\.json beside it"):
+        captions(tmp_path, captions="json")
+
+
+def test_several_lines(tmp_path):
+    put(tmp_path, "a.png", "a cat\n\n a kitten \n")
+    assert captions(tmp_path) == ["a cat\n\n a kitten"]
+    assert captions(tmp_path, lines="first") == ["a cat"]
+    [image] = find_images(
+        DatasetConfig(folder=str(tmp_path), lines="each", trigger="sks", prefix="photo,", suffix="end")
+    )
+    assert plain(image.forms) == ("sks photo, a cat end", "sks photo, a kitten end")
+
+
+def test_kohyas_folders(tmp_path):
+    put(tmp_path / "10_my_cat", "a.png", "a cat on a sofa")
+    put(tmp_path / "10_my_cat", "b.png")
+    put(tmp_path / "2_dog", "c.png")
+    put(tmp_path / "notes", "d.png")
+    put(tmp_path, "e.png")
+    found = scan(DatasetConfig(folder=str(tmp_path), layout="kohya", repeats=3))
+    assert [(i.path.name, i.caption, i.repeats) for i in found.images] == [
+        ("a.png", "a cat on a sofa", 30),
+        ("b.png", "my cat", 30),
+        ("c.png", "dog", 6),
+    ], "N times repeats, and the concept where there is no caption file"
+    assert found.notes == [f"{tmp_path}: not in a folder named N_concept, left alone: notes, e.png"]
+    (tmp_path / "e.png").unlink()
+    with pytest.raises(DataError, match=r"holds no images .*sub-folders are named as kohya's .*layout = 'kohya'"):
+        captions(tmp_path)
+    with pytest.raises(DataError, match="no sub-folders named N_concept, such as 10_mycat"):
+        captions(tmp_path / "2_dog", layout="kohya")

@@ -27,7 +27,22 @@ FACTORS = {
     "checkpointing": (False, True),
     "caption_dropout": (0.0, 0.4),
     "flip": (False, True),
+    "captions": ("plain", "varied", "live"),
 }
+VARIED = {
+    "shuffle_tags": True,
+    "keep_tokens": 1,
+    "tag_dropout": 0.3,
+    "wildcards": True,
+    "lines": "each",
+    "tag_separator": " ",
+}
+CAPTIONS = {
+    "plain": {},
+    "varied": {**VARIED, "caption_variants": 4, "crop": "random"},
+    "live": {**VARIED, "caption_variants": 0},
+}
+"""Options of the data set: captions as they are, in several forms encoded in advance, and made anew at every visit."""
 
 
 def allowed(case):
@@ -64,7 +79,8 @@ def every_family_optimizer_and_kind():
     ):
         for dropout in (0.0, 0.2):
             case = {"family": family, "optimizer": optimizer, "kind": kind, "ema": ema, "dropout": dropout,
-                    "accumulation": 2, "checkpointing": bool(ema), "caption_dropout": 0.4, "flip": True}  # fmt: skip
+                    "accumulation": 2, "checkpointing": bool(ema), "caption_dropout": 0.4, "flip": True,
+                    "captions": "varied" if ema else "live"}  # fmt: skip
             if allowed(case):
                 yield case
 
@@ -82,6 +98,7 @@ def config_of(case, output, **training):
                 "folder": make_config("sd", output).dataset[0].folder,
                 "caption_dropout": case["caption_dropout"],
                 "flip": case["flip"],
+                **CAPTIONS[case["captions"]],
             }
         ],
         network={"kind": case["kind"], "dropout": case["dropout"]},
@@ -136,7 +153,7 @@ def test_resume_is_exact_everywhere(case, tmp_path):
 
 
 PLAIN = {"family": "sd3", "optimizer": "adamw", "kind": "lora", "ema": 0.9, "dropout": 0.2, "accumulation": 2,
-         "checkpointing": False, "caption_dropout": 0.4, "flip": True}  # fmt: skip
+         "checkpointing": False, "caption_dropout": 0.4, "flip": True, "captions": "varied"}  # fmt: skip
 
 
 def test_extending_a_finished_run(tmp_path):

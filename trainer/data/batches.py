@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..records import Batch, Conditioning, Example, Size
 from ..seeding import permutation, uniform
 from .cache import Cache
+from .captions import caption_at
 from .encode import View, reference_geometry, views
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
@@ -104,7 +105,7 @@ class CachedBatches:
         example, ways = self.examples[number], self._views[number]
         view, latent = ways[int(uniform(*key, "flip") * len(ways))]
         dropped = uniform(*key, "caption dropout") < example.caption_dropout
-        caption = "" if dropped else example.captions[int(uniform(*key, "caption") * len(example.captions))]
+        caption = "" if dropped else caption_at(example, *key)
         return Pick(view=view, key=latent, caption=caption)
 
     def collate(self, picks: Sequence[Pick]) -> Batch:

@@ -1,8 +1,8 @@
 """From folders to examples: caption, bucket, role and weight of every image, and a report of what became of each."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -13,14 +13,21 @@ from ..errors import DataError
 from ..records import Example, Size
 from ..seeding import permutation
 from .buckets import Buckets
+from .captions import plain, variants
 from .images import file_digest, parse_colour
-from .index import FileIndex, Progress
-from .sources import find_images
+from .index import FileFacts, FileIndex, Progress
+from .sizes import buckets_of, placements, stretched, why_left_out
+from .sources import ImageFile, scan, some
+
+MOST_STRETCHED = 0.05
+"""Images that crop = "none" changes by more than this share are named in the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     examples: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+    """What the user should know of the sets, beside what the examples tell."""
 
     @property
     def training(self) -> list[Example]:
@@ -55,46 +62,97 @@ def build_dataset(
     """Read the sets. `step` is the family's bucket step. Raises DataError or ConfigError before anything is encoded."""
     for config in sets:
         parse_colour(config.background)
-    buckets = Buckets(
-        method=data.buckets,
-        resolution=data.resolution,
-        step=data.bucket_step or step,
-        min_side=data.min_side,
-        max_side=data.max_side,
-        upscale=data.upscale,
-    )
-    found = [(config, image) for config in sets for image in find_images(config)]
-    facts = index.look_up([image.path for _, image in found], progress)
-    examples = [
-        Example(
-            path=image.path,
-            digest=facts[image.path].digest,
-            captions=(image.caption,),
-            geometry=buckets.geometry(facts[image.path].size),
-            repeats=config.repeats,
-            weight=config.weight,
-            caption_dropout=config.caption_dropout,
-            role=config.role,
-            mask=image.mask,
-            reference=image.reference,
-            may_flip=config.flip,
-            background=config.background,
+    buckets = [buckets_of(config, data, step) for config in sets]
+    found = [scan(config) for config in sets]
+    facts = index.look_up([image.path for one in found for image in one.images], progress)
+    examples: list[Example] = []
+    notes = [note for one in found for note in one.notes]
+    for config, one, sizes in zip(sets, found, buckets, strict=True):
+        made, told = _examples(config, one.images, sizes, facts, seed)
+        examples += made
+        notes += told
+    if not any(example.role == "train" for example in examples):
+        raise DataError("\n".join(["no image is left to train on", *notes]))
+    return Dataset(examples=tuple(_with_held_out(examples, data.held_out_share, seed)), notes=tuple(notes))
+
+
+def _examples(
+    config: DatasetConfig,
+    images: Sequence[ImageFile],
+    sizes: Sequence[Buckets],
+    facts: Mapping[Path, FileFacts],
+    seed: int,
+) -> tuple[list[Example], list[str]]:
+    """The examples of one set, and what is to be said of it."""
+    examples: list[Example] = []
+    left_out: dict[str, list[str]] = defaultdict(list)
+    drawn: list[str] = []
+    for image in images:
+        known = facts[image.path]
+        reason = why_left_out(known.size, config)
+        if reason:
+            left_out[reason].append(f"{image.path.name} ({known.width} x {known.height})")
+            continue
+        live = image.forms if config.varies and not config.caption_variants else None
+        captions, complete = (
+            (plain(image.forms), True) if live else variants(image.forms, config.caption_variants, seed)
         )
-        for config, image in found
-    ]
-    return Dataset(examples=tuple(_with_held_out(examples, data.held_out_share, seed)))
+        if not complete:
+            drawn.append(image.path.name)
+        examples += [
+            Example(
+                path=image.path,
+                digest=known.digest,
+                captions=captions,
+                geometry=geometry,
+                repeats=image.repeats,
+                weight=config.weight,
+                caption_dropout=config.caption_dropout,
+                role=config.role,
+                mask=image.mask,
+                reference=image.reference,
+                may_flip=config.flip,
+                background=config.background,
+                live=live,
+            )
+            for geometry in placements(known.size, config, sizes, seed, known.digest)
+        ]
+    return examples, _notes(config, examples, left_out, drawn)
+
+
+def _notes(
+    config: DatasetConfig, examples: list[Example], left_out: Mapping[str, list[str]], drawn: list[str]
+) -> list[str]:
+    notes = [f"{config.folder}: {len(names)} left out, {reason}: {some(names)}" for reason, names in left_out.items()]
+    if drawn:
+        notes.append(
+            f"{config.folder}: the captions of {len(drawn)} images can take more forms than caption_variants = "
+            f"{config.caption_variants}; that many of each are drawn by the seed and encoded in advance"
+        )
+    if any(example.live for example in examples):
+        notes.append(f"{config.folder}: captions are made and encoded anew at every visit (caption_variants = 0)")
+    bent = [e.path.name for e in examples if stretched(e.geometry) > MOST_STRETCHED]
+    if bent and config.crop == "none":
+        most = max(stretched(example.geometry) for example in examples)
+        notes.append(
+            f"{config.folder}: {len(bent)} images are stretched to their bucket, by up to {most:.0%}: {some(bent)}"
+        )
+    return notes
 
 
 def _with_held_out(examples: list[Example], share: float, seed: int) -> list[Example]:
-    """Set a seeded share of the training images aside. Raises DataError if that leaves nothing to train on."""
-    training = [i for i, example in enumerate(examples) if example.role == "train"]
-    count = round(share * len(training))
-    if share and count in (0, len(training)):
+    """Set a seeded share of the training images aside, at all their resolutions and in every set that has them.
+
+    Raises DataError if that leaves nothing to train on.
+    """
+    images = list(dict.fromkeys(example.path for example in examples if example.role == "train"))
+    count = round(share * len(images))
+    if share and count in (0, len(images)):
         raise DataError(
-            f"data.held_out_share = {share} of {len(training)} images is {count}: use more images or another share"
+            f"data.held_out_share = {share} of {len(images)} images is {count}: use more images or another share"
         )
-    chosen = {training[i] for i in permutation(len(training), seed, "held out")[:count]}
-    return [_held_out(example) if i in chosen else example for i, example in enumerate(examples)]
+    chosen = {images[i] for i in permutation(len(images), seed, "held out")[:count]}
+    return [_held_out(e) if e.role == "train" and e.path in chosen else e for e in examples]
 
 
 def _content(path: Path | None) -> str:
@@ -103,9 +161,10 @@ def _content(path: Path | None) -> str:
 
 
 def _held_out(example: Example) -> Example:
-    from dataclasses import replace
-
-    return replace(example, role="held_out", may_flip=False, caption_dropout=0.0)
+    """Measured in one way only: upright, with its first caption in its plain form."""
+    return replace(
+        example, role="held_out", may_flip=False, caption_dropout=0.0, captions=example.captions[:1], live=None
+    )
 
 
 def _per_bucket(dataset: Dataset) -> Counter[Size]:
@@ -143,4 +202,4 @@ def report(dataset: Dataset) -> str:
         lines.append(
             f"{len(enlarged)} images are smaller than their bucket and were enlarged: {names}{' …' if len(enlarged) > 5 else ''}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *dataset.notes])

@@ -60,6 +60,11 @@ def prompt_key(view: View, caption: str, identity: EncoderIdentity) -> str:
     return text_key(caption, identity.text, shown)
 
 
+def prompt_of(view: View, caption: str, identity: EncoderIdentity) -> Prompt:
+    """A caption, as it is read for this view."""
+    return Prompt(text=caption, beside=view if _is_shown(view, identity) else None)
+
+
 def _is_shown(view: View, identity: EncoderIdentity) -> bool:
     return bool(identity.text_pixels) and view.example.reference is not None
 

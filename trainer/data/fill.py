@@ -91,14 +91,16 @@ def _fill_texts(work: Work, encoders: Encoders, halving: "_Halving", writer: "_W
         items = halving(encoders.text.encode, [work.prompts[key].text for key in alone])
         writer.add(dict(zip(alone, items, strict=True)))
         beside = [key for key in chunk if work.prompts[key].beside is not None]
-        writer.add({key: _encode_beside(work.prompts[key], encoders, work.text_pixels) for key in beside})
+        writer.add({key: encode_prompt(work.prompts[key], encoders, work.text_pixels) for key in beside})
         done += len(chunk)
         progress("captions", done, len(work.prompts))
 
 
-def _encode_beside(prompt: Prompt, encoders: Encoders, text_pixels: int) -> dict[str, Tensor]:
+def encode_prompt(prompt: Prompt, encoders: Encoders, text_pixels: int) -> dict[str, Tensor]:
+    """One prompt by itself, beside its image where it has one."""
     view = prompt.beside
-    assert view is not None
+    if view is None:
+        return encoders.text.encode([prompt.text])[0]
     assert view.example.reference is not None
     where = (view.example.reference, text_pixels, view.example.background)
     return encode_beside(encoders, prompt.text, *where, flip=view.geometry.flip)

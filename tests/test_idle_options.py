@@ -28,6 +28,19 @@ IDLE = [
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "weight": 2.0}]}, "dataset.weight = 2.0"),
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "flip": True}]}, "dataset.flip = True"),
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "caption_dropout": 0.1}]}, "caption_dropout"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "shuffle_tags": True}]}, "dataset.shuffle_tags"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "tag_dropout": 0.1}]}, "dataset.tag_dropout"),
+    ({"dataset": [{"folder": "x", "metadata": "t.csv"}]}, "dataset.metadata = 't.csv' would do nothing: only captions"),
+    ({"dataset": [{"folder": "x", "captions": "json", "file_field": "f"}]}, "dataset.file_field = 'f'"),
+    ({"dataset": [{"folder": "x", "captions": "filename", "caption_field": "f"}]}, "dataset.caption_field = 'f'"),
+    ({"dataset": [{"folder": "x", "keep_tokens": 1}]}, "dataset.keep_tokens = 1 would do nothing: no tag is moved"),
+    ({"dataset": [{"folder": "x", "keep_separator": "|||"}]}, "dataset.keep_separator"),
+    ({"dataset": [{"folder": "x", "tag_separator": "."}]}, "dataset.tag_separator"),
+    ({"dataset": [{"folder": "x", "caption_variants": 4}]}, "dataset.caption_variants = 4"),
+    ({"dataset": [{"folder": "x", "buckets": "kohya", "aspects": [1.0]}]}, "dataset.aspects"),
+    ({"dataset": [{"folder": "x", "measure": "area"}]}, "dataset.measure"),
+    ({"dataset": [{"folder": "x", "buckets": "pixel", "min_side": 64}]}, "dataset.min_side"),
+    ({"dataset": [{"folder": "x", "buckets": "pixel", "max_side": 64}]}, "dataset.max_side"),
     ({"sweep": {"guidance": [{"eta": 0.5}]}}, "sweep.guidance.eta = 0.5"),
     ({"sweep": {"guidance": [{"norm_threshold": 5.0}]}}, "sweep.guidance.norm_threshold = 5.0"),
     ({"sweep": {"guidance": [{"momentum": -0.5}]}}, "sweep.guidance.momentum = -0.5 would do nothing: only method"),
@@ -43,6 +56,15 @@ USED = [
     {"objective": {"timesteps": "beta", "beta": [1.0, 2.0], "loss": "huber", "huber_delta": 0.2}},
     {"data": {"buckets": "kohya", "min_side": 64, "max_side": 4096, "upscale": False}},
     {"dataset": [{"folder": "x", "repeats": 2, "weight": 2.0, "flip": True, "caption_dropout": 0.1}]},
+    {
+        "dataset": [
+            {"folder": "x", "captions": "metadata", "metadata": "t.csv", "file_field": "f", "caption_field": "c"}
+        ]
+    },
+    {"dataset": [{"folder": "x", "tag_dropout": 0.1, "keep_tokens": 1, "tag_separator": ".", "caption_variants": 4}]},
+    {"dataset": [{"folder": "x", "secondary_separator": ";;;", "tag_separator": "."}]},
+    {"dataset": [{"folder": "x", "wildcards": True, "caption_variants": 4, "buckets": "kohya", "min_side": 64}]},
+    {"dataset": [{"folder": "x", "aspects": [1.0], "min_size": 4, "measure": "area"}]},
     {"sweep": {"guidance": [{"method": "apg", "eta": 0.5, "norm_threshold": 5.0, "momentum": -0.5}]}},
 ]
 
@@ -83,7 +105,7 @@ def test_every_field_is_read_somewhere():
     from pathlib import Path
 
     root = Path(config_module.__file__).parent
-    itself = {"config.py", "idle_options.py", "config_texts.py"}
+    itself = {"config.py", "config_data.py", "idle_options.py", "config_texts.py"}
     source = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name not in itself)
     sections = [c for c in vars(config_module).values() if isinstance(c, type) and issubclass(c, Section)]
     unread = [

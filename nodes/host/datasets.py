@@ -15,9 +15,10 @@ from ...trainer.data.dataset import Dataset, build_dataset, report
 from ...trainer.data.dataset_file import read_dataset_file
 from ...trainer.data.encode import find_work
 from ...trainer.data.fill import fill
+from ...trainer.data.images import file_digest
 from ...trainer.data.index import FileIndex
 from ...trainer.data.sources import scan
-from ...trainer.errors import ConfigError, DataError
+from ...trainer.errors import ConfigError, DataError, LoomError
 from ...trainer.files import write_bytes, write_json
 from ...trainer.records import Example
 from ..values import CacheValue, DatasetValue, example_from_json, example_to_json
@@ -34,7 +35,7 @@ def folder_state(folder: str, *, recursive: bool) -> str:
     """Digest of names, sizes and times of the files; the message of the error where the folder cannot be read."""
     try:
         path = resolve_folder(folder, "folder")
-    except ValueError as error:
+    except LoomError as error:
         return str(error)
     return digest(_files_state(path, recursive=recursive))
 
@@ -45,8 +46,8 @@ def file_state(name: str) -> str:
         file = resolve_file(name, "path")
         listed = read_dataset_file(file, _judged)
         folders = [_files_state(Path(one.folder), recursive=True) for one in listed.sets]
-        return digest([file.read_text(encoding="utf-8"), folders])
-    except (ValueError, OSError) as error:
+        return digest([file_digest(file), folders])
+    except (LoomError, OSError) as error:
         return str(error)
 
 
@@ -156,6 +157,8 @@ def fill_cache(
     value: DatasetValue, vae: Any, clip: Any, data: DataConfig, seed: int, memory: MemoryConfig
 ) -> tuple[CacheValue, str]:
     """Encode what is missing; returns the cache's record and a report. Raises LoomError before anything is encoded."""
+    if any(config.varies and not config.caption_variants for config in value.sets):
+        raise ConfigError("caption_variants = 0: LoomCache encodes captions in advance; use 2 or more (16 is usual)")
     folder = cache_folder()
     encoders = host_encoders(vae, clip)
     if memory.vae_tiling:
@@ -163,8 +166,6 @@ def fill_cache(
     factor = encoders.image.factor
     step = data.bucket_step or 8 * factor
     bar = Bar()
-    if any(config.varies and not config.caption_variants for config in value.sets):
-        raise ConfigError("caption_variants = 0: LoomCache encodes captions in advance; use 2 or more (16 is usual)")
     dataset = build_dataset(value.sets, data, step, seed, FileIndex(folder / "files.json"), bar.update)
     identity = encoder_identity(vae, clip, tiled=memory.vae_tiling)
     cache = Cache(folder)

@@ -22,7 +22,7 @@ def cats(host):
 
 
 @pytest.fixture
-def reached_from_outside():
+def reached_from_outside(host):
     import comfy.cli_args
 
     comfy.cli_args.args.listen = "0.0.0.0"
@@ -102,8 +102,7 @@ def test_a_file_that_may_not_be_used(host, name, message):
 
 
 @pytest.mark.parametrize("option", ["folder", "masks", "references", "metadata"])
-@pytest.mark.usefixtures("reached_from_outside")
-def test_paths_inside_a_file_are_judged_as_well(host, cats, tmp_path_factory, option):
+def test_paths_inside_a_file_are_judged_as_well(host, reached_from_outside, cats, tmp_path_factory, option):
     """Anybody may have put the file there: what it names is no more trusted than the workflow."""
     outside = tmp_path_factory.mktemp("secret")
     (outside / "metadata.jsonl").write_text("{}")
@@ -115,8 +114,7 @@ def test_paths_inside_a_file_are_judged_as_well(host, cats, tmp_path_factory, op
         LoomDatasetFile().run("sets.toml")
 
 
-@pytest.mark.usefixtures("reached_from_outside")
-def test_a_table_named_in_the_form_is_judged(host, cats, tmp_path_factory):
+def test_a_table_named_in_the_form_is_judged(host, reached_from_outside, cats, tmp_path_factory):
     table = tmp_path_factory.mktemp("secret") / "metadata.jsonl"
     table.write_text("{}")
     options = {**defaults(LoomDataset), "folder": "cats", "captions": "metadata"}

@@ -3,10 +3,12 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,29 @@ def interleaved(variants: dict[str, Callable[[], Any]], rounds: int, warmup: int
 def ratio(first: list[float], second: list[float]) -> float:
     """Median of the pairwise ratios."""
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+def comfyui(name: str) -> tuple[Path, str] | None:
+    """(ComfyUI's folder, its Python); None, with a line of text, where COMFYUI_PATH names none. Exits if it names a wrong one."""
+    given = os.environ.get("COMFYUI_PATH")
+    if not given:
+        print(f"== {name}: left out, set COMFYUI_PATH and COMFYUI_PYTHON")
+        return None
+    folder, python = Path(given).expanduser(), os.environ.get("COMFYUI_PYTHON", sys.executable)
+    if not (folder / "comfy").is_dir() or not (folder / "main.py").is_file():
+        sys.exit(f"error: COMFYUI_PATH = {given!r}: there is no ComfyUI; name the folder that its main.py is in")
+    if shutil.which(python) is None:
+        sys.exit(f"error: COMFYUI_PYTHON = {python!r} is no program: name the Python that ComfyUI runs with")
+    return folder, python
+
+
+def run_in(command: Sequence[str], **options: Any) -> str:
+    """What a program prints. Exits with the end of its complaint if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-8:]
+        sys.exit("\n".join([f"error: {' '.join(command)} ended with code {done.returncode}:", *last]))
+    return done.stdout
 
 
 def hardware() -> dict[str, Any]:

@@ -8,7 +8,6 @@ COMFYUI_PYTHON.
 import os
 import re
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +20,11 @@ def new_server(folder: Path) -> Any:
     from tests.host.conftest import add_pictures
     from tests.host.server import COMFYUI, PYTHON, ROOT, Server
 
+    from .common import run_in
+
     files = folder / "files"
     program = str(ROOT / "tests" / "host" / "make_checkpoints.py")
-    subprocess.run([PYTHON, program, str(files)], check=True, capture_output=True, env={**os.environ, "COMFYUI_PATH": str(COMFYUI)})  # fmt: skip
+    run_in([PYTHON, program, str(files)], env={**os.environ, "COMFYUI_PATH": str(COMFYUI)})
     (folder / "models").mkdir()
     (folder / "models" / "diffusion_models").symlink_to(files)
     add_pictures(folder / "input" / "pics")
@@ -66,10 +67,9 @@ def import_seconds(server: Any) -> list[float]:
 
 
 def main() -> None:
-    from .common import report
+    from .common import comfyui, report
 
-    if "COMFYUI_PATH" not in os.environ:
-        print("== host_queue: left out, set COMFYUI_PATH and COMFYUI_PYTHON")
+    if comfyui("host_queue") is None:
         return
     with tempfile.TemporaryDirectory() as folder:
         server = new_server(Path(folder)).start()

@@ -8,7 +8,6 @@ Needs COMFYUI_PATH and COMFYUI_PYTHON.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,14 +21,15 @@ FAMILIES = {"sd1": (4, 768, 0), "sd3": (16, 64, 64)}
 
 def run_inside(module: str, *arguments: str) -> Any:
     """The JSON that `python -m module inside` prints in ComfyUI's Python; None, with a line of text, where there is none."""
-    if "COMFYUI_PATH" not in os.environ:
-        print(f"== {module.removeprefix('bench.')}: left out, set COMFYUI_PATH and COMFYUI_PYTHON")
+    from .common import comfyui, run_in
+
+    host = comfyui(module.removeprefix("bench."))
+    if host is None:
         return None
-    command = [os.environ.get("COMFYUI_PYTHON", sys.executable), "-m", module, "inside", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    folder, python = host
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COMFYUI_PATH": str(folder)}
+    text = run_in([python, "-m", module, "inside", *arguments], cwd=ROOT, env=env)
+    return json.loads(text.strip().splitlines()[-1])
 
 
 class StepClock:

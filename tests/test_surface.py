@@ -36,14 +36,16 @@ def config_fields():
 
 
 def commands():
-    found, open_groups = {}, [("", typer.main.get_command(app))]
-    for prefix, group in open_groups:
-        for name, command in sorted(group.commands.items()):
-            if hasattr(command, "commands"):
-                open_groups.append((f"{prefix}{name} ", command))
-            else:
-                found[prefix + name] = sorted(option for parameter in command.params for option in parameter.opts)
-    return found
+    """{command, or "group command": its options}."""
+    found = {}
+
+    def collect(group, prefix):
+        for name, command in group.commands.items():
+            found[prefix + name] = sorted(option for parameter in command.params for option in parameter.opts)
+            collect(command, f"{prefix}{name} ") if hasattr(command, "commands") else None
+
+    collect(typer.main.get_command(app), "")
+    return dict(sorted(found.items()))
 
 
 def node_inputs():

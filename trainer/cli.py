@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_cache, cli_convert, cli_tools
+from . import cli_cache, cli_convert, cli_server, cli_tools
 from .cli_common import AsJson, ConfigFile, Set, load, report, watched
 
 STOPPED_EXIT_CODE = 130
@@ -134,6 +134,7 @@ def demo(
 app.add_typer(cli_cache.app, name="cache")
 cli_tools.register(app)
 cli_convert.register(app)
+cli_server.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

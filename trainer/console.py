@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .records import StepResult
-from .runs import RunFolder
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .records import StepResult
+    from .runs import RunFolder
 
 SMOOTHING = 0.98
 
@@ -19,14 +23,16 @@ SMOOTHING = 0.98
 class StopSignal:
     """SIGINT and SIGTERM ask for a stop after the current step; a second one ends the process at once."""
 
-    def __init__(self) -> None:
-        self.received = 0
+    TEXT = "stopping after this step and saving; once more to quit without saving"
+
+    def __init__(self, text: str = TEXT) -> None:
+        self.text, self.received = text, 0
         self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.restore()
-        sys.stderr.write("\nstopping after this step and saving; once more to quit without saving\n")
+        sys.stderr.write(f"\n{self.text}\n")
 
     def restore(self) -> None:
         for number, handler in self._previous.items():
@@ -36,7 +42,7 @@ class StopSignal:
 class JsonHost:
     """One JSON object per line on standard output."""
 
-    def __init__(self, stop: StopSignal, folder: RunFolder | None = None) -> None:
+    def __init__(self, stop: StopSignal, folder: "RunFolder | None" = None) -> None:
         self.stop, self.folder = stop, folder
 
     def _emit(self, event: str, **values: Any) -> None:
@@ -46,7 +52,7 @@ class JsonHost:
     def stage(self, name: str, done: int, total: int) -> None:
         self._emit("stage", name=name, done=done, total=total)
 
-    def step(self, result: StepResult, total: int) -> None:
+    def step(self, result: "StepResult", total: int) -> None:
         self._emit("step", total=total, **asdict(result))
 
     def log(self, text: str) -> None:
@@ -82,35 +88,40 @@ class QuietHost(JsonHost):
     def _emit(self, event: str, **values: Any) -> None: ...
 
 
+def make_progress(console: "Console") -> "Progress":
+    """Bars with count, time and ETA; each task has a field `note`. Nothing is drawn but on a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
 class ConsoleHost(JsonHost):
     """A progress bar on a terminal, a line every few seconds elsewhere."""
 
     INTERVAL_S = 10.0
 
-    def __init__(self, stop: StopSignal, folder: RunFolder | None = None) -> None:
+    def __init__(self, stop: StopSignal, folder: "RunFolder | None" = None) -> None:
         super().__init__(stop, folder)
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
 
         self.console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        self.progress = make_progress(self.console)
         self.tasks: dict[str, Any] = {}
         self.smooth_loss = 0.0
         self.spoke = 0.0
@@ -133,7 +144,7 @@ class ConsoleHost(JsonHost):
     def stage(self, name: str, done: int, total: int) -> None:
         self._advance(name, done, total)
 
-    def step(self, result: StepResult, total: int) -> None:
+    def step(self, result: "StepResult", total: int) -> None:
         share = SMOOTHING if self.smooth_loss else 0.0
         self.smooth_loss = share * self.smooth_loss + (1 - share) * result.loss
         note = f"loss {self.smooth_loss:.4f}  lr {result.learning_rate:.2e}  {result.seconds:.2f} s/step"

@@ -47,6 +47,18 @@ class DivergedError(LoomError):
     exit_code = 6
 
 
+class ServerError(LoomError):
+    """A ComfyUI server that cannot be reached, was lost for good, or answers what no ComfyUI does."""
+
+    exit_code = 7
+
+
+class WorkflowError(LoomError):
+    """A workflow that the server refuses, or a node of it that failed."""
+
+    exit_code = 8
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """The end of an error message: the nearest known names, else all of them."""
     import difflib

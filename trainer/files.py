@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TEMPORARY = ".tmp"
 
@@ -28,7 +29,7 @@ def write_json(path: Path, data: Any) -> None:
     write_bytes(path, json.dumps(data, indent=1, sort_keys=True).encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file. Raises RunError."""
     from safetensors.torch import save
 
@@ -38,7 +39,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def stream_tensors(
     path: Path,
     layout: Mapping[str, tuple[str, tuple[int, ...]]],
-    produce: Callable[[str], Tensor],
+    produce: "Callable[[str], Tensor]",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """A safetensors file written tensor by tensor, so that only one of them is in memory.
@@ -61,7 +62,7 @@ def stream_tensors(
             _write_tensor(file, produce(name), header[name], name)
 
 
-def _write_tensor(file: IO[bytes], tensor: Tensor, entry: Mapping[str, Any], name: str) -> None:
+def _write_tensor(file: IO[bytes], tensor: "Tensor", entry: Mapping[str, Any], name: str) -> None:
     import torch
 
     start, end = entry["data_offsets"]

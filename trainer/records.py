@@ -15,6 +15,22 @@ loaded backend: {"samples": one mapping per sample}."""
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of the tensors in a file."""
 
+STATES = (
+    "queued",
+    "caching",
+    "running",
+    "yielding",
+    "paused",
+    "stopping",
+    "finished",
+    "failed",
+    "interrupted",
+    "stopped",
+)
+"""Of a run."""
+ACTIVE = {"queued", "caching", "running", "yielding", "paused", "stopping"}
+"""Those in which somebody trains it, or will."""
+
 Size = tuple[int, int]
 """(width, height) in pixels."""
 

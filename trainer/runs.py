@@ -20,19 +20,6 @@ from .files import remove_temporaries, write_bytes, write_json, write_tensors
 from .records import StepResult
 
 RUN_FORMAT = 1
-STATES = (
-    "queued",
-    "caching",
-    "running",
-    "yielding",
-    "paused",
-    "stopping",
-    "finished",
-    "failed",
-    "interrupted",
-    "stopped",
-)
-ACTIVE = {"queued", "caching", "running", "yielding", "paused", "stopping"}
 _UPDATING = threading.Lock()
 WRITTEN = ("checkpoints", "loras", "samples", "strips", "strips/cells")
 """Sub-folders of a run that files are written into."""

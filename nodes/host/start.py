@@ -8,7 +8,8 @@ from typing import Any, Literal
 from ...trainer.checkpoint import list_checkpoints
 from ...trainer.config_file import Json, differences
 from ...trainer.errors import RunError
-from ...trainer.runs import ACTIVE, RunFolder
+from ...trainer.records import ACTIVE
+from ...trainer.runs import RunFolder
 from .jobs import Job, Registry
 from .paths import root, run_folder
 

@@ -36,8 +36,8 @@ class Server:
         for folder in ("input", "output", "temp", "user", "models/loras", "models/checkpoints"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
 
-    def start(self, timeout=180):
-        self.port = free_port()
+    def start(self, timeout=180, port=None):
+        self.port = port or free_port()
         command = [
             PYTHON,
             str(COMFYUI / "main.py"),

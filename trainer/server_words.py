@@ -1,0 +1,141 @@
+"""What ComfyUI says about a prompt, in plain words: why it was refused, why a node failed, what came out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .workflow import Declared, Graph, choices, nearest, shown
+
+MAX_WORDS = 300
+Error = Mapping[str, Any]
+
+
+def refusal(graph: Graph, answer: Any, declared: Declared) -> str:
+    """A refused prompt: one line per problem, each with its node, the value and the remedy."""
+    if not isinstance(answer, dict):
+        return f"the server could not read it: {str(answer)[:MAX_WORDS]}"
+    lines = [
+        f"{shown(graph, node_id)}: {_problem(_complete(error, graph, node_id, declared), node_id)}"
+        for node_id, found in (answer.get("node_errors") or {}).items()
+        for error in found.get("errors", [])
+    ]
+    return "\n".join(dict.fromkeys(lines)) or _whole(graph, answer.get("error"))
+
+
+def _whole(graph: Graph, error: Any) -> str:
+    """A problem of the prompt as a whole."""
+    if not isinstance(error, dict):
+        return str(error)[:MAX_WORDS]
+    extra = error.get("extra_info") or {}
+    if error.get("type") == "missing_node_type" or "does not exist" in str(error.get("message")):
+        kind, node_id = extra.get("class_type"), str(extra.get("node_id", ""))
+        where = shown(graph, node_id) if node_id in graph else "a node"
+        named = kind or graph.get(node_id, {}).get("class_type") or "of this class"
+        return f"{where}: the server has no node {named}: install its node pack there, and restart ComfyUI"
+    if error.get("type") == "prompt_no_outputs":
+        return "the workflow has no output: add a node that saves or shows something, e.g. SaveImage"
+    return ": ".join(str(error[part]) for part in ("message", "details") if error.get(part))[:MAX_WORDS]
+
+
+def _complete(error: Error, graph: Graph, node_id: str, declared: Declared) -> Error:
+    """With the input's declaration, which the server leaves out where its list is long."""
+    extra = error.get("extra_info") or {}
+    if extra.get("input_config") or node_id not in graph:
+        return error
+    known = declared(graph[node_id]["class_type"]) or {}
+    return {**error, "extra_info": {**extra, "input_config": known.get(str(extra.get("input_name")))}}
+
+
+def _problem(error: Error, node_id: str) -> str:
+    extra = error.get("extra_info") or {}
+    name = extra.get("input_name") or error.get("details") or "an input"
+    told = TOLD.get(str(error.get("type")))
+    if told is not None:
+        return told(name, extra, node_id)
+    return ": ".join(str(error[part]) for part in ("message", "details") if error.get(part))[:MAX_WORDS]
+
+
+def _limits(extra: Error) -> str:
+    config = extra.get("input_config") or [None, {}]
+    limits = config[1] if len(config) > 1 and isinstance(config[1], dict) else {}
+    low, high = limits.get("min"), limits.get("max")
+    return f"use {low} to {high}" if low is not None and high is not None else "use a value in its range"
+
+
+def _missing(name: str, extra: Error, node_id: str) -> str:
+    return f"{name} is missing: connect it in the workflow, or give --set {node_id}.{name}=VALUE if it is a value"
+
+
+def _unlisted(name: str, extra: Error, node_id: str) -> str:
+    value, config = extra.get("received_value"), extra.get("input_config")
+    offered = choices(list(config)) if config else None
+    near = nearest(str(value), list(map(str, offered))) if offered else "it offers none there"
+    return f"{name} = {value!r} is nothing that the server has: {near}"
+
+
+def _mismatch(name: str, extra: Error, node_id: str) -> str:
+    config = extra.get("input_config") or ["?"]
+    source = (extra.get("linked_node") or ["?"])[0]
+    return f"{name} wants {config[0]}, but node {source} gives {extra.get('received_type')}: connect another output"
+
+
+TOLD: dict[str, Callable[[str, Error, str], str]] = {
+    "required_input_missing": _missing,
+    "value_not_in_list": _unlisted,
+    "return_type_mismatch": _mismatch,
+    "value_smaller_than_min": lambda name, extra, _: f"{name} = {extra.get('received_value')} is too small: {_limits(extra)}",
+    "value_bigger_than_max": lambda name, extra, _: f"{name} = {extra.get('received_value')} is too large: {_limits(extra)}",
+    "invalid_input_type": lambda name, extra, _: f"{name} = {extra.get('received_value')!r} is no {(extra.get('input_config') or ['value'])[0]}",
+    "bad_linked_input": lambda name, extra, _: f"{name} = {extra.get('received_value')!r} is no link: write [node id, slot]",
+}  # fmt: skip
+"""ComfyUI's kinds of input errors in plain words; others keep the server's own."""
+
+
+def failure(graph: Graph, record: Mapping[str, Any]) -> str:
+    """Why a prompt that ran did not succeed; empty if it did."""
+    status = record.get("status") or {}
+    if status.get("status_str", "success") == "success":
+        return ""
+    for kind, data in status.get("messages") or []:
+        if kind == "execution_interrupted":
+            return f"interrupted on the server in {shown(graph, str(data.get('node_id')))}"
+        if kind == "execution_error":
+            words = str(data.get("exception_message", "")).strip()[:MAX_WORDS]
+            return f"{shown(graph, str(data.get('node_id')))} failed: {data.get('exception_type', 'error')}: {words}"
+    return "the server says that it failed, but not why: see its log"
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file on the server, by ComfyUI's own names."""
+
+    node: str
+    filename: str
+    subfolder: str
+    type: str
+
+
+def output_files(record: Mapping[str, Any]) -> list[OutputFile]:
+    """In the order of the nodes, each once."""
+    found = [
+        OutputFile(str(node_id), item["filename"], item.get("subfolder", ""), item.get("type", "output"))
+        for node_id, item in _items(record)
+        if isinstance(item, dict) and isinstance(item.get("filename"), str)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def output_texts(record: Mapping[str, Any]) -> dict[str, str]:
+    """{node id: what it showed as text}."""
+    texts: dict[str, list[str]] = {}
+    for node_id, item in _items(record):
+        if isinstance(item, str) and item.strip():
+            texts.setdefault(str(node_id), []).append(item)
+    return {node_id: "\n".join(lines) for node_id, lines in texts.items()}
+
+
+def _items(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for node_id, output in (record.get("outputs") or {}).items():
+        for values in (output or {}).values():
+            for item in values if isinstance(values, (list, tuple)) else []:
+                yield node_id, item

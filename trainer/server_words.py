@@ -19,19 +19,19 @@ def refusal(graph: Graph, answer: Any, declared: Declared) -> str:
         for node_id, found in (answer.get("node_errors") or {}).items()
         for error in found.get("errors", [])
     ]
-    return "\n".join(dict.fromkeys(lines)) or _whole(graph, answer.get("error"))
+    return "\n".join(dict.fromkeys(lines)) or _whole(graph, answer.get("error"), declared)
 
 
-def _whole(graph: Graph, error: Any) -> str:
-    """A problem of the prompt as a whole."""
+def _whole(graph: Graph, error: Any, declared: Declared) -> str:
+    """A problem of the prompt as a whole. Of unknown classes the server names but one, if any: so all are looked up."""
+    missing = [node_id for node_id, node in graph.items() if declared(node["class_type"]) is None]
+    if missing:
+        return "\n".join(
+            f"{shown(graph, node_id)}: the server has no node {graph[node_id]['class_type']}: install its node pack there, and restart ComfyUI"
+            for node_id in missing
+        )
     if not isinstance(error, dict):
         return str(error)[:MAX_WORDS]
-    extra = error.get("extra_info") or {}
-    if error.get("type") == "missing_node_type" or "does not exist" in str(error.get("message")):
-        kind, node_id = extra.get("class_type"), str(extra.get("node_id", ""))
-        where = shown(graph, node_id) if node_id in graph else "a node"
-        named = kind or graph.get(node_id, {}).get("class_type") or "of this class"
-        return f"{where}: the server has no node {named}: install its node pack there, and restart ComfyUI"
     if error.get("type") == "prompt_no_outputs":
         return "the workflow has no output: add a node that saves or shows something, e.g. SaveImage"
     return ": ".join(str(error[part]) for part in ("message", "details") if error.get(part))[:MAX_WORDS]

@@ -84,7 +84,7 @@ def extract_lora(base: Base, tuned: Base, target: Path, keep: Keep, dtype: str, 
 
     def differences() -> Iterator[tuple[str, Tensor]]:
         for done, (key, place) in enumerate(sorted(inside.items())):
-            yield key, difference(place)
+            yield key, difference(*place)
             progress(done + 1, len(inside))
 
     style = KOHYA if next(iter(inside), "").startswith("lora_") else PEFT

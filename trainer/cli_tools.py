@@ -93,10 +93,12 @@ def merge(
 ) -> None:
     """Several LoRAs as one: the exact weighted sum of their changes, resized afterwards if a rank or method is given."""
     from .lora.merge import merge_loras
+    from .lora_places import check_one_family
 
     with watched(as_json) as host:
         checked_output(output, overwrite, files)
         sources = list(zip(files, weights_of(weights, len(files)), strict=True))
+        check_one_family([file for file, weight in sources if weight])
         keep = keep_of(rank, method, amount) if rank or amount or method != "rank" else None
         done = merge_loras(sources, output, keep, dtype, lambda n, total: host.stage("merging", n, total))
     report(as_json, f"{done.text()}\n{output}", output=str(output), **asdict(done))

@@ -33,11 +33,11 @@ class LoraNames:
 
     def matches(self, key: str) -> bool:
         """Whether ComfyUI knows this module key in some model of the family."""
-        return any(
-            key.startswith(prefix) and _pattern(expression, prefix.endswith("_")).fullmatch(key[len(prefix) :])
-            for prefixes, expression in ((self.prefixes, self.diffusers), (NATIVE_PREFIXES, self.native))
-            for prefix in prefixes
-        )
+        return self.matches_diffusers(key) or _matches(key, NATIVE_PREFIXES, self.native)
+
+    def matches_diffusers(self, key: str) -> bool:
+        """Whether it is a prefix and a diffusers path."""
+        return _matches(key, self.prefixes, self.diffusers)
 
     def sized(self, inputs: Mapping[str, int]) -> bool:
         """Whether the modules' input widths are those of this family, as far as it has a say."""
@@ -52,6 +52,13 @@ class LoraNames:
 def spell(prefix: str, path: str) -> str:
     """Module key of a path: "transformer." + "a.b", or "lora_unet_" + "a_b"."""
     return prefix + (path.replace(".", "_") if prefix.endswith("_") else path)
+
+
+def _matches(key: str, prefixes: Iterable[str], expression: str) -> bool:
+    return any(
+        key.startswith(prefix) and _pattern(expression, prefix.endswith("_")).fullmatch(key[len(prefix) :]) is not None
+        for prefix in prefixes
+    )
 
 
 @cache

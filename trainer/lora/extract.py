@@ -4,7 +4,7 @@ The singular values come from the smaller Gram matrix in float64 (Golub & Van Lo
 far below fp32 rounding of the weights, with little more in memory than the difference itself.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..tensor_files import TensorFile
 from .factors import Factors, Written
-from .merge_base import Place
+from .merge_base import Place, Places
 from .resize import Cut, Cuts, Keep
 
 BLOCK = 1024
@@ -44,9 +44,11 @@ class Difference:
     def __init__(self, read_old: Reader, read_new: Reader) -> None:
         self.read_old, self.read_new = read_old, read_new
 
-    def __call__(self, place: Place) -> Tensor:
-        """new - old of a module's weight, fp32."""
-        return place.of(self.read_new(place.key)).float() - place.of(self.read_old(place.key)).float()
+    def __call__(self, *places: Place) -> Tensor:
+        """new - old of a module's weight, fp32, its rows from one place or several."""
+        ordered = sorted(places, key=lambda place: place.of_module or (0, 0))
+        parts = [place.of(self.read_new(place.key)).float() - place.of(self.read_old(place.key)).float() for place in ordered]  # fmt: skip
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def extract(differences: Iterable[tuple[str, Tensor]], keep: Keep, dtype: torch.
     return done
 
 
-def outside_energy(keys: Iterable[str], inside: Mapping[str, Place], difference: Difference) -> float:
+def outside_energy(keys: Iterable[str], inside: Places, difference: Difference) -> float:
     """Squared norm of the difference of all tensors that no module covers."""
-    covered = {place.key for place in inside.values()}
+    covered = {place.key for places in inside.values() for place in places}
     return sum(difference(Place(key)).double().square().sum().item() for key in keys if key not in covered)

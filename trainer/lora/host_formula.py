@@ -48,17 +48,48 @@ def rank_of(parts: Mapping[str, Tensor]) -> int:
     return 0
 
 
-def weight_change(parts: Mapping[str, Tensor], base: Tensor, strength: float = 1.0) -> Tensor:
+def weight_change(
+    parts: Mapping[str, Tensor], base: Tensor, strength: float = 1.0, span: tuple[int, int] | None = None
+) -> Tensor:
     """patched weight - base weight in the base's shape, fp32 (float64 for a float64 base, to measure with).
 
-    Raises ModelFileError on an incomplete adapter.
+    `base` may be some rows of a module's weight; `span` then says which row of the module its first one is, and how many the
+    module has. Raises ModelFileError on an incomplete adapter.
     """
     base = base if base.dtype == torch.float64 else base.float()
+    if span is not None and span != (0, len(base)):
+        parts, skipped = _of_rows(parts, span[0], span[0] + len(base))
+    else:
+        skipped = 0
     parts = {name: tensor.to(base.dtype) for name, tensor in parts.items()}
-    change = low_rank_change(parts).reshape(base.shape)
+    change = low_rank_change(parts)
+    if skipped or len(change) != len(base):
+        change = change[skipped : skipped + len(base)]
+    change = change.reshape(base.shape)
     if "dora_scale" in parts:
         change = _decompose(parts["dora_scale"], base, change)
     return strength * change
+
+
+def needs_whole_weight(parts: Mapping[str, Tensor], rows: int) -> bool:
+    """Whether no row's change is known without the others: a DoRA whose scales are those of input columns."""
+    return "dora_scale" in parts and parts["dora_scale"].shape[0] != rows
+
+
+BY_ROW = ("lora_B.weight", "lora_up.weight", "hada_w1_a", "hada_w2_a", "dora_scale")
+"""Factors whose first dimension is the rows of the weight."""
+
+
+def _of_rows(parts: Mapping[str, Tensor], first: int, last: int) -> tuple[dict[str, Tensor], int]:
+    """(adapter of rows first to last - 1, how many rows too many stand before them)."""
+    cut = {name: tensor[first:last] if name in BY_ROW else tensor for name, tensor in parts.items()}
+    inner = parts.get("lokr_w2", parts.get("lokr_w2_a"))
+    if inner is None:
+        return cut, 0
+    height = inner.shape[0]  # row i of kron(w1, w2) is made of rows i // height and i % height
+    low, high = first // height, -(-last // height)
+    cut |= {name: parts[name][low:high] for name in ("lokr_w1", "lokr_w1_a") if name in parts}
+    return cut, first - low * height
 
 
 def low_rank_change(parts: Mapping[str, Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """LoRAs merged into a base checkpoint, tensor by tensor, then compared with what was there before.
 
-A few fp32 copies of the largest tensor (three to seven were measured) are in memory at once, never a whole checkpoint.
+Every tensor is changed and compared a few rows at a time: besides the mapped files, one new tensor is in memory at once, and
+the adapter of the module at hand.
 """
 
 import itertools
@@ -14,21 +15,25 @@ from torch import Tensor
 from ..errors import ModelFileError, RunError, did_you_mean
 from ..files import stream_tensors
 from ..tensor_files import FORMATS, TensorFile
-from .host_formula import weight_change
+from .host_formula import needs_whole_weight, weight_change
 from .tools import modules_of
 
 SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".comfy_quant")
 """Tensors beside a weight that is stored as scaled numbers."""
-ROWS = 128
-"""Rows that are checked at once."""
+BLOCK = 2**19
+"""Numbers of a tensor that are changed or compared at once; its rows are never cut."""
+Places = Mapping[str, tuple["Place", ...]]
+"""{module key: where its weight is}: one place, or several that together hold all of its rows."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A module's weight in a file: the tensor, and which of its rows if several modules share it."""
+    """(A part of) a module's weight in a file: the tensor, and which of its rows if several modules share it."""
 
     key: str
     rows: tuple[int, int] | None = None
+    of_module: tuple[int, int] | None = None
+    """First row of the module that lies here, and how many it has in all; None if all of its rows do."""
 
     def of(self, weight: Tensor) -> Tensor:
         """A view."""
@@ -37,7 +42,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """One module of one LoRA, to be read when it is needed."""
+    """One module of one LoRA at one place, to be read when it is needed."""
 
     module: str
     place: Place
@@ -45,9 +50,46 @@ class Patch:
     parts: Mapping[str, str]
     strength: float
 
-    def change(self, base: Tensor) -> Tensor:
-        """What the host adds to these rows, fp32."""
-        return weight_change(self.file.gather(self.parts), base, self.strength)
+    def open(self, tensor: Tensor) -> "OpenPatch":
+        """For the base's tensor that it changes."""
+        first, last = self.place.rows or (0, len(tensor))
+        offset, total = self.place.of_module or (0, last - first)
+        parts = self.file.gather(self.parts)
+        whole = needs_whole_weight(parts, total)
+        if whole and self.place.of_module:
+            raise ModelFileError(
+                f"{self.file.path}: {self.module} is a DoRA over input columns, and this base keeps its weight in several tensors: merge into the base's single file"
+            )
+        return OpenPatch(patch=self, parts=parts, first=first, last=last, offset=offset, total=total, whole=whole)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenPatch:
+    """A patch with its adapter read."""
+
+    patch: Patch
+    parts: Mapping[str, Tensor]
+    first: int
+    last: int
+    """Rows of the tensor that it changes."""
+    offset: int
+    total: int
+    """Which row of the module that first one is, of how many."""
+    whole: bool
+    """Its change cannot be computed without all of the weight's rows."""
+
+    def add(self, rows: Tensor, start: int) -> None:
+        """Add to rows start, start + 1, … of the tensor what the host adds to them. fp32, in place."""
+        first, last = max(start, self.first), min(start + len(rows), self.last)
+        if first < last:
+            mine = rows[first - start : last - start]
+            span = (first - self.first + self.offset, self.total)
+            try:
+                mine += weight_change(self.parts, mine, self.patch.strength, span)
+            except RuntimeError as error:
+                raise ModelFileError(
+                    f"{self.patch.file.path}: {self.patch.module} does not fit a weight of {(self.total, *rows.shape[1:])}: it was made for another model"
+                ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +116,7 @@ class BaseReport:
 
 
 def plan(
-    loras: Sequence[tuple[Path, float]], places: Mapping[str, Place], *, partly: bool = False
+    loras: Sequence[tuple[Path, float]], places: Places, *, partly: bool = False
 ) -> tuple[dict[str, list[Patch]], list[str]]:
     """({tensor key: patches in the order of the files}, modules that are not in the base).
 
@@ -89,9 +131,9 @@ def plan(
         for module, parts in sorted(modules.items()):
             if module not in places:
                 strange.append(module)
-            else:
-                patch = Patch(module=module, place=places[module], file=file, parts=parts, strength=strength)
-                patches.setdefault(patch.place.key, []).append(patch)
+            for place in places.get(module, ()):
+                patch = Patch(module=module, place=place, file=file, parts=parts, strength=strength)
+                patches.setdefault(place.key, []).append(patch)
     if not patches or (strange and not partly):
         near = did_you_mean(strange[0], list(places)) if strange else "the files hold no LoRA"
         raise ModelFileError(
@@ -104,20 +146,25 @@ def plan(
 @torch.no_grad()
 def patched(stored: Tensor, patches: Sequence[Patch]) -> Tensor:
     """The base's tensor with all patches, computed in fp32, in the base's number format."""
-    weight = stored.to(torch.float32, copy=True)
-    for patch in patches:
-        rows = patch.place.of(weight)
-        rows += _fitting(patch, rows)
-    return weight.to(stored.dtype)
+    new = torch.empty_like(stored)
+    for start, rows in patched_rows(stored, patches):
+        new[start : start + len(rows)] = rows
+    return new
 
 
-def _fitting(patch: Patch, rows: Tensor) -> Tensor:
-    try:
-        return patch.change(rows)
-    except RuntimeError as error:
-        raise ModelFileError(
-            f"{patch.file.path}: {patch.module} does not fit a weight of {tuple(rows.shape)}: it was made for another model"
-        ) from error
+def patched_rows(stored: Tensor, patches: Sequence[Patch]) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows in fp32 with all patches), a few rows at a time."""
+    opened = [patch.open(stored) for patch in patches]
+    size = len(stored) if any(patch.whole for patch in opened) else rows_at_once(stored)
+    for start in range(0, len(stored), size):
+        rows = stored[start : start + size].to(torch.float32, copy=True)
+        for patch in opened:
+            patch.add(rows, start)
+        yield start, rows
+
+
+def rows_at_once(tensor: Tensor) -> int:
+    return max(1, BLOCK // max(1, tensor[:1].numel()))
 
 
 def merge_file(
@@ -170,16 +217,16 @@ def compare(before: Tensor, after: Tensor, patches: Sequence[Patch], key: str) -
         if not torch.equal(_bits(before), _bits(after)):
             raise RunError(f"{key} was to stay as it is but differs in the written file: is the disk healthy?")
         return float("nan")
-    expected = before.to(torch.float32, copy=True)
-    for patch in patches:
-        rows = patch.place.of(expected)
-        rows += patch.change(rows)
-    off, limits = after.to(torch.float32, copy=True).sub_(expected), torch.finfo(before.dtype)
-    for part, whole in zip(torch.split(off, ROWS), torch.split(expected, ROWS), strict=True):
-        if not (part.abs() <= whole.abs() * limits.eps + limits.tiny).all():
+    off = change = 0.0
+    limits = torch.finfo(before.dtype)
+    for start, expected in patched_rows(before, patches):
+        rows = slice(start, start + len(expected))
+        difference = after[rows].to(torch.float32, copy=True).sub_(expected)
+        if not (difference.abs() <= expected.abs() * limits.eps + limits.tiny).all():
             raise RunError(f"{key} in the written file is not what the LoRA makes of it: is the disk healthy?")
-    change = expected.sub_(before)
-    return float(off.norm() / change.norm().clamp_min(1e-30))
+        off += difference.double().square().sum().item()
+        change += expected.sub_(before[rows]).double().square().sum().item()
+    return float((off / max(change, 1e-60)) ** 0.5)
 
 
 def _bits(tensor: Tensor) -> Tensor:

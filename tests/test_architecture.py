@@ -39,7 +39,7 @@ LAYERS = [
     {"run_sweep"},
     {"run_score"},
     {"demo"},
-    {"console", "cli", "cli_common", "cli_tools", "cli_convert", "cli_cache"},
+    {"console", "cli", "cli_common", "cli_tools", "cli_convert", "cli_server", "server_console", "cli_cache"},
     {"__main__", ""},
 ]
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("nodes/**/*.py"), *ROOT.glob("trainer/**/*.py")])

@@ -34,6 +34,17 @@ def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
     return None if bias is None else bias.to(x.dtype)
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear whose result is no view: networks that add to it in place could not, for a view made in a Function."""
+    out = x.new_empty(*x.shape[:-1], weight.shape[0])
+    rows = out.view(-1, weight.shape[0])
+    if bias is None:
+        torch.mm(x.reshape(-1, x.shape[-1]), weight.t(), out=rows)
+    else:
+        torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.t(), out=rows)
+    return out
+
+
 def _assert_frozen(ctx: Any) -> None:
     """Weights get no gradient here: one that is trained would stand still without a word."""
     assert not any(ctx.needs_input_grad[1:]), "this layer's weight or bias is trained, and may only be frozen"
@@ -44,7 +55,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
         _assert_frozen(ctx)
         ctx.weight, ctx.scale = weight, scale  # frozen: a reference is enough, and packed tensors cannot be saved
-        return F.linear(x, dense(weight, x.dtype, scale), _like(bias, x))
+        return _linear(x, dense(weight, x.dtype, scale), _like(bias, x))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

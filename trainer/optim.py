@@ -21,10 +21,12 @@ class Entry:
     """Name of an optional library on the package index."""
     defaults: Mapping[str, Any] | None = None
     note: str = ""
+    can_fuse: bool = False
+    """All tensors in one kernel: an adapter has hundreds of small ones, and each would cost more in calls than in arithmetic."""
 
 
 OPTIMIZERS = {
-    "adamw": Entry(module="torch.optim", cls="AdamW", note="the safe choice"),
+    "adamw": Entry(module="torch.optim", cls="AdamW", note="the safe choice", can_fuse=True),
     "adamw8bit": Entry(module="bitsandbytes.optim", cls="AdamW8bit", install="bitsandbytes", note="state in 8 bits"),
     "lion": Entry(module="lion_pytorch", cls="Lion", install="lion-pytorch", note="learning rate 3 to 10 times lower"),
     "prodigy": Entry(
@@ -56,8 +58,11 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
         ) from error
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()}
     settings = {"lr": config.learning_rate, "weight_decay": 0.0, **(entry.defaults or {}), **options}
+    parameters = list(parameters)
+    if entry.can_fuse and "foreach" not in options and {p.device.type for p in parameters} <= {"cpu", "cuda"}:
+        settings = {"fused": True, **settings}
     try:
-        optimizer = cls(list(parameters), **settings)
+        optimizer = cls(parameters, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"optimizer.options = {config.options!r}: {config.name} refuses it ({error})") from error
     for group in optimizer.param_groups:  # set afterwards: prodigyopt prints on standard output about it when made

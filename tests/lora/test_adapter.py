@@ -209,6 +209,47 @@ def test_dropout_keeps_the_mean():
     assert sorted(kept.unique().tolist()) == pytest.approx([0, 4 / 3])
 
 
+LAYERS = {
+    "linear": lambda: nn.Linear(8, 12),
+    "linear without bias": lambda: nn.Linear(8, 12, bias=False),
+    "convolution": lambda: nn.Conv2d(8, 6, 3, stride=2, padding=2),
+    "grouped convolution": lambda: nn.Conv2d(8, 6, 3, padding=1, groups=2),
+}
+
+
+@pytest.mark.parametrize("what", LAYERS)
+@pytest.mark.parametrize("alpha", [1.0, 4.0])
+def test_lora_computes_what_pefts_own_layer_does(what, alpha):
+    """Output and gradients; PEFT's class still has its forward, ours is laid over the object."""
+    torch.manual_seed(0)
+    net = nn.Sequential(LAYERS[what]())
+    layer = inject(net, ["0"], NetworkConfig(rank=4, alpha=alpha), seed=1).layers["0"]
+    nn.init.normal_(layer.lora_B["default"].weight)
+    x = torch.randn(2, 5, 8) if "linear" in what else torch.randn(2, 8, 9, 7)
+    results = []
+    for forward in (layer.forward, lambda x: type(layer).forward(layer, x)):
+        given = x.clone().requires_grad_()
+        out = forward(given)
+        wanted = [given, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), wanted)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_that_casts_hands_out_tensors_that_may_be_changed_in_place(bias):
+    """Flux adds to the output of its first layer; a view made in an autograd Function refuses that."""
+    layer = nn.Sequential(nn.Linear(8, 12, bias=bias).to(torch.bfloat16)).requires_grad_(False)
+    compute_in(layer, torch.float32)
+    x = torch.randn(2, 5, 8)
+    out = layer(x)
+    torch.testing.assert_close(out, nn.functional.linear(x, layer[0].weight.float(), layer[0].bias))
+    change = torch.ones(12, requires_grad=True)
+    out += change
+    out.sum().backward()
+    assert change.grad.tolist() == [10.0] * 12
+
+
 def test_disabled_is_the_base():
     net = Net()
     base = net(*inputs()).item()

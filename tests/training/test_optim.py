@@ -71,16 +71,23 @@ def test_each_optimizer_descends(name):
     assert point.square().mean() < 9
 
 
-def test_adamw_is_torchs():
-    mine, theirs = parameters(), parameters()
+def test_adamw_is_torchs_in_one_kernel():
+    mine, theirs, plain = parameters(), parameters(), parameters()
     ours = make_optimizer(mine, config("adamw", weight_decay=0.1))
-    reference = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.1)
+    reference = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.1, fused=True)
+    by_tensor = torch.optim.AdamW(plain, lr=1e-2, weight_decay=0.1, foreach=False, fused=False)
     for step in range(4):
-        gradients(mine, step)
-        gradients(theirs, step)
-        ours.step()
-        reference.step()
+        for values, optimizer in ((mine, ours), (theirs, reference), (plain, by_tensor)):
+            gradients(values, step)
+            optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(mine, plain, strict=True))
+
+
+def test_an_optimizer_whose_user_chooses_the_kernel_gets_it():
+    chosen = make_optimizer(parameters(), OptimizerConfig(name="adamw", options={"foreach": True}))
+    assert chosen.param_groups[0]["foreach"]
+    assert not chosen.param_groups[0]["fused"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

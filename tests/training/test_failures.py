@@ -41,6 +41,23 @@ def test_weights_that_a_good_step_breaks_are_not_saved(tmp_path, monkeypatch):
     assert state_of(tmp_path)[0] == "failed"
 
 
+def test_memory_that_runs_out_is_told_with_its_remedies_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    plain, calls = loop.train_step, iter(range(100))
+
+    def full(*arguments):
+        if next(calls) == 4:
+            raise torch.cuda.OutOfMemoryError("tried to allocate 20 GiB")
+        return plain(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", full)
+    with pytest.raises(RunError, match=r"out of GPU memory: .*gradient_checkpointing.*batch_size.*quantize"):
+        go(tmp_path)
+    assert state_of(tmp_path)[0] == "failed"
+    assert [c.step for c in list_checkpoints(tmp_path / "run" / "checkpoints")] == [3]
+    monkeypatch.setattr(loop, "train_step", plain)
+    assert go(tmp_path)[0].step == 6
+
+
 @pytest.mark.parametrize("keep", [1, 2])
 def test_retention_never_deletes_the_last_good_one(tmp_path, monkeypatch, keep):
     plain, calls = loop.train_step, iter(range(100))

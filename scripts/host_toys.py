@@ -30,6 +30,8 @@ class Toy:
     """Width of the pooled text; 0 = none."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of extra_conds."""
+    video: bool = False
+    """Latents have a time axis, of 1 for a picture."""
     reference: tuple[int, int] | None = None
     """Rows and columns of the latents of a reference image."""
     sigmas: tuple[float, float] = (0.3, 0.8)
@@ -105,10 +107,25 @@ TOYS = {
         },
     ),
     "qwen": Toy(
-        host_class="QwenImage", family="qwen_image", variant="qwen-image", channels=16, context=64,
+        host_class="QwenImage", family="qwen_image", variant="qwen-image", channels=16, context=64, video=True,
         host_config={
             "image_model": "qwen_image", "in_channels": 64, "num_layers": 2, "attention_head_dim": 32,
             "num_attention_heads": 2, "joint_attention_dim": 64, "axes_dims_rope": (4, 14, 14), "dtype": torch.float32,
+        },
+    ),
+    # Families that the pack has no table for: they train with the generic preset.
+    "aura": Toy(
+        host_class="AuraFlow", family="", variant="", channels=4, context=64,
+        host_config={
+            "in_channels": 4, "out_channels": 4, "patch_size": 2, "dim": 256, "n_layers": 3, "n_double_layers": 1,
+            "n_heads": 1, "global_conddim": 256, "cond_seq_dim": 64, "max_seq": 256, "dtype": torch.float32,
+        },
+    ),
+    "wan": Toy(
+        host_class="WAN21_T2V", family="", variant="", channels=16, context=64, video=True,
+        host_config={
+            "image_model": "wan2.1", "model_type": "t2v", "in_dim": 16, "out_dim": 16, "dim": 128, "ffn_dim": 256,
+            "freq_dim": 64, "text_dim": 64, "num_heads": 2, "num_layers": 2, "dtype": torch.float32,
         },
     ),
 }  # fmt: skip

@@ -4,7 +4,7 @@ import sys
 
 from .toys import TOYS, answer, conditions, import_pack, mm, relative, torch, toy_inputs, toy_model
 
-NAMES = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2", "qwen")
+NAMES = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2", "qwen", "aura", "wan")
 IN_PLACE = {"add_": torch.add, "sub_": torch.sub, "mul_": torch.mul, "div_": torch.div}
 
 
@@ -50,7 +50,7 @@ def case(loom, name):
     load = loom("nodes.host.loaded").load_denoiser
     patcher = toy_model(name)
     inputs = toy_inputs(TOYS[name])
-    latents = inputs["latents"].unsqueeze(2) if name == "qwen" else inputs["latents"]
+    latents = inputs["latents"].unsqueeze(2) if TOYS[name].video else inputs["latents"]
     samples = [
         {key: _normal(value) for key, value in conditions(patcher, name, row, latents).items()} for row in (0, 1)
     ]
@@ -102,13 +102,13 @@ def _normal(value):
 
 def host_prediction(patcher, name, inputs, noisy):
     with torch.inference_mode():
-        x = noisy.unsqueeze(2) if name == "qwen" else noisy
+        x = noisy.unsqueeze(2) if TOYS[name].video else noisy
         rows = []
         for row in (0, 1):
             extra = conditions(patcher, name, row, x)
             rows.append(patcher.model.apply_model(x[row : row + 1], inputs["sigma"][row : row + 1], **extra))
         out = torch.cat(rows)
-    return (out.squeeze(2) if name == "qwen" else out).clone()
+    return (out.squeeze(2) if TOYS[name].video else out).clone()
 
 
 def shared_bytes(loom, patcher):

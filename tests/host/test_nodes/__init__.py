@@ -107,7 +107,7 @@ def encoders(name):
     """Stand-ins for the text encoder and VAE of a toy; "sd1-file" goes with the file that the stock loader accepts."""
     toy = TOYS[name.removesuffix("-file")]
     context = 768 if name == "sd1-file" else toy.context
-    return ToyClip(context, toy.pooled, name in MASKED), ToyVae(toy.channels, name == "qwen")
+    return ToyClip(context, toy.pooled, name in MASKED), ToyVae(toy.channels, toy.video)
 
 
 def loaded(name):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import accelerate  # noqa: F401 - once here, not once in every child
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -93,7 +94,7 @@ def assert_close(found, expected, limit):
     assert [line.keys() for line in found[1]] == [line.keys() for line in expected[1]]
     for mine, other in zip(found[1], expected[1], strict=True):
         for name, value in mine.items():
-            assert value == pytest.approx(other[name], rel=limit, abs=limit), (name, mine, other)
+            np.testing.assert_allclose(value, other[name], rtol=limit, atol=limit, err_msg=name)
 
 
 @pytest.fixture(scope="module")

@@ -210,11 +210,14 @@ class MemoryConfig(Section):
     """Images encoded at once while caching; halved by itself where memory runs out."""
     vae_tiling: bool = False
     """Encode large images in tiles: much less memory, slightly different latents (they are cached apart)."""
+    prefetch: int = 1
+    """Batches that are read, and brought to the device, while a step computes; 0 reads each when it is needed."""
     shard: bool = False
     """Split the frozen base over the GPUs of a run with several processes (FSDP): for one larger than a GPU. Slower."""
 
     def __post_init__(self) -> None:
         require(self.vae_batch >= 1, "memory.vae_batch", self.vae_batch, "use 1 or more")
+        require(self.prefetch >= 0, "memory.prefetch", self.prefetch, "use 0 (off) or more (1 is enough)")
 
 
 @dataclass(frozen=True, kw_only=True)

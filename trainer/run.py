@@ -12,7 +12,7 @@ from .base_model import Base, open_base
 from .config import TrainConfig
 from .config_data import DatasetConfig
 from .config_file import Json, digest, fixed_settings, to_dict
-from .data.batches import CachedBatches, Pick, Plan, make_plan
+from .data.batches import CachedBatches, Pick, Plan, Singles, make_plan
 from .data.cache import Cache
 from .data.dataset import Dataset, build_dataset, epochs_report, report
 from .data.dataset_file import gather_sets
@@ -224,6 +224,7 @@ def make_session(prepared: Prepared) -> Session:
         denoiser=denoiser,
         targets=prepared.targets,
         batches=dataset_batches(prepared, prepared.dataset.training),
+        prefetch=config.memory.prefetch,
         held_out=held_out,
         loss=loss_settings(config.objective, levels),
         network=config.network,
@@ -243,10 +244,10 @@ def make_session(prepared: Prepared) -> Session:
 
 def held_out_of(prepared: Prepared) -> tuple[HeldOut, NoiseLevels]:
     """The images set aside, and the law of noise levels they are measured under. Needs a filled cache to be read."""
-    config, settings, examples = prepared.config, prepared.base.settings, prepared.dataset.held_out
-    batches = dataset_batches(prepared, examples)
+    config, settings = prepared.config, prepared.base.settings
+    batches = dataset_batches(prepared, prepared.dataset.held_out)
     held_out = HeldOut(
-        batches=[batches.single(number) for number in range(len(examples))],
+        batches=Singles(batches),
         timesteps=config.validation.timesteps,
         seed=config.training.seed,
     )

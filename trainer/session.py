@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .checkpoint import load_checkpoint, prune, save_checkpoint
 from .config import NetworkConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
+from .data.prefetch import Prefetched
 from .denoiser import Denoiser
 from .errors import RunError
 from .evaluate import HeldOut, held_out_losses, mean_loss
@@ -100,6 +101,8 @@ class Session:
     """Arguments of `lora.metadata.describe` that are known before training."""
     also: Path | None = None
     """Folder where LoRA files appear too, e.g. models/loras/lora_loom."""
+    prefetch: int = 1
+    """Batches that are read while a step computes."""
     previews: Previews | None = None
     init: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of a LoRA file to start from."""
@@ -188,7 +191,17 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
     def rate_at(step: int) -> float:
         return session.optimizer.learning_rate * lr_factor(step, total, session.schedule)
 
-    steps: Iterator[StepResult] = fit(session.denoiser, training, session.batches, settings, rate_at, processes)
+    device = next(session.denoiser.module.parameters()).device
+    with Prefetched(session.batches, device, ahead=session.prefetch, stride=processes.count) as batches:
+        _take_steps(session, training, host, fit(session.denoiser, training, batches, settings, rate_at, processes))
+    if processes.from_main(session.folder.saved_step) != training.step:
+        _save(session, training, host)
+    return _finish(session, training, host, "finished" if training.step >= total else "stopped")
+
+
+def _take_steps(session: Session, training: Training, host: Host, steps: Iterator[StepResult]) -> None:
+    """To the last step, or until the host asks to stop."""
+    total, processes = session.training.steps, session.processes
     while training.step < total and not processes.any(host.should_stop()):
         result = next(steps)
         session.folder.append_step(result)
@@ -199,9 +212,6 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
             _measure(session, training, host)
         while not last and processes.from_main(host.between_steps):
             _serve(session, training, host, due=False)
-    if processes.from_main(session.folder.saved_step) != training.step:
-        _save(session, training, host)
-    return _finish(session, training, host, "finished" if training.step >= total else "stopped")
 
 
 def _serve(session: Session, training: Training, host: Host, *, due: bool) -> None:

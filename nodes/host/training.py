@@ -18,7 +18,7 @@ from ...trainer.config import (
     ValidationConfig,
 )
 from ...trainer.config_file import Json, to_dict
-from ...trainer.data.batches import CachedBatches, Plan, make_plan
+from ...trainer.data.batches import CachedBatches, Plan, Singles, make_plan
 from ...trainer.data.cache import Cache
 from ...trainer.data.dataset import Dataset, epochs_report
 from ...trainer.diffusion.timesteps import NoiseLevels
@@ -146,11 +146,8 @@ def make_session(
         denoiser=denoiser,
         targets=targets,
         batches=batches(dataset.training),
-        held_out=HeldOut(
-            batches=[held_out.single(i) for i in range(len(dataset.held_out))],
-            timesteps=HELD_OUT_LEVELS,
-            seed=request.training.seed,
-        ),
+        prefetch=request.memory.memory.prefetch,
+        held_out=HeldOut(batches=Singles(held_out), timesteps=HELD_OUT_LEVELS, seed=request.training.seed),
         loss=loss_settings(request.objective, levels),
         network=request.network,
         optimizer=request.optimizer,

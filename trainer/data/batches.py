@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -123,6 +124,21 @@ class CachedBatches:
         """Example `number` alone, upright, with its first caption."""
         view, latent = self._views[number][0]
         return self.collate([Pick(view=view, key=latent, caption=view.example.captions[0])])
+
+
+class Singles(Sequence[Batch]):
+    """Every example alone, each made when it is asked for: a large held-out set takes no memory."""
+
+    def __init__(self, batches: CachedBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches.examples)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[index] for index in range(len(self))[number]]
+        return self.batches.single(range(len(self))[number])
 
 
 def _masks(items: Sequence[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor | None:

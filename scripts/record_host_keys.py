@@ -27,6 +27,7 @@ def host() -> Any:
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
+    import comfy.utils
     import comfy.weight_adapter
     import comfyui_version
 
@@ -67,6 +68,31 @@ def accepted_keys(comfy: Any, model: Any) -> dict[str, Any]:
         if isinstance(target, tuple) and ((offset is not None and offset[0] != 0) or len(target) > 2):
             found[key] = [native, "other"]
     return found
+
+
+REAL_UNETS = {
+    "sd1": {"num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1},
+    "sdxl": {"num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+             "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10},
+}  # fmt: skip
+
+
+def unet_names(comfy: Any) -> dict[str, dict[str, str]]:
+    """{model: {diffusers path: original path}} of the real UNets' modules, of every transformer's first block."""
+    import re
+
+    def first_block(key: str) -> bool:
+        return key.endswith(".weight") and not re.search(r"transformer_blocks\.[1-9]", key)
+
+    return {
+        name: {
+            key.removesuffix(".weight"): native.removesuffix(".weight")
+            for key, native in sorted(comfy.utils.unet_to_diffusers(config).items())
+            if first_block(key)
+        }
+        for name, config in REAL_UNETS.items()
+    }
 
 
 def predict(model: Any, toy: Any, inputs: dict[str, Any]) -> Any:
@@ -168,6 +194,8 @@ def main() -> None:
             f"{name}: {len(state)} tensors, {len(record['accepted'])} accepted keys, |denoised| {denoised.norm():.3f}"
         )
     save_file(adapters(comfy, toy_tensor), folder / "adapters.safetensors")
+    (folder / "unets").mkdir(exist_ok=True)
+    (folder / "unets" / "names.json").write_text(json.dumps(unet_names(comfy), indent=0, sort_keys=True) + "\n")
     print(f"recorded from ComfyUI {version}")
 
 

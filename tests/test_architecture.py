@@ -32,7 +32,7 @@ LAYERS = [
     {"data"},
     {"step", "objective_settings"},
     {"loop", "evaluate", "base_model", "lora_places", "lora_convert", "base_tools"},
-    {"checkpoint"},
+    {"checkpoint", "lora_formats"},
     {"runs"},
     {"session", "sweep", "strip", "sheet_page", "score", "score_report"},
     {"run"},
@@ -146,6 +146,8 @@ def test_a_family_is_known_to_no_other_file():
         "encoders",
         "tiny",
         "unet",
+        "unet_names",
+        "qwen_text",
         "lora_names",
         "lora_layouts",
     }

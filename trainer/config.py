@@ -242,6 +242,8 @@ class OutputConfig(Section):
     """Folder of cached latents and text; empty means <directory>/cache."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the saved LoRA."""
+    format: Literal["native", "diffusers", "kohya"] = "native"
+    """Names in the saved LoRA: native is taken whole by ComfyUI, diffusers by its load_lora_weights, kohya by sd-scripts. LoRA only."""
 
 
 @dataclass(frozen=True, kw_only=True)

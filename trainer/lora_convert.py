@@ -62,12 +62,12 @@ def convert(
     layout = owner.lora_layouts[format]
     keymap = owner.lora_map(_widths(lora))
     old = _resolved(lora, owner, keymap)
-    new = to_original(old, keymap) if layout.original else to_diffusers(old, keymap)
+    new = rearranged(old, keymap, layout)
     formats = {lora.dtype(key) for key in lora.modules}
     stored = new_dtype(dtype, max(formats, key=lambda kind: kind.itemsize))
     written = {}
     for path, factors in new.modules.items():
-        written[spell(layout.prefix, path)] = _written(factors, layout, stored)
+        written[spell(layout.prefix, path)] = as_written(factors, layout, stored)
         progress(len(written), len(new.modules))
     done = Conversion(
         family=owner.name, format=format, modules_before=len(lora.modules), modules_after=len(written),
@@ -89,13 +89,18 @@ def _family(lora: LoraFile, wanted: str) -> Family:
             f"{lora.path}: {len(texts)} modules are a text encoder's, first {texts[0]}: only LoRAs of the network are converted"
         )
     names = {name: family.lora_names for name, family in families.all_families().items()}
-    found = owners(names, _widths(lora).inputs)
+    found = owners(names, {_known_to_hosts(key): width for key, width in _widths(lora).inputs.items()})
     if len({id(families.get(name).lora_layouts) for name in found}) != 1:
         known = " or ".join(found) or "no known family"
         raise ModelFileError(
             f"{lora.path} could be of {known} by its names: say which with --family ({', '.join(names)})"
         )
     return families.get(found[0])
+
+
+def _known_to_hosts(key: str) -> str:
+    """ComfyUI takes no unet. before a path, so no family's names have it; the same path after lora_unet_ they know."""
+    return spell("lora_unet_", key.removeprefix("unet.")) if key.startswith("unet.") else key
 
 
 def _widths(lora: LoraFile) -> Widths:
@@ -123,6 +128,11 @@ class Rearranged:
     modules: Modules
     split: int = 0
     fused: int = 0
+
+
+def rearranged(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap, layout: Spelling) -> Rearranged:
+    """The adapters by the paths that a layout has. Exact."""
+    return to_original(old, keymap) if layout.original else to_diffusers(old, keymap)
 
 
 def to_diffusers(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rearranged:
@@ -191,7 +201,7 @@ def fuse(pieces: Sequence[tuple[Part, Factors]], rows: int) -> Factors:
     return Factors(up_OR=up, down_RI=down, scale=scale)
 
 
-def _written(factors: Factors, layout: Spelling, dtype: torch.dtype) -> Written:
+def as_written(factors: Factors, layout: Spelling, dtype: torch.dtype) -> Written:
     if not layout.alpha:
         factors = replace(factors, up_OR=factors.up_OR * factors.scale, scale=1.0)
     return Written(factors=factors, dtype=dtype, names=KOHYA if layout.kohya else PEFT, alpha=layout.alpha)

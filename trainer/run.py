@@ -29,6 +29,7 @@ from .identity import tensors_digest
 from .idle_options import refuse_idle_options
 from .lora.state_dict import check_fits
 from .lora.targets import resolve_targets
+from .lora_formats import Formats, Layout
 from .memory import DTYPES, compute_dtype
 from .objective_settings import check_objective, loss_settings, noise_levels
 from .optim import check_optimizer
@@ -74,6 +75,10 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_optimizer(config.optimizer)
     if config.memory.shard:
         check_sharding(processes, config.model.quantize)
+    if config.output.format != "native" and config.network.kind != "lora":
+        raise ConfigError(
+            f"output.format = {config.output.format!r}: only network.kind = 'lora' has a form in that layout; use native"
+        )
     base = open_base(config.model, config.text)
     check_objective(config.objective, base.settings.objective)
     if config.objective.guidance != 1.0 and not base.settings.guidance_embedding:
@@ -93,7 +98,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     skeleton = base.skeleton()
     targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
     if config.network.init_from:
-        check_fits(read_lora(config.network.init_from), [skeleton.file_key(path) for path in targets], config.network)
+        init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
+        check_fits(init, [skeleton.file_key(path) for path in targets], config.network)
     index = FileIndex(cache_folder(config) / "files.json")
     dataset = build_dataset(
         listed.sets,
@@ -219,6 +225,7 @@ def make_session(prepared: Prepared) -> Session:
         sharded=config.memory.shard,
     )
     held_out, levels = held_out_of(prepared)
+    formats = Formats(family=base.family, denoiser=base.skeleton())
     return Session(
         folder=prepared.folder,
         denoiser=denoiser,
@@ -236,7 +243,8 @@ def make_session(prepared: Prepared) -> Session:
         lora_dtype=DTYPES[config.output.dtype],
         metadata=_metadata(prepared, denoiser),
         also=Path(config.output.loras).expanduser() if config.output.loras else None,
-        init=read_lora(config.network.init_from) if config.network.init_from else {},
+        init=formats.native(read_lora(config.network.init_from)) if config.network.init_from else {},
+        layout=Layout(formats=formats, format=config.output.format) if config.output.format != "native" else None,
         processes=prepared.processes,
         sharded=config.memory.shard,
     )

@@ -13,6 +13,7 @@ from .data.images import check_readable, file_digest
 from .errors import ConfigError, RunError, StoppedError
 from .files import write_bytes, write_json
 from .identity import tensors_digest
+from .lora_formats import Formats
 from .records import Shot
 from .run import read_lora, run_folder
 from .session import Host
@@ -156,7 +157,8 @@ def sweep(config: TrainConfig, host: Host, lora_files: Sequence[Path] = ()) -> S
         def progress(done: int, total: int) -> None:
             host.stage("rendering", done, total)
 
-        for _ in render(todo, studio, axes, read_lora, progress):
+        formats = Formats(family=base.family, denoiser=studio.denoiser)
+        for _ in render(todo, studio, axes, lambda path: formats.native(read_lora(path)), progress):
             if host.should_stop():
                 raise StoppedError("the sweep was stopped; finished cells are kept, run it again to go on")
     loras = {lora.digest: lora.path.resolve() for lora in axes.loras}

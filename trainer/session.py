@@ -71,6 +71,19 @@ class Host(Protocol):
         ...
 
 
+class Layout(Protocol):
+    """Another program's names for a LoRA file."""
+
+    @property
+    def format(self) -> str: ...
+
+    def write(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]: ...
+
+    def read(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same adapter under the names that are trained."""
+        ...
+
+
 class Previews(Protocol):
     """Renders the validation prompts with the adapter as it is."""
 
@@ -106,6 +119,8 @@ class Session:
     previews: Previews | None = None
     init: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of a LoRA file to start from."""
+    layout: "Layout | None" = None
+    """Another layout for the LoRA files than the one that is trained in."""
     arithmetic: Arithmetic = written_out
     """What a host computes from a LoRA file; inside ComfyUI it is ComfyUI itself."""
     processes: Processes = ALONE
@@ -233,11 +248,11 @@ def _due(step: int, every: int) -> bool:
 
 def _save(session: Session, training: Training, host: Host) -> None:
     folder = session.folder
-    tensors = to_file(training.adapter, session.denoiser.file_key, session.lora_dtype, _averaged(training))
+    tensors = _file(session, training)
     if not session.main:
         return
     save_checkpoint(folder.checkpoints, training)
-    path = folder.save_lora(tensors, _metadata(session, training.step), training.step, session.also)
+    path = folder.save_lora(tensors, _metadata(session, training.step, tensors), training.step, session.also)
     prune(folder.checkpoints, session.training.keep)
     folder.update(step=training.step, lora=path.name)
     host.saved(training.step, path)
@@ -252,10 +267,19 @@ def _averaged(training: Training) -> dict[str, Tensor] | None:
     return training.average.values if training.average else None
 
 
-def _metadata(session: Session, step: int) -> dict[str, str]:
-    from .lora.metadata import describe
+def _file(session: Session, training: Training) -> dict[str, Tensor]:
+    """The LoRA file's tensors, in the layout that was asked for; rounded once, but for float16, whose factors are balanced."""
+    layout, dtype = session.layout, session.lora_dtype
+    exact = dtype if layout is None or dtype == torch.float16 else torch.float32
+    tensors = to_file(training.adapter, session.denoiser.file_key, exact, _averaged(training))
+    return tensors if layout is None else layout.write(tensors, dtype)
 
-    return describe(session.network, step=step, **session.metadata)
+
+def _metadata(session: Session, step: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    from .lora.metadata import describe, in_layout
+
+    metadata = describe(session.network, step=step, **session.metadata)
+    return in_layout(metadata, session.layout.format, tensors) if session.layout else metadata
 
 
 def _measure(session: Session, training: Training, host: Host) -> None:
@@ -290,15 +314,16 @@ def _values_of(training: Training, values: dict[str, Tensor]) -> Iterator[None]:
 
 def _finish(session: Session, training: Training, host: Host, state: str) -> Outcome:
     """The last LoRA file under its plain name, checked against what a host will compute from it."""
-    tensors = to_file(training.adapter, session.denoiser.file_key, session.lora_dtype, _averaged(training))
+    tensors = _file(session, training)
+    read = session.layout.read(tensors) if session.layout else tensors
     error, where = worst_disagreement(
-        training.adapter, session.denoiser.file_key, tensors, _averaged(training), session.arithmetic
+        training.adapter, session.denoiser.file_key, read, _averaged(training), session.arithmetic
     )
     if not error <= AGREEMENT[session.lora_dtype]:
         raise RunError(
             f"the LoRA file would act differently than it was trained: {error:.2e} in {where}; set output.dtype = 'float32' and report this"
         )
-    path = session.folder.save_lora(tensors, _metadata(session, training.step), None, session.also)
+    path = session.folder.save_lora(tensors, _metadata(session, training.step, tensors), None, session.also)
     session.processes.wait()
     host.log(
         f"{len(session.targets)} modules saved, 0 keys unmatched; the file's effect agrees with training to {error:.1e}"

@@ -38,6 +38,9 @@ UNET = {
     "kohya": Spelling(prefix="lora_unet_", kohya=True),
 }
 
+UNET_ORIGINAL = {**UNET, "kohya": Spelling(prefix="lora_unet_", original=True, kohya=True)}
+"""SDXL, for which sd-scripts writes the original file's paths."""
+
 ORIGINAL_PREFIXES = ("diffusion_model.", "lora_unet_")
 
 
@@ -48,6 +51,8 @@ class Widths:
     inputs: Mapping[str, int]
     """{module key: width of its input}."""
     outputs: Mapping[str, int]
+    layers: int = 2
+    """Resnets per level of a UNet on the way down."""
 
     def blocks(self, *stems: str) -> int:
         """How many blocks the file reaches to: 1 + the largest number behind one of the stems."""
@@ -70,7 +75,7 @@ def spelled(keymap: KeyMap, names: LoraNames, layouts: Mapping[str, Spelling]) -
     originals = {part.native.removesuffix(".weight") for key, part in keymap.items() if key.endswith(".weight")}
     found: dict[str, tuple[bool, str]] = {}
     prefixes = {*names.prefixes, *(layout.prefix for layout in layouts.values() if not layout.original)}
-    for prefix, path in _pairs(ORIGINAL_PREFIXES if any(s.original for s in layouts.values()) else (), originals):
+    for prefix, path in _pairs(ORIGINAL_PREFIXES, originals):
         found[spell(prefix, path)] = (True, path)
     for prefix, path in _pairs(prefixes, diffusers):
         found.setdefault(spell(prefix, path), (False, path))

@@ -26,7 +26,8 @@ from .lora_layouts import UNET, Widths
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_clip, tiny_vae
-from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_map, unet_lora_names
+from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
+from .unet_names import unet_lora_map
 
 NAME = "sd"
 SD1_CONTEXT = 768
@@ -66,7 +67,7 @@ class SD:
     lora_layouts = UNET
 
     def lora_map(self, widths: Widths) -> KeyMap:
-        return unet_lora_map(widths)
+        return unet_lora_map(widths, bare=(0,))
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "input_blocks.0.0.weight" in shapes and "label_emb.0.0.weight" not in shapes

@@ -20,11 +20,12 @@ from .encoders import (
     require_parts,
 )
 from .keymap import KeyMap
-from .lora_layouts import UNET, Widths
+from .lora_layouts import UNET_ORIGINAL, Widths
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_clip, tiny_vae
-from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_map, unet_lora_names
+from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
+from .unet_names import unet_lora_map
 
 NAME = "sdxl"
 VARIANTS = {
@@ -81,7 +82,7 @@ class SDXL:
     bucket_step = 64
     target_presets: Mapping[str, Targets] = UNET_TARGETS
     lora_names = unet_lora_names((2048,))
-    lora_layouts = UNET
+    lora_layouts = UNET_ORIGINAL
 
     def lora_map(self, widths: Widths) -> KeyMap:
         return unet_lora_map(widths)

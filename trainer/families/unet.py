@@ -1,6 +1,5 @@
 """What SD1, SD2 and SDXL share: the UNet's original key names, its configuration from shapes, its LoRA targets."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +8,7 @@ from torch import Tensor
 from ..denoiser import Targets
 from ..records import Shapes
 from .base import DiffusersDenoiser
-from .keymap import KeyMap, Part, count_blocks, rename
-from .lora_layouts import Widths
+from .keymap import KeyMap, count_blocks, rename
 from .lora_names import LoraNames
 
 _ATTENTION = r"attn[12]\.(to_[qkv]|to_out\.0)"
@@ -164,25 +162,3 @@ class UNetDenoiser(DiffusersDenoiser):
 
     def file_key(self, module_path: str) -> str:
         return "lora_unet_" + module_path.replace(".", "_")
-
-
-_WORDS = (
-    "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "to_q", "to_k", "to_v", "to_out", "proj_in", "proj_out",
-    "conv_shortcut", "time_emb_proj", "conv_in", "conv_out", "time_embedding", "add_embedding", "linear_1", "linear_2",
-)  # fmt: skip
-"""Names within paths that have an underscore of their own."""
-
-
-def unet_lora_map(widths: Widths) -> KeyMap:
-    """The modules of a LoRA file, each by itself: diffusers paths, whatever the layout."""
-    prefixes = (*UNET_LORA_PREFIXES, "unet.")
-    paths = [dotted(key[len(prefix) :]) for key in widths.inputs for prefix in prefixes if key.startswith(prefix)]
-    known = re.compile(UNET_LORA_DIFFUSERS)
-    return {f"{path}.weight": Part(f"{path}.weight") for path in paths if known.fullmatch(path)}
-
-
-def dotted(path: str) -> str:
-    """ "down_blocks_0_attentions_1_proj_in" as "down_blocks.0.attentions.1.proj_in"."""
-    for word in _WORDS:
-        path = re.sub(rf"(?<![a-z]){word}(?![a-z])", word.replace("_", "~"), path)
-    return path.replace("_", ".").replace("~", "_")

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 
+from torch import Tensor
+
 from ..config import NetworkConfig
 from .state_dict import effective_alpha
 
@@ -49,6 +51,19 @@ def describe(
     if trigger:
         metadata["modelspec.trigger_phrase"] = trigger
     return metadata
+
+
+def in_layout(metadata: Mapping[str, str], format: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The same for a file in another layout: ranks add up where modules are put together, and alpha may be multiplied in."""
+    downs = [key for key in tensors if key.endswith((".lora_down.weight", ".lora_A.weight"))]
+    ranks = {tensors[key].shape[0] for key in downs}
+    alphas = {tensors[key].item() for key in tensors if key.endswith(".alpha")} or ranks
+    return {
+        **metadata,
+        "loom.format": format,
+        "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": f"{next(iter(alphas)):g}" if len(alphas) == 1 else "Dynamic",
+    }
 
 
 def form(network: NetworkConfig) -> str:

@@ -109,6 +109,7 @@ class LoomDataset:
                 "caption_field": _advanced("caption_field"),
                 **_caption_forms(),
                 **_sizes(),
+                "teacher": _advanced("teacher"),
                 "previous": _PREVIOUS,
             },
         }

@@ -30,6 +30,7 @@ IDLE = [
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "caption_dropout": 0.1}]}, "caption_dropout"),
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "shuffle_tags": True}]}, "dataset.shuffle_tags"),
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "tag_dropout": 0.1}]}, "dataset.tag_dropout"),
+    ({"dataset": [{"folder": "x", "teacher": "base"}]}, "dataset.teacher = 'base' would do nothing: only role"),
     ({"dataset": [{"folder": "x", "metadata": "t.csv"}]}, "dataset.metadata = 't.csv' would do nothing: only captions"),
     ({"dataset": [{"folder": "x", "captions": "json", "file_field": "f"}]}, "dataset.file_field = 'f'"),
     ({"dataset": [{"folder": "x", "captions": "filename", "caption_field": "f"}]}, "dataset.caption_field = 'f'"),
@@ -64,6 +65,7 @@ USED = [
     {"dataset": [{"folder": "x", "tag_dropout": 0.1, "keep_tokens": 1, "tag_separator": ".", "caption_variants": 4}]},
     {"dataset": [{"folder": "x", "secondary_separator": ";;;", "tag_separator": "."}]},
     {"dataset": [{"folder": "x", "wildcards": True, "caption_variants": 4, "buckets": "kohya", "min_side": 64}]},
+    {"dataset": [{"folder": "x"}, {"folder": "y", "role": "regularisation", "teacher": "base"}]},
     {"dataset": [{"folder": "x", "aspects": [1.0], "min_size": 4, "measure": "area"}]},
     {"sweep": {"guidance": [{"method": "apg", "eta": 0.5, "norm_threshold": 5.0, "momentum": -0.5}]}},
 ]

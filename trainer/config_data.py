@@ -57,7 +57,9 @@ class DatasetConfig(Section):
     role: Role = "train"
     """train; regularisation (ordinary pictures that keep the base's world, counted apart); held_out (loss only)."""
     weight: float = 1.0
-    """Factor on the loss of these images."""
+    """Factor on the loss of these images; for regularisation images kohya's prior loss weight."""
+    teacher: Literal["images", "base"] = "images"
+    """What regularisation images teach: their own pictures, or what the base predicts for them without the LoRA (a forward pass more)."""
     caption_dropout: float = 0.0
     """Probability that an image is trained with the empty prompt, which keeps guidance working. 0.05 to 0.1 is usual."""
     flip: bool = False

@@ -37,6 +37,7 @@ RULES: tuple[Rule, ...] = (
     (DataConfig, "data", ("upscale",), lambda c: c.buckets != "off", "buckets = 'off' always fills the square"),
     (DatasetConfig, "dataset", ("repeats", "weight", "caption_dropout", "flip", "shuffle_tags", "tag_dropout"), lambda c: c.role != "held_out",
      "held_out images are only measured"),
+    (DatasetConfig, "dataset", ("teacher",), lambda c: c.role == "regularisation", "only role = 'regularisation' has one"),
     (DatasetConfig, "dataset", ("metadata",), lambda c: c.captions == "metadata", "only captions = 'metadata' reads it"),
     (DatasetConfig, "dataset", ("file_field",), lambda c: c.captions in ("auto", "metadata"),
      "only captions = 'metadata' reads a table"),

@@ -102,7 +102,8 @@ def _accumulate(
         for micro_batch in range(processes.rank, count, processes.count):
             place = Place(seed=settings.seed, step=training.step, micro_batch=micro_batch)
             training.adapter.set_draw(Draw(seed=place.seed, step=place.step, micro_batch=place.micro_batch))
-            loss = train_step(denoiser, batches.at(first + micro_batch), settings.loss, place).sum() / samples
+            batch, off = batches.at(first + micro_batch), training.adapter.disabled
+            loss = train_step(denoiser, batch, settings.loss, place, off).sum() / samples
             (loss if training.scaler is None else training.scaler.scale(loss)).backward()
             total = total + loss.detach().double().cpu()
     finally:

@@ -83,6 +83,8 @@ class Example:
     """Probability that the caption is replaced by the empty prompt."""
     role: str = "train"
     """train, regularisation or held_out."""
+    teacher: str = "images"
+    """images, or base: the target is what the base predicts without the adapter."""
     may_flip: bool = False
     """The mirror image is trained too, one of the two per visit."""
     background: str = "white"
@@ -104,6 +106,8 @@ class Batch:
     weight_B: "Tensor"
     mask_B1HW: "Tensor | None"
     names: tuple[str, ...]
+    by_base_B: "Tensor | None" = None
+    """Where True, the target is what the base predicts without the adapter; None if that is nowhere."""
 
     @property
     def size(self) -> int:

@@ -89,6 +89,10 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     for name, value in _steps(listed.sets, config):
         if value % PATCH:
             raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
+    if config.memory.shard and any(one.teacher == "base" for one in listed.sets):
+        raise ConfigError(
+            "dataset.teacher = 'base' does not go with memory.shard, where all processes must run the same passes"
+        )
     if any(dataset.references for dataset in listed.sets) and not base.settings.references:
         editors = [name for name, variant in base.family.variants.items() if variant.references]
         remedy = f"set model.variant = {editors[0]!r} if the file is one" if editors else "use an edit model"

@@ -1,5 +1,7 @@
 """One training step as a pure function: a batch in, one loss per sample out. B batch, C channels, H W latent sides."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,8 @@ from .diffusion.loss import draw_noise, element_loss, min_snr_weight, per_sample
 from .diffusion.timesteps import NoiseLevels
 from .records import Batch
 from .seeding import generator
+
+Switch = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,20 @@ class Place:
     micro_batch: int
 
 
-def train_step(denoiser: Denoiser, batch: Batch, settings: LossSettings, place: Place) -> Tensor:
-    """Weighted loss of each sample, (B,). No side effects but the graph."""
+def train_step(
+    denoiser: Denoiser, batch: Batch, settings: LossSettings, place: Place, without_adapter: Switch = nullcontext
+) -> Tensor:
+    """Weighted loss of each sample, (B,). No side effects but the graph.
+
+    `without_adapter` turns the network into the base for a while; it is asked for where a sample is taught by the base.
+    """
     noise_BCHW, sigma_B = draw(denoiser, batch, settings, place)
-    return sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings) * batch.weight_B
+    by_base_BCHW = None
+    if batch.by_base_B is not None:
+        with without_adapter(), torch.no_grad():
+            noisy_BCHW = denoiser.objective.add_noise(batch.latents_BCHW, noise_BCHW, sigma_B)
+            by_base_BCHW = denoiser.predict(noisy_BCHW, sigma_B, batch.conditioning)
+    return sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings, by_base_BCHW) * batch.weight_B
 
 
 def draw(denoiser: Denoiser, batch: Batch, settings: LossSettings, place: Place) -> tuple[Tensor, Tensor]:
@@ -51,13 +65,25 @@ def draw(denoiser: Denoiser, batch: Batch, settings: LossSettings, place: Place)
 
 
 def sample_loss(
-    denoiser: Denoiser, batch: Batch, noise_BCHW: Tensor, sigma_B: Tensor, settings: LossSettings
+    denoiser: Denoiser,
+    batch: Batch,
+    noise_BCHW: Tensor,
+    sigma_B: Tensor,
+    settings: LossSettings,
+    by_base_BCHW: Tensor | None = None,
 ) -> Tensor:
-    """Unweighted loss of each sample for given noise and noise levels, (B,)."""
+    """Unweighted loss of each sample for given noise and noise levels, (B,).
+
+    `by_base_BCHW`, the base's own prediction, is the target where `batch.by_base_B` says so (SimpleTuner's parent-student
+    regularisation, sd-scripts' differential output preservation).
+    """
     objective = denoiser.objective
     noisy_BCHW = objective.add_noise(batch.latents_BCHW, noise_BCHW, sigma_B)
     predicted_BCHW = denoiser.predict(noisy_BCHW, sigma_B, batch.conditioning)
     target_BCHW = objective.target(batch.latents_BCHW, noise_BCHW, sigma_B)
+    if by_base_BCHW is not None and batch.by_base_B is not None:
+        chosen = batch.by_base_B.reshape(-1, *[1] * (target_BCHW.ndim - 1))
+        target_BCHW = torch.where(chosen, by_base_BCHW.to(target_BCHW), target_BCHW)
     loss = element_loss(predicted_BCHW, target_BCHW, settings.kind, settings.huber_delta)
     loss_B = per_sample(loss, batch.mask_B1HW, normalised=settings.normalised_masks)
     if settings.min_snr_gamma:

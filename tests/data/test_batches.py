@@ -141,3 +141,10 @@ def test_weights_and_masks(batches, tmp_path):
     assert batch.mask_B1HW is None
     mask = batches([example(2), example(3)], 2, masks={0: 0.25}).at(0).mask_B1HW
     assert sorted(mask.flatten(1).mean(1).tolist()) == [0.25, 1.0], "images without a mask train whole"
+
+
+def test_samples_taught_by_the_base_are_marked(batches):
+    made = batches([example(0), example(1, role="regularisation", teacher="base")], 2)
+    batch = made.at(0)
+    assert [name == "1.png" for name in batch.names] == batch.by_base_B.tolist()
+    assert batches([example(0), example(1)], 2).at(0).by_base_B is None

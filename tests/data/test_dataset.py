@@ -49,13 +49,14 @@ def test_roles_and_options_reach_the_examples(tmp_path):
     folder = str(pictures())
     sets = [
         DatasetConfig(folder=folder, repeats=3, weight=0.5, caption_dropout=0.2, flip=True),
-        DatasetConfig(folder=folder, role="regularisation"),
+        DatasetConfig(folder=folder, role="regularisation", teacher="base"),
         DatasetConfig(folder=folder, role="held_out"),
     ]
     dataset = build(tmp_path, sets)
     first = dataset.examples[0]
     assert (first.repeats, first.weight, first.caption_dropout, first.may_flip) == (3, 0.5, 0.2, True)
     assert len(dataset.training) == 12
+    assert [e.teacher for e in dataset.examples] == ["images"] * 6 + ["base"] * 6 + ["images"] * 6
     assert len(dataset.held_out) == 6
     text = report(dataset) + epochs_report(dataset, batch_size=2, accumulation=1, steps=24)
     assert "seen per epoch: 24 images in 12 batches = 12 steps" in text

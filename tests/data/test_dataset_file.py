@@ -38,6 +38,7 @@ bucket_no_upscale = true
   [[datasets.subsets]]
   image_dir = "reg"
   is_reg = true
+  custom_attributes = { diff_output_preservation = true, other = 1 }
   shuffle_caption = false
   alpha_mask = true
 
@@ -133,6 +134,7 @@ def test_kohyas_toml(folder):
         max_side=1536,
         upscale=False,
     ), "one of the two kept tokens is the prefix's, which never moves"
+    assert reg.teacher == "base"
     assert (reg.role, reg.shuffle_tags, reg.lines, reg.masks) == ("regularisation", False, "first", "alpha")
     assert (table.captions, table.metadata) == ("metadata", str(folder / "meta.json"))
     assert (table.resolutions, table.buckets, table.crop) == ((572,), "off", "random")
@@ -145,6 +147,7 @@ def test_what_of_kohyas_toml_is_not_taken_is_said(folder):
     assert "sets.toml: datasets 1, subset 1: color_aug = True is not taken; there is none here" in notes
     assert "sets.toml: datasets 1, subset 1: batch_size = 4 is not taken; set training.batch_size" in notes
     assert "sets.toml: datasets 1, subset 1: unknown and not taken: no_such_thing" in notes
+    assert "sets.toml: datasets 1, subset 2, custom_attributes: unknown and not taken: other" in notes
     assert any("resolution = [512, 640] is taken as its area, a square of 572 pixels" in note for note in notes)
     assert any("random_crop is taken as one place per image" in note for note in notes)
 
@@ -171,7 +174,8 @@ def test_simpletuners_json(folder):
         downsample=1500,
         measure="area",
     ), "nine repeats more are ten times seen"
-    assert (world.role, world.captions, world.caption) == ("regularisation", "fixed", "a photo")
+    assert (world.role, world.teacher) == ("regularisation", "base"), "its regularisation is parent and student"
+    assert (world.captions, world.caption) == ("fixed", "a photo")
     assert (world.buckets, world.resolutions, world.min_size, world.measure) == ("pixel", (512,), 256, "side")
     assert world.crop == "none"
     assert plain(scan(cats).images[0].forms) == ("sks, a cat, sofa", "sks, a kitten, bed")

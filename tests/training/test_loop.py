@@ -130,6 +130,51 @@ def test_sample_weights_scale_the_loss():
     assert torch.allclose(train_step(denoiser, weighted, LOSS, place), plain * torch.tensor([0.5, 2.0]))
 
 
+def taught(flags, batch=None):
+    return Batch(**{**(batch or ToyBatches().at(0)).__dict__, "by_base_B": torch.tensor(flags)})
+
+
+def test_samples_taught_by_the_base_cost_what_the_adapter_changed():
+    """Nothing at the start; later the squared difference of what network and base predict. The others learn as ever."""
+    denoiser, place = ToyDenoiser(), Place(seed=0, step=0, micro_batch=0)
+    state, batch = training(denoiser), taught([True, False])
+    off = state.adapter.disabled
+    plain = train_step(denoiser, ToyBatches().at(0), LOSS, place)
+    loss = train_step(denoiser, batch, LOSS, place, off)
+    assert loss[0] == 0
+    assert loss[1] == plain[1]
+    for parameter in state.adapter.parameters().values():
+        parameter.data += 0.3
+    noise, sigma = draw(denoiser, batch, LOSS, place)
+    noisy = denoiser.objective.add_noise(batch.latents_BCHW, noise, sigma)
+    with torch.no_grad():
+        with state.adapter.disabled():
+            base = denoiser.predict(noisy, sigma, batch.conditioning)
+        change = denoiser.predict(noisy, sigma, batch.conditioning) - base
+    loss = train_step(denoiser, batch, LOSS, place, off)
+    assert loss[0].item() == pytest.approx(change[0].square().mean().item(), rel=1e-5)
+    assert loss[1] == train_step(denoiser, ToyBatches().at(0), LOSS, place)[1]
+    weighted = Batch(**{**batch.__dict__, "weight_B": torch.tensor([0.5, 1.0])})
+    assert train_step(denoiser, weighted, LOSS, place, off)[0] == loss[0] * 0.5
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_the_base_as_teacher_draws_the_adapter_back(kind):
+    """Trained on such samples alone, an adapter that changes the network comes to change it less."""
+
+    class Taught(ToyBatches):
+        def at(self, position):
+            return taught([True] * self.size(position), super().at(position))
+
+    denoiser = ToyDenoiser()
+    state = training(denoiser, kind=kind)
+    for parameter in state.adapter.parameters().values():
+        parameter.data += 0.2
+    losses = [r.loss for r in take(fit(denoiser, state, Taught(), settings(), lambda step: 1e-2), 60)]
+    assert sum(losses[-3:]) < 0.2 * sum(losses[:3])
+    assert all(parameter.grad is None or parameter.requires_grad for parameter in state.adapter.parameters().values())
+
+
 def test_noise_and_levels_are_functions_of_place_and_slot():
     denoiser, batch = ToyDenoiser(), ToyBatches().at(0)
     noise, sigma = draw(denoiser, batch, LOSS, Place(seed=0, step=3, micro_batch=1))

@@ -15,7 +15,7 @@ import torch
 from lora_loom.trainer.checkpoint import list_checkpoints
 from lora_loom.trainer.files import TEMPORARY
 from lora_loom.trainer.run import run_folder, train
-from tests.conftest import FAMILIES, SilentHost, make_config
+from tests.conftest import FAMILIES, SilentHost, make_config, pictures
 
 FACTORS = {
     "family": FAMILIES,
@@ -42,7 +42,8 @@ CAPTIONS = {
     "varied": {**VARIED, "caption_variants": 4, "crop": "random"},
     "live": {**VARIED, "caption_variants": 0},
 }
-"""Options of the data set: captions as they are, in several forms encoded in advance, and made anew at every visit."""
+TAUGHT = {"plain": [], "varied": [], "live": [{"folder": str(pictures()), "role": "regularisation", "teacher": "base"}]}
+"""Options of the data set: captions as they are, in several forms encoded in advance, and made anew at every visit; with a set that the base teaches."""
 
 
 def allowed(case):
@@ -99,7 +100,8 @@ def config_of(case, output, **training):
                 "caption_dropout": case["caption_dropout"],
                 "flip": case["flip"],
                 **CAPTIONS[case["captions"]],
-            }
+            },
+            *TAUGHT[case["captions"]],
         ],
         network={"kind": case["kind"], "dropout": case["dropout"]},
         optimizer={

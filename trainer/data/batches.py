@@ -118,6 +118,7 @@ class CachedBatches:
             weight_B=torch.tensor([pick.view.example.weight for pick in picks], device=self.device),
             mask_B1HW=_masks(items, self.device),
             names=tuple(pick.view.example.path.name for pick in picks),
+            by_base_B=_by_base(picks, self.device),
         )
 
     def single(self, number: int) -> Batch:
@@ -139,6 +140,11 @@ class Singles(Sequence[Batch]):
         if isinstance(number, slice):
             return [self[index] for index in range(len(self))[number]]
         return self.batches.single(range(len(self))[number])
+
+
+def _by_base(picks: Sequence[Pick], device: torch.device) -> torch.Tensor | None:
+    flags = [pick.view.example.teacher == "base" for pick in picks]
+    return torch.tensor(flags, device=device) if any(flags) else None
 
 
 def _masks(items: Sequence[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor | None:

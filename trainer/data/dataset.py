@@ -109,6 +109,7 @@ def _examples(
                 weight=config.weight,
                 caption_dropout=config.caption_dropout,
                 role=config.role,
+                teacher=config.teacher if config.role == "regularisation" else "images",
                 mask=image.mask,
                 reference=image.reference,
                 may_flip=config.flip,

@@ -11,10 +11,9 @@ INSTEAD = {
     "batch_size": "set training.batch_size",
     "caption_dropout_every_n_epochs": "use caption_dropout",
     "color_aug": "there is none here",
-    "custom_attributes": "there are none here",
     "face_crop_aug_range": "use crop = 'top', or crop the images",
     "network_multiplier": "use weight",
-    "system_prompt": "use prefix",
+    "system_prompt": "set text.system_prompt",
     "token_warmup_min": "there is none here",
     "token_warmup_step": "there is none here",
     "validation_seed": "the run's seed decides",
@@ -32,6 +31,7 @@ KNOWN = {
     "caption_suffix", "caption_dropout_rate", "caption_tag_dropout_rate", "flip_aug", "random_crop", "alpha_mask",
     "conditioning_data_dir", "metadata_file", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
     "bucket_reso_steps", "bucket_no_upscale", "subsets", "cache_info",
+    "custom_attributes",
 }  # fmt: skip
 
 
@@ -74,11 +74,13 @@ def _set(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
     wildcards = switch_of(options, "enable_wildcard")
     metadata = text_of(options, "metadata_file")
     masks = "alpha" if switch_of(options, "alpha_mask") else ""
+    by_base = _by_base(options, notes, where)
     made: Json = {
         "folder": text_of(options, "image_dir"),
         "recursive": switch_of(options, "recursive"),
         "repeats": whole_of(options, "num_repeats", 1),
-        "role": "regularisation" if switch_of(options, "is_reg") else "train",
+        "role": "regularisation" if switch_of(options, "is_reg") or by_base else "train",
+        "teacher": "base" if by_base else "images",
         "captions": "metadata" if metadata else "sidecar",
         "caption": text_of(options, "class_tokens"),
         "metadata": metadata,
@@ -96,6 +98,13 @@ def _set(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
     if made["crop"] == "random":
         notes.append(f"{where}: random_crop is taken as one place per image, drawn by the seed and cached")
     return made
+
+
+def _by_base(options: Mapping[str, Any], notes: list[str], where: str) -> bool:
+    """Whether differential output preservation is asked for, which is a custom attribute there."""
+    given = _table(options.get("custom_attributes", {}), "custom_attributes")
+    notes += untaken(given, {}, {"diff_output_preservation"}, f"{where}, custom_attributes")
+    return switch_of(given, "diff_output_preservation")
 
 
 def _tags(options: Mapping[str, Any], notes: list[str], where: str) -> Json:

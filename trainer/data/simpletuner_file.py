@@ -89,14 +89,11 @@ def _set(entry: Mapping[str, Any], helpers: Mapping[str, Mapping[str, Any]], not
             )
     regularisation = switch_of(entry, "is_regularisation_data") or switch_of(entry, "is_regularization_data")
     role = "regularisation" if regularisation else "train"
-    if regularisation:
-        notes.append(
-            f"{where}: regularisation data are trained on their own pictures (prior loss), not on the base's answers"
-        )
     return {
         "folder": text_of(entry, "instance_data_dir"),
         "recursive": True,
         "role": "held_out" if _kind(entry) == "eval" else role,
+        "teacher": "base" if regularisation else "images",
         "repeats": whole_of(entry, "repeats") + 1,
         **_captions(entry, notes, where),
         **_sizes(entry, notes, where),

@@ -4,6 +4,7 @@ from typing import Any
 
 from .dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
 from .demo import LoomDemoModel
+from .lora_tools import LoomLoraInspect, LoomLoraMerge, LoomLoraResize
 from .settings import LoomMemory, LoomNetwork, LoomObjective, LoomOptimizer, LoomValidation
 from .sweep import LoomAPG, LoomCheckpoints, LoomGuidance, LoomScore, LoomStrip, LoomSweep
 from .train import LoomRun, LoomTrain, LoomWait
@@ -28,6 +29,9 @@ TITLES: dict[type, str] = {
     LoomScore: "Loom Score",
     LoomStrip: "Loom Strip",
     LoomAPG: "Loom APG",
+    LoomLoraInspect: "Loom LoRA Inspect",
+    LoomLoraResize: "Loom LoRA Resize",
+    LoomLoraMerge: "Loom LoRA Merge",
 }
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {cls.__name__: cls for cls in TITLES}

@@ -8,3 +8,12 @@ def sampler_names() -> tuple[list[str], list[str]]:
     except ImportError:
         return ["euler", "heun", "dpmpp_2m", "ddim"], ["normal", "simple", "karras", "sgm_uniform"]
     return list(KSampler.SAMPLERS), list(KSampler.SCHEDULERS)
+
+
+def lora_names() -> list[str]:
+    """LoRA files as LoraLoader lists them; none outside ComfyUI."""
+    try:
+        import folder_paths
+    except ImportError:
+        return []
+    return list(folder_paths.get_filename_list("loras"))

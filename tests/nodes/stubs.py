@@ -26,8 +26,17 @@ def host_modules(base):
         path = loras / name
         return str(path) if path.is_file() else None
 
+    def names(kind):
+        return sorted(path.relative_to(loras).as_posix() for path in loras.rglob("*.safetensors"))
+
     getters = {f"get_{name}_directory": (lambda path=path: path) for name, path in folders.items()}
-    paths = module("folder_paths", get_folder_paths=lambda kind: [str(loras)], get_full_path=full_path, **getters)
+    paths = module(
+        "folder_paths",
+        get_folder_paths=lambda kind: [str(loras)],
+        get_full_path=full_path,
+        get_filename_list=names,
+        **getters,
+    )
     comfy = module("comfy", __path__=[])
     arguments = module("comfy.cli_args", args=Cli())
     comfy.cli_args = arguments

@@ -1,0 +1,126 @@
+"""LoomLoraInspect, LoomLoraResize and LoomLoraMerge over a folder of LoRAs, without ComfyUI."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_loom.nodes import NODE_CLASS_MAPPINGS
+from lora_loom.trainer.errors import ConfigError, ModelFileError
+from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
+
+KEY = "transformer.transformer_blocks.0.attn.to_q"
+PLAIN = {"rank": 0, "method": "rank", "amount": 0.0, "dtype": "auto"}
+
+
+class Bar:
+    def update(self, done, total):
+        pass
+
+
+@pytest.fixture
+def loras(host, monkeypatch):
+    module = host("loras")
+    monkeypatch.setattr(module, "Bar", Bar)
+    return module
+
+
+def lora(host, name, seed=0, rank=4, key=KEY, width=16):
+    source = torch.Generator().manual_seed(seed)
+    path = host.base / "models" / "loras" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{key}.lora_A.weight": torch.randn(rank, width, generator=source), f"{key}.lora_B.weight": torch.randn(8, rank, generator=source)}  # fmt: skip
+    save_file({**tensors, f"{key}.alpha": torch.tensor(float(rank))}, path)
+    return name
+
+
+def change(host, name):
+    parts = group_by_module(load_file(host.base / "models" / "loras" / name))[0][KEY]
+    return weight_change(parts, torch.zeros(8, 16))
+
+
+def test_the_lists_are_loraloaders(host, loras):
+    lora(host, "a.safetensors")
+    lora(host, "sub/b.safetensors")
+    for kind, name in (("LoomLoraInspect", "lora_name"), ("LoomLoraResize", "lora_name"), ("LoomLoraMerge", "lora_2")):
+        offered, _ = NODE_CLASS_MAPPINGS[kind].INPUT_TYPES()["required"][name]
+        assert offered == ["a.safetensors", "sub/b.safetensors"]
+
+
+def test_inspect(host, loras):
+    lora(host, "a.safetensors")
+    [report] = NODE_CLASS_MAPPINGS["LoomLoraInspect"]().run("a.safetensors")["result"]
+    assert report.startswith("a.safetensors: lora (1) modules, rank 4 (1)")
+    assert "ComfyUI matches 1 of 1 modules" in report
+
+
+def test_resize_gives_a_name_for_loraloader(host, loras):
+    lora(host, "a.safetensors")
+    done = NODE_CLASS_MAPPINGS["LoomLoraResize"]().run(lora_name="a.safetensors", save_as="small", **{**PLAIN, "rank": 2})  # fmt: skip
+    name, report = done["result"]
+    assert name == "lora_loom/small.safetensors"
+    assert done["ui"]["text"] == [report]
+    values = torch.linalg.svdvals(change(host, "a.safetensors"))
+    assert torch.allclose((change(host, name) - change(host, "a.safetensors")).norm(), values[2:].norm(), atol=1e-4)
+    assert "of the change's energy retained" in report
+
+
+def test_merge_is_the_weighted_sum_and_can_be_chained(host, loras):
+    a, b = lora(host, "a.safetensors", 1), lora(host, "b.safetensors", 2)
+    node = NODE_CLASS_MAPPINGS["LoomLoraMerge"]()
+    name, _ = node.run(lora_1=a, weight_1=0.5, lora_2=b, weight_2=-1.0, save_as="sum", **PLAIN)["result"]
+    expected = 0.5 * change(host, a) - change(host, b)
+    assert torch.allclose(change(host, name), expected, atol=1e-5)
+    again, _ = node.run(lora_1=name, weight_1=1.0, lora_2=b, weight_2=1.0, save_as="sum2", **PLAIN)["result"]
+    assert torch.allclose(change(host, again), 0.5 * change(host, a), atol=1e-5)
+
+
+def test_a_file_that_is_not_ours_is_never_replaced(host, loras):
+    a = lora(host, "a.safetensors", 1)
+    lora(host, "lora_loom/mine.safetensors", 2)
+    before = change(host, "lora_loom/mine.safetensors")
+    options = {"lora_name": a, **PLAIN, "rank": 2}
+    with pytest.raises(ConfigError, match="exists and was not made by this node"):
+        loras.resized(save_as="mine", **options)
+    assert torch.equal(change(host, "lora_loom/mine.safetensors"), before)
+    for _ in range(2):  # queued again: the same file anew
+        assert loras.resized(save_as="ours", **options)[0] == "lora_loom/ours.safetensors"
+    with pytest.raises(ConfigError, match="is one of the files that are read"):
+        loras.resized(save_as="ours", **{**options, "lora_name": "lora_loom/ours.safetensors"})
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "/etc/x", "a\0b", "con"])
+def test_names_cannot_leave_the_folder(host, loras, name):
+    a = lora(host, "a.safetensors")
+    with pytest.raises(ConfigError, match="name"):
+        loras.resized(lora_name=a, save_as=name, **{**PLAIN, "rank": 2})
+
+
+def test_a_linked_folder_is_followed_before_it_is_judged(host, loras):
+    a = lora(host, "a.safetensors")
+    (host.base / "elsewhere").mkdir()
+    (host.base / "models" / "loras" / "lora_loom").symlink_to(host.base / "elsewhere")
+    with pytest.raises(ConfigError, match="leads out of"):
+        loras.resized(lora_name=a, save_as="x", **{**PLAIN, "rank": 2})
+    assert not list((host.base / "elsewhere").iterdir())
+
+
+def test_what_cannot_work_is_told_before_anything_is_written(host, loras):
+    a = lora(host, "a.safetensors", width=3072)
+    other = lora(host, "sd.safetensors", key="lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", width=768)  # fmt: skip
+    with pytest.raises(ModelFileError, match=r"a.safetensors is made for .*flux.*, .*sd.safetensors for sd"):
+        loras.merged(lora_1=a, weight_1=1.0, lora_2=other, weight_2=1.0, save_as="m", **PLAIN)
+    with pytest.raises(ConfigError, match="needs a method"):
+        loras.resized(lora_name=a, save_as="m", **{**PLAIN, "amount": 0.9})
+    with pytest.raises(ConfigError, match="no LoRA 'gone.safetensors'"):
+        loras.inspected("gone.safetensors")
+    assert not (host.base / "models" / "loras" / "lora_loom").exists()
+
+
+def test_a_changed_file_changes_the_node(host, loras):
+    lora(host, "a.safetensors")
+    node = NODE_CLASS_MAPPINGS["LoomLoraResize"]
+    before = node.IS_CHANGED(lora_name="a.safetensors", rank=2)
+    assert node.IS_CHANGED(lora_name="a.safetensors", rank=2) == before
+    lora(host, "a.safetensors", rank=5)
+    assert node.IS_CHANGED(lora_name="a.safetensors", rank=2) != before
+    assert node.IS_CHANGED(lora_name=None) == "None"

@@ -4,23 +4,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from lora_loom.trainer.console import JsonHost, StopSignal
+from lora_loom.trainer.console import QuietHost
 from lora_loom.trainer.demo.demo import LOSS_MARGIN, SCORE_MARGIN, Lesson, teach
 
 from .common import report
 
 
-class Quiet(JsonHost):
-    """A host that says nothing."""
-
-    def _emit(self, event: str, **values: object) -> None:
-        pass
-
-
 def lesson(seed: int, learning_rate: float = 0.0) -> tuple[Lesson, float]:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        return teach(Path(folder), Quiet(StopSignal()), seed=seed, learning_rate=learning_rate), time.perf_counter() - started  # fmt: skip
+        return teach(Path(folder), QuietHost(), seed=seed, learning_rate=learning_rate), time.perf_counter() - started  # fmt: skip
 
 
 def main(seeds: int = 5) -> None:

@@ -42,7 +42,7 @@ class StopSignal:
 class JsonHost:
     """One JSON object per line on standard output."""
 
-    def __init__(self, stop: StopSignal, folder: "RunFolder | None" = None) -> None:
+    def __init__(self, stop: StopSignal | None = None, folder: "RunFolder | None" = None) -> None:
         self.stop, self.folder = stop, folder
 
     def _emit(self, event: str, **values: Any) -> None:
@@ -73,7 +73,7 @@ class JsonHost:
         return False
 
     def should_stop(self) -> bool:
-        return bool(self.stop.received)
+        return self.stop is not None and bool(self.stop.received)
 
     def should_save(self) -> bool:
         return False
@@ -83,7 +83,7 @@ class JsonHost:
 
 
 class QuietHost(JsonHost):
-    """For all but the first of several processes: says nothing, and listens for the stop signal like the others."""
+    """Says nothing: for calls from Python, and for all but the first of several processes, which listen for the signal too."""
 
     def _emit(self, event: str, **values: Any) -> None: ...
 

@@ -43,6 +43,19 @@ class Watcher(Protocol):
     def should_stop(self) -> bool: ...
 
 
+class Silent:
+    """Watches and says nothing."""
+
+    def log(self, text: str) -> None: ...
+
+    def progress(self, label: str, what: str, done: int, total: int, note: str) -> None: ...
+
+    def finished(self, result: "Result", done: int, total: int) -> None: ...
+
+    def should_stop(self) -> bool:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What became of one prompt."""
@@ -75,7 +88,7 @@ def submit(
     server: ComfyServer,
     planned: Sequence[Planned],
     output: Path,
-    watcher: Watcher,
+    watcher: Watcher | None = None,
     *,
     previews: Path | None = None,
     again: bool = False,
@@ -86,7 +99,7 @@ def submit(
     refuses the first, ServerError if it is lost for good, StoppedError if the watcher wants to stop; what is done is kept.
     """
     check_writable(output)
-    return _Runner(server, output, watcher, previews).run(planned, again=again)
+    return _Runner(server, output, watcher or Silent(), previews).run(planned, again=again)
 
 
 class _Runner:

@@ -89,10 +89,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     for name, value in _steps(listed.sets, config):
         if value % PATCH:
             raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
-    if config.memory.shard and any(one.teacher == "base" for one in listed.sets):
-        raise ConfigError(
-            "dataset.teacher = 'base' does not go with memory.shard, where all processes must run the same passes"
-        )
+    check_teachers(listed.sets, sharded=config.memory.shard)
     if any(dataset.references for dataset in listed.sets) and not base.settings.references:
         editors = [name for name, variant in base.family.variants.items() if variant.references]
         remedy = f"set model.variant = {editors[0]!r} if the file is one" if editors else "use an edit model"
@@ -135,6 +132,12 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         processes=processes,
         trigger=next((one.trigger for one in listed.sets if one.trigger), ""),
     )
+
+
+def check_teachers(sets: Sequence[DatasetConfig], *, sharded: bool) -> None:
+    """Raises ConfigError: processes that share a base must all run the same passes, and teaching takes one more."""
+    if sharded and any(one.teacher == "base" for one in sets):
+        raise ConfigError("dataset.teacher = 'base' does not go with memory.shard: use teacher = 'images', or one GPU")
 
 
 def _steps(sets: Sequence[DatasetConfig], config: TrainConfig) -> list[tuple[str, int]]:

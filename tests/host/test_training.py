@@ -176,6 +176,40 @@ def test_graph_images_become_a_data_set(server, bases):
     assert server.run_state("from-images")["state"] == "finished"
 
 
+def test_a_file_of_another_trainer_trains(server, bases):
+    """kohya's TOML with tags shuffled, a mirrored set and a set that the base teaches; what was not taken is reported."""
+    (server.base / "input" / "kohya.toml").write_text(
+        """
+[general]
+shuffle_caption = true
+caption_separator = " "
+[[datasets]]
+resolution = 64
+batch_size = 4
+[[datasets.subsets]]
+image_dir = "pics"
+num_repeats = 2
+flip_aug = true
+[[datasets.subsets]]
+image_dir = "pics"
+custom_attributes = { diff_output_preservation = true }
+"""
+    )
+    base = bases["sd3"]
+    graph = data(base)
+    graph["dataset"] = node("LoomDatasetFile", path="kohya.toml")
+    graph["report"] = node("PreviewAny", source=["dataset", 2])
+    outputs = server.run(prompt(graph))["outputs"]
+    assert "batch_size = 4 is not taken; set training.batch_size" in json.dumps(outputs["report"])
+    assert "4 train, 4 regularisation images" in outputs["cache"]["text"][0]
+    assert "can take more forms than caption_variants = 16" in outputs["cache"]["text"][0]
+    server.run(prompt(train(graph, "kohya", batch_size=2)))
+    assert server.run_state("kohya")["state"] == "finished"
+    del graph["report"]
+    graph["dataset"] = node("LoomDatasetFile", path="../../etc/kohya.toml")
+    assert "leads out of" in server.fail(prompt(train(graph, "kohya-bad")))
+
+
 def test_bad_values_are_refused_before_anything_runs(server, bases):
     errors = server.refused(prompt(train(bases["sd3"], "bad", rank=0)))
     assert "rank" in json.dumps(errors)

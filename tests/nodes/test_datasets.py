@@ -5,9 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from lora_loom.nodes.dataset import LoomCache, LoomDataset, LoomDatasetFile
+from lora_loom.nodes.dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
 from lora_loom.nodes.values import DatasetValue
 from lora_loom.trainer.config_data import DatasetConfig
+from lora_loom.trainer.data.sources import find_images
 from lora_loom.trainer.errors import ConfigError
 
 
@@ -135,6 +136,24 @@ def test_kohyas_folders_are_seen_and_watched(host, cats):
     first = LoomDataset.IS_CHANGED(**options)
     (host.base / "input" / "10_cats" / "a.txt").write_text("something else")
     assert LoomDataset.IS_CHANGED(**options) != first
+
+
+def test_graph_images_may_have_captions_that_vary(host):
+    import torch
+
+    options = {
+        name: value
+        for name, value in defaults(LoomDatasetImages).items()
+        if name not in ("images", "captions", "masks")
+    }
+    images = torch.zeros(2, 8, 8, 3)
+    made, _, report = LoomDatasetImages().run(
+        images, "a, b, c\nd", **{**options, "shuffle_tags": True, "prefix": "sks,"}
+    )
+    [one] = made.sets
+    assert one == DatasetConfig(folder=one.folder, captions="sidecar", shuffle_tags=True, prefix="sks,")
+    assert [image.caption for image in find_images(one)] == ["sks, a, b, c", "sks, d"]
+    assert "2 images, train, each seen 1 x per epoch" in report
 
 
 def test_captions_made_anew_are_refused_where_they_are_encoded_in_advance(host):

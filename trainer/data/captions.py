@@ -5,12 +5,13 @@ asked of a `Choice`, so the same code makes the plain form, a random one, and, t
 """
 
 import math
+import random
 import re
 from collections.abc import Sequence
 from typing import Protocol
 
 from ..records import CaptionForms, Example
-from ..seeding import Key, uniform
+from ..seeding import Key, derive, uniform
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _OPEN, _CLOSE = "\ue000", "\ue001"
@@ -41,17 +42,13 @@ class Drawn:
     """A function of the seed, the keys, and how many choices were made before."""
 
     def __init__(self, seed: int, *keys: Key) -> None:
-        self._seed, self._keys, self._made = seed, keys, 0
-
-    def _next(self) -> float:
-        self._made += 1
-        return uniform(self._seed, *self._keys, self._made)
+        self._source = random.Random(derive(seed, *keys))
 
     def below(self, count: int) -> int:
-        return int(self._next() * count)
+        return int(self._source.random() * count)
 
     def chance(self, probability: float) -> bool:
-        return self._next() < probability
+        return self._source.random() < probability
 
 
 class _Replay:

@@ -17,7 +17,7 @@ from .values import (
     SheetValue,
 )
 
-AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, separated by commas. An axis named on neither side splits the strip into pages."
+AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, size, steps, sampler, separated by commas. An axis named on neither side splits the strip into pages."
 
 
 def _apg() -> dict[str, Any]:
@@ -26,6 +26,10 @@ def _apg() -> dict[str, Any]:
         "norm_threshold": widget(GuidanceConfig, "norm_threshold", max=1000.0, step=0.5),
         "momentum": widget(GuidanceConfig, "momentum", min=-0.99, max=0.99, step=0.05),
     }
+
+
+def _rescale() -> Any:
+    return widget(GuidanceConfig, "rescale", max=1.0, step=0.05)
 
 
 class LoomCheckpoints:
@@ -93,7 +97,10 @@ class LoomGuidance:
                 "cfg": widget(GuidanceConfig, "scale", max=100.0, step=0.1),
                 **_apg(),
             },
-            "optional": {"previous": link(GUIDANCE, "Another setting; all are compared.")},
+            "optional": {
+                "rescale": _rescale(),
+                "previous": link(GUIDANCE, "Another setting; all are compared."),
+            },
         }
 
     def run(self, cfg: float, previous: GuidanceValue | None = None, **options: Any) -> tuple[GuidanceValue]:
@@ -144,7 +151,23 @@ class LoomSweep:
                         "tooltip": "Guidance value fed to distilled models (Flux dev), as FluxGuidance does; others ignore it.",
                     },
                 ),
+                "sizes": text("", "Several sizes to compare, as 512x512, 768x512; empty takes width and height."),
+                "step_counts": text(
+                    "", "Several numbers of steps to compare, as 10,20 or 10-30 [3]; empty takes steps."
+                ),
+                "samplers": text(
+                    "",
+                    "Several samplers to compare, as euler/normal, dpmpp_2m/karras; empty takes sampler and scheduler.",
+                ),
+                "max_cells": widget(
+                    SweepConfig,
+                    "max_cells",
+                    min=1,
+                    max=100_000,
+                    tooltip="With more cells to render than this, the node stops after two of them and says how long all would take.",
+                ),
             },
+            "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
         }
 
     def run(
@@ -248,16 +271,19 @@ class LoomAPG:
     """Adaptive projected guidance for any sampler."""
 
     CATEGORY = CATEGORY
-    DESCRIPTION = "Adaptive projected guidance (arXiv 2410.02416) at the sampler's own cfg: less burnt colour at high scales. With eta 1, no threshold and no momentum it is plain CFG."
+    DESCRIPTION = "Adaptive projected guidance (arXiv 2410.02416) at the sampler's own cfg: less burnt colour at high scales. With eta 1, no threshold and no momentum it is plain CFG. rescale gives contrast back (arXiv 2305.08891)."
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
     FUNCTION = "run"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": link("MODEL", "Any model; at cfg 1 nothing changes."), **_apg()}}
+        return {
+            "required": {"model": link("MODEL", "Any model; at cfg 1 nothing changes."), **_apg()},
+            "optional": {"rescale": _rescale()},
+        }
 
-    def run(self, model: Any, eta: float, norm_threshold: float, momentum: float) -> tuple[Any]:
-        from .host.apg import add_apg
+    def run(self, model: Any, eta: float, norm_threshold: float, momentum: float, rescale: float = 0.0) -> tuple[Any]:
+        from .host.apg import add_guidance
 
-        return (add_apg(model, eta, norm_threshold, momentum),)
+        return (add_guidance(model, eta, norm_threshold, momentum, rescale),)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.axes import parse_numbers, parse_seeds
+from lora_loom.trainer.axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
 from lora_loom.trainer.errors import ConfigError
 
 
@@ -46,3 +46,30 @@ def test_random_seeds_come_from_the_runs_seed():
 def test_nonsense_is_refused_with_an_example(text):
     with pytest.raises(ConfigError, match="x = "):
         parse_numbers("x", text)
+
+
+def test_sizes_counts_and_samplers():
+    assert parse_sizes("x", "512x512, 768X512,") == [(512, 512), (768, 512)]
+    assert parse_sizes("x", "") == []
+    assert parse_counts("x", "10-30 [3]") == [10, 20, 30]
+    assert parse_samplers("x", "euler/normal, heun / karras", ["euler", "heun"], ["normal", "karras"]) == [
+        ("euler", "normal"),
+        ("heun", "karras"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "message"),
+    [
+        (parse_sizes, "512", "'512' is no size"),
+        (parse_sizes, "0x5", "is no size"),
+        (parse_counts, "0", "whole numbers from 1"),
+        (parse_counts, "1-2 [3]", "whole numbers from 1"),
+        (lambda n, t: parse_samplers(n, t, ["euler"], ["normal"]), "euler", "has no scheduler"),
+        (lambda n, t: parse_samplers(n, t, ["euler"], ["normal"]), "eular/normal", "did you mean 'euler'"),
+        (lambda n, t: parse_samplers(n, t, ["euler"], ["normal"]), "euler/x", "known: normal"),
+    ],
+)
+def test_nonsense_in_other_lists(parse, text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse("x", text)

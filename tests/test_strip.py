@@ -115,7 +115,7 @@ def test_mixed_sizes_fit_the_largest_cell(tmp_path):
         shot(tmp_path, "a", size=(64, 128), colour=(250, 0, 0)),
         shot(tmp_path, "b", size=(128, 64), colour=(0, 0, 250)),
     ]
-    [grid] = arrange(shots, columns=("checkpoint",), rows=(), title="t")
+    [grid] = arrange(shots, columns=("checkpoint", "size"), rows=(), title="t")
     page = np.asarray(draw(grid))
     red, blue = ((page == colour).all(-1).sum() for colour in ((250, 0, 0), (0, 0, 250)))
     assert red > 0

@@ -2,16 +2,19 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lora_loom.trainer.config import GuidanceConfig
 from lora_loom.trainer.errors import ConfigError, ModelFileError, RunError
 from lora_loom.trainer.run import run_folder, train
-from lora_loom.trainer.run_sweep import load_sheet, lora_label, sweep, write_strips
-from lora_loom.trainer.sweep import Axes, LoraFile, Rendering, plan_shots, sheet_from_dict, sheet_to_dict
+from lora_loom.trainer.run_sweep import Asking, check_count, duration, load_sheet, lora_label, sweep, vary, write_strips
+from lora_loom.trainer.sweep import Axes, LoraFile, Rendering, count_cells, plan_shots, sheet_from_dict, sheet_to_dict
 from tests.conftest import FAMILIES, SilentHost, make_config
 
 RENDERING = Rendering(size=(64, 64), steps=2, sampler="euler", scheduler="normal", model="m")
@@ -32,7 +35,7 @@ def axes(tmp_path, **changes):
 
 
 def test_base_comes_once_and_first(tmp_path):
-    shots = plan_shots(axes(tmp_path, strengths=(0.5, 1.0)), RENDERING, tmp_path)
+    shots = plan_shots(axes(tmp_path, strengths=(0.5, 1.0)), [RENDERING], tmp_path)
     assert len(shots) == (1 + 2 * 2) * 2 * 2
     assert [shot.checkpoint for shot in shots[:4]] == ["base"] * 4
     assert all(shot.strength == 0 for shot in shots[:4])
@@ -45,8 +48,8 @@ def test_base_comes_once_and_first(tmp_path):
     ids=str,
 )
 def test_ids_follow_what_makes_a_cell(tmp_path, change):
-    before = {shot.id for shot in plan_shots(axes(tmp_path), RENDERING, tmp_path)}
-    after = {shot.id for shot in plan_shots(axes(tmp_path, **change), RENDERING, tmp_path)}
+    before = {shot.id for shot in plan_shots(axes(tmp_path), [RENDERING], tmp_path)}
+    after = {shot.id for shot in plan_shots(axes(tmp_path, **change), [RENDERING], tmp_path)}
     assert before != after
     for other in (
         replace(RENDERING, steps=3),
@@ -54,25 +57,84 @@ def test_ids_follow_what_makes_a_cell(tmp_path, change):
         replace(RENDERING, model="n"),
         replace(RENDERING, sampler="heun"),
     ):
-        assert before.isdisjoint(shot.id for shot in plan_shots(axes(tmp_path), other, tmp_path))
+        assert before.isdisjoint(shot.id for shot in plan_shots(axes(tmp_path), [other], tmp_path))
 
 
 def test_ids_do_not_follow_names_and_labels(tmp_path):
     renamed = axes(tmp_path, loras=tuple(replace(lora, label="x" + lora.label, path=tmp_path / "y") for lora in axes(tmp_path).loras),
                    guidance=(GuidanceConfig(label="mine"),))  # fmt: skip
-    assert [s.id for s in plan_shots(axes(tmp_path), RENDERING, tmp_path)] == [
-        s.id for s in plan_shots(renamed, RENDERING, tmp_path)
+    assert [s.id for s in plan_shots(axes(tmp_path), [RENDERING], tmp_path)] == [
+        s.id for s in plan_shots(renamed, [RENDERING], tmp_path)
     ]
 
 
 def test_a_new_seed_only_adds_cells(tmp_path):
-    few = {shot.id for shot in plan_shots(axes(tmp_path), RENDERING, tmp_path)}
-    many = {shot.id for shot in plan_shots(axes(tmp_path, seeds=(0, 1, 2)), RENDERING, tmp_path)}
+    few = {shot.id for shot in plan_shots(axes(tmp_path), [RENDERING], tmp_path)}
+    many = {shot.id for shot in plan_shots(axes(tmp_path, seeds=(0, 1, 2)), [RENDERING], tmp_path)}
     assert few < many
 
 
+@given(before=st.tuples(*[st.integers(1, 3)] * 4), after=st.tuples(*[st.integers(1, 3)] * 4))
+@settings(max_examples=25)
+def test_more_values_on_any_axis_only_add_cells(before, after):
+    """Whatever is added to prompts, seeds, sizes and steps, the cells that were there keep their ids."""
+    folder = Path("x")
+
+    def ids(prompts, seeds, sizes, steps):
+        renderings = vary(
+            RENDERING,
+            sizes=", ".join(f"{64 * (i + 1)}x64" for i in range(sizes)),
+            step_counts=", ".join(str(2 + i) for i in range(steps)),
+            samplers="",
+        )
+        chosen = axes(folder, prompts=tuple("abc"[:prompts]), seeds=tuple(range(seeds)))
+        shots = plan_shots(chosen, renderings, folder)
+        assert len(shots) == count_cells(chosen, renderings) == len({shot.id for shot in shots})
+        return {shot.id for shot in shots}
+
+    more = [max(pair) for pair in zip(before, after, strict=True)]
+    assert ids(*before) <= ids(*more)
+
+
+def test_a_cell_keeps_the_id_it_had_before_there_were_other_axes(tmp_path):
+    """Written down once: whoever changes it makes everybody render everything anew."""
+    shots = plan_shots(axes(tmp_path), [RENDERING], tmp_path)
+    assert shots[0].id == "4e81a550165d1521dcb486a6a8f23bc9"
+
+
+def test_an_immense_sweep_is_refused_before_it_is_planned(tmp_path):
+    chosen = axes(tmp_path, seeds=tuple(range(1000)), strengths=tuple(range(1, 1001)))
+    with pytest.raises(ConfigError, match=r"4,002,000 cells|cells, a sheet holds 100,000"):
+        check_count(chosen, [RENDERING])
+
+
+def test_a_large_sweep_asks_with_a_time_after_two_cells():
+    asked = []
+
+    def asking(answer):
+        return Asking(cells=1001, limit=1000, confirm=lambda text: asked.append(text) or answer)
+
+    going = asking(True)
+    for _ in range(4):
+        going.rendered()
+    assert len(asked) == 1
+    assert asked[0].startswith("1,001 cells to render, about ")
+    stopped = asking(False)
+    stopped.rendered()
+    with pytest.raises(ConfigError, match="more than sweep.max_cells = 1000"):
+        stopped.rendered()
+    small = Asking(cells=1000, limit=1000, confirm=lambda text: pytest.fail("asked"))
+    for _ in range(3):
+        small.rendered()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
 def test_sheets_survive_json(tmp_path):
-    shots = plan_shots(axes(tmp_path), RENDERING, tmp_path)
+    shots = plan_shots(axes(tmp_path), [RENDERING], tmp_path)
     restored = sheet_from_dict(json.loads(json.dumps(sheet_to_dict(shots))), tmp_path)
     assert [(s.id, s.image, s.prompt) for s in restored] == [(s.id, s.image, s.prompt) for s in shots]
 
@@ -134,6 +196,33 @@ def test_the_base_is_bit_identical_after_a_sweep(finished):
     sweep(finished, SilentHost())
 
 
+def test_sizes_steps_and_samplers_are_axes(finished):
+    """New values render new cells only; any two axes go on rows and columns, the rest makes pages."""
+    few = replace(finished.sweep, seeds="0", sizes="64x64", step_counts="2", samplers="euler/normal")
+    assert sweep(replace(finished, sweep=few), SilentHost()).rendered == 0, "the same cells, written as lists"
+    config = replace(
+        finished,
+        sweep=replace(few, base=False, sizes="64x64, 128x64", step_counts="1,2", samplers="euler/normal, heun/karras"),
+    )
+    sheet = sweep(config, SilentHost())
+    assert (len(sheet.shots), sheet.rendered) == (2 * 8, 2 * 7)
+    sizes = {tuple(shot.settings["size"]) for shot in sheet.shots}
+    assert sizes == {(64, 64), (128, 64)}
+    for shot in sheet.shots:
+        with Image.open(shot.image) as image:
+            assert image.size == tuple(shot.settings["size"])
+    pages = write_strips(sheet, columns=("steps",), rows=("sampler",), title="t", name="axes")
+    assert len(pages) == 2 * 2, "checkpoints and sizes"
+    sweep(finished, SilentHost())
+
+
+def test_more_cells_than_allowed_ask_first(finished):
+    config = replace(finished, sweep=replace(finished.sweep, seeds="20-25 [6]", max_cells=3))
+    with pytest.raises(ConfigError, match="18 cells to render, about"):
+        sweep(config, SilentHost())
+    assert sweep(config, SilentHost(), confirm=lambda text: True).rendered == 16, "two were kept"
+
+
 def test_stopping_a_sweep_keeps_its_cells(finished):
     config = replace(finished, sweep=replace(finished.sweep, seeds="7,8"))
 
@@ -168,8 +257,6 @@ def test_strengths_and_other_files(tmp_path, finished):
 
 
 def test_labels():
-    from pathlib import Path
-
     assert lora_label(Path("run-000100.safetensors"), "run") == "step 100"
     assert lora_label(Path("other.safetensors"), "run") == "other"
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import cli_cache, cli_convert, cli_server, cli_tools
-from .cli_common import AsJson, ConfigFile, Set, load, report, watched
+from .cli_common import AsJson, ConfigFile, Set, asked, load, report, watched
 
 STOPPED_EXIT_CODE = 130
 
@@ -42,6 +42,7 @@ def sweep(
     lora: Annotated[
         list[Path], typer.Option("--lora", help="A LoRA file to compare instead of the run's checkpoints; repeat it.")
     ] = [],  # noqa: B006
+    yes: Annotated[bool, typer.Option("--yes", help="Render more than sweep.max_cells without asking.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Render base and checkpoints for the prompts of the [sweep] table, then draw the strip. Goes on where it stopped."""
@@ -50,7 +51,7 @@ def sweep(
 
     settings = load(config, overrides, as_json)
     with watched(as_json) as host:
-        sheet = run_sweep(settings, host, lora)
+        sheet = run_sweep(settings, host, lora, lambda text: yes or asked(text))
         layout: Any = {
             "columns": ("checkpoint", "strength"),
             "rows": ("reference", "prompt", "seed"),
@@ -69,7 +70,7 @@ def strip(
     title: Annotated[str, typer.Option(help="Heading; the run's name if left out.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Lay a finished sweep out anew. Axes: checkpoint, strength, prompt, seed, guidance, reference; those left out make pages."""
+    """Lay a finished sweep out anew. Axes: checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler; those left out make pages."""
     from .errors import ConfigError, did_you_mean
     from .run_sweep import load_sheet, write_strips, write_tables
     from .strip import AXES

@@ -60,6 +60,11 @@ def watched(as_json: bool, folder: "RunFolder | None" = None, *, together: bool 
         stop.restore()
 
 
+def asked(question: str) -> bool:
+    """Ask whoever sits at the terminal; nobody does where input comes from elsewhere."""
+    return sys.stdin.isatty() and typer.confirm(f"{question}. Go on?")
+
+
 def fail(error: LoomError, as_json: bool) -> None:
     rank = launched().rank
     if as_json:

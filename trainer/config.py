@@ -260,15 +260,20 @@ class GuidanceConfig(Section):
     """APG: longest guidance vector per sample; 0 no limit."""
     momentum: float = 0.0
     """APG: weight of the running average of the guidance; the paper uses -0.5 and the like."""
+    rescale: float = 0.0
+    """How far the guided picture's contrast goes back to the unguided one's, 0 to 1 (arXiv 2305.08891, phi); 0.7 is usual."""
 
     def __post_init__(self) -> None:
         require(self.scale >= 0, "guidance.scale", self.scale, "use 0 or more (1 = off)")
         require(self.norm_threshold >= 0, "guidance.norm_threshold", self.norm_threshold, "use 0 (no limit) or more")
+        require(0 <= self.rescale <= 1, "guidance.rescale", self.rescale, "use 0 (off) to 1")
         require(-1 < self.momentum < 1, "guidance.momentum", self.momentum, "use a number between -1 and 1")
 
     @property
     def name(self) -> str:
-        return self.label or f"{self.method.upper()} {self.scale:g}"
+        return self.label or f"{self.method.upper()} {self.scale:g}" + (
+            f", rescale {self.rescale:g}" if self.rescale else ""
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,9 +302,18 @@ class SweepConfig(Section):
     """The integrator."""
     scheduler: Literal["normal", "simple", "karras", "sgm_uniform"] = "normal"
     """How noise levels are spaced, named and computed as in ComfyUI."""
+    sizes: str = ""
+    """Several sizes to compare, "512x512, 768x512"; empty takes width and height."""
+    step_counts: str = ""
+    """Several numbers of sampling steps to compare, "10,20" or "10-30 [3]"; empty takes steps."""
+    samplers: str = ""
+    """Several samplers with their schedulers to compare, "euler/normal, dpmpp_2m/karras"; empty takes those above."""
+    max_cells: int = 1000
+    """With more cells to render than this, the sweep says after two of them how long it will take, and asks."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "sweep.steps", self.steps, "use 1 or more")
+        require(self.max_cells >= 1, "sweep.max_cells", self.max_cells, "use 1 or more")
         require(self.width >= 0 and self.height >= 0, "sweep.width", (self.width, self.height), "use 0 or pixels")
 
 

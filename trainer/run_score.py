@@ -18,6 +18,7 @@ from .files import write_bytes, write_json
 from .identity import tensors_digest
 from .lora.host_formula import group_by_module
 from .lora.patch import patched
+from .lora_formats import Formats
 from .memory import compute_dtype
 from .picture_statistics import Statistics, look_at
 from .records import Shot
@@ -106,7 +107,8 @@ def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) ->
     denoiser = base.load_denoiser(config.model, config.training.precision)
     held_out, levels = held_out_of(prepared)
     host.log(f"held-out loss in {str(compute_dtype(config.training.precision, base.device)).removeprefix('torch.')}")
-    return measured_losses(sheet, denoiser, held_out, levels, host, notes, host.should_stop), training
+    native = Formats(family=base.family, denoiser=denoiser).native
+    return measured_losses(sheet, denoiser, held_out, levels, host, notes, native, host.should_stop), training
 
 
 def measured_losses(
@@ -116,15 +118,19 @@ def measured_losses(
     levels: NoiseLevels,
     progress: Progress,
     notes: list[str],
+    native: Callable[[dict[str, Tensor]], Mapping[str, Tensor]],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Losses:
-    """Every candidate laid over the network in turn. What cannot be measured goes into the notes."""
+    """Every candidate laid over the network in turn. What cannot be measured goes into the notes.
+
+    `native` turns a file's tensors into the network's own layout.
+    """
     found = candidates(sheet.shots)
     values: dict[Key, list[list[float]]] = {}
     for done, candidate in enumerate(found):
         digest, strength = candidate.key
         try:
-            tensors = _intact(sheet.loras.get(digest), digest) if digest else {}
+            tensors = native(_intact(sheet.loras.get(digest), digest)) if digest else {}
             with patched(denoiser, tensors, strength):
                 losses = held_out_losses(denoiser, held_out, levels, should_stop)
         except ModelFileError as error:

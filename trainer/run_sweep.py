@@ -1,15 +1,18 @@
 """From a run (or a list of LoRA files) to a rendered sheet and its strips: the order of events and the side effects."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
-from .axes import parse_numbers, parse_seeds
+from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
 from .base_model import Base, open_base
 from .config import SweepConfig, TrainConfig
 from .config_file import digest
 from .data.images import check_readable, file_digest
+from .diffusion.samplers import SAMPLERS, SCHEDULES
 from .errors import ConfigError, RunError, StoppedError
 from .files import write_bytes, write_json
 from .identity import tensors_digest
@@ -25,12 +28,15 @@ from .sweep import (
     Reference,
     Rendering,
     Studio,
+    count_cells,
     missing,
     plan_shots,
     render,
     sheet_from_dict,
     sheet_to_dict,
 )
+
+MOST_CELLS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +124,11 @@ def check_references(config: TrainConfig, base: Base) -> None:
         )
 
 
-def make_rendering(config: TrainConfig, base: Base) -> Rendering:
+def make_renderings(config: TrainConfig, base: Base) -> tuple[Rendering, ...]:
+    """One for every size, number of steps and sampler. Raises ConfigError."""
     width, height = (side or config.data.resolution for side in (config.sweep.width, config.sweep.height))
-    step = base.family.bucket_step
-    if width % step or height % step:
-        raise ConfigError(f"sweep.width, height = {width}, {height}: {base.family.name} needs multiples of {step}")
     identity = base.encoder_identity()
-    return Rendering(
+    plain = Rendering(
         size=(width, height),
         steps=config.sweep.steps,
         sampler=config.sweep.sampler,
@@ -132,18 +136,94 @@ def make_rendering(config: TrainConfig, base: Base) -> Rendering:
         model=digest([base.identity(), identity.vae, identity.text]),
         model_guidance=config.objective.guidance,
     )
+    made = vary(plain, sizes=config.sweep.sizes, step_counts=config.sweep.step_counts, samplers=config.sweep.samplers)
+    check_sizes(made, base.family.bucket_step, base.family.name)
+    return made
 
 
-def sweep(config: TrainConfig, host: Host, lora_files: Sequence[Path] = ()) -> Sheet:
-    """Render what is missing and write `sheet.json`. A stopped sweep keeps its cells and goes on next time."""
+def vary(
+    plain: Rendering,
+    *,
+    sizes: str,
+    step_counts: str,
+    samplers: str,
+    known: tuple[Collection[str], Collection[str]] = (tuple(SAMPLERS), tuple(SCHEDULES)),
+) -> tuple[Rendering, ...]:
+    """A rendering for each of the listed values; an empty list leaves `plain`'s. Raises ConfigError."""
+    every_size = parse_sizes("sweep.sizes", sizes) or [plain.size]
+    every_count = parse_counts("sweep.step_counts", step_counts) if step_counts.strip() else [plain.steps]
+    every_sampler = parse_samplers("sweep.samplers", samplers, *known) or [(plain.sampler, plain.scheduler)]
+    return tuple(
+        replace(plain, size=size, steps=steps, sampler=sampler, scheduler=scheduler)
+        for size, steps, (sampler, scheduler) in product(
+            dict.fromkeys(every_size), dict.fromkeys(every_count), dict.fromkeys(every_sampler)
+        )
+    )
+
+
+def check_sizes(renderings: Sequence[Rendering], step: int, whose: str) -> None:
+    """Raise ConfigError for a size that the model cannot make."""
+    for width, height in (rendering.size for rendering in renderings):
+        if width % step or height % step:
+            raise ConfigError(f"sweep size, width and height = {width}, {height}: {whose} needs multiples of {step}")
+
+
+def check_count(axes: Axes, renderings: Sequence[Rendering]) -> None:
+    """Raise ConfigError for a sheet that no page could show, before it is planned."""
+    if (count := count_cells(axes, renderings)) > MOST_CELLS:
+        raise ConfigError(f"the sweep has {count:,} cells, a sheet holds {MOST_CELLS:,}: take fewer values on its axes")
+
+
+@dataclass(kw_only=True)
+class Asking:
+    """Says after the second cell how long a large sweep will take; the first one also warms up."""
+
+    cells: int
+    limit: int
+    confirm: Callable[[str], bool]
+    _done: int = 0
+    _since: float = 0.0
+
+    def rendered(self) -> None:
+        """Call after each cell. Raises ConfigError if the sweep is large and nobody says yes."""
+        self._done += 1
+        now = time.perf_counter()
+        if self._done == 2 and self.cells > self.limit:
+            seconds = (self.cells - 2) * (now - self._since)
+            text = f"{self.cells:,} cells to render, about {duration(seconds)}"
+            if not self.confirm(text):
+                raise ConfigError(
+                    f"{text}; more than sweep.max_cells = {self.limit}: confirm it (--yes), raise max_cells, or take fewer values. The two rendered cells are kept"
+                )
+        self._since = now
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def sweep(
+    config: TrainConfig,
+    host: Host,
+    lora_files: Sequence[Path] = (),
+    confirm: Callable[[str], bool] = lambda question: False,
+) -> Sheet:
+    """Render what is missing and write `sheet.json`. A stopped sweep keeps its cells and goes on next time.
+
+    `confirm` is asked, with the time it will take, before more than `sweep.max_cells` are rendered.
+    """
     base = open_base(config.model, config.text)
     check_references(config, base)
-    rendering = make_rendering(config, base)
+    renderings = make_renderings(config, base)
     axes = make_axes(
         config.sweep, read_loras(lora_files or checkpoint_loras(config), config.name), config.training.seed
     )
     folder = run_folder(config).path / "strips"
-    shots = plan_shots(axes, rendering, folder / "cells")
+    check_count(axes, renderings)
+    shots = plan_shots(axes, renderings, folder / "cells")
     todo = missing(shots)
     host.log(f"sweep: {len(shots)} cells, {len(shots) - len(todo)} already there")
     if todo:
@@ -158,7 +238,9 @@ def sweep(config: TrainConfig, host: Host, lora_files: Sequence[Path] = ()) -> S
             host.stage("rendering", done, total)
 
         formats = Formats(family=base.family, denoiser=studio.denoiser)
+        asking = Asking(cells=len(todo), limit=config.sweep.max_cells, confirm=confirm)
         for _ in render(todo, studio, axes, lambda path: formats.native(read_lora(path)), progress):
+            asking.rendered()
             if host.should_stop():
                 raise StoppedError("the sweep was stopped; finished cells are kept, run it again to go on")
     loras = {lora.digest: lora.path.resolve() for lora in axes.loras}

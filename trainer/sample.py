@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .diffusion.guidance import APG, CFG, Guidance
+from .diffusion.guidance import APG, CFG, Guidance, Rescaled
 from .diffusion.samplers import SAMPLERS, schedule
 from .records import Conditioning
 
@@ -21,14 +21,23 @@ class SampleSettings:
 
 
 def make_guidance(
-    method: str, scale: float, *, eta: float = 0.0, norm_threshold: float = 0.0, momentum: float = 0.0
+    method: str,
+    scale: float,
+    *,
+    eta: float = 0.0,
+    norm_threshold: float = 0.0,
+    momentum: float = 0.0,
+    rescale: float = 0.0,
 ) -> Guidance:
     """Raises ValueError on an unknown method."""
+    guidance: Guidance
     if method == "cfg":
-        return CFG(scale)
-    if method == "apg":
-        return APG(scale=scale, eta=eta, norm_threshold=norm_threshold, momentum=momentum)
-    raise ValueError(f"guidance method {method!r}: known are cfg and apg")
+        guidance = CFG(scale)
+    elif method == "apg":
+        guidance = APG(scale=scale, eta=eta, norm_threshold=norm_threshold, momentum=momentum)
+    else:
+        raise ValueError(f"guidance method {method!r}: known are cfg and apg")
+    return Rescaled(guidance=guidance, phi=rescale) if rescale else guidance
 
 
 def start_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:

@@ -31,7 +31,14 @@ AXES: dict[str, Callable[[Shot], str]] = {
     "seed": lambda shot: f"seed {shot.seed}",
     "guidance": lambda shot: shot.guidance,
     "reference": lambda shot: shot.reference,
+    "size": lambda shot: "{} x {}".format(*shot.settings["size"]) if "size" in shot.settings else "",
+    "steps": lambda shot: f"{shot.settings['steps']} steps" if "steps" in shot.settings else "",
+    "sampler": lambda shot: (
+        f"{shot.settings['sampler']}, {shot.settings['scheduler']}" if "sampler" in shot.settings else ""
+    ),
 }
+RENDERING = ("sampler", "steps", "size")
+"""Axes that stand together at the end of the legend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +153,11 @@ def _distinct(labels: Any) -> tuple[str, ...]:
 def _legend(shots: Sequence[Shot], varying: Sequence[str]) -> str:
     """What is the same in every cell."""
     first = shots[0]
-    parts = [text for axis in AXES if axis not in varying and (text := AXES[axis](first))]
+    parts = [text for axis in AXES if axis not in (*varying, *RENDERING) and (text := AXES[axis](first))]
     if first.negative:
         parts.append(f"negative: {first.negative}")
-    recipe = first.settings
-    if "sampler" in recipe:
-        width, height = recipe["size"]
-        parts.append(f"{recipe['sampler']}, {recipe['scheduler']}, {recipe['steps']} steps, {width} x {height}")
+    if made := ", ".join(text for axis in RENDERING if axis not in varying and (text := AXES[axis](first))):
+        parts.append(made)
     return "   ·   ".join(parts)
 
 

@@ -7,6 +7,7 @@ once; a LoRA is laid over it and taken off; each prompt is encoded once.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Axes:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """What all cells share."""
+    """How a picture is made, whatever it shows: size, sampling, model."""
 
     size: Size
     steps: int
@@ -69,14 +70,21 @@ class Rendering:
     """Guidance value fed to guidance-distilled networks."""
 
 
-def plan_shots(axes: Axes, rendering: Rendering, folder: Path) -> list[Shot]:
-    """All cells in reading order: base first, then by LoRA, strength, reference, prompt, seed, guidance."""
+def count_cells(axes: Axes, renderings: Sequence[Rendering]) -> int:
+    """How many `plan_shots` would give."""
+    loras = axes.base + len(axes.loras) * len(axes.strengths)
+    others = (axes.references or (None,), axes.prompts, axes.seeds, axes.guidance, renderings)
+    return loras * prod(len(values) for values in others)
+
+
+def plan_shots(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> list[Shot]:
+    """All cells in reading order: base first, then by LoRA, strength, reference, prompt, seed, guidance, rendering."""
     loras: list[tuple[LoraFile | None, float]] = [(None, 0.0)] if axes.base else []
     loras += list(product(axes.loras, axes.strengths))
     shots = []
     shown: tuple[Reference | None, ...] = axes.references or (None,)
-    for (lora, strength), reference, prompt, seed, guidance in product(
-        loras, shown, axes.prompts, axes.seeds, axes.guidance
+    for (lora, strength), reference, prompt, seed, guidance, rendering in product(
+        loras, shown, axes.prompts, axes.seeds, axes.guidance, renderings
     ):
         recipe = {
             "lora": lora.digest if lora else "",
@@ -84,7 +92,7 @@ def plan_shots(axes: Axes, rendering: Rendering, folder: Path) -> list[Shot]:
             "prompt": prompt,
             "negative": axes.negative,
             "seed": seed,
-            "guidance": {**asdict(guidance), "label": ""},
+            "guidance": guidance_recipe(guidance),
             **asdict(rendering),
             **({"reference": reference.digest} if reference else {}),
         }
@@ -104,6 +112,14 @@ def plan_shots(axes: Axes, rendering: Rendering, folder: Path) -> list[Shot]:
             )
         )
     return shots
+
+
+def guidance_recipe(guidance: GuidanceConfig) -> dict[str, Any]:
+    """What of a setting makes a picture. Options that came later are left out at rest, so that old cells keep their ids."""
+    recipe = {**asdict(guidance), "label": ""}
+    if not guidance.rescale:
+        recipe.pop("rescale")
+    return recipe
 
 
 def missing(shots: Sequence[Shot]) -> list[Shot]:
@@ -207,14 +223,15 @@ def render_one(
             eta=guidance.eta,
             norm_threshold=guidance.norm_threshold,
             momentum=guidance.momentum,
+            rescale=guidance.rescale,
         ),
     )
     latents = sample(studio.denoiser, noise, positive, negative, settings)
     return encoders.image.decode(family.latent_space.to_raw(latents))[0].clamp(-1, 1).cpu()
 
 
-def write_picture(pixels_CHW: Tensor, shot: Shot) -> None:
-    """A lossless PNG with the full recipe in its text, written whole or not at all."""
+def write_picture(pixels_CHW: Tensor, shot: Shot, texts: Mapping[str, str] | None = None) -> None:
+    """A lossless PNG with the full recipe in its text, written whole or not at all. `texts` are further entries (ASCII)."""
     import io
     import json
 
@@ -226,6 +243,8 @@ def write_picture(pixels_CHW: Tensor, shot: Shot) -> None:
     array = ((pixels_CHW.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     info = PngInfo()
     info.add_itxt("lora_loom", json.dumps(shot_to_dict(shot)))
+    for name, text in (texts or {}).items():
+        info.add_text(name, text)
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "png", pnginfo=info)
     write_bytes(shot.image, buffer.getvalue())

@@ -8,19 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ...trainer.diffusion.guidance import APG, Momentum
+from ...trainer.diffusion.guidance import APG, Momentum, rescale
 
 
-def add_apg(patcher: Any, eta: float, norm_threshold: float, momentum: float) -> Any:
-    """A clone of the MODEL that samples with APG at the sampler's own scale."""
+def add_guidance(patcher: Any, eta: float, norm_threshold: float, momentum: float, phi: float = 0.0) -> Any:
+    """A clone of the MODEL that samples with APG at the sampler's own scale, then gives `phi` of its contrast back.
+
+    With eta 1, no threshold and no momentum APG is CFG, so this is also how plain CFG is rescaled.
+    """
     clone = patcher.clone()
-    clone.set_model_sampler_pre_cfg_function(before_cfg(eta, norm_threshold, momentum))
+    clone.set_model_sampler_pre_cfg_function(before_cfg(eta, norm_threshold, momentum, phi))
     return clone
 
 
-def before_cfg(eta: float, norm_threshold: float, momentum: float) -> Callable[[dict[str, Any]], list[Tensor]]:
+def before_cfg(
+    eta: float, norm_threshold: float, momentum: float, phi: float = 0.0
+) -> Callable[[dict[str, Any]], list[Tensor]]:
     state = _State(Momentum(momentum))
 
     def function(arguments: dict[str, Any]) -> list[Tensor]:
@@ -32,7 +38,12 @@ def before_cfg(eta: float, norm_threshold: float, momentum: float) -> Callable[[
         sigma = float(arguments["sigma"].max())
         difference = state.of(arguments).accumulate(conditional - unconditional, sigma)
         apg = APG(scale=scale, eta=eta, norm_threshold=norm_threshold, momentum=momentum)
-        return [apg.as_conditional(conditional, unconditional, difference), unconditional, *rest]
+        made = apg.as_conditional(conditional, unconditional, difference)
+        if phi:  # what CFG will make of it, rescaled, and turned back into what CFG makes that of
+            guided = torch.lerp(unconditional.float(), made.float(), scale)
+            wanted = rescale(guided, conditional, phi)
+            made = (unconditional + (wanted - unconditional) / scale).to(conditional.dtype)
+        return [made, unconditional, *rest]
 
     return function
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...trainer.config import GuidanceConfig
 from ...trainer.records import Shot
-from .apg import add_apg
+from .apg import add_guidance
 
 Conditioning = list[Any]
 
@@ -42,9 +42,9 @@ def with_lora(model: Any, tensors: Mapping[str, Tensor], strength: float) -> Any
 
 
 def with_guidance(model: Any, guidance: GuidanceConfig) -> Any:
-    if guidance.method != "apg":
-        return model
-    return add_apg(model, guidance.eta, guidance.norm_threshold, guidance.momentum)
+    if guidance.method == "apg":
+        return add_guidance(model, guidance.eta, guidance.norm_threshold, guidance.momentum, guidance.rescale)
+    return add_guidance(model, 1.0, 0.0, 0.0, guidance.rescale) if guidance.rescale else model
 
 
 def render(model: Any, studio: Studio, shot: Shot, scale: float) -> Tensor:

@@ -122,7 +122,7 @@ def _measured(
         timesteps=HELD_OUT_LEVELS,
         seed=record.get("config", {}).get("training", {}).get("seed", 0),
     )
-    return measured_losses(sheet, denoiser, held_out, host_noise_levels(objective, denoiser), progress, notes)
+    return measured_losses(sheet, denoiser, held_out, host_noise_levels(objective, denoiser), progress, notes, dict)
 
 
 def _objective(record: Any) -> ObjectiveConfig:

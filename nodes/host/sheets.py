@@ -17,11 +17,15 @@ from ...trainer.files import write_json
 from ...trainer.records import Shot
 from ...trainer.run import read_lora
 from ...trainer.run_sweep import (
+    Asking,
     Sheet,
+    check_count,
+    check_sizes,
     load_sheet,
     lora_label,
     make_axes,
     read_loras,
+    vary,
     write_grid,
     write_page,
     write_strips,
@@ -30,10 +34,12 @@ from ...trainer.run_sweep import (
 from ...trainer.strip import AXES, panels
 from ...trainer.sweep import BASE, Axes, Rendering, missing, plan_shots, sheet_to_dict, write_picture
 from ..values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
+from .cell_graph import CellGraph, cell_graphs
 from .encode import clip_identity, model_identity, vae_identity
 from .paths import find_lora, is_inside, lora_root, root, run_folder
 from .pictures import files_to_image
 from .progress import Bar
+from .samplers import sampler_names
 from .sampling import open_studio, render, with_guidance, with_lora
 
 Pick = Literal["all", "every nth", "last n"]
@@ -103,12 +109,15 @@ def rendered_sheet(
         base=checkpoints.include_base,
     )
     axes = make_axes(sweep, _labelled(checkpoints), 0)
-    rendering = _rendering(model, vae, clip, options)
+    renderings = _renderings(model, vae, clip, options)
+    check_count(axes, renderings)
     folder = Path(checkpoints.directory)
-    shots = plan_shots(axes, rendering, folder / "cells")
+    shots = plan_shots(axes, renderings, folder / "cells")
     todo = missing(shots)
     if todo:
-        _render_all(todo, model, vae, clip, axes, rendering.model_guidance)
+        asking = Asking(cells=len(todo), limit=options.get("max_cells", 1000), confirm=lambda question: False)
+        make_graph = cell_graphs(options.get("prompt"), options.get("node_id"), model)
+        _render_all(todo, model, vae, clip, axes, renderings[0].model_guidance, asking, make_graph)
     name = "sheet-" + digest([shot.id for shot in shots])[:16]
     loras = {lora.digest: lora.path for lora in axes.loras}
     write_json(folder / f"{name}.json", sheet_to_dict(shots, loras=loras))
@@ -121,24 +130,34 @@ def _labelled(checkpoints: CheckpointsValue) -> Any:
     return tuple(replace(lora, label=label) for lora, (label, _) in zip(loras, checkpoints.files, strict=True))
 
 
-def _rendering(model: Any, vae: Any, clip: Any, options: Mapping[str, Any]) -> Rendering:
-    width, height = options["width"], options["height"]
-    factor = int(vae.spacial_compression_encode())
-    if width % factor or height % factor:
-        raise ConfigError(f"width, height = {width}, {height}: this VAE needs multiples of {factor}")
+def _renderings(model: Any, vae: Any, clip: Any, options: Mapping[str, Any]) -> tuple[Rendering, ...]:
+    """Raises ConfigError for a size the VAE cannot make, or an unknown sampler."""
     sampling = model.get_model_object("model_sampling")
     how = {"sampling": type(sampling).__name__, "sigma_max": float(sampling.sigma_max)}
-    return Rendering(
-        size=(width, height),
+    plain = Rendering(
+        size=(options["width"], options["height"]),
         steps=options["steps"],
         sampler=options["sampler"],
         scheduler=options["scheduler"],
         model=digest([model_identity(model, how), vae_identity(vae), clip_identity(clip)]),
         model_guidance=options.get("model_guidance", 3.5),
     )
+    lists = {name: options.get(name, "") for name in ("sizes", "step_counts", "samplers")}
+    made = vary(plain, **lists, known=sampler_names())
+    check_sizes(made, int(vae.spacial_compression_encode()), "this VAE")
+    return made
 
 
-def _render_all(todo: Sequence[Shot], model: Any, vae: Any, clip: Any, axes: Axes, model_guidance: float) -> None:
+def _render_all(
+    todo: Sequence[Shot],
+    model: Any,
+    vae: Any,
+    clip: Any,
+    axes: Axes,
+    model_guidance: float,
+    asking: Asking,
+    make_graph: CellGraph,
+) -> None:
     """LoRA by LoRA, so that each is patched in once."""
     prompts = sorted({text for shot in todo for text in (shot.prompt, shot.negative)})
     studio = open_studio(vae, clip, prompts, model_guidance)
@@ -149,7 +168,9 @@ def _render_all(todo: Sequence[Shot], model: Any, vae: Any, clip: Any, axes: Axe
         patched = with_lora(model, read_lora(files[lora]), strength) if lora else model
         for shot in group:
             guidance = settings[shot.guidance]
-            write_picture(render(with_guidance(patched, guidance), studio, shot, guidance.scale), shot)
+            picture = render(with_guidance(patched, guidance), studio, shot, guidance.scale)
+            write_picture(picture, shot, make_graph(shot, files.get(lora), guidance))
+            asking.rendered()
             done += 1
             bar.update(done, len(todo))
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_loom.trainer.diffusion.guidance import APG, CFG, Momentum, limit_norm, split_parallel
+from lora_loom.trainer.diffusion.guidance import APG, CFG, Momentum, Rescaled, limit_norm, rescale, split_parallel
 
 SHAPES = [(2, 4, 6, 6), (2, 16, 1, 4, 6)]
 
@@ -112,3 +112,47 @@ def test_apg_computes_in_fp32():
     )
     assert combined.dtype == torch.float16
     assert (combined.float() - reference).norm() / reference.norm() < 2e-3
+
+
+def spread(tensor):
+    return tensor.flatten(1).std(dim=1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(scale=st.floats(1, 15), phi=st.floats(0, 1), seed=st.integers(0, 5))
+@settings(max_examples=25)
+def test_rescaling_moves_the_spread_and_nothing_else(shape, scale, phi, seed):
+    """The spread goes the share phi of the way back to the conditional one's; each sample keeps its direction."""
+    conditional, unconditional = predictions(shape, seed)
+    guided = CFG(scale).begin()(conditional, unconditional, 1.0)
+    made = Rescaled(guidance=CFG(scale), phi=phi).begin()(conditional, unconditional, 1.0)
+    assert torch.allclose(spread(made), phi * spread(conditional) + (1 - phi) * spread(guided), rtol=1e-4)
+    directions = torch.nn.functional.cosine_similarity(made.flatten(1), guided.flatten(1))
+    assert torch.allclose(directions, torch.ones(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("inner", [CFG(6.0), APG(scale=6.0, norm_threshold=5.0, momentum=-0.5)])
+def test_rescaling_at_its_ends(inner):
+    conditional, unconditional = predictions((2, 4, 6, 6))
+    plain = inner.begin()(conditional, unconditional, 1.0)
+    assert torch.equal(Rescaled(guidance=inner, phi=0.0).begin()(conditional, unconditional, 1.0), plain)
+    full = Rescaled(guidance=inner, phi=1.0).begin()(conditional, unconditional, 1.0)
+    assert torch.allclose(spread(full), spread(conditional), rtol=1e-4)
+
+
+def test_rescaling_is_per_sample_and_equals_the_papers_formula():
+    conditional, unconditional = predictions((2, 4, 6, 6))
+    guided = torch.lerp(unconditional, conditional, 7.5)
+    loud = guided.clone()
+    loud[1] *= 50
+    assert torch.equal(rescale(guided, conditional, 0.7)[0], rescale(loud, conditional, 0.7)[0])
+    x_cfg, x_pos = guided.double(), conditional.double()
+    ratio = x_pos.std(dim=[1, 2, 3], keepdim=True) / x_cfg.std(dim=[1, 2, 3], keepdim=True)
+    expected = 0.7 * (x_cfg * ratio) + (1 - 0.7) * x_cfg
+    assert torch.allclose(rescale(guided, conditional, 0.7).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rescaling_at_scale_one_changes_nothing():
+    conditional, unconditional = predictions((2, 4, 6, 6))
+    made = Rescaled(guidance=CFG(1.0), phi=0.7).begin()(conditional, unconditional, 1.0)
+    assert torch.allclose(made, conditional, rtol=1e-6)

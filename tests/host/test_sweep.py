@@ -91,6 +91,69 @@ def test_a_cell_is_what_ksampler_makes(server, bases):
     assert np.abs(cells[0].astype(float) - cells[2]).max() > 1
 
 
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_a_cells_own_graph_makes_the_same_picture(server, bases, family):
+    """What the page opens when a cell's PNG is dropped on it: stock nodes, and nothing of the sweep."""
+    base, name = bases[family], f"own-graph-{family}"
+    guide = node(
+        "LoomGuidance", label="", method="apg", cfg=3.0, eta=0.2, norm_threshold=5.0, momentum=0.0, rescale=0.5
+    )
+    graph = {
+        **swept(base, name, guidance=["guide", 0], prompts="a red thing", strengths="0.5", seeds="1"),
+        "guide": guide,
+    }
+    server.run(prompt(graph))
+    [sheet] = (server.base / "output" / "lora_loom" / name / "strips").glob("sheet-*.json")
+    cell = json.loads(sheet.read_text())["cells"][-1]
+    assert cell["checkpoint"] == "step 4"
+    with Image.open(sheet.parent / "cells" / cell["image"]) as image:
+        own = json.loads(image.info["prompt"])
+        shown = np.asarray(image.convert("RGB")).astype(int)
+    assert not {value["class_type"] for value in own.values()} & {"LoomSweep", "LoomTrain", "LoomCheckpoints"}
+    record = server.run(own)
+    assert np.abs(pixels(server, record, "cell_save") - shown).max() <= 1
+
+
+def test_sizes_steps_and_samplers_are_axes_of_the_node(server, bases):
+    graph = swept(bases["sd3"], "more-axes", prompts="a", strengths="1", seeds="1", sizes="64x48, 64x64", step_counts="1,2", samplers="euler/normal, heun/simple")  # fmt: skip
+    graph["strip"]["inputs"] |= {"columns": "steps, sampler", "rows": "size"}
+    record = server.run(prompt(graph))
+    assert len(record["outputs"]["cells"]["images"]) == 3 * 8
+    assert len(record["outputs"]["strip"]["images"]) == 3, "one page per checkpoint"
+    graph["sweep"]["inputs"]["samplers"] = "eular/normal"
+    assert "did you mean 'euler'" in server.fail(prompt(graph))
+    graph["sweep"]["inputs"] |= {"samplers": "", "seeds": "30-39 [10]", "max_cells": 4}
+    assert "cells to render, about" in server.fail(prompt(graph))
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])  # the SD1 toy draws nothing but full colours
+def test_rescaling_at_cfg_1_changes_nothing_and_else_something(server, bases, family):
+    base = bases[family]
+    graph = {**base, "apg": node("LoomAPG", model=["model", 0], eta=1.0, norm_threshold=0.0, momentum=0.0, rescale=0.7)}
+    for cfg, same in ((1.0, True), (6.0, False)):
+        made = picture(picture(graph, key=f"plain{cfg}", cfg=cfg), model=["apg", 0], key=f"re{cfg}", cfg=cfg)
+        record = server.run(prompt(made))
+        assert np.array_equal(pixels(server, record, f"plain{cfg}"), pixels(server, record, f"re{cfg}")) == same
+
+
+def test_the_hosts_own_apg_has_an_effective_scale_of_one_more(server, bases):
+    """Eta 1 and no threshold make APG plain CFG: ours of the sampler's scale, the host's of that scale plus 1."""
+    options = {"eta": 1.0, "norm_threshold": 0.0, "momentum": 0.0}
+    base = bases["sd3"]
+    graph = {
+        **base,
+        "ours": node("LoomAPG", model=["model", 0], **options),
+        "hosts": node("APG", model=["model", 0], **options),
+    }
+    for key, model, cfg in (("plain3", ["model", 0], 3.0), ("plain4", ["model", 0], 4.0), ("ours3", ["ours", 0], 3.0), ("hosts3", ["hosts", 0], 3.0)):  # fmt: skip
+        graph = picture(graph, model=model, key=key, cfg=cfg)
+    record = server.run(prompt(graph))
+    made = {key: pixels(server, record, key).astype(int) for key in ("plain3", "plain4", "ours3", "hosts3")}
+    assert np.abs(made["ours3"] - made["plain3"]).max() <= 1
+    assert np.abs(made["hosts3"] - made["plain4"]).max() <= 1
+    assert np.abs(made["plain3"] - made["plain4"]).max() > 1
+
+
 def test_panels_of_base_lora_and_apg(server, bases):
     base = bases["sd3"]
     plain = node("LoomGuidance", label="", method="cfg", cfg=3.0, eta=0.0, norm_threshold=0.0, momentum=0.0)

@@ -1,6 +1,6 @@
 """Guidance: how the predictions with and without the prompt become one. All inputs are denoised latents (x0).
 
-CFG: Ho & Salimans, arXiv 2207.12598. APG: Sadat et al., arXiv 2410.02416, algorithm 1. One place for the engine's
+CFG: Ho & Salimans, arXiv 2207.12598. Rescaling: Lin et al., arXiv 2305.08891. APG: Sadat et al., arXiv 2410.02416, algorithm 1. One place for the engine's
 samplers and for the ComfyUI node.
 """
 
@@ -70,6 +70,43 @@ class APG:
         difference = limit_norm(difference.float(), self.norm_threshold)
         parallel, orthogonal = split_parallel(difference, conditional.float())
         return orthogonal + self.eta * parallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescaled:
+    """Another guidance whose result gets its contrast back: arXiv 2305.08891, equations 14 to 16, on denoised latents.
+
+    The paper rescales what the network predicts. Here, as everywhere in this file, predictions are denoised latents: their
+    spread is the picture's contrast at every noise level, which is what burns out at high scales.
+    """
+
+    guidance: Guidance
+    phi: float
+    """Share of the rescaled result; 0 leaves the guidance, 1 gives exactly the conditional prediction's spread."""
+
+    @property
+    def scale(self) -> float:
+        return self.guidance.scale
+
+    def begin(self) -> "Combine":
+        combine = self.guidance.begin()
+
+        def rescaled(conditional: Tensor, unconditional: Tensor, sigma: float) -> Tensor:
+            return rescale(combine(conditional, unconditional, sigma), conditional, self.phi)
+
+        return rescaled
+
+
+def rescale(guided: Tensor, conditional: Tensor, phi: float) -> Tensor:
+    """phi * guided * std(conditional) / std(guided) + (1 - phi) * guided, per sample, computed in fp32."""
+    if not phi:
+        return guided
+    ratio = _per_sample_std(conditional.float()) / _per_sample_std(guided.float()).clamp_min(1e-12)
+    return (guided.float() * (phi * ratio + 1 - phi)).to(guided.dtype)
+
+
+def _per_sample_std(tensor: Tensor) -> Tensor:
+    return tensor.std(dim=tuple(range(1, tensor.ndim)), keepdim=True)
 
 
 @dataclass

@@ -95,6 +95,27 @@ def unet_names(comfy: Any) -> dict[str, dict[str, str]]:
     }
 
 
+TEXT_MODELS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
+
+
+def text_keys(comfy: Any) -> dict[str, dict[str, str]]:
+    """{model: {LoRA key: tensor of its CLIPs}}, of two layers."""
+
+    class Clips:
+        def __init__(self, names: tuple[str, ...]) -> None:
+            inner = [f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")] + ["mlp.fc1", "mlp.fc2"]
+            stems = [f"{name}.transformer.text_model.encoder.layers.{i}" for name in names for i in (0, 1)]
+            self.keys = {f"{stem}.{module}.weight": None for stem in stems for module in inner}
+
+        def state_dict(self) -> dict[str, None]:
+            return self.keys
+
+    found = {name: comfy.lora.model_lora_keys_clip(Clips(clips), {}) for name, clips in TEXT_MODELS.items()}
+    return {
+        name: {key: target for key, target in keys.items() if key.startswith("lora_te")} for name, keys in found.items()
+    }
+
+
 def predict(model: Any, toy: Any, inputs: dict[str, Any]) -> Any:
     """The denoised latents that ComfyUI computes for noisy ones."""
     import torch
@@ -196,6 +217,8 @@ def main() -> None:
     save_file(adapters(comfy, toy_tensor), folder / "adapters.safetensors")
     (folder / "unets").mkdir(exist_ok=True)
     (folder / "unets" / "names.json").write_text(json.dumps(unet_names(comfy), indent=0, sort_keys=True) + "\n")
+    text = json.dumps(text_keys(comfy), indent=0, sort_keys=True)
+    (folder / "unets" / "text_keys.json").write_text(text + "\n")
     print(f"recorded from ComfyUI {version}")
 
 

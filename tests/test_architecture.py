@@ -32,7 +32,7 @@ LAYERS = [
     {"data"},
     {"step", "objective_settings"},
     {"loop", "evaluate", "base_model", "lora_places", "lora_convert", "base_tools"},
-    {"checkpoint", "lora_formats"},
+    {"checkpoint", "lora_formats", "text_lora"},
     {"runs"},
     {"session", "sweep", "strip", "sheet_page", "score", "score_report"},
     {"run"},

@@ -173,8 +173,11 @@ class TextConfig(Section):
     """How much of a long caption CLIP reads: one, two or three chunks of 75 tokens, laid out as ComfyUI does. SD and SDXL."""
     clip_skip: int = 0
     """Which layer of CLIP is read, counted from the end as in ComfyUI's CLIPSetLastLayer (2 = -2); 0 is the family's own. SD, SDXL."""
+    learning_rate: float = 0.0
+    """Peak learning rate of a LoRA on the CLIP text encoders; 0 trains none. A third to a tenth of optimizer.learning_rate is usual. SD, SDXL."""
     system_prompt: str = "auto"
     """What Lumina2 reads before every prompt but the empty one; auto is the model's own sentence, "" is none."""
 
     def __post_init__(self) -> None:
+        require(self.learning_rate >= 0, "text.learning_rate", self.learning_rate, "use 0 (none is trained) or more")
         require(0 <= self.clip_skip <= 32, "text.clip_skip", self.clip_skip, "use 0 (the family's own) or 1 to 32")

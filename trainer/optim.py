@@ -40,6 +40,10 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
+RATE_SCALE = "rate_scale"
+"""Key of a group of parameters: factor on the learning rate. It is saved with the optimizer's state."""
+
+
 def check_optimizer(config: OptimizerConfig) -> None:
     """Raise ConfigError for an unknown name, a missing library or an unknown option, before anything is loaded."""
     if config.name not in OPTIMIZERS:
@@ -47,8 +51,13 @@ def check_optimizer(config: OptimizerConfig) -> None:
     make_optimizer([nn.Parameter(torch.zeros(1))], config)
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Optimizer:
-    """Raises ConfigError if the library is missing or refuses an option."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, scaled: Iterable[tuple[float, list[nn.Parameter]]] = ()
+) -> Optimizer:
+    """`scaled` are further parameters, each group with a factor on the learning rate.
+
+    Raises ConfigError if the library is missing or refuses an option.
+    """
     entry = OPTIMIZERS[config.name]
     try:
         cls: Callable[..., Optimizer] = getattr(importlib.import_module(entry.module), entry.cls)
@@ -58,11 +67,15 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
         ) from error
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()}
     settings = {"lr": config.learning_rate, "weight_decay": 0.0, **(entry.defaults or {}), **options}
-    parameters = list(parameters)
-    if entry.can_fuse and "foreach" not in options and {p.device.type for p in parameters} <= {"cpu", "cuda"}:
+    parameters, groups = list(parameters), [(factor, list(group)) for factor, group in scaled]
+    every = [*parameters, *(p for _, group in groups for p in group)]
+    if entry.can_fuse and "foreach" not in options and {p.device.type for p in every} <= {"cpu", "cuda"}:
         settings = {"fused": True, **settings}
     try:
-        optimizer = cls(parameters, **settings)
+        given: Any = parameters
+        if groups:
+            given = [{"params": parameters}, *({"params": group, RATE_SCALE: factor} for factor, group in groups)]
+        optimizer = cls(given, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"optimizer.options = {config.options!r}: {config.name} refuses it ({error})") from error
     for group in optimizer.param_groups:  # set afterwards: prodigyopt prints on standard output about it when made
@@ -71,9 +84,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> float:
-    """Give every group this rate; returns the rate that counts (Prodigy multiplies it by its own estimate)."""
+    """Give every group this rate, times its own factor; returns that of the first (Prodigy multiplies it by its estimate)."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(RATE_SCALE, 1.0)
     return rate * float(optimizer.param_groups[0].get("d", 1.0))
 
 

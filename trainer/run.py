@@ -38,6 +38,7 @@ from .records import Conditioning, Example
 from .runs import Onlooker, RunFolder, environment
 from .session import Host, Outcome, Session, execute
 from .sharding import check_sharding
+from .text_lora import all_targets, check_text_training, load_with_text, rate_scales, with_text
 
 PATCH = 16
 """Pixels that one 2x2 patch of latents covers: the finest step that every network can take."""
@@ -98,9 +99,14 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         )
     skeleton = base.skeleton()
     targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
+    check_text_training(config, base)
+    fits: Denoiser = skeleton
+    if config.text.learning_rate:
+        fits = whole = with_text(skeleton, base)
+        targets = all_targets(targets, whole, base)
     if config.network.init_from:
         init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
-        check_fits(init, [skeleton.file_key(path) for path in targets], config.network)
+        check_fits(init, [fits.file_key(path) for path in targets], config.network)
     index = FileIndex(cache_folder(config) / "files.json")
     dataset = build_dataset(
         listed.sets,
@@ -148,7 +154,8 @@ def _steps(sets: Sequence[DatasetConfig], config: TrainConfig) -> list[tuple[str
 
 def build_cache(prepared: Prepared, host: Host) -> CacheReport:
     """Encode what the cache lacks; the encoders are loaded only for that and dropped afterwards."""
-    work = find_work(prepared.cache, prepared.dataset, prepared.identity)
+    trains_text = bool(prepared.config.text.learning_rate)
+    work = find_work(prepared.cache, prepared.dataset, prepared.identity, texts=not trains_text)
     if not work.count:
         return CacheReport(reused=work.reused, encoded=0, bytes=0)
     host.log(f"cache: {work.reused} items reused, {work.count} to encode")
@@ -225,12 +232,14 @@ def facts(prepared: Prepared) -> dict[str, str]:
 def make_session(prepared: Prepared) -> Session:
     """Load the network and put everything together that training needs."""
     config, base = prepared.config, prepared.base
-    denoiser = base.load_denoiser(
+    denoiser: Denoiser = base.load_denoiser(
         config.model,
         config.training.precision,
         gradient_checkpointing=config.memory.gradient_checkpointing,
         sharded=config.memory.shard,
     )
+    if config.text.learning_rate:
+        denoiser = load_with_text(denoiser, base, config.objective.guidance)
     held_out, levels = held_out_of(prepared)
     formats = Formats(family=base.family, denoiser=base.skeleton())
     return Session(
@@ -251,6 +260,7 @@ def make_session(prepared: Prepared) -> Session:
         metadata=_metadata(prepared, denoiser),
         also=Path(config.output.loras).expanduser() if config.output.loras else None,
         init=formats.native(read_lora(config.network.init_from)) if config.network.init_from else {},
+        rate_scales=rate_scales(config, base),
         layout=Layout(formats=formats, format=config.output.format) if config.output.format != "native" else None,
         processes=prepared.processes,
         sharded=config.memory.shard,
@@ -275,6 +285,8 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
     encoded = Texts(prepared.cache, prepared.identity, base.load_encoders)
 
     def condition(picks: Sequence[Pick]) -> Conditioning:
+        if prepared.config.text.learning_rate:  # `WithText` reads them
+            return {"captions": [pick.caption for pick in picks], "geometries": [pick.view.geometry for pick in picks]}
         texts = [encoded.of(pick.view, pick.caption) for pick in picks]
         made = family.condition(texts, [pick.view.geometry for pick in picks], guidance)
         made = {**made, **_references(prepared, picks)}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .checkpoint import load_checkpoint, prune, save_checkpoint
 from .config import NetworkConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
@@ -119,6 +120,8 @@ class Session:
     previews: Previews | None = None
     init: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of a LoRA file to start from."""
+    rate_scales: Mapping[str, float] = field(default_factory=dict)
+    """{beginning of module paths: factor on the learning rate}."""
     layout: "Layout | None" = None
     """Another layout for the LoRA files than the one that is trained in."""
     arithmetic: Arithmetic = written_out
@@ -171,7 +174,7 @@ def _set_up(session: Session, host: Host) -> Training:
     if session.init:
         adapter.load(to_training(adapter, session.denoiser.file_key, session.init))
     parameters = adapter.parameters()
-    training = Training(adapter=adapter, optimizer=make_optimizer(parameters.values(), session.optimizer))
+    training = Training(adapter=adapter, optimizer=_optimizer(session, parameters))
     if session.training.ema:
         training.average = Average(parameters, session.training.ema)
     if session.compute_dtype == torch.float16:
@@ -185,6 +188,15 @@ def _set_up(session: Session, host: Host) -> Training:
     if session.processes.count > 1:
         session.processes.require_same("adapter", f"{training.step} {tensors_digest(parameters)}")
     return training
+
+
+def _optimizer(session: Session, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+    plain = [p for name, p in parameters.items() if not name.startswith(tuple(session.rate_scales))]
+    groups = [
+        (factor, [p for name, p in parameters.items() if name.startswith(start)])
+        for start, factor in session.rate_scales.items()
+    ]
+    return make_optimizer(plain, session.optimizer, groups)
 
 
 def _train(session: Session, training: Training, host: Host) -> Outcome:

@@ -5,6 +5,7 @@ once; a LoRA is laid over it and taken off; each prompt is encoded once.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from math import prod
@@ -19,9 +20,11 @@ from .config_file import digest
 from .data.references import encode_beside, reference_latents, reference_place
 from .denoiser import Denoiser
 from .families.base import Encoders, Family, Text
+from .families.lora_names import is_text_encoder
 from .lora.patch import patched
 from .records import Geometry, Shot, Size
 from .sample import SampleSettings, make_guidance, sample, start_noise
+from .text_lora import TextModules, TextView
 
 BASE = "base"
 SHEET_VERSION = 1
@@ -140,6 +143,20 @@ class Studio:
     def device(self) -> torch.device:
         return next(self.denoiser.module.parameters()).device
 
+    @contextmanager
+    def with_lora(self, tensors: Mapping[str, Tensor], strength: float) -> Iterator[bool]:
+        """A LoRA laid over the network, and over the text encoders if it has modules of theirs; whether it has any."""
+        networks = getattr(self.encoders.text, "networks", None)
+        texts = {key: t for key, t in tensors.items() if is_text_encoder(key)} if networks else {}
+        rest = {key: t for key, t in tensors.items() if key not in texts}
+        with ExitStack() as stack:
+            if texts and strength and networks:
+                view = TextView(family=self.family.name, module=TextModules(networks()))
+                stack.enter_context(patched(view, texts, strength))
+            if rest or not texts:
+                stack.enter_context(patched(self.denoiser, rest, strength))
+            yield bool(texts) and bool(strength)
+
     def encode(self, prompts: Collection[str], references: Collection[Path | None]) -> "Texts":
         """Every prompt beside every reference; alone, if the text encoder sees none."""
         if self.text_pixels and None not in references:
@@ -171,23 +188,28 @@ def render(
 ) -> Iterator[Shot]:
     """Draw the given cells, LoRA by LoRA, and yield each after its picture was written."""
     paths = {reference.digest: reference.path for reference in axes.references}
-    texts = studio.encode(
-        {text for shot in shots for text in (shot.prompt, shot.negative)},
-        {paths.get(shot.settings.get("reference", "")) for shot in shots},
-    )
+    texts = studio.encode(*_asked(shots, paths))
     files = {lora.digest: lora for lora in axes.loras}
     guidance = {setting.name: setting for setting in axes.guidance}
     done = 0
     for (lora, strength), group in groupby(shots, key=lambda shot: (shot.settings["lora"], shot.strength)):
         tensors = read(files[lora].path) if lora else {}
-        with patched(studio.denoiser, tensors, strength):
-            for shot in group:
+        with studio.with_lora(tensors, strength) as reads_anew:
+            shots_here = list(group)
+            said = studio.encode(*_asked(shots_here, paths)) if reads_anew else texts
+            for shot in shots_here:
                 reference = paths.get(shot.settings.get("reference", ""))
-                picture = render_one(shot, studio, texts, guidance[shot.guidance], reference)
+                picture = render_one(shot, studio, said, guidance[shot.guidance], reference)
                 write_picture(picture, shot)
                 done += 1
                 progress(done, len(shots))
                 yield shot
+
+
+def _asked(shots: Sequence[Shot], paths: Mapping[str, Path]) -> tuple[set[str], set[Path | None]]:
+    """Every text of these cells, and every reference image."""
+    texts = {text for shot in shots for text in (shot.prompt, shot.negative)}
+    return texts, {paths.get(shot.settings.get("reference", "")) for shot in shots}
 
 
 def render_one(

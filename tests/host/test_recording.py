@@ -79,3 +79,5 @@ def test_the_same_version_records_the_same(recorded):
         if read(recorded, name)["comfyui"] != read(STORED, name)["comfyui"]:
             pytest.skip("another version than the stored one")
         assert read(recorded, name) == read(STORED, name)
+    for name in ("names", "text_keys"):
+        assert read(recorded / "unets", name) == read(STORED / "unets", name)

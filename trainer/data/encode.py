@@ -102,8 +102,10 @@ def wanted(dataset: Dataset, identity: EncoderIdentity) -> tuple[dict[str, View]
     return wanted_views, _prompts(dataset, identity)
 
 
-def find_work(cache: Cache, dataset: Dataset, identity: EncoderIdentity) -> Work:
+def find_work(cache: Cache, dataset: Dataset, identity: EncoderIdentity, *, texts: bool = True) -> Work:
+    """Without `texts` the images alone, where texts are read anew in every step."""
     wanted_views, wanted_prompts = wanted(dataset, identity)
+    wanted_prompts = wanted_prompts if texts else {}
     cache.touch([*wanted_views, *wanted_prompts])
     new_views, new_prompts = cache.missing(wanted_views), cache.missing(wanted_prompts)
     total = len(wanted_views) + len(wanted_prompts)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +38,14 @@ class Variant:
     """The text encoder is shown the reference image too, with the area of a square of this side in pixels; 0 = it is not."""
     text_options: tuple[str, ...] = ()
     """Fields of `Reading` that this family heeds."""
+    text_parts: Mapping[str, str] = field(default_factory=dict)
+    """{name in LoRA files: folder} of the text encoders that can have a LoRA of their own."""
+    text_pooled: tuple[str, ...] = ()
+    """Those of them whose pooled vector is read too, so that every layer counts."""
+    clip_layer: int = 1
+    """The layer of CLIP that is read, counted from the end of `clip_depth` layers."""
+    clip_depth: int = 0
+    """Layers of the whole CLIP, where files are known to leave out the last; 0 = as many as there are."""
     max_text_tokens: int = 77
     """Length that prompts are padded to, where the family pads."""
 
@@ -63,6 +71,18 @@ class LatentSpace:
 
 class TextEncoder(Protocol):
     def encode(self, prompts: Sequence[str]) -> list[Text]: ...
+
+
+class TrainableText(TextEncoder, Protocol):
+    """Text encoders that can have a LoRA of their own (`Variant.text_parts`)."""
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """By their names in LoRA files: te, or te1 and te2."""
+        ...
+
+    def read(self, prompts: Sequence[str]) -> list[Text]:
+        """Like `encode`, on the networks' device and with a gradient."""
+        ...
 
 
 class ShownTextEncoder(TextEncoder, Protocol):

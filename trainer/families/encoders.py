@@ -73,14 +73,18 @@ class ClipText:
     def __call__(self, prompts: Sequence[str]) -> tuple[list[Tensor], Tensor]:
         """Per prompt the hidden states (L, D) of its chunks side by side, and (B, P) pooled vectors of the first chunk
         (projected where the model projects), fp32 on the CPU."""
-        return self.of_chunks([self.tokens(prompt) for prompt in prompts], self.of_tokens)
+        return self._side_by_side(prompts, self.of_tokens)
 
-    def of_chunks(
-        self, chunks: Sequence[Tensor], read: Callable[[Tensor], tuple[Tensor, Tensor]]
+    def with_gradient(self, prompts: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+        """The same on the network's device, with a gradient."""
+        return self._side_by_side(prompts, self.read)
+
+    def _side_by_side(
+        self, prompts: Sequence[str], read: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[list[Tensor], Tensor]:
-        """The same of the chunks of several prompts, read at once."""
+        chunks = [self.tokens(prompt) for prompt in prompts]
         counts = [len(ids) for ids in chunks]
-        hidden_NLD, pooled_NP = read(torch.cat(list(chunks)))
+        hidden_NLD, pooled_NP = read(torch.cat(chunks))
         firsts = [sum(counts[:i]) for i in range(len(counts))]
         return [part.flatten(0, 1) for part in torch.split(hidden_NLD, counts)], pooled_NP[firsts]
 

@@ -33,11 +33,26 @@ NAME = "sd"
 SD1_CONTEXT = 768
 SD2_TEXT_LAYERS = 24
 SD2_V_MARK = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+TEXT_PARTS = {"te": "text_encoder"}
 VARIANTS = {
-    "sd1": Variant(objective=Epsilon(), guidance_scale=7.0, text_options=CLIP_OPTIONS),
-    "sd1-v": Variant(objective=VPrediction(), guidance_scale=7.0, text_options=CLIP_OPTIONS),
-    "sd2": Variant(objective=Epsilon(), guidance_scale=7.0, text_options=CLIP_OPTIONS),
-    "sd2-v": Variant(objective=VPrediction(), guidance_scale=7.0, text_options=CLIP_OPTIONS),
+    "sd1": Variant(objective=Epsilon(), guidance_scale=7.0, text_options=CLIP_OPTIONS, text_parts=TEXT_PARTS),
+    "sd1-v": Variant(objective=VPrediction(), guidance_scale=7.0, text_options=CLIP_OPTIONS, text_parts=TEXT_PARTS),
+    "sd2": Variant(
+        objective=Epsilon(),
+        guidance_scale=7.0,
+        text_options=CLIP_OPTIONS,
+        text_parts=TEXT_PARTS,
+        clip_layer=2,
+        clip_depth=SD2_TEXT_LAYERS,
+    ),
+    "sd2-v": Variant(
+        objective=VPrediction(),
+        guidance_scale=7.0,
+        text_options=CLIP_OPTIONS,
+        text_parts=TEXT_PARTS,
+        clip_layer=2,
+        clip_depth=SD2_TEXT_LAYERS,
+    ),
 }
 
 
@@ -49,6 +64,14 @@ class SDText:
 
     def encode(self, prompts: Sequence[str]) -> list[Text]:
         texts, _ = self.clip(prompts)
+        return [{"text": text} for text in texts]
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"te": self.clip.module}
+
+    def read(self, prompts: Sequence[str]) -> list[Text]:
+        """With a gradient."""
+        texts, _ = self.clip.with_gradient(prompts)
         return [{"text": text} for text in texts]
 
 

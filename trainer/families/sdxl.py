@@ -28,9 +28,24 @@ from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
 from .unet_names import unet_lora_map
 
 NAME = "sdxl"
+TEXT_PARTS = {"te1": "text_encoder", "te2": "text_encoder_2"}
 VARIANTS = {
-    "sdxl": Variant(objective=Epsilon(), guidance_scale=6.0, text_options=CLIP_OPTIONS),
-    "sdxl-v": Variant(objective=VPrediction(), guidance_scale=6.0, text_options=CLIP_OPTIONS),
+    "sdxl": Variant(
+        objective=Epsilon(),
+        guidance_scale=6.0,
+        text_options=CLIP_OPTIONS,
+        text_parts=TEXT_PARTS,
+        text_pooled=("te2",),
+        clip_layer=2,
+    ),
+    "sdxl-v": Variant(
+        objective=VPrediction(),
+        guidance_scale=6.0,
+        text_options=CLIP_OPTIONS,
+        text_parts=TEXT_PARTS,
+        text_pooled=("te2",),
+        clip_layer=2,
+    ),
     "sdxl-v-ztsnr": Variant(
         objective=VPrediction(zero_terminal_snr=True), guidance_scale=6.0, text_options=CLIP_OPTIONS
     ),
@@ -45,6 +60,14 @@ class SDXLText:
 
     def encode(self, prompts: Sequence[str]) -> list[Text]:
         (firsts, _), (seconds, pooled_BP) = self.first(prompts), self.second(prompts)
+        return side_by_side(firsts, seconds, pooled_BP)
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"te1": self.first.module, "te2": self.second.module}
+
+    def read(self, prompts: Sequence[str]) -> list[Text]:
+        """With a gradient."""
+        (firsts, _), (seconds, pooled_BP) = self.first.with_gradient(prompts), self.second.with_gradient(prompts)
         return side_by_side(firsts, seconds, pooled_BP)
 
 

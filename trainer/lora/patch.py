@@ -2,19 +2,30 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser
 from ..errors import ModelFileError, did_you_mean
 from ..frozen import FrozenLinear, is_packed
 from .adapter import dense_weight
 from .host_formula import group_by_module, weight_change
 
 
-def match_modules(denoiser: Denoiser, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+class Patchable(Protocol):
+    """What a LoRA can be laid over: part of `Denoiser`."""
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def file_key(self, module_path: str) -> str: ...
+
+
+def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """{module path: adapter tensors}. Raises ModelFileError unless every tensor belongs to a module of the network."""
     modules, unknown = group_by_module(tensors)
     paths = {
@@ -34,7 +45,7 @@ def match_modules(denoiser: Denoiser, tensors: Mapping[str, Tensor]) -> dict[str
 
 
 @contextmanager
-def patched(denoiser: Denoiser, tensors: Mapping[str, Tensor], strength: float) -> Iterator[None]:
+def patched(denoiser: Patchable, tensors: Mapping[str, Tensor], strength: float) -> Iterator[None]:
     """The network with a LoRA at a strength, for the time of the block. The original weights are kept, not recomputed."""
     matched = match_modules(denoiser, tensors) if strength else {}
     originals: dict[str, nn.Module | nn.Parameter] = {}

@@ -115,12 +115,11 @@ class LoomDataset:
         }
 
     @classmethod
-    def IS_CHANGED(cls, folder: str, **options: Any) -> str:
-        """Changes when any file in the folder does."""
+    def IS_CHANGED(cls, **options: Any) -> str:
+        """Changes when any file does that the set is made of: images, captions, masks, reference images, tables."""
         from .host.datasets import folder_state
 
-        deep = bool(options.get("recursive")) or options.get("layout") == "kohya"
-        return folder_state(folder, recursive=deep)
+        return folder_state({**options, "folder": options.get("folder") or ""})
 
     def run(self, folder: str, captions: str, previous: DatasetValue | None = None, **options: Any) -> tuple[Any, ...]:
         from .host.datasets import add_folder
@@ -188,11 +187,11 @@ class LoomDatasetFile:
         }
 
     @classmethod
-    def IS_CHANGED(cls, path: str, **options: Any) -> str:
-        """Changes when the file does, or any file in its folders."""
+    def IS_CHANGED(cls, path: str | None = None, **options: Any) -> str:
+        """Changes when the file does, or any file that its sets are made of."""
         from .host.datasets import file_state
 
-        return file_state(path)
+        return file_state(path or "")
 
     def run(self, path: str, previous: DatasetValue | None = None) -> tuple[Any, ...]:
         from .host.datasets import add_file

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...trainer.config import DataConfig, DatasetConfig, MemoryConfig
-from ...trainer.config_file import Json, digest, parse
+from ...trainer.config_file import Json, digest, parse, to_dict
 from ...trainer.data.cache import Cache
 from ...trainer.data.contact import Thumbnail, contact_sheet
 from ...trainer.data.dataset import Dataset, build_dataset, report
@@ -31,33 +31,47 @@ FOLDER_OPTIONS = ("masks", "references")
 LISTS: dict[str, type[int] | type[float]] = {"resolutions": int, "megapixels": float, "aspects": float}
 
 
-def folder_state(folder: str, *, recursive: bool) -> str:
-    """Digest of names, sizes and times of the files; the message of the error where the folder cannot be read."""
+def folder_state(options: Mapping[str, Any]) -> str:
+    """Digest of names, sizes and times of every file that a set is made of; the message of the error where there is one."""
     try:
-        path = resolve_folder(folder, "folder")
-    except LoomError as error:
-        return str(error)
-    return digest(_files_state(path, recursive=recursive))
-
-
-def file_state(name: str) -> str:
-    """The same of a file that lists sets, and of all their folders."""
-    try:
-        file = resolve_file(name, "path")
-        listed = read_dataset_file(file, _judged)
-        folders = [_files_state(Path(one.folder), recursive=True) for one in listed.sets]
-        return digest([file_digest(file), folders])
+        return digest(_set_state(_allowed_paths(options)))
     except (LoomError, OSError) as error:
         return str(error)
 
 
+def file_state(name: str) -> str:
+    """The same of a file that lists sets."""
+    try:
+        file = resolve_file(name, "path")
+        sets = read_dataset_file(file, _judged).sets
+        return digest([file_digest(file), [_set_state(to_dict(one)) for one in sets]])
+    except (LoomError, OSError) as error:
+        return str(error)
+
+
+def _set_state(options: Mapping[str, Any]) -> list[Json]:
+    deep = bool(options.get("recursive")) or options.get("layout") == "kohya"
+    state = _files_state(Path(options["folder"]), recursive=deep)
+    for name in FOLDER_OPTIONS:
+        if options.get(name) and options[name] != "alpha":
+            state += _files_state(Path(options[name]), recursive=deep)
+    if options.get("metadata"):
+        state.append({"metadata": _file_state(Path(options["metadata"]))})
+    return state
+
+
 def _files_state(folder: Path, *, recursive: bool) -> list[Json]:
     files = sorted(p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.is_file())
-    return [{str(p.relative_to(folder)): [p.stat().st_size, p.stat().st_mtime_ns]} for p in files]
+    return [{str(p.relative_to(folder)): _file_state(p)} for p in files]
 
 
-def add_folder(previous: DatasetValue | None, options: Mapping[str, Any]) -> tuple[DatasetValue, Tensor, str]:
-    """(data set, contact sheet, report). Raises ConfigError or DataError naming every problem."""
+def _file_state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _allowed_paths(options: Mapping[str, Any]) -> Json:
+    """The options with every path in full. Raises ConfigError for one that may not be used."""
     folder = resolve_folder(options["folder"], "folder")
     checked = {**options, "folder": str(folder)}
     for name in FOLDER_OPTIONS:
@@ -66,6 +80,12 @@ def add_folder(previous: DatasetValue | None, options: Mapping[str, Any]) -> tup
     if checked.get("metadata"):
         inner = folder / checked["metadata"]
         checked["metadata"] = str(resolve_file(str(inner if inner.is_file() else checked["metadata"]), "metadata"))
+    return checked
+
+
+def add_folder(previous: DatasetValue | None, options: Mapping[str, Any]) -> tuple[DatasetValue, Tensor, str]:
+    """(data set, contact sheet, report). Raises ConfigError or DataError naming every problem."""
+    checked = _allowed_paths(options)
     for name, kind in LISTS.items():
         checked[name] = number_list(str(checked.get(name) or ""), kind, name)
     return _added(previous, [parse(checked, DatasetConfig)])

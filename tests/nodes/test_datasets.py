@@ -94,6 +94,19 @@ def test_a_changed_file_or_image_changes_the_node(host, cats):
     assert "is not a file" in LoomDatasetFile.IS_CHANGED("gone.toml")
 
 
+@pytest.mark.parametrize("option", ["masks", "references", "metadata"])
+def test_what_lies_outside_the_folder_is_watched_too(host, cats, option):
+    other = host.base / "input" / "other"
+    other.mkdir()
+    (other / "a.csv").write_text("file_name,text\n")
+    options = {**defaults(LoomDataset), "folder": "cats", option: "other/a.csv" if option == "metadata" else "other"}
+    first = LoomDataset.IS_CHANGED(**options)
+    assert first == LoomDataset.IS_CHANGED(**options)
+    (other / "a.csv").write_text("file_name,text\na.png,another\n")
+    assert LoomDataset.IS_CHANGED(**options) != first
+    assert "is not a fol" in LoomDataset.IS_CHANGED(**{**options, "folder": "gone"})
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("", "name a file"), ("../x.toml", "leads out of"), ("gone.toml", "is not a file")]
 )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .cli_common import AsJson, report, watched
-from .cli_tools import Dtype, Overwrite, checked_output
+from .cli_tools import Dtype, LoraFile, Overwrite, checked_output
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    file: LoraFile,
     output: Annotated[Path, typer.Argument(help="The new .safetensors file.", show_default=False)],
     format: Annotated[str, typer.Option(help="native (ComfyUI), diffusers or kohya.", show_default=False)],
     family: Annotated[str, typer.Option(help="The base model's family; auto reads it off the names.")] = "auto",

@@ -11,8 +11,9 @@ from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .base_model import Base
-    from .lora.resize import Keep
 
+LoraFile = Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)]
+LoraFiles = Annotated[list[Path], typer.Argument(help="LoRA files.", show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The new .safetensors file.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
 Rank = Annotated[int, typer.Option(help="Largest rank; 0 is no limit where a method is given.")]
@@ -51,17 +52,8 @@ def checked_output(path: Path, overwrite: bool, sources: list[Path], *, folder: 
         raise ConfigError(f"output = {str(path)!r} exists: use another name, or --overwrite")
 
 
-def keep_of(rank: int, method: str, amount: float) -> "Keep":
-    """A method is meant wherever an amount is given."""
-    from .lora.resize import Keep
-
-    if amount and method == "rank":
-        raise ConfigError(f"amount = {amount} needs a --method: sv_fro, sv_ratio or sv_cumulative")
-    return Keep(rank=rank, method=method, amount=amount)
-
-
 def resize(
-    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    file: LoraFile,
     output: Output,
     rank: Rank = 0,
     method: Method = "rank",
@@ -71,17 +63,18 @@ def resize(
     as_json: AsJson = False,
 ) -> None:
     """Make a LoRA smaller by singular values, e.g. --rank 32 --method sv_fro --amount 0.9."""
+    from .lora.resize import Keep
     from .lora.resize import resize as run
 
     with watched(as_json) as host:
         checked_output(output, overwrite, [file])
-        keep = keep_of(rank, method, amount)
+        keep = Keep(rank=rank, method=method, amount=amount)
         done = run(file, output, keep, dtype, lambda n, total: host.stage("resizing", n, total))
     report(as_json, f"{done.text()}\n{output}", output=str(output), kept=done.kept, **asdict(done))
 
 
 def merge(
-    files: Annotated[list[Path], typer.Argument(help="LoRA files.", show_default=False)],
+    files: LoraFiles,
     output: Output,
     weights: Weights = "",
     rank: Rank = 0,
@@ -93,20 +86,21 @@ def merge(
 ) -> None:
     """Several LoRAs as one: the exact weighted sum of their changes, resized afterwards if a rank or method is given."""
     from .lora.merge import merge_loras
+    from .lora.resize import Keep
     from .lora_places import check_one_family
 
     with watched(as_json) as host:
         checked_output(output, overwrite, files)
         sources = list(zip(files, weights_of(weights, len(files)), strict=True))
         check_one_family([file for file, weight in sources if weight])
-        keep = keep_of(rank, method, amount) if rank or amount or method != "rank" else None
+        keep = Keep(rank=rank, method=method, amount=amount) if rank or amount or method != "rank" else None
         done = merge_loras(sources, output, keep, dtype, lambda n, total: host.stage("merging", n, total))
     report(as_json, f"{done.text()}\n{output}", output=str(output), **asdict(done))
 
 
 def merge_base(
     base: Annotated[str, typer.Argument(help="A base model, file or diffusers folder.", show_default=False)],
-    files: Annotated[list[Path], typer.Argument(help="LoRA files.", show_default=False)],
+    files: LoraFiles,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="New file or folder, as the base is.", show_default=False)
     ],
@@ -140,17 +134,18 @@ def extract(
 ) -> None:
     """A LoRA that takes one checkpoint to another, e.g. --rank 64, with how much of the difference it holds."""
     from .base_tools import extract_lora
+    from .lora.resize import Keep
 
     with watched(as_json) as host:
         checked_output(output, overwrite, [Path(base), Path(tuned)])
-        keep = keep_of(rank, method, amount)
+        keep = Keep(rank=rank, method=method, amount=amount)
         found = opened(base), opened(tuned)
         done = extract_lora(*found, output, keep, dtype, lambda n, total: host.stage("extracting", n, total))
     report(as_json, f"{done.text()}\n{output}", output=str(output), **asdict(done))
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)],
+    file: LoraFile,
     base: Annotated[str, typer.Option(help="A base model whose keys the file's are looked up in.")] = "",
     as_json: AsJson = False,
 ) -> None:

@@ -60,7 +60,7 @@ def _matching(path: Path, model: Any, clip: Any) -> str:
 def resized(*, lora_name: str, rank: int, method: str, amount: float, dtype: str, save_as: str) -> tuple[str, str]:
     """(name of the new file, report)."""
     source, target = find_lora(lora_name), new_file(save_as, [lora_name])
-    done = resize(source, target, keep_of(rank, method, amount), dtype, Bar().update)
+    done = resize(source, target, Keep(rank=rank, method=method, amount=amount), dtype, Bar().update)
     return listed(target), done.text()
 
 
@@ -71,15 +71,9 @@ def merged(
     sources = [(find_lora(lora_1), weight_1), (find_lora(lora_2), weight_2)]
     target = new_file(save_as, [lora_1, lora_2])
     check_one_family([path for path, weight in sources if weight])
-    keep = keep_of(rank, method, amount) if rank or amount or method != "rank" else None
+    keep = Keep(rank=rank, method=method, amount=amount) if rank or amount or method != "rank" else None
     done = merge_loras(sources, target, keep, dtype, Bar().update)
     return listed(target), done.text()
-
-
-def keep_of(rank: int, method: str, amount: float) -> Keep:
-    if amount and method == "rank":
-        raise ConfigError(f"amount = {amount} needs a method: sv_fro, sv_ratio or sv_cumulative")
-    return Keep(rank=rank, method=method, amount=amount)
 
 
 def new_file(save_as: str, sources: Sequence[str]) -> Path:

@@ -56,6 +56,8 @@ class Keep:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"method = {self.method!r}: {did_you_mean(self.method, list(METHODS))}")
+        if self.amount and self.method == "rank":
+            raise ConfigError(f"amount = {self.amount} needs a method: sv_fro, sv_ratio or sv_cumulative")
         if self.rank < 0 or (self.method == "rank" and self.rank == 0):
             raise ConfigError(f"rank = {self.rank}: use 1 or more, or a method (sv_fro and an amount of 0.9 is usual)")
         if self.method == "sv_ratio" and not self.amount > 1:

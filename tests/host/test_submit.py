@@ -140,13 +140,13 @@ def test_a_server_killed_midway_gets_the_prompt_again(server, tmp_path):
     flow = saved(tmp_path, picture(file("sd1"), key="picture", seed=5))
     graph = {**json.loads(flow.read_text()), **sleep(4, salt=99)}
     flow.write_text(json.dumps(graph))
-    process = beside(server, "submit", flow, "-o", tmp_path / "out")
+    process = beside(server, "submit", flow, "-o", tmp_path / "out", "--patience", 600)
     deadline = time.monotonic() + 30
     while not server.http.get("/queue").json()["queue_running"] and time.monotonic() < deadline:
         time.sleep(0.05)
     server.kill()
     server.start(port=server.port)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     assert "the server was restarted and has lost it; queued again" in told
     assert len(list((tmp_path / "out").glob("*.png"))) == 1

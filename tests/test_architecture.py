@@ -31,7 +31,7 @@ LAYERS = [
     {"families", "sample"},
     {"data"},
     {"step", "objective_settings"},
-    {"loop", "evaluate", "base_model", "lora_places", "lora_convert", "base_tools"},
+    {"loop", "evaluate", "base_model", "text_places", "lora_places", "lora_convert", "base_tools"},
     {"checkpoint", "lora_formats", "text_lora"},
     {"runs"},
     {"session", "sweep", "strip", "sheet_page", "score", "score_report"},

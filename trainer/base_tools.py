@@ -1,9 +1,12 @@
 """LoRAs and whole checkpoints: merging the one into the other, and taking it out again."""
 
+import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,10 +17,11 @@ from .errors import ModelFileError
 from .files import whole_folder
 from .lora.extract import Difference, ExtractReport, Reader, extract, outside_energy
 from .lora.factors import KOHYA, PEFT, extended, new_dtype, write_lora
-from .lora.merge_base import BaseReport, Patch, merge_file, plan
+from .lora.merge_base import BaseReport, Patch, Place, merge_file, plan
 from .lora.resize import Keep
 from .lora_places import own_places, places
 from .tensor_files import TensorFile
+from .text_places import text_parts
 
 Progress = Callable[[int, int], None]
 
@@ -29,16 +33,20 @@ def merge_into_base(
 
     Raises ModelFileError if a LoRA does not fit (`partly` leaves out the modules that do not), RunError on writing.
     """
-    patches, left_out = plan(loras, places(base), partly=partly)
-    facts = json.dumps([[path.name, strength] for path, strength in loras])
+    texts = text_parts(base)
+    known = {module: _absolute(found, base.source.prefix) for module, found in places(base).items()}
+    for part in texts:
+        known |= part.places
+    patches, left_out = plan(loras, known, partly=partly)
+    facts = {"loom.merged": json.dumps([[path.name, strength] for path, strength in loras])}
     if base.source.is_diffusers:
+        changed_parts = [part for part in texts if any(key.startswith(part.mark) for key in patches)]
         with whole_folder(target) as folder:
-            _copy_others(base, folder)
-            rounding = list(_merge_files(base, folder, patches, {"loom.merged": facts}, progress))
+            groups = [("", base.source.denoiser_files), *((part.mark, part.files) for part in changed_parts)]
+            _copy_others(base, folder, [files for _, files in groups])
+            rounding = list(_merge_files(base, folder, groups, patches, facts, progress))
     else:
-        rounding = list(
-            merge_file(base.source.path, target, base.source.prefix, patches, {"loom.merged": facts}, progress)
-        )
+        rounding = list(merge_file(base.source.path, target, "", patches, facts, progress))
     changed = {key: value for key, value in rounding if not math.isnan(value)}
     worst = max(changed, key=lambda key: changed[key])
     return BaseReport(
@@ -50,20 +58,32 @@ def merge_into_base(
     )
 
 
+def _absolute(found: tuple[Place, ...], prefix: str) -> tuple[Place, ...]:
+    """By the names that the file has."""
+    return tuple(replace(place, key=prefix + place.key) for place in found)
+
+
 def _merge_files(
-    base: Base, folder: Path, patches: Mapping[str, list[Patch]], facts: Mapping[str, str], progress: Progress
+    base: Base,
+    folder: Path,
+    groups: Sequence[tuple[str, Sequence[Path]]],
+    patches: Mapping[str, list[Patch]],
+    facts: Mapping[str, str],
+    progress: Progress,
 ) -> Iterator[tuple[str, float]]:
-    for path in base.source.denoiser_files:
-        target = folder / path.relative_to(base.source.path)
-        yield from merge_file(path, target, base.source.prefix, patches, facts, progress)
+    """For each (mark, files): the patches of keys with that mark."""
+    for mark, files in groups:
+        mine = {key.removeprefix(mark): found for key, found in patches.items() if key.startswith(mark) and ("/" in key) == bool(mark)}  # fmt: skip
+        for path in files:
+            yield from merge_file(path, folder / path.relative_to(base.source.path), "", mine, facts, progress)
 
 
-def _copy_others(base: Base, folder: Path) -> None:
-    """Everything but the network's weights, of which no stale copy (.fp16) may stay."""
-    weights = base.source.denoiser_files[0].parent
+def _copy_others(base: Base, folder: Path, written: Sequence[Sequence[Path]]) -> None:
+    """Everything but the weights that are written anew, of which no stale copy (.fp16) may stay."""
+    weights = {files[0].parent for files in written}
 
     def is_weight(directory: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(directory) == weights and name.endswith(".safetensors")]
+        return [name for name in names if Path(directory) in weights and name.endswith(".safetensors")]
 
     shutil.copytree(base.source.path, folder, ignore=is_weight, dirs_exist_ok=True)
 
@@ -81,16 +101,20 @@ def extract_lora(base: Base, tuned: Base, target: Path, keep: Keep, dtype: str, 
             "give two checkpoints of one model in one layout"
         )
     difference, inside = Difference(old, new), own_places(base)
+    texts = list(_text_differences(base, tuned))
 
     def differences() -> Iterator[tuple[str, Tensor]]:
-        for done, (key, place) in enumerate(sorted(inside.items())):
-            yield key, difference(*place)
-            progress(done + 1, len(inside))
+        every = [(key, partial(difference, *found)) for key, found in sorted(inside.items())] + texts
+        for done, (key, call) in enumerate(every):
+            yield key, call()
+            progress(done + 1, len(every))
 
     style = KOHYA if next(iter(inside), "").startswith("lora_") else PEFT
     cuts = extract(differences(), keep, new_dtype(dtype, torch.bfloat16), style)
     if not cuts.written:
-        raise ModelFileError(f"{base.source.path} and {tuned.source.path} are equal in all {len(inside)} modules")
+        raise ModelFileError(
+            f"{base.source.path} and {tuned.source.path} are equal in all {len(inside) + len(texts)} modules"
+        )
     metadata = {"modelspec.architecture": f"{base.variant}/lora", "ss_network_module": "networks.lora"}
     facts = {"base": base.source.path.name, "tuned": tuned.source.path.name, "keep": vars(keep)}
     write_lora(target, cuts.written, extended(metadata, cuts.written, "extract", facts))
@@ -99,6 +123,7 @@ def extract_lora(base: Base, tuned: Base, target: Path, keep: Keep, dtype: str, 
     ranks = [cut.new for cut in cuts.cuts.values()]
     return ExtractReport(
         modules=len(ranks),
+        text_encoder=sum(key in cuts.cuts for key, _ in texts),
         same=len(cuts.zero),
         ranks=(min(ranks), max(ranks)),
         kept=resized.kept,
@@ -106,3 +131,13 @@ def extract_lora(base: Base, tuned: Base, target: Path, keep: Keep, dtype: str, 
         outside=rest / (total + rest),
         bytes=resized.bytes_after,
     )
+
+
+def _text_differences(base: Base, tuned: Base) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """(module key, its difference) of the text encoders that both checkpoints have in one layout."""
+    for old, new in itertools.product(text_parts(base), text_parts(tuned)):
+        if old.own == new.own and old.places == new.places:
+            readers = [Reader(map(TensorFile, part.files), "") for part in (old, new)]
+            difference = Difference(*readers)
+            for key in sorted(old.own):
+                yield key, partial(difference, *(replace(p, key=p.key.removeprefix(old.mark)) for p in old.places[key]))

@@ -14,6 +14,7 @@ from .lora.merge_base import Place
 from .lora.tools import input_width, modules_of
 from .records import Shapes
 from .tensor_files import TensorFile
+from .text_places import text_parts
 
 WEIGHT = ".weight"
 
@@ -139,8 +140,9 @@ def recognise(path: Path, base: Base | None = None) -> Recognition:
     names = {name: family.lora_names for name, family in families.all_families().items()}
     found = owners(names, {key: input_width(file, parts) for key, parts in modules.items()})
     if base is not None:
-        known = places(base)
-        lost = sorted(key for key in modules if key not in known and not is_text_encoder(key))
+        known = set(places(base)).union(*(part.places for part in text_parts(base)))
+        has_text = bool(text_parts(base))
+        lost = sorted(key for key in modules if key not in known and (has_text or not is_text_encoder(key)))
     elif found:
         lost = unmatched(names[found[0]], modules)
     else:

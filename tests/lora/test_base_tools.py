@@ -339,6 +339,85 @@ def test_a_lora_of_original_names_is_extracted_from_diffusers_folders(tmp_path):
         assert torch.allclose(weight_change(after[key], whole), weight_change(parts, whole), atol=1e-3)
 
 
+def text_tensors(kind, width=8, feed=16):
+    """(tensors of one layer of an encoder as a checkpoint keeps it, {transformers' path: its weight})."""
+    source = torch.Generator().manual_seed(7)
+    draw = lambda *shape: torch.randn(*shape, generator=source)  # noqa: E731
+    weights = {f"self_attn.{x}_proj": draw(width, width) for x in ("q", "k", "v", "out")} | {"mlp.fc1": draw(feed, width), "mlp.fc2": draw(width, feed)}  # fmt: skip
+    if kind == "plain":
+        stored = {f"text_model.encoder.layers.0.{name}.weight": weight for name, weight in weights.items()}
+    else:
+        fused = torch.cat([weights[f"self_attn.{x}_proj"] for x in "qkv"])
+        names = {"self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+        stored = {"resblocks.0.attn.in_proj_weight": fused, **{f"resblocks.0.{new}.weight": weights[old] for old, new in names.items()}}  # fmt: skip
+    return stored, weights
+
+
+@pytest.mark.parametrize(
+    ("toy", "stems"),
+    [
+        ("sd1", {"cond_stage_model.transformer.": ("plain", "lora_te_")}),
+        ("sd2", {"cond_stage_model.model.transformer.": ("open_clip", "lora_te_")}),
+        ("sdxl", {"conditioner.embedders.0.transformer.": ("plain", "lora_te1_"), "conditioner.embedders.1.model.transformer.": ("open_clip", "lora_te2_")}),
+    ],
+)  # fmt: skip
+def test_text_encoders_are_merged_and_extracted_with_the_network(tmp_path, toy, stems):
+    path = base_file(toy, tmp_path / "base.safetensors", prefix="model.diffusion_model.")
+    tensors, weights = load_file(path), {}
+    for stem, (kind, prefix) in stems.items():
+        stored, found = text_tensors(kind)
+        tensors |= {stem + key: value for key, value in stored.items()}
+        weights |= {f"{prefix}text_model_encoder_layers_0_{name.replace('.', '_')}": w for name, w in found.items()}
+    save_file(tensors, path)
+    base, source, lora = opened(path), torch.Generator().manual_seed(3), {}
+    network = sorted(own_places(base))[0]
+    lora_for(base, tmp_path / "n.safetensors", [network])
+    for key, weight in weights.items():
+        lora[f"{key}.lora_down.weight"] = torch.randn(2, weight.shape[1], generator=source) * 0.3
+        lora[f"{key}.lora_up.weight"] = torch.randn(weight.shape[0], 2, generator=source)
+    save_file({**lora, **load_file(tmp_path / "n.safetensors")}, tmp_path / "l.safetensors")
+    assert not recognise(tmp_path / "l.safetensors", base).unmatched
+    merge_into_base(base, [(tmp_path / "l.safetensors", 0.5)], tmp_path / "tuned.safetensors", quiet)
+    new, modules = load_file(tmp_path / "tuned.safetensors"), group_by_module(lora)[0]
+    for stem, (kind, prefix) in stems.items():
+        wanted = {name: w + weight_change(modules[f"{prefix}text_model_encoder_layers_0_{name.replace('.', '_')}"], w, 0.5) for name, w in text_tensors(kind)[1].items()}  # fmt: skip
+        if kind == "open_clip":
+            fused = torch.cat([wanted[f"self_attn.{x}_proj"] for x in "qkv"])
+            assert torch.allclose(new[f"{stem}resblocks.0.attn.in_proj_weight"], fused, atol=1e-5)
+            assert torch.allclose(new[f"{stem}resblocks.0.mlp.c_proj.weight"], wanted["mlp.fc2"], atol=1e-5)
+        else:
+            assert torch.allclose(new[f"{stem}text_model.encoder.layers.0.self_attn.k_proj.weight"], wanted["self_attn.k_proj"], atol=1e-5)  # fmt: skip
+    report = extract_lora(base, opened(tmp_path / "tuned.safetensors"), tmp_path / "out.safetensors", Keep(rank=2), "float32", quiet)  # fmt: skip
+    assert (report.modules, report.text_encoder) == (len(weights) + 1, len(weights))
+    again = group_by_module(load_file(tmp_path / "out.safetensors"))[0]
+    assert again.keys() == {*weights, network}
+    for key, weight in weights.items():
+        assert torch.allclose(weight_change(again[key], weight), weight_change(modules[key], weight, 0.5), atol=1e-4)
+
+
+def test_text_encoders_of_a_diffusers_folder(tmp_path):
+    base = opened(tiny_folder("sdxl"))
+    lora = {f"{te}text_model_encoder_layers_0_self_attn_q_proj.lora_{part}.weight": torch.full(shape, value)
+            for te, value in (("lora_te1_", 0.1), ("lora_te2_", 0.2)) for part, shape in (("down", (1, 32)), ("up", (32, 1)))}  # fmt: skip
+    first, second = (load_file(tiny_folder("sdxl") / name / "model.safetensors") for name in ("text_encoder", "text_encoder_2"))  # fmt: skip
+    widths = [next(t.shape[0] for key, t in tensors.items() if key.endswith("layers.0.self_attn.q_proj.weight")) for tensors in (first, second)]  # fmt: skip
+    lora = {key: tensor.new_full([widths["te2" in key] if n > 1 else 1 for n in tensor.shape], tensor.flatten()[0]) for key, tensor in lora.items()}  # fmt: skip
+    save_file(lora, tmp_path / "l.safetensors")
+    report = merge_into_base(base, [(tmp_path / "l.safetensors", 1.0)], tmp_path / "new", quiet)
+    assert report.changed == 2
+    for name, old, value in (("text_encoder", first, 0.1), ("text_encoder_2", second, 0.2)):
+        new = load_file(tmp_path / "new" / name / "model.safetensors")
+        for key, tensor in new.items():
+            if key.endswith("layers.0.self_attn.q_proj.weight"):
+                assert torch.allclose(tensor - old[key], torch.full_like(tensor, value**2), atol=1e-5)
+            else:
+                assert torch.equal(tensor, old[key])
+    tuned = opened(tmp_path / "new")
+    assert tuned.identity() == base.identity()
+    report = extract_lora(base, tuned, tmp_path / "out.safetensors", Keep(rank=1), "float32", quiet)
+    assert (report.modules, report.text_encoder, report.outside) == (2, 2, 0)
+
+
 def test_only_loras_of_one_family_in_one_layout_are_merged(tmp_path):
     def lora(name, *keys, width=64):
         tensors = {f"{key}.lora_{part}.weight": torch.ones(shape) for key in keys for part, shape in (("down", (1, width)), ("up", (8, 1)))}  # fmt: skip

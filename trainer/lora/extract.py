@@ -54,6 +54,8 @@ class Difference:
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
     modules: int
+    text_encoder: int
+    """Modules of text encoders among them."""
     same: int
     """Modules that are equal in both checkpoints."""
     ranks: tuple[int, int]
@@ -68,7 +70,7 @@ class ExtractReport:
         low, high = self.ranks
         return "\n".join(
             [
-                f"{self.modules} modules, rank {low} to {high}, {self.bytes:,} bytes; {self.same} are equal in both",
+                f"{self.modules} modules ({self.text_encoder} of text encoders), rank {low} to {high}, {self.bytes:,} bytes; {self.same} are equal in both",
                 f"{self.kept:.2%} of their difference's energy retained, least in {self.worst}",
                 f"{self.outside:.2%} of the whole difference lies in biases, norms and the like, which are left out",
             ]

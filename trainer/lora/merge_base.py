@@ -138,7 +138,7 @@ def plan(
         near = did_you_mean(strange[0], list(places)) if strange else "the files hold no LoRA"
         raise ModelFileError(
             f"{len(strange)} modules of the LoRA are not in this base, first {strange[0] if strange else 'none'} ({near}). "
-            "It was made for another model, or also changes text encoders: --partly merges the rest"
+            "It was made for another model, or also changes text encoders that this base does not have: --partly merges the rest"
         )
     return patches, strange
 

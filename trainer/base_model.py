@@ -10,7 +10,7 @@ from .data.encode import EncoderIdentity
 from .denoiser import Denoiser
 from .errors import ConfigError
 from .families.base import DEFAULT_READING, Encoders, Family, Loading, Reading, Variant
-from .families.encoders import encoder_parts
+from .families.encoders import encoder_parts, require_parts
 from .families.modules import checkpoint_blocks
 from .families.source import Source, open_source
 from .identity import files_identity, folder_identity
@@ -64,6 +64,10 @@ class Base:
         if tiled:
             encoders.image.use_tiles()
         return encoders
+
+    def check_encoders(self) -> None:
+        """Raise ModelFileError unless the folder of the encoders has every part that is needed. Reads no weights."""
+        require_parts(self.source.encoder_folder(), *self.family.needed_parts(self.source))
 
     def identity(self) -> str:
         """Digest of the denoiser's weights."""

@@ -81,6 +81,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
             f"output.format = {config.output.format!r}: only network.kind = 'lora' has a form in that layout; use native"
         )
     base = open_base(config.model, config.text)
+    base.check_encoders()
     check_objective(config.objective, base.settings.objective)
     if config.objective.guidance != 1.0 and not base.settings.guidance_embedding:
         raise ConfigError(

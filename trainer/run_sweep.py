@@ -216,6 +216,7 @@ def sweep(
     `confirm` is asked, with the time it will take, before more than `sweep.max_cells` are rendered.
     """
     base = open_base(config.model, config.text)
+    base.check_encoders()
     check_references(config, base)
     renderings = make_renderings(config, base)
     axes = make_axes(

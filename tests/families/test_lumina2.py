@@ -1,5 +1,7 @@
 """Lumina2's own ways: fused projections, its clock and sign, its prompts, texts of unequal length."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -122,3 +124,25 @@ def test_a_packed_folder_is_refused(tmp_path):
     source = open_source(str(tmp_path / "packed"))
     with pytest.raises(ModelFileError, match="quantised with q, k and v apart"):
         families.get("lumina2").load_denoiser(source, "lumina2", CPU)
+
+
+def test_time_and_sign_worked_by_hand(tiny):
+    """At sigma 0.3 the network is told 0.7, and where it answers x0 - noise, the velocity is noise - x0 (algorithm of the
+    paper: x_t = t x1 + (1 - t) x0, clock towards the data)."""
+    clean, drawn = torch.full((1, 16, 4, 4), 2.0), torch.full((1, 16, 4, 4), -1.0)
+    told = {}
+
+    class Network(torch.nn.Module):
+        def forward(self, hidden_states, timestep, **_):
+            told.update(noisy=hidden_states, time=timestep)
+            return (clean - drawn,)
+
+    denoiser = dataclasses.replace(tiny.denoiser, module=Network(), compute_dtype=torch.float32)
+    sigma = torch.tensor([0.3])
+    noisy = denoiser.objective.add_noise(clean, drawn, sigma)
+    assert torch.allclose(noisy, torch.full_like(noisy, 0.7 * 2.0 + 0.3 * -1.0))
+    predicted = denoiser.predict(noisy, sigma, {"text": torch.ones(1, 1, 32), "text_mask": torch.ones(1, 1)})
+    assert told["time"].tolist() == pytest.approx([0.7])
+    assert torch.equal(predicted, torch.full_like(predicted, -3.0))
+    assert torch.equal(predicted, denoiser.objective.target(clean, drawn, sigma))
+    assert torch.allclose(denoiser.objective.to_denoised(noisy, predicted, sigma), clean)

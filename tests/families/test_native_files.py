@@ -283,8 +283,12 @@ def test_a_truncated_base(toy_file):
         open_source(str(toy_file))
 
 
-def test_a_lora_given_as_base(tmp_path):
-    save_file({"transformer.x.lora_A.weight": torch.ones(2, 2)}, tmp_path / "lora.safetensors")
+@pytest.mark.parametrize(
+    "key",
+    ["transformer.x.lora_A.weight", "lora_unet_x.lora_down.weight", "lora_unet_x.hada_w1_a", "lora_unet_x.lokr_w1", "x.dora_scale"],
+)  # fmt: skip
+def test_a_lora_given_as_base(tmp_path, key):
+    save_file({key: torch.ones(2, 2)}, tmp_path / "lora.safetensors")
     with pytest.raises(ModelFileError, match=r"is a LoRA, not a base model; give it as network\.init_from"):
         open_source(str(tmp_path / "lora.safetensors"))
 

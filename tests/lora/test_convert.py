@@ -219,6 +219,12 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
     save_file(dora, tmp_path / "dora.safetensors")
     with pytest.raises(ModelFileError, match="are no plain LoRA, first"):
         convert(tmp_path / "dora.safetensors", tmp_path / "x.safetensors", "kohya", "sd3")
+    for kind in ("loha", "lokr"):
+        adapter = inject(denoiser.module, ["transformer_blocks.0.attn.to_q"], NetworkConfig(kind=kind, rank=2), seed=0)
+        save_file(to_file(adapter, denoiser.file_key, torch.float32), tmp_path / f"{kind}.safetensors")
+        adapter.eject()
+        with pytest.raises(ModelFileError, match="1 of its 1 modules are no plain LoRA, first .*merge-base.*extract"):
+            convert(tmp_path / f"{kind}.safetensors", tmp_path / "x.safetensors", "kohya", "sd3")
     save_file({"lora_te_a.lora_down.weight": torch.ones(1, 2), "lora_te_a.lora_up.weight": torch.ones(2, 1)}, tmp_path / "te.safetensors")  # fmt: skip
     with pytest.raises(ModelFileError, match="1 modules are a text encoder's"):
         convert(tmp_path / "te.safetensors", tmp_path / "x.safetensors", "kohya")

@@ -288,6 +288,39 @@ def test_a_base_that_cannot_be_used(tmp_path, monkeypatch, kind, error, message)
     assert not (tmp_path / "out" / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        ("sdxl", "vae"), ("sdxl", "text_encoder_2"), ("sd", "tokenizer"), ("sd3", "vae"), ("sd3", "text_encoder"),
+        ("sd3", "tokenizer_3"), ("flux", "text_encoder_2"), ("qwen_image", "tokenizer"), ("lumina2", "text_encoder"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_lacks_a_part(tmp_path, monkeypatch, family, part):
+    """Told by its name before an image is looked at."""
+    monkeypatch.setattr(run_module, "build_dataset", lambda *a: pytest.fail("looked at images"))
+    base = shutil.copytree(tiny_folder(family), tmp_path / "base")
+    shutil.rmtree(base / part)
+    with pytest.raises(
+        ModelFileError, match=rf"base lacks {part}: it needs .*set model\.encoders to a folder that has them"
+    ):
+        train(make_config(family, tmp_path / "out", model={"base": str(base)}), SilentHost())
+    assert not (tmp_path / "out" / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.ckpt", b"PK", "is a pickle, which can run code .*convert it to .safetensors first .*save_file"),
+        ("model.gguf", b"GGUF", "is a GGUF file: .*use the .safetensors file"),
+    ],
+)
+def test_kinds_of_files_that_are_not_read(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelFileError, match=message):
+        train(make_config("sd", tmp_path / "out", model={"base": str(tmp_path / name)}), SilentHost())
+    assert not (tmp_path / "out" / "run").exists()
+
+
 def test_images_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "build_cache", lambda *a: pytest.fail("encoded"))
     folder = shutil.copytree(pictures(), tmp_path / "copy")

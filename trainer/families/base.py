@@ -187,6 +187,10 @@ class Family(Protocol):
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> Denoiser: ...
 
+    def needed_parts(self, source: Source) -> tuple[str, ...]:
+        """Sub-folders of the encoders' folder that `load_encoders` needs."""
+        ...
+
     def load_encoders(
         self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
     ) -> Encoders: ...

@@ -240,13 +240,16 @@ class Flux:
 
         return _denoiser(load(FluxTransformer2DModel, source, read_native, loading), variant, loading.compute_dtype)
 
+    def needed_parts(self, source: Source) -> tuple[str, ...]:
+        return ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+
     def load_encoders(
         self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
     ) -> Encoders:
         from transformers import CLIPTextModel, T5EncoderModel
 
         folder = source.encoder_folder()
-        require_parts(folder, "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+        require_parts(folder, *self.needed_parts(source))
         clip = load_network(CLIPTextModel, folder, "text_encoder", loading)
         t5 = load_network(T5EncoderModel, folder, "text_encoder_2", loading)
         text = FluxText(

@@ -239,13 +239,16 @@ class Lumina2:
         module = load(network_class(), source, read_native, loading, adapt=fuse, unused=UNUSED)
         return _denoiser(module, variant, loading.compute_dtype)
 
+    def needed_parts(self, source: Source) -> tuple[str, ...]:
+        return ("text_encoder", "tokenizer", "vae")
+
     def load_encoders(
         self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
     ) -> Encoders:
         from transformers import Gemma2Model
 
         folder = source.encoder_folder()
-        require_parts(folder, "text_encoder", "tokenizer", "vae")
+        require_parts(folder, *self.needed_parts(source))
         module = load_network(Gemma2Model, folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
         system = SYSTEM_PROMPT if reading.system_prompt == "auto" else reading.system_prompt.strip()

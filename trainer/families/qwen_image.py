@@ -213,13 +213,16 @@ class QwenImage:
         module = load(network_class(), source, read_native, loading, unused=(CLEAN_CLOCK,))
         return _denoiser(module, variant, loading.compute_dtype)
 
+    def needed_parts(self, source: Source) -> tuple[str, ...]:
+        return ("text_encoder", "tokenizer", "vae")
+
     def load_encoders(
         self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
     ) -> Encoders:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         folder = source.encoder_folder()
-        require_parts(folder, "text_encoder", "tokenizer", "vae")
+        require_parts(folder, *self.needed_parts(source))
         module = load_network(Qwen2_5_VLForConditionalGeneration, folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
         text = QwenText(

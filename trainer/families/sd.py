@@ -119,13 +119,16 @@ class SD:
         module = load(UNet2DConditionModel, source, read_native, loading)
         return _denoiser(module, variant, loading.compute_dtype)
 
+    def needed_parts(self, source: Source) -> tuple[str, ...]:
+        return ("text_encoder", "tokenizer", "vae")
+
     def load_encoders(
         self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
     ) -> Encoders:
         from transformers import CLIPTextModel
 
         folder = source.encoder_folder()
-        require_parts(folder, "text_encoder", "tokenizer", "vae")
+        require_parts(folder, *self.needed_parts(source))
         module = load_network(CLIPTextModel, folder, "text_encoder", loading)
         clip = ClipText(
             module,

@@ -33,13 +33,14 @@ from .keymap import KeyMap, count_blocks, rename, split_rows, to_native
 from .lora_layouts import DIT, Widths
 from .lora_names import LoraNames
 from .modules import load
-from .source import Source
+from .source import Source, read_json
 from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
 
 NAME = "sd3"
 VARIANTS = {
     "sd3": Variant(objective=FlowMatching(shift=3.0), training_shift=3.0, guidance_scale=5.0, max_text_tokens=154),
 }
+POOLED = ("time_text_embed.text_embedder.linear_1.weight", "y_embedder.mlp.0.weight")
 TARGETS = {
     "default": Targets(
         r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$", "attention"
@@ -228,13 +229,23 @@ class SD3:
         module = load(SD3Transformer2DModel, source, read_native, loading)
         return _denoiser(module, variant, loading.compute_dtype)
 
+    def needed_parts(self, source: Source) -> tuple[str, ...]:
+        """Both CLIPs, or one alone whose pooled vector is as wide as the network wants it; T5 may be absent."""
+        folder = source.encoder_folder()
+        found = [s for s in ("", "_2") if (folder / f"text_encoder{s}").is_dir()]
+        widths = [read_json(folder / f"text_encoder{s}" / "config.json").get("projection_dim") for s in found]
+        wanted = next((source.shapes[key][1] for key in POOLED if key in source.shapes), None)
+        clips = found if widths == [wanted] else ["", "_2"]
+        t5 = ["_3"] if (folder / "text_encoder_3").is_dir() else []
+        return (*(f"{kind}{s}" for s in [*clips, *t5] for kind in ("text_encoder", "tokenizer")), "vae")
+
     def load_encoders(
         self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
     ) -> Encoders:
         from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
         folder = source.encoder_folder()
-        require_parts(folder, "text_encoder", "tokenizer", "vae")
+        require_parts(folder, *self.needed_parts(source))
         width = source.shapes.get("context_embedder.weight", (0, 4096))[1]
         clips = []
         for suffix in ("", "_2"):

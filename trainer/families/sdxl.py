@@ -132,13 +132,16 @@ class SDXL:
 
         return _denoiser(load(UNet2DConditionModel, source, read_native, loading), variant, loading.compute_dtype)
 
+    def needed_parts(self, source: Source) -> tuple[str, ...]:
+        return ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+
     def load_encoders(
         self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
     ) -> Encoders:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         folder = source.encoder_folder()
-        require_parts(folder, "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+        require_parts(folder, *self.needed_parts(source))
         first = load_network(CLIPTextModel, folder, "text_encoder", loading)
         second = load_network(CLIPTextModelWithProjection, folder, "text_encoder_2", loading)
         skip, chunks = reading.clip_skip or 2, reading.clip_tokens // 75

@@ -5,6 +5,7 @@ Weights are a function of key and shape alone (no generator of any library), so 
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -172,3 +173,19 @@ def toy_inputs(toy: Toy) -> dict[str, Tensor]:
     if toy.reference:  # raw, as a VAE gives it
         inputs["reference"] = toy_tensor("input.reference", (1, toy.channels, *toy.reference)) * 40
     return inputs
+
+
+PRODUCTS = 3
+
+
+def gradient_summary(gradients: Mapping[str, Tensor]) -> Tensor:
+    """(weights, 1 + PRODUCTS) in float64, sorted by name: |G| and <G, R_k>, for R_k of numbers in [-1, 1) by the same law.
+
+    Stands for the gradients themselves, which a fixture would be too large with.
+    """
+    rows = []
+    for name in sorted(gradients):
+        flat = gradients[name].double().flatten()
+        fixed = [torch.from_numpy(hashed_uniform(f"{name} {k}", flat.numel())) for k in range(PRODUCTS)]
+        rows.append([flat.norm().item(), *(torch.dot(flat, matrix).item() for matrix in fixed)])
+    return torch.tensor(rows, dtype=torch.float64)

@@ -116,7 +116,7 @@ def text_keys(comfy: Any) -> dict[str, dict[str, str]]:
     }
 
 
-def predict(model: Any, toy: Any, inputs: dict[str, Any]) -> Any:
+def predict(model: Any, toy: Any, inputs: dict[str, Any], *, grad: bool = False) -> Any:
     """The denoised latents that ComfyUI computes for noisy ones."""
     import torch
 
@@ -137,7 +137,7 @@ def predict(model: Any, toy: Any, inputs: dict[str, Any]) -> Any:
             extra[name] = [part.expand(len(noisy), *part.shape[1:]) for part in value]
         if hasattr(value, "shape") and value.ndim and value.shape[0] == 1:
             extra[name] = value.expand(len(noisy), *value.shape[1:])
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         denoised = model.apply_model(noisy, inputs["sigma"], **extra)
     return (noisy.squeeze(2), denoised.squeeze(2)) if film else (noisy, denoised)
 

@@ -57,12 +57,8 @@ def load(path, variant="auto", loading=CPU):
     return family, family.load_denoiser(source, found, loading)
 
 
-def test_prediction_equals_comfyuis(toy_name, toy_file):
-    """The same weights and inputs through ComfyUI's class (recorded) and through our diffusers module."""
-    toy, recorded = TOYS[toy_name], load_file(HOST / f"{toy_name}.safetensors")
-    family, denoiser = load(toy_file, toy.variant)
-    assert family.name == toy.family
-    inputs = toy_inputs(toy)
+def toy_conditioning(toy, family, inputs):
+    """What a toy's network is told beside the latents, as the family makes it."""
     texts = [{"text": t} for t in inputs["text"]]
     for text, pooled in zip(texts, inputs.get("pooled", []), strict=False):
         text["pooled"] = pooled
@@ -70,6 +66,16 @@ def test_prediction_equals_comfyuis(toy_name, toy_file):
     cond = dict(family.condition(texts, [place, place], 1.0))
     if toy.reference:
         cond["reference"] = family.latent_space.to_model(inputs["reference"]).expand(2, -1, -1, -1)
+    return cond
+
+
+def test_prediction_equals_comfyuis(toy_name, toy_file):
+    """The same weights and inputs through ComfyUI's class (recorded) and through our diffusers module."""
+    toy, recorded = TOYS[toy_name], load_file(HOST / f"{toy_name}.safetensors")
+    family, denoiser = load(toy_file, toy.variant)
+    assert family.name == toy.family
+    inputs = toy_inputs(toy)
+    cond = toy_conditioning(toy, family, inputs)
     noisy = denoiser.objective.add_noise(inputs["latents"], inputs["noise"], inputs["sigma"])
     assert torch.allclose(noisy, recorded["noisy"], rtol=1e-6)
     predicted = denoiser.predict(noisy, inputs["sigma"], cond)

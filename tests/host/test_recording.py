@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.config import ModelConfig
 from scripts.host_toys import HEADLESS, TOYS, toy_tensor
+from scripts.record_host_gradients import NO_SWITCH
 from tests.families.test_native_files import READERS
 
 pytestmark = pytest.mark.comfyui
@@ -22,18 +23,31 @@ STORED = ROOT / "tests" / "fixtures" / "host"
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
 
 
+def record(script, target):
+    """Run a recording script in the host's Python; pytest.skip with its words where that version cannot."""
+    command = [os.environ.get("COMFYUI_PYTHON", sys.executable), str(ROOT / "scripts" / script), str(target)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "COMFYUI_PATH": str(COMFYUI)}
+    )
+    if NO_SWITCH in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     if not (COMFYUI / "comfy").is_dir():
         pytest.skip(f"no ComfyUI at {COMFYUI}: set COMFYUI_PATH")
     folder = tmp_path_factory.mktemp("recorded")
-    for script, target in (("record_host_keys.py", folder), ("record_host_texts.py", folder / "texts.safetensors")):
-        command = [os.environ.get("COMFYUI_PYTHON", sys.executable), str(ROOT / "scripts" / script), str(target)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "COMFYUI_PATH": str(COMFYUI)}
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    record("record_host_keys.py", folder)
+    record("record_host_texts.py", folder / "texts.safetensors")
     return folder
+
+
+@pytest.fixture(scope="module")
+def gradients(recorded):
+    record("record_host_gradients.py", recorded / "gradients.safetensors")
+    return recorded
 
 
 def read(folder, name):
@@ -46,6 +60,15 @@ def test_predictions_are_the_stored_ones(recorded, name):
     assert torch.allclose(fresh["noisy"], stored["noisy"], rtol=1e-6)
     effect, expected = (f["noisy"] - f["denoised"] for f in (fresh, stored))
     assert (effect - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_losses_and_gradients_are_the_stored_ones(gradients, name):
+    fresh, stored = (load_file(folder / "gradients.safetensors") for folder in (gradients, STORED))
+    assert torch.allclose(fresh[f"{name}.loss"], stored[f"{name}.loss"], rtol=1e-5)
+    found, expected = fresh[f"{name}.gradients"], stored[f"{name}.gradients"]
+    size = expected[:, :1].clamp_min(1e-4 * expected[:, 0].max())
+    assert ((found - expected).abs() / size).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", HEADLESS)

@@ -2,17 +2,9 @@
 
 import sys
 
-from .toys import TOYS, answer, conditions, import_pack, mm, relative, torch, toy_inputs, toy_model
+from .toys import TOYS, answer, conditions, import_pack, mm, out_of_place, relative, torch, toy_inputs, toy_model
 
 NAMES = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2", "qwen", "aura", "wan")
-IN_PLACE = {"add_": torch.add, "sub_": torch.sub, "mul_": torch.mul, "div_": torch.div}
-
-
-class OutOfPlace(torch.overrides.TorchFunctionMode):
-    """Python's `x += y` makes a new tensor."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        return IN_PLACE.get(getattr(function, "__name__", ""), function)(*args, **(kwargs or {}))
 
 
 def reference(patcher):
@@ -82,7 +74,7 @@ def case(loom, name):
         if how == "reference":
             if hasattr(mm, "in_training"):
                 mm.in_training = True  # the host's own switch for kernels that have a gradient
-            with OutOfPlace():
+            with out_of_place():
                 results[how] = gradients(adapter, loss_of(denoiser, noisy, inputs["sigma"], samples, weights))
             if hasattr(mm, "in_training"):
                 mm.in_training = False

@@ -22,10 +22,11 @@ import comfy.model_management as mm  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
 from host_toys import TOYS, toy_inputs, toy_tensor  # noqa: E402
+from record_host_gradients import out_of_place  # noqa: E402
 from record_host_keys import build  # noqa: E402
 
 torch.set_num_threads(1)
-__all__ = ["ROOT", "TOYS", "answer", "comfy", "conditions", "import_pack", "mm", "relative", "torch", "toy_inputs", "toy_model", "toy_tensor"]  # fmt: skip
+__all__ = ["ROOT", "TOYS", "answer", "comfy", "conditions", "import_pack", "mm", "out_of_place", "relative", "torch", "toy_inputs", "toy_model", "toy_tensor"]  # fmt: skip
 
 
 def import_pack():

@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -294,12 +294,12 @@ def _result(planned: Planned, prompt_id: str, error: str, files: tuple[str, ...]
 
 
 def _read_record(output: Path) -> dict[str, Any]:
-    """What earlier calls into this folder have done; a damaged record counts for nothing."""
+    """What earlier calls into this folder have done; what is damaged or of another form counts for nothing."""
     try:
         found = json.loads((output / RECORD).read_text(encoding="utf-8"))["prompts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return {key: one for key, one in found.items() if set(one) == {part.name for part in fields(Result)}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def safe_name(name: str) -> str:

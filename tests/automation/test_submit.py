@@ -245,6 +245,15 @@ def test_many_prompts_are_asked_for(fake, workflow, tmp_path):
     assert not fake.received
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"prompts": []}', '{"prompts": {"a": {"files": []}, "b": 3}}'])
+def test_a_damaged_record_counts_for_nothing(fake, workflow, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "submit.json").write_text(content)
+    done = command(fake, workflow, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert len(json.loads((tmp_path / "out" / "submit.json").read_text())["prompts"]) == 1
+
+
 @pytest.mark.parametrize(("given", "safe"), [("../../etc/passwd", "passwd"), ("a\\b.png", "b.png"), ("..", "file"), ("x:y?.png", "x_y_.png"), ("", "file")])  # fmt: skip
 def test_names_from_the_server_cannot_leave_the_folder(given, safe):
     assert safe_name(given) == safe

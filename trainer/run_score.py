@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import TrainConfig
 from .config_file import Json, parse
+from .data.dataset_file import gather_sets
 from .denoiser import Denoiser
 from .diffusion.timesteps import NoiseLevels
 from .errors import LoomError, ModelFileError, StoppedError
@@ -73,7 +74,8 @@ def score_sheet(
     training: list[Path] = []
     words = list(triggers)
     if config is not None:
-        words = words or [dataset.trigger for dataset in config.dataset if dataset.trigger]
+        sets = gather_sets(config.dataset, config.dataset_files).sets
+        words = words or [one.trigger for one in sets if one.trigger]
         losses, training = _measure(sheet, config, host, notes)
     run = run_folder(config) if config is not None else RunFolder(folder.resolve().parent)
     losses = losses or recorded_losses(run, sheet.shots, notes)

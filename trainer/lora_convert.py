@@ -58,6 +58,7 @@ def convert(
     if format not in FORMATS:
         raise ConfigError(f"format = {format!r}: {did_you_mean(format, list(FORMATS))}")
     lora = open_lora(source)
+    texts = _text_modules(lora, format)
     owner = _family(lora, family)
     layout = owner.lora_layouts[format]
     keymap = owner.lora_map(_widths(lora))
@@ -69,6 +70,8 @@ def convert(
     for path, factors in new.modules.items():
         written[spell(layout.prefix, path)] = as_written(factors, layout, stored)
         progress(len(written), len(new.modules))
+    for key in texts:
+        written[key] = Written(factors=lora.factors(key), dtype=stored, names=KOHYA)
     done = Conversion(
         family=owner.name, format=format, modules_before=len(lora.modules), modules_after=len(written),
         split=new.split, fused=new.fused,
@@ -79,15 +82,23 @@ def convert(
     return done
 
 
+def _text_modules(lora: LoraFile, format: str) -> list[str]:
+    """Modules of text encoders, which have one name in ComfyUI's and kohya's layouts. Raises ModelFileError for another."""
+    texts = sorted(key for key in lora.modules if is_text_encoder(key))
+    strange = texts if format == "diffusers" else [key for key in texts if not key.startswith("lora_te")]
+    if strange:
+        raise ModelFileError(
+            f"{lora.path}: {len(strange)} modules are a text encoder's, first {strange[0]}: between native and kohya they stay as they are, to and from diffusers they are not converted"
+        )
+    if len(texts) == len(lora.modules):
+        raise ModelFileError(f"{lora.path} is of text encoders alone: it has the same names in native and kohya")
+    return texts
+
+
 def _family(lora: LoraFile, wanted: str) -> Family:
     """Raises ConfigError for an unknown name, ModelFileError if the keys do not tell."""
     if wanted != "auto":
         return families.get(wanted)
-    texts = sorted(key for key in lora.modules if is_text_encoder(key))
-    if texts:
-        raise ModelFileError(
-            f"{lora.path}: {len(texts)} modules are a text encoder's, first {texts[0]}: only LoRAs of the network are converted"
-        )
     names = {name: family.lora_names for name, family in families.all_families().items()}
     found = owners(names, {_known_to_hosts(key): width for key, width in _widths(lora).inputs.items()})
     if len({id(families.get(name).lora_layouts) for name in found}) != 1:
@@ -105,7 +116,7 @@ def _known_to_hosts(key: str) -> str:
 
 def _widths(lora: LoraFile) -> Widths:
     shapes = lora.file.shapes()
-    names = {key: lora.names(key) for key in lora.modules}
+    names = {key: lora.names(key) for key in lora.modules if not is_text_encoder(key)}
     return Widths(
         inputs={key: shapes[lora.modules[key][down]][1] for key, (down, _) in names.items()},
         outputs={key: shapes[lora.modules[key][up]][0] for key, (_, up) in names.items()},
@@ -115,12 +126,13 @@ def _widths(lora: LoraFile) -> Widths:
 def _resolved(lora: LoraFile, family: Family, keymap: KeyMap) -> dict[str, tuple[bool, Factors]]:
     """{path: (whether it is the original file's, its adapter)}. Raises ModelFileError, listing what is not known."""
     known = spelled(keymap, family.lora_names, family.lora_layouts)
-    strange = sorted(key for key in lora.modules if key not in known)
+    own = [key for key in lora.modules if not is_text_encoder(key)]
+    strange = sorted(key for key in own if key not in known)
     if strange:
         raise ModelFileError(
             f"{lora.path}: {len(strange)} of its {len(lora.modules)} modules are no {family.name} modules that can be converted, first {strange[0]}"
         )
-    return {known[key][1]: (known[key][0], lora.factors(key)) for key in sorted(lora.modules)}
+    return {known[key][1]: (known[key][0], lora.factors(key)) for key in sorted(own)}
 
 
 @dataclass(kw_only=True)

@@ -20,6 +20,7 @@ from lora_loom.trainer.lora.targets import resolve_targets
 from lora_loom.trainer.lora.tools import inspect
 from lora_loom.trainer.lora_convert import convert
 from lora_loom.trainer.lora_formats import Formats
+from lora_loom.trainer.lora_places import recognise
 from lora_loom.trainer.run import prepare, train
 from lora_loom.trainer.run_sweep import sweep
 from scripts.host_toys import TOYS
@@ -114,6 +115,22 @@ def test_sd_scripts_sdxl_files_convert_and_come_back(tmp_path):
             for t in (before, after)
         ]
         assert torch.allclose(*changes, atol=1e-5)
+
+
+def test_text_encoders_keep_their_names(tmp_path):
+    """Between the layouts that have the same for them; the network's modules change theirs beside them."""
+    tensors = kohya_sdxl(tmp_path / "k.safetensors", torch.Generator().manual_seed(0))
+    name = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
+    text = {f"{name}.lora_down.weight": torch.ones(2, 8), f"{name}.lora_up.weight": torch.ones(6, 2), f"{name}.alpha": torch.tensor(1.0)}  # fmt: skip
+    save_file({**tensors, **text}, tmp_path / "both.safetensors")
+    done = convert(tmp_path / "both.safetensors", tmp_path / "n.safetensors", "native")
+    native = load_file(tmp_path / "n.safetensors")
+    assert done.family == "sdxl"
+    assert all(torch.equal(native[key], tensor) for key, tensor in text.items())
+    assert len(native) == len(tensors) + 3
+    assert not [key for key in native if "input_blocks" in key]
+    recognised = recognise(tmp_path / "both.safetensors")
+    assert (recognised.families, recognised.text_encoder, recognised.unmatched) == (("sdxl",), 1, ())
 
 
 def adapted(family, rank=2):

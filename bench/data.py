@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_loom.trainer.config import DataConfig, DatasetConfig, NetworkConfig, OptimizerConfig
+from lora_loom.trainer.config import DataConfig, DatasetConfig
 from lora_loom.trainer.data.batches import CachedBatches, make_plan
 from lora_loom.trainer.data.cache import Cache, text_key
 from lora_loom.trainer.data.dataset import Dataset, build_dataset
@@ -97,13 +98,12 @@ def indexing_rate(root: Path) -> tuple[float, float]:
 
 WARM = """
 import json, sys, time
-started = time.perf_counter()
 from pathlib import Path
 from bench.data import status_mb, work_left
-imported = time.perf_counter()
+imported, worked = time.perf_counter(), time.process_time()
 work = work_left(Path(sys.argv[1]))[2]
 done = time.perf_counter()
-print(json.dumps({"seconds": done - imported, "imports": imported - started, "left": work.count,
+print(json.dumps({"seconds": done - imported, "worked": time.process_time() - worked, "left": work.count,
                   "mb": status_mb("VmHWM")}))
 """
 
@@ -154,34 +154,11 @@ def batches_of(cache: Cache, dataset: Dataset, size: int) -> CachedBatches:
 
 def reading(root: Path, size: int = 2, rounds: int = 9) -> dict[str, float]:
     """Seconds per step of the toy on cached batches, and per batch read, in turns; every batch for the first time."""
-    from itertools import count
-
-    from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
-    from lora_loom.trainer.families.unet import UNET_TARGETS
-    from lora_loom.trainer.loop import LoopSettings, Training, fit
-    from lora_loom.trainer.lora.adapter import inject
-    from lora_loom.trainer.lora.targets import resolve_targets
-    from lora_loom.trainer.optim import make_optimizer
-    from lora_loom.trainer.step import LossSettings
-
-    from .loop import OneBatch, toy_denoiser  # its step, of two samples of 16 x 16 latents, while 64 x 64 are read
+    from .loop import OneBatch, toy_steps  # of two samples of 16 x 16 latents, while 64 x 64 are read
 
     cache, dataset, _ = work_left(root)
     batches = batches_of(cache, dataset, size)
-    denoiser = toy_denoiser()
-    adapter = inject(
-        denoiser.module, resolve_targets(denoiser.module, UNET_TARGETS, "attention+mlp"), NetworkConfig(rank=8), seed=0
-    )
-    training = Training(
-        adapter=adapter, optimizer=make_optimizer(list(adapter.parameters().values()), OptimizerConfig())
-    )
-    steps = fit(
-        denoiser,
-        training,
-        OneBatch(size, 16),
-        LoopSettings(loss=LossSettings(noise_levels=NoiseLevels(law=Uniform())), seed=0),
-        lambda step: 1e-5,
-    )
+    steps = toy_steps(OneBatch(size, 16))
     positions = count()
     times = interleaved({"step": lambda: next(steps), "read": lambda: batches.at(next(positions))}, rounds)
     return {
@@ -191,7 +168,7 @@ def reading(root: Path, size: int = 2, rounds: int = 9) -> dict[str, float]:
     }
 
 
-def encoding(root: Path, count: int = 12, rounds: int = 5) -> float:
+def encoding(root: Path, images: int = 12, rounds: int = 5) -> float:
     """Rate of the loop / rate of the bare VAE on pixels that are in memory already."""
     from diffusers import AutoencoderKL
 
@@ -207,7 +184,7 @@ def encoding(root: Path, count: int = 12, rounds: int = 5) -> float:
     )
     codec = KlCodec(vae.eval().requires_grad_(False))
     _, _, work = work_left_of(root, Cache(root / "none"))
-    some = Work(views=dict(list(work.views.items())[:count]), prompts={}, reused=0)
+    some = Work(views=dict(list(work.views.items())[:images]), prompts={}, reused=0)
     pixels = [load_view(view).pixels_CHW.unsqueeze(0) for view in some.views.values()]
 
     def loop() -> None:
@@ -239,9 +216,17 @@ def edit_one(root: Path) -> int:
     return done.encoded
 
 
+class _Spoken(dict[str, Any]):
+    """Tells each figure as it comes: the whole takes minutes."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        print(f"  {name}: {value}", file=sys.stderr, flush=True)
+        super().__setitem__(name, value)
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    figures: dict[str, Any] = {"images": COUNT}
+    figures: dict[str, Any] = _Spoken(images=COUNT)
     with tempfile.TemporaryDirectory(prefix="loom-bench-") as folder:
         root = Path(folder)
         write_pictures(root / "images", COUNT)
@@ -256,9 +241,11 @@ def main() -> None:
         warm = [warm_check(root) for _ in range(5)]
         assert not any(one["left"] for one in warm)
         figures["warm check, s (aim <= 3)"] = statistics.median(one["seconds"] for one in warm)
+        figures["warm check, seconds of one core"] = statistics.median(one["worked"] for one in warm)
         figures["warm check, peak RSS in MB (aim <= 300)"] = statistics.median(one["mb"] for one in warm)
         figures["encoded after an edit of 1 image (aim 1)"] = edit_one(root)
-        figures |= reading(root)
+        for name, value in reading(root).items():
+            figures[name] = value
         done = subprocess.run([sys.executable, "-c", READ, str(root)], capture_output=True, text=True, check=True)
         grown = json.loads(done.stdout)
         figures["memory gained over an epoch, MB"] = grown["growth"]

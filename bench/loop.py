@@ -3,6 +3,7 @@
 A UNet of SD1.5's class with 26 million parameters, rank 8 on all attention and feed-forward layers. Aim: at most 1.05.
 """
 
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -17,7 +18,7 @@ from lora_loom.trainer.loop import LoopSettings, Training, fit
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.targets import resolve_targets
 from lora_loom.trainer.optim import make_optimizer
-from lora_loom.trainer.records import Batch
+from lora_loom.trainer.records import Batch, StepResult
 from lora_loom.trainer.step import LossSettings
 
 from .common import interleaved, ratio, report
@@ -57,6 +58,19 @@ class OneBatch:
 
     def at(self, position: int) -> Batch:
         return self.batch
+
+
+def toy_steps(data: OneBatch) -> Iterator[StepResult]:
+    """The toy being trained, rank 8 on attention and feed-forward layers."""
+    denoiser = toy_denoiser()
+    adapter = inject(
+        denoiser.module, resolve_targets(denoiser.module, UNET_TARGETS, "attention+mlp"), NetworkConfig(rank=8), seed=0
+    )
+    training = Training(
+        adapter=adapter, optimizer=make_optimizer(list(adapter.parameters().values()), OptimizerConfig())
+    )
+    settings = LoopSettings(loss=LossSettings(noise_levels=NoiseLevels(law=Uniform())), seed=0)
+    return fit(denoiser, training, data, settings, lambda step: 1e-5)
 
 
 def main(size: int = 2, side: int = 16, rounds: int = 15) -> None:

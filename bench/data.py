@@ -244,8 +244,9 @@ def main() -> None:
         figures["warm check, seconds of one core"] = statistics.median(one["worked"] for one in warm)
         figures["warm check, peak RSS in MB (aim <= 300)"] = statistics.median(one["mb"] for one in warm)
         figures["encoded after an edit of 1 image (aim 1)"] = edit_one(root)
-        for name, value in reading(root).items():
-            figures[name] = value
+        read = reading(root)
+        for name in read:
+            figures[name] = read[name]
         done = subprocess.run([sys.executable, "-c", READ, str(root)], capture_output=True, text=True, check=True)
         grown = json.loads(done.stdout)
         figures["memory gained over an epoch, MB"] = grown["growth"]

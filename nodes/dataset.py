@@ -204,9 +204,13 @@ class LoomCache:
 
     CATEGORY = CATEGORY
     DESCRIPTION = "Encodes every image and caption once and keeps the result on disk. An unchanged data set encodes nothing; one edited image or caption encodes just that."
-    RETURN_TYPES = (CACHE, "STRING")
-    RETURN_NAMES = ("cache", "report")
-    OUTPUT_TOOLTIPS = ("To LoomTrain.", "What was reused and what was encoded.")
+    RETURN_TYPES = (CACHE, "STRING", "IMAGE")
+    RETURN_NAMES = ("cache", "report", "contact_sheet")
+    OUTPUT_TOOLTIPS = (
+        "To LoomTrain.",
+        "What the set is, what is odd about it, what was reused and what was encoded.",
+        "Every image with the crop that is trained; odd ones first.",
+    )
     FUNCTION = "run"
     OUTPUT_NODE = True
 
@@ -237,6 +241,7 @@ class LoomCache:
                 "min_side": widget(DataConfig, "min_side", min=16, max=8192, step=8),
                 "max_side": widget(DataConfig, "max_side", min=16, max=8192, step=8),
                 "upscale": widget(DataConfig, "upscale"),
+                "strict": widget(DataConfig, "strict"),
                 "seed": seed("Decides which images are held out."),
                 "vae_batch": widget(MemoryConfig, "vae_batch", min=1, max=64),
                 "vae_tiling": widget(MemoryConfig, "vae_tiling"),
@@ -256,5 +261,5 @@ class LoomCache:
         from .host.datasets import fill_cache
 
         memory = MemoryConfig(vae_batch=vae_batch, vae_tiling=vae_tiling)
-        value, report = fill_cache(dataset, vae, clip, DataConfig(**data), seed, memory)
-        return {"ui": {"text": [report]}, "result": (value, report)}
+        value, report, sheet = fill_cache(dataset, vae, clip, DataConfig(**data), seed, memory)
+        return {"ui": {"text": [report]}, "result": (value, report, sheet)}

@@ -72,7 +72,14 @@ def test_the_whole_way(toml):
 def test_looking_after_a_cache(toml, tmp_path):
     """`cache CONFIG` still is what fills it; damage is found, told by the exit code, and encoded again."""
     folder, own = tmp_path / "cache", f"output.cache={tmp_path / 'cache'}"
-    [filled] = events(run("cache", toml, "--set", own, "--json"))[-1:]
+    [filled] = events(run("cache", toml, "--set", own, "--report", tmp_path / "report", "--json"))[-1:]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "contact-sheet-01.png",
+        "report.json",
+        "report.txt",
+    ]
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["training"]["seen_per_epoch"] == 6
+    assert "usual at this batch size" in (tmp_path / "report" / "report.txt").read_text()
     assert filled["encoded"] == 6 + 7
     assert events(run("cache", "fill", toml, "--set", own, "--json"))[-1]["reused"] == 13
     [counted] = events(run("cache", "stats", folder, "--json"))

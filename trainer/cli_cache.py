@@ -11,6 +11,7 @@ from .cli_common import AsJson, ConfigFile, Set, load, report, watched
 from .errors import DataError
 
 if TYPE_CHECKING:
+    from .run import Prepared
     from .session import Host
 
 FILL = "fill"
@@ -34,14 +35,44 @@ app = typer.Typer(cls=_FillByDefault, no_args_is_help=True, rich_markup_mode=Non
 
 
 @app.command(FILL)
-def fill(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> None:  # noqa: B006
+def fill(
+    config: ConfigFile,
+    overrides: Set = [],  # noqa: B006
+    to: Annotated[
+        Path | None,
+        typer.Option("--report", help="Folder for report.txt, report.json and contact sheets with the crops."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Encode images and captions, without training. The word fill may be left out."""
     from .run import build_cache, prepare
 
     settings = load(config, overrides, as_json)
     with watched(as_json) as host:
-        done = build_cache(prepare(settings, host), host)
+        prepared = prepare(settings, host)
+        if to is not None:
+            _write_report(prepared, to)
+        done = build_cache(prepared, host)
     report(as_json, done.text(), **asdict(done))
+
+
+def _write_report(prepared: "Prepared", folder: Path) -> None:
+    import io
+
+    from .data.contact import contact_sheets, thumbnails
+    from .data.report import epochs, epochs_text
+    from .files import write_bytes, write_json
+
+    training, found = prepared.config.training, prepared.report
+    forward_passes = training.accumulation * prepared.processes.count
+    place = (training.batch_size, forward_passes, training.steps)
+    write_bytes(folder / "report.txt", f"{found.text()}\n{epochs_text(found, *place)}\n".encode())
+    write_json(folder / "report.json", {**found.to_dict(), "training": epochs(found, *place)})
+    title = f"{prepared.config.name}: {len(prepared.dataset.examples)} images as they are trained"
+    for number, page in enumerate(contact_sheets(thumbnails(prepared.dataset, found), title), 1):
+        buffer = io.BytesIO()
+        page.save(buffer, "png")
+        write_bytes(folder / f"contact-sheet-{number:02d}.png", buffer.getvalue())
 
 
 @app.command()

@@ -154,6 +154,8 @@ class DataConfig(Section):
     """Longest bucket side in pixels (kohya buckets)."""
     upscale: bool = True
     """Let images smaller than their bucket be enlarged; off makes smaller buckets for them (kohya's no_upscale)."""
+    strict: bool = False
+    """Treat what the report warns of as errors: unreadable files, doubles, enlarged images, missing captions, images left out."""
     held_out_share: float = 0.0
     """Share of the training images set aside, by seed, for the held-out loss. 0.1 is usual with 40 images or more."""
 

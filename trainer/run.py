@@ -14,11 +14,12 @@ from .config_data import DatasetConfig
 from .config_file import Json, digest, fixed_settings, to_dict
 from .data.batches import CachedBatches, Pick, Plan, Singles, make_plan
 from .data.cache import Cache
-from .data.dataset import Dataset, build_dataset, epochs_report, report
+from .data.dataset import Dataset, build_dataset
 from .data.dataset_file import gather_sets
 from .data.encode import EncoderIdentity, find_work
 from .data.fill import CacheReport, fill
 from .data.index import FileIndex
+from .data.report import Report, epochs_text, make_report, refuse_warnings
 from .data.texts import Texts
 from .denoiser import Denoiser
 from .diffusion.timesteps import NoiseLevels
@@ -51,6 +52,7 @@ class Prepared:
     config: TrainConfig
     base: Base
     dataset: Dataset
+    report: Report
     plan: Plan
     targets: list[str]
     cache: Cache
@@ -124,13 +126,17 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         )
     for note in listed.notes:
         host.log(note)
-    host.log(report(dataset))
+    report = make_report(dataset)
+    host.log(report.text())
+    if config.data.strict:
+        refuse_warnings(report)
     forward_passes = config.training.accumulation * processes.count
-    host.log(epochs_report(dataset, config.training.batch_size, forward_passes, config.training.steps))
+    host.log(epochs_text(report, config.training.batch_size, forward_passes, config.training.steps))
     return Prepared(
         config=config,
         base=base,
         dataset=dataset,
+        report=report,
         plan=plan,
         targets=targets,
         cache=Cache(cache_folder(config)),

@@ -10,13 +10,14 @@ from torch import Tensor
 from ...trainer.config import DataConfig, DatasetConfig, MemoryConfig
 from ...trainer.config_file import Json, digest, parse, to_dict
 from ...trainer.data.cache import Cache
-from ...trainer.data.contact import Thumbnail, contact_sheet
-from ...trainer.data.dataset import Dataset, build_dataset, report
+from ...trainer.data.contact import Thumbnail, contact_sheet, thumbnails
+from ...trainer.data.dataset import Dataset, build_dataset
 from ...trainer.data.dataset_file import read_dataset_file
 from ...trainer.data.encode import find_work
 from ...trainer.data.fill import fill
 from ...trainer.data.images import file_digest
 from ...trainer.data.index import FileIndex
+from ...trainer.data.report import make_report, refuse_warnings
 from ...trainer.data.sources import scan
 from ...trainer.errors import ConfigError, DataError, LoomError
 from ...trainer.files import write_bytes, write_json
@@ -175,8 +176,11 @@ def _png(picture: Any) -> bytes:
 
 def fill_cache(
     value: DatasetValue, vae: Any, clip: Any, data: DataConfig, seed: int, memory: MemoryConfig
-) -> tuple[CacheValue, str]:
-    """Encode what is missing; returns the cache's record and a report. Raises LoomError before anything is encoded."""
+) -> tuple[CacheValue, str, Tensor]:
+    """Encode what is missing; returns the cache's record, a report and a contact sheet with the crops.
+
+    Raises LoomError before anything is encoded.
+    """
     if any(config.varies and not config.caption_variants for config in value.sets):
         raise ConfigError("caption_variants = 0: LoomCache encodes captions in advance; use 2 or more (16 is usual)")
     folder = cache_folder()
@@ -187,6 +191,9 @@ def fill_cache(
     step = data.bucket_step or 8 * factor
     bar = Bar()
     dataset = build_dataset(value.sets, data, step, seed, FileIndex(folder / "files.json"), bar.update)
+    told = make_report(dataset)
+    if data.strict:
+        refuse_warnings(told)
     identity = encoder_identity(vae, clip, tiled=memory.vae_tiling)
     cache = Cache(folder)
     work = find_work(cache, dataset, identity)
@@ -201,7 +208,8 @@ def fill_cache(
         factor=factor,
         resolution=data.resolution,
     )
-    return record, f"{report(dataset)}\n{done.text()}"
+    sheet = contact_sheet(thumbnails(dataset, told), f"{len(dataset.examples)} images as they are trained")
+    return record, f"{told.text()}\n{done.text()}", to_image(sheet)
 
 
 def write_listing(folder: Path, dataset: Dataset) -> str:

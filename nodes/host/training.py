@@ -20,7 +20,8 @@ from ...trainer.config import (
 from ...trainer.config_file import Json, to_dict
 from ...trainer.data.batches import CachedBatches, Plan, Singles, make_plan
 from ...trainer.data.cache import Cache
-from ...trainer.data.dataset import Dataset, epochs_report
+from ...trainer.data.dataset import Dataset
+from ...trainer.data.report import epochs_text, make_report
 from ...trainer.diffusion.timesteps import NoiseLevels
 from ...trainer.errors import ConfigError
 from ...trainer.evaluate import HeldOut
@@ -133,7 +134,8 @@ def make_session(
     )
     init = _initial_weights(request.network, denoiser, targets)
     _say_what_is_known(denoiser, targets, log)
-    log(epochs_report(dataset, request.training.batch_size, request.training.accumulation, request.training.steps))
+    training = request.training
+    log(epochs_text(make_report(dataset), training.batch_size, training.accumulation, training.steps))
     prepare_weights(denoiser, patcher, request, log)
     levels = host_noise_levels(request.objective, denoiser)
     plan = make_plan(dataset.training, request.training.batch_size, request.training.seed)

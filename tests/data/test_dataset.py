@@ -8,8 +8,9 @@ from PIL import Image
 
 from lora_loom.trainer.config import DataConfig, DatasetConfig
 from lora_loom.trainer.data import index as index_module
-from lora_loom.trainer.data.dataset import build_dataset, epochs_report, report
+from lora_loom.trainer.data.dataset import build_dataset
 from lora_loom.trainer.data.index import FileIndex
+from lora_loom.trainer.data.report import epochs_text, make_report
 from lora_loom.trainer.errors import ConfigError, DataError
 from tests.conftest import pictures
 
@@ -58,7 +59,7 @@ def test_roles_and_options_reach_the_examples(tmp_path):
     assert len(dataset.training) == 12
     assert [e.teacher for e in dataset.examples] == ["images"] * 6 + ["base"] * 6 + ["images"] * 6
     assert len(dataset.held_out) == 6
-    text = report(dataset) + epochs_report(dataset, batch_size=2, accumulation=1, steps=24)
+    text = make_report(dataset).text() + epochs_text(make_report(dataset), batch_size=2, accumulation=1, steps=24)
     assert "seen per epoch: 24 images in 12 batches = 12 steps" in text
     assert "24 steps are 2.0 epochs" in text
     assert "bucket 80 x 48: 12 per epoch" in text
@@ -69,7 +70,7 @@ def test_enlarged_images_are_named(tmp_path):
     folder.mkdir()
     Image.new("RGB", (20, 20)).save(folder / "dot.png")
     dataset = build(tmp_path, [DatasetConfig(folder=str(folder))])
-    assert "smaller than their bucket and were enlarged: dot.png" in report(dataset)
+    assert "smaller than their bucket and were enlarged: dot.png" in make_report(dataset).text()
 
 
 def test_digest_follows_content_not_place(tmp_path):
@@ -120,7 +121,12 @@ def test_unreadable_files_are_all_named(tmp_path):
     shutil.copytree(pictures(), folder)
     for name in ("2.png", "4.png"):
         (folder / name).write_bytes((folder / name).read_bytes()[:60])
-    with pytest.raises(DataError, match=r"(?s)2\.png is damaged.*4\.png is damaged"):
+    dataset = build(tmp_path, [DatasetConfig(folder=str(folder))])
+    assert [path.name for path, _ in dataset.unreadable] == ["2.png", "4.png"]
+    assert len(dataset.examples) == 4
+    for path in folder.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"(?s)no image is left to train on.*2\.png is damaged.*4\.png is damaged"):
         build(tmp_path, [DatasetConfig(folder=str(folder))])
 
 
@@ -151,7 +157,7 @@ def test_several_resolutions_of_the_same_set(tmp_path):
     assert len(dataset.examples) == 18
     square = [e.geometry.target for e in dataset.examples if e.path.name == "0.png"]
     assert square == [(48, 48), (64, 64), (96, 96)], "0.01024 million pixels are 101 x 101"
-    assert "seen per epoch: 36 images" in epochs_report(dataset, 2, 1, 10)
+    assert "seen per epoch: 36 images" in epochs_text(make_report(dataset), 2, 1, 10)
 
 
 def test_an_image_is_held_out_at_all_its_resolutions(tmp_path):
@@ -175,12 +181,13 @@ def test_a_set_has_its_own_buckets(tmp_path):
 def test_images_of_another_size_are_left_out_and_named(tmp_path):
     dataset = build(tmp_path, one_set(min_size=65, measure="area"))
     assert [e.path.name for e in dataset.examples] == ["1.png", "3.png", "5.png"]
-    assert "3 left out, smaller than min_size = 65: 0.png (64 x 64), 2.png (64 x 64), 4.png (64 x 64)" in report(
-        dataset
+    assert (
+        "3 left out, smaller than min_size = 65: 0.png (64 x 64), 2.png (64 x 64), 4.png (64 x 64)"
+        in make_report(dataset).text()
     )
     with pytest.raises(DataError, match="(?s)no image is left to train on.*6 left out, smaller than min_size = 65"):
         build(tmp_path, one_set(min_size=65))
-    assert "larger than max_size = 70" in report(build(tmp_path, one_set(max_size=70, measure="area")))
+    assert "larger than max_size = 70" in make_report(build(tmp_path, one_set(max_size=70, measure="area"))).text()
 
 
 def test_large_images_are_reduced_before_the_crop(tmp_path):
@@ -209,8 +216,8 @@ def test_places_of_the_crop(tmp_path):
 def test_stretched_images_are_named(tmp_path):
     dataset = build(tmp_path, one_set(crop="none", buckets="off"))
     assert all(e.geometry.resized == e.geometry.target for e in dataset.examples)
-    assert "3 images are stretched to their bucket, by up to 50%: 1.png, 3.png, 5.png" in report(dataset)
-    assert "stretched" not in report(build(tmp_path, one_set(crop="none", buckets="pixel", bucket_step=16)))
+    assert "3 images are stretched to their bucket, by up to 50%: 1.png, 3.png, 5.png" in make_report(dataset).text()
+    assert "stretched" not in make_report(build(tmp_path, one_set(crop="none", buckets="pixel", bucket_step=16))).text()
 
 
 def test_texts_are_known_in_advance_or_said_to_be_made_anew(tmp_path):
@@ -225,7 +232,7 @@ def test_texts_are_known_in_advance_or_said_to_be_made_anew(tmp_path):
     drawn = made(caption_variants=8)
     assert len(set(drawn.examples[0].captions)) == 8
     assert drawn.examples[0].captions[0] == "a, b, c, d, e"
-    assert "captions of 1 images can take more forms than caption_variants = 8" in report(drawn)
+    assert "captions of 1 images can take more forms than caption_variants = 8" in make_report(drawn).text()
     assert len(drawn.captions) == 9, "and the empty prompt"
     complete = made(caption_variants=120)
     assert len(set(complete.examples[0].captions)) == 120
@@ -233,7 +240,7 @@ def test_texts_are_known_in_advance_or_said_to_be_made_anew(tmp_path):
     live = made(caption_variants=0)
     assert live.examples[0].captions == ("a, b, c, d, e",)
     assert live.examples[0].live is not None
-    assert "captions are made and encoded anew at every visit" in report(live)
+    assert "captions are made and encoded anew at every visit" in make_report(live).text()
     assert len({drawn.digest, complete.digest, live.digest}) == 3
 
 

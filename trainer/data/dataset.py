@@ -1,23 +1,22 @@
-"""From folders to examples: caption, bucket, role and weight of every image, and a report of what became of each."""
+"""From folders to examples: caption, bucket, role and weight of every image."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import ceil
 from pathlib import Path
 
 from ..config import DataConfig, DatasetConfig
 from ..config_file import digest
 from ..errors import DataError
-from ..records import Example, Size
+from ..records import Example
 from ..seeding import permutation
 from .buckets import Buckets
 from .captions import plain, variants
 from .images import file_digest, parse_colour
 from .index import FileFacts, FileIndex, Progress
 from .sizes import buckets_of, placements, stretched, why_left_out
-from .sources import ImageFile, scan, some
+from .sources import ImageFile, problem_list, scan, some
 
 MOST_STRETCHED = 0.05
 """Images that crop = "none" changes by more than this share are named in the report."""
@@ -28,6 +27,10 @@ class Dataset:
     examples: tuple[Example, ...]
     notes: tuple[str, ...] = ()
     """What the user should know of the sets, beside what the examples tell."""
+    unreadable: tuple[tuple[Path, str], ...] = ()
+    """(file, reason) of images that cannot be used and were left out."""
+    fingerprints: Mapping[Path, str] = field(default_factory=dict)
+    """Perceptual hash of each image; "" where there is none."""
 
     @property
     def training(self) -> list[Example]:
@@ -64,16 +67,23 @@ def build_dataset(
         parse_colour(config.background)
     buckets = [buckets_of(config, data, step) for config in sets]
     found = [scan(config) for config in sets]
-    facts = index.look_up([image.path for one in found for image in one.images], progress)
+    survey = index.survey([image.path for one in found for image in one.images], progress)
     examples: list[Example] = []
     notes = [note for one in found for note in one.notes]
     for config, one, sizes in zip(sets, found, buckets, strict=True):
-        made, told = _examples(config, one.images, sizes, facts, seed)
+        made, told = _examples(
+            config, [image for image in one.images if image.path in survey.facts], sizes, survey.facts, seed
+        )
         examples += made
         notes += told
     if not any(example.role == "train" for example in examples):
-        raise DataError("\n".join(["no image is left to train on", *notes]))
-    return Dataset(examples=tuple(_with_held_out(examples, data.held_out_share, seed)), notes=tuple(notes))
+        raise DataError(problem_list(["no image is left to train on", *notes, *survey.problems.values()]))
+    return Dataset(
+        examples=tuple(_with_held_out(examples, data.held_out_share, seed)),
+        notes=tuple(notes),
+        unreadable=tuple(survey.problems.items()),
+        fingerprints={path: known.fingerprint for path, known in survey.facts.items()},
+    )
 
 
 def _examples(
@@ -166,41 +176,3 @@ def _held_out(example: Example) -> Example:
     return replace(
         example, role="held_out", may_flip=False, caption_dropout=0.0, captions=example.captions[:1], live=None
     )
-
-
-def _per_bucket(dataset: Dataset) -> Counter[Size]:
-    """{bucket: images seen per epoch}."""
-    counts: Counter[Size] = Counter()
-    for example in dataset.training:
-        counts[example.geometry.target] += example.repeats
-    return counts
-
-
-def epochs_report(dataset: Dataset, batch_size: int, accumulation: int, steps: int) -> str:
-    """How steps and epochs relate, in words."""
-    per_bucket = _per_bucket(dataset)
-    batches = sum(ceil(count / batch_size) for count in per_bucket.values())
-    seen = sum(per_bucket.values())
-    return (
-        f"seen per epoch: {seen} images in {batches} batches = {ceil(batches / accumulation)} steps\n"
-        f"{steps} steps are {steps * accumulation / batches:.1f} epochs"
-    )
-
-
-def report(dataset: Dataset) -> str:
-    """What each image became, in words."""
-    training, per_bucket = dataset.training, _per_bucket(dataset)
-    roles = Counter(example.role for example in dataset.examples)
-    lines = [
-        ", ".join(f"{count} {role.replace('_', ' ')}" for role, count in sorted(roles.items(), reverse=True))
-        + " images"
-    ]
-    for size, count in sorted(per_bucket.items()):
-        lines.append(f"  bucket {size[0]} x {size[1]}: {count} per epoch")
-    enlarged = [e for e in training if e.geometry.resized[0] > e.geometry.original[0]]
-    if enlarged:
-        names = ", ".join(example.path.name for example in enlarged[:5])
-        lines.append(
-            f"{len(enlarged)} images are smaller than their bucket and were enlarged: {names}{' …' if len(enlarged) > 5 else ''}"
-        )
-    return "\n".join([*lines, *dataset.notes])

@@ -10,6 +10,7 @@ from ..trainer.config import (
     OptimizerConfig,
     ScheduleConfig,
     TrainingConfig,
+    ValidationConfig,
 )
 from .inputs import CATEGORY, seed, text, widget
 from .values import (
@@ -264,6 +265,8 @@ class LoomValidation:
                 ),
                 "width": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
                 "height": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
+                "measure_every": widget(ValidationConfig, "every", max=1_000_000),
+                "patience": widget(ValidationConfig, "patience", max=1000),
             },
         }
 

@@ -126,6 +126,9 @@ class ValidationValue(Value):
     cfg: float
     width: int
     height: int
+    measure_every: int = 0
+    patience: int = 0
+    """Of the held-out loss, as in the engine's ValidationConfig."""
 
 
 def example_to_json(example: Example) -> dict[str, Any]:

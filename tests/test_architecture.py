@@ -12,7 +12,7 @@ MAX_LINES = 400
 LAYERS = [
     {"errors", "names", "launch", "seeding", "records", "axes", "text_drawing"},
     {"config", "config_base", "config_data", "config_texts", "files", "tensor_files"},
-    {"config_file", "idle_options", "identity", "schedule", "memory", "server_client"},
+    {"config_file", "idle_options", "identity", "schedule", "memory", "watch", "trackers", "server_client"},
     {"workflow", "server_words", "remote_runs"},
     {"submit"},
     {"processes"},

@@ -226,9 +226,12 @@ class ValidationConfig(Section):
     """Steps between measurements of the held-out loss; 0 measures at checkpoints and at the end."""
     timesteps: int = 4
     """Fixed noise levels per held-out image, evenly spread."""
+    patience: int = 0
+    """Stop early when the held-out loss has not reached a new low for this many measurements; 0 never stops early."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "validation.every", self.every, "use 0 (at checkpoints) or more")
+        require(self.patience >= 0, "validation.patience", self.patience, "use 0 (off) or more (3 to 5 is usual)")
         require(self.timesteps >= 1, "validation.timesteps", self.timesteps, "use 1 or more")
 
 
@@ -240,6 +243,8 @@ class OutputConfig(Section):
     """Where LoRA files also appear, e.g. ComfyUI's models/loras; empty keeps them in the run's folder only."""
     cache: str = ""
     """Folder of cached latents and text; empty means <directory>/cache."""
+    report: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also write the curves for TensorBoard (<run>/tensorboard) or Weights & Biases; the library must be installed."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the saved LoRA."""
     format: Literal["native", "diffusers", "kohya"] = "native"

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,8 @@ from .optim import clip_gradients, set_learning_rate
 from .processes import ALONE, Processes
 from .records import Batch, StepResult
 from .step import LossSettings, Place, train_step
+from .trackers import NoTracker, Tracker
+from .watch import Costs
 
 
 class Batches(Protocol):
@@ -63,6 +65,10 @@ class Training:
     """torch.amp.GradScaler for float16 arithmetic, else None."""
     step: int = 0
     """Finished steps."""
+    costs: Costs = field(default_factory=Costs)
+    """Of this and earlier sessions; told, never used to decide anything."""
+    tracker: Tracker = field(default_factory=NoTracker)
+    """Where curves are also written."""
 
 
 def fit(

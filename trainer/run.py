@@ -40,6 +40,7 @@ from .runs import Onlooker, RunFolder, environment
 from .session import Host, Outcome, Session, execute
 from .sharding import check_sharding
 from .text_lora import all_targets, check_text_training, load_with_text, rate_scales, with_text
+from .trackers import check_tracker
 
 PATCH = 16
 """Pixels that one 2x2 patch of latents covers: the finest step that every network can take."""
@@ -76,6 +77,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
     refuse_idle_options(config)
     check_optimizer(config.optimizer)
+    check_tracker(config.output.report)
     if config.memory.shard:
         check_sharding(processes, config.model.quantize)
     if config.output.format != "native" and config.network.kind != "lora":
@@ -119,6 +121,10 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         index,
         partial(host.stage, "reading images"),
     )
+    if config.validation.patience and not dataset.held_out:
+        raise ConfigError(
+            f"validation.patience = {config.validation.patience} needs a held-out loss: set images aside (data.held_out_share, or a set with role = 'held_out')"
+        )
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
     if processes.count > plan.per_epoch:
         raise ConfigError(
@@ -262,6 +268,7 @@ def make_session(prepared: Prepared) -> Session:
         schedule=config.schedule,
         training=config.training,
         validation=config.validation,
+        report=config.output.report,
         compute_dtype=compute_dtype(config.training.precision, base.device),
         lora_dtype=DTYPES[config.output.dtype],
         metadata=_metadata(prepared, denoiser),

@@ -78,7 +78,8 @@ def score_sheet(
         words = words or [one.trigger for one in sets if one.trigger]
         losses, training = _measure(sheet, config, host, notes)
     run = run_folder(config) if config is not None else RunFolder(folder.resolve().parent)
-    losses = losses or recorded_losses(run, sheet.shots, notes)
+    if losses is None or len(losses.values) < 2:
+        losses = recorded_losses(run, sheet.shots, notes) or losses
     evidence = gather(sheet.shots, pictures, training, losses, words, norms(sheet.loras), notes, host)
     return write_score(sheet, score(sheet.shots, evidence), name, folder.resolve().parent.name)
 

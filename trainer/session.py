@@ -5,7 +5,7 @@ network and its batches come about, who is told) is in `Session` and `Host`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,8 @@ from .records import StepResult
 from .runs import RunFolder
 from .schedule import lr_factor
 from .step import LossSettings
+from .trackers import open_tracker
+from .watch import Costs, is_exhausted, lowest
 
 AGREEMENT = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 """Largest relative difference allowed between what a saved file does in a host and what was trained."""
@@ -93,7 +95,9 @@ class Previews(Protocol):
         """Steps between renderings; 0 only on request."""
         ...
 
-    def render(self, step: int) -> list[Path]: ...
+    def render(self, step: int, kind: str = "") -> list[Path]:
+        """Pictures of the adapter as it is; `kind` goes into their names."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -115,6 +119,8 @@ class Session:
     """Arguments of `lora.metadata.describe` that are known before training."""
     also: Path | None = None
     """Folder where LoRA files appear too, e.g. models/loras/lora_loom."""
+    report: str = "none"
+    """Where curves are also written: none, tensorboard or wandb."""
     prefetch: int = 1
     """Batches that are read while a step computes."""
     previews: Previews | None = None
@@ -207,6 +213,9 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
         clip_norm=session.optimizer.clip_norm,
     )
     total, processes = session.training.steps, session.processes
+    training.costs = Costs(seconds=dict(processes.from_main(lambda: session.folder.read().get("costs", {}))))
+    kind = session.report if session.main else "none"
+    training.tracker = open_tracker(kind, session.folder.path, training.step, host.log)
     measured = processes.from_main(
         lambda: {line["step"] for line in session.folder.read_metrics() if "held_out" in line}
     )
@@ -219,25 +228,49 @@ def _train(session: Session, training: Training, host: Host) -> Outcome:
         return session.optimizer.learning_rate * lr_factor(step, total, session.schedule)
 
     device = next(session.denoiser.module.parameters()).device
-    with Prefetched(session.batches, device, ahead=session.prefetch, stride=processes.count) as batches:
+    ahead = Prefetched(session.batches, device, ahead=session.prefetch, stride=processes.count)
+    with closing(training.tracker), ahead as batches:
         _take_steps(session, training, host, fit(session.denoiser, training, batches, settings, rate_at, processes))
     if processes.from_main(session.folder.saved_step) != training.step:
         _save(session, training, host)
-    return _finish(session, training, host, "finished" if training.step >= total else "stopped")
+    early = _is_enough(session, training.step)
+    if early:
+        step, loss, since = processes.from_main(lambda: lowest(session.folder.read_metrics()))
+        host.log(
+            f"stopped early at step {training.step}: the held-out loss was lowest at step {step} ({loss:.5f}) and reached no new low in {since} measurements"
+        )
+    outcome = _finish(session, training, host, "finished" if early or training.step >= total else "stopped")
+    session.folder.update(costs={what: round(seconds, 2) for what, seconds in training.costs.seconds.items()})
+    host.log(training.costs.text())
+    return outcome
+
+
+def _is_enough(session: Session, step: int) -> bool:
+    """Whether patience with the held-out loss is at its end; asked where it was measured, equal in all processes."""
+    patience = session.validation.patience
+    if not patience or not (step == 0 or _measures_at(session, step)):
+        return False
+    return session.processes.from_main(lambda: is_exhausted(session.folder.read_metrics(), patience))
 
 
 def _take_steps(session: Session, training: Training, host: Host, steps: Iterator[StepResult]) -> None:
     """To the last step, or until the host asks to stop."""
     total, processes = session.training.steps, session.processes
-    while training.step < total and not processes.any(host.should_stop()):
-        result = next(steps)
+    enough = _is_enough(session, training.step)
+    while training.step < total and not enough and not processes.any(host.should_stop()):
+        with training.costs.of("training"):
+            result = next(steps)
         session.folder.append_step(result)
+        training.tracker.scalars(
+            result.step, {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
+        )
         host.step(result, total)
         last = result.step == total
         _serve(session, training, host, due=True)
         if _measures_at(session, result.step):
             _measure(session, training, host)
-        while not last and processes.from_main(host.between_steps):
+            enough = _is_enough(session, result.step)
+        while not last and not enough and processes.from_main(host.between_steps):
             _serve(session, training, host, due=False)
 
 
@@ -263,16 +296,22 @@ def _save(session: Session, training: Training, host: Host) -> None:
     tensors = _file(session, training)
     if not session.main:
         return
-    save_checkpoint(folder.checkpoints, training)
-    path = folder.save_lora(tensors, _metadata(session, training.step, tensors), training.step, session.also)
-    prune(folder.checkpoints, session.training.keep)
+    with training.costs.of("saving"):
+        save_checkpoint(folder.checkpoints, training)
+        path = folder.save_lora(tensors, _metadata(session, training.step, tensors), training.step, session.also)
+        prune(folder.checkpoints, session.training.keep)
     folder.update(step=training.step, lora=path.name)
     host.saved(training.step, path)
 
 
 def _render(session: Session, training: Training, host: Host) -> None:
     assert session.previews is not None
-    host.sampled(training.step, session.previews.render(training.step))
+    with training.costs.of("pictures"):
+        pictures = session.previews.render(training.step)
+        if training.average is not None and training.step:  # before the first step both are the base
+            with _values_of(training, training.average.values):
+                pictures += session.previews.render(training.step, "ema")
+    host.sampled(training.step, pictures)
 
 
 def _averaged(training: Training) -> dict[str, Tensor] | None:
@@ -298,14 +337,16 @@ def _measure(session: Session, training: Training, host: Host) -> None:
     """The held-out loss now, of the live adapter and of its average if there is one."""
     if not session.held_out.batches or not (session.main or session.sharded):
         return
-    parts = held_out_losses(session.denoiser, session.held_out, session.loss.noise_levels)
-    values = {"held_out": mean_loss(parts)}
-    if training.average is not None:
-        with _values_of(training, training.average.values):
-            parts = held_out_losses(session.denoiser, session.held_out, session.loss.noise_levels)
-        values["held_out_ema"] = mean_loss(parts)
+    with training.costs.of("held-out loss"):
+        parts = held_out_losses(session.denoiser, session.held_out, session.loss.noise_levels)
+        values = {"held_out": mean_loss(parts)}
+        if training.average is not None:
+            with _values_of(training, training.average.values):
+                parts = held_out_losses(session.denoiser, session.held_out, session.loss.noise_levels)
+            values["held_out_ema"] = mean_loss(parts)
     # What the LoRA file of this step holds, image by image: `score` compares checkpoints by it.
     session.folder.append_metrics(step=training.step, **values, held_out_parts=_rounded(parts))
+    training.tracker.scalars(training.step, values)
     host.measured(training.step, values)
 
 

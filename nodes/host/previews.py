@@ -69,8 +69,17 @@ def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, 
         video=getattr(vae, "latent_dim", 2) == 3,
         factor=int(vae.spacial_compression_encode()),
     )
-    known = {name: options[name] for name in ("every", "seed", "steps", "cfg", "width", "height") if name in options}
-    defaults = {"every": 0, "seed": 0, "steps": 20, "cfg": 4.0, "width": 512, "height": 512}
+    defaults = {
+        "every": 0,
+        "seed": 0,
+        "steps": 20,
+        "cfg": 4.0,
+        "width": 512,
+        "height": 512,
+        "measure_every": 0,
+        "patience": 0,
+    }
+    known = {name: options[name] for name in defaults if name in options}
     return ValidationValue(prompts=lines, negative=negative, vae=identity, text=text, **{**defaults, **known})
 
 
@@ -90,21 +99,21 @@ class HostPreviews:
     shape: tuple[int, ...]
     device: torch.device
 
-    def render(self, step: int) -> list[Path]:
+    def render(self, step: int, kind: str = "") -> list[Path]:
         paths = []
         for number, (positive, negative) in enumerate(self.conditions):
             noise = start_noise(self.shape, self.seed + number, self.device)
             latents = sample(self.denoiser, noise, {"samples": [positive]}, {"samples": [negative]}, self.settings)
-            paths.append(self._write(self.decoder(self.to_raw(latents)), step, number))
+            paths.append(self._write(self.decoder(self.to_raw(latents)), step, number, kind))
         return paths
 
-    def _write(self, pixels_CHW: Tensor, step: int, number: int) -> Path:
+    def _write(self, pixels_CHW: Tensor, step: int, number: int, kind: str) -> Path:
         import io
 
         array = (pixels_CHW.movedim(0, -1) * 255).round().to(torch.uint8).numpy()
         buffer = io.BytesIO()
         Image.fromarray(array).save(buffer, "png")
-        path = self.folder / f"step-{step:06d}-{number}.png"
+        path = self.folder / f"step-{step:06d}-{number}{'-' + kind if kind else ''}.png"
         write_bytes(path, buffer.getvalue())
         return path
 

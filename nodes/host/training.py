@@ -155,7 +155,7 @@ def make_session(
         optimizer=request.optimizer,
         schedule=request.schedule,
         training=request.training,
-        validation=ValidationConfig(),
+        validation=validation_config(request.validation, dataset),
         compute_dtype=denoiser.compute_dtype,
         lora_dtype=DTYPES[request.lora_dtype],
         metadata=_metadata(request, denoiser, dataset, known),
@@ -163,6 +163,17 @@ def make_session(
         init=init,
         arithmetic=host_arithmetic(patcher.model),
     )
+
+
+def validation_config(value: ValidationValue | None, dataset: Dataset) -> ValidationConfig:
+    """Raises ConfigError for patience without images set aside."""
+    if value is None:
+        return ValidationConfig()
+    if value.patience and not dataset.held_out:
+        raise ConfigError(
+            f"patience = {value.patience} needs a held-out loss: set images aside (LoomCache held_out_share, or a LoomDataset of role held_out)"
+        )
+    return ValidationConfig(every=value.measure_every, patience=value.patience)
 
 
 def open_batches(

@@ -1,0 +1,52 @@
+"""Watching a run: what the watching costs, and when the held-out loss says that enough is enough."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class Costs:
+    """Wall-clock seconds of a run by what they went into, over all its sessions."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Count the block under a name; blocks do not nest."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+    def shares(self) -> dict[str, float]:
+        """Of the whole, largest first."""
+        total = sum(self.seconds.values())
+        ordered = sorted(self.seconds.items(), key=lambda item: -item[1])
+        return {what: seconds / total for what, seconds in ordered} if total else {}
+
+    def text(self) -> str:
+        return "time: " + ", ".join(f"{what} {share:.1%}" for what, share in self.shares().items())
+
+
+def judged(line: Mapping[str, Any]) -> float:
+    """The held-out loss of what the LoRA file holds: of the average where there is one."""
+    return float(line.get("held_out_ema", line["held_out"]))
+
+
+def lowest(lines: Sequence[Mapping[str, Any]]) -> tuple[int, float, int]:
+    """(step of the lowest held-out loss, that loss, measurements since). Raises ValueError without a measurement."""
+    measured = [line for line in lines if "held_out" in line]
+    if not measured:
+        raise ValueError("no held-out loss was measured")
+    best = min(range(len(measured)), key=lambda i: judged(measured[i]))
+    return int(measured[best]["step"]), judged(measured[best]), len(measured) - 1 - best
+
+
+def is_exhausted(lines: Sequence[Mapping[str, Any]], patience: int) -> bool:
+    """Whether the last `patience` measurements all failed to go below the lowest before them. A function of the record
+    alone, so a continued run stops where the unbroken one did."""
+    return patience > 0 and any("held_out" in line for line in lines) and lowest(lines)[2] >= patience

@@ -23,7 +23,6 @@ from lora_loom.trainer.lora_formats import Formats
 from lora_loom.trainer.lora_places import recognise
 from lora_loom.trainer.run import prepare, train
 from lora_loom.trainer.run_sweep import sweep
-from scripts.host_toys import TOYS
 from tests.conftest import FAMILIES, SilentHost, make_config
 
 HOST = Path(__file__).parents[1] / "fixtures" / "host"
@@ -222,7 +221,3 @@ def test_what_has_no_form_in_another_layout(tmp_path):
     dora = {f"{key}.lora_down.weight": torch.ones(1, 32), f"{key}.lora_up.weight": torch.ones(96, 1), f"{key}.dora_scale": torch.ones(96, 1)}  # fmt: skip
     with pytest.raises(ModelFileError, match="no plain LoRA, and only those are read in another program's layout"):
         formats.native(dora)
-
-
-def test_toys_cover_all_families():
-    assert {toy.family for toy in TOYS.values()} == set(FAMILIES)

@@ -121,10 +121,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         index,
         partial(host.stage, "reading images"),
     )
-    if config.validation.patience and not dataset.held_out:
-        raise ConfigError(
-            f"validation.patience = {config.validation.patience} needs a held-out loss: set images aside (data.held_out_share, or a set with role = 'held_out')"
-        )
+    check_patience(config.validation.patience, dataset)
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
     if processes.count > plan.per_epoch:
         raise ConfigError(
@@ -163,6 +160,14 @@ def _steps(sets: Sequence[DatasetConfig], config: TrainConfig) -> list[tuple[str
     """Every bucket step that is asked for, and where."""
     own = [("dataset.bucket_step", one.bucket_step) for one in sets]
     return [("data.bucket_step", config.data.bucket_step), *own]
+
+
+def check_patience(patience: int, dataset: Dataset) -> None:
+    """Raise ConfigError for early stopping without a held-out loss."""
+    if patience and not dataset.held_out:
+        raise ConfigError(
+            f"validation.patience = {patience} needs a held-out loss: set images aside (data.held_out_share, or a set with role = 'held_out')"
+        )
 
 
 def build_cache(prepared: Prepared, host: Host) -> CacheReport:

@@ -75,8 +75,9 @@ class FileIndex:
 
     def survey(self, paths: Iterable[Path], progress: Progress) -> Survey:
         """Facts of every readable file, and what is wrong with the others; new and changed ones are decoded once."""
-        wanted = sorted(set(paths))
-        names = {path: os.path.realpath(path) for path in wanted}
+        wanted = sorted(set(paths), key=str)
+        folders = {parent: os.path.realpath(parent) for parent in {path.parent for path in wanted}}
+        names = {path: os.path.join(folders[path.parent], path.name) for path in wanted}  # noqa: PTH118 - thousands of them
         problems: dict[Path, str] = {}
         unknown = []
         for path in wanted:

@@ -92,7 +92,8 @@ def _folders(base: Path, config: DatasetConfig, notes: list[str]) -> list[tuple[
 
 
 def _image_paths(folder: Path, *, recursive: bool) -> list[Path]:
-    candidates = sorted(folder.rglob("*") if recursive else folder.iterdir())
+    # By parts, which is how paths compare, only much faster.
+    candidates = sorted(folder.rglob("*") if recursive else folder.iterdir(), key=lambda path: path.parts)
     paths = [path for path in candidates if path.suffix.lower() in SUFFIXES and path.is_file() and path.name[0] != "."]
     if not paths:
         raise DataError(_nothing_found(folder, candidates, recursive=recursive))

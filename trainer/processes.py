@@ -157,6 +157,14 @@ def telling_of_lost_peers() -> Iterator[None]:
         ) from error
 
 
+def check_batches(processes: Processes, per_epoch: int) -> None:
+    """Raises ConfigError where processes would train the same images in one step."""
+    if processes.count > per_epoch:
+        raise ConfigError(
+            f"{processes.count} processes for {per_epoch} batches per epoch: start at most {per_epoch}, or lower training.batch_size, or raise dataset.repeats"
+        )
+
+
 @contextmanager
 def main_first(processes: Processes) -> Iterator[None]:
     """The block runs in process 0 and then in all others, which find what it left behind."""

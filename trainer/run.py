@@ -34,7 +34,7 @@ from .lora_formats import Formats, Layout
 from .memory import DTYPES, compute_dtype
 from .objective_settings import check_objective, loss_settings, noise_levels
 from .optim import check_optimizer
-from .processes import ALONE, Processes, joined, main_first
+from .processes import ALONE, Processes, check_batches, joined, main_first
 from .records import Conditioning, Example
 from .runs import Onlooker, RunFolder, environment
 from .session import Host, Outcome, Session, execute
@@ -78,8 +78,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     refuse_idle_options(config)
     check_optimizer(config.optimizer)
     check_tracker(config.output.report)
-    if config.memory.shard:
-        check_sharding(processes, config.model.quantize)
+    check_sharding(config.memory.shard, processes, config.model.quantize)
     if config.output.format != "native" and config.network.kind != "lora":
         raise ConfigError(
             f"output.format = {config.output.format!r}: only network.kind = 'lora' has a form in that layout; use native"
@@ -123,10 +122,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     )
     check_patience(config.validation.patience, dataset)
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
-    if processes.count > plan.per_epoch:
-        raise ConfigError(
-            f"{processes.count} processes for {plan.per_epoch} batches per epoch: start at most {plan.per_epoch}, or lower training.batch_size, or raise dataset.repeats"
-        )
+    check_batches(processes, plan.per_epoch)
     for note in listed.notes:
         host.log(note)
     report = make_report(dataset)

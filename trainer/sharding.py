@@ -8,8 +8,10 @@ from .errors import ConfigError
 from .processes import Processes
 
 
-def check_sharding(processes: Processes, quantize: str) -> None:
-    """Raises ConfigError for a set-up that cannot be split."""
+def check_sharding(wanted: bool, processes: Processes, quantize: str) -> None:
+    """Raises ConfigError where a base shall be split and cannot be."""
+    if not wanted:
+        return
     if processes.count == 1:
         raise ConfigError(
             "memory.shard = true would do nothing in one process: leave it out, or start one process per GPU with torchrun or accelerate launch"

@@ -170,7 +170,8 @@ class _Runner:
             self._keep_preview(event)
         elif event is not None:
             self._note(event["type"], event["data"])
-        if self.active and time.monotonic() - self.looked >= POLL_S:
+        waited = time.monotonic() - self.looked
+        if self.active and waited >= (POLL_S if event is None else 5 * POLL_S):  # what is still to be read comes first
             self._look()
 
     def _note(self, kind: str, data: Mapping[str, Any]) -> None:

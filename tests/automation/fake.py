@@ -157,9 +157,9 @@ class FakeComfyUI:
             if node["class_type"] == "Break":
                 state = "error"
                 messages = [["execution_error", {"node_id": node_id, "exception_type": "RuntimeError", "exception_message": "no kernel image\n"}]]  # fmt: skip
-        while not self.gate.is_set() and not self.stopped and key not in self.interrupted:
+        while not self.gate.is_set() and not self.stopped and one in self.queue and key not in self.interrupted:
             await asyncio.sleep(0.005)
-        if self.stopped:
+        if self.stopped or one not in self.queue:
             return
         if key in self.interrupted:
             state, messages = "error", [["execution_interrupted", {"node_id": "3"}]]

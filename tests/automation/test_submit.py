@@ -24,7 +24,7 @@ from .fake import GRAPH, JPEG
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(submit_module, "LISTEN_S", 0.05)
-    monkeypatch.setattr(submit_module, "POLL_S", 0.2)
+    monkeypatch.setattr(submit_module, "POLL_S", 0.5)
 
 
 class Watcher:

@@ -200,3 +200,12 @@ def test_odd_names_fit(name):
 def test_an_unreadable_image_has_a_cell(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no")
     assert contact_sheet([Thumbnail(path=tmp_path / "x.png", caption="")], "t").width > 192
+
+
+def test_a_folder_in_two_roles_counts_in_both(tmp_path):
+    folder = pictures()
+    sets = [DatasetConfig(folder=str(folder)), DatasetConfig(folder=str(folder), role="regularisation")]
+    dataset = build_dataset(sets, DataConfig(resolution=64), 16, 0, FileIndex(tmp_path / "files.json"), lambda *p: None)
+    count = len(list(folder.glob("*.png")))
+    assert make_report(dataset).roles == {"train": count, "regularisation": count}
+    assert make_report(dataset).text().splitlines()[0].startswith(f"{count} train, {count} regularisation images")

@@ -101,7 +101,7 @@ def make_report(dataset: Dataset) -> Report:
     name = namer(dataset)
     areas = sorted((example.geometry.original for example in images), key=lambda size: size[0] * size[1])
     order = ("train", "regularisation", "held_out")
-    roles = Counter(example.role for example in images)
+    roles = Counter(role for _, role in {(example.path, example.role) for example in dataset.examples})
     by_content: dict[str, list[str]] = defaultdict(list)
     for example in images:
         by_content[example.digest].append(name(example.path))

@@ -331,11 +331,19 @@ def test_images_that_cannot_be_used(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"3\.png has no caption: write 3\.txt beside it"):
         train(make_config("sd3", tmp_path / "out", dataset=[{"folder": str(folder)}]), SilentHost())
     (folder / "3.txt").write_text("a thing")
+    strict = make_config("sd3", tmp_path / "out", dataset=[{"folder": str(folder)}], data={"strict": True})
     with pytest.raises(DataError) as error:
-        train(make_config("sd3", tmp_path / "out", dataset=[{"folder": str(folder)}]), SilentHost())
-    for name in ("0.png is damaged", "1.png is not an image", "2.png is not an image"):
+        train(strict, SilentHost())
+    unusable = ("0.png is damaged", "1.png is not an image", "2.png is not an image")
+    for name in unusable:
         assert name in str(error.value)
     assert not (tmp_path / "out" / "run").exists()
+    monkeypatch.undo()  # what is not strict trains on the others, and says which ones it left out
+    config = make_config("sd3", tmp_path / "out", dataset=[{"folder": str(folder)}], training={"steps": 1})
+    host = SilentHost()
+    assert train(config, host).state == "finished"
+    for name in unusable:
+        assert name in "\n".join(host.text)
 
 
 def test_a_lora_to_start_from_that_cannot_be_used(tmp_path):

@@ -135,11 +135,12 @@ def _panel(axes: Any, score: Score, name: str) -> None:
     else:
         axes.set_xticks(places, [row.label for row in trained], rotation=20, ha="right", fontsize=8)
         axes.set_xlabel("checkpoint", fontsize=8)
-    if name == "copies":
-        axes.set_ylim(-0.05, 1.05)
     wish = f" ({column.better} is better)" if column.better else ""
     axes.set_title(f"{column.title}{wish}", fontsize=9, loc="left", color=INK)
     axes.set_ylabel(column.unit, fontsize=8)
+    axes.margins(0.06, 0.18)  # room for the mark at the last checkpoint
+    if name == "copies":
+        axes.set_ylim(-0.15, 1.05)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 

@@ -1,28 +1,32 @@
 """LoomDataset, LoomDatasetImages, LoomDatasetFile: what is trained on. LoomCache: through VAE and text encoder, once."""
 
-from typing import Any
+from __future__ import annotations
 
-from ..trainer.config import DataConfig, DatasetConfig, MemoryConfig
+from typing import TYPE_CHECKING, Any
+
 from .inputs import CATEGORY, link, seed, text, widget
-from .values import CACHE, DATASET, DatasetValue
+from .wires import CACHE, DATASET
+
+if TYPE_CHECKING:
+    from .values import DatasetValue
 
 _PREVIOUS = link(DATASET, "Another data set; both are trained together.")
 
 
 def _common() -> dict[str, Any]:
     return {
-        "trigger": widget(DatasetConfig, "trigger"),
-        "repeats": widget(DatasetConfig, "repeats", min=1, max=10_000),
-        "role": widget(DatasetConfig, "role"),
-        "caption_dropout": widget(DatasetConfig, "caption_dropout", max=0.99, step=0.01),
-        "weight": widget(DatasetConfig, "weight", min=0.001, max=1000.0, step=0.05),
-        "flip": widget(DatasetConfig, "flip"),
+        "trigger": widget("DatasetConfig", "trigger"),
+        "repeats": widget("DatasetConfig", "repeats", min=1, max=10_000),
+        "role": widget("DatasetConfig", "role"),
+        "caption_dropout": widget("DatasetConfig", "caption_dropout", max=0.99, step=0.01),
+        "weight": widget("DatasetConfig", "weight", min=0.001, max=1000.0, step=0.05),
+        "flip": widget("DatasetConfig", "flip"),
     }
 
 
 def _advanced(name: str, **changes: Any) -> Any:
     """A widget that pages with an "advanced" fold show there."""
-    return widget(DatasetConfig, name, **changes, advanced=True)
+    return widget("DatasetConfig", name, **changes, advanced=True)
 
 
 def _caption_forms() -> dict[str, Any]:
@@ -88,12 +92,12 @@ class LoomDataset:
                     "",
                     "Folder of images (png, jpg, webp, avif, bmp, gif), relative to ComfyUI's input directory, or an absolute path.",
                 ),
-                "captions": widget(DatasetConfig, "captions"),
+                "captions": widget("DatasetConfig", "captions"),
             },
             "optional": {
-                "caption": widget(DatasetConfig, "caption", multiline=True),
+                "caption": widget("DatasetConfig", "caption", multiline=True),
                 **_common(),
-                "recursive": widget(DatasetConfig, "recursive"),
+                "recursive": widget("DatasetConfig", "recursive"),
                 "masks": text(
                     "",
                     'Folder of mask images with the same names, or "alpha" for the images\' own alpha channel. White is trained.',
@@ -102,7 +106,7 @@ class LoomDataset:
                     "",
                     "Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit).",
                 ),
-                "background": widget(DatasetConfig, "background"),
+                "background": widget("DatasetConfig", "background"),
                 "layout": _advanced("layout"),
                 "metadata": _advanced("metadata"),
                 "file_field": _advanced("file_field"),
@@ -224,10 +228,10 @@ class LoomCache:
                     "CLIP",
                     "The text encoder of the model that is trained, with the clip skip and LoRAs that you generate with.",
                 ),
-                "resolution": widget(DataConfig, "resolution", min=16, max=8192, step=8),
-                "buckets": widget(DataConfig, "buckets"),
+                "resolution": widget("DataConfig", "resolution", min=16, max=8192, step=8),
+                "buckets": widget("DataConfig", "buckets"),
                 "bucket_step": widget(
-                    DataConfig,
+                    "DataConfig",
                     "bucket_step",
                     default=64,
                     min=8,
@@ -237,14 +241,14 @@ class LoomCache:
                 ),
             },
             "optional": {
-                "held_out_share": widget(DataConfig, "held_out_share", max=0.9, step=0.01),
-                "min_side": widget(DataConfig, "min_side", min=16, max=8192, step=8),
-                "max_side": widget(DataConfig, "max_side", min=16, max=8192, step=8),
-                "upscale": widget(DataConfig, "upscale"),
-                "strict": widget(DataConfig, "strict"),
+                "held_out_share": widget("DataConfig", "held_out_share", max=0.9, step=0.01),
+                "min_side": widget("DataConfig", "min_side", min=16, max=8192, step=8),
+                "max_side": widget("DataConfig", "max_side", min=16, max=8192, step=8),
+                "upscale": widget("DataConfig", "upscale"),
+                "strict": widget("DataConfig", "strict"),
                 "seed": seed("Decides which images are held out."),
-                "vae_batch": widget(MemoryConfig, "vae_batch", min=1, max=64),
-                "vae_tiling": widget(MemoryConfig, "vae_tiling"),
+                "vae_batch": widget("MemoryConfig", "vae_batch", min=1, max=64),
+                "vae_tiling": widget("MemoryConfig", "vae_tiling"),
             },
         }
 
@@ -258,6 +262,7 @@ class LoomCache:
         vae_tiling: bool = False,
         **data: Any,
     ) -> dict[str, Any]:
+        from ..trainer.config import DataConfig, MemoryConfig
         from .host.datasets import fill_cache
 
         memory = MemoryConfig(vae_batch=vae_batch, vae_tiling=vae_tiling)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from .inputs import CATEGORY
-from .values import DATASET
+from .wires import DATASET
 
 
 class LoomDemoModel:

@@ -10,8 +10,12 @@ CATEGORY = "LoRA Loom"
 BIG = 2**31 - 1
 
 
-def widget(cls: type, name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
-    """The form entry of a configuration field; `changes` override default, min, max, step or tooltip."""
+def widget(section: str, name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """The form entry of a field of a configuration class, by their names; `changes` override default, min, max, step
+    or tooltip. By name, so that the configuration is read when a form is asked for, not while ComfyUI starts."""
+    from ..trainer import config
+
+    cls = getattr(config, section)
     field = next(field for field in dataclasses.fields(cls) if field.name == name)
     options: dict[str, Any] = {"tooltip": texts(cls)[name]}
     if field.default is not dataclasses.MISSING:

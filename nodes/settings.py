@@ -1,30 +1,14 @@
 """Groups of settings, all optional: network, optimizer, objective, memory, validation."""
 
-from typing import Any
+from __future__ import annotations
 
-from ..trainer.config import (
-    MemoryConfig,
-    ModelConfig,
-    NetworkConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainingConfig,
-    ValidationConfig,
-)
+from typing import TYPE_CHECKING, Any
+
 from .inputs import CATEGORY, seed, text, widget
-from .values import (
-    MEMORY,
-    NETWORK,
-    OBJECTIVE,
-    OPTIMIZER,
-    VALIDATION,
-    MemoryValue,
-    NetworkValue,
-    ObjectiveValue,
-    OptimizerValue,
-    ValidationValue,
-)
+from .wires import MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, VALIDATION
+
+if TYPE_CHECKING:
+    from .values import MemoryValue, NetworkValue, ObjectiveValue, ValidationValue
 
 SETTINGS = f"{CATEGORY}/settings"
 PREDICTED = "regex: and a pattern, or a preset: default, attention, attention+mlp, all, and conv for UNets."
@@ -43,7 +27,7 @@ class LoomNetwork:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "kind": widget(NetworkConfig, "kind"),
+                "kind": widget("NetworkConfig", "kind"),
                 "alpha": (
                     "FLOAT",
                     {
@@ -57,10 +41,10 @@ class LoomNetwork:
                 "targets": text("default", f"Which layers get an adapter: {PREDICTED}"),
             },
             "optional": {
-                "exclude": widget(NetworkConfig, "exclude"),
-                "dropout": widget(NetworkConfig, "dropout", max=0.95, step=0.05),
-                "rslora": widget(NetworkConfig, "rslora"),
-                "lokr_factor": widget(NetworkConfig, "lokr_factor", min=-1, max=64),
+                "exclude": widget("NetworkConfig", "exclude"),
+                "dropout": widget("NetworkConfig", "dropout", max=0.95, step=0.05),
+                "rslora": widget("NetworkConfig", "rslora"),
+                "lokr_factor": widget("NetworkConfig", "lokr_factor", min=-1, max=64),
                 "init_from": text(
                     "", "A LoRA, as LoraLoader lists it, to start from; its kind, rank and targets must fit."
                 ),
@@ -68,6 +52,9 @@ class LoomNetwork:
         }
 
     def run(self, alpha: float, **options: Any) -> tuple[NetworkValue]:
+        from ..trainer.config import NetworkConfig
+        from .values import NetworkValue
+
         return (NetworkValue(network=NetworkConfig(alpha=alpha or None, **options)),)
 
 
@@ -91,15 +78,15 @@ class LoomOptimizer:
                         "tooltip": "adamw is the safe choice; adamw8bit keeps its state in 8 bits; lion wants a 3 to 10 times lower learning rate; prodigy finds its own (set LoomTrain's to 1.0); adafactor keeps little state.",
                     },
                 ),
-                "schedule": widget(ScheduleConfig, "kind"),
-                "warmup": widget(ScheduleConfig, "warmup", max=100_000.0, step=0.01),
+                "schedule": widget("ScheduleConfig", "kind"),
+                "warmup": widget("ScheduleConfig", "warmup", max=100_000.0, step=0.01),
             },
             "optional": {
-                "weight_decay": widget(OptimizerConfig, "weight_decay", max=10.0),
-                "clip_norm": widget(OptimizerConfig, "clip_norm", max=1000.0, step=0.1),
-                "cycles": widget(ScheduleConfig, "cycles", min=1, max=1000),
-                "power": widget(ScheduleConfig, "power", min=0.01, max=10.0, step=0.1),
-                "floor": widget(ScheduleConfig, "floor", max=1.0, step=0.01),
+                "weight_decay": widget("OptimizerConfig", "weight_decay", max=10.0),
+                "clip_norm": widget("OptimizerConfig", "clip_norm", max=1000.0, step=0.1),
+                "cycles": widget("ScheduleConfig", "cycles", min=1, max=1000),
+                "power": widget("ScheduleConfig", "power", min=0.01, max=10.0, step=0.1),
+                "floor": widget("ScheduleConfig", "floor", max=1.0, step=0.01),
                 "steps_shown": (
                     "INT",
                     {
@@ -121,8 +108,10 @@ class LoomOptimizer:
         steps_shown: int = 1000,
         **shape: Any,
     ) -> tuple[Any, ...]:
+        from ..trainer.config import OptimizerConfig, ScheduleConfig
         from ..trainer.optim import check_optimizer
         from .host.plots import curve_image
+        from .values import OptimizerValue
 
         optimizer = OptimizerConfig(name=name, weight_decay=weight_decay, clip_norm=clip_norm)
         check_optimizer(optimizer)
@@ -143,28 +132,31 @@ class LoomObjective:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "timesteps": widget(ObjectiveConfig, "timesteps"),
+                "timesteps": widget("ObjectiveConfig", "timesteps"),
                 "shift": text(
                     "auto",
                     "Moves flow noise levels: above 1 towards noise. A number, auto (the family's own) or resolution (grows with the image).",
                 ),
             },
             "optional": {
-                "mean": widget(ObjectiveConfig, "mean", min=-10.0, max=10.0, step=0.05),
-                "std": widget(ObjectiveConfig, "std", min=0.01, max=10.0, step=0.05),
-                "mode_scale": widget(ObjectiveConfig, "mode_scale", min=-1.0, max=1.75, step=0.01),
-                "min_timestep": widget(ObjectiveConfig, "min_timestep", max=1.0, step=0.01),
-                "max_timestep": widget(ObjectiveConfig, "max_timestep", max=1.0, step=0.01),
-                "loss": widget(ObjectiveConfig, "loss"),
-                "huber_delta": widget(ObjectiveConfig, "huber_delta", min=0.001, max=10.0, step=0.01),
-                "min_snr_gamma": widget(ObjectiveConfig, "min_snr_gamma", max=100.0, step=0.5),
-                "noise_offset": widget(ObjectiveConfig, "noise_offset", max=1.0, step=0.01),
-                "masked_loss": widget(ObjectiveConfig, "masked_loss"),
-                "guidance": widget(ObjectiveConfig, "guidance", max=100.0, step=0.1),
+                "mean": widget("ObjectiveConfig", "mean", min=-10.0, max=10.0, step=0.05),
+                "std": widget("ObjectiveConfig", "std", min=0.01, max=10.0, step=0.05),
+                "mode_scale": widget("ObjectiveConfig", "mode_scale", min=-1.0, max=1.75, step=0.01),
+                "min_timestep": widget("ObjectiveConfig", "min_timestep", max=1.0, step=0.01),
+                "max_timestep": widget("ObjectiveConfig", "max_timestep", max=1.0, step=0.01),
+                "loss": widget("ObjectiveConfig", "loss"),
+                "huber_delta": widget("ObjectiveConfig", "huber_delta", min=0.001, max=10.0, step=0.01),
+                "min_snr_gamma": widget("ObjectiveConfig", "min_snr_gamma", max=100.0, step=0.5),
+                "noise_offset": widget("ObjectiveConfig", "noise_offset", max=1.0, step=0.01),
+                "masked_loss": widget("ObjectiveConfig", "masked_loss"),
+                "guidance": widget("ObjectiveConfig", "guidance", max=100.0, step=0.1),
             },
         }
 
     def run(self, shift: str, **options: Any) -> tuple[ObjectiveValue]:
+        from ..trainer.config import ObjectiveConfig
+        from .values import ObjectiveValue
+
         return (ObjectiveValue(objective=ObjectiveConfig(shift=parse_shift(shift), **options)),)
 
 
@@ -194,10 +186,10 @@ class LoomMemory:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "gradient_checkpointing": widget(MemoryConfig, "gradient_checkpointing"),
-                "precision": widget(TrainingConfig, "precision"),
+                "gradient_checkpointing": widget("MemoryConfig", "gradient_checkpointing"),
+                "precision": widget("TrainingConfig", "precision"),
                 "quantize": widget(
-                    ModelConfig,
+                    "ModelConfig",
                     "quantize",
                     tooltip="Train on a packed copy of the base (optimum-quanto) instead of the weights ComfyUI holds: an extra copy, but a smaller one. Off, no weight is copied.",
                 ),
@@ -217,6 +209,9 @@ class LoomMemory:
     def run(
         self, gradient_checkpointing: bool, precision: str, quantize: str, yield_max_s: float
     ) -> tuple[MemoryValue]:
+        from ..trainer.config import MemoryConfig
+        from .values import MemoryValue
+
         memory = MemoryConfig(gradient_checkpointing=gradient_checkpointing)
         return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
 
@@ -265,8 +260,8 @@ class LoomValidation:
                 ),
                 "width": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
                 "height": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
-                "measure_every": widget(ValidationConfig, "every", max=1_000_000),
-                "patience": widget(ValidationConfig, "patience", max=1000),
+                "measure_every": widget("ValidationConfig", "every", max=1_000_000),
+                "patience": widget("ValidationConfig", "patience", max=1000),
             },
         }
 

@@ -1,35 +1,28 @@
 """LoomCheckpoints, LoomGuidance, LoomSweep, LoomScore, LoomStrip, LoomAPG: compare what was trained."""
 
-from typing import Any
+from __future__ import annotations
 
-from ..trainer.config import GuidanceConfig, SweepConfig
+from typing import TYPE_CHECKING, Any
+
 from .inputs import CATEGORY, link, text, widget
-from .values import (
-    CACHE,
-    CHECKPOINTS,
-    GUIDANCE,
-    RUN,
-    SHEET,
-    CacheValue,
-    CheckpointsValue,
-    GuidanceValue,
-    RunValue,
-    SheetValue,
-)
+from .wires import CACHE, CHECKPOINTS, GUIDANCE, RUN, SHEET
+
+if TYPE_CHECKING:
+    from .values import CacheValue, CheckpointsValue, GuidanceValue, RunValue, SheetValue
 
 AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, size, steps, sampler, separated by commas. An axis named on neither side splits the strip into pages."
 
 
 def _apg() -> dict[str, Any]:
     return {
-        "eta": widget(GuidanceConfig, "eta", min=-10.0, max=10.0, step=0.05),
-        "norm_threshold": widget(GuidanceConfig, "norm_threshold", max=1000.0, step=0.5),
-        "momentum": widget(GuidanceConfig, "momentum", min=-0.99, max=0.99, step=0.05),
+        "eta": widget("GuidanceConfig", "eta", min=-10.0, max=10.0, step=0.05),
+        "norm_threshold": widget("GuidanceConfig", "norm_threshold", max=1000.0, step=0.5),
+        "momentum": widget("GuidanceConfig", "momentum", min=-0.99, max=0.99, step=0.05),
     }
 
 
 def _rescale() -> Any:
-    return widget(GuidanceConfig, "rescale", max=1.0, step=0.05)
+    return widget("GuidanceConfig", "rescale", max=1.0, step=0.05)
 
 
 class LoomCheckpoints:
@@ -92,9 +85,9 @@ class LoomGuidance:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "label": widget(GuidanceConfig, "label"),
-                "method": widget(GuidanceConfig, "method"),
-                "cfg": widget(GuidanceConfig, "scale", max=100.0, step=0.1),
+                "label": widget("GuidanceConfig", "label"),
+                "method": widget("GuidanceConfig", "method"),
+                "cfg": widget("GuidanceConfig", "scale", max=100.0, step=0.1),
                 **_apg(),
             },
             "optional": {
@@ -104,6 +97,9 @@ class LoomGuidance:
         }
 
     def run(self, cfg: float, previous: GuidanceValue | None = None, **options: Any) -> tuple[GuidanceValue]:
+        from ..trainer.config import GuidanceConfig
+        from .values import GuidanceValue
+
         setting = GuidanceConfig(scale=cfg, **options)
         return (GuidanceValue(settings=(*(previous.settings if previous else ()), setting)),)
 
@@ -130,16 +126,16 @@ class LoomSweep:
                 "vae": link("VAE", "Decodes the pictures."),
                 "checkpoints": link(CHECKPOINTS, "From LoomCheckpoints."),
                 "prompts": text("", "One prompt per line.", multiline=True),
-                "strengths": widget(SweepConfig, "strengths"),
-                "seeds": widget(SweepConfig, "seeds"),
+                "strengths": widget("SweepConfig", "strengths"),
+                "seeds": widget("SweepConfig", "seeds"),
                 "width": ("INT", {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "In pixels."}),
                 "height": ("INT", {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "In pixels."}),
-                "steps": widget(SweepConfig, "steps", min=1, max=1000),
+                "steps": widget("SweepConfig", "steps", min=1, max=1000),
                 "sampler": (samplers, {"default": "euler", "tooltip": "As in KSampler."}),
                 "scheduler": (schedulers, {"default": "normal", "tooltip": "As in KSampler."}),
             },
             "optional": {
-                "negative": widget(SweepConfig, "negative", multiline=True),
+                "negative": widget("SweepConfig", "negative", multiline=True),
                 "guidance": link(GUIDANCE, "From LoomGuidance; without it, CFG 4."),
                 "model_guidance": (
                     "FLOAT",
@@ -160,7 +156,7 @@ class LoomSweep:
                     "Several samplers to compare, as euler/normal, dpmpp_2m/karras; empty takes sampler and scheduler.",
                 ),
                 "max_cells": widget(
-                    SweepConfig,
+                    "SweepConfig",
                     "max_cells",
                     min=1,
                     max=100_000,

@@ -1,25 +1,14 @@
 """LoomTrain, LoomWait, LoomRun."""
 
-from typing import Any
+from __future__ import annotations
 
-from ..trainer.config import OptimizerConfig, TrainingConfig
+from typing import TYPE_CHECKING, Any
+
 from .inputs import CATEGORY, link, seed, text, widget
-from .values import (
-    CACHE,
-    MEMORY,
-    NETWORK,
-    OBJECTIVE,
-    OPTIMIZER,
-    RUN,
-    VALIDATION,
-    CacheValue,
-    MemoryValue,
-    NetworkValue,
-    ObjectiveValue,
-    OptimizerValue,
-    RunValue,
-    ValidationValue,
-)
+from .wires import CACHE, MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, RUN, VALIDATION
+
+if TYPE_CHECKING:
+    from .values import CacheValue, MemoryValue, NetworkValue, ObjectiveValue, OptimizerValue, RunValue, ValidationValue
 
 
 class AnyType(str):
@@ -63,8 +52,8 @@ class LoomTrain:
                 ),
                 "cache": link(CACHE, "From LoomCache."),
                 "name": text("my-lora", "Name of the run, of its folder and of its LoRA files."),
-                "steps": widget(TrainingConfig, "steps", min=1, max=1_000_000),
-                "learning_rate": widget(OptimizerConfig, "learning_rate", min=1e-12, max=10.0, step=0.00001),
+                "steps": widget("TrainingConfig", "steps", min=1, max=1_000_000),
+                "learning_rate": widget("OptimizerConfig", "learning_rate", min=1e-12, max=10.0, step=0.00001),
                 "rank": (
                     "INT",
                     {
@@ -74,8 +63,8 @@ class LoomTrain:
                         "tooltip": "Inner width of the adapter. More learns more and forgets more; 8 to 32 suits most concepts.",
                     },
                 ),
-                "batch_size": widget(TrainingConfig, "batch_size", min=1, max=1024),
-                "save_every": widget(TrainingConfig, "save_every", max=1_000_000),
+                "batch_size": widget("TrainingConfig", "batch_size", min=1, max=1024),
+                "save_every": widget("TrainingConfig", "save_every", max=1_000_000),
                 "seed": seed("Decides everything random: initial weights, order, noise, timesteps, dropout."),
                 "mode": (
                     ["background", "wait"],
@@ -98,9 +87,9 @@ class LoomTrain:
                 "objective": link(OBJECTIVE, "From LoomObjective."),
                 "memory": link(MEMORY, "From LoomMemory."),
                 "validation": link(VALIDATION, "From LoomValidation: pictures while training."),
-                "accumulation": widget(TrainingConfig, "accumulation", min=1, max=1024),
-                "ema": widget(TrainingConfig, "ema", max=0.9999, step=0.001),
-                "keep": widget(TrainingConfig, "keep", max=1000),
+                "accumulation": widget("TrainingConfig", "accumulation", min=1, max=1024),
+                "ema": widget("TrainingConfig", "ema", max=0.9999, step=0.001),
+                "keep": widget("TrainingConfig", "keep", max=1000),
                 "lora_dtype": (
                     ["bfloat16", "float16", "float32"],
                     {"default": "bfloat16", "tooltip": "Number format of the saved LoRA."},
@@ -129,7 +118,7 @@ def _request(inputs: dict[str, Any]) -> Any:
     """The settings groups, or their defaults, and this node's own widgets as one request."""
     from dataclasses import replace
 
-    from ..trainer.config import NetworkConfig, ObjectiveConfig, ScheduleConfig
+    from ..trainer.config import NetworkConfig, ObjectiveConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
     from ..trainer.names import check_name
     from .host.training import TrainRequest, default_memory, with_rate
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.data.batches import CachedBatches, Plan, make_plan
+from lora_loom.trainer.data.batches import CachedBatches, Plan, Visit, make_plan
 from lora_loom.trainer.data.cache import Cache, text_key
 from lora_loom.trainer.data.encode import EncoderIdentity, views
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.records import Example, Geometry
+from lora_loom.trainer.records import CaptionForms, Example, Geometry
 
 IDENTITY = EncoderIdentity(vae="vae", text="text")
 
@@ -41,10 +41,13 @@ def test_an_epoch_sees_each_example_as_often_as_it_repeats(plan: Plan, epoch):
     for position in range(epoch * plan.per_epoch, (epoch + 1) * plan.per_epoch):
         batch = plan.at(position)
         assert 1 <= len(batch) <= plan.batch_size
-        [bucket] = [b for b in plan.buckets if batch[0] in b]
-        assert set(batch) <= set(bucket), "one bucket per batch"
+        [bucket] = [b for b in plan.buckets if batch[0].number in b]
+        assert {visit.number for visit in batch} <= set(bucket), "one bucket per batch"
         seen.update(batch)
-    assert seen == Counter(number for bucket in plan.buckets for number in bucket)
+    assert max(seen.values()) == 1, "no visit twice"
+    times = Counter(number for bucket in plan.buckets for number in bucket)
+    assert {(number, turn) for number, _, turn in seen} == {(n, turn) for n in times for turn in range(times[n])}
+    assert {visit.epoch for visit in seen} == {epoch}
 
 
 @given(plan=plans)
@@ -129,9 +132,30 @@ def test_several_captions_take_turns(batches):
     one = example(0)
     two = Example(**{**one.__dict__, "captions": ("x", "y", "z")})
     made = batches([two], 1)
-    picks = Counter(made.pick(0, position, 0).caption for position in range(300))
+    picks = Counter(made.pick(Visit(0, epoch, 0)).caption for epoch in range(300))
     assert set(picks) == {"x", "y", "z"}
     assert min(picks.values()) > 60
+
+
+@given(seed=st.integers(0, 1000), sizes=st.tuples(st.integers(1, 6), st.integers(1, 6)), more=st.integers(0, 3))
+def test_what_is_seen_in_an_epoch_depends_on_the_example_alone(seed, sizes, more):
+    """Neither on the batch size, nor on its place in the folder, nor on which others are there."""
+
+    def seen(numbers, size):
+        forms = CaptionForms(texts=("a, b, c, {d|e|f}", "g, h, i"), wildcards=True, shuffle=True, tag_dropout=0.2)
+        options = {"repeats": 2, "may_flip": True, "caption_dropout": 0.2, "live": forms}
+        plan = make_plan(examples := [example(i, **options) for i in numbers], min(size, 2 * len(numbers)), seed)
+        made = CachedBatches(examples, plan, None, "vae", normalise=None, condition=None, device=None)
+        visits = [visit for position in range(2 * plan.per_epoch) for visit in plan.at(position)]
+        picks = [(visit, made.pick(visit)) for visit in visits]
+        return {
+            (examples[visit.number].digest, visit.epoch, visit.turn): (pick.caption, pick.view.geometry.flip)
+            for visit, pick in picks
+        }
+
+    one, other = seen([0, 1, 2, 3], sizes[0]), seen([*range(4, 4 + more), 3, 1, 0, 2], sizes[1])
+    assert one == {key: other[key] for key in one}
+    assert len(set(one.values())) > 4
 
 
 def test_weights_and_masks(batches, tmp_path):

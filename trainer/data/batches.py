@@ -1,14 +1,16 @@
 """Batches by position: which examples train together is a function of (seed, epoch), the position is one integer.
 
 An epoch visits every example `repeats` times. Examples of one bucket, and of one size of reference image, are shuffled and cut into batches; a last, smaller
-batch is kept. Then the batches of all buckets are shuffled.
+batch is kept. Then the batches of all buckets are shuffled. With which caption and which way round an example is seen is a
+function of (seed, epoch, example): neither the batch size nor other images change it.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,12 +25,22 @@ Normalise = Callable[[torch.Tensor], torch.Tensor]
 Condition = Callable[[Sequence["Pick"]], Conditioning]
 
 
+class Visit(NamedTuple):
+    """One time that an example is seen."""
+
+    number: int
+    """Of the example."""
+    epoch: int
+    turn: int
+    """Which of its `repeats` times in this epoch, from 0."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The order of training: position -> numbers of examples."""
+    """The order of training: position -> visits."""
 
     buckets: tuple[tuple[int, ...], ...]
-    """Example numbers per bucket, each as often as it is seen per epoch."""
+    """Example numbers per bucket, each as often as it is seen per epoch, one after the other."""
     batch_size: int
     seed: int
 
@@ -37,15 +49,16 @@ class Plan:
         """Batches per epoch; the same in every epoch."""
         return sum(-(-len(bucket) // self.batch_size) for bucket in self.buckets)
 
-    def at(self, position: int) -> tuple[int, ...]:
+    def at(self, position: int) -> tuple[Visit, ...]:
         return _epoch(self, position // self.per_epoch)[position % self.per_epoch]
 
 
 @lru_cache(maxsize=4)
-def _epoch(plan: Plan, epoch: int) -> list[tuple[int, ...]]:
+def _epoch(plan: Plan, epoch: int) -> list[tuple[Visit, ...]]:
     batches = []
     for number, bucket in enumerate(plan.buckets):
-        order = [bucket[i] for i in permutation(len(bucket), plan.seed, "bucket", epoch, number)]
+        visits = [Visit(example, epoch, turn) for example, group in groupby(bucket) for turn, _ in enumerate(group)]
+        order = [visits[i] for i in permutation(len(visits), plan.seed, "bucket", epoch, number)]
         batches += [tuple(order[i : i + plan.batch_size]) for i in range(0, len(order), plan.batch_size)]
     return [batches[i] for i in permutation(len(batches), plan.seed, "epoch", epoch)]
 
@@ -98,12 +111,13 @@ class CachedBatches:
         return len(self.plan.at(position))
 
     def at(self, position: int) -> Batch:
-        return self.collate([self.pick(number, position, slot) for slot, number in enumerate(self.plan.at(position))])
+        return self.collate([self.pick(visit) for visit in self.plan.at(position)])
 
-    def pick(self, number: int, position: int, slot: int) -> Pick:
-        """A function of the seed, the position and the slot."""
-        key = (self.plan.seed, "item", position, slot)
-        example, ways = self.examples[number], self._views[number]
+    def pick(self, visit: Visit) -> Pick:
+        """A function of the seed, the epoch, and the example: its content, its size, and which of its repeats it is."""
+        example, ways = self.examples[visit.number], self._views[visit.number]
+        width, height = example.geometry.target
+        key = (self.plan.seed, "item", visit.epoch, example.digest, width, height, visit.turn)
         view, latent = ways[int(uniform(*key, "flip") * len(ways))]
         dropped = uniform(*key, "caption dropout") < example.caption_dropout
         caption = "" if dropped else caption_at(example, *key)

@@ -21,6 +21,7 @@ IDLE = [
     ({"objective": {"mode_scale": 1.0}}, "objective.mode_scale = 1.0"),
     ({"objective": {"beta": [1.0, 2.0]}}, "objective.beta = (1.0, 2.0)"),
     ({"objective": {"huber_delta": 0.2}}, "objective.huber_delta = 0.2 would do nothing: loss = 'mse' has none"),
+    ({"memory": {"cache": "online", "vae_batch": 4}}, "memory.vae_batch = 4 would do nothing: cache = 'online'"),
     ({"data": {"min_side": 64}}, "data.min_side = 64"),
     ({"data": {"max_side": 4096}}, "data.max_side = 4096"),
     ({"data": {"buckets": "off", "upscale": False}}, "data.upscale = False"),
@@ -55,6 +56,7 @@ USED = [
     {"objective": {"mean": 0.5}},
     {"objective": {"timesteps": "mode", "mode_scale": 1.0}},
     {"objective": {"timesteps": "beta", "beta": [1.0, 2.0], "loss": "huber", "huber_delta": 0.2}},
+    {"memory": {"vae_batch": 4}},
     {"data": {"buckets": "kohya", "min_side": 64, "max_side": 4096, "upscale": False}},
     {"dataset": [{"folder": "x", "repeats": 2, "weight": 2.0, "flip": True, "caption_dropout": 0.1}]},
     {

@@ -206,6 +206,8 @@ class TrainingConfig(Section):
 class MemoryConfig(Section):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: much less memory, about a third more time."""
+    cache: Literal["disk", "online"] = "disk"
+    """disk encodes every image and text once and keeps it; online keeps nothing: encoders stay in memory, every step waits for them."""
     vae_batch: int = 1
     """Images encoded at once while caching; halved by itself where memory runs out."""
     vae_tiling: bool = False

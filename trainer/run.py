@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from .data.dataset_file import gather_sets
 from .data.encode import EncoderIdentity, find_work
 from .data.fill import CacheReport, fill
 from .data.index import FileIndex
+from .data.online import Items, OnlineItems, SharedEncoders
 from .data.report import Report, epochs_text, make_report, refuse_warnings
 from .data.texts import Texts
 from .denoiser import Denoiser
@@ -62,6 +63,18 @@ class Prepared:
     processes: Processes
     trigger: str
     """The first trigger word of the sets, for the file's metadata."""
+
+    @cached_property
+    def encoders(self) -> SharedEncoders:
+        """For what is encoded while training."""
+        return SharedEncoders(partial(self.base.load_encoders, tiled=self.config.memory.vae_tiling))
+
+    @cached_property
+    def items(self) -> Items:
+        """Encoded images and texts."""
+        if self.config.memory.cache == "disk":
+            return self.cache
+        return OnlineItems(self.dataset.examples, self.identity.vae, self.encoders)
 
 
 def run_folder(config: TrainConfig, processes: Processes = ALONE) -> RunFolder:
@@ -167,7 +180,10 @@ def check_patience(patience: int, dataset: Dataset) -> None:
 
 
 def build_cache(prepared: Prepared, host: Host) -> CacheReport:
-    """Encode what the cache lacks; the encoders are loaded only for that and dropped afterwards."""
+    """Encode what the cache lacks; the encoders are loaded only for that and dropped afterwards. Online there is nothing to do."""
+    if prepared.config.memory.cache == "online":
+        host.log("memory.cache = 'online': every image and text is encoded when a batch needs it; nothing is kept")
+        return CacheReport(reused=0, encoded=0, bytes=0)
     trains_text = bool(prepared.config.text.learning_rate)
     work = find_work(prepared.cache, prepared.dataset, prepared.identity, texts=not trains_text)
     if not work.count:
@@ -297,7 +313,7 @@ def held_out_of(prepared: Prepared) -> tuple[HeldOut, NoiseLevels]:
 def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBatches:
     base, guidance = prepared.base, prepared.config.objective.guidance
     family = base.family
-    encoded = Texts(prepared.cache, prepared.identity, base.load_encoders)
+    encoded = Texts(prepared.items, prepared.identity, prepared.encoders)
 
     def condition(picks: Sequence[Pick]) -> Conditioning:
         if prepared.config.text.learning_rate:  # `WithText` reads them
@@ -310,7 +326,7 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
     return CachedBatches(
         examples,
         prepared.plan,
-        prepared.cache,
+        prepared.items,
         prepared.identity.vae,
         normalise=family.latent_space.to_model,
         condition=condition,
@@ -322,7 +338,7 @@ def _references(prepared: Prepared, picks: Sequence[Pick]) -> dict[str, Tensor]:
     """{"reference": (B, C, h, w)} in model space; nothing for images without one (a batch has all or none)."""
     if picks[0].view.example.reference is None:
         return {}
-    raw_BCHW = torch.stack([prepared.cache.get(pick.key)["reference"] for pick in picks])
+    raw_BCHW = torch.stack([prepared.items.get(pick.key)["reference"] for pick in picks])
     return {"reference": prepared.base.family.latent_space.to_model(raw_BCHW)}
 
 

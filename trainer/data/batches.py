@@ -17,9 +17,9 @@ import torch
 from ..errors import ConfigError
 from ..records import Batch, Conditioning, Example, Size
 from ..seeding import permutation, uniform
-from .cache import Cache
 from .captions import caption_at
 from .encode import View, reference_geometry, views
+from .online import Items
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
 Condition = Callable[[Sequence["Pick"]], Conditioning]
@@ -88,13 +88,13 @@ class Pick:
 
 
 class CachedBatches:
-    """Micro-batches of a run, read from the cache."""
+    """Micro-batches of a run, read from the cache, or from what takes its place."""
 
     def __init__(
         self,
         examples: Sequence[Example],
         plan: Plan,
-        cache: Cache,
+        cache: Items,
         vae: str,
         *,
         normalise: Normalise,

@@ -1,14 +1,12 @@
 """Encoded captions for training: from the cache, or made when they are needed, where every visit has a new text."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 from torch import Tensor
 
-from ..families.base import Encoders
-from .cache import Cache
 from .encode import EncoderIdentity, View, prompt_key, prompt_of
 from .fill import encode_prompt
+from .online import Items, SharedEncoders
 
 REMEMBERED = 64
 """Encodings of texts that are not in the cache, kept in memory."""
@@ -17,10 +15,9 @@ REMEMBERED = 64
 class Texts:
     """What the text encoders give for a caption."""
 
-    def __init__(self, cache: Cache, identity: EncoderIdentity, load: Callable[[], Encoders]) -> None:
-        """`load` is called when the first text is not in the cache."""
-        self._cache, self._identity, self._load = cache, identity, load
-        self._encoders: Encoders | None = None
+    def __init__(self, cache: Items, identity: EncoderIdentity, encoders: SharedEncoders) -> None:
+        """The encoders are loaded when the first text is not in the cache."""
+        self._cache, self._identity, self._encoders = cache, identity, encoders
         self._recent: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     def of(self, view: View, caption: str) -> dict[str, Tensor]:
@@ -29,8 +26,8 @@ class Texts:
         if not self._cache.missing([key]):
             return self._cache.get(key)
         if key not in self._recent:
-            self._encoders = self._encoders or self._load()
-            made = encode_prompt(prompt_of(view, caption, self._identity), self._encoders, self._identity.text_pixels)
+            with self._encoders.use() as encoders:
+                made = encode_prompt(prompt_of(view, caption, self._identity), encoders, self._identity.text_pixels)
             self._recent[key] = {name: tensor.cpu() for name, tensor in made.items()}
         self._recent.move_to_end(key)
         while len(self._recent) > REMEMBERED:

@@ -86,8 +86,8 @@ class DatasetConfig(Section):
     """Let images smaller than their bucket be enlarged; none takes data.upscale."""
     aspects: tuple[float, ...] = ()
     """Width / height of the buckets to choose from (pixel_area and pixel buckets); empty keeps each image's own shape."""
-    crop: Literal["center", "top", "corner", "random", "none"] = "center"
-    """Which part stays: the middle, the upper middle, the upper left, one place drawn by the seed; none stretches instead."""
+    crop: Literal["center", "top", "corner", "random", "saliency", "none"] = "center"
+    """Which part stays: the middle, upper middle, upper left, a place drawn by the seed, what draws the eye; none stretches instead."""
     min_size: int = 0
     """Images smaller than this many pixels are left out, and named in the report; 0 keeps all."""
     max_size: int = 0

@@ -121,12 +121,12 @@ def test_every_problem_is_named_and_the_rest_is_used(tmp_path, folder):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "{}", '{"version": 1}', '{"version": 2, "files": {"a": [1]}}', '{"version": 2, "files": 3}'],
+    ["", "{", "[]", "{}", '{"version": 1}', '{"version": 3, "files": {"a": [1]}}', '{"version": 3, "files": 3}'],
 )
 def test_a_damaged_index_costs_only_reading(tmp_path, folder, content):
     (tmp_path / "files.json").write_text(content)
     assert looked_up(tmp_path, folder)[1] == 6
-    assert json.loads((tmp_path / "files.json").read_text())["version"] == 2
+    assert json.loads((tmp_path / "files.json").read_text())["version"] == 3
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

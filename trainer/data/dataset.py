@@ -29,8 +29,8 @@ class Dataset:
     """What the user should know of the sets, beside what the examples tell."""
     unreadable: tuple[tuple[Path, str], ...] = ()
     """(file, reason) of images that cannot be used and were left out."""
-    fingerprints: Mapping[Path, str] = field(default_factory=dict)
-    """Perceptual hash of each image; "" where there is none."""
+    looks: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
+    """(perceptual hash, mean colours) of each image, as in `look.Look`; the hash may be ""."""
 
     @property
     def training(self) -> list[Example]:
@@ -82,7 +82,7 @@ def build_dataset(
         examples=tuple(_with_held_out(examples, data.held_out_share, seed)),
         notes=tuple(notes),
         unreadable=tuple(survey.problems.items()),
-        fingerprints={path: known.fingerprint for path, known in survey.facts.items()},
+        looks={path: (known.fingerprint, known.colours) for path, known in survey.facts.items()},
     )
 
 
@@ -126,7 +126,7 @@ def _examples(
                 background=config.background,
                 live=live,
             )
-            for geometry in placements(known.size, config, sizes, seed, known.digest)
+            for geometry in placements(known, config, sizes, seed)
         ]
     return examples, _notes(config, examples, left_out, drawn)
 

@@ -1,4 +1,7 @@
-"""Pictures that look alike, by the Hamming distance of their perceptual hashes."""
+"""Pictures that look alike: by the Hamming distance of their perceptual hashes, and the same colours in the same places.
+
+A hash alone is not enough: that of a flat drawing has few coefficients that mean anything, so different drawings can share it.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -8,21 +11,26 @@ from numpy.typing import NDArray
 
 NEAR = 6
 """Bits of 64 that copies of a picture may differ in: re-encoding and resizing change up to about 4, other pictures 14 and more."""
+SAME_COLOUR = 20
+"""How much of 255 any field of a copy may differ in: re-encoding and resizing change up to about 5, a slight change of brightness 15."""
 _BITS = 64
 ROWS = 256
 """Compared with all others at a time: bounds the memory."""
 _ONES = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint8)
 
 
-def near_duplicates(fingerprints: Sequence[str], most: int = NEAR) -> list[list[int]]:
-    """Groups of numbers of pictures that are joined by distances up to `most`; "" takes part in none.
+def near_duplicates(looks: Sequence[tuple[str, str]], most: int = NEAR) -> list[list[int]]:
+    """Groups of numbers of pictures, given as (hash, colours), that are joined by distances up to `most`; the hash "" takes
+    part in none.
 
     Two hashes that differ in at most `most` bits agree in at least one of `most` + 1 bands of bits, so only pictures that
     share a band are compared: exact, and about linear for sets of usual size.
     """
-    known = [number for number, fingerprint in enumerate(fingerprints) if fingerprint]
-    values = np.array([int(fingerprints[number], 16) for number in known], dtype=np.uint64)
-    distinct, place_of = np.unique(values, return_inverse=True)  # blank pictures may all have the same
+    known = [number for number, (fingerprint, _) in enumerate(looks) if fingerprint]
+    different = sorted({looks[number] for number in known})  # blank pictures may all be the same
+    places = {one: place for place, one in enumerate(different)}
+    distinct = np.array([int(fingerprint, 16) for fingerprint, _ in different], dtype=np.uint64)
+    colours = [np.frombuffer(bytes.fromhex(text), dtype=np.uint8).astype(np.int16) for _, text in different]
     parents = list(range(len(distinct)))
     edges = [_BITS * band // (most + 1) for band in range(most + 2)]
     for low, high in itertools.pairwise(edges):
@@ -30,10 +38,12 @@ def near_duplicates(fingerprints: Sequence[str], most: int = NEAR) -> list[list[
         order = np.argsort(band, kind="stable")
         for members in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
             for first, second in _near_pairs(distinct[members], most):
-                _join(parents, int(members[first]), int(members[second]))
+                one, other = int(members[first]), int(members[second])
+                if np.abs(colours[one] - colours[other]).max(initial=0) <= SAME_COLOUR:
+                    _join(parents, one, other)
     groups: dict[int, list[int]] = {}
-    for place, number in zip(place_of, known, strict=True):
-        groups.setdefault(_root(parents, int(place)), []).append(number)
+    for number in known:
+        groups.setdefault(_root(parents, places[looks[number]]), []).append(number)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -21,7 +21,7 @@ from .look import can_fingerprint, look
 from .sources import problem_list
 
 Progress = Callable[[int, int], None]
-VERSION = 2
+VERSION = 3
 SAVE_EVERY_S = 10.0
 """While many files are read, what is known is saved this often: a kill costs that much reading at most."""
 WORKERS = 2
@@ -42,6 +42,10 @@ class FileFacts:
     height: int
     fingerprint: str
     """Perceptual hash, 16 hex digits: few bits differ between pictures that look alike."""
+    colours: str
+    """Mean colours of 8 x 8 fields, RGB, hex digits."""
+    focus: str
+    """Saliency, summed over columns and over rows, hex digits."""
 
     @property
     def size(self) -> Size:
@@ -194,6 +198,8 @@ def _read(path: Path) -> FileFacts | str:
         width=seen.size[0],
         height=seen.size[1],
         fingerprint=seen.fingerprint,
+        colours=seen.colours,
+        focus=seen.focus,
     )
 
 

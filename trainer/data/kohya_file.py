@@ -11,7 +11,7 @@ INSTEAD = {
     "batch_size": "set training.batch_size",
     "caption_dropout_every_n_epochs": "use caption_dropout",
     "color_aug": "there is none here",
-    "face_crop_aug_range": "use crop = 'top', or crop the images",
+    "face_crop_aug_range": "use crop = 'saliency', or crop the images",
     "network_multiplier": "use weight",
     "system_prompt": "set text.system_prompt",
     "token_warmup_min": "there is none here",

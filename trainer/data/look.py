@@ -10,9 +10,12 @@ from PIL import Image, ImageOps
 
 from ..records import Size
 from .images import flatten, opened
+from .saliency import focus
 
 THUMBNAIL = 64
 """Side in pixels that a picture is decoded to at least for its fingerprint."""
+
+FIELDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,10 @@ class Look:
     """Upright."""
     fingerprint: str
     """Perceptual hash (DCT, 64 bits) as 16 hex digits; empty without imagehash."""
+    colours: str
+    """Mean colours of 8 x 8 fields, RGB, row by row, as hex digits."""
+    focus: str
+    """Where it draws the eye, see `saliency.focus`."""
 
 
 def look(path: Path, content: bytes) -> Look:
@@ -32,7 +39,14 @@ def look(path: Path, content: bytes) -> Look:
         size = (image.height, image.width) if turned else (image.width, image.height)
         image.draft(None, (THUMBNAIL, THUMBNAIL))  # JPEG only: scaled while decoding; every byte is still read
         image.load()
-        return Look(digest=hashlib.sha256(content).hexdigest(), size=size, fingerprint=fingerprint(image))
+        small = thumbnail(image)
+        return Look(
+            digest=hashlib.sha256(content).hexdigest(),
+            size=size,
+            fingerprint=fingerprint(small),
+            focus=focus(small),
+            colours=small.resize((FIELDS, FIELDS), Image.Resampling.BOX).tobytes().hex(),
+        )
 
 
 @cache
@@ -41,13 +55,19 @@ def can_fingerprint() -> bool:
     return find_spec("imagehash") is not None
 
 
-def fingerprint(image: Image.Image) -> str:
-    """Perceptual hash of a loaded image, turned upright; empty where imagehash is not installed, which stops nobody."""
+def thumbnail(image: Image.Image) -> Image.Image:
+    """A loaded image as a square of RGB, upright, whatever its shape."""
+    side = (THUMBNAIL, THUMBNAIL)
+    if image.mode in ("L", "RGB"):  # averaging first is faster
+        image = image.resize(side, Image.Resampling.BOX)
+    image.info.pop("icc_profile", None)  # shifts colours a little; nothing here is that exact
+    return flatten(ImageOps.exif_transpose(image), (255, 255, 255)).resize(side, Image.Resampling.BOX)
+
+
+def fingerprint(small: Image.Image) -> str:
+    """Perceptual hash of a thumbnail; empty where imagehash is not installed, which stops nobody."""
     if not can_fingerprint():
         return ""
     import imagehash
 
-    if image.mode in ("L", "RGB"):  # averaging first is faster; the hash looks at a square of half this side
-        image = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    image.info.pop("icc_profile", None)  # shifts colours a little, and the hash is of greys
-    return str(imagehash.phash(flatten(ImageOps.exif_transpose(image), (255, 255, 255))))
+    return str(imagehash.phash(small))

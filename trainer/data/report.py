@@ -106,7 +106,7 @@ def make_report(dataset: Dataset) -> Report:
     for example in images:
         by_content[example.digest].append(name(example.path))
     once = list({example.digest: example for example in images}.values())
-    prints = [dataset.fingerprints.get(example.path, "") for example in once]
+    looks = [dataset.looks.get(example.path, ("", "")) for example in once]
     training = dataset.training
     return Report(
         roles={role: roles[role] for role in order if roles[role]},
@@ -119,8 +119,8 @@ def make_report(dataset: Dataset) -> Report:
         captions=len({caption for example in dataset.examples for caption in example.captions}),
         without_caption=[name(e.path) for e in images if not any(caption.strip() for caption in e.captions)],
         copies=[names for names in by_content.values() if len(names) > 1],
-        near_duplicates=[[name(once[i].path) for i in group] for group in near_duplicates(prints)]
-        if any(prints)
+        near_duplicates=[[name(once[i].path) for i in group] for group in near_duplicates(looks)]
+        if any(fingerprint for fingerprint, _ in looks)
         else None,
         enlarged={name(e.path): round(factor, 2) for e in training if (factor := enlargement(e)) > 1},
         unreadable={name(path): reason for path, reason in dataset.unreadable},

@@ -7,6 +7,8 @@ from ..config_data import DataConfig, DatasetConfig
 from ..records import Geometry, Size
 from ..seeding import uniform
 from .buckets import CENTER, Buckets, measured
+from .index import FileFacts
+from .saliency import place
 
 PLACES = {"center": CENTER, "top": (0.5, 0.0), "corner": (0.0, 0.0), "none": None}
 
@@ -39,10 +41,9 @@ def why_left_out(size: Size, config: DatasetConfig) -> str:
     return ""
 
 
-def placements(
-    size: Size, config: DatasetConfig, buckets: Sequence[Buckets], seed: int, digest: str
-) -> tuple[Geometry, ...]:
+def placements(known: FileFacts, config: DatasetConfig, buckets: Sequence[Buckets], seed: int) -> tuple[Geometry, ...]:
     """How an image is resized and cropped, once per resolution. A random place follows from the seed and its content."""
+    size = known.size
     value, least_scale = measured(size, config.measure), 0.0
     if config.downsample and value > config.max_size:
         least_scale = config.downsample / value
@@ -50,8 +51,11 @@ def placements(
     for one in buckets:
         at = PLACES.get(config.crop, CENTER)
         if config.crop == "random":
-            key = (seed, "crop", digest, one.resolution)
+            key = (seed, "crop", known.digest, one.resolution)
             at = (uniform(*key, "left"), uniform(*key, "top"))
+        elif config.crop == "saliency":
+            middle = one.geometry(size, least_scale=least_scale)
+            at = place(known.focus, middle.resized, middle.target)
         made.append(one.geometry(size, at=at, least_scale=least_scale))
     return tuple(made)
 

@@ -19,6 +19,7 @@ LAYERS = [
     {
         "diffusion",
         "data.images",
+        "data.saliency",
         "data.look",
         "data.buckets",
         "data.captions",

@@ -1,16 +1,19 @@
 """The crop by saliency: what stands out stays in, a mirrored image is cropped mirrored, and without anything it is the middle."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter
 
 from lora_loom.trainer.config import DataConfig, DatasetConfig
 from lora_loom.trainer.data.dataset import build_dataset
 from lora_loom.trainer.data.index import FileIndex
 from lora_loom.trainer.data.look import THUMBNAIL, thumbnail
-from lora_loom.trainer.data.saliency import BINS, focus, place, spectral_residual
+from lora_loom.trainer.data.saliency import BINS, SIDE, focus, place, spectral_residual
 
 
 def landscape(centre, size=(384, 128), radius=20, seed=0):
@@ -80,9 +83,22 @@ def test_a_data_set_is_cropped_by_it(tmp_path):
         (folder / f"{name}.txt").write_text(name)
     sets = [DatasetConfig(folder=str(folder), crop="saliency")]
     data = DataConfig(resolution=128, buckets="off")
-    for _ in range(2):  # from the file, then from what is known of it
+    build_dataset([replace(sets[0], crop="center")], data, 32, 0, FileIndex(tmp_path / "files.json"), lambda *p: None)
+    for _ in range(2):  # looked at again, since nobody had asked; then from what is known
         dataset = build_dataset(sets, data, 32, 0, FileIndex(tmp_path / "files.json"), lambda *p: None)
         left, right = (example.geometry for example in sorted(dataset.examples, key=lambda e: e.path.name))
         assert left.crop_left <= 40 - 20
         assert right.crop_left >= 340 + 20 - 128
         assert (left.resized, left.target) == ((384, 128), (128, 128))
+
+
+def test_it_is_the_papers_formula():
+    """Written out with whole spectra: the log amplitude less its mean over 3 x 3, at the old phase, squared and smoothed."""
+    small = thumbnail(landscape((100, 64))).resize((SIDE, SIDE))
+    grey = np.asarray(small.convert("L"), dtype=np.float64)
+    spectrum = np.fft.fft2(grey - grey.mean())
+    log = np.log(np.abs(spectrum) + 1e-9 * np.abs(spectrum).max())
+    mean = sum(np.roll(log, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)) / 9
+    squared = np.abs(np.fft.ifft2(np.exp(log - mean + 1j * np.angle(spectrum)))) ** 2
+    expected = gaussian_filter(squared, 1.25, mode="wrap", truncate=8)
+    assert np.allclose(spectral_residual(grey), expected, atol=1e-5 * expected.max())

@@ -67,7 +67,10 @@ def build_dataset(
         parse_colour(config.background)
     buckets = [buckets_of(config, data, step) for config in sets]
     found = [scan(config) for config in sets]
-    survey = index.survey([image.path for one in found for image in one.images], progress)
+    focused = {
+        image.path for config, one in zip(sets, found, strict=True) if config.crop == "saliency" for image in one.images
+    }
+    survey = index.survey([image.path for one in found for image in one.images], progress, focused)
     examples: list[Example] = []
     notes = [note for one in found for note in one.notes]
     for config, one, sizes in zip(sets, found, buckets, strict=True):

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class FileFacts:
     colours: str
     """Mean colours of 8 x 8 fields, RGB, hex digits."""
     focus: str
-    """Saliency, summed over columns and over rows, hex digits."""
+    """Saliency, summed over columns and over rows, hex digits; "" if it was never asked for."""
 
     @property
     def size(self) -> Size:
@@ -77,8 +77,11 @@ class FileIndex:
             raise DataError(problem_list(list(survey.problems.values())))
         return survey.facts
 
-    def survey(self, paths: Iterable[Path], progress: Progress) -> Survey:
-        """Facts of every readable file, and what is wrong with the others; new and changed ones are decoded once."""
+    def survey(self, paths: Iterable[Path], progress: Progress, focused: Set[Path] = frozenset()) -> Survey:
+        """Facts of every readable file, and what is wrong with the others; new and changed ones are decoded once.
+
+        `focused`: those of which it must be known where they draw the eye.
+        """
         wanted = sorted(set(paths), key=str)
         folders = {parent: os.path.realpath(parent) for parent in {path.parent for path in wanted}}
         names = {path: os.path.join(folders[path.parent], path.name) for path in wanted}  # noqa: PTH118 - thousands of them
@@ -90,14 +93,14 @@ class FileIndex:
             except OSError as error:
                 problems[path] = f"{path} cannot be read: {error.strerror or error}"
                 continue
-            if not _unchanged(self.facts.get(names[path]), status):
+            if not _unchanged(self.facts.get(names[path]), status, focused=path in focused):
                 unknown.append(path)
         done = len(wanted) - len(unknown)
         progress(done, len(wanted))
         fresh: dict[str, FileFacts] = {}
         saved = time.monotonic()
         try:
-            for number, (path, found) in enumerate(_in_order(unknown), done + 1):
+            for number, (path, found) in enumerate(_in_order(unknown, focused), done + 1):
                 if isinstance(found, str):
                     problems[path] = found
                 else:
@@ -152,37 +155,37 @@ def _stored(path: Path) -> dict[str, FileFacts]:
         return {}
 
 
-def _unchanged(known: FileFacts | None, status: os.stat_result) -> bool:
-    if known is None or (can_fingerprint() and not known.fingerprint):
+def _unchanged(known: FileFacts | None, status: os.stat_result, *, focused: bool) -> bool:
+    if known is None or (can_fingerprint() and not known.fingerprint) or (focused and not known.focus):
         return False
     state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return (known.bytes, known.modified_ns, known.changed_ns) == state
 
 
-def _in_order(paths: Sequence[Path]) -> Iterator[tuple[Path, FileFacts | str]]:
+def _in_order(paths: Sequence[Path], focused: Set[Path]) -> Iterator[tuple[Path, FileFacts | str]]:
     """Facts of each file, or what is wrong with it, in the order given; read by a few threads, a few files ahead."""
     rest = iter(paths)
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting: deque[tuple[Path, Future[FileFacts | str]]] = deque(
-            (path, pool.submit(_read, path)) for path in islice(rest, 4 * WORKERS)
+            (path, pool.submit(_read, path, focused=path in focused)) for path in islice(rest, 4 * WORKERS)
         )
         try:
             while waiting:
                 path, future = waiting.popleft()
                 found = future.result()
                 if (following := next(rest, None)) is not None:
-                    waiting.append((following, pool.submit(_read, following)))
+                    waiting.append((following, pool.submit(_read, following, focused=following in focused)))
                 yield path, found
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
-def _read(path: Path) -> FileFacts | str:
+def _read(path: Path, *, focused: bool) -> FileFacts | str:
     try:
         status = path.stat()
         content = path.read_bytes()
-        seen = look(path, content)
+        seen = look(path, content, focused=focused)
     except DataError as error:
         return str(error)
     except OSError as error:

@@ -29,11 +29,11 @@ class Look:
     colours: str
     """Mean colours of 8 x 8 fields, RGB, row by row, as hex digits."""
     focus: str
-    """Where it draws the eye, see `saliency.focus`."""
+    """Where it draws the eye, see `saliency.focus`; empty if nobody asked."""
 
 
-def look(path: Path, content: bytes) -> Look:
-    """Raises DataError for what is no readable image. `path` is only for its messages."""
+def look(path: Path, content: bytes, *, focused: bool = False) -> Look:
+    """Raises DataError for what is no readable image. `path` is only for its messages; `focused` asks for `focus`."""
     with opened(path, content) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         size = (image.height, image.width) if turned else (image.width, image.height)
@@ -44,7 +44,7 @@ def look(path: Path, content: bytes) -> Look:
             digest=hashlib.sha256(content).hexdigest(),
             size=size,
             fingerprint=fingerprint(small),
-            focus=focus(small),
+            focus=focus(small) if focused else "",
             colours=small.resize((FIELDS, FIELDS), Image.Resampling.BOX).tobytes().hex(),
         )
 

@@ -5,6 +5,8 @@ What the logarithm of an image's spectrum has beyond its own local average is wh
 only the sums over columns and rows, from which a crop of any size finds its place.
 """
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -13,42 +15,54 @@ from ..records import Size
 
 BINS = 16
 """Sums over columns, and as many over rows: a place is found to about a sixteenth of the image, then interpolated."""
-_BLUR = 2.5
-"""Standard deviation of the final smoothing in pixels of the 64 x 64 thumbnail, as in the paper."""
+SIDE = 32
+"""Pixels of the square that is looked at; the paper takes 64, which costs four times as much and moves no crop."""
+_BLUR = 1.25
+"""Standard deviation of the final smoothing in pixels: the paper's 2.5 at 64."""
 
 Floats = NDArray[np.float64]
 
 
 def focus(small: Image.Image) -> str:
     """Saliency of a square thumbnail, summed over columns and then over rows: 2 x 16 bytes as hex digits."""
-    saliency = spectral_residual(np.asarray(small.convert("L"), dtype=np.float64))
+    grey = small.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    saliency = spectral_residual(np.asarray(grey, dtype=np.float64))
     sides = [saliency.sum(axis=axis).reshape(BINS, -1).sum(axis=1) for axis in (0, 1)]
     return "".join(_bytes(side).hex() for side in sides)
 
 
 def spectral_residual(grey_HW: Floats) -> Floats:
     """(H, W) saliency, not negative. Nothing draws the eye in a blank image: all zero."""
-    spectrum = np.fft.fft2(grey_HW - grey_HW.mean())
+    spectrum = np.fft.rfft2(grey_HW - grey_HW.mean())  # of real numbers: the other half mirrors this one
     amplitude = np.abs(spectrum)
     if amplitude.max() < 1e-6:
         return np.zeros_like(grey_HW)
     log = np.log(amplitude + 1e-9 * amplitude.max())
-    residual = log - _mean_3x3(log)
-    found = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
-    return _blurred(found)
+    turned = spectrum / np.exp(_mean_3x3(log))  # exp(residual) at the old phase
+    found: Floats = np.fft.irfft2(np.fft.rfft2(np.fft.irfft2(turned, grey_HW.shape) ** 2) * _gaussian(*grey_HW.shape))
+    return found.clip(0)
 
 
-def _mean_3x3(values: Floats) -> Floats:
-    across: Floats = values + np.roll(values, 1, 0) + np.roll(values, -1, 0)
-    mean: Floats = (across + np.roll(across, 1, 1) + np.roll(across, -1, 1)) / 9
+def _mean_3x3(half_HW: Floats) -> Floats:
+    """Of each value and its eight neighbours in a half spectrum; beyond its edges the spectrum is mirrored."""
+    whole = np.concatenate([_mirrored(half_HW[:, 1:2]), half_HW, _mirrored(half_HW[:, -2:-1])], axis=1)
+    down: Floats = whole + np.roll(whole, 1, 0) + np.roll(whole, -1, 0)
+    mean: Floats = (down[:, :-2] + down[:, 1:-1] + down[:, 2:]) / 9
     return mean
 
 
-def _blurred(values: Floats) -> Floats:
-    """By a Gaussian, in the spectrum."""
-    rows, columns = (np.exp(-2 * (np.pi * _BLUR * np.fft.fftfreq(side)) ** 2) for side in values.shape)
-    blurred: Floats = np.fft.ifft2(np.fft.fft2(values) * rows[:, None] * columns[None, :]).real.clip(0)
-    return blurred
+def _mirrored(column_H1: Floats) -> Floats:
+    """The column of negative frequency."""
+    return np.roll(column_H1[::-1], 1, 0)
+
+
+@cache
+def _gaussian(height: int, width: int) -> Floats:
+    """What blurs, in a half spectrum."""
+    made: Floats = np.exp(
+        -2 * (np.pi * _BLUR) ** 2 * (np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width) ** 2)
+    )
+    return made
 
 
 def _bytes(sums: Floats) -> bytes:

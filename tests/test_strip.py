@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from lora_loom.trainer.fonts import font
 from lora_loom.trainer.records import Shot
 from lora_loom.trainer.strip import FRAME, MAX_SIDE, MIN_CELL, arrange, draw, panels, split
-from lora_loom.trainer.text_drawing import BEST, font, wrap
+from lora_loom.trainer.text_drawing import BEST, wrap
 
 
 def shot(tmp_path, checkpoint, prompt="a cat", seed=0, guidance="CFG 4", strength=1.0, size=(64, 64), colour=None):

@@ -7,8 +7,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from .fonts import length
 from .records import Shot
-from .text_drawing import BEST, INK, LEADING, LINE, MUTED, PAPER, font, wrap, write
+from .text_drawing import BEST, INK, LEADING, LINE, MUTED, PAPER, wrap, write
 
 MARGIN, GAP = 24, 6
 MIN_CELL = 160
@@ -166,7 +167,7 @@ def draw(grid: Grid) -> Image.Image:
     cell_width, cell_height = _cell_size(grid)
     size = max(13, min(cell_width // 14, 26))
     step = round(size * LEADING)
-    side = max((font(size).getlength(line) for row in grid.rows for line in row.split("\n")), default=0)
+    side = max((length(line, size) for row in grid.rows for line in row.split("\n")), default=0)
     side = int(min(side, cell_width * SIDE)) + (16 if any(grid.rows) else 0)
     heads = [wrap(column, cell_width, size, bold=True) for column in grid.columns]
     head = max((len(lines) for lines in heads), default=0) * step if any(grid.columns) else 0

@@ -1,10 +1,10 @@
-"""Text on pictures: a font that is on every machine, wrapping that loses nothing, the colours of our pages."""
+"""Text on pictures: wrapping that loses nothing, lines in any writing, the colours of our pages."""
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
+
+from .fonts import font, length, runs
 
 RGB = tuple[int, int, int]
 INK: RGB = (28, 30, 34)
@@ -16,23 +16,14 @@ LEADING = 1.35
 """Line height over font size."""
 
 
-@lru_cache
-def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it: Latin, Greek, Cyrillic and more."""
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
-
-
 def wrap(text: str, width: int, size: int, *, bold: bool = False) -> list[str]:
     """Lines no wider than `width` pixels; words longer than that are cut."""
-    face, lines = font(size, bold=bold), []
+    lines = []
     for paragraph in text.split("\n"):
         line = ""
-        for word in _breakable(paragraph, width, face):
+        for word in _breakable(paragraph, width, size, bold):
             joined = f"{line} {word}".strip()
-            if line and face.getlength(joined) > width:
+            if line and length(joined, size, bold=bold) > width:
                 lines.append(line)
                 line = word
             else:
@@ -41,13 +32,13 @@ def wrap(text: str, width: int, size: int, *, bold: bool = False) -> list[str]:
     return lines
 
 
-def _breakable(text: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:
+def _breakable(text: str, width: int, size: int, bold: bool) -> list[str]:
     words = []
     for word in text.split():
         rest = word
-        while face.getlength(rest) > width and len(rest) > 1:
-            keep = max(1, int(len(rest) * width / face.getlength(rest)))
-            while keep > 1 and face.getlength(rest[:keep]) > width:
+        while (whole := length(rest, size, bold=bold)) > width and len(rest) > 1:
+            keep = max(1, int(len(rest) * width / whole))
+            while keep > 1 and length(rest[:keep], size, bold=bold) > width:
                 keep -= 1
             words.append(rest[:keep])
             rest = rest[keep:]
@@ -60,6 +51,9 @@ def write(
 ) -> int:
     """Draw lines one below the other; returns the y below the last."""
     for line in lines:
-        pen.text((x, y), line, fill=colour, font=font(size, bold=bold))
+        left, base = float(x), y + font(size, bold=bold).getmetrics()[0]
+        for face, part in runs(line, size, bold=bold):
+            pen.text((left, base), part, fill=colour, font=face, anchor="ls")
+            left += face.getlength(part)
         y += round(size * LEADING)
     return y

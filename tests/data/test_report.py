@@ -29,7 +29,7 @@ from lora_loom.trainer.data.look import look
 from lora_loom.trainer.data.report import epochs, epochs_text, make_report, refuse_warnings
 from lora_loom.trainer.demo.scenes import random_scene
 from lora_loom.trainer.errors import DataError
-from lora_loom.trainer.text_drawing import font
+from lora_loom.trainer.fonts import font
 from tests.conftest import pictures
 
 

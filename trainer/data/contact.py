@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from ..errors import DataError
+from ..fonts import length
 from ..records import Geometry
-from ..text_drawing import BEST, INK, LINE, MUTED, PAPER, font, wrap, write
+from ..text_drawing import BEST, INK, LINE, MUTED, PAPER, wrap, write
 from .dataset import Dataset
 from .images import flatten, opened
 from .report import Report, enlargement, namer
@@ -109,9 +110,8 @@ def _caption(thumbnail: Thumbnail) -> list[str]:
 def shortened(name: str, width: int) -> str:
     """A name that fits, its middle left out: the ends tell files apart. Line breaks and the like become spaces."""
     name = "".join(letter if letter.isprintable() else " " for letter in name)
-    face, keep = font(NAME), len(name)
-    short = name
-    while face.getlength(short) > width and keep > 2:
+    keep, short = len(name), name
+    while length(short, NAME) > width and keep > 2:
         keep -= 1
         short = f"{name[: (keep + 1) // 2]}…{name[len(name) - keep // 2 :]}"
     return short

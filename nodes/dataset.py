@@ -114,6 +114,8 @@ class LoomDataset:
                 **_caption_forms(),
                 **_sizes(),
                 "teacher": _advanced("teacher"),
+                "min_aspect": _advanced("min_aspect", max=100.0, step=0.01),
+                "max_aspect": _advanced("max_aspect", max=100.0, step=0.01),
                 "previous": _PREVIOUS,
             },
         }

@@ -204,15 +204,16 @@ class LoomMemory:
                     },
                 ),
             },
+            "optional": {"prefetch": widget("MemoryConfig", "prefetch", max=16)},
         }
 
     def run(
-        self, gradient_checkpointing: bool, precision: str, quantize: str, yield_max_s: float
+        self, gradient_checkpointing: bool, precision: str, quantize: str, yield_max_s: float, prefetch: int = 1
     ) -> tuple[MemoryValue]:
         from ..trainer.config import MemoryConfig
         from .values import MemoryValue
 
-        memory = MemoryConfig(gradient_checkpointing=gradient_checkpointing)
+        memory = MemoryConfig(gradient_checkpointing=gradient_checkpointing, prefetch=prefetch)
         return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
 
 

@@ -103,14 +103,19 @@ def test_looking_after_a_cache(toml, tmp_path):
 
 
 def test_json_lines(toml):
-    result = run("train", toml, "--json")
+    result = run(
+        "train", toml, "--json", "--set", f"output.cache={toml.parent / 'its own'}", "--set", "memory.vae_batch=2"
+    )
     lines = events(result)
     kinds = [line["event"] for line in lines]
     assert kinds.count("step") == 4
     assert lines[-1]["event"] == "result"
     assert lines[-1]["state"] == "finished"
     [step] = [line for line in lines if line["event"] == "step" and line["step"] == 2]
-    assert {"loss", "grad_norm", "learning_rate", "seconds", "total"} <= step.keys()
+    assert {"loss", "grad_norm", "learning_rate", "seconds", "total", "seconds_left"} <= step.keys()
+    stages = [line for line in lines if line["event"] == "stage" and line["name"] == "encoding images"]
+    assert stages[-1]["done"] == stages[-1]["total"]
+    assert stages[-1]["seconds_left"] == 0
     inspected = events(run("inspect", lines[-1]["lora"], "--json"))
     assert inspected[0]["ranks"] == {"2": inspected[0]["tensors"] // 3}
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lora_loom.trainer.config import GuidanceConfig
 from lora_loom.trainer.errors import ConfigError, ModelFileError, RunError
 from lora_loom.trainer.run import run_folder, train
-from lora_loom.trainer.run_sweep import Asking, check_count, duration, load_sheet, lora_label, sweep, vary, write_strips
+from lora_loom.trainer.run_sweep import Asking, check_count, load_sheet, lora_label, sweep, vary, write_strips
 from lora_loom.trainer.sweep import Axes, LoraFile, Rendering, count_cells, plan_shots, sheet_from_dict, sheet_to_dict
 from tests.conftest import FAMILIES, SilentHost, make_config
 
@@ -126,11 +126,6 @@ def test_a_large_sweep_asks_with_a_time_after_two_cells():
     small = Asking(cells=1000, limit=1000, confirm=lambda text: pytest.fail("asked"))
     for _ in range(3):
         small.rendered()
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_sheets_survive_json(tmp_path):

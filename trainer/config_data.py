@@ -92,6 +92,10 @@ class DatasetConfig(Section):
     """Images smaller than this many pixels are left out, and named in the report; 0 keeps all."""
     max_size: int = 0
     """Images larger than this many pixels are left out, or reduced if downsample is set; 0 keeps all."""
+    min_aspect: float = 0.0
+    """Images with a smaller width / height are left out, and named in the report; 0 keeps all."""
+    max_aspect: float = 0.0
+    """Images with a larger width / height are left out, and named in the report; 0 keeps all."""
     downsample: int = 0
     """Images above max_size are reduced to this size and then cropped, so that the crop shows a part of them; 0 off."""
     measure: Literal["side", "area"] = "side"
@@ -136,6 +140,10 @@ class DatasetConfig(Section):
         require(ordered, "dataset.max_size", self.max_size, f"it must be at least min_size = {self.min_size}")
         ordered = not (self.min_side and self.max_side) or self.min_side <= self.max_side
         require(ordered, "dataset.max_side", self.max_side, f"it must be at least min_side = {self.min_side}")
+        for name in ("min_aspect", "max_aspect"):
+            require(getattr(self, name) >= 0, f"dataset.{name}", getattr(self, name), "use width / height, or 0")
+        ordered = not (self.min_aspect and self.max_aspect) or self.min_aspect <= self.max_aspect
+        require(ordered, "dataset.max_aspect", self.max_aspect, f"it must be at least min_aspect = {self.min_aspect}")
         within = not self.downsample or self.downsample <= self.max_size
         require(within, "dataset.downsample", self.downsample, f"it must be at most max_size = {self.max_size}")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from .pace import Pace, duration
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -44,16 +46,21 @@ class JsonHost:
 
     def __init__(self, stop: StopSignal | None = None, folder: "RunFolder | None" = None) -> None:
         self.stop, self.folder = stop, folder
+        self.pace = Pace()
+
+    def _seconds_left(self, name: str, done: int, total: int) -> dict[str, float]:
+        left = self.pace.left(name, done, total)
+        return {} if left is None else {"seconds_left": round(left, 1)}
 
     def _emit(self, event: str, **values: Any) -> None:
         sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
         sys.stdout.flush()
 
     def stage(self, name: str, done: int, total: int) -> None:
-        self._emit("stage", name=name, done=done, total=total)
+        self._emit("stage", name=name, done=done, total=total, **self._seconds_left(name, done, total))
 
     def step(self, result: "StepResult", total: int) -> None:
-        self._emit("step", total=total, **asdict(result))
+        self._emit("step", total=total, **asdict(result), **self._seconds_left("training", result.step, total))
 
     def log(self, text: str) -> None:
         if self.folder is not None and self.folder.path.is_dir():
@@ -137,9 +144,11 @@ class ConsoleHost(JsonHost):
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, note="")
         self.progress.update(self.tasks[name], completed=done, total=total, note=note)
+        left = self.pace.left(name, done, total)
         if not self.console.is_terminal and (done == total or time.monotonic() - self.spoke > self.INTERVAL_S):
             self.spoke = time.monotonic()
-            self.console.print(f"{name}: {done}/{total} {note}", highlight=False, markup=False)
+            eta = f"  ETA {duration(left)}" if left is not None and done < total else ""
+            self.console.print(f"{name}: {done}/{total} {note}{eta}", highlight=False, markup=False)
 
     def stage(self, name: str, done: int, total: int) -> None:
         self._advance(name, done, total)

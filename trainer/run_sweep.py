@@ -17,6 +17,7 @@ from .errors import ConfigError, RunError, StoppedError
 from .files import write_bytes, write_json
 from .identity import tensors_digest
 from .lora_formats import Formats
+from .pace import duration
 from .records import Shot
 from .run import read_lora, run_folder
 from .session import Host
@@ -196,13 +197,6 @@ class Asking:
                     f"{text}; more than sweep.max_cells = {self.limit}: confirm it (--yes), raise max_cells, or take fewer values. The two rendered cells are kept"
                 )
         self._since = now
-
-
-def duration(seconds: float) -> str:
-    """ "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def sweep(

@@ -187,6 +187,13 @@ def test_images_of_another_size_are_left_out_and_named(tmp_path):
     )
     with pytest.raises(DataError, match="(?s)no image is left to train on.*6 left out, smaller than min_size = 65"):
         build(tmp_path, one_set(min_size=65))
+    wide = build(tmp_path, one_set(min_aspect=1.2))
+    assert [e.path.name for e in wide.examples] == ["1.png", "3.png", "5.png"]
+    assert "3 left out, narrower than min_aspect = 1.2: 0.png (64 x 64)" in make_report(wide).text()
+    assert (
+        "3 left out, wider than max_aspect = 1: 1.png (96 x 64)"
+        in make_report(build(tmp_path, one_set(max_aspect=1.0))).text()
+    )
     assert "larger than max_size = 70" in make_report(build(tmp_path, one_set(max_size=70, measure="area"))).text()
 
 

@@ -203,6 +203,14 @@ def test_square_crops_are_measured_by_their_side(folder):
     assert (one.buckets, one.crop, one.measure, one.min_size) == ("off", "random", "side", 512)
 
 
+def test_aspect_limits_and_faces(folder):
+    entry = {"instance_data_dir": "cat", "crop": True, "crop_style": "face", "crop_aspect": "preserve"}
+    listed = read(folder, [{**entry, "minimum_aspect_ratio": 0.5, "maximum_aspect_ratio": 2.0}])
+    [one] = listed.sets
+    assert (one.min_aspect, one.max_aspect, one.crop) == (0.5, 2.0, "saliency")
+    assert "set 1: crop_style = 'face' is taken as 'saliency'" in "\n".join(listed.notes)
+
+
 def test_captions_from_parquet_columns(folder):
     entry = {"instance_data_dir": "cat", "caption_strategy": "parquet", "metadata_backend": "parquet"}
     table = {"path": "t.parquet", "filename_column": "id", "caption_column": "long", "fallback_caption_column": "x"}

@@ -19,8 +19,6 @@ INSTEAD = {
     "end_step": "continue the run with other sets",
     "max_num_samples": "move images out of the folder",
     "max_upscale_threshold": "use minimum_image_size",
-    "maximum_aspect_ratio": "move those images out of the folder",
-    "minimum_aspect_ratio": "move those images out of the folder",
     "probability": "use repeats",
     "slider_strength": "there are no sliders here",
     "start_epoch": "continue the run with other sets",
@@ -35,10 +33,10 @@ KNOWN = {
     "prepend_instance_prompt", "only_instance_prompt", "disable_multiline_split", "caption_shuffle", "metadata_backend",
     "parquet", "repeats", "is_regularisation_data", "is_regularization_data", "crop", "crop_aspect", "crop_style",
     "crop_aspect_buckets", "resolution", "resolution_type", "minimum_image_size", "maximum_image_size",
-    "target_downsample_size", "conditioning_data", "conditioning_type", *DANGEROUS, *NOT_NEEDED,
+    "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", "conditioning_data", "conditioning_type", *DANGEROUS, *NOT_NEEDED,
 }  # fmt: skip
 SPLITS = {"comma": ",", "space": " ", "period": "."}
-STYLES = {"random": "random", "center": "center", "centre": "center", "corner": "corner"}
+STYLES = {"random": "random", "center": "center", "centre": "center", "corner": "corner", "face": "saliency"}
 CAPTIONS = {"filename": "filename", "textfile": "sidecar", "instanceprompt": "fixed", "parquet": "metadata"}
 PARQUET = {
     "path",
@@ -156,6 +154,8 @@ def _sizes(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
         "buckets": "off" if square else "pixel" if kind == "pixel" else "pixel_area",
         "measure": "side" if square or kind == "pixel" else "area",
         "min_size": _pixels(entry, "minimum_image_size", kind),
+        "min_aspect": number_of(entry, "minimum_aspect_ratio"),
+        "max_aspect": number_of(entry, "maximum_aspect_ratio"),
         **_crop(entry, notes, where),
     }
     if entry.get("resolution") is not None:
@@ -182,8 +182,8 @@ def _crop(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
         return {"crop": "none"}
     style = text_of(entry, "crop_style", "random")
     aspect = text_of(entry, "crop_aspect", "square")
-    if style not in STYLES:
-        notes.append(f"{where}: crop_style = {style!r} is taken as 'top'")
+    if style not in STYLES or style == "face":
+        notes.append(f"{where}: crop_style = {style!r} is taken as {STYLES.get(style, 'top')!r}")
     if style == "random":
         notes.append(f"{where}: a random crop is one place per image, drawn by the seed and cached")
     if aspect not in ("square", "preserve", "closest", "random"):

@@ -32,12 +32,17 @@ def buckets_of(config: DatasetConfig, data: DataConfig, step: int) -> list[Bucke
 
 
 def why_left_out(size: Size, config: DatasetConfig) -> str:
-    """Why the set does not take an image of this size; "" if it does."""
+    """Why the set does not take an image of this size and shape; "" if it does."""
     value = measured(size, config.measure)
     if config.min_size and value < config.min_size:
         return f"smaller than min_size = {config.min_size}"
     if config.max_size and value > config.max_size and not config.downsample:
         return f"larger than max_size = {config.max_size}"
+    aspect = size[0] / size[1]
+    if config.min_aspect and aspect < config.min_aspect:
+        return f"narrower than min_aspect = {config.min_aspect:g}"
+    if config.max_aspect and aspect > config.max_aspect:
+        return f"wider than max_aspect = {config.max_aspect:g}"
     return ""
 
 

@@ -164,6 +164,33 @@ def test_an_unchanged_data_set_encodes_nothing_and_one_caption_encodes_one(serve
     assert ", 0 encoded" in third
 
 
+def test_the_cache_shows_its_report_and_the_crops(server, bases):
+    """A picture to enlarge, one to crop, one that is none: each is in the report, and the crop is drawn on the sheet."""
+    from lora_loom.trainer.data.contact import CROP
+
+    folder = server.base / "input" / "odd"
+    folder.mkdir()
+    Image.linear_gradient("L").resize((160, 64)).convert("RGB").save(folder / "wide.png")
+    Image.new("RGB", (32, 32), "teal").save(folder / "small.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    for name in ("wide", "small", "broken"):
+        (folder / f"{name}.txt").write_text(f"the {name} one")
+    graph = data(bases["sd3"], folder="odd", buckets="off")
+    graph["dataset"]["inputs"]["crop"] = "saliency"
+    graph["sheet"] = node("SaveImage", images=["cache", 2], filename_prefix="sheet")
+    record = server.run(prompt(graph))
+    report = record["outputs"]["cache"]["text"][0]
+    assert "2 train images" in report
+    assert "broken.png" in report
+    assert "smaller than their bucket and were enlarged: small.png" in report
+    assert "encoded" in report
+    sheet = pixels(server, record, "sheet")
+    frame = (sheet == np.array(CROP)).all(-1)
+    assert frame.sum() > 100, "the crop of the wide picture is framed"
+    refused = data(bases["sd3"], folder="odd", buckets="off", strict=True)
+    assert "data.strict" in server.fail(prompt(refused))
+
+
 def test_graph_images_become_a_data_set(server, bases):
     base = bases["sd3"]
     graph = {

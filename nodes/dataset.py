@@ -268,5 +268,5 @@ class LoomCache:
         from .host.datasets import fill_cache
 
         memory = MemoryConfig(vae_batch=vae_batch, vae_tiling=vae_tiling)
-        value, report, sheet = fill_cache(dataset, vae, clip, DataConfig(**data), seed, memory)
-        return {"ui": {"text": [report]}, "result": (value, report, sheet)}
+        value, report, sheet, shown = fill_cache(dataset, vae, clip, DataConfig(**data), seed, memory)
+        return {"ui": {"text": [report], "images": [shown]}, "result": (value, report, sheet)}

@@ -1,8 +1,9 @@
-// Puts a panel under every LoomTrain node and keeps it true.
+// Puts a panel under every LoomTrain node and keeps it true; lets nodes that report show their text.
 
 import { app } from "../../scripts/app.js";
 import { listen } from "./client.js";
 import { Panel } from "./panel.js";
+import { listenToReports } from "./report.js";
 
 const NODE = "LoomTrain";
 const HEIGHT = 260;
@@ -73,6 +74,7 @@ app.registerExtension({
     listen(heard);
   },
   nodeCreated(node) {
+    listenToReports(node);
     if (node.comfyClass !== NODE) return;
     addPanel(node);
     const { onExecuted, onConfigure, onRemoved } = node;

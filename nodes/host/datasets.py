@@ -24,7 +24,7 @@ from ...trainer.files import write_bytes, write_json
 from ...trainer.records import Example
 from ..values import CacheValue, DatasetValue, example_from_json, example_to_json
 from .encode import encoder_identity, host_encoders
-from .paths import cache_folder, resolve_file, resolve_folder
+from .paths import cache_folder, preview, resolve_file, resolve_folder
 from .pictures import from_image, mask_to_picture, to_image
 from .progress import Bar
 
@@ -176,8 +176,8 @@ def _png(picture: Any) -> bytes:
 
 def fill_cache(
     value: DatasetValue, vae: Any, clip: Any, data: DataConfig, seed: int, memory: MemoryConfig
-) -> tuple[CacheValue, str, Tensor]:
-    """Encode what is missing; returns the cache's record, a report and a contact sheet with the crops.
+) -> tuple[CacheValue, str, Tensor, dict[str, str]]:
+    """Encode what is missing; returns the cache's record, a report, a contact sheet with the crops, and how a page shows that.
 
     Raises LoomError before anything is encoded.
     """
@@ -209,7 +209,8 @@ def fill_cache(
         resolution=data.resolution,
     )
     sheet = contact_sheet(thumbnails(dataset, told), f"{len(dataset.examples)} images as they are trained")
-    return record, f"{told.text()}\n{done.text()}", to_image(sheet)
+    shown = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", _png(sheet))
+    return record, f"{told.text()}\n{done.text()}", to_image(sheet), shown
 
 
 def write_listing(folder: Path, dataset: Dataset) -> str:

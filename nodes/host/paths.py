@@ -11,6 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ...trainer.errors import ConfigError
+from ...trainer.files import write_bytes
 from ...trainer.names import check_name
 from ...trainer.runs import RunFolder
 
@@ -59,6 +60,12 @@ def shown(path: Path) -> dict[str, str]:
     """A picture in the output directory as ComfyUI's pages name it."""
     inner = path.relative_to(folder_paths.get_output_directory())
     return {"filename": inner.name, "subfolder": inner.parent.as_posix(), "type": "output"}
+
+
+def preview(name: str, content: bytes) -> dict[str, str]:
+    """Show a picture that no node saves: it lies in the temporary directory, which ComfyUI empties when it starts."""
+    write_bytes(Path(folder_paths.get_temp_directory()) / "lora_loom" / name, content)
+    return {"filename": name, "subfolder": "lora_loom", "type": "temp"}
 
 
 def is_inside(path: Path, folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Training through a real server: wait and background mode, the saved file, the untouched base, refusals."""
 
+import io
 import json
 from pathlib import Path
 
@@ -17,6 +18,11 @@ def pixels(server, record, key):
     image = record["outputs"][key]["images"][0]
     path = server.base / "output" / image["subfolder"] / image["filename"]
     return np.asarray(Image.open(path), dtype=np.float32)
+
+
+def shown(server, image):
+    """What the page loads for a picture."""
+    return np.asarray(Image.open(io.BytesIO(server.http.get("/view", params=image).content)), dtype=np.float32)
 
 
 def digest(server, base, salt):
@@ -180,6 +186,7 @@ def test_the_cache_shows_its_report_and_the_crops(server, bases):
     graph["sheet"] = node("SaveImage", images=["cache", 2], filename_prefix="sheet")
     record = server.run(prompt(graph))
     report = record["outputs"]["cache"]["text"][0]
+    assert (pixels(server, record, "sheet") == shown(server, record["outputs"]["cache"]["images"][0])).all()
     assert "2 train images" in report
     assert "broken.png" in report
     assert "smaller than their bucket and were enlarged: small.png" in report

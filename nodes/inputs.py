@@ -8,6 +8,7 @@ from ..trainer.config_texts import texts
 
 CATEGORY = "LoRA Loom"
 BIG = 2**31 - 1
+PROMPT_LIBRARY = 'More prompts from a JSON file, {"name": "prompt", …}, relative to ComfyUI\'s input directory. The names label the strip.'
 
 
 def widget(section: str, name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:

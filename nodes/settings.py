@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .inputs import CATEGORY, seed, text, widget
+from .inputs import CATEGORY, PROMPT_LIBRARY, seed, text, widget
 from .wires import MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, VALIDATION
 
 if TYPE_CHECKING:
@@ -263,8 +263,16 @@ class LoomValidation:
                 "height": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
                 "measure_every": widget("ValidationConfig", "every", max=1_000_000),
                 "patience": widget("ValidationConfig", "patience", max=1000),
+                "prompt_library": text("", PROMPT_LIBRARY),
             },
         }
+
+    @classmethod
+    def IS_CHANGED(cls, prompt_library: str | None = None, **inputs: Any) -> str:
+        """Changes when the library's file does."""
+        from .host.paths import library_state
+
+        return library_state(prompt_library or "")
 
     def run(self, vae: Any, clip: Any, prompts: str, **options: Any) -> tuple[ValidationValue]:
         from .host.previews import prepare_validation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .inputs import CATEGORY, link, text, widget
+from .inputs import CATEGORY, PROMPT_LIBRARY, link, text, widget
 from .wires import CACHE, CHECKPOINTS, GUIDANCE, RUN, SHEET
 
 if TYPE_CHECKING:
@@ -162,9 +162,17 @@ class LoomSweep:
                     max=100_000,
                     tooltip="With more cells to render than this, the node stops after two of them and says how long all would take.",
                 ),
+                "prompt_library": text("", PROMPT_LIBRARY),
             },
             "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
         }
+
+    @classmethod
+    def IS_CHANGED(cls, prompt_library: str | None = None, **inputs: Any) -> str:
+        """Changes when the library's file does."""
+        from .host.paths import library_state
+
+        return library_state(prompt_library or "")
 
     def run(
         self,

@@ -10,7 +10,7 @@ COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "
 MAX_LINES = 400
 # A module of trainer/ may import only from its own layer or one above it in this list.
 LAYERS = [
-    {"errors", "names", "launch", "seeding", "records", "axes", "pace", "fonts", "text_drawing"},
+    {"errors", "names", "launch", "seeding", "records", "axes", "pace", "fonts", "text_drawing", "prompt_library"},
     {"config", "config_base", "config_data", "config_texts", "files", "tensor_files"},
     {"config_file", "idle_options", "identity", "schedule", "memory", "watch", "trackers", "server_client"},
     {"workflow", "server_words", "remote_runs"},

@@ -287,6 +287,8 @@ class GuidanceConfig(Section):
 class SweepConfig(Section):
     prompts: tuple[str, ...] = ()
     """Prompts to render."""
+    prompt_library: str = ""
+    """More of them from a JSON file, {"name": "prompt", …}; the names label the strip."""
     negative: str = ""
     """Negative prompt of every cell."""
     references: tuple[str, ...] = ()

@@ -142,4 +142,6 @@ class Shot:
     guidance: str
     reference: str = ""
     """File name of the image that an edit model was shown."""
+    prompt_name: str = ""
+    """What a prompt library calls the prompt."""
     settings: Mapping[str, Any] = field(default_factory=dict)

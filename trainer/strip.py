@@ -28,7 +28,7 @@ FRAME = 4
 AXES: dict[str, Callable[[Shot], str]] = {
     "checkpoint": lambda shot: shot.checkpoint,
     "strength": lambda shot: f"strength {shot.strength:g}" if shot.strength else "",
-    "prompt": lambda shot: shot.prompt or "(empty prompt)",
+    "prompt": lambda shot: shot.prompt_name or shot.prompt or "(empty prompt)",
     "seed": lambda shot: f"seed {shot.seed}",
     "guidance": lambda shot: shot.guidance,
     "reference": lambda shot: shot.reference,
@@ -95,9 +95,11 @@ def arrange(
 
 
 def _caption(shots: Sequence[Shot]) -> str:
-    """The prompt, unless there are several."""
-    prompts = _distinct(AXES["prompt"](shot) for shot in shots)
-    return prompts[0] if len(prompts) == 1 else ""
+    """The prompt in full, if there is one; of several, what the named ones stand for."""
+    prompts = list(dict.fromkeys((shot.prompt_name, shot.prompt or "(empty prompt)") for shot in shots))
+    if len(prompts) == 1:
+        return prompts[0][1]
+    return "\n".join(f"{name}: {prompt}" for name, prompt in prompts if name)
 
 
 def split(grid: Grid) -> list[Grid]:

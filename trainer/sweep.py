@@ -6,7 +6,7 @@ once; a LoRA is laid over it and taken off; each prompt is encoded once.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, product
 from math import prod
 from pathlib import Path
@@ -57,6 +57,8 @@ class Axes:
     seeds: tuple[int, ...]
     guidance: tuple[GuidanceConfig, ...]
     references: tuple[Reference, ...] = ()
+    prompt_names: Mapping[str, str] = field(default_factory=dict)
+    """{prompt: name} of those that have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,7 @@ def plan_shots(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
                 checkpoint=lora.label if lora else BASE,
                 strength=strength,
                 prompt=prompt,
+                prompt_name=axes.prompt_names.get(prompt, ""),
                 negative=axes.negative,
                 seed=seed,
                 guidance=guidance.name,

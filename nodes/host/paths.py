@@ -118,6 +118,19 @@ def resolve_file(text: str, what: str) -> Path:
     return path
 
 
+def library_path(name: str) -> str:
+    """A prompt library that a workflow names, in full; "" for none. Raises ConfigError."""
+    return str(resolve_file(name, "prompt_library")) if name.strip() else ""
+
+
+def library_state(name: str) -> str:
+    """What the library holds, or why it cannot be read: changes when its nodes must run again."""
+    try:
+        return Path(library_path(name)).read_text(encoding="utf-8", errors="replace") if name.strip() else ""
+    except (ConfigError, OSError) as error:
+        return str(error)
+
+
 def _allowed(text: str, what: str, kind: str) -> Path:
     cleaned = text.strip()
     if not cleaned or "\0" in cleaned:

@@ -13,6 +13,7 @@ from ...trainer.data.cache import Cache, text_key
 from ...trainer.diffusion.guidance import CFG
 from ...trainer.errors import ConfigError
 from ...trainer.files import write_bytes
+from ...trainer.prompt_library import read_library
 from ...trainer.records import Geometry
 from ...trainer.sample import SampleSettings, sample, start_noise
 from ...trainer.session import Session
@@ -21,7 +22,7 @@ from .conditions import ConditionSource, network_inputs
 from .encode import HostText, clip_identity, vae_identity
 from .loaded import LoadedDenoiser
 from .packing import unpack
-from .paths import cache_folder
+from .paths import cache_folder, library_path
 from .shadow import build_shadow
 from .training import TrainRequest, latent_normaliser
 
@@ -52,8 +53,10 @@ class Decoder:
 def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, Any]) -> ValidationValue:
     """Encode the prompts and share the decoder. Raises ConfigError without a prompt."""
     lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
+    if library := library_path(str(options.get("prompt_library", ""))):
+        lines = tuple(dict.fromkeys([*lines, *read_library(Path(library), "prompt_library")]))
     if not lines:
-        raise ConfigError("validation.prompts is empty: write at least one prompt")
+        raise ConfigError("validation.prompts is empty: write at least one prompt, or name a prompt_library")
     negative = str(options.get("negative", ""))
     cache, text = Cache(cache_folder()), clip_identity(clip)
     missing = [prompt for prompt in {*lines, negative} if cache.missing([text_key(prompt, text)])]

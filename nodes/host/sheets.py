@@ -36,7 +36,7 @@ from ...trainer.sweep import BASE, Axes, Rendering, missing, plan_shots, sheet_t
 from ..values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
 from .cell_graph import CellGraph, cell_graphs
 from .encode import clip_identity, model_identity, vae_identity
-from .paths import find_lora, is_inside, lora_root, root, run_folder
+from .paths import find_lora, is_inside, library_path, lora_root, root, run_folder
 from .pictures import files_to_image
 from .progress import Bar
 from .samplers import sampler_names
@@ -102,6 +102,7 @@ def rendered_sheet(
     """Render what is missing. Cells that exist are kept, so a cancelled sweep goes on where it was."""
     sweep = SweepConfig(
         prompts=tuple(line.strip() for line in options["prompts"].splitlines() if line.strip()),
+        prompt_library=library_path(options.get("prompt_library", "")),
         negative=options.get("negative", ""),
         seeds=options["seeds"],
         strengths=options["strengths"],

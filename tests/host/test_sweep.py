@@ -126,6 +126,22 @@ def test_sizes_steps_and_samplers_are_axes_of_the_node(server, bases):
     assert "cells to render, about" in server.fail(prompt(graph))
 
 
+def test_prompts_from_a_library(server, bases):
+    """Named rows, the same cells as the bare prompts, run again when the file has changed; a path elsewhere is refused."""
+    library = server.base / "input" / "prompts.json"
+    library.write_text(json.dumps({"night": "a red thing at night", "day": "a red thing by day"}))
+    graph = swept(bases["sd3"], "library", prompts="", prompt_library="prompts.json", strengths="1", seeds="1")
+    record = server.run(prompt(graph))
+    assert len(record["outputs"]["cells"]["images"]) == 3 * 2
+    [sheet] = (server.base / "output" / "lora_loom" / "library" / "strips").glob("sheet-*.json")
+    names = {cell["prompt_name"]: cell["prompt"] for cell in json.loads(sheet.read_text())["cells"]}
+    assert names == {"night": "a red thing at night", "day": "a red thing by day"}
+    library.write_text(json.dumps({"night": "a red thing at night"}))
+    assert len(server.run(prompt(graph))["outputs"]["cells"]["images"]) == 3
+    graph["sweep"]["inputs"]["prompt_library"] = "nowhere.json"
+    assert "prompt_library" in server.fail(prompt(graph))
+
+
 @pytest.mark.parametrize("family", ["sd3", "flux"])  # the SD1 toy draws nothing but full colours
 def test_rescaling_at_cfg_1_changes_nothing_and_else_something(server, bases, family):
     base = bases[family]

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
 from .base_model import Base, open_base
-from .config import SweepConfig, TrainConfig
+from .cell_graph import MakeGraph, cell_graph
+from .config import GuidanceConfig, SweepConfig, TrainConfig
 from .config_file import digest
 from .data.images import check_readable, file_digest
+from .data.references import reference_place
 from .diffusion.samplers import SAMPLERS, SCHEDULES
 from .errors import ConfigError, RunError, StoppedError
+from .families.host_graphs import loaders, sayer
 from .files import write_bytes, write_json
 from .identity import tensors_digest
 from .lora_formats import Formats
@@ -239,13 +242,33 @@ def sweep(
 
         formats = Formats(family=base.family, denoiser=studio.denoiser)
         asking = Asking(cells=len(todo), limit=config.sweep.max_cells, confirm=confirm)
-        for _ in render(todo, studio, axes, lambda path: formats.native(read_lora(path)), progress):
+        graph = graphs_of(config, base, axes)
+        for _ in render(todo, studio, axes, lambda path: formats.native(read_lora(path)), progress, graph):
             asking.rendered()
             if host.should_stop():
                 raise StoppedError("the sweep was stopped; finished cells are kept, run it again to go on")
     loras = {lora.digest: lora.path.resolve() for lora in axes.loras}
     write_json(folder / "sheet.json", sheet_to_dict(shots, loras=loras))
     return Sheet(folder=folder, shots=tuple(shots), rendered=len(todo), loras=loras)
+
+
+def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
+    """The graph of each cell, with the base in ComfyUI's loaders."""
+    nodes, links = loaders(base.source, base.family.name, base.reading)
+    places = {reference.path.name: reference.path for reference in axes.references}
+
+    def make(shot: Shot, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
+        shown = None
+        if shot.reference:
+            size = reference_place(places[shot.reference], tuple(shot.settings["size"])).target
+            shown = (shot.reference, size)
+        say = sayer(base.family.name, base.variant, base.reading, links["vae"], shown)
+        distilled = base.settings.guidance_embedding
+        # As LoraLoader lists it where output.loras is ComfyUI's folder; else to be chosen there.
+        name = f"{config.name}/{lora.name}" if lora and config.output.loras else lora.name if lora else ""
+        return cell_graph(shot, guidance, nodes, links, lora=name, lora_to_clip=True, distilled=distilled, say=say)
+
+    return make
 
 
 def load_sheet(folder: Path, name: str = "sheet") -> Sheet:

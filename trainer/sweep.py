@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cell_graph import MakeGraph
 from .config import GuidanceConfig
 from .config_file import digest
 from .data.references import encode_beside, reference_latents, reference_place
@@ -188,8 +189,9 @@ def render(
     axes: Axes,
     read: Callable[[Path], Mapping[str, Tensor]],
     progress: Callable[[int, int], None],
+    graph: MakeGraph = lambda shot, lora, guidance: {},
 ) -> Iterator[Shot]:
-    """Draw the given cells, LoRA by LoRA, and yield each after its picture was written."""
+    """Draw the given cells, LoRA by LoRA, and yield each after its picture was written, with its `graph`."""
     paths = {reference.digest: reference.path for reference in axes.references}
     texts = studio.encode(*_asked(shots, paths))
     files = {lora.digest: lora for lora in axes.loras}
@@ -203,7 +205,8 @@ def render(
             for shot in shots_here:
                 reference = paths.get(shot.settings.get("reference", ""))
                 picture = render_one(shot, studio, said, guidance[shot.guidance], reference)
-                write_picture(picture, shot)
+                entries = graph(shot, files[lora].path if lora else None, guidance[shot.guidance])
+                write_picture(picture, shot, entries)
                 done += 1
                 progress(done, len(shots))
                 yield shot

@@ -1,25 +1,20 @@
-"""The graph of one cell, for its PNG: stock nodes that make just this picture when the file is dropped on ComfyUI.
+"""The graph of a cell of LoomSweep: what the sweep took its model, text encoder and VAE from is copied out of the queued graph."""
 
-ComfyUI's page opens the API graph that it finds under "prompt" in a PNG's text. What the sweep took its model, text
-encoder and VAE from is copied out of the queued graph; the rest is a loader, prompts, a sampler and a decoder.
-"""
-
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...trainer.cell_graph import MakeGraph, cell_graph
 from ...trainer.config import GuidanceConfig
 from ...trainer.records import Shot
 from .families import known
 from .paths import is_inside, lora_folder, lora_root
 
-CellGraph = Callable[[Shot, Path | None, GuidanceConfig], dict[str, str]]
 SOURCES = ("model", "clip", "vae")
 
 
-def cell_graphs(graph: Mapping[str, Any] | None, node_id: Any, model: Any) -> CellGraph:
+def cell_graphs(graph: Mapping[str, Any] | None, node_id: Any, model: Any) -> MakeGraph:
     """What makes a cell's PNG entries: {} where the queued graph is not known, or a LoRA lies where no loader lists it."""
     inputs = graph[str(node_id)]["inputs"] if graph and str(node_id) in graph else {}
     if not graph or not all(isinstance(inputs.get(name), list) for name in SOURCES):
@@ -33,7 +28,7 @@ def cell_graphs(graph: Mapping[str, Any] | None, node_id: Any, model: Any) -> Ce
         name = listed_name(lora) if lora is not None else ""
         if name is None:
             return {}
-        return {"prompt": json.dumps({**above, **_cell(shot, name, guidance, links, is_distilled)})}
+        return cell_graph(shot, guidance, above, links, lora=name, distilled=is_distilled)
 
     return make
 
@@ -59,42 +54,3 @@ def upstream(graph: Mapping[str, Any], wanted: list[str]) -> dict[str, Any]:
             str(value[0]) for value in graph[key]["inputs"].values() if isinstance(value, list) and len(value) == 2
         ]
     return found
-
-
-def _cell(
-    shot: Shot, lora: str, guidance: GuidanceConfig, links: Mapping[str, Any], is_distilled: bool
-) -> dict[str, Any]:
-    recipe = shot.settings
-    width, height = recipe["size"]
-    nodes: dict[str, Any] = {}
-
-    def add(key: str, kind: str, **inputs: Any) -> list[Any]:
-        nodes[f"cell_{key}"] = {"class_type": kind, "inputs": inputs}
-        return [f"cell_{key}", 0]
-
-    model = links["model"]
-    if lora:
-        model = add("lora", "LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=shot.strength)
-    model = _guided(add, model, guidance)
-    positive, negative = (
-        add(key, "CLIPTextEncode", clip=links["clip"], text=text)
-        for key, text in (("positive", shot.prompt), ("negative", shot.negative))
-    )
-    if is_distilled:
-        positive = add("guidance", "FluxGuidance", conditioning=positive, guidance=recipe["model_guidance"])
-    latent = add("latent", "EmptyLatentImage", width=width, height=height, batch_size=1)
-    made = add(
-        "sampler", "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=shot.seed,
-        steps=recipe["steps"], cfg=guidance.scale, sampler_name=recipe["sampler"], scheduler=recipe["scheduler"], denoise=1.0,
-    )  # fmt: skip
-    add("save", "SaveImage", images=add("decode", "VAEDecode", samples=made, vae=links["vae"]), filename_prefix="cell")
-    return nodes
-
-
-def _guided(add: Callable[..., list[Any]], model: Any, guidance: GuidanceConfig) -> Any:
-    plain = {"eta": 1.0, "norm_threshold": 0.0, "momentum": 0.0}
-    if guidance.method == "apg":
-        plain = {name: getattr(guidance, name) for name in plain}
-    elif not guidance.rescale:
-        return model
-    return add("apg", "LoomAPG", model=model, **plain, rescale=guidance.rescale)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ...trainer.cell_graph import MakeGraph
 from ...trainer.config import GuidanceConfig, SweepConfig
 from ...trainer.config_file import digest
 from ...trainer.errors import ConfigError, RunError
@@ -34,7 +35,7 @@ from ...trainer.run_sweep import (
 from ...trainer.strip import AXES, panels
 from ...trainer.sweep import BASE, Axes, Rendering, missing, plan_shots, sheet_to_dict, write_picture
 from ..values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
-from .cell_graph import CellGraph, cell_graphs
+from .cell_graph import cell_graphs
 from .encode import clip_identity, model_identity, vae_identity
 from .paths import find_lora, is_inside, library_path, lora_root, root, run_folder
 from .pictures import files_to_image
@@ -157,7 +158,7 @@ def _render_all(
     axes: Axes,
     model_guidance: float,
     asking: Asking,
-    make_graph: CellGraph,
+    make_graph: MakeGraph,
 ) -> None:
     """LoRA by LoRA, so that each is patched in once."""
     prompts = sorted({text for shot in todo for text in (shot.prompt, shot.negative)})

@@ -35,6 +35,7 @@ from .lumina2_network import fuse, network_class
 from .modules import load
 from .source import Source
 from .tiny import random_network, tiny_gemma, tiny_vae
+from .wording import SYSTEM_PROMPT, system_prompt, worded
 
 NAME = "lumina2"
 VARIANTS = {
@@ -55,11 +56,6 @@ TARGETS = {
     ),
     "all": Targets(r".", "every Linear"),
 }
-SYSTEM_PROMPT = (
-    "You are an assistant designed to generate superior images with the superior degree of image-text alignment"
-    " based on textual prompts or user prompts."
-)
-PROMPT_START = " <Prompt Start> "
 UNUSED = ("norm_final.weight",)
 """In the original file, read by nobody."""
 
@@ -163,8 +159,7 @@ class Lumina2Text:
         self.max_tokens = min(max_tokens, tokenizer.model_max_length)
 
     def wording(self, prompt: str) -> str:
-        """What the tokenizer is given."""
-        return f"{self.system}{PROMPT_START}{prompt}" if prompt and self.system else prompt
+        return worded(prompt, self.system)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Text]:
@@ -251,8 +246,8 @@ class Lumina2:
         require_parts(folder, *self.needed_parts(source))
         module = load_network(Gemma2Model, folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
-        system = SYSTEM_PROMPT if reading.system_prompt == "auto" else reading.system_prompt.strip()
-        text = Lumina2Text(module, tokenizer, max_tokens=VARIANTS[variant].max_text_tokens, system=system)
+        length = VARIANTS[variant].max_text_tokens
+        text = Lumina2Text(module, tokenizer, max_tokens=length, system=system_prompt(reading))
         return Encoders(text, load_codec(folder, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:

@@ -1,0 +1,93 @@
+"""A cell of the command line carries a graph that ComfyUI opens: every link leads somewhere, the recipe's values are in it."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from lora_loom.trainer.base_model import open_base
+from lora_loom.trainer.config import GuidanceConfig
+from lora_loom.trainer.run import train
+from lora_loom.trainer.run_sweep import graphs_of, make_axes, make_renderings, sweep
+from lora_loom.trainer.sweep import plan_shots
+
+from .conftest import FAMILIES, SilentHost, make_config, pictures, tiny_folder
+
+CASES = [*((family, "auto", False) for family in FAMILIES), ("flux", "kontext", True)] + [
+    ("qwen_image", variant, True) for variant in ("qwen-image-edit", "qwen-image-edit-plus")
+]
+
+
+def graphs(family, variant, shown, root, **sweep_options):
+    """(shot, graph) of every cell of a small sweep without LoRAs."""
+    options = {"prompts": ["a cat"], "negative": "blurred", "steps": 3, "seeds": "7", **sweep_options}
+    if shown:
+        options["references"] = [str(pictures() / "1.png")]
+    config = make_config(
+        family,
+        root,
+        model={"base": str(tiny_folder(family)), "variant": variant},
+        sweep=options,
+        output={"directory": str(root)},
+    )
+    base = open_base(config.model, config.text)
+    axes = make_axes(config.sweep, (), 0)
+    make = graphs_of(config, base, axes)
+    settings = {setting.name: setting for setting in axes.guidance}
+    shots = plan_shots(axes, make_renderings(config, base), root)
+    return [(shot, json.loads(make(shot, None, settings[shot.guidance])["prompt"])) for shot in shots]
+
+
+def check_links(graph):
+    for name, made in graph.items():
+        for value in made["inputs"].values():
+            if isinstance(value, list):
+                assert value[0] in graph, f"{name} is linked to {value[0]}, which is not there"
+
+
+@pytest.mark.parametrize(("family", "variant", "shown"), CASES)
+def test_every_family_has_a_graph(family, variant, shown, tmp_path):
+    [(shot, graph)] = graphs(family, variant, shown, tmp_path, guidance=[{"method": "apg", "scale": 3.0, "eta": 0.3}])
+    check_links(graph)
+    sampler = graph["cell_sampler"]["inputs"]
+    assert (sampler["seed"], sampler["steps"], sampler["cfg"], sampler["sampler_name"]) == (7, 3, 3.0, "euler")
+    assert graph["cell_apg"]["inputs"]["eta"] == 0.3
+    assert (graph["cell_latent"]["inputs"]["width"], graph["cell_latent"]["inputs"]["height"]) == (64, 64)
+    texts = {value for made in graph.values() for value in made["inputs"].values() if isinstance(value, str)}
+    assert any(text.endswith("a cat") for text in texts)
+    assert any(text.endswith("blurred") for text in texts)
+    assert ("1.png" in texts) == shown
+    kinds = {made["class_type"] for made in graph.values()}
+    assert ("ReferenceLatent" in kinds) == (variant == "kontext")
+    assert shot.prompt == "a cat"
+
+
+def test_clip_skip_and_the_system_prompt_are_in_it(tmp_path):
+    config = make_config("sd", tmp_path, text={"clip_skip": 2}, sweep={"prompts": ["a"]})
+    base = open_base(config.model, config.text)
+    axes = make_axes(config.sweep, (), 0)
+    [shot] = plan_shots(axes, make_renderings(config, base), tmp_path)
+    graph = json.loads(graphs_of(config, base, axes)(shot, None, GuidanceConfig())["prompt"])
+    assert graph["skip"]["inputs"]["stop_at_clip_layer"] == -2
+    assert graph["cell_positive"]["inputs"]["clip"] == ["skip", 0]
+    [(_, lumina)] = graphs("lumina2", "auto", False, tmp_path)
+    assert "<Prompt Start> a cat" in lumina["cell_positive"]["inputs"]["text"]
+
+
+def test_the_pictures_of_a_sweep_carry_it(tmp_path):
+    loras = tmp_path / "loras"
+    config = make_config(
+        "sd3", tmp_path, training={"steps": 2, "save_every": 2}, sweep={"prompts": ["a cat"], "steps": 1, "strengths": "0.7"},
+        output={"directory": str(tmp_path), "loras": str(loras)},
+    )  # fmt: skip
+    train(config, SilentHost())
+    base, lora = sweep(config, SilentHost()).shots
+    for shot in (base, lora):
+        with Image.open(shot.image) as image:
+            graph = json.loads(image.info["prompt"])
+            assert json.loads(image.info["lora_loom"])["id"] == shot.id
+        check_links(graph)
+        assert ("cell_lora" in graph) == (shot is lora)
+    loader = graph["cell_lora"]["inputs"]
+    assert (loader["strength_model"], loader["strength_clip"]) == (0.7, 0.7)
+    assert (loras / loader["lora_name"]).is_file()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...trainer.config import ObjectiveConfig
 from ...trainer.config_file import parse
-from ...trainer.data.batches import make_plan
+from ...trainer.data.batches import Singles, make_plan
 from ...trainer.data.dataset import Dataset
 from ...trainer.errors import LoomError
 from ...trainer.evaluate import HeldOut
@@ -118,7 +118,7 @@ def _measured(
         lambda done, total: progress.stage("conditions", done, total),
     )(examples)
     held_out = HeldOut(
-        batches=[batches.single(number) for number in range(len(examples))],
+        batches=Singles(batches),
         timesteps=HELD_OUT_LEVELS,
         seed=record.get("config", {}).get("training", {}).get("seed", 0),
     )

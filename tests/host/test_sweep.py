@@ -77,6 +77,43 @@ def test_scores_from_the_record_and_from_the_model_agree(server, bases, family):
     assert all(shown.with_suffix(kind).stat().st_size > 100 for kind in (".png", ".html", ".csv", ".json"))
 
 
+def test_pictures_are_compared_by_a_connected_clip_vision(server, bases):
+    """Likeness and drift come from ComfyUI's own image encoder, whose cosines the test computes again from its features."""
+    name = "by-vision"
+    graph = scored(bases["sd3"], name, clip_vision=["vision", 0])
+    graph["vision"] = node("LoomTestVision")
+    graph["score"]["inputs"]["trigger"] = "thing"
+    record = server.run(prompt(graph))
+    assert "CLIPVisionModelProjection" in record["outputs"]["table"]["text"][0]
+    folder = server.base / "output" / "lora_loom" / name / "strips"
+    [path] = folder.glob("scores-*.json")
+    rows = {row["label"]: row["values"] for row in json.loads(path.read_text())["rows"]}
+    [sheet] = [json.loads(path.read_text()) for path in folder.glob("sheet-*.json") if "scored" not in path.name]
+    assert set(rows) == {"base", "step 2", "step 4"}
+    pictures = sorted((server.base / "input" / "pics").glob("*.png"))
+    embedded = embeddings(server, [*pictures, *(folder / "cells" / cell["image"] for cell in sheet["cells"])])
+    alike = embedded[len(pictures) :] @ embedded[: len(pictures)].T  # cosines: cells x pictures
+
+    def likeness(label, held_out):
+        cells = [number for number, cell in enumerate(sheet["cells"]) if cell["checkpoint"] == label]
+        return alike[cells][:, [number for number in range(len(pictures)) if number != held_out]].mean()
+
+    found = {label: values["training_likeness"]["mean"] for label, values in rows.items()}
+    assert any(  # one of the four pictures is set aside
+        found == pytest.approx({label: likeness(label, held_out) for label in rows}, abs=1e-4) for held_out in range(4)
+    )
+
+
+def embeddings(server, paths):
+    """Unit vectors of pictures, by the test encoder through a node."""
+    graph = {
+        "vision": node("LoomTestVision"),
+        "embed": node("LoomTestEmbed", clip_vision=["vision", 0], paths="\n".join(map(str, paths))),
+    }
+    rows = np.array(json.loads(server.run(graph)["outputs"]["embed"]["text"][0]))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def test_a_cell_is_what_ksampler_makes(server, bases):
     """Base and LoRA cells against KSampler with LoraLoaderModelOnly, pixel by pixel."""
     base = bases["sd3"]

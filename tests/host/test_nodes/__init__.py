@@ -1,10 +1,13 @@
 """Test-only nodes: toy models of every family with a stand-in text encoder and VAE, through ComfyUI's own classes."""
 
+import json
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.append(str(ROOT / "scripts"))
@@ -12,6 +15,7 @@ sys.path.append(str(ROOT / "scripts"))
 import comfy  # noqa: E402
 import comfy.model_management as mm  # noqa: E402
 import comfy.model_patcher  # noqa: E402
+import folder_paths  # noqa: E402
 from host_toys import TOYS, toy_tensor  # noqa: E402
 from record_host_keys import build  # noqa: E402
 
@@ -180,4 +184,55 @@ class LoomTestSleep:
         return {"ui": {"text": [repr(started)]}}
 
 
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (LoomTestModel, LoomTestHash, LoomTestSleep)}
+VISION = {
+    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+    "num_hidden_layers": 3, "num_channels": 3, "image_size": 32, "patch_size": 8, "projection_dim": 16,
+    "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+}  # fmt: skip
+
+
+class LoomTestVision:
+    """A small CLIP_VISION of ComfyUI's own class, with fixed weights."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CLIP_VISION",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        from comfy.clip_vision import ClipVisionModel
+
+        path = Path(folder_paths.get_temp_directory()) / "vision.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(VISION))  # older versions take no dictionary
+        made = ClipVisionModel(str(path))
+        made.load_sd(
+            {
+                name: toy_tensor(f"vision.{name}", tuple(t.shape))
+                for name, t in made.get_sd().items()
+                if t.is_floating_point()
+            }
+        )
+        return (made,)
+
+
+class LoomTestEmbed:
+    """What a CLIP_VISION says of picture files, one row each."""
+
+    CATEGORY, FUNCTION, OUTPUT_NODE, RETURN_TYPES = "test", "run", True, ()
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"clip_vision": ("CLIP_VISION",), "paths": ("STRING", {"multiline": True})}}
+
+    def run(self, clip_vision, paths):
+        rows = []
+        for path in paths.splitlines():
+            pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255)
+            rows.append(clip_vision.encode_image(pixels.unsqueeze(0))["image_embeds"].flatten().tolist())
+        return {"ui": {"text": [json.dumps(rows)]}}
+
+
+NODES = (LoomTestModel, LoomTestHash, LoomTestSleep, LoomTestVision, LoomTestEmbed)
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in NODES}

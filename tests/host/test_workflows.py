@@ -62,7 +62,11 @@ def test_the_demo(server):
     next(n for n in made.values() if n["class_type"] == "LoomTrain")["inputs"] |= {"steps": 4, "save_every": 2, "batch_size": 2}  # fmt: skip
     next(n for n in made.values() if n["class_type"] == "LoomSweep")["inputs"] |= {"steps": 2}
     record = server.run(made, timeout=300)
-    assert len(pictures(record)) == 1
+    kinds = {made[key]["class_type"]: output for key, output in record["outputs"].items()}
+    for shown in ("LoomCache", "LoomStrip", "PreviewImage"):
+        assert len(kinds[shown]["images"]) == 1, f"{shown}: the crops, the strip, the plot of the scores"
+    [scores] = (server.base / "output" / "lora_loom" / "demo" / "strips").glob("scores-*.json")
+    assert json.loads(scores.read_text())["rows"]
     run = server.run_state("demo")
     assert run["state"] == "finished"
     assert run["samples"] == ["samples/step-000000-0.png"]

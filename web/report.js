@@ -13,7 +13,7 @@ function makeBox(node) {
     getMaxHeight: () => 3 * HEIGHT,
   });
   widget.serialize = false;
-  node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], node.computeSize()[1])]);
+  node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   return box;
 }
 

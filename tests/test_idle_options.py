@@ -43,6 +43,11 @@ IDLE = [
     ({"dataset": [{"folder": "x", "measure": "area"}]}, "dataset.measure"),
     ({"dataset": [{"folder": "x", "buckets": "pixel", "min_side": 64}]}, "dataset.min_side"),
     ({"dataset": [{"folder": "x", "buckets": "pixel", "max_side": 64}]}, "dataset.max_side"),
+    *(
+        ({"validation": {name: value}}, f"validation.{name} = ")
+        for name, value in (("render_every", 5), ("negative", "x"), ("references", ["a.png"]), ("seed", 3), ("sampling_steps", 4),
+                            ("guidance_scale", 2.0), ("width", 64), ("height", 64))
+    ),
     ({"sweep": {"guidance": [{"eta": 0.5}]}}, "sweep.guidance.eta = 0.5"),
     ({"sweep": {"guidance": [{"norm_threshold": 5.0}]}}, "sweep.guidance.norm_threshold = 5.0"),
     ({"sweep": {"guidance": [{"momentum": -0.5}]}}, "sweep.guidance.momentum = -0.5 would do nothing: only method"),
@@ -57,6 +62,16 @@ USED = [
     {"objective": {"timesteps": "mode", "mode_scale": 1.0}},
     {"objective": {"timesteps": "beta", "beta": [1.0, 2.0], "loss": "huber", "huber_delta": 0.2}},
     {"memory": {"vae_batch": 4}},
+    {
+        "validation": {
+            "prompts": ["a"],
+            "render_every": 5,
+            "negative": "x",
+            "seed": 3,
+            "width": 64,
+            "guidance_scale": 2.0,
+        }
+    },
     {"data": {"buckets": "kohya", "min_side": 64, "max_side": 4096, "upscale": False}},
     {"dataset": [{"folder": "x", "repeats": 2, "weight": 2.0, "flip": True, "caption_dropout": 0.1}]},
     {

@@ -230,9 +230,35 @@ class ValidationConfig(Section):
     """Fixed noise levels per held-out image, evenly spread."""
     patience: int = 0
     """Stop early when the held-out loss has not reached a new low for this many measurements; 0 never stops early."""
+    prompts: tuple[str, ...] = ()
+    """Prompts that are rendered while training, from the live adapter, into <run>/samples; the base comes first."""
+    prompt_library: str = ""
+    """More of them from a JSON file, {"name": "prompt", …}."""
+    render_every: int = 0
+    """Steps between renderings; 0 renders at checkpoints."""
+    negative: str = ""
+    """Negative prompt of every picture."""
+    references: tuple[str, ...] = ()
+    """Image files that an edit model is shown; every prompt is rendered with each of them."""
+    seed: int = 0
+    """Of the first picture; the next ones count up."""
+    sampling_steps: int = 20
+    """Sampling steps (Euler)."""
+    guidance_scale: float = 0.0
+    """Classifier-free guidance; 0 is the family's usual scale, 1 switches it off."""
+    width: int = 0
+    """Width in pixels; 0 takes data.resolution."""
+    height: int = 0
+    """Height in pixels; 0 takes data.resolution."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "validation.every", self.every, "use 0 (at checkpoints) or more")
+        require(self.render_every >= 0, "validation.render_every", self.render_every, "use 0 (at checkpoints) or more")
+        require(
+            self.sampling_steps >= 1, "validation.sampling_steps", self.sampling_steps, "use 1 or more (20 is usual)"
+        )
+        require(self.guidance_scale >= 0, "validation.guidance_scale", self.guidance_scale, "use 0 (the usual) or more")
+        require(self.width >= 0 and self.height >= 0, "validation.width", (self.width, self.height), "use 0 or pixels")
         require(self.patience >= 0, "validation.patience", self.patience, "use 0 (off) or more (3 to 5 is usual)")
         require(self.timesteps >= 1, "validation.timesteps", self.timesteps, "use 1 or more")
 

@@ -18,6 +18,7 @@ from .config import (
     ScheduleConfig,
     Section,
     TrainConfig,
+    ValidationConfig,
 )
 from .errors import ConfigError
 
@@ -55,6 +56,8 @@ RULES: tuple[Rule, ...] = (
     (DatasetConfig, "dataset", ("measure",), lambda c: c.min_size or c.max_size, "nothing is measured"),
     (DatasetConfig, "dataset", ("min_side", "max_side"), lambda c: c.buckets in ("inherit", "kohya"),
      "only buckets = 'kohya' has it"),
+    (ValidationConfig, "validation", ("render_every", "negative", "references", "seed", "sampling_steps", "guidance_scale", "width",
+     "height"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
     (GuidanceConfig, "sweep.guidance", ("eta", "norm_threshold", "momentum"), lambda c: c.method == "apg",
      "only method = 'apg' has it"),
 )  # fmt: skip

@@ -42,6 +42,7 @@ from .session import Host, Outcome, Session, execute
 from .sharding import check_sharding
 from .text_lora import all_targets, check_text_training, load_with_text, rate_scales, with_text
 from .trackers import check_tracker
+from .validation import check_pictures, make_pictures, picture_inputs
 
 PATCH = 16
 """Pixels that one 2x2 patch of latents covers: the finest step that every network can take."""
@@ -114,6 +115,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         raise ConfigError(
             f"dataset.references: {base.family.name} {base.variant} takes no reference images; leave it out, or {remedy}"
         )
+    check_pictures(config, base)
     skeleton = base.skeleton()
     targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
     check_text_training(config, base)
@@ -261,7 +263,9 @@ def facts(prepared: Prepared) -> dict[str, str]:
 
 def make_session(prepared: Prepared) -> Session:
     """Load the network and put everything together that training needs."""
-    config, base = prepared.config, prepared.base
+    config, base, main = prepared.config, prepared.base, prepared.processes.rank == 0
+    # Where the base is split, all processes must take part in every pass; else the first renders alone.
+    pictures = picture_inputs(config, base) if main or config.memory.shard else None
     denoiser: Denoiser = base.load_denoiser(
         config.model,
         config.training.precision,
@@ -272,6 +276,7 @@ def make_session(prepared: Prepared) -> Session:
         denoiser = load_with_text(denoiser, base, config.objective.guidance)
     held_out, levels = held_out_of(prepared)
     formats = Formats(family=base.family, denoiser=base.skeleton())
+    samples = prepared.folder.path / "samples"
     return Session(
         folder=prepared.folder,
         denoiser=denoiser,
@@ -286,6 +291,7 @@ def make_session(prepared: Prepared) -> Session:
         training=config.training,
         validation=config.validation,
         report=config.output.report,
+        previews=make_pictures(config, base, pictures, denoiser, samples, writes=main) if pictures else None,
         compute_dtype=compute_dtype(config.training.precision, base.device),
         lora_dtype=DTYPES[config.output.dtype],
         metadata=_metadata(prepared, denoiser),

@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ...trainer.data.cache import Cache, text_key
 from ...trainer.diffusion.guidance import CFG
 from ...trainer.errors import ConfigError
-from ...trainer.files import write_bytes
 from ...trainer.prompt_library import read_library
 from ...trainer.records import Geometry
-from ...trainer.sample import SampleSettings, sample, start_noise
+from ...trainer.sample import SampleSettings
 from ...trainer.session import Session
+from ...trainer.validation import Pictures
 from ..values import ValidationValue
 from .conditions import ConditionSource, network_inputs
 from .encode import HostText, clip_identity, vae_identity
-from .loaded import LoadedDenoiser
 from .packing import unpack
 from .paths import cache_folder, library_path
 from .shadow import build_shadow
@@ -86,41 +84,6 @@ def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, 
     return ValidationValue(prompts=lines, negative=negative, vae=identity, text=text, **{**defaults, **known})
 
 
-@dataclass(kw_only=True)
-class HostPreviews:
-    """The engine's `Previews` over the loaded backend."""
-
-    every: int
-    folder: Path
-    denoiser: LoadedDenoiser
-    decoder: Decoder
-    to_raw: Callable[[Tensor], Tensor]
-    conditions: list[tuple[dict[str, Any], dict[str, Any]]]
-    """(inputs for the prompt, inputs for the negative prompt), one pair per prompt."""
-    settings: SampleSettings
-    seed: int
-    shape: tuple[int, ...]
-    device: torch.device
-
-    def render(self, step: int, kind: str = "") -> list[Path]:
-        paths = []
-        for number, (positive, negative) in enumerate(self.conditions):
-            noise = start_noise(self.shape, self.seed + number, self.device)
-            latents = sample(self.denoiser, noise, {"samples": [positive]}, {"samples": [negative]}, self.settings)
-            paths.append(self._write(self.decoder(self.to_raw(latents)), step, number, kind))
-        return paths
-
-    def _write(self, pixels_CHW: Tensor, step: int, number: int, kind: str) -> Path:
-        import io
-
-        array = (pixels_CHW.movedim(0, -1) * 255).round().to(torch.uint8).numpy()
-        buffer = io.BytesIO()
-        Image.fromarray(array).save(buffer, "png")
-        path = self.folder / f"step-{step:06d}-{number}{'-' + kind if kind else ''}.png"
-        write_bytes(path, buffer.getvalue())
-        return path
-
-
 def add_previews(session: Session, patcher: Any, request: TrainRequest) -> None:
     """Give the session its previews if the graph asks for them. Node thread: calls the model's `extra_conds`."""
     value = request.validation
@@ -142,13 +105,14 @@ def add_previews(session: Session, patcher: Any, request: TrainRequest) -> None:
         made = network_inputs(model, unpack(cache.get(text_key(prompt, value.text))), geometry, source, channels)
         return {name: _normal(item) for name, item in made.items()}
 
-    session.previews = HostPreviews(
+    to_raw, made = latent_normaliser(model, inverse=True), decoder
+    pairs = [(inputs(prompt), inputs(value.negative)) for prompt in value.prompts]
+    session.previews = Pictures(
         every=value.every,
         folder=session.folder.path / "samples",
         denoiser=denoiser,
-        decoder=decoder,
-        to_raw=latent_normaliser(model, inverse=True),
-        conditions=[(inputs(prompt), inputs(value.negative)) for prompt in value.prompts],
+        decode=lambda latents: made(to_raw(latents)),
+        conditions=[({"samples": [positive]}, {"samples": [negative]}) for positive, negative in pairs],
         settings=SampleSettings(steps=value.steps, sampler="euler", scheduler="normal", guidance=CFG(value.cfg)),
         seed=value.seed,
         shape=(channels, value.height // decoder.factor, value.width // decoder.factor),

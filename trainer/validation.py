@@ -1,0 +1,176 @@
+"""Pictures while training: the validation prompts, rendered by the engine's sampler from the live adapter."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .base_model import Base
+from .config import TrainConfig
+from .data.images import check_readable
+from .data.references import encode_beside, reference_latents, reference_place
+from .denoiser import Denoiser
+from .diffusion.guidance import CFG
+from .errors import ConfigError
+from .families.base import Encoders, Text
+from .files import write_bytes
+from .prompt_library import read_library
+from .records import Conditioning, Geometry, Size
+from .sample import SampleSettings, sample, start_noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """One picture per pair of conditionings; the session's `Previews`, headless and in a host."""
+
+    every: int
+    """Steps between renderings; 0 only on request."""
+    folder: Path
+    denoiser: Denoiser
+    decode: Callable[[Tensor], Tensor]
+    """Model-space latents (1, C, h, w) to pixels (3, H, W) in [0, 1]."""
+    conditions: Sequence[tuple[Conditioning, Conditioning]]
+    """(of the prompt, of the negative prompt)."""
+    settings: SampleSettings
+    seed: int
+    """Of the first picture; the next ones count up."""
+    shape: tuple[int, ...]
+    """(C, h, w) of the latents."""
+    device: torch.device
+    writes: bool = True
+    """Off in a process that only computes along."""
+
+    def render(self, step: int, kind: str = "") -> list[Path]:
+        paths = []
+        for number, (positive, negative) in enumerate(self.conditions):
+            noise = start_noise(self.shape, self.seed + number, self.device)
+            latents = sample(self.denoiser, noise, positive, negative, self.settings)
+            if self.writes:
+                paths.append(self._write(self.decode(latents), f"step-{step:06d}-{number}{'-' + kind if kind else ''}"))
+        return paths
+
+    def _write(self, pixels_CHW: Tensor, name: str) -> Path:
+        import io
+
+        array = (pixels_CHW.float().clamp(0, 1).movedim(0, -1) * 255).round().to(torch.uint8).cpu().numpy()
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "png")
+        write_bytes(self.folder / f"{name}.png", buffer.getvalue())
+        return self.folder / f"{name}.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What is made before the network is loaded, so that it and the text encoders are never in memory together."""
+
+    codec: Encoders
+    conditions: Sequence[tuple[Conditioning, Conditioning]]
+
+
+def prompts_of(config: TrainConfig) -> tuple[str, ...]:
+    """Raises ConfigError for a library that cannot be read."""
+    asked = config.validation
+    library = Path(asked.prompt_library).expanduser()
+    named = read_library(library, "validation.prompt_library") if asked.prompt_library else {}
+    return tuple(dict.fromkeys([*asked.prompts, *named]))
+
+
+def check_pictures(config: TrainConfig, base: Base) -> None:
+    """Raise ConfigError or DataError for what could not be rendered, before anything is loaded."""
+    if not prompts_of(config):
+        return
+    for name, side in zip(("width", "height"), _size(config), strict=True):
+        if side % base.family.bucket_step:
+            raise ConfigError(
+                f"validation.{name} = {side}: {base.family.name} needs multiples of {base.family.bucket_step}"
+            )
+    if config.validation.references and not base.settings.references:
+        raise ConfigError(
+            f"validation.references: {base.family.name} {base.variant} looks at no reference images; leave it out, or use an edit model"
+        )
+    for path in config.validation.references:
+        check_readable(Path(path).expanduser())
+
+
+def _size(config: TrainConfig) -> Size:
+    width, height = (side or config.data.resolution for side in (config.validation.width, config.validation.height))
+    return width, height
+
+
+def picture_inputs(config: TrainConfig, base: Base) -> Inputs | None:
+    """Encode prompts and reference images; None without a prompt. The text encoders are dropped again."""
+    prompts = prompts_of(config)
+    if not prompts:
+        return None
+    encoders = base.load_encoders()
+    references: list[Path | None] = [Path(path).expanduser() for path in config.validation.references]
+    conditions = []
+    for prompt, reference in product(prompts, references or [None]):
+        shown = _shown(config, base, encoders, reference)
+        pair = [
+            {**_said(config, base, encoders, text, reference), **shown} for text in (prompt, config.validation.negative)
+        ]
+        conditions.append((pair[0], pair[1]))
+    encoders.text = _Dropped()
+    return Inputs(codec=encoders, conditions=conditions)
+
+
+class _Dropped:
+    """Where the text encoders were."""
+
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
+        raise RuntimeError("the text encoders are no longer loaded")
+
+
+def _said(config: TrainConfig, base: Base, encoders: Encoders, text: str, reference: Path | None) -> Conditioning:
+    width, height = _size(config)
+    geometry = Geometry(
+        original=(width, height), resized=(width, height), crop_left=0, crop_top=0, target=(width, height)
+    )
+    if config.text.learning_rate:  # read anew by the encoders that are trained
+        return {"captions": [text], "geometries": [geometry]}
+    if reference is not None and base.settings.text_pixels:
+        encoded = encode_beside(encoders, text, reference, base.settings.text_pixels)
+    else:
+        [encoded] = encoders.text.encode([text])
+    made = base.family.condition([encoded], [geometry], config.objective.guidance)
+    return {name: tensor.to(base.device) for name, tensor in made.items()}
+
+
+def _shown(config: TrainConfig, base: Base, encoders: Encoders, reference: Path | None) -> Mapping[str, Tensor]:
+    """{"reference": (1, C, h, w) in model space}; nothing without one."""
+    if reference is None:
+        return {}
+    raw_CHW = reference_latents(encoders, reference, reference_place(reference, _size(config)))
+    return {"reference": base.family.latent_space.to_model(raw_CHW.unsqueeze(0)).to(base.device)}
+
+
+def make_pictures(
+    config: TrainConfig, base: Base, inputs: Inputs, denoiser: Denoiser, folder: Path, *, writes: bool
+) -> Pictures:
+    asked, (width, height), codec = config.validation, _size(config), inputs.codec.image
+
+    def decode(latents_BCHW: Tensor) -> Tensor:
+        return (codec.decode(base.family.latent_space.to_raw(latents_BCHW))[0].float() + 1) / 2
+
+    return Pictures(
+        every=asked.render_every or config.training.save_every or config.training.steps,
+        folder=folder,
+        denoiser=denoiser,
+        decode=decode,
+        conditions=inputs.conditions,
+        settings=SampleSettings(
+            steps=asked.sampling_steps,
+            sampler="euler",
+            scheduler="normal",
+            guidance=CFG(asked.guidance_scale or base.settings.guidance_scale),
+        ),
+        seed=asked.seed,
+        shape=(base.family.latent_space.channels, height // codec.factor, width // codec.factor),
+        device=base.device,
+        writes=writes,
+    )

@@ -14,6 +14,7 @@ import accelerate  # noqa: F401 - once here, not once in every child
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from lora_loom.trainer import checkpoint, files, run, runs
@@ -294,6 +295,45 @@ def check_split(tmp_path, whole, family, **sections):
 def test_a_split_base_trains_the_same(tmp_path, straight):
     """With dropout, held-out loss and recomputed activations."""
     check_split(tmp_path, straight, "sd3")
+
+
+PROMPTED = {"prompts": ["a cat"], "sampling_steps": 1, "guidance_scale": 2.0}
+
+
+def test_pictures_and_early_stopping_in_two_processes(tmp_path):
+    """Both stop at the same step, and one writes the pictures, which are those of one process; so with a split base."""
+    sections = {"validation": {**PROMPTED, "every": 1, "patience": 1}, "optimizer": {"learning_rate": 0.5}}
+    alone = case(tmp_path, "alone", accumulation=2, training={"steps": 8, "save_every": 8, "batch_size": 1}, **sections)
+    together = case(tmp_path, "together", training={"steps": 8, "save_every": 8, "batch_size": 1}, **sections)
+    split = case(
+        tmp_path, "split", training={"steps": 8, "save_every": 8, "batch_size": 1}, memory={"shard": True}, **sections
+    )
+    train(alone, SilentHost())
+    stopped = run_folder(alone).read()["step"]
+    assert stopped < 8, "such a learning rate only does harm"
+    expected = pictures_of(alone)
+    assert expected
+    for config in (together, split):
+        train_together(config)
+        assert run_folder(config).read()["step"] == stopped
+        found = pictures_of(config)
+        assert found.keys() == expected.keys()
+        for name, picture in found.items():
+            assert np.abs(picture - expected[name]).max() <= 2, name
+
+
+def pictures_of(config):
+    files = (run_folder(config).path / "samples").iterdir()
+    return {path.name: np.asarray(Image.open(path).convert("RGB")).astype(int) for path in files}
+
+
+def test_text_encoders_are_trained_by_two_processes_as_by_one(tmp_path):
+    sections = {"text": {"learning_rate": 5e-4}, "validation": PROMPTED}
+    alone = case(tmp_path, "alone", "sd", accumulation=2, **sections)
+    together = case(tmp_path, "together", "sd", **sections)
+    train_together(together)
+    check_equal_to_one(together, alone)
+    assert any(name.startswith("adapter/te.") for name in last_state(together)[0])
 
 
 @pytest.mark.slow

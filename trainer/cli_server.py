@@ -56,19 +56,21 @@ def connected(url: str, patience: float, as_json: bool, on_stop: str) -> "Iterat
         stop.restore()
 
 
-def submit(
+def submit(  # noqa: PLR0913, PLR0917 - every option is a parameter
     file: Annotated[Path, typer.Argument(help="A workflow in API format.", show_default=False)],
     settings: Annotated[list[str], typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change an input; NODE is an id, a title or a class. Repeat it.")] = [],  # noqa: B006
     sweeps: Annotated[list[str], typer.Option("--sweep", metavar="NODE.INPUT=VALUES", help="One prompt per value: names or patterns, or numbers as in 0.7-1.3 [4]. Repeat it for a grid.")] = [],  # noqa: B006
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what the prompts make.")] = Path("output/submit"),
     previews: Annotated[Path | None, typer.Option(help="Folder for the sampler's previews; left out, none are kept.", show_default=False)] = None,
     again: Annotated[bool, typer.Option("--again", help="Also run prompts whose files are in the output folder.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow training runs that go on in the background, and fetch their LoRAs.")] = True,
     many: Annotated[bool, typer.Option("--many", help=f"Allow more than {MAX_UNASKED} prompts.")] = False,
     server: Url = HERE,
     patience: Patience = 120.0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Run a workflow on a running ComfyUI and fetch what it makes. Ctrl-C takes it off the server."""
+    """Run a workflow on a running ComfyUI and fetch what it makes. Ctrl-C takes it off the server; a training run goes on."""
+    from .remote_runs import RemoteRuns
     from .submit import problems
     from .submit import submit as run
     from .workflow import load_workflow, plan_prompts, with_settings
@@ -86,7 +88,9 @@ def submit(
         if told := problems(results):
             failed = sum(bool(result.error) for result in results)
             raise WorkflowError(f"{failed} of {len(results)} prompts failed:\n{told}" if len(results) > 1 else told)
-    files = [name for result in results for name in result.files]
+        started_runs = list(dict.fromkeys(name for result in results for name in result.runs))
+        loras = RemoteRuns(host).collect(started_runs, watcher, output) if wait else []
+    files = [*(name for result in results for name in result.files), *map(str, loras)]
     seconds = time.monotonic() - started
     text = f"{_count(len(results), 'prompt')}, {_count(len(files), 'file')} in {output}, {seconds:.1f} s"
     report(as_json, text, prompts=[asdict(result) for result in results], files=files, seconds=seconds)

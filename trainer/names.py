@@ -1,6 +1,6 @@
 """Names that become folders and files."""
 
-from pathlib import PurePath
+from pathlib import PurePath, PurePosixPath
 
 from .errors import ConfigError
 
@@ -15,3 +15,9 @@ def check_name(name: str) -> str:
     if not safe or name.split(".", maxsplit=1)[0].lower() in RESERVED_NAMES:
         raise ConfigError(f"name = {name!r}: {remedy}")
     return name
+
+
+def safe_name(name: str) -> str:
+    """A file name that a server gave, without folders and without what a file system may refuse."""
+    last = PurePosixPath(name.replace("\\", "/")).name
+    return "".join(c if c.isalnum() or c in "-_.+ ()" else "_" for c in last).strip(". ") or "file"

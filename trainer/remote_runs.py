@@ -1,12 +1,12 @@
 """The runs of a ComfyUI server that has this pack: list, look, act, follow. Speaks the pack's own routes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import RunError, ServerError
-from .names import check_name
+from .errors import RunError, ServerError, StoppedError
+from .names import check_name, safe_name
 from .records import ACTIVE
 from .server_client import Answer, ComfyServer
 
@@ -78,6 +78,25 @@ class RemoteRuns:
                 return run
             time.sleep(POLL_S)
             run = self.get(name)
+
+    def collect(self, names: Sequence[str], watcher: Follower, folder: Path) -> list[Path]:
+        """Follow runs to their ends, one after the other, and download their LoRA files into <folder>/<run>/.
+
+        Raises RunError for one that did not finish, StoppedError if the watcher stops: the runs themselves go on.
+        """
+        files: list[Path] = []
+        for name in names:
+            run = self.follow(name, watcher)
+            if run["state"] in ACTIVE:
+                raise StoppedError(f"no longer watching {name}, which goes on: lora-loom runs follow {name}")
+            if run["state"] != "finished":
+                told = f": {run['error']}" if run.get("error") else ""
+                raise RunError(f"{name}: {run['state']} at step {run['step']} of {run['total']}{told}")
+            for file in run["loras"]:
+                target = folder / check_name(name) / safe_name(file)
+                self.server.download(f"{ROUTE}/{name}/files/{file}", target)
+                files.append(target)
+        return files
 
     def _fetch(self, name: str, file: str, folder: Path | None) -> str:
         """Where a picture of a run is now: in the folder, or only on the server."""

@@ -134,6 +134,14 @@ def output_texts(record: Mapping[str, Any]) -> dict[str, str]:
     return {node_id: "\n".join(lines) for node_id, lines in texts.items()}
 
 
+def started_runs(record: Mapping[str, Any]) -> list[str]:
+    """Names of the training runs that a prompt's nodes have started, or found."""
+    told = [output.get("loom_run") for output in (record.get("outputs") or {}).values() if isinstance(output, dict)]
+    return list(
+        dict.fromkeys(name for names in told if isinstance(names, list) for name in names if isinstance(name, str))
+    )
+
+
 def _items(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for node_id, output in (record.get("outputs") or {}).items():
         for values in (output or {}).values():

@@ -8,14 +8,15 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from .errors import ServerError, StoppedError, WorkflowError
 from .files import check_writable, write_bytes, write_json
+from .names import safe_name
 from .server_client import Answer, ComfyServer, Events, Preview
-from .server_words import failure, output_files, output_texts, refusal
+from .server_words import failure, output_files, output_texts, refusal, started_runs
 from .workflow import Planned
 
 AHEAD = 2
@@ -72,6 +73,8 @@ class Result:
     seconds: float
     reused: bool = False
     """Taken over from an earlier call into the same folder."""
+    runs: tuple[str, ...] = ()
+    """Training runs that it has started; in background mode they go on after it."""
 
 
 @dataclass
@@ -134,7 +137,10 @@ class _Runner:
         """Queue a prompt, unless an earlier call has run the same one."""
         before = self.record.get(planned.key)
         if not again and before and before["files"] and all(Path(file).is_file() for file in before["files"]):
-            self._end(planned, Result(**{**before, "files": tuple(before["files"]), "reused": True}))
+            self._end(
+                planned,
+                Result(**{**before, "files": tuple(before["files"]), "runs": tuple(before["runs"]), "reused": True}),
+            )
             return
         events.open()
         answer = self._post(planned)
@@ -251,7 +257,8 @@ class _Runner:
         texts = output_texts(record)
         self.active.remove(one)
         seconds = time.monotonic() - one.started
-        self._end(planned, _result(planned, one.prompt_id, error, tuple(map(str, files)), texts, seconds))
+        result = _result(planned, one.prompt_id, error, tuple(map(str, files)), texts, seconds)
+        self._end(planned, replace(result, runs=tuple(started_runs(record))))
 
     def _download(self, planned: Planned, record: Mapping[str, Any]) -> list[Path]:
         """Files of a sweep are named after their values, others as the server names them; nothing is replaced but our own."""
@@ -301,12 +308,6 @@ def _read_record(output: Path) -> dict[str, Any]:
         return {key: one for key, one in found.items() if set(one) == {part.name for part in fields(Result)}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def safe_name(name: str) -> str:
-    """A file name that a server gave, without folders and without what a file system may refuse."""
-    last = PurePosixPath(name.replace("\\", "/")).name
-    return "".join(c if c.isalnum() or c in "-_.+ ()" else "_" for c in last).strip(". ") or "file"
 
 
 def free_path(path: Path, is_ours: Callable[[Path], bool]) -> Path:

@@ -17,6 +17,7 @@ KINDS = {
                  "model": ["MODEL"], "positive": ["CONDITIONING"]},
     "CLIPTextEncode": {"text": ["STRING", {"multiline": True}]},
     "SaveImage": {"images": ["IMAGE"], "filename_prefix": ["STRING", {}]},
+    "LoomTrain": {"name": ["STRING", {}]},
     "Break": {"how": ["STRING", {}]},
 }  # fmt: skip
 GRAPH = {
@@ -154,6 +155,10 @@ class FakeComfyUI:
                 await self.sample(one, node_id, node["inputs"]["steps"])
             if node["class_type"] == "SaveImage":
                 outputs[node_id] = {"images": [{"filename": "x_00001_.png", "subfolder": "", "type": "output"}], "text": ["saved it"]}  # fmt: skip
+            if node["class_type"] == "LoomTrain":
+                name = node["inputs"]["name"]
+                outputs[node_id] = {"loom_run": [name]}
+                self.runs.setdefault(name, {"name": name, "state": "running", "step": 0, "total": 3, "loss": 0.5, "eta": 1.0, "seconds": 0.1, "error": "", "samples": [], "loras": [f"loras/{name}-000002.safetensors", f"loras/{name}.safetensors"]})  # fmt: skip
             if node["class_type"] == "Break":
                 state = "error"
                 messages = [["execution_error", {"node_id": node_id, "exception_type": "RuntimeError", "exception_message": "no kernel image\n"}]]  # fmt: skip

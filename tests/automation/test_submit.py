@@ -11,11 +11,13 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from lora_loom.trainer import remote_runs
 from lora_loom.trainer import submit as submit_module
 from lora_loom.trainer.cli import app
 from lora_loom.trainer.errors import ServerError, StoppedError
+from lora_loom.trainer.names import safe_name
 from lora_loom.trainer.server_client import ComfyServer
-from lora_loom.trainer.submit import free_path, safe_name, submit
+from lora_loom.trainer.submit import free_path, submit
 from lora_loom.trainer.workflow import Planned
 
 from .fake import GRAPH, JPEG
@@ -263,3 +265,46 @@ def test_files_of_others_are_not_replaced(tmp_path):
     (tmp_path / "a.png").write_text("mine")
     assert free_path(tmp_path / "a.png", lambda path: False) == tmp_path / "a-2.png"
     assert free_path(tmp_path / "a.png", lambda path: True) == tmp_path / "a.png"
+
+
+def training(tmp_path, name="cat"):
+    path = tmp_path / "train.api.json"
+    path.write_text(json.dumps({"1": {"class_type": "LoomTrain", "inputs": {"name": name}}}))
+    return path
+
+
+def test_a_background_run_is_followed_and_its_loras_are_fetched(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_runs, "POLL_S", 0.02)
+    flow = training(tmp_path)
+    done = command(fake, flow, "-o", tmp_path / "out", "--no-wait", "--json")
+    assert done.exit_code == 0, done.output
+    assert fake.runs["cat"]["step"] == 0, "left alone"
+    done = command(fake, flow, "-o", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["done"] for event in events if event["event"] == "progress" and event.get("note")][-1] == 3
+    names = ["cat-000002.safetensors", "cat.safetensors"]
+    assert events[-1]["files"] == [str(tmp_path / "out" / "cat" / name) for name in names]
+    assert [(tmp_path / "out" / "cat" / name).read_text() for name in names] == [f"loras/{name}" for name in names]
+
+
+def test_a_background_run_that_fails_is_an_error(fake, tmp_path):
+    fake.runs["cat"] = {"name": "cat", "state": "failed", "step": 2, "total": 3, "error": "loss nan at step 2", "samples": [], "loras": []}  # fmt: skip
+    done = command(fake, training(tmp_path), "-o", tmp_path / "out")
+    assert done.exit_code == 5
+    assert "cat: failed at step 2 of 3: loss nan at step 2" in done.stderr
+
+
+def test_a_stopped_watcher_leaves_the_run_alone(fake, tmp_path):
+    fake.runs["cat"] = {
+        "name": "cat",
+        "state": "paused",
+        "step": 1,
+        "total": 3,
+        "error": "",
+        "samples": [],
+        "loras": [],
+    }
+    with ComfyServer(fake.url) as server, pytest.raises(StoppedError, match="no longer watching cat, which goes on"):
+        remote_runs.RemoteRuns(server).collect(["cat"], Watcher(lambda watcher: True), tmp_path)
+    assert fake.actions == []

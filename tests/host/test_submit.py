@@ -135,6 +135,19 @@ def test_a_training_workflow_shows_its_loss(server, bases, tmp_path):
     assert server.run_state("submitted")["state"] == "finished"
 
 
+def test_a_run_in_the_background_is_fetched(server, bases, tmp_path):
+    """The files are those of the server, byte for byte."""
+    flow = saved(tmp_path, train(data(bases["sd3"]), "fetched", mode="background", steps=6, save_every=3))
+    done = command(server, "submit", flow, "-o", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    assert server.run_state("fetched")["state"] == "finished"
+    there = server.base / "output" / "lora_loom" / "fetched" / "loras"
+    here = tmp_path / "out" / "fetched"
+    assert {path.name for path in here.iterdir()} == {path.name for path in there.glob("*.safetensors")}
+    assert len(list(here.iterdir())) == 3
+    assert all((there / path.name).read_bytes() == path.read_bytes() for path in here.iterdir())
+
+
 def test_a_server_killed_midway_gets_the_prompt_again(server, tmp_path):
     """Last in this file: the server is another process afterwards."""
     flow = saved(tmp_path, picture(file("sd1"), key="picture", seed=5))

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from . import families
 from .errors import ConfigError, ModelFileError, did_you_mean
-from .families.base import Family
+from .families.base import Family, has_one_text_encoder
 from .families.keymap import KeyMap, Part
 from .families.lora_layouts import FORMATS, Spelling, Widths, spelled
-from .families.lora_names import is_text_encoder, owners, spell
+from .families.lora_names import is_text_encoder, owners, spell, text_key_in
 from .lora.factors import KOHYA, PEFT, Factors, LoraFile, Written, extended, new_dtype, open_lora, write_lora
 
 Modules = dict[str, Factors]
@@ -58,8 +58,8 @@ def convert(
     if format not in FORMATS:
         raise ConfigError(f"format = {format!r}: {did_you_mean(format, list(FORMATS))}")
     lora = open_lora(source)
-    texts = _text_modules(lora, format)
     owner = _family(lora, family)
+    texts = _text_modules(lora, format, owner)
     layout = owner.lora_layouts[format]
     keymap = owner.lora_map(_widths(lora))
     old = _resolved(lora, owner, keymap)
@@ -70,8 +70,8 @@ def convert(
     for path, factors in new.modules.items():
         written[spell(layout.prefix, path)] = as_written(factors, layout, stored)
         progress(len(written), len(new.modules))
-    for key in texts:
-        written[key] = Written(factors=lora.factors(key), dtype=stored, names=KOHYA)
+    for key, name in texts.items():
+        written[name] = as_written(lora.factors(key), text_layout(format), stored)
     done = Conversion(
         family=owner.name, format=format, modules_before=len(lora.modules), modules_after=len(written),
         split=new.split, fused=new.fused,
@@ -82,17 +82,25 @@ def convert(
     return done
 
 
-def _text_modules(lora: LoraFile, format: str) -> list[str]:
-    """Modules of text encoders, which have one name in ComfyUI's and kohya's layouts. Raises ModelFileError for another."""
-    texts = sorted(key for key in lora.modules if is_text_encoder(key))
-    strange = texts if format == "diffusers" else [key for key in texts if not key.startswith("lora_te")]
+def _text_modules(lora: LoraFile, format: str, family: Family) -> dict[str, str]:
+    """{module of a text encoder: its name in the layout}; ComfyUI's and kohya's are the same. Raises ModelFileError."""
+    single = has_one_text_encoder(family)
+    texts = {key: text_key_in(format, key, single=single) for key in sorted(lora.modules) if is_text_encoder(key)}
+    if format != "diffusers":  # the same names in both, of encoders other than CLIP too
+        texts |= {key: key for key in texts if key.startswith("lora_te")}
+    strange = [key for key, name in texts.items() if name is None]
     if strange:
         raise ModelFileError(
-            f"{lora.path}: {len(strange)} modules are a text encoder's, first {strange[0]}: between native and kohya they stay as they are, to and from diffusers they are not converted"
+            f"{lora.path}: {len(strange)} modules are a text encoder's other than CLIP, first {strange[0]}: they are not converted to {format}"
         )
     if len(texts) == len(lora.modules):
-        raise ModelFileError(f"{lora.path} is of text encoders alone: it has the same names in native and kohya")
-    return texts
+        raise ModelFileError(f"{lora.path} is of text encoders alone: nothing in it says of which family it is")
+    return {key: name for key, name in texts.items() if name is not None}
+
+
+def text_layout(format: str) -> Spelling:
+    """How the tensors of text encoders are written: as sd-scripts does, but for diffusers."""
+    return Spelling(prefix="", alpha=False) if format == "diffusers" else Spelling(prefix="", kohya=True)
 
 
 def _family(lora: LoraFile, wanted: str) -> Family:

@@ -4,7 +4,7 @@ What training writes for users can be in any layout; what is read to sweep or to
 which knows a file alone, the network here says how wide and how deep it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from .denoiser import Denoiser
 from .errors import ConfigError, ModelFileError
-from .families.base import Family
+from .families.base import Family, has_one_text_encoder
 from .families.keymap import KeyMap
 from .families.lora_layouts import Spelling, Widths, spelled
-from .families.lora_names import is_text_encoder, spell
+from .families.lora_names import is_text_encoder, spell, text_key_in
 from .lora.factors import KOHYA, PEFT, Factors
 from .lora.host_formula import group_by_module
-from .lora_convert import as_written, rearranged
+from .lora_convert import as_written, rearranged, text_layout
 
 Parts = Mapping[str, Tensor]
 """{suffix: tensor} of one module."""
@@ -60,17 +60,18 @@ class Formats:
         Raises ModelFileError for another layout's adapter that is no plain LoRA.
         """
         modules, _ = group_by_module(tensors)
+        texts, tensors = self._texts("native", modules, None), self._without_texts("native", modules, tensors)
         known = spelled(self._keymap, self.family.lora_names, self.family.lora_layouts)
         foreign = [key for key in modules if key not in self._own and key in known]
         if not foreign:
-            return dict(tensors)
+            return {**tensors, **texts}
         old = {known[key][1]: (known[key][0], _factors(key, modules[key])) for key in sorted(foreign)}
         dtype = max((tensors[key].dtype for key in tensors), key=lambda kind: kind.itemsize)
         rest = {key: t for key, t in tensors.items() if not any(key.startswith(f"{name}.") for name in foreign)}
-        return rest | self._spelled(old, self.family.lora_layouts["native"], dtype)
+        return rest | self._spelled(old, self.family.lora_layouts["native"], dtype) | texts
 
     def written(self, tensors: Mapping[str, Tensor], format: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """This project's LoRA in another layout. Text encoders' modules keep their names."""
+        """This project's LoRA in another layout."""
         modules, _ = group_by_module(tensors)
         own = {key: parts for key, parts in modules.items() if not is_text_encoder(key)}
         known = spelled(self._keymap, self.family.lora_names, self.family.lora_layouts)
@@ -80,8 +81,28 @@ class Formats:
                 f"output.format = {format!r}: {len(lost)} modules have no name in that layout, first {lost[0]}; use native, or other targets"
             )
         old = {known[key][1]: (known[key][0], _factors(key, parts)) for key, parts in own.items()}
-        rest = {key: t.to(dtype) for key, t in tensors.items() if is_text_encoder(key)}
-        return rest | self._spelled(old, self.family.lora_layouts[format], dtype)
+        kept = self._without_texts(format, modules, tensors)
+        rest = {key: t.to(dtype) for key, t in kept.items() if is_text_encoder(key)}
+        return rest | self._texts(format, modules, dtype) | self._spelled(old, self.family.lora_layouts[format], dtype)
+
+    def _renamed(self, format: str, modules: Iterable[str]) -> dict[str, str]:
+        """{module of a text encoder: its name in the layout}, where that is another one."""
+        single = has_one_text_encoder(self.family)
+        begin = "lora_te" if format == "diffusers" else "text_encoder"
+        names = {key: text_key_in(format, key, single=single) for key in modules if key.startswith(begin)}
+        return {key: name for key, name in names.items() if name is not None}
+
+    def _texts(self, format: str, modules: Mapping[str, Parts], dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """Those modules under their new names. `dtype` None keeps each one's own."""
+        made: dict[str, Tensor] = {}
+        for key, name in self._renamed(format, modules).items():
+            stored = dtype or next(iter(modules[key].values())).dtype
+            made |= as_written(_factors(key, modules[key]), text_layout(format), stored).tensors(name)
+        return made
+
+    def _without_texts(self, format: str, modules: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        renamed = tuple(f"{key}." for key in self._renamed(format, modules))
+        return {key: tensor for key, tensor in tensors.items() if not key.startswith(renamed)}
 
     def _spelled(
         self, old: Mapping[str, tuple[bool, Factors]], layout: Spelling, dtype: torch.dtype

@@ -149,7 +149,5 @@ def check_text_training(config: TrainConfig, base: Base) -> None:
         problem = "a base that is split over processes has no text encoders in training; set memory.shard = false"
     elif config.optimizer.name == "prodigy" and rate != config.optimizer.learning_rate:
         problem = "prodigy finds one rate for all; use optimizer.learning_rate here too"
-    elif config.output.format == "diffusers":
-        problem = "output.format = 'diffusers' has no text encoders here; use native or kohya"
     if problem:
         raise ConfigError(f"text.learning_rate = {rate}: {problem}")

@@ -226,11 +226,17 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
         with pytest.raises(ModelFileError, match="1 of its 1 modules are no plain LoRA, first .*merge-base.*extract"):
             convert(tmp_path / f"{kind}.safetensors", tmp_path / "x.safetensors", "kohya", "sd3")
     text = {"lora_te_a.lora_down.weight": torch.ones(1, 2), "lora_te_a.lora_up.weight": torch.ones(2, 1)}
-    save_file(text, tmp_path / "te.safetensors")
+    save_file({**load_file(native), **text}, tmp_path / "te.safetensors")
+    with pytest.raises(
+        ModelFileError, match="1 modules are a text encoder's other than CLIP, first lora_te_a: .* not converted"
+    ):
+        convert(tmp_path / "te.safetensors", tmp_path / "x.safetensors", "diffusers", "sd3")
+    clip = {
+        key.replace("lora_te_a", "lora_te_text_model_encoder_layers_0_mlp_fc1"): tensor for key, tensor in text.items()
+    }
+    save_file(clip, tmp_path / "te.safetensors")
     with pytest.raises(ModelFileError, match="is of text encoders alone"):
-        convert(tmp_path / "te.safetensors", tmp_path / "x.safetensors", "kohya")
-    with pytest.raises(ModelFileError, match="1 modules are a text encoder's, first lora_te_a: .* not converted"):
-        convert(tmp_path / "te.safetensors", tmp_path / "x.safetensors", "diffusers")
+        convert(tmp_path / "te.safetensors", tmp_path / "x.safetensors", "kohya", "sd")
     assert not (tmp_path / "x.safetensors").exists()
 
 

@@ -128,6 +128,13 @@ def test_text_encoders_keep_their_names(tmp_path):
     assert all(torch.equal(native[key], tensor) for key, tensor in text.items())
     assert len(native) == len(tensors) + 3
     assert not [key for key in native if "input_blocks" in key]
+    convert(tmp_path / "both.safetensors", tmp_path / "d.safetensors", "diffusers")
+    there = load_file(tmp_path / "d.safetensors")
+    stem = "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"
+    up, down = (there[f"{stem}.lora_{letter}.weight"] for letter in "BA")
+    assert torch.equal(up @ down, torch.ones(6, 8)), "alpha / rank = 1 / 2 is multiplied in"
+    convert(tmp_path / "d.safetensors", tmp_path / "back.safetensors", "kohya")
+    assert {key for key in load_file(tmp_path / "back.safetensors") if "lora_te" in key} == set(text)
     recognised = recognise(tmp_path / "both.safetensors")
     assert (recognised.families, recognised.text_encoder, recognised.unmatched) == (("sdxl",), 1, ())
 

@@ -16,6 +16,7 @@ from lora_loom.trainer.data.encode import find_work
 from lora_loom.trainer.errors import ConfigError, ModelFileError
 from lora_loom.trainer.families.lora_names import is_text_encoder
 from lora_loom.trainer.lora.tools import inspect
+from lora_loom.trainer.lora_convert import convert
 from lora_loom.trainer.run import build_cache, make_session, prepare, train
 from lora_loom.trainer.run_sweep import sweep
 from lora_loom.trainer.session import _set_up
@@ -148,7 +149,6 @@ def test_layers_that_nobody_reads_are_left_out():
     [
         ("flux", {}, "the text encoders of flux are not trained"),
         ("sd", {"optimizer": {"name": "prodigy", "learning_rate": 1.0}}, "prodigy finds one rate for all"),
-        ("sd", {"output": {"format": "diffusers"}}, "has no text encoders here; use native or kohya"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path, family, sections, message):
@@ -163,3 +163,50 @@ def test_a_text_encoders_lora_over_a_base_that_has_no_such_encoders(tmp_path):
     made = make_config("flux", tmp_path, sweep={"prompts": ["a"], "steps": 1})
     with pytest.raises(ModelFileError, match="are not in this flux model, first lora_te_text_model"):
         sweep(made, SilentHost(), [tmp_path / "te.safetensors"])
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_diffusers_loads_what_is_written_for_it(family, tmp_path):
+    """Every module of its text encoders gets the change that the native file holds; reading it back gives the native names."""
+    made = config(family, tmp_path, rate=0.1, output={"directory": str(tmp_path), "dtype": "float32", "format": "diffusers"},
+                  training={"steps": 2, "save_every": 2}, sweep={"prompts": ["a cat"], "steps": 1})  # fmt: skip
+    outcome = train(made, SilentHost())
+    assert outcome.disagreement < 1e-4
+    pipeline = pipeline_of(family)
+    pipeline.load_lora_weights(str(outcome.lora.parent), weight_name=outcome.lora.name)
+    convert(outcome.lora, tmp_path / "native.safetensors", "native", family)
+    native, seen = load_file(tmp_path / "native.safetensors"), 0
+    names = {"sd": {"te": "text_encoder"}, "sdxl": {"te1": "text_encoder", "te2": "text_encoder_2"}}[family]
+    for name, part in names.items():
+        for path, layer in getattr(pipeline, part).named_modules():
+            if not hasattr(layer, "get_delta_weight"):
+                continue
+            key = text_key(f"{name}.{path}")
+            scale = native[f"{key}.alpha"] / len(native[f"{key}.lora_down.weight"])
+            change = native[f"{key}.lora_up.weight"] @ native[f"{key}.lora_down.weight"] * scale
+            assert torch.allclose(layer.get_delta_weight(layer.active_adapters[0]), change, atol=1e-6), key
+            seen += 1
+    assert seen == len({key.split(".")[0] for key in native if is_text_encoder(key)}) > 4
+    base, tuned = sweep(made, SilentHost(), [outcome.lora]).shots
+    assert base.image.read_bytes() != tuned.image.read_bytes()
+
+
+def pipeline_of(family):
+    """diffusers' own, of the tiny base's parts."""
+    import diffusers
+    import transformers
+
+    folder = tiny_folder(family)
+    parts = {
+        "unet": diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
+        "vae": diffusers.AutoencoderKL.from_pretrained(folder / "vae"),
+        "text_encoder": transformers.CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        "tokenizer": None,
+        "scheduler": diffusers.DDIMScheduler(),
+    }
+    if family == "sd":
+        return diffusers.StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    second = transformers.CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
+    return diffusers.StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=None)

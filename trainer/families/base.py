@@ -143,6 +143,11 @@ class Reading:
 DEFAULT_READING = Reading()
 
 
+def has_one_text_encoder(family: "Family") -> bool:
+    """Whether its one text encoder goes without a number in LoRA files."""
+    return any("te" in variant.text_parts for variant in family.variants.values())
+
+
 class Family(Protocol):
     @property
     def name(self) -> str: ...

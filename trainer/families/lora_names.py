@@ -70,6 +70,28 @@ def is_text_encoder(key: str) -> bool:
     return key.startswith(TEXT_ENCODERS)
 
 
+_CLIP_MODULE = re.compile(
+    r"(?:lora_te([12]?)_|text_encoder(_2)?\.)(?:text_model[._])?encoder[._]layers[._](\d+)[._]"
+    r"(?:(self_attn)[._]([qkv]_proj|out_proj)|(mlp)[._](fc[12]))"
+)
+
+
+def text_key_in(format: str, key: str, *, single: bool) -> str | None:
+    """A CLIP's module in another layout: lora_te1_text_model_encoder_layers_0_mlp_fc1 (native, kohya), or
+    text_encoder.text_model.encoder.layers.0.mlp.fc1 (diffusers). None for what is no attention or feed-forward of a CLIP.
+
+    `single`: the model has one text encoder, which goes without a number in kohya's names.
+    """
+    match = _CLIP_MODULE.fullmatch(key)
+    if match is None:
+        return None
+    second = "2" in (match[1] or match[2] or "")
+    path = f"text_model.encoder.layers.{match[3]}.{match[4] or match[6]}.{match[5] or match[7]}"
+    if format == "diffusers":
+        return spell("text_encoder_2." if second else "text_encoder.", path)
+    return spell(f"lora_te{'' if single else 2 if second else 1}_", path)
+
+
 def owners(names: Mapping[str, LoraNames], inputs: Mapping[str, int]) -> list[str]:
     """The families that most of the modules belong to: one, several that cannot be told apart, or none.
 

@@ -70,8 +70,14 @@ def _is_matrix(key: str, shape: tuple[int, ...]) -> bool:
 def _folder_map(base: Base) -> KeyMap:
     """The family's key map for the network of a diffusers folder."""
     matrices = {key: shape for key, shape in base.source.shapes.items() if _is_matrix(key, shape)}
-    paths = {f"transformer.{key.removesuffix(WEIGHT)}": shape for key, shape in matrices.items()}
-    widths = Widths(inputs={key: s[1] for key, s in paths.items()}, outputs={key: s[0] for key, s in paths.items()})
+    prefix = base.family.lora_layouts["diffusers"].prefix
+    paths = {f"{prefix}{key.removesuffix(WEIGHT)}": shape for key, shape in matrices.items()}
+    layers = (base.source.config or {}).get("layers_per_block", 2)  # of a UNet
+    widths = Widths(
+        inputs={key: s[1] for key, s in paths.items()},
+        outputs={key: s[0] for key, s in paths.items()},
+        layers=layers if isinstance(layers, int) else layers[0],
+    )
     return base.family.lora_map(widths)
 
 

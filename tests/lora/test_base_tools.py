@@ -22,6 +22,7 @@ from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
 from lora_loom.trainer.lora.merge_base import Patch, Place, compare, merge_file, patched, plan
 from lora_loom.trainer.lora.resize import Keep
 from lora_loom.trainer.lora_convert import convert
+from lora_loom.trainer.lora_formats import Formats
 from lora_loom.trainer.lora_places import check_one_family, native_places, own_places, places, recognise
 from lora_loom.trainer.tensor_files import TensorFile
 from tests.conftest import tiny_folder
@@ -322,6 +323,23 @@ def test_a_lora_of_original_names_fits_a_diffusers_folder(tmp_path, family):
     assert report.changed == len(changes)
     for key, parts in changes.items():
         name = key.removeprefix("transformer.") + ".weight"
+        assert torch.allclose(new[name] - old[name], weight_change(parts, old[name]), atol=1e-4), name
+    assert not recognise(lora, base).unmatched
+
+
+def test_sd_scripts_sdxl_names_fit_a_diffusers_folder(tmp_path):
+    """input_blocks and the like: the same change as under the names of the folder's own network."""
+    base = opened(tiny_folder("sdxl"))
+    keys = [key for key in sorted(native_places(base)) if families.get("sdxl").lora_names.matches(f"lora_unet_{key.replace('.', '_')}")]  # fmt: skip
+    assert {key.split(".")[0] for key in keys} >= {"input_blocks", "middle_block", "output_blocks"}
+    lora = lora_for(base, tmp_path / "kohya.safetensors", [f"lora_unet_{key.replace('.', '_')}" for key in keys])
+    report = merge_into_base(base, [(lora, 1.0)], tmp_path / "new", quiet)
+    assert report.changed == len(keys)
+    own = Formats(family=base.family, denoiser=base.skeleton()).native(load_file(lora))
+    old, new = base.source.tensors(), opened(tmp_path / "new").source.tensors()
+    changes = {spell("lora_unet_", key.removesuffix(".weight")): key for key in old}
+    for key, parts in group_by_module(own)[0].items():
+        name = changes[key]
         assert torch.allclose(new[name] - old[name], weight_change(parts, old[name]), atol=1e-4), name
     assert not recognise(lora, base).unmatched
 

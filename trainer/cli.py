@@ -29,6 +29,7 @@ def train(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> N
         "step": outcome.step,
         "lora": str(outcome.lora),
         "disagreement": outcome.disagreement,
+        "best": outcome.best,
     }
     report(as_json, f"{outcome.state} at step {outcome.step}: {outcome.lora}", **values)
     if outcome.state == "stopped":

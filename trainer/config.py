@@ -229,7 +229,7 @@ class ValidationConfig(Section):
     timesteps: int = 4
     """Fixed noise levels per held-out image, evenly spread."""
     patience: int = 0
-    """Stop early when the held-out loss has not reached a new low for this many measurements; 0 never stops early."""
+    """Stop early when the held-out loss has not reached a new low for this many measurements; 0 never stops early. When on, every new low has its LoRA file."""
     prompts: tuple[str, ...] = ()
     """Prompts that are rendered while training, from the live adapter, into <run>/samples; the base comes first."""
     prompt_library: str = ""

@@ -53,6 +53,11 @@ def held_out_loss(denoiser: Denoiser, held_out: HeldOut, levels: NoiseLevels) ->
     return mean_loss(held_out_losses(denoiser, held_out, levels))
 
 
+def rounded(losses: Sequence[Sequence[float]]) -> list[list[float]]:
+    """To the digits that fp32 has, for the record."""
+    return [[float(f"{value:.7g}") for value in row] for row in losses]
+
+
 def mean_loss(losses: Sequence[Sequence[float]]) -> float:
     values = [value for row in losses for value in row]
     return sum(values) / len(values) if values else float("nan")

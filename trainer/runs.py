@@ -18,6 +18,7 @@ from .config_file import Json, differences
 from .errors import LoomError, RunError, StoppedError
 from .files import remove_temporaries, write_bytes, write_json, write_tensors
 from .records import StepResult
+from .watch import lowest, recommended
 
 RUN_FORMAT = 1
 _UPDATING = threading.Lock()
@@ -193,6 +194,17 @@ class RunFolder:
                 file.write(line + "\n")
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror or error}; free some space") from error
+
+    def lacks_low(self, step: int) -> bool:
+        """Whether the held-out loss was lowest at this step, of which there is no LoRA file."""
+        lines = self.read_metrics()
+        return any("held_out" in line for line in lines) and lowest(lines)[0] == step and not self.lora_file(step).is_file()  # fmt: skip
+
+    def recommended(self) -> Json | None:
+        """`watch.recommended` among the LoRA files of the run, with the file's name."""
+        lines = self.read_metrics()
+        found = recommended(lines, {step for step in (int(line["step"]) for line in lines) if self.lora_file(step).is_file()})  # fmt: skip
+        return found and {**found, "lora": self.lora_file(found["step"]).name}
 
     def save_lora(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, also: Path | None

@@ -19,7 +19,7 @@ from .config import NetworkConfig, OptimizerConfig, ScheduleConfig, TrainingConf
 from .data.prefetch import Prefetched
 from .denoiser import Denoiser
 from .errors import RunError
-from .evaluate import HeldOut, held_out_losses, mean_loss
+from .evaluate import HeldOut, held_out_losses, mean_loss, rounded
 from .identity import tensors_digest
 from .loop import Average, Batches, LoopSettings, Training, fit
 from .lora.adapter import inject
@@ -151,6 +151,8 @@ class Outcome:
     """The last LoRA file."""
     disagreement: float
     """Largest relative difference between the file's effect in a host and the trained one."""
+    best: Mapping[str, Any] | None = None
+    """Step, loss, LoRA file, runner-up and reason of what the held-out loss recommends; none without measurements."""
 
 
 def execute(session: Session, host: Host) -> Outcome:
@@ -163,7 +165,7 @@ def execute(session: Session, host: Host) -> Outcome:
             outcome = _train(session, training, host)
         except torch.cuda.OutOfMemoryError as error:
             raise RunError(f"out of GPU memory: {out_of_memory_remedy()}") from error
-    folder.update(state=outcome.state, step=outcome.step, lora=outcome.lora.name, disagreement=outcome.disagreement)
+    folder.update(**{**vars(outcome), "lora": outcome.lora.name})
     return outcome
 
 
@@ -269,6 +271,7 @@ def _take_steps(session: Session, training: Training, host: Host, steps: Iterato
         _serve(session, training, host, due=True)
         if _measures_at(session, result.step):
             _measure(session, training, host)
+            _keep_low(session, training, host)
             enough = _is_enough(session, result.step)
         while not last and not enough and processes.from_main(host.between_steps):
             _serve(session, training, host, due=False)
@@ -302,6 +305,17 @@ def _save(session: Session, training: Training, host: Host) -> None:
         prune(folder.checkpoints, session.training.keep)
     folder.update(step=training.step, lora=path.name)
     host.saved(training.step, path)
+
+
+def _keep_low(session: Session, training: Training, host: Host) -> None:
+    """Whoever stops early wants the step before it got worse: with patience, every new low has its LoRA file."""
+    folder, step = session.folder, training.step
+    if not session.validation.patience or not session.processes.from_main(lambda: folder.lacks_low(step)):
+        return
+    tensors = _file(session, training)
+    if session.main:
+        with training.costs.of("saving"):
+            host.saved(step, folder.save_lora(tensors, _metadata(session, step, tensors), step, session.also))
 
 
 def _render(session: Session, training: Training, host: Host) -> None:
@@ -345,13 +359,9 @@ def _measure(session: Session, training: Training, host: Host) -> None:
                 parts = held_out_losses(session.denoiser, session.held_out, session.loss.noise_levels)
             values["held_out_ema"] = mean_loss(parts)
     # What the LoRA file of this step holds, image by image: `score` compares checkpoints by it.
-    session.folder.append_metrics(step=training.step, **values, held_out_parts=_rounded(parts))
+    session.folder.append_metrics(step=training.step, **values, held_out_parts=rounded(parts))
     training.tracker.scalars(training.step, values)
     host.measured(training.step, values)
-
-
-def _rounded(parts: list[list[float]]) -> list[list[float]]:
-    return [[float(f"{value:.7g}") for value in row] for row in parts]
 
 
 @contextmanager
@@ -382,4 +392,6 @@ def _finish(session: Session, training: Training, host: Host, state: str) -> Out
         f"{len(session.targets)} modules saved, 0 keys unmatched; the file's effect agrees with training to {error:.1e}"
     )
     host.saved(training.step, path)
-    return Outcome(state=state, step=training.step, lora=path, disagreement=error)
+    if best := session.processes.from_main(session.folder.recommended):
+        host.log(f"by the held-out loss: {best['lora']}. {best['reason']}. How sure that is: sweep and score")
+    return Outcome(state=state, step=training.step, lora=path, disagreement=error, best=best)

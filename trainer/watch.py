@@ -1,7 +1,7 @@
 """Watching a run: what the watching costs, and when the held-out loss says that enough is enough."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,23 @@ def lowest(lines: Sequence[Mapping[str, Any]]) -> tuple[int, float, int]:
         raise ValueError("no held-out loss was measured")
     best = min(range(len(measured)), key=lambda i: judged(measured[i]))
     return int(measured[best]["step"]), judged(measured[best]), len(measured) - 1 - best
+
+
+def recommended(lines: Sequence[Mapping[str, Any]], steps: Collection[int]) -> dict[str, Any] | None:
+    """Which of the steps with a LoRA file to take by the held-out loss alone, with the reason and the runner-up; None if
+    fewer than two steps were measured. `lora-loom score` says how sure such a lead is."""
+    losses = {int(line["step"]): judged(line) for line in lines if "held_out" in line and int(line["step"]) > 0}
+    ranked = sorted((loss, step) for step, loss in losses.items() if step in steps)
+    if len(ranked) < 2:
+        return None
+    (loss, step), (second, runner_up), last = ranked[0], ranked[1], max(losses)
+    reason = f"step {step} has the lowest held-out loss ({loss:.5f}) of {len(ranked)} measured LoRA files; runner-up: step {runner_up} ({second:.5f})"
+    if last not in (step, runner_up):
+        reason += f"; the last step, {last}, has {losses[last]:.5f}"
+    base = next((judged(line) for line in lines if "held_out" in line and int(line["step"]) == 0), None)
+    if base is not None and base <= loss:
+        reason += f"; but the base without a LoRA has {base:.5f}, which none of them beats"
+    return {"step": step, "held_out": loss, "runner_up": runner_up, "reason": reason}
 
 
 def is_exhausted(lines: Sequence[Mapping[str, Any]], patience: int) -> bool:

@@ -157,6 +157,28 @@ def test_previews_at_intervals(server, bases, family):
     assert server.run_state(f"previews-{family}")["samples"] == [f"samples/step-00000{n}-0.png" for n in (0, 2, 4)]
 
 
+def test_patience_and_measuring_of_the_validation_node(server, bases):
+    """A rate that ruins the adapter: the held-out loss is measured at every second step, and the run stops early."""
+    base, name = data(bases["sd3"], held_out_share=0.34), "impatient"
+    graph = train(base, name, steps=60, save_every=60, learning_rate=0.3)
+    graph["validation"] = node("LoomValidation", vae=base["sources"]["vae"], clip=base["sources"]["clip"], prompts="a red thing", every=0, width=64, height=48, steps=1, measure_every=2, patience=2)  # fmt: skip
+    graph["train"]["inputs"]["validation"] = ["validation", 0]
+    server.run(prompt(graph))
+    folder = server.base / "output" / "lora_loom" / name
+    record = json.loads((folder / "run.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["held_out"] for line in lines if "held_out" in line}
+    assert record["state"] == "finished"
+    assert list(losses) == list(range(0, record["step"] + 1, 2))
+    low = min(losses, key=losses.get)
+    assert record["step"] == low + 2 * 2 < 60
+    files = {path.stem for path in (folder / "loras").iterdir()}
+    assert {name, f"{name}-{record['step']:06d}"} <= files
+    assert low == 0 or f"{name}-{low:06d}" in files, "the low before it got worse has its file"
+    if record["best"]:
+        assert record["best"]["step"] == min((step for step in losses if f"{name}-{step:06d}" in files), key=losses.get)
+
+
 def test_everything_a_route_says_is_json(server, run):
     for path in ("/lora_loom/runs/none", "/lora_loom/runs/served/files/none.png"):
         answer = server.http.get(path)

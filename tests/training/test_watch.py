@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from lora_loom.trainer import run as run_module
 from lora_loom.trainer import trackers
@@ -14,7 +15,7 @@ from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.run import run_folder, train
 from lora_loom.trainer.session import execute
 from lora_loom.trainer.trackers import NoTracker, check_tracker, open_tracker
-from lora_loom.trainer.watch import Costs, is_exhausted, judged, lowest
+from lora_loom.trainer.watch import Costs, is_exhausted, judged, lowest, recommended
 from tests.conftest import SilentHost, make_config
 
 HELD_OUT = {"resolution": 64, "bucket_step": 32, "held_out_share": 0.34}
@@ -69,6 +70,33 @@ def test_a_run_that_gets_worse_stops_early_and_stays_finished(tmp_path, monkeypa
     assert again.steps == []
     longer = replace(config, validation=replace(config.validation, patience=0))
     assert train(longer, SilentHost()).step == 6, "patience may be changed on resume"
+
+
+def test_the_low_before_an_early_stop_has_its_file_and_the_record_says_why(tmp_path, monkeypatch):
+    config, host = watched(tmp_path, monkeypatch), SilentHost()
+    outcome = train(config, host)
+    folder = run_folder(config)
+    names = {path.name for path in (folder.path / "loras").iterdir()}
+    assert names == {"run-000001.safetensors", "run-000002.safetensors", "run-000004.safetensors", "run.safetensors"}
+    best = folder.read()["best"]
+    assert best == outcome.best
+    assert (best["step"], best["lora"], best["held_out"], best["runner_up"]) == (2, "run-000002.safetensors", 3.0, 4)
+    assert best["reason"].startswith(
+        "step 2 has the lowest held-out loss (3.00000) of 3 measured LoRA files; runner-up: step 4"
+    )
+    assert any("by the held-out loss: run-000002.safetensors. step 2" in text for text in host.text)
+    with safe_open(folder.path / "loras" / best["lora"], "pt") as low, safe_open(outcome.lora, "pt") as last:
+        key = next(key for key in low.keys() if "lora_B" in key)  # noqa: SIM118 - not a dict
+        assert not low.get_tensor(key).equal(last.get_tensor(key)), "the file is that of step 2, not of the last"
+
+
+def test_a_recommendation_names_the_base_where_nothing_beats_it():
+    found = recommended(lines([1.0, 3.0, 2.0, 4.0]), [1, 2, 3])
+    assert (found["step"], found["runner_up"]) == (2, 1)
+    assert "the last step, 3, has 4.00000" in found["reason"]
+    assert "but the base without a LoRA has 1.00000, which none of them beats" in found["reason"]
+    assert recommended(lines([1.0, 3.0]), [1]) is None, "one is no choice"
+    assert recommended(lines([9.0, 3.0, 2.0, 4.0]), [1, 3])["step"] == 1, "only steps with a file"
 
 
 def test_an_interrupted_run_stops_early_where_the_unbroken_one_did(tmp_path, monkeypatch):

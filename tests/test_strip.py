@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from lora_loom.trainer.fonts import font
 from lora_loom.trainer.records import Shot
@@ -51,6 +51,39 @@ def test_axes_go_where_they_are_told(tmp_path):
     assert "CFG 4" in grid.legend
     assert "euler, normal, 20 steps, 64 x 64" in grid.legend
     assert "strength 1" in grid.legend or "strength" not in grid.legend
+
+
+def drawn_words(monkeypatch, grid):
+    """[(text, y)] of everything that is written on a page, and the page."""
+    words = []
+    real = ImageDraw.ImageDraw.text
+
+    def text(self, xy, text, **options):
+        words.append((text, xy[1]))
+        return real(self, xy, text, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return words, draw(grid)
+
+
+@pytest.mark.parametrize("name", ["meadow", "library", "Toadstool", "W", "fog"])
+def test_a_row_label_that_has_room_is_not_broken(tmp_path, monkeypatch, name):
+    shots = [shot(tmp_path, "base", prompt) for prompt in (name, "x")]
+    [grid] = arrange(shots, columns=("checkpoint",), rows=("prompt",), title="t")
+    words, _ = drawn_words(monkeypatch, grid)
+    assert name in [text for text, _ in words]
+
+
+def test_a_long_row_label_does_not_run_into_the_next_row(tmp_path, monkeypatch):
+    prompts = [f"{word} " + "in a garden full of flowers and birds " * 12 for word in ("alpha", "omega")]
+    [grid] = arrange(
+        [shot(tmp_path, "base", prompt) for prompt in prompts], columns=("checkpoint",), rows=("prompt",), title="t"
+    )
+    words, page = drawn_words(monkeypatch, grid)
+    starts = [next(y for text, y in words if text.startswith(word)) for word in ("alpha", "omega")]
+    ends = max(y for text, y in words if y < starts[1])
+    assert len({y for _, y in words}) == len(words), "no two lines stand at one height"
+    assert starts[0] < ends < starts[1] < page.height
 
 
 def test_axes_left_out_make_pages(tmp_path):

@@ -116,7 +116,9 @@ def _panel(axes: Any, score: Score, name: str) -> None:
         )
     if base := next((row for row in rows if row.label == "base"), None):
         axes.axhline(base.values[name].mean, color=SECOND, linestyle="--", linewidth=1, label="base")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(
+            frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2
+        )  # off the marks
     choice = score.recommendation.choice if score.recommendation else ""
     for row, place, mean in zip(trained, places, means, strict=True):
         if row.label == choice:

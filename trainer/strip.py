@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _caption(shots: Sequence[Shot]) -> str:
 
 def split(grid: Grid) -> list[Grid]:
     """Pages no longer than MAX_SIDE where whole cells allow it, with as many cells each as the others."""
-    width, height = _cell_size(grid)
+    (width, _), height = _cell_size(grid), _rows(grid).height
     parts = []
     for rows in _shares(grid.rows, height):
         for columns in _shares(grid.columns, width, int(width * SIDE) if any(grid.rows) else 0):
@@ -167,10 +168,9 @@ def _legend(shots: Sequence[Shot], varying: Sequence[str]) -> str:
 def draw(grid: Grid) -> Image.Image:
     """The page as an RGB picture."""
     cell_width, cell_height = _cell_size(grid)
-    size = max(13, min(cell_width // 14, 26))
+    rows = _rows(grid)
+    size, side, tall = rows.size, rows.side, rows.height
     step = round(size * LEADING)
-    side = max((length(line, size) for row in grid.rows for line in row.split("\n")), default=0)
-    side = int(min(side, cell_width * SIDE)) + (16 if any(grid.rows) else 0)
     heads = [wrap(column, cell_width, size, bold=True) for column in grid.columns]
     head = max((len(lines) for lines in heads), default=0) * step if any(grid.columns) else 0
     width = max(2 * MARGIN + side + len(grid.columns) * (cell_width + GAP) - GAP, 420)
@@ -178,7 +178,7 @@ def draw(grid: Grid) -> Image.Image:
     legend = wrap(grid.legend, width - 2 * MARGIN, size - 1)
     top = MARGIN + len(title) * round((size + 6) * LEADING) + len(legend) * step + 10
     caption = wrap(grid.caption, width - 2 * MARGIN - side, size) if grid.caption else []
-    bottom = top + head + len(grid.rows) * (cell_height + GAP) - GAP
+    bottom = top + head + len(grid.rows) * (tall + GAP) - GAP
     height = bottom + (10 + len(caption) * step if caption else 0) + MARGIN
     page = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(page)
@@ -188,9 +188,8 @@ def draw(grid: Grid) -> Image.Image:
         x = MARGIN + side + index * (cell_width + GAP)
         write(pen, lines, x, top + head - len(lines) * step, size, INK, bold=True)
     for down, row in enumerate(grid.rows):
-        y = top + head + down * (cell_height + GAP)
-        if row:
-            write(pen, wrap(row, side - 16, size), MARGIN, y + 4, size, INK)
+        y = top + head + down * (tall + GAP)
+        write(pen, rows.labels[down], MARGIN, y + 4, size, INK)
         for across, column in enumerate(grid.columns):
             x = MARGIN + side + across * (cell_width + GAP)
             _place(page, pen, grid.cells.get((row, column)), (x, y, cell_width, cell_height))
@@ -198,6 +197,27 @@ def draw(grid: Grid) -> Image.Image:
                 pen.rectangle((x, y, x + cell_width - 1, y + cell_height - 1), outline=BEST, width=FRAME)
     write(pen, caption, MARGIN + side, bottom + 10, size, INK)
     return page
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Rows of a page in pixels: font size, width of the labels, their lines, height of each row."""
+
+    size: int
+    side: int
+    labels: list[list[str]]
+    height: int
+
+
+def _rows(grid: Grid) -> _Rows:
+    """A row is as high as its pictures, or as the longest label: prompts do not run into the next row."""
+    width, height = _cell_size(grid)
+    size = max(13, min(width // 14, 26))
+    longest = max((length(line, size) for row in grid.rows for line in row.split("\n")), default=0)
+    side = ceil(min(longest, width * SIDE)) + (16 if any(grid.rows) else 0)
+    labels = [wrap(row, side - 16, size) if row else [] for row in grid.rows]
+    tall = max([height, *(4 + len(lines) * round(size * LEADING) for lines in labels)])
+    return _Rows(size=size, side=side, labels=labels, height=tall)
 
 
 def _cell_size(grid: Grid) -> tuple[int, int]:

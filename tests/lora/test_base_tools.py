@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -411,6 +412,26 @@ def test_text_encoders_are_merged_and_extracted_with_the_network(tmp_path, toy, 
     assert again.keys() == {*weights, network}
     for key, weight in weights.items():
         assert torch.allclose(weight_change(again[key], weight), weight_change(modules[key], weight, 0.5), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["lora_te3_encoder_block_0_layer_0_SelfAttention_q", "text_encoder_3.encoder.block.0.layer.1.DenseReluDense.wo"],
+)
+def test_a_lora_of_t5_is_refused_by_name_and_the_rest_can_be_merged(tmp_path, key):
+    base = opened(base_file("sd3", tmp_path / "base.safetensors"))
+    lora_for(base, tmp_path / "n.safetensors", [sorted(own_places(base))[0]])
+    t5 = {f"{key}.lora_down.weight": torch.ones(2, 4), f"{key}.lora_up.weight": torch.ones(4, 2)}
+    save_file({**load_file(tmp_path / "n.safetensors"), **t5}, tmp_path / "l.safetensors")
+    merge = partial(merge_into_base, base, [(tmp_path / "l.safetensors", 1.0)], tmp_path / "out.safetensors", quiet)
+    with pytest.raises(
+        ModelFileError, match="1 modules of the LoRA belong to a T5 text encoder, first .*--partly merges the rest"
+    ):
+        merge()
+    assert not (tmp_path / "out.safetensors").exists()
+    report = merge(partly=True)
+    assert report.changed == 1
+    assert len(report.left_out) == 1
 
 
 def test_text_encoders_of_a_diffusers_folder(tmp_path):

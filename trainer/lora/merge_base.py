@@ -5,6 +5,7 @@ the adapter of the module at hand.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,10 @@ class BaseReport:
         return "\n".join(lines)
 
 
+_T5 = re.compile(r"SelfAttention|DenseReluDense")
+"""In the names of a T5's modules, whatever comes before them."""
+
+
 def plan(
     loras: Sequence[tuple[Path, float]], places: Places, *, partly: bool = False
 ) -> tuple[dict[str, list[Patch]], list[str]]:
@@ -136,6 +141,10 @@ def plan(
                 patches.setdefault(place.key, []).append(patch)
     if not patches or (strange and not partly):
         near = did_you_mean(strange[0], list(places)) if strange else "the files hold no LoRA"
+        if t5 := [module for module in strange if _T5.search(module)]:
+            raise ModelFileError(
+                f"{len(t5)} modules of the LoRA belong to a T5 text encoder, first {t5[0]}: only networks and CLIP text encoders are merged here. --partly merges the rest; keep the LoRA in a loader for its T5 part"
+            )
         raise ModelFileError(
             f"{len(strange)} modules of the LoRA are not in this base, first {strange[0] if strange else 'none'} ({near}). "
             "It was made for another model, or also changes text encoders that this base does not have: --partly merges the rest"

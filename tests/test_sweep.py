@@ -13,7 +13,7 @@ from PIL import Image
 from lora_loom.trainer.config import GuidanceConfig
 from lora_loom.trainer.errors import ConfigError, ModelFileError, RunError
 from lora_loom.trainer.run import run_folder, train
-from lora_loom.trainer.run_sweep import Asking, check_count, load_sheet, lora_label, sweep, vary, write_strips
+from lora_loom.trainer.run_sweep import Asking, check_count, expanded, load_sheet, lora_label, sweep, vary, write_strips
 from lora_loom.trainer.sweep import Axes, LoraFile, Rendering, count_cells, plan_shots, sheet_from_dict, sheet_to_dict
 from tests.conftest import FAMILIES, SilentHost, make_config
 
@@ -249,6 +249,21 @@ def test_strengths_and_other_files(tmp_path, finished):
     plain = sweep(finished, SilentHost())
     base = next(shot for shot in plain.shots if shot.checkpoint == "base" and shot.seed == 0)
     assert Image.open(sheet.shots[0].image).tobytes() == Image.open(base.image).tobytes(), "strength 0 is the base"
+
+
+def test_folders_and_patterns_are_expanded(tmp_path):
+    for name in ("b.safetensors", "a.safetensors", "note.txt"):
+        (tmp_path / name).touch()
+    both = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    assert expanded([tmp_path]) == expanded([tmp_path / "*"]) == expanded([*both, tmp_path]) == both
+    assert expanded([]) == []
+    assert expanded([tmp_path / "gone.safetensors"]) == [tmp_path / "gone.safetensors"], (
+        "reading it says that it is gone"
+    )
+    (tmp_path / "empty").mkdir()
+    for nothing in ("empty", "x*"):
+        with pytest.raises(RunError, match="holds no .safetensors file: name LoRA files, a folder"):
+            expanded([tmp_path / nothing])
 
 
 def test_labels():

@@ -60,11 +60,14 @@ def cell_graph(
     elif lora:
         model = add("lora", "LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=shot.strength)
     model = _guided(add, model, guidance)
-    positive, negative = (
-        say(add, key, text, clip) for key, text in (("positive", shot.prompt), ("negative", shot.negative))
-    )
-    if distilled:
-        positive = add("guidance", "FluxGuidance", conditioning=positive, guidance=recipe["model_guidance"])
+    said = [say(add, key, text, clip) for key, text in (("positive", shot.prompt), ("negative", shot.negative))]
+    if distilled:  # both sides are fed the value, as in the sweep
+        value = recipe["model_guidance"]
+        said = [
+            add(f"{link[0].removeprefix('cell_')}_guidance", "FluxGuidance", conditioning=link, guidance=value)
+            for link in said
+        ]
+    positive, negative = said
     latent = add("latent", "EmptyLatentImage", width=width, height=height, batch_size=1)
     made = add(
         "sampler", "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=shot.seed,

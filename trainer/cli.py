@@ -41,7 +41,10 @@ def sweep(
     config: ConfigFile,
     overrides: Set = [],  # noqa: B006
     lora: Annotated[
-        list[Path], typer.Option("--lora", help="A LoRA file to compare instead of the run's checkpoints; repeat it.")
+        list[Path],
+        typer.Option(
+            "--lora", help="A LoRA file, a folder or a pattern to compare instead of the run's checkpoints; repeat it."
+        ),
     ] = [],  # noqa: B006
     yes: Annotated[bool, typer.Option("--yes", help="Render more than sweep.max_cells without asking.")] = False,
     as_json: AsJson = False,

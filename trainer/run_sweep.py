@@ -1,5 +1,6 @@
 """From a run (or a list of LoRA files) to a rendered sheet and its strips: the order of events and the side effects."""
 
+import glob
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -68,6 +69,22 @@ def checkpoint_loras(config: TrainConfig) -> list[Path]:
             f"run {config.name} in {folder.path} has saved no LoRA yet: train it first, or name files with --lora"
         )
     return files
+
+
+def expanded(paths: Sequence[Path]) -> list[Path]:
+    """Folders as the LoRA files in them, patterns (* and ?) as what they match. Raises RunError where there is none."""
+    found: list[Path] = []
+    for path in (path.expanduser() for path in paths):
+        if path.is_dir():
+            here = sorted(path.glob("*.safetensors"))
+        elif not path.exists() and glob.has_magic(str(path)):
+            here = [Path(name) for name in sorted(glob.glob(str(path))) if name.endswith(".safetensors")]  # noqa: PTH207 - absolute patterns too
+        else:
+            here = [path]
+        if not here:
+            raise RunError(f"--lora {path} holds no .safetensors file: name LoRA files, a folder of them, or a pattern")
+        found += here
+    return list(dict.fromkeys(found))
 
 
 def lora_label(path: Path, run_name: str) -> str:
@@ -222,7 +239,7 @@ def sweep(
     check_references(config, base)
     renderings = make_renderings(config, base)
     axes = make_axes(
-        config.sweep, read_loras(lora_files or checkpoint_loras(config), config.name), config.training.seed
+        config.sweep, read_loras(expanded(lora_files) or checkpoint_loras(config), config.name), config.training.seed
     )
     folder = run_folder(config).path / "strips"
     check_count(axes, renderings)

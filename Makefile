@@ -13,7 +13,7 @@ demo: $(VENV)/.ready
 	$(BIN)/lora-loom demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m slow

@@ -201,6 +201,7 @@ class LoomScore:
         "Every measure over the steps.",
     )
     FUNCTION = "run"
+    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -228,10 +229,11 @@ class LoomScore:
         model: Any = None,
         clip_vision: Any = None,
         trigger: str = "",
-    ) -> tuple[Any, ...]:
+    ) -> dict[str, Any]:
         from .host.scores import scored_sheet
 
-        return scored_sheet(sheet, cache, model, clip_vision, trigger)
+        value, table, plot, shown = scored_sheet(sheet, cache, model, clip_vision, trigger)
+        return {"ui": {"text": [table], "images": [shown]}, "result": (value, table, plot)}
 
 
 class LoomStrip:

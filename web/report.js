@@ -1,6 +1,6 @@
 // Shows what a node has to say (its "text" output) under the node. Texts go in as text.
 
-const SPEAKERS = new Set(["LoomCache", "LoomLoraInspect", "LoomLoraResize", "LoomLoraMerge"]);
+const SPEAKERS = new Set(["LoomCache", "LoomScore", "LoomLoraInspect", "LoomLoraResize", "LoomLoraMerge"]);
 const HEIGHT = 140;
 
 function makeBox(node) {

@@ -21,6 +21,7 @@ from ...trainer.score import Losses, score
 from ..values import CacheValue, SheetValue
 from .datasets import read_listing
 from .loaded import bring_to_device, load_denoiser
+from .paths import shown
 from .pictures import files_to_image
 from .progress import Bar
 from .training import HELD_OUT_LEVELS, host_noise_levels, open_batches, place_weights, sampled_identity
@@ -39,8 +40,8 @@ class NodeProgress:
 
 def scored_sheet(
     sheet: SheetValue, cache: CacheValue, model: Any, clip_vision: Any, trigger: str
-) -> tuple[SheetValue, str, Tensor]:
-    """(the sheet with its scores, table, plot). Raises LoomError for a sheet or a cache that is gone."""
+) -> tuple[SheetValue, str, Tensor, dict[str, str]]:
+    """(the sheet with its scores, table, plot, how a page shows that). Raises LoomError for a sheet or a cache that is gone."""
     loaded = load_sheet(Path(sheet.folder), sheet.name)
     dataset = Dataset(examples=tuple(read_listing(cache)))
     run = RunFolder(Path(sheet.folder).parent)
@@ -59,7 +60,7 @@ def scored_sheet(
     name = f"{sheet.name}-scored"
     done = write_score(loaded, score(loaded.shots, evidence), sheet.name, sheet.title, name)
     value = SheetValue(folder=sheet.folder, name=name, title=sheet.title)
-    return value, done.text, files_to_image([done.plot])
+    return value, done.text, files_to_image([done.plot]), shown(done.plot)
 
 
 def _losses(

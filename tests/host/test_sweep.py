@@ -64,6 +64,9 @@ def test_scores_from_the_record_and_from_the_model_agree(server, bases, family):
     for links in ({}, {"model": base["sources"]["model"]}):
         record = server.run(prompt(scored(base, name, **links)))
         assert len(record["outputs"]["plot"]["images"]) == 1
+        shown = record["outputs"]["score"]
+        assert shown["text"] == record["outputs"]["table"]["text"]
+        assert (pixels(server, record, "score") == pixels(server, record, "plot")).all()
         [path] = folder.glob("scores-*.json")
         data = json.loads(path.read_text())
         assert data["recommendation"]["runner_up"]

@@ -63,7 +63,7 @@ def test_the_demo(server):
     next(n for n in made.values() if n["class_type"] == "LoomSweep")["inputs"] |= {"steps": 2}
     record = server.run(made, timeout=300)
     kinds = {made[key]["class_type"]: output for key, output in record["outputs"].items()}
-    for shown in ("LoomCache", "LoomStrip", "PreviewImage"):
+    for shown in ("LoomCache", "LoomStrip", "LoomScore"):
         assert len(kinds[shown]["images"]) == 1, f"{shown}: the crops, the strip, the plot of the scores"
     [scores] = (server.base / "output" / "lora_loom" / "demo" / "strips").glob("scores-*.json")
     assert json.loads(scores.read_text())["rows"]

@@ -264,6 +264,11 @@ class LoomValidation:
                 "measure_every": widget("ValidationConfig", "every", max=1_000_000),
                 "patience": widget("ValidationConfig", "patience", max=1000),
                 "prompt_library": text("", PROMPT_LIBRARY),
+                "report": widget(
+                    "OutputConfig",
+                    "report",
+                    tooltip="Also write the curves for TensorBoard (into the run's folder) or Weights & Biases; the library must be installed.",
+                ),
             },
         }
 

@@ -124,6 +124,8 @@ class ValidationValue(Value):
     measure_every: int = 0
     patience: int = 0
     """Of the held-out loss, as in the engine's ValidationConfig."""
+    report: str = "none"
+    """Where curves are also written, as in the engine's OutputConfig."""
 
 
 def example_to_json(example: Example) -> dict[str, Any]:

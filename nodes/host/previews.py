@@ -15,6 +15,7 @@ from ...trainer.prompt_library import read_library
 from ...trainer.records import Geometry
 from ...trainer.sample import SampleSettings
 from ...trainer.session import Session
+from ...trainer.trackers import check_tracker
 from ...trainer.validation import Pictures
 from ..values import ValidationValue
 from .conditions import ConditionSource, network_inputs
@@ -49,7 +50,8 @@ class Decoder:
 
 
 def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, Any]) -> ValidationValue:
-    """Encode the prompts and share the decoder. Raises ConfigError without a prompt."""
+    """Encode the prompts and share the decoder. Raises ConfigError without a prompt, or without the library for the curves."""
+    check_tracker(str(options.get("report", "none")))
     lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
     if library := library_path(str(options.get("prompt_library", ""))):
         lines = tuple(dict.fromkeys([*lines, *read_library(Path(library), "prompt_library")]))
@@ -79,6 +81,7 @@ def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, 
         "height": 512,
         "measure_every": 0,
         "patience": 0,
+        "report": "none",
     }
     known = {name: options[name] for name in defaults if name in options}
     return ValidationValue(prompts=lines, negative=negative, vae=identity, text=text, **{**defaults, **known})

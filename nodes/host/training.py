@@ -156,6 +156,7 @@ def make_session(
         schedule=request.schedule,
         training=request.training,
         validation=validation_config(request.validation, dataset),
+        report=request.validation.report if request.validation else "none",
         compute_dtype=denoiser.compute_dtype,
         lora_dtype=DTYPES[request.lora_dtype],
         metadata=_metadata(request, denoiser, dataset, known),

@@ -2,12 +2,13 @@
 
 import http.client
 import json
+import subprocess
 import time
 
 import pytest
 
 from .graphs import data, node, prompt, train
-from .server import Listener
+from .server import PYTHON, Listener
 from .test_jobs import LONG, stop
 
 pytestmark = pytest.mark.comfyui
@@ -177,6 +178,19 @@ def test_patience_and_measuring_of_the_validation_node(server, bases):
     assert low == 0 or f"{name}-{low:06d}" in files, "the low before it got worse has its file"
     if record["best"]:
         assert record["best"]["step"] == min((step for step in losses if f"{name}-{step:06d}" in files), key=losses.get)
+
+
+def test_curves_for_tensorboard(server, bases):
+    """Written where the library is there; else it is said before anything is encoded."""
+    base, name = data(bases["sd3"]), "curves"
+    graph = train(base, name, steps=4, save_every=4)
+    graph["validation"] = node("LoomValidation", vae=base["sources"]["vae"], clip=base["sources"]["clip"], prompts="a red thing", every=0, width=64, height=48, steps=1, report="tensorboard")  # fmt: skip
+    graph["train"]["inputs"]["validation"] = ["validation", 0]
+    if subprocess.run([PYTHON, "-c", "import tensorboard"], check=False, capture_output=True).returncode:
+        assert "tensorboard is not installed; pip install tensorboard" in server.fail(prompt(graph))
+        return
+    server.run(prompt(graph))
+    assert list((server.base / "output" / "lora_loom" / name / "tensorboard").iterdir())
 
 
 def test_everything_a_route_says_is_json(server, run):

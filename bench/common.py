@@ -84,5 +84,10 @@ def report(name: str, figures: dict[str, Any]) -> None:
     print(f"== {name}")
     for key, value in figures.items():
         print(f"  {key:55} {value:.4g}" if isinstance(value, float) else f"  {key:55} {value}")
+    keep(name, figures)
+
+
+def keep(name: str, figures: dict[str, Any]) -> None:
+    """Write .bench/<name>.json, also half-way: a benchmark that is cut off keeps what it has measured."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({**figures, "hardware": hardware()}, indent=1) + "\n")

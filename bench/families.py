@@ -39,7 +39,7 @@ from lora_loom.trainer.optim import make_optimizer
 from lora_loom.trainer.records import Batch, Geometry
 from lora_loom.trainer.step import LossSettings
 
-from .common import report
+from .common import keep, report
 from .network_sizes import SIZES, Size
 
 WAYS = ("plain", "checkpointing", "int8 + checkpointing")
@@ -212,6 +212,8 @@ def on_the_gpu(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return call()
     except torch.cuda.OutOfMemoryError:
         return {"out of memory": f"more than {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"}
+    except Exception as error:  # noqa: BLE001 - time on a GPU is dear: the other networks are still measured
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:
@@ -219,7 +221,8 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
     names = ("s/step", "loaded MiB", "peak MiB", "share of matmul peak")
     lines = [f"| network | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for name, found in figures.items():
-        cells = [str(found.get(key, "out of memory" if "out of memory" in found else "")) for key in names]
+        instead = next((word for word in ("out of memory", "failed") if word in found), "")
+        cells = [str(found.get(key, instead)) for key in names]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -237,10 +240,13 @@ def main() -> None:
                 figures[f"{size.name}, {way}"] = in_a_child(partial(measure, size, toys, way))
             elif torch.cuda.is_available():
                 figures[f"{size.name}, {way}"] = on_the_gpu(partial(measure, size, real, way))
+            keep("families", figures)
     report("families", figures)
     print(table(figures))
     if not torch.cuda.is_available():
         print("no GPU here: the real sizes were left out")
+    if failed := [name for name, found in figures.items() if "failed" in found]:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

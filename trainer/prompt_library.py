@@ -2,13 +2,19 @@
 prompts, named or not."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
 
 SHAPE = 'write {"name": "prompt", …}, or a list of prompts or of {"name": "…", "prompt": "…"}'
+
+
+def all_prompts(prompts: Sequence[str], library: str, option: str) -> dict[str, str]:
+    """{prompt: name} of a list and of a library's file ("" for none), each once; the list's have no names but the library's."""
+    named = read_library(Path(library).expanduser(), option) if library else {}
+    return {prompt: named.get(prompt, "") for prompt in [*prompts, *named]}
 
 
 def read_library(path: Path, option: str) -> dict[str, str]:

@@ -46,6 +46,11 @@ class Geometry:
     target: Size
     flip: bool = False
 
+    @classmethod
+    def whole(cls, size: Size) -> "Geometry":
+        """Of a picture that is neither resized nor cropped, one that is made for instance."""
+        return cls(original=size, resized=size, crop_left=0, crop_top=0, target=size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionForms:

@@ -22,7 +22,7 @@ from .files import write_bytes, write_json
 from .identity import tensors_digest
 from .lora_formats import Formats
 from .pace import duration
-from .prompt_library import read_library
+from .prompt_library import all_prompts
 from .records import Shot
 from .run import read_lora, run_folder
 from .session import Host
@@ -107,10 +107,8 @@ def read_loras(paths: Sequence[Path], run_name: str) -> tuple[LoraFile, ...]:
 
 def make_axes(sweep: SweepConfig, loras: tuple[LoraFile, ...], seed: int) -> Axes:
     """Raises ConfigError for an empty or unreadable axis."""
-    named = (
-        read_library(Path(sweep.prompt_library).expanduser(), "sweep.prompt_library") if sweep.prompt_library else {}
-    )
-    if not sweep.prompts and not named:
+    prompts = all_prompts(sweep.prompts, sweep.prompt_library, "sweep.prompt_library")
+    if not prompts:
         raise ConfigError("sweep.prompts is empty: give at least one prompt, or a sweep.prompt_library")
     names = [setting.name for setting in sweep.guidance]
     if len(set(names)) != len(names):
@@ -119,8 +117,8 @@ def make_axes(sweep: SweepConfig, loras: tuple[LoraFile, ...], seed: int) -> Axe
         loras=loras,
         base=sweep.base,
         strengths=tuple(parse_numbers("sweep.strengths", sweep.strengths)),
-        prompts=tuple(dict.fromkeys([*sweep.prompts, *named])),
-        prompt_names={prompt: name for prompt, name in named.items() if name},
+        prompts=tuple(prompts),
+        prompt_names={prompt: name for prompt, name in prompts.items() if name},
         negative=sweep.negative,
         seeds=tuple(parse_seeds("sweep.seeds", sweep.seeds, seed)),
         guidance=sweep.guidance,

@@ -224,9 +224,7 @@ def render_one(
     """(3, H, W) in [-1, 1]."""
     recipe, family, encoders = shot.settings, studio.family, studio.encoders
     width, height = recipe["size"]
-    geometry = Geometry(
-        original=(width, height), resized=(width, height), crop_left=0, crop_top=0, target=(width, height)
-    )
+    geometry = Geometry.whole((width, height))
     device = studio.device
     shown = {"reference": studio.look_at(reference, (width, height))} if reference else {}
     positive, negative = (

@@ -16,9 +16,9 @@ from .data.references import encode_beside, reference_latents, reference_place
 from .denoiser import Denoiser
 from .diffusion.guidance import CFG
 from .errors import ConfigError
-from .families.base import Encoders, Text
+from .families.base import Encoders, ImageCodec
 from .files import write_bytes
-from .prompt_library import read_library
+from .prompt_library import all_prompts
 from .records import Conditioning, Geometry, Size
 from .sample import SampleSettings, sample, start_noise
 
@@ -67,16 +67,14 @@ class Pictures:
 class Inputs:
     """What is made before the network is loaded, so that it and the text encoders are never in memory together."""
 
-    codec: Encoders
+    codec: ImageCodec
     conditions: Sequence[tuple[Conditioning, Conditioning]]
 
 
 def prompts_of(config: TrainConfig) -> tuple[str, ...]:
     """Raises ConfigError for a library that cannot be read."""
     asked = config.validation
-    library = Path(asked.prompt_library).expanduser()
-    named = read_library(library, "validation.prompt_library") if asked.prompt_library else {}
-    return tuple(dict.fromkeys([*asked.prompts, *named]))
+    return tuple(all_prompts(asked.prompts, asked.prompt_library, "validation.prompt_library"))
 
 
 def check_pictures(config: TrainConfig, base: Base) -> None:
@@ -102,7 +100,7 @@ def _size(config: TrainConfig) -> Size:
 
 
 def picture_inputs(config: TrainConfig, base: Base) -> Inputs | None:
-    """Encode prompts and reference images; None without a prompt. The text encoders are dropped again."""
+    """Encode prompts and reference images; None without a prompt. Only the VAE is kept."""
     prompts = prompts_of(config)
     if not prompts:
         return None
@@ -115,22 +113,11 @@ def picture_inputs(config: TrainConfig, base: Base) -> Inputs | None:
             {**_said(config, base, encoders, text, reference), **shown} for text in (prompt, config.validation.negative)
         ]
         conditions.append((pair[0], pair[1]))
-    encoders.text = _Dropped()
-    return Inputs(codec=encoders, conditions=conditions)
-
-
-class _Dropped:
-    """Where the text encoders were."""
-
-    def encode(self, prompts: Sequence[str]) -> list[Text]:
-        raise RuntimeError("the text encoders are no longer loaded")
+    return Inputs(codec=encoders.image, conditions=conditions)
 
 
 def _said(config: TrainConfig, base: Base, encoders: Encoders, text: str, reference: Path | None) -> Conditioning:
-    width, height = _size(config)
-    geometry = Geometry(
-        original=(width, height), resized=(width, height), crop_left=0, crop_top=0, target=(width, height)
-    )
+    geometry = Geometry.whole(_size(config))
     if config.text.learning_rate:  # read anew by the encoders that are trained
         return {"captions": [text], "geometries": [geometry]}
     if reference is not None and base.settings.text_pixels:
@@ -152,7 +139,7 @@ def _shown(config: TrainConfig, base: Base, encoders: Encoders, reference: Path 
 def make_pictures(
     config: TrainConfig, base: Base, inputs: Inputs, denoiser: Denoiser, folder: Path, *, writes: bool
 ) -> Pictures:
-    asked, (width, height), codec = config.validation, _size(config), inputs.codec.image
+    asked, (width, height), codec = config.validation, _size(config), inputs.codec
 
     def decode(latents_BCHW: Tensor) -> Tensor:
         return (codec.decode(base.family.latent_space.to_raw(latents_BCHW))[0].float() + 1) / 2

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from ...trainer.data.cache import Cache, text_key
 from ...trainer.diffusion.guidance import CFG
 from ...trainer.errors import ConfigError
-from ...trainer.prompt_library import read_library
+from ...trainer.prompt_library import all_prompts
 from ...trainer.records import Geometry
 from ...trainer.sample import SampleSettings
 from ...trainer.session import Session
@@ -53,8 +52,7 @@ def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, 
     """Encode the prompts and share the decoder. Raises ConfigError without a prompt, or without the library for the curves."""
     check_tracker(str(options.get("report", "none")))
     lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-    if library := library_path(str(options.get("prompt_library", ""))):
-        lines = tuple(dict.fromkeys([*lines, *read_library(Path(library), "prompt_library")]))
+    lines = tuple(all_prompts(lines, library_path(str(options.get("prompt_library", ""))), "prompt_library"))
     if not lines:
         raise ConfigError("validation.prompts is empty: write at least one prompt, or name a prompt_library")
     negative = str(options.get("negative", ""))
@@ -98,7 +96,7 @@ def add_previews(session: Session, patcher: Any, request: TrainRequest) -> None:
     denoiser: Any = session.denoiser
     model, size = patcher.model, (value.width, value.height)
     channels = int(model.latent_format.latent_channels)
-    geometry = Geometry(original=size, resized=size, crop_left=0, crop_top=0, target=size)
+    geometry = Geometry.whole(size)
     source = ConditionSource(
         identity="", text_identity=value.text, values=denoiser.settings.conditions, factor=decoder.factor
     )

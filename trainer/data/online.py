@@ -14,7 +14,27 @@ from .encode import View, views
 from .fill import encode_views, load_view
 
 REMEMBERED = 64
-"""Encodings of images that were asked for last, kept in memory: a batch asks for each of its images twice."""
+"""Encodings that were asked for last, kept in memory: a batch asks twice for an image with a reference."""
+
+
+class Recent:
+    """Remembers what was made last, by key. For several threads; two that ask at once for the same may both make it."""
+
+    def __init__(self) -> None:
+        self._items: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key]
+        made = make()
+        with self._lock:
+            self._items[key] = made
+            while len(self._items) > REMEMBERED:
+                self._items.popitem(last=False)
+        return made
 
 
 class Items(Protocol):
@@ -45,24 +65,17 @@ class OnlineItems:
     def __init__(self, examples: Sequence[Example], vae: str, encoders: SharedEncoders) -> None:
         """`vae` is the identity of the VAE, as in the keys of the cache."""
         self._views: dict[str, View] = {view.key(vae): view for example in examples for view in views(example)}
-        self._encoders = encoders
-        self._recent: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._encoders, self._recent = encoders, Recent()
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         return [key for key in keys if key not in self._views]
 
     def get(self, key: str) -> dict[str, Tensor]:
         """As `Cache.get`. Raises DataError if the image is no longer the one that was looked at."""
-        with self._lock:
-            if key in self._recent:
-                self._recent.move_to_end(key)
-                return self._recent[key]
-        loaded = load_view(self._views[key])
+        return self._recent.get(key, lambda: self._encoded(self._views[key]))
+
+    def _encoded(self, view: View) -> dict[str, Tensor]:
+        loaded = load_view(view)
         with self._encoders.use() as encoders:
             [made] = encode_views([loaded], encoders)
-        with self._lock:
-            self._recent[key] = made
-            while len(self._recent) > REMEMBERED:
-                self._recent.popitem(last=False)
         return made

@@ -112,7 +112,7 @@ class OneBatch:
         family, side = families.get(size.family), setting.pixels
         source = torch.Generator().manual_seed(0)
         text = {name: torch.randn(shape, generator=source) for name, shape in size.text.items()}
-        place = Geometry(original=(side, side), resized=(side, side), crop_left=0, crop_top=0, target=(side, side))
+        place = Geometry.whole((side, side))
         made = family.condition([text], [place], 1.0)
         latents = (1, family.latent_space.channels, side // LATENT_PIXELS, side // LATENT_PIXELS)
         self.batch = Batch(

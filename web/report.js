@@ -17,6 +17,15 @@ function makeBox(node) {
   return box;
 }
 
+/** Sentences are wrapped; the columns of a table, up to the first empty line, are not. */
+function show(box, text, hasTable) {
+  const end = hasTable ? Math.max(text.indexOf("\n\n"), 0) : 0;
+  const table = document.createElement("span");
+  table.className = "loom-table";
+  table.textContent = text.slice(0, end);
+  box.replaceChildren(table, text.slice(end));
+}
+
 /** Nodes that report get a box the first time they do; it holds what they said last. */
 export function listenToReports(node) {
   if (!SPEAKERS.has(node.comfyClass)) return;
@@ -26,6 +35,6 @@ export function listenToReports(node) {
     onExecuted?.apply(this, arguments);
     if (!output?.text?.length) return;
     box ??= makeBox(this);
-    box.textContent = output.text.join("\n");
+    show(box, output.text.join("\n"), this.comfyClass === "LoomScore");
   };
 }

@@ -104,7 +104,7 @@ class LoomDataset:
                 ),
                 "references": text(
                     "",
-                    "Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit).",
+                    "Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit). Several folders with ; between them are shown together.",
                 ),
                 "background": widget("DatasetConfig", "background"),
                 "layout": _advanced("layout"),

@@ -130,11 +130,13 @@ class ValidationValue(Value):
 
 def example_to_json(example: Example) -> dict[str, Any]:
     data = asdict(example)
-    return {**data, **{name: str(data[name]) if data[name] else None for name in ("path", "mask", "reference")}}
+    shown = [str(path) for path in example.references]
+    return {**data, "references": shown, **{name: str(data[name]) if data[name] else None for name in ("path", "mask")}}
 
 
 def example_from_json(data: Mapping[str, Any]) -> Example:
-    paths = {name: Path(data[name]) if data[name] else None for name in ("path", "mask", "reference")}
+    paths = {name: Path(data[name]) if data[name] else None for name in ("path", "mask")}
+    shown = tuple(Path(path) for path in data["references"])
     sizes = {name: tuple(data["geometry"][name]) for name in ("original", "resized", "target")}
     geometry = Geometry(**{**data["geometry"], **sizes})
-    return Example(**{**data, **paths, "captions": tuple(data["captions"]), "geometry": geometry})
+    return Example(**{**data, **paths, "references": shown, "captions": tuple(data["captions"]), "geometry": geometry})

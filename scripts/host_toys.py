@@ -33,8 +33,8 @@ class Toy:
     """Further arguments of extra_conds."""
     video: bool = False
     """Latents have a time axis, of 1 for a picture."""
-    reference: tuple[int, int] | None = None
-    """Rows and columns of the latents of a reference image."""
+    references: tuple[tuple[int, int], ...] = ()
+    """Rows and columns of the latents of each reference image."""
     sigmas: tuple[float, float] = (0.3, 0.8)
 
 
@@ -92,7 +92,7 @@ TOYS = {
     ),
     "flux-kontext": Toy(
         host_class="Flux", family="flux", variant="kontext", channels=16, context=64, pooled=32, extra={"guidance": 1.0},
-        host_config={**_FLUX, "guidance_embed": True}, reference=(12, 6),
+        host_config={**_FLUX, "guidance_embed": True}, references=((12, 6),),
     ),
     "flux-schnell": Toy(
         host_class="FluxSchnell", family="flux", variant="schnell", channels=16, context=64, pooled=32,
@@ -130,9 +130,14 @@ TOYS = {
         },
     ),
 }  # fmt: skip
-TOYS["qwen-edit"] = replace(TOYS["qwen"], variant="qwen-image-edit", reference=(20, 8))
+TOYS["qwen-edit"] = replace(TOYS["qwen"], variant="qwen-image-edit", references=((20, 8),))
+TOYS["qwen-edit-plus"] = replace(TOYS["qwen"], variant="qwen-image-edit-plus", references=((20, 8), (8, 12)))
+TOYS["flux-kontext-two"] = replace(TOYS["flux-kontext"], references=((12, 6), (4, 10)))
 
-HEADLESS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-schnell", "lumina2", "qwen", "qwen-edit")
+HEADLESS = (
+    "sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-kontext-two", "flux-schnell", "lumina2", "qwen", "qwen-edit",
+    "qwen-edit-plus",
+)  # fmt: skip
 """Toys whose family the files backend has."""
 
 
@@ -161,7 +166,7 @@ def toy_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def toy_inputs(toy: Toy) -> dict[str, Tensor]:
-    """Two noisy latents of 8 x 12, their noise levels, and conditioning; one reference for both."""
+    """Two noisy latents of 8 x 12, their noise levels, and conditioning; the same references for both."""
     inputs = {
         "latents": toy_tensor("input.latents", (2, toy.channels, 8, 12)) * 40,
         "noise": toy_tensor("input.noise", (2, toy.channels, 8, 12)) * 40,
@@ -170,8 +175,9 @@ def toy_inputs(toy: Toy) -> dict[str, Tensor]:
     }
     if toy.pooled:
         inputs["pooled"] = toy_tensor("input.pooled", (2, toy.pooled)) * 5
-    if toy.reference:  # raw, as a VAE gives it
-        inputs["reference"] = toy_tensor("input.reference", (1, toy.channels, *toy.reference)) * 40
+    for number, size in enumerate(toy.references):  # raw, as a VAE gives them
+        name = f"reference_{number + 1}" if number else "reference"
+        inputs[name] = toy_tensor(f"input.{name}", (1, toy.channels, *size)) * 40
     return inputs
 
 

@@ -129,8 +129,9 @@ def predict(model: Any, toy: Any, inputs: dict[str, Any], *, grad: bool = False)
     conditions = {"cross_attn": inputs["text"], "noise": noisy, "device": torch.device("cpu"), **toy.extra}
     if "pooled" in inputs:
         conditions["pooled_output"] = inputs["pooled"]
-    if "reference" in inputs:
-        conditions["reference_latents"] = [inputs["reference"].unsqueeze(2) if film else inputs["reference"]]
+    references = [tensor for name, tensor in inputs.items() if name.startswith("reference")]
+    if references:
+        conditions["reference_latents"] = [latents.unsqueeze(2) if film else latents for latents in references]
     extra = {name: value.cond for name, value in model.extra_conds(**conditions).items()}
     for name, value in extra.items():
         if isinstance(value, list):

@@ -51,7 +51,7 @@ def clip(name: str, case: Any, toys: Any, toy_tensor: Any) -> dict[str, Any]:
 
 
 def qwen(toys: Any, toy_tensor: Any) -> dict[str, Any]:
-    """{"qwen.hidden": (L, D)}."""
+    """{"qwen.hidden": (L, D) beside one picture, "qwen.two": beside two}."""
     import comfy.ops
     import torch
     from comfy.text_encoders import llama, qwen_vl
@@ -75,15 +75,32 @@ def qwen(toys: Any, toy_tensor: Any) -> dict[str, Any]:
             )  # fmt: skip
 
     model = fill(Toy(), toy_tensor)
-    image = ((toys.picture() + 1) / 2).permute(1, 2, 0).unsqueeze(0)
+    first, second = toys.picture(), toys.picture(toys.SECOND)
+    return {
+        "qwen.hidden": beside(model, [toys.BEFORE, first, toys.AFTER]),
+        "qwen.two": beside(model, [toys.BEFORE, first, toys.BETWEEN, second, toys.AFTER]),
+    }
+
+
+def beside(model: Any, parts: list[Any]) -> Any:
+    """(L, D) the last hidden state of texts (lists of tokens) and of pictures among them."""
+    import torch
+
+    embeds, info, start = [], [], 0
     with torch.no_grad():
-        seen, grid = model.preprocess_embed({"type": "image", "data": image}, "cpu")
-        before, after = (model.model.embed_tokens(torch.tensor([ids])) for ids in (toys.BEFORE, toys.AFTER))
-        embeds = torch.cat([before, seen.unsqueeze(0), after], dim=1)
-        info = [{"type": "image", "index": len(toys.BEFORE), "size": len(seen), "extra": grid}]
-        mask = torch.ones(1, embeds.shape[1], dtype=torch.long)
-        hidden = model(None, mask, embeds=embeds, num_tokens=[embeds.shape[1]], embeds_info=info, dtype=torch.float32)
-    return {"qwen.hidden": hidden[0][0].clone()}
+        for part in parts:
+            if isinstance(part, list):
+                seen = model.model.embed_tokens(torch.tensor(part))
+            else:
+                image = ((part + 1) / 2).permute(1, 2, 0).unsqueeze(0)
+                seen, grid = model.preprocess_embed({"type": "image", "data": image}, "cpu")
+                info.append({"type": "image", "index": start, "size": len(seen), "extra": grid})
+            embeds.append(seen)
+            start += len(seen)
+        mask = torch.ones(1, start, dtype=torch.long)
+        whole = torch.cat(embeds).unsqueeze(0)
+        hidden = model(None, mask, embeds=whole, num_tokens=[start], embeds_info=info, dtype=torch.float32)
+    return hidden[0][0].clone()
 
 
 def main() -> None:

@@ -64,16 +64,16 @@ LANGUAGE = {
     "num_key_value_heads": 1, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
 }  # fmt: skip
 MROPE = [2, 3, 3]
-PICTURE = (140, 196)
-"""Rows and columns of the picture in pixels: 10 x 14 patches, 5 x 7 tokens, more than one window."""
-BEFORE, AFTER = list(range(5, 15)), list(range(20, 29))
-"""Tokens round the picture."""
+PICTURE, SECOND = (140, 196), (112, 84)
+"""Rows and columns of pictures in pixels: 10 x 14 patches, 5 x 7 tokens, more than one window; and a smaller one."""
+BEFORE, BETWEEN, AFTER = list(range(5, 15)), [20, 31, 32, 33, 14], list(range(20, 29))
+"""Tokens round the pictures: 14 begins one, 20 ends it."""
 
 
-def picture() -> Any:
+def picture(size: tuple[int, int] = PICTURE) -> Any:
     """(3, H, W) in [-1, 1]: slow waves, another one per colour."""
     import torch
 
-    rows, columns = (torch.arange(n, dtype=torch.float32) for n in PICTURE)
+    rows, columns = (torch.arange(n, dtype=torch.float32) for n in size)
     waves = [torch.sin(rows[:, None] * (c + 1) / 20 + columns[None, :] * math.pi / (30 + 10 * c)) for c in range(3)]
     return torch.stack(waves)

@@ -35,6 +35,7 @@ LAYERS = [
     {"loop", "evaluate", "base_model", "text_places", "lora_places", "lora_convert", "base_tools"},
     {"checkpoint", "lora_formats", "text_lora"},
     {"runs", "cell_graph"},
+    {"shown"},
     {"validation", "session", "sweep", "strip", "sheet_page", "score", "score_report"},
     {"run"},
     {"run_sweep"},

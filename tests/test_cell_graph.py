@@ -13,16 +13,19 @@ from lora_loom.trainer.sweep import plan_shots
 
 from .conftest import FAMILIES, SilentHost, make_config, pictures, tiny_folder
 
-CASES = [*((family, "auto", False) for family in FAMILIES), ("flux", "kontext", True)] + [
-    ("qwen_image", variant, True) for variant in ("qwen-image-edit", "qwen-image-edit-plus")
-]
+CASES = [
+    *((family, "auto", 0) for family in FAMILIES),
+    ("flux", "kontext", 1), ("flux", "kontext", 2),
+    ("qwen_image", "qwen-image-edit", 1), ("qwen_image", "qwen-image-edit-plus", 1), ("qwen_image", "qwen-image-edit-plus", 3),
+]  # fmt: skip
+"""(family, variant, how many reference images are shown together)."""
 
 
 def graphs(family, variant, shown, root, **sweep_options):
     """(shot, graph) of every cell of a small sweep without LoRAs."""
     options = {"prompts": ["a cat"], "negative": "blurred", "steps": 3, "seeds": "7", **sweep_options}
     if shown:
-        options["references"] = [str(pictures() / "1.png")]
+        options["references"] = [[str(pictures() / f"{number}.png") for number in range(1, shown + 1)]]
     config = make_config(
         family,
         root,
@@ -56,9 +59,10 @@ def test_every_family_has_a_graph(family, variant, shown, tmp_path):
     texts = {value for made in graph.values() for value in made["inputs"].values() if isinstance(value, str)}
     assert any(text.endswith("a cat") for text in texts)
     assert any(text.endswith("blurred") for text in texts)
-    assert ("1.png" in texts) == shown
-    kinds = {made["class_type"] for made in graph.values()}
-    assert ("ReferenceLatent" in kinds) == (variant == "kontext")
+    names = [made["inputs"]["image"] for made in graph.values() if made["class_type"] == "LoadImage"]
+    assert names == [f"{number}.png" for number in range(1, shown + 1)]
+    looked_at = [made for made in graph.values() if made["class_type"] == "ReferenceLatent"]
+    assert len(looked_at) == (2 * shown if variant == "kontext" else 0), "of the prompt and of the negative prompt"
     assert shot.prompt == "a cat"
 
 
@@ -70,7 +74,7 @@ def test_clip_skip_and_the_system_prompt_are_in_it(tmp_path):
     graph = json.loads(graphs_of(config, base, axes)(shot, None, GuidanceConfig())["prompt"])
     assert graph["skip"]["inputs"]["stop_at_clip_layer"] == -2
     assert graph["cell_positive"]["inputs"]["clip"] == ["skip", 0]
-    [(_, lumina)] = graphs("lumina2", "auto", False, tmp_path)
+    [(_, lumina)] = graphs("lumina2", "auto", 0, tmp_path)
     assert "<Prompt Start> a cat" in lumina["cell_positive"]["inputs"]["text"]
 
 

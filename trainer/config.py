@@ -238,8 +238,8 @@ class ValidationConfig(Section):
     """Steps between renderings; 0 renders at checkpoints."""
     negative: str = ""
     """Negative prompt of every picture."""
-    references: tuple[str, ...] = ()
-    """Image files that an edit model is shown; every prompt is rendered with each of them."""
+    references: tuple[str | tuple[str, ...], ...] = ()
+    """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
     seed: int = 0
     """Of the first picture; the next ones count up."""
     sampling_steps: int = 20
@@ -317,8 +317,8 @@ class SweepConfig(Section):
     """More of them from a JSON file, {"name": "prompt", …}; the names label the strip."""
     negative: str = ""
     """Negative prompt of every cell."""
-    references: tuple[str, ...] = ()
-    """Image files that an edit model is shown; every prompt is rendered with each of them."""
+    references: tuple[str | tuple[str, ...], ...] = ()
+    """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
     seeds: str = "0"
     """Seeds: "0,1,2", or "-1--1 [4]" for four random ones (drawn from the run's seed)."""
     strengths: str = "1"

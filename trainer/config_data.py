@@ -66,8 +66,8 @@ class DatasetConfig(Section):
     """Also train the mirror image (both are cached). Not for anything with a left and a right."""
     masks: str = ""
     """Folder of mask images with the same names, or "alpha" for the images' own alpha channel. White is trained."""
-    references: str = ""
-    """Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit)."""
+    references: str | tuple[str, ...] = ""
+    """Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit); a list of folders where several are shown together, in this order."""
     background: str = "white"
     """Colour that transparent pixels are laid on, by name or #rrggbb."""
     resolutions: tuple[int, ...] = ()
@@ -100,6 +100,12 @@ class DatasetConfig(Section):
     """Images above max_size are reduced to this size and then cropped, so that the crop shows a part of them; 0 off."""
     measure: Literal["side", "area"] = "side"
     """What min_size, max_size and downsample measure: the shorter side, or the side of the square of equal area."""
+
+    @property
+    def reference_folders(self) -> tuple[str, ...]:
+        """`references` as a list, however it was given."""
+        given = (self.references,) if isinstance(self.references, str) else self.references
+        return tuple(folder for folder in given if folder)
 
     @property
     def varies(self) -> bool:

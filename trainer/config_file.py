@@ -100,7 +100,11 @@ def parse(data: Mapping[str, Any], kind: type[T]) -> T:
 
 
 def _explain(kind: type, problem: Mapping[str, Any]) -> str:
-    path = [part for part in problem["loc"] if isinstance(part, int) or (part.isidentifier() and part != "float")]
+    path = [
+        part
+        for part in problem["loc"]
+        if isinstance(part, int) or (part.isidentifier() and part not in ("float", "str"))
+    ]
     name, value = ".".join(str(part) for part in path), problem["input"]
     if problem["type"] == "unexpected_keyword_argument":
         return f"unknown option {name}: {did_you_mean(str(path[-1]), _known_fields(kind, path[:-1]))}"

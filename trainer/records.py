@@ -1,12 +1,14 @@
 """What the stages hand to each other. Tensor shapes: B batch, C channels, H W latent rows and columns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Value = TypeVar("Value")
 
 Conditioning = Mapping[str, Any]
 """Everything the network is told beside the noisy latents and sigma. The files backend: tensors with the batch first; the
@@ -14,6 +16,21 @@ loaded backend: {"samples": one mapping per sample}."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of the tensors in a file."""
+
+
+def reference_name(number: int) -> str:
+    """What reference image `number`, from 0, is called in a conditioning and in the cache."""
+    return f"reference_{number + 1}" if number else "reference"
+
+
+def named_references(values: Sequence[Value]) -> dict[str, Value]:
+    return {reference_name(number): value for number, value in enumerate(values)}
+
+
+def references_in(named: Mapping[str, Value]) -> list[Value]:
+    """The reference images of a conditioning or a cached item, in order."""
+    return [named[name] for number in range(len(named)) if (name := reference_name(number)) in named]
+
 
 STATES = (
     "queued",
@@ -94,8 +111,8 @@ class Example:
     """The mirror image is trained too, one of the two per visit."""
     background: str = "white"
     """Colour under transparent pixels."""
-    reference: Path | None = None
-    """Image that an edit model is shown beside the noise."""
+    references: tuple[Path, ...] = ()
+    """Images that an edit model is shown together, beside the noise."""
     mask: Path | None = None
     """Image whose brightness weights the loss; the image itself where its own alpha is meant."""
     live: CaptionForms | None = None
@@ -146,7 +163,7 @@ class Shot:
     seed: int
     guidance: str
     reference: str = ""
-    """File name of the image that an edit model was shown."""
+    """File names of the images that an edit model was shown together."""
     prompt_name: str = ""
     """What a prompt library calls the prompt."""
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -36,10 +36,11 @@ from .memory import DTYPES, compute_dtype
 from .objective_settings import check_objective, loss_settings, noise_levels
 from .optim import check_optimizer
 from .processes import ALONE, Processes, check_batches, joined, main_first
-from .records import Conditioning, Example
+from .records import Conditioning, Example, named_references, references_in
 from .runs import Onlooker, RunFolder, environment
 from .session import Host, Outcome, Session, execute
 from .sharding import check_sharding
+from .shown import check_shown
 from .text_lora import all_targets, check_text_training, load_with_text, rate_scales, with_text
 from .trackers import check_tracker
 from .validation import check_pictures, make_pictures, picture_inputs
@@ -109,12 +110,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         if value % PATCH:
             raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
     check_teachers(listed.sets, sharded=config.memory.shard)
-    if any(dataset.references for dataset in listed.sets) and not base.settings.references:
-        editors = [name for name, variant in base.family.variants.items() if variant.references]
-        remedy = f"set model.variant = {editors[0]!r} if the file is one" if editors else "use an edit model"
-        raise ConfigError(
-            f"dataset.references: {base.family.name} {base.variant} takes no reference images; leave it out, or {remedy}"
-        )
+    check_shown("dataset.references", [one.reference_folders for one in listed.sets], base)
     check_pictures(config, base)
     skeleton = base.skeleton()
     targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
@@ -341,11 +337,12 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
 
 
 def _references(prepared: Prepared, picks: Sequence[Pick]) -> dict[str, Tensor]:
-    """{"reference": (B, C, h, w)} in model space; nothing for images without one (a batch has all or none)."""
-    if picks[0].view.example.reference is None:
+    """{"reference", "reference_2", …: (B, C, h, w) in model space}; a batch has as many for every image."""
+    if not picks[0].view.example.references:
         return {}
-    raw_BCHW = torch.stack([prepared.items.get(pick.key)["reference"] for pick in picks])
-    return {"reference": prepared.base.family.latent_space.to_model(raw_BCHW)}
+    raw_CHW = [references_in(prepared.items.get(pick.key)) for pick in picks]
+    to_model = prepared.base.family.latent_space.to_model
+    return named_references([to_model(torch.stack(column)) for column in zip(*raw_CHW, strict=True)])
 
 
 def _metadata(prepared: Prepared, denoiser: Denoiser) -> dict[str, object]:

@@ -13,7 +13,6 @@ from .base_model import Base, open_base
 from .cell_graph import MakeGraph, cell_graph
 from .config import GuidanceConfig, SweepConfig, TrainConfig
 from .config_file import digest
-from .data.images import check_readable, file_digest
 from .data.references import reference_place
 from .diffusion.samplers import SAMPLERS, SCHEDULES
 from .errors import ConfigError, RunError, StoppedError
@@ -27,11 +26,11 @@ from .records import Shot
 from .run import read_lora, run_folder
 from .session import Host
 from .sheet_page import to_csv, to_html, to_json
+from .shown import check_references, read_references
 from .strip import Grid, arrange, draw, split
 from .sweep import (
     Axes,
     LoraFile,
-    Reference,
     Rendering,
     Studio,
     count_cells,
@@ -122,30 +121,8 @@ def make_axes(sweep: SweepConfig, loras: tuple[LoraFile, ...], seed: int) -> Axe
         negative=sweep.negative,
         seeds=tuple(parse_seeds("sweep.seeds", sweep.seeds, seed)),
         guidance=sweep.guidance,
-        references=read_references(sweep.references),
+        references=read_references("sweep.references", sweep.references),
     )
-
-
-def read_references(paths: Sequence[str]) -> tuple[Reference, ...]:
-    """Raises DataError for what is no readable image, ConfigError for two of one file name."""
-    files = [Path(path).expanduser() for path in paths]
-    names = [file.name for file in files]
-    if len(set(names)) != len(names):
-        raise ConfigError(
-            f"sweep.references = {list(paths)}: two have the same file name, which labels them; rename one"
-        )
-    for file in files:
-        check_readable(file)
-    return tuple(Reference(digest=file_digest(file), path=file) for file in files)
-
-
-def check_references(config: TrainConfig, base: Base) -> None:
-    """Raise ConfigError unless the base looks at references if there are any, and what `read_references` raises."""
-    read_references(config.sweep.references)
-    if config.sweep.references and not base.settings.references:
-        raise ConfigError(
-            f"sweep.references: {base.family.name} {base.variant} looks at no reference images; leave it out, or use an edit model"
-        )
 
 
 def make_renderings(config: TrainConfig, base: Base) -> tuple[Rendering, ...]:
@@ -234,7 +211,7 @@ def sweep(
     """
     base = open_base(config.model, config.text)
     base.check_encoders()
-    check_references(config, base)
+    check_references("sweep.references", config.sweep.references, base)
     renderings = make_renderings(config, base)
     axes = make_axes(
         config.sweep, read_loras(expanded(lora_files) or checkpoint_loras(config), config.name), config.training.seed
@@ -270,13 +247,12 @@ def sweep(
 def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
     """The graph of each cell, with the base in ComfyUI's loaders."""
     nodes, links = loaders(base.source, base.family.name, base.reading)
-    places = {reference.path.name: reference.path for reference in axes.references}
+    places = {reference.digest: reference.paths for reference in axes.references}
 
     def make(shot: Shot, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
-        shown = None
-        if shot.reference:
-            size = reference_place(places[shot.reference], tuple(shot.settings["size"])).target
-            shown = (shot.reference, size)
+        size = tuple(shot.settings["size"])
+        paths = places.get(shot.settings.get("reference", ""), ())
+        shown = [(path.name, reference_place(path, size).target) for path in paths]
         say = sayer(base.family.name, base.variant, base.reading, links["vae"], shown)
         distilled = base.settings.guidance_embedding
         # As LoraLoader lists it where output.loras is ComfyUI's folder; else to be chosen there.

@@ -23,9 +23,13 @@ from .denoiser import Denoiser
 from .families.base import Encoders, Family, Text
 from .families.lora_names import is_text_encoder
 from .lora.patch import patched
-from .records import Geometry, Shot, Size
+from .records import Geometry, Shot, Size, named_references
 from .sample import SampleSettings, make_guidance, sample, start_noise
+from .shown import Reference
 from .text_lora import TextModules, TextView
+
+Paths = tuple[Path, ...]
+"""Reference images that are shown together; () for none."""
 
 BASE = "base"
 SHEET_VERSION = 1
@@ -36,14 +40,6 @@ class LoraFile:
     """A LoRA to compare: its label, its tensors' digest, where it lies."""
 
     label: str
-    digest: str
-    path: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """An image that an edit model is shown: its content's digest, where it lies."""
-
     digest: str
     path: Path
 
@@ -114,7 +110,7 @@ def plan_shots(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
                 negative=axes.negative,
                 seed=seed,
                 guidance=guidance.name,
-                reference=reference.path.name if reference else "",
+                reference=reference.label if reference else "",
                 settings={**recipe, "lora_file": lora.path.name if lora else ""},
             )
         )
@@ -141,7 +137,7 @@ class Studio:
     family: Family
     encoders: Encoders
     text_pixels: int = 0
-    """As in `Variant`: how large the text encoder is shown a reference image."""
+    """As in `Variant`: how large the text encoder is shown reference images."""
 
     @property
     def device(self) -> torch.device:
@@ -161,26 +157,23 @@ class Studio:
                 stack.enter_context(patched(self.denoiser, rest, strength))
             yield bool(texts) and bool(strength)
 
-    def encode(self, prompts: Collection[str], references: Collection[Path | None]) -> "Texts":
-        """Every prompt beside every reference; alone, if the text encoder sees none."""
-        if self.text_pixels and None not in references:
-            pairs = list(product(sorted(prompts), references))
-            return {
-                (prompt, path): encode_beside(self.encoders, prompt, path, self.text_pixels)
-                for prompt, path in pairs
-                if path is not None
-            }
+    def encode(self, prompts: Collection[str], shown: Collection[Paths]) -> "Texts":
+        """Every prompt beside all that is shown; alone, if the text encoder sees nothing of it."""
+        if self.text_pixels and () not in shown:
+            pairs = product(sorted(prompts), shown)
+            return {pair: encode_beside(self.encoders, *pair, self.text_pixels) for pair in pairs}
         alone = dict(zip(sorted(prompts), self.encoders.text.encode(sorted(prompts)), strict=True))
-        return {(prompt, path): text for prompt, text in alone.items() for path in references}
+        return {(prompt, paths): text for prompt, text in alone.items() for paths in shown}
 
-    def look_at(self, path: Path, size: Size) -> Tensor:
-        """(1, C, h, w) model-space latents of a reference image, for a picture of this size."""
-        raw_CHW = reference_latents(self.encoders, path, reference_place(path, size))
-        return self.family.latent_space.to_model(raw_CHW.unsqueeze(0)).to(self.device)
+    def look_at(self, paths: Paths, size: Size) -> dict[str, Tensor]:
+        """{"reference", "reference_2", …: (1, C, h, w) model-space latents}, for a picture of this size."""
+        raw_CHW = [reference_latents(self.encoders, path, reference_place(path, size)) for path in paths]
+        to_model = self.family.latent_space.to_model
+        return named_references([to_model(latents.unsqueeze(0)).to(self.device) for latents in raw_CHW])
 
 
-Texts = Mapping[tuple[str, Path | None], Text]
-"""{(prompt, reference image): what the text encoders say}."""
+Texts = Mapping[tuple[str, Paths], Text]
+"""{(prompt, reference images): what the text encoders say}."""
 
 
 def render(
@@ -192,7 +185,7 @@ def render(
     graph: MakeGraph = lambda shot, lora, guidance: {},
 ) -> Iterator[Shot]:
     """Draw the given cells, LoRA by LoRA, and yield each after its picture was written, with its `graph`."""
-    paths = {reference.digest: reference.path for reference in axes.references}
+    paths = {reference.digest: reference.paths for reference in axes.references}
     texts = studio.encode(*_asked(shots, paths))
     files = {lora.digest: lora for lora in axes.loras}
     guidance = {setting.name: setting for setting in axes.guidance}
@@ -203,8 +196,8 @@ def render(
             shots_here = list(group)
             said = studio.encode(*_asked(shots_here, paths)) if reads_anew else texts
             for shot in shots_here:
-                reference = paths.get(shot.settings.get("reference", ""))
-                picture = render_one(shot, studio, said, guidance[shot.guidance], reference)
+                shown = paths.get(shot.settings.get("reference", ""), ())
+                picture = render_one(shot, studio, said, guidance[shot.guidance], shown)
                 entries = graph(shot, files[lora].path if lora else None, guidance[shot.guidance])
                 write_picture(picture, shot, entries)
                 done += 1
@@ -212,28 +205,26 @@ def render(
                 yield shot
 
 
-def _asked(shots: Sequence[Shot], paths: Mapping[str, Path]) -> tuple[set[str], set[Path | None]]:
-    """Every text of these cells, and every reference image."""
+def _asked(shots: Sequence[Shot], paths: Mapping[str, Paths]) -> tuple[set[str], set[Paths]]:
+    """Every text of these cells, and everything that is shown."""
     texts = {text for shot in shots for text in (shot.prompt, shot.negative)}
-    return texts, {paths.get(shot.settings.get("reference", "")) for shot in shots}
+    return texts, {paths.get(shot.settings.get("reference", ""), ()) for shot in shots}
 
 
-def render_one(
-    shot: Shot, studio: Studio, texts: Texts, guidance: GuidanceConfig, reference: Path | None = None
-) -> Tensor:
+def render_one(shot: Shot, studio: Studio, texts: Texts, guidance: GuidanceConfig, shown: Paths = ()) -> Tensor:
     """(3, H, W) in [-1, 1]."""
     recipe, family, encoders = shot.settings, studio.family, studio.encoders
     width, height = recipe["size"]
     geometry = Geometry.whole((width, height))
     device = studio.device
-    shown = {"reference": studio.look_at(reference, (width, height))} if reference else {}
+    references = studio.look_at(shown, (width, height))
     positive, negative = (
         {
             **{name: tensor.to(device) for name, tensor in made.items()},
-            **shown,
+            **references,
         }
         for made in (
-            family.condition([texts[prompt, reference]], [geometry], recipe["model_guidance"])
+            family.condition([texts[prompt, shown]], [geometry], recipe["model_guidance"])
             for prompt in (shot.prompt, shot.negative)
         )
     )

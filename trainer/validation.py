@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .base_model import Base
 from .config import TrainConfig
-from .data.images import check_readable
 from .data.references import encode_beside, reference_latents, reference_place
 from .denoiser import Denoiser
 from .diffusion.guidance import CFG
@@ -19,8 +18,9 @@ from .errors import ConfigError
 from .families.base import Encoders, ImageCodec
 from .files import write_bytes
 from .prompt_library import all_prompts
-from .records import Conditioning, Geometry, Size
+from .records import Conditioning, Geometry, Size, named_references
 from .sample import SampleSettings, sample, start_noise
+from .shown import check_references, read_references
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +86,7 @@ def check_pictures(config: TrainConfig, base: Base) -> None:
             raise ConfigError(
                 f"validation.{name} = {side}: {base.family.name} needs multiples of {base.family.bucket_step}"
             )
-    if config.validation.references and not base.settings.references:
-        raise ConfigError(
-            f"validation.references: {base.family.name} {base.variant} looks at no reference images; leave it out, or use an edit model"
-        )
-    for path in config.validation.references:
-        check_readable(Path(path).expanduser())
+    check_references("validation.references", config.validation.references, base)
 
 
 def _size(config: TrainConfig) -> Size:
@@ -105,35 +100,34 @@ def picture_inputs(config: TrainConfig, base: Base) -> Inputs | None:
     if not prompts:
         return None
     encoders = base.load_encoders()
-    references: list[Path | None] = [Path(path).expanduser() for path in config.validation.references]
+    named = read_references("validation.references", config.validation.references)
+    shown = [reference.paths for reference in named]
     conditions = []
-    for prompt, reference in product(prompts, references or [None]):
-        shown = _shown(config, base, encoders, reference)
-        pair = [
-            {**_said(config, base, encoders, text, reference), **shown} for text in (prompt, config.validation.negative)
-        ]
+    for prompt, paths in product(prompts, shown or [()]):
+        references = _looked_at(config, base, encoders, paths)
+        texts = (prompt, config.validation.negative)
+        pair = [{**_said(config, base, encoders, text, paths), **references} for text in texts]
         conditions.append((pair[0], pair[1]))
     return Inputs(codec=encoders.image, conditions=conditions)
 
 
-def _said(config: TrainConfig, base: Base, encoders: Encoders, text: str, reference: Path | None) -> Conditioning:
+def _said(config: TrainConfig, base: Base, encoders: Encoders, text: str, shown: Sequence[Path]) -> Conditioning:
     geometry = Geometry.whole(_size(config))
     if config.text.learning_rate:  # read anew by the encoders that are trained
         return {"captions": [text], "geometries": [geometry]}
-    if reference is not None and base.settings.text_pixels:
-        encoded = encode_beside(encoders, text, reference, base.settings.text_pixels)
+    if shown and base.settings.text_pixels:
+        encoded = encode_beside(encoders, text, shown, base.settings.text_pixels)
     else:
         [encoded] = encoders.text.encode([text])
     made = base.family.condition([encoded], [geometry], config.objective.guidance)
     return {name: tensor.to(base.device) for name, tensor in made.items()}
 
 
-def _shown(config: TrainConfig, base: Base, encoders: Encoders, reference: Path | None) -> Mapping[str, Tensor]:
-    """{"reference": (1, C, h, w) in model space}; nothing without one."""
-    if reference is None:
-        return {}
-    raw_CHW = reference_latents(encoders, reference, reference_place(reference, _size(config)))
-    return {"reference": base.family.latent_space.to_model(raw_CHW.unsqueeze(0)).to(base.device)}
+def _looked_at(config: TrainConfig, base: Base, encoders: Encoders, shown: Sequence[Path]) -> Mapping[str, Tensor]:
+    """{"reference", "reference_2", …: (1, C, h, w) in model space}."""
+    raw_CHW = [reference_latents(encoders, path, reference_place(path, _size(config))) for path in shown]
+    to_model = base.family.latent_space.to_model
+    return named_references([to_model(latents.unsqueeze(0)).to(base.device) for latents in raw_CHW])
 
 
 def make_pictures(

@@ -14,7 +14,7 @@ from ...trainer.config_file import digest
 from ...trainer.data.batches import Pick
 from ...trainer.data.cache import Cache, text_key
 from ...trainer.data.encode import View, views
-from ...trainer.records import Conditioning, Example, Geometry
+from ...trainer.records import Conditioning, Example, Geometry, references_in
 from .loaded import latent_dims
 from .packing import pack, unpack
 
@@ -45,7 +45,7 @@ class ConditionSource:
             geometry.target,
             geometry.flip,
         ]
-        reference = view_key if view.example.reference else ""
+        reference = view_key if view.example.references else ""
         return digest(
             [
                 "conds",
@@ -87,7 +87,7 @@ def _inputs(
 ) -> dict[str, Any]:
     text = unpack(cache.get(text_key(caption, source.text_identity)))
     item = cache.get(view_key)
-    references = [item["reference"].unsqueeze(0)] if "reference" in item else []
+    references = [latents.unsqueeze(0) for latents in references_in(item)]
     return network_inputs(model, text, view.geometry, source, item["latents"].shape[0], references)
 
 

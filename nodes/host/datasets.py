@@ -28,7 +28,6 @@ from .paths import cache_folder, preview, resolve_file, resolve_folder
 from .pictures import from_image, mask_to_picture, to_image
 from .progress import Bar
 
-FOLDER_OPTIONS = ("masks", "references")
 LISTS: dict[str, type[int] | type[float]] = {"resolutions": int, "megapixels": float, "aspects": float}
 
 
@@ -53,9 +52,10 @@ def file_state(name: str) -> str:
 def _set_state(options: Mapping[str, Any]) -> list[Json]:
     deep = bool(options.get("recursive")) or options.get("layout") == "kohya"
     state = _files_state(Path(options["folder"]), recursive=deep)
-    for name in FOLDER_OPTIONS:
-        if options.get(name) and options[name] != "alpha":
-            state += _files_state(Path(options[name]), recursive=deep)
+    masks = [] if options.get("masks") == "alpha" else [options.get("masks")]
+    for folder in [*masks, *(options.get("references") or ())]:
+        if folder:
+            state += _files_state(Path(folder), recursive=deep)
     if options.get("metadata"):
         state.append({"metadata": _file_state(Path(options["metadata"]))})
     return state
@@ -75,9 +75,11 @@ def _allowed_paths(options: Mapping[str, Any]) -> Json:
     """The options with every path in full. Raises ConfigError for one that may not be used."""
     folder = resolve_folder(options["folder"], "folder")
     checked = {**options, "folder": str(folder)}
-    for name in FOLDER_OPTIONS:
-        if checked.get(name) and not (name == "masks" and checked[name] == "alpha"):
-            checked[name] = str(resolve_folder(checked[name], name))
+    if checked.get("masks") and checked["masks"] != "alpha":
+        checked["masks"] = str(resolve_folder(checked["masks"], "masks"))
+    shown = str(checked.get("references") or "").split(";")
+    folders = [str(resolve_folder(one.strip(), "references")) for one in shown if one.strip()]
+    checked["references"] = folders or ""
     if checked.get("metadata"):
         inner = folder / checked["metadata"]
         checked["metadata"] = str(resolve_file(str(inner if inner.is_file() else checked["metadata"]), "metadata"))
@@ -229,5 +231,7 @@ def read_listing(value: CacheValue) -> list[Example]:
     path = Path(value.folder) / value.listing
     try:
         return [example_from_json(data) for data in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError) as error:
-        raise DataError(f"the cache lost {path} ({error}): queue LoomCache again") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the cache lost {path}, or it is of another version ({error}): queue LoomCache again"
+        ) from error

@@ -228,7 +228,7 @@ def test_reference_images_of_edit_models(folder):
         "instance_data_dir": "masks",
     }
     [one] = read(folder, [{"instance_data_dir": "cat", "conditioning_data": ["b"]}, helper]).sets
-    assert one.references == str(folder / "masks")
+    assert one.references == (str(folder / "masks"),)
     with pytest.raises(ConfigError, match="no entry of dataset_type 'conditioning' has that id"):
         read(folder, [{"instance_data_dir": "cat", "conditioning_data": "c"}, helper])
     with pytest.raises(ConfigError, match="'controlnet' cannot be trained here"):

@@ -106,7 +106,7 @@ def test_references(tmp_path):
     put(tmp_path / "images", "a.png", "make it red")
     put(tmp_path / "before", "a.jpg")
     [image] = find_images(DatasetConfig(folder=str(tmp_path / "images"), references=str(tmp_path / "before")))
-    assert image.reference == tmp_path / "before" / "a.jpg"
+    assert image.references == (tmp_path / "before" / "a.jpg",)
     assert image.mask is None
 
 

@@ -64,8 +64,9 @@ def toy_conditioning(toy, family, inputs):
         text["pooled"] = pooled
     place = Geometry(original=(128, 96), resized=(128, 96), crop_left=8, crop_top=16, target=(112, 64))
     cond = dict(family.condition(texts, [place, place], 1.0))
-    if toy.reference:
-        cond["reference"] = family.latent_space.to_model(inputs["reference"]).expand(2, -1, -1, -1)
+    for name in inputs:
+        if name.startswith("reference"):
+            cond[name] = family.latent_space.to_model(inputs[name]).expand(2, -1, -1, -1)
     return cond
 
 

@@ -60,20 +60,23 @@ def toy_language_model():
 
 
 class Fixed:
-    """A tokenizer that gives the fixture's tokens: template head, then "", then prompt and tail."""
+    """A tokenizer that gives the fixture's tokens: template head, what announces a second picture, prompt and tail."""
 
     def __call__(self, wordings, **_):
         [wording] = wordings
-        ids = {qwen_text.EDIT_HEAD: toy_texts.BEFORE[:-1], "p": toy_texts.AFTER[1:-1], qwen_text.TEMPLATE_TAIL: toy_texts.AFTER[-1:]}  # fmt: skip
+        ids = {qwen_text.EDIT_HEAD: toy_texts.BEFORE[:-1], "p": toy_texts.AFTER[1:-1], "2": toy_texts.BETWEEN[1:-1], "1": [], qwen_text.TEMPLATE_TAIL: toy_texts.AFTER[-1:]}  # fmt: skip
         return {"input_ids": [ids[wording]]}
 
 
-def test_the_language_model_says_what_comfyuis_does_with_a_picture():
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("qwen.hidden", [toy_texts.PICTURE]), ("qwen.two", [toy_texts.PICTURE, toy_texts.SECOND])]
+)
+def test_the_language_model_says_what_comfyuis_does_with_pictures(name, sizes):
     model = toy_language_model()
     model.config.vision_start_token_id, model.config.vision_end_token_id = toy_texts.BEFORE[-1], toy_texts.AFTER[0]
-    text = qwen_text.QwenText(model, Fixed(), max_tokens=99, head_tokens=0)
-    [mine] = text.encode_beside(["p"], [toy_texts.picture()])
-    expected = load_file(TEXTS)["qwen.hidden"][len(toy_texts.BEFORE) - 1 :]
+    text = qwen_text.QwenText(model, Fixed(), max_tokens=99, head_tokens=0, announce="{}")
+    [mine] = text.encode_beside(["p"], [[toy_texts.picture(size) for size in sizes]])
+    expected = load_file(TEXTS)[name][len(toy_texts.BEFORE) - 1 :]
     assert mine["text"].shape == expected.shape
     assert (mine["text"] - expected).norm() / expected.norm() < 1e-5
 
@@ -93,7 +96,7 @@ def test_the_templates_are_diffusers_own():
 def test_positions_by_hand():
     """Three tokens, a picture of 1 x 2 tokens, two more: the text goes on after the picture's longer side."""
     patches = qwen_text.Patches(pixels_NP=torch.zeros(8, 1), grid_13=torch.tensor([[1, 2, 4]]), tokens=2)
-    assert qwen_text.positions(3, patches, 2, 2)[:, 0].tolist() == [
+    assert qwen_text.positions([3, patches, 2], 2)[:, 0].tolist() == [
         [0, 1, 2, 3, 3, 5, 6],
         [0, 1, 2, 3, 3, 5, 6],
         [0, 1, 2, 3, 4, 5, 6],

@@ -1,6 +1,6 @@
 """Batches by position: which examples train together is a function of (seed, epoch), the position is one integer.
 
-An epoch visits every example `repeats` times. Examples of one bucket, and of one size of reference image, are shuffled and cut into batches; a last, smaller
+An epoch visits every example `repeats` times. Examples of one bucket, and of equal sizes of reference images, are shuffled and cut into batches; a last, smaller
 batch is kept. Then the batches of all buckets are shuffled. With which caption and which way round an example is seen is a
 function of (seed, epoch, example): neither the batch size nor other images change it.
 """
@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..records import Batch, Conditioning, Example, Size
 from ..seeding import permutation, uniform
 from .captions import caption_at
-from .encode import View, reference_geometry, views
+from .encode import View, reference_geometries, views
 from .online import Items
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
@@ -65,10 +65,10 @@ def _epoch(plan: Plan, epoch: int) -> list[tuple[Visit, ...]]:
 
 def make_plan(examples: Sequence[Example], batch_size: int, seed: int) -> Plan:
     """Raises ConfigError if a batch is larger than the whole set."""
-    by_size: dict[tuple[Size, Size | tuple[()]], list[int]] = defaultdict(list)
+    by_size: dict[tuple[Size, ...], list[int]] = defaultdict(list)
     for number, example in enumerate(examples):
-        place = reference_geometry(views(example)[0])
-        by_size[example.geometry.target, place.target if place else ()] += [number] * example.repeats
+        shown = [place.target for place in reference_geometries(views(example)[0])]
+        by_size[(example.geometry.target, *shown)] += [number] * example.repeats
     seen = sum(len(bucket) for bucket in by_size.values())
     if batch_size > seen:
         raise ConfigError(

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..config import DataConfig, DatasetConfig
 from ..config_file import digest
 from ..errors import DataError
-from ..records import Example
+from ..records import Example, named_references
 from ..seeding import permutation
 from .buckets import Buckets
 from .captions import plain, variants
@@ -52,11 +53,7 @@ class Dataset:
 
         Names decide the order and the order decides the batches, so a renamed file can be another data set.
         """
-        facts = [
-            {**asdict(example), "path": "", "mask": _content(example.mask), "reference": _content(example.reference)}
-            for example in self.examples
-        ]
-        return digest(facts)
+        return digest([_facts(example) for example in self.examples])
 
 
 def build_dataset(
@@ -124,7 +121,7 @@ def _examples(
                 role=config.role,
                 teacher=config.teacher if config.role == "regularisation" else "images",
                 mask=image.mask,
-                reference=image.reference,
+                references=image.references,
                 may_flip=config.flip,
                 background=config.background,
                 live=live,
@@ -167,6 +164,13 @@ def _with_held_out(examples: list[Example], share: float, seed: int) -> list[Exa
         )
     chosen = {images[i] for i in permutation(len(images), seed, "held out")[:count]}
     return [_held_out(e) if e.role == "train" and e.path in chosen else e for e in examples]
+
+
+def _facts(example: Example) -> dict[str, Any]:
+    """Everything about an example, with the contents of files in place of their paths."""
+    data = {**asdict(example), "path": "", "mask": _content(example.mask), "reference": ""}
+    del data["references"]
+    return {**data, **named_references([_content(path) for path in example.references])}
 
 
 def _content(path: Path | None) -> str:

@@ -17,7 +17,7 @@ from .kohya_file import kohya_sets
 from .listed import Json, Listed
 from .simpletuner_file import simpletuner_sets
 
-PATHS = ("folder", "masks", "references")
+PATHS = ("folder", "masks")
 Find = Callable[[str, str], str]
 """(path as written, option) to the path that is used. Raises ConfigError if it may not be used."""
 
@@ -61,6 +61,9 @@ def _with_paths(config: DatasetConfig, base: Path, find: Find | None) -> Dataset
         if text and not (name == "masks" and text == "alpha"):
             place = str(base / Path(text).expanduser())
             changes[name] = find(place, name) if find else place
+    if config.references:
+        places = [str(base / Path(text).expanduser()) for text in config.reference_folders]
+        changes["references"] = tuple(find(place, "references") if find else place for place in places)
     if config.metadata:
         here = base / Path(config.metadata).expanduser()
         place = str(here if here.is_file() else Path(changes["folder"]) / config.metadata)

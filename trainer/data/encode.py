@@ -26,14 +26,14 @@ class View:
     geometry: Geometry
 
     @cached_property
-    def reference_digest(self) -> str:
-        """Of the reference image's bytes, asked for once, so that a run does not need the file any more; "" without one."""
-        return known_digest(self.example.reference) if self.example.reference else ""
+    def reference_digests(self) -> tuple[str, ...]:
+        """Of the reference images' bytes, asked for once, so that a run does not need the files any more."""
+        return tuple(known_digest(path) for path in self.example.references)
 
     def key(self, vae: str) -> str:
         """In the cache, for a VAE of this identity."""
         example = self.example
-        others = [known_digest(example.mask) if example.mask else "", self.reference_digest]
+        others = [known_digest(example.mask) if example.mask else "", *(self.reference_digests or [""])]
         return latent_key(example.digest, self.geometry, example.background, others, vae)
 
 
@@ -46,7 +46,7 @@ def views(example: Example) -> list[View]:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A text as an encoder reads it: alone, or beside the reference image of a view."""
+    """A text as an encoder reads it: alone, or beside the reference images of a view."""
 
     text: str
     beside: View | None = None
@@ -56,7 +56,7 @@ def prompt_key(view: View, caption: str, identity: EncoderIdentity) -> str:
     """In the cache: of a caption, as it is read for this view."""
     if not _is_shown(view, identity):
         return text_key(caption, identity.text)
-    shown = shown_digest(view.reference_digest, identity.text_pixels, view.example.background, flip=view.geometry.flip)
+    shown = shown_digest(view.reference_digests, identity.text_pixels, view.example.background, flip=view.geometry.flip)
     return text_key(caption, identity.text, shown)
 
 
@@ -66,7 +66,7 @@ def prompt_of(view: View, caption: str, identity: EncoderIdentity) -> Prompt:
 
 
 def _is_shown(view: View, identity: EncoderIdentity) -> bool:
-    return bool(identity.text_pixels) and view.example.reference is not None
+    return bool(identity.text_pixels) and bool(view.example.references)
 
 
 def _prompts(dataset: Dataset, identity: EncoderIdentity) -> dict[str, Prompt]:
@@ -117,8 +117,7 @@ def find_work(cache: Cache, dataset: Dataset, identity: EncoderIdentity, *, text
     )
 
 
-def reference_geometry(view: View) -> Geometry | None:
-    """How a view's reference image is resized: to about the area of its target, in its own proportions; None without one."""
-    if view.example.reference is None:
-        return None
-    return reference_place(view.example.reference, view.geometry.target, flip=view.geometry.flip)
+def reference_geometries(view: View) -> list[Geometry]:
+    """How a view's reference images are resized: to about the area of its target, in their own proportions."""
+    place = view.geometry
+    return [reference_place(path, place.target, flip=place.flip) for path in view.example.references]

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..errors import DataError, RunError
 from ..families.base import Encoders
+from ..records import named_references
 from .cache import Cache
-from .encode import Prompt, View, Work, reference_geometry
+from .encode import Prompt, View, Work, reference_geometries
 from .images import load_mask, load_pixels
 from .index import known_digest
 from .references import encode_beside
@@ -56,7 +57,7 @@ class Loaded:
 
     pixels_CHW: Tensor
     mask_1HW: Tensor | None
-    reference_CHW: Tensor | None
+    references_CHW: tuple[Tensor, ...]
 
 
 def fill(cache: Cache, work: Work, encoders: Encoders, vae_batch: int, progress: Progress) -> CacheReport:
@@ -97,13 +98,12 @@ def _fill_texts(work: Work, encoders: Encoders, halving: "_Halving", writer: "_W
 
 
 def encode_prompt(prompt: Prompt, encoders: Encoders, text_pixels: int) -> dict[str, Tensor]:
-    """One prompt by itself, beside its image where it has one."""
+    """One prompt by itself, beside its images where it has some."""
     view = prompt.beside
     if view is None:
         return encoders.text.encode([prompt.text])[0]
-    assert view.example.reference is not None
-    where = (view.example.reference, text_pixels, view.example.background)
-    return encode_beside(encoders, prompt.text, *where, flip=view.geometry.flip)
+    how = (view.example.references, text_pixels, view.example.background)
+    return encode_beside(encoders, prompt.text, *how, flip=view.geometry.flip)
 
 
 def load_view(view: View) -> Loaded:
@@ -111,20 +111,22 @@ def load_view(view: View) -> Loaded:
     example = view.example
     if known_digest(example.path) != example.digest:
         raise DataError(f"{example.path} has changed since it was looked at: run this again")
-    mask = reference = None
+    mask = None
     if example.mask is not None:
         mask = load_mask(example.mask, view.geometry, from_alpha=example.mask == example.path)
-    if example.reference is not None and (place := reference_geometry(view)):
-        reference = load_pixels(example.reference, place, example.background)
+    shown = zip(example.references, reference_geometries(view), strict=True)
     return Loaded(
-        pixels_CHW=load_pixels(example.path, view.geometry, example.background), mask_1HW=mask, reference_CHW=reference
+        pixels_CHW=load_pixels(example.path, view.geometry, example.background),
+        mask_1HW=mask,
+        references_CHW=tuple(load_pixels(path, place, example.background) for path, place in shown),
     )
 
 
 def encode_views(
     views: Sequence[Loaded], encoders: Encoders, halving: "_Halving | None" = None
 ) -> list[dict[str, Tensor]]:
-    """Per view {"latents": (C, h, w) raw} and, where there are such, {"mask": (1, h, w)} and {"reference": (C, h, w) raw}."""
+    """Per view {"latents": (C, h, w) raw} and, where there are such, {"mask": (1, h, w)} and {"reference",
+    "reference_2", …: (C, h, w) raw}."""
     encode = halving or _Halving("images", len(views), "")
     raws = encode(
         lambda part: list(encoders.image.encode(torch.stack(list(part))).float().cpu()), [v.pixels_CHW for v in views]
@@ -134,8 +136,8 @@ def encode_views(
         item = {"latents": raw_CHW}
         if view.mask_1HW is not None:
             item["mask"] = F.interpolate(view.mask_1HW.unsqueeze(0), size=raw_CHW.shape[-2:], mode="area")[0]
-        if view.reference_CHW is not None:
-            item["reference"] = encoders.image.encode(view.reference_CHW.unsqueeze(0))[0].float().cpu()
+        seen = [encoders.image.encode(one_CHW.unsqueeze(0))[0].float().cpu() for one_CHW in view.references_CHW]
+        item |= named_references(seen)
         items.append(item)
     return items
 

@@ -14,7 +14,7 @@ from .encode import View, views
 from .fill import encode_views, load_view
 
 REMEMBERED = 64
-"""Encodings that were asked for last, kept in memory: a batch asks twice for an image with a reference."""
+"""Encodings that were asked for last, kept in memory: a batch asks twice for an image with references."""
 
 
 class Recent:

@@ -1,5 +1,6 @@
 """Reference images of edit models: how they are placed, for the VAE and for a text encoder that sees them too."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -34,14 +35,15 @@ def reference_latents(encoders: Encoders, path: Path, place: Geometry, backgroun
 
 
 def encode_beside(
-    encoders: Encoders, prompt: str, path: Path, side: int, background: str = "white", *, flip: bool = False
+    encoders: Encoders, prompt: str, paths: Sequence[Path], side: int, background: str = "white", *, flip: bool = False
 ) -> Text:
-    """A prompt as a text encoder reads it that is shown the image."""
+    """A prompt as a text encoder reads it that is shown the images, in this order."""
     text = cast(ShownTextEncoder, encoders.text)
-    [made] = text.encode_beside([prompt], [load_pixels(path, shown_place(path, side, flip=flip), background)])
+    shown = [load_pixels(path, shown_place(path, side, flip=flip), background) for path in paths]
+    [made] = text.encode_beside([prompt], [shown])
     return made
 
 
-def shown_digest(content: str, side: int, background: str = "white", *, flip: bool = False) -> str:
-    """Of everything that decides what the text encoder sees of an image with this digest."""
-    return digest(["shown", content, side, background, flip])
+def shown_digest(contents: Sequence[str], side: int, background: str = "white", *, flip: bool = False) -> str:
+    """Of everything that decides what the text encoder sees of images with these digests."""
+    return digest(["shown", *contents, side, background, flip])

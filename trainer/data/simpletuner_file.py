@@ -95,7 +95,7 @@ def _set(entry: Mapping[str, Any], helpers: Mapping[str, Mapping[str, Any]], not
         "repeats": whole_of(entry, "repeats") + 1,
         **_captions(entry, notes, where),
         **_sizes(entry, notes, where),
-        **_pairs(entry, helpers, where),
+        **_pairs(entry, helpers, where, notes),
     }
 
 
@@ -199,7 +199,7 @@ def _crop(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
     return made
 
 
-def _pairs(entry: Mapping[str, Any], helpers: Mapping[str, Mapping[str, Any]], where: str) -> Json:
+def _pairs(entry: Mapping[str, Any], helpers: Mapping[str, Mapping[str, Any]], where: str, notes: list[str]) -> Json:
     """Masks and reference images: folders of other entries."""
     asked = entry.get("conditioning_data") or []
     made: Json = {}
@@ -212,7 +212,15 @@ def _pairs(entry: Mapping[str, Any], helpers: Mapping[str, Mapping[str, Any]], w
             raise ConfigError(
                 f"{name}: conditioning_type = {kind!r} cannot be trained here; mask and reference_strict can"
             )
-        if places[kind] in made:
-            raise ConfigError(f"conditioning_data = {asked!r}: one folder of {places[kind]} per set can be trained")
-        made[places[kind]] = text_of(helpers[name], "instance_data_dir")
+        folder = text_of(helpers[name], "instance_data_dir")
+        if places[kind] == "references":
+            made["references"] = [*made.get("references", []), folder]
+        elif "masks" in made:
+            raise ConfigError(f"conditioning_data = {asked!r}: one folder of masks per set can be trained")
+        else:
+            made["masks"] = folder
+    if len(made.get("references", [])) > 1:
+        notes.append(
+            f"{where}: the sets of reference images are shown together (conditioning_multidataset_sampling = 'combined')"
+        )
     return made

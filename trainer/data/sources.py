@@ -18,7 +18,7 @@ class ImageFile:
     forms: CaptionForms
     mask: Path | None
     """The image itself where its own alpha channel is the mask."""
-    reference: Path | None
+    references: tuple[Path, ...]
     """What an edit model is shown beside it."""
     repeats: int
     """How often it is seen per epoch."""
@@ -58,12 +58,13 @@ def scan(config: DatasetConfig) -> Found:
                 listed = tables.captions_of(path) if kind == "metadata" else []
                 texts = read_captions(path, kind, config, listed, config.caption or concept)
                 mask = path if config.masks == "alpha" else _twin(path, base, config.masks, "masks")
-                reference = _twin(path, base, config.references, "references")
+                references = [_twin(path, base, folder, "references") for folder in config.reference_folders]
             except DataError as error:
                 problems.append(str(error))
                 continue
             forms = _forms(config, texts)
-            images.append(ImageFile(path=path, forms=forms, mask=mask, reference=reference, repeats=repeats))
+            shown = tuple(found for found in references if found)
+            images.append(ImageFile(path=path, forms=forms, mask=mask, references=shown, repeats=repeats))
     if problems:
         raise DataError(problem_list(problems))
     return Found(images=images, notes=notes + tables.notes())

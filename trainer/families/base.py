@@ -32,10 +32,10 @@ class Variant:
     """The network is fed a guidance value (guidance-distilled models)."""
     guidance_scale: float = 7.0
     """Usual classifier-free guidance scale."""
-    references: bool = False
-    """The network can be shown reference images (edit models)."""
+    references: int = 0
+    """How many reference images the network can be shown together; 0 = it is no edit model."""
     text_pixels: int = 0
-    """The text encoder is shown the reference image too, with the area of a square of this side in pixels; 0 = it is not."""
+    """The text encoder is shown the reference images too, with the area of a square of this side in pixels; 0 = it is not."""
     text_options: tuple[str, ...] = ()
     """Fields of `Reading` that this family heeds."""
     text_parts: Mapping[str, str] = field(default_factory=dict)
@@ -86,10 +86,10 @@ class TrainableText(TextEncoder, Protocol):
 
 
 class ShownTextEncoder(TextEncoder, Protocol):
-    """Of an edit model whose text encoder sees the reference image (`Variant.text_pixels`)."""
+    """Of an edit model whose text encoder sees the reference images (`Variant.text_pixels`)."""
 
-    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Tensor]) -> list[Text]:
-        """Prompts, each with its picture (3, H, W), RGB in [-1, 1], sides multiples of 28 pixels."""
+    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[Text]:
+        """Prompts, each with its pictures (3, H, W), RGB in [-1, 1], sides multiples of 28 pixels."""
         ...
 
 

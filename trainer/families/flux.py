@@ -1,7 +1,7 @@
 """Flux.1 dev, schnell, krea and kontext: rectified flow on packed 2x2 latents, rotary positions, CLIP-L pooled and T5.
 
 All but schnell are guidance-distilled: the network is fed a guidance value, 1.0 while training. Kontext is dev trained
-to look at a reference image, whose clean latents stand behind the noisy ones (arXiv 2506.15742).
+to look at reference images, whose clean latents stand behind the noisy ones (arXiv 2506.15742).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from ..denoiser import Targets
 from ..diffusion.objectives import FlowMatching
 from ..diffusion.packing import pack, position_ids, reference_places, unpack
 from ..diffusion.timesteps import ResolutionShift
-from ..records import Conditioning, Geometry, Shapes
+from ..records import Conditioning, Geometry, Shapes, references_in
 from .base import (
     DEFAULT_READING,
     DiffusersDenoiser,
@@ -38,6 +38,8 @@ from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
 
 NAME = "flux"
 SAMPLING = FlowMatching(shift=3.1582, levels=10000)  # exp(1.15), ComfyUI's and the papers' value at 1024 px
+MOST_REFERENCES = 10
+"""Nothing in the network limits them: they are laid side by side, as ComfyUI lays chained reference latents."""
 _DEV = Variant(
     objective=SAMPLING,
     training_shift=ResolutionShift(),
@@ -48,7 +50,7 @@ _DEV = Variant(
 VARIANTS = {
     "dev": _DEV,
     "krea": _DEV,
-    "kontext": replace(_DEV, references=True),
+    "kontext": replace(_DEV, references=MOST_REFERENCES),
     "schnell": Variant(objective=FlowMatching(shift=1.0), guidance_scale=1.0, max_text_tokens=256),
 }
 _ATTENTION = r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
@@ -170,8 +172,7 @@ class FluxDenoiser(DiffusersDenoiser):
         text_BLD = conditioning["text"].to(self.dtype)
         tokens_BLD, ids = pack(noisy_BCHW), position_ids(height, width)
         count = tokens_BLD.shape[1]
-        if "reference" in conditioning:
-            tokens_BLD, ids = _with_reference(tokens_BLD, ids, conditioning["reference"])
+        tokens_BLD, ids = _with_references(tokens_BLD, ids, references_in(conditioning))
         predicted_BLD = self.module(
             hidden_states=tokens_BLD.to(self.dtype),
             encoder_hidden_states=text_BLD,
@@ -188,12 +189,14 @@ class FluxDenoiser(DiffusersDenoiser):
         return f"transformer.{module_path}"
 
 
-def _with_reference(tokens_BLD: Tensor, ids: Tensor, reference_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens and positions of a reference image behind those of the picture."""
-    rows, columns = reference_BCHW.shape[-2:]
-    [(top, left)] = reference_places([(rows, columns)])
-    behind = position_ids(rows, columns, index=1, top=top, left=left)
-    return torch.cat([tokens_BLD, pack(reference_BCHW)], dim=1), torch.cat([ids, behind])
+def _with_references(tokens_BLD: Tensor, ids: Tensor, latents_BCHW: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tokens and positions of reference images behind those of the picture."""
+    sizes = [(one.shape[-2], one.shape[-1]) for one in latents_BCHW]
+    behind = [
+        position_ids(rows, columns, index=1, top=top, left=left)
+        for (rows, columns), (top, left) in zip(sizes, reference_places(sizes), strict=True)
+    ]
+    return torch.cat([tokens_BLD, *map(pack, latents_BCHW)], dim=1), torch.cat([ids, *behind])
 
 
 class FluxText:

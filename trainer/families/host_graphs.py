@@ -4,10 +4,10 @@ Files on this machine may be called otherwise than in their ComfyUI: the names h
 usually passed on, to be chosen again in the loaders where they differ.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..records import Size
+from ..records import Size, reference_name
 from .base import Reading
 from .source import Source
 from .wording import system_prompt, worded
@@ -42,10 +42,10 @@ FOLDERS = ("sd", "sdxl")
 OWN_VAE = ("first_stage_model.", "vae.")
 """How a whole checkpoint calls its VAE's tensors."""
 SHOWN = {
-    "qwen-image-edit": ("TextEncodeQwenImageEdit", "image"),
-    "qwen-image-edit-plus": ("TextEncodeQwenImageEditPlus", "image1"),
+    "qwen-image-edit": ("TextEncodeQwenImageEdit", ("image",)),
+    "qwen-image-edit-plus": ("TextEncodeQwenImageEditPlus", ("image1", "image2", "image3")),
 }
-"""Variants whose text encoder sees the reference: its node, and the input for the picture. The node adds its latents too."""
+"""Variants whose text encoder sees the references: its node, and the inputs for the pictures. The node adds their latents too."""
 
 
 def loaders(source: Source, family: str, reading: Reading) -> tuple[Nodes, dict[str, Link]]:
@@ -80,25 +80,41 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 def sayer(
-    family: str, variant: str, reading: Reading, vae: Link, reference: tuple[str, Size] | None
+    family: str, variant: str, reading: Reading, vae: Link, references: Sequence[tuple[str, Size]]
 ) -> Callable[..., Link]:
-    """How a prompt becomes a conditioning (`cell_graph.Say`). `reference`: a file in ComfyUI's input folder, and the size
-    that it is brought to for the network."""
+    """How a prompt becomes a conditioning (`cell_graph.Say`). `references`: files in ComfyUI's input folder, and the sizes
+    that they are brought to for the network."""
 
     def say(add: Callable[..., Link], key: str, text: str, clip: Link) -> Link:
         wording = worded(text, system_prompt(reading)) if family == "lumina2" else text
-        if reference is None:
+        if not references:
             return add(key, "CLIPTextEncode", clip=clip, text=wording)
-        name, (width, height) = reference
-        picture = add("reference", "LoadImage", image=name)
+        pictures = [add(reference_name(i), "LoadImage", image=name) for i, (name, _) in enumerate(references)]
         if variant in SHOWN:
-            kind, place = SHOWN[variant]
-            return add(key, kind, clip=clip, prompt=text, vae=vae, **{place: picture})
-        scaled = add(
-            "scaled", "ImageScale", image=picture, upscale_method="lanczos", width=width, height=height, crop="disabled"
-        )
-        latent = add("shown", "VAEEncode", pixels=scaled, vae=vae)
+            kind, places = SHOWN[variant]
+            return add(key, kind, clip=clip, prompt=text, vae=vae, **dict(zip(places, pictures, strict=False)))
         said = add(f"{key}_text", "CLIPTextEncode", clip=clip, text=wording)
-        return add(key, "ReferenceLatent", conditioning=said, latent=latent)
+        for i, (picture, (_, size)) in enumerate(zip(pictures, references, strict=True)):
+            last = i == len(pictures) - 1
+            said = add(
+                key if last else f"{key}_{reference_name(i)}", "ReferenceLatent", conditioning=said,
+                latent=_encoded(add, reference_name(i), picture, size, vae),
+            )  # fmt: skip
+        return said
 
     return say
+
+
+def _encoded(add: Callable[..., Link], name: str, picture: Link, size: Size, vae: Link) -> Link:
+    """A picture's latents, of this size in pixels."""
+    width, height = size
+    scaled = add(
+        f"{name}_scaled",
+        "ImageScale",
+        image=picture,
+        upscale_method="lanczos",
+        width=width,
+        height=height,
+        crop="disabled",
+    )
+    return add(f"{name}_latents", "VAEEncode", pixels=scaled, vae=vae)

@@ -1,8 +1,8 @@
 """Qwen-Image and Qwen-Image-Edit: rectified flow on packed 2x2 latents, text from Qwen2.5-VL (arXiv 2508.02324).
 
 Original files have diffusers' own names, so nothing is renamed. Latents are normalised per channel; the VAE is a video
-one and sees a picture as a film of one frame. The edit models are shown a reference image twice: its clean latents stand
-behind the noisy ones, and the language model sees it before the prompt.
+one and sees a picture as a film of one frame. The edit models are shown reference images twice: their clean latents stand
+behind the noisy ones, and the language model sees them before the prompt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from ..diffusion.objectives import FlowMatching
 from ..diffusion.packing import pack, unpack
 from ..diffusion.timesteps import ResolutionShift
 from ..errors import ModelFileError
-from ..records import Conditioning, Geometry, Shapes
+from ..records import Conditioning, Geometry, Shapes, references_in
 from .base import (
     DEFAULT_READING,
     DiffusersDenoiser,
@@ -50,11 +50,12 @@ _PLAIN = Variant(
 )
 VARIANTS = {
     "qwen-image": _PLAIN,
-    "qwen-image-edit": replace(_PLAIN, references=True, text_pixels=1024),
-    "qwen-image-edit-plus": replace(_PLAIN, references=True, text_pixels=384),
+    "qwen-image-edit": replace(_PLAIN, references=1, text_pixels=1024),
+    "qwen-image-edit-plus": replace(_PLAIN, references=3, text_pixels=384),
 }
-"""The edit variants differ in how large the language model sees a reference, and in how it is announced (2509 and later)."""
-ANNOUNCE = {"qwen-image-edit-plus": "Picture 1: "}
+"""The edit variants differ in how many references they see (2509 and later: three, as ComfyUI's node for them takes), in how
+large the language model sees one, and in how it is announced."""
+ANNOUNCE = {"qwen-image-edit-plus": "Picture {}: "}
 PIPELINES = {"QwenImageEditPipeline": "qwen-image-edit", "QwenImageEditPlusPipeline": "qwen-image-edit-plus"}
 CLEAN_CLOCK = "__index_timestep_zero__"
 """An empty tensor in ComfyUI's files of edit models whose reference tokens are told sigma = 0 (2511)."""
@@ -147,8 +148,7 @@ class QwenImageDenoiser(DiffusersDenoiser):
         height, width = noisy_BCHW.shape[-2:]
         tokens_BLD, pictures = pack(noisy_BCHW), [(1, height // 2, width // 2)]
         count = tokens_BLD.shape[1]
-        if "reference" in conditioning:
-            reference_BCHW = conditioning["reference"]
+        for reference_BCHW in references_in(conditioning):
             tokens_BLD = torch.cat([tokens_BLD, pack(reference_BCHW)], dim=1)
             pictures.append((1, reference_BCHW.shape[-2] // 2, reference_BCHW.shape[-1] // 2))
         predicted_BLD = self.module(

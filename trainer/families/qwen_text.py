@@ -1,6 +1,6 @@
 """Texts as Qwen-Image and Qwen-Image-Edit read them: Qwen2.5-VL's last hidden state of a template with the prompt in it.
 
-The edit models' template shows the language model the reference image before the prompt. L tokens, D width, N patches.
+The edit models' template shows the language model the reference images before the prompt. L tokens, D width, N patches.
 """
 
 from collections.abc import Sequence
@@ -64,15 +64,23 @@ def patches_of(pixels_CHW: Tensor, config: Any) -> Patches:
     )
 
 
-def positions(before: int, patches: Patches, after: int, merge: int) -> Tensor:
-    """(3, 1, L) time, row and column of every token: text counts up, a picture's tokens keep its time and spread over
-    rows and columns, and the text behind goes on after the longer side (Qwen2-VL, arXiv 2409.12191, M-RoPE)."""
-    _, rows, columns = (patches.grid_13[0] // torch.tensor([1, merge, merge])).tolist()
-    head = torch.arange(before).expand(3, -1)
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    picture = before + torch.stack([torch.zeros_like(row), row, column]).flatten(1)
-    tail = before + max(rows, columns) + torch.arange(after).expand(3, -1)
-    return torch.cat([head, picture, tail], dim=1).unsqueeze(1)
+def positions(parts: Sequence[int | Patches], merge: int) -> Tensor:
+    """(3, 1, L) time, row and column of every token of texts, given by their lengths, and of pictures among them.
+
+    Text counts up, a picture's tokens keep its time and spread over rows and columns, and what is behind goes on after
+    its longer side (Qwen2-VL, arXiv 2409.12191, M-RoPE).
+    """
+    start, placed = 0, []
+    for part in parts:
+        if isinstance(part, int):
+            placed.append(start + torch.arange(part).expand(3, -1))
+            start += part
+        else:
+            _, rows, columns = (part.grid_13[0] // torch.tensor([1, merge, merge])).tolist()
+            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            placed.append(start + torch.stack([torch.zeros_like(row), row, column]).flatten(1))
+            start += max(rows, columns)
+    return torch.cat(placed, dim=1).unsqueeze(1)
 
 
 class QwenText:
@@ -81,7 +89,8 @@ class QwenText:
     def __init__(
         self, module: nn.Module, tokenizer: Any, *, max_tokens: int, head_tokens: int, announce: str = ""
     ) -> None:
-        """`announce` is what stands before a reference image in the template, "Picture 1: " in the later edit models."""
+        """`announce` is what stands before a reference image in the template: "Picture {}: " with its number, from 1, in
+        the later edit models."""
         self.module, self.tokenizer, self.head_tokens = module, tokenizer, head_tokens
         self.max_tokens, self.announce = max_tokens, announce
 
@@ -103,25 +112,29 @@ class QwenText:
         return texts
 
     @torch.no_grad()
-    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Tensor]) -> list[Text]:
-        """Prompts, each with its reference image (3, H, W) in [-1, 1], sides multiples of 28 pixels."""
-        return [self._beside(prompt, picture) for prompt, picture in zip(prompts, pictures, strict=True)]
+    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[Text]:
+        """Prompts, each with its reference images (3, H, W) in [-1, 1], sides multiples of 28 pixels."""
+        return [self._beside(prompt, shown) for prompt, shown in zip(prompts, pictures, strict=True)]
 
-    def _beside(self, prompt: str, picture_CHW: Tensor) -> Text:
+    def _beside(self, prompt: str, pictures_CHW: Sequence[Tensor]) -> Text:
         model: Any = self.module
         config, device = model.config, device_of(model)
-        patches = patches_of(picture_CHW, config.vision_config)
         head = self._ids(EDIT_HEAD)
-        before = [*head, *self._ids(self.announce), config.vision_start_token_id]
-        after = [config.vision_end_token_id, *self._ids(prompt)[: self.max_tokens], *self._ids(TEMPLATE_TAIL)]
-        ids_1L = torch.tensor([[*before, *[config.image_token_id] * patches.tokens, *after]], device=device)
-        place = positions(len(before), patches, len(after), config.vision_config.spatial_merge_size)
+        parts: list[list[int] | Patches] = [head]
+        for number, picture_CHW in enumerate(pictures_CHW, start=1):
+            parts.append([*self._ids(self.announce.format(number)), config.vision_start_token_id])
+            parts += [patches_of(picture_CHW, config.vision_config), [config.vision_end_token_id]]
+        parts.append([*self._ids(prompt)[: self.max_tokens], *self._ids(TEMPLATE_TAIL)])
+        ids_1L = torch.tensor([[token for part in parts for token in _tokens(part, config.image_token_id)]])
+        seen = [part for part in parts if isinstance(part, Patches)]
+        merge = config.vision_config.spatial_merge_size
+        place = positions([part if isinstance(part, Patches) else len(part) for part in parts], merge)
         hidden = model.model(
-            input_ids=ids_1L,
-            attention_mask=torch.ones_like(ids_1L),
+            input_ids=ids_1L.to(device),
+            attention_mask=torch.ones_like(ids_1L, device=device),
             position_ids=place.to(device),
-            pixel_values=patches.pixels_NP.to(device, next(model.parameters()).dtype),
-            image_grid_thw=patches.grid_13.to(device),
+            pixel_values=torch.cat([part.pixels_NP for part in seen]).to(device, next(model.parameters()).dtype),
+            image_grid_thw=torch.cat([part.grid_13 for part in seen]).to(device),
         ).last_hidden_state
         return {"text": hidden[0, len(head) :].float().cpu()}
 
@@ -130,3 +143,8 @@ class QwenText:
             return []
         ids: list[int] = self.tokenizer([wording], add_special_tokens=False)["input_ids"][0]
         return ids
+
+
+def _tokens(part: list[int] | Patches, picture: int) -> list[int]:
+    """A text's own; a picture is as many times the token `picture`."""
+    return [picture] * part.tokens if isinstance(part, Patches) else part

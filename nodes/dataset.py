@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .inputs import CATEGORY, link, seed, text, widget
+from .inputs import AUTO, CATEGORY, EDIT_PROMPTS, link, seed, text, widget
 from .wires import CACHE, DATASET
 
 if TYPE_CHECKING:
@@ -155,6 +155,11 @@ class LoomDatasetImages:
                 **_common(),
                 **{name: made for name, made in _caption_forms().items() if name != "lines"},
                 "previous": _PREVIOUS,
+                "references": link(
+                    "IMAGE", "What an edit model is shown beside each image: one per image, or one for all."
+                ),
+                "references_2": link("IMAGE", "Shown together with references."),
+                "references_3": link("IMAGE", "Shown together with them."),
             },
         }
 
@@ -163,7 +168,8 @@ class LoomDatasetImages:
     ) -> tuple[Any, ...]:
         from .host.datasets import add_images
 
-        return add_images(previous, images, captions, masks, options)
+        shown = [options.pop(name, None) for name in ("references", "references_2", "references_3")]
+        return add_images(previous, images, captions, masks, options, shown)
 
 
 class LoomDatasetFile:
@@ -251,6 +257,7 @@ class LoomCache:
                 "seed": seed("Decides which images are held out."),
                 "vae_batch": widget("MemoryConfig", "vae_batch", min=1, max=64),
                 "vae_tiling": widget("MemoryConfig", "vae_tiling"),
+                "edit_prompts": EDIT_PROMPTS,
             },
         }
 
@@ -262,11 +269,12 @@ class LoomCache:
         seed: int = 0,
         vae_batch: int = 1,
         vae_tiling: bool = False,
+        edit_prompts: str = AUTO,
         **data: Any,
     ) -> dict[str, Any]:
         from ..trainer.config import DataConfig, MemoryConfig
         from .host.datasets import fill_cache
 
         memory = MemoryConfig(vae_batch=vae_batch, vae_tiling=vae_tiling)
-        value, report, sheet, shown = fill_cache(dataset, vae, clip, DataConfig(**data), seed, memory)
+        value, report, sheet, shown = fill_cache(dataset, vae, clip, DataConfig(**data), seed, memory, edit_prompts)
         return {"ui": {"text": [report], "images": [shown]}, "result": (value, report, sheet)}

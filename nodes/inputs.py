@@ -8,6 +8,14 @@ from ..trainer.config_texts import texts
 
 CATEGORY = "LoRA Loom"
 BIG = 2**31 - 1
+AUTO, ALONE = "auto", "captions alone"
+EDIT_PROMPTS = (
+    [AUTO, ALONE, "qwen-image-edit", "qwen-image-edit-plus"],
+    {
+        "default": AUTO,
+        "tooltip": "How the text encoder reads a prompt that has reference images: with them, as TextEncodeQwenImageEdit or TextEncodeQwenImageEditPlus (2509 and later) do, or alone. auto: as Plus with Qwen-Image's text encoder, alone with any other.",
+    },
+)
 PROMPT_LIBRARY = 'More prompts from a JSON file, {"name": "prompt", …}, relative to ComfyUI\'s input directory. The names label the strip.'
 
 
@@ -45,3 +53,15 @@ def text(default: str, tooltip: str, *, multiline: bool = False) -> tuple[str, d
 def seed(tooltip: str) -> tuple[str, dict[str, Any]]:
     """A seed that stays: a new number after every prompt would make another run, or encode anew."""
     return "INT", {"default": 0, "min": 0, "max": 2**32 - 1, "control_after_generate": False, "tooltip": tooltip}
+
+
+def shown(what: str) -> dict[str, Any]:
+    """Sockets for reference images, and how prompts are read beside them; for nodes that make pictures."""
+    return {
+        "reference": link(
+            "IMAGE", f"For edit models: the image that {what} is shown. Of a batch, each image by itself."
+        ),
+        "reference_2": link("IMAGE", "Shown together with reference: one image for all, or as many."),
+        "reference_3": link("IMAGE", "Shown together with them: one image for all, or as many."),
+        "edit_prompts": EDIT_PROMPTS,
+    }

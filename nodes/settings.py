@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .inputs import CATEGORY, PROMPT_LIBRARY, seed, text, widget
+from .inputs import CATEGORY, PROMPT_LIBRARY, seed, shown, text, widget
 from .wires import MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, VALIDATION
 
 if TYPE_CHECKING:
@@ -269,6 +269,7 @@ class LoomValidation:
                     "report",
                     tooltip="Also write the curves for TensorBoard (into the run's folder) or Weights & Biases; the library must be installed.",
                 ),
+                **shown("every prompt"),
             },
         }
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .inputs import CATEGORY, PROMPT_LIBRARY, link, text, widget
+from .inputs import CATEGORY, PROMPT_LIBRARY, link, shown, text, widget
 from .wires import CACHE, CHECKPOINTS, GUIDANCE, RUN, SHEET
 
 if TYPE_CHECKING:
     from .values import CacheValue, CheckpointsValue, GuidanceValue, RunValue, SheetValue
 
-AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, size, steps, sampler, separated by commas. An axis named on neither side splits the strip into pages."
+AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler, separated by commas. An axis named on neither side splits the strip into pages."
 
 
 def _apg() -> dict[str, Any]:
@@ -163,6 +163,7 @@ class LoomSweep:
                     tooltip="With more cells to render than this, the node stops after two of them and says how long all would take.",
                 ),
                 "prompt_library": text("", PROMPT_LIBRARY),
+                **shown("the model"),
             },
             "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
         }

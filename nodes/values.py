@@ -15,6 +15,7 @@ from ..trainer.config import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from ..trainer.data.encode import EncoderIdentity
 from ..trainer.records import Example, Geometry
 
 VERSION = 1
@@ -48,6 +49,12 @@ class CacheValue(Value):
     factor: int
     """Pixels per latent row or column."""
     resolution: int
+    text_pixels: int = 0
+    """As in the engine's EncoderIdentity."""
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        return EncoderIdentity(vae=self.vae, text=self.text, text_pixels=self.text_pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +133,9 @@ class ValidationValue(Value):
     """Of the held-out loss, as in the engine's ValidationConfig."""
     report: str = "none"
     """Where curves are also written, as in the engine's OutputConfig."""
+    references: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Per set of reference images that are shown together: digest of what the text encoder sees of it ("" = nothing), and where
+    the cache has their latents."""
 
 
 def example_to_json(example: Example) -> dict[str, Any]:

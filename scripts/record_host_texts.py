@@ -52,14 +52,25 @@ def clip(name: str, case: Any, toys: Any, toy_tensor: Any) -> dict[str, Any]:
 
 def qwen(toys: Any, toy_tensor: Any) -> dict[str, Any]:
     """{"qwen.hidden": (L, D) beside one picture, "qwen.two": beside two}."""
+    model = fill(toy_language(toys)(), toy_tensor)
+    first, second = toys.picture(), toys.picture(toys.SECOND)
+    return {
+        "qwen.hidden": beside(model, [toys.BEFORE, first, toys.AFTER]),
+        "qwen.two": beside(model, [toys.BEFORE, first, toys.BETWEEN, second, toys.AFTER]),
+    }
+
+
+def toy_language(toys: Any, **changes: int) -> Any:
+    """Class of the host's Qwen2.5-VL in the size of the toys; `changes` are to its language part."""
     import comfy.ops
     import torch
     from comfy.text_encoders import llama, qwen_vl
 
-    language = {k: v for k, v in toys.LANGUAGE.items() if k in llama.Qwen25_7BVLI_Config.__dataclass_fields__}
+    asked = {**toys.LANGUAGE, **changes}
+    language = {k: v for k, v in asked.items() if k in llama.Qwen25_7BVLI_Config.__dataclass_fields__}
 
     class Toy(llama.Qwen25_7BVLI):  # type: ignore[misc]
-        def __init__(self) -> None:
+        def __init__(self, *_: Any) -> None:
             torch.nn.Module.__init__(self)
             config = llama.Qwen25_7BVLI_Config(**language)
             config.head_dim = config.hidden_size // config.num_attention_heads
@@ -69,17 +80,12 @@ def qwen(toys: Any, toy_tensor: Any) -> dict[str, Any]:
             self.model = llama.Llama2_(config, device="cpu", dtype=torch.float32, ops=ops)
             v = toys.VISION
             self.visual = qwen_vl.Qwen2VLVisionTransformer(
-                hidden_size=v["hidden_size"], output_hidden_size=v["out_hidden_size"],
+                hidden_size=v["hidden_size"], output_hidden_size=config.hidden_size,
                 intermediate_size=v["intermediate_size"], num_heads=v["num_heads"], num_layers=v["depth"],
                 window_size=v["window_size"], device="cpu", dtype=torch.float32, ops=ops,
             )  # fmt: skip
 
-    model = fill(Toy(), toy_tensor)
-    first, second = toys.picture(), toys.picture(toys.SECOND)
-    return {
-        "qwen.hidden": beside(model, [toys.BEFORE, first, toys.AFTER]),
-        "qwen.two": beside(model, [toys.BEFORE, first, toys.BETWEEN, second, toys.AFTER]),
-    }
+    return Toy
 
 
 def beside(model: Any, parts: list[Any]) -> Any:

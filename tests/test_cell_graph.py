@@ -62,7 +62,7 @@ def test_every_family_has_a_graph(family, variant, shown, tmp_path):
     names = [made["inputs"]["image"] for made in graph.values() if made["class_type"] == "LoadImage"]
     assert names == [f"{number}.png" for number in range(1, shown + 1)]
     looked_at = [made for made in graph.values() if made["class_type"] == "ReferenceLatent"]
-    assert len(looked_at) == (2 * shown if variant == "kontext" else 0), "of the prompt and of the negative prompt"
+    assert len(looked_at) == 2 * shown, "of the prompt and of the negative prompt"
     assert shot.prompt == "a cat"
 
 

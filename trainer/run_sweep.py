@@ -16,7 +16,7 @@ from .config_file import digest
 from .data.references import reference_place
 from .diffusion.samplers import SAMPLERS, SCHEDULES
 from .errors import ConfigError, RunError, StoppedError
-from .families.host_graphs import loaders, sayer
+from .families.host_graphs import from_input_folder, loaders, sayer
 from .files import write_bytes, write_json
 from .identity import tensors_digest
 from .lora_formats import Formats
@@ -252,7 +252,7 @@ def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
     def make(shot: Shot, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
         size = tuple(shot.settings["size"])
         paths = places.get(shot.settings.get("reference", ""), ())
-        shown = [(path.name, reference_place(path, size).target) for path in paths]
+        shown = [(from_input_folder(path.name), reference_place(path, size).target) for path in paths]
         say = sayer(base.family.name, base.variant, base.reading, links["vae"], shown)
         distilled = base.settings.guidance_embedding
         # As LoraLoader lists it where output.loras is ComfyUI's folder; else to be chosen there.

@@ -1,36 +1,57 @@
 """The graph of a cell of LoomSweep: what the sweep took its model, text encoder and VAE from is copied out of the queued graph."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...trainer.cell_graph import MakeGraph, cell_graph
 from ...trainer.config import GuidanceConfig
-from ...trainer.records import Shot
+from ...trainer.data.references import reference_place
+from ...trainer.families.base import DEFAULT_READING
+from ...trainer.families.host_graphs import Show, sayer
+from ...trainer.records import Shot, Size
+from ...trainer.shown import Reference
 from .families import known
 from .paths import is_inside, lora_folder, lora_root
+from .shown import NAMES
 
 SOURCES = ("model", "clip", "vae")
 
 
-def cell_graphs(graph: Mapping[str, Any] | None, node_id: Any, model: Any) -> MakeGraph:
-    """What makes a cell's PNG entries: {} where the queued graph is not known, or a LoRA lies where no loader lists it."""
+def cell_graphs(
+    graph: Mapping[str, Any] | None, node_id: Any, model: Any, references: Sequence[Reference] = (), reading: str = ""
+) -> MakeGraph:
+    """What makes a cell's PNG entries: {} where the queued graph is not known, or a LoRA lies where no loader lists it.
+    `references` and `reading` as in the sweep's studio."""
     inputs = graph[str(node_id)]["inputs"] if graph and str(node_id) in graph else {}
     if not graph or not all(isinstance(inputs.get(name), list) for name in SOURCES):
         return lambda shot, lora, guidance: {}
     links = {name: inputs[name] for name in SOURCES}
     family = known(type(model.model).__name__)
     is_distilled = family is not None and "guidance" in family.conditions
-    above = upstream(graph, [str(link[0]) for link in links.values()])
+    sockets = [inputs[name] for name in NAMES if isinstance(inputs.get(name), list)]
+    above = upstream(graph, [str(link[0]) for link in [*links.values(), *sockets]])
+    numbers = {reference.digest: number for number, reference in enumerate(references)}
 
     def make(shot: Shot, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
         name = listed_name(lora) if lora is not None else ""
         if name is None:
             return {}
-        return cell_graph(shot, guidance, above, links, lora=name, distilled=is_distilled)
+        shown: list[tuple[Show, Size]] = []
+        if digest := shot.settings.get("reference"):
+            number, size = numbers[digest], tuple(shot.settings["size"])
+            sizes = [reference_place(path, size).target for path in references[number].paths]
+            shown = [(_picture(socket, number), target) for socket, target in zip(sockets, sizes, strict=True)]
+        say = sayer("", reading, DEFAULT_READING, links["vae"], shown)
+        return cell_graph(shot, guidance, above, links, lora=name, distilled=is_distilled, say=say)
 
     return make
+
+
+def _picture(socket: list[Any], number: int) -> Show:
+    """An image of the batch that comes over a socket; of a single one for all, that one."""
+    return lambda add, key: add(key, "ImageFromBatch", image=socket, batch_index=number, length=1)
 
 
 def listed_name(lora: Path) -> str | None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...trainer.config_file import digest
 from ...trainer.data.batches import Pick
-from ...trainer.data.cache import Cache, text_key
-from ...trainer.data.encode import View, views
+from ...trainer.data.cache import Cache
+from ...trainer.data.encode import EncoderIdentity, View, prompt_key, views
 from ...trainer.records import Conditioning, Example, Geometry, references_in
 from .loaded import latent_dims
 from .packing import pack, unpack
@@ -28,7 +28,7 @@ class ConditionSource:
 
     identity: str
     """Of the model."""
-    text_identity: str
+    encoders: EncoderIdentity
     values: Mapping[str, float]
     """Added to every conditioning, e.g. Flux's guidance."""
     factor: int
@@ -51,7 +51,7 @@ class ConditionSource:
                 "conds",
                 CODE_VERSION,
                 self.identity,
-                text_key(caption, self.text_identity),
+                prompt_key(view, caption, self.encoders),
                 place,
                 dict(self.values),
                 reference,
@@ -64,14 +64,13 @@ def fill_conditions(
     source: ConditionSource,
     model: Any,
     examples: Iterable[Example],
-    vae: str,
     progress: Callable[[int, int], None],
 ) -> None:
     """Compute what the cache lacks, for every example, each of its captions and the empty prompt."""
     wanted: dict[str, tuple[View, str, str]] = {}
     for example in examples:
         for view in views(example):
-            key = view.key(vae)
+            key = view.key(source.encoders.vae)
             for caption in {*example.captions, ""}:
                 wanted[source.key(view, key, caption)] = (view, key, caption)
     cache.touch(wanted)
@@ -85,25 +84,28 @@ def fill_conditions(
 def _inputs(
     cache: Cache, source: ConditionSource, model: Any, view: View, view_key: str, caption: str
 ) -> dict[str, Any]:
-    text = unpack(cache.get(text_key(caption, source.text_identity)))
+    text = unpack(cache.get(prompt_key(view, caption, source.encoders)))
     item = cache.get(view_key)
     references = [latents.unsqueeze(0) for latents in references_in(item)]
-    return network_inputs(model, text, view.geometry, source, item["latents"].shape[0], references)
+    channels = item["latents"].shape[0]
+    return network_inputs(model, text, view.geometry, source.values, source.factor, channels, references)
 
 
 def network_inputs(
     model: Any,
     text: Mapping[str, Any],
     geometry: Geometry,
-    source: ConditionSource,
+    values: Mapping[str, float],
+    factor: int,
     channels: int,
     references: Sequence[Tensor] = (),
 ) -> dict[str, Any]:
-    """The arguments of the network for one sample: tensors with a batch of 1, lists, constants."""
+    """The arguments of the network for one sample: tensors with a batch of 1, lists, constants. `values` are added to the
+    conditioning; `factor` is pixels per latent row; `references` are raw latents (1, C, h, w)."""
     width, height = geometry.target
     dims = latent_dims(model)
-    shape = (1, channels, *([1] if dims == 5 else []), height // source.factor, width // source.factor)
-    given: dict[str, Any] = {**text, **source.values}
+    shape = (1, channels, *([1] if dims == 5 else []), height // factor, width // factor)
+    given: dict[str, Any] = {**text, **values}
     if references:
         given["reference_latents"] = [latent.unsqueeze(2) if dims == 5 else latent for latent in references]
     given |= size_conditions(type(model).__name__, geometry)

@@ -21,12 +21,14 @@ from ...trainer.data.report import make_report, refuse_warnings
 from ...trainer.data.sources import scan
 from ...trainer.errors import ConfigError, DataError, LoomError
 from ...trainer.files import write_bytes, write_json
-from ...trainer.records import Example
+from ...trainer.records import Example, reference_name
+from ..inputs import ALONE, AUTO
 from ..values import CacheValue, DatasetValue, example_from_json, example_to_json
 from .encode import encoder_identity, host_encoders
 from .paths import cache_folder, preview, resolve_file, resolve_folder
-from .pictures import from_image, mask_to_picture, to_image
+from .pictures import from_image, mask_to_picture, to_image, to_png
 from .progress import Bar
+from .reading import chosen_reading, text_pixels
 
 LISTS: dict[str, type[int] | type[float]] = {"resolutions": int, "megapixels": float, "aspects": float}
 
@@ -134,7 +136,12 @@ def _added(
 
 
 def add_images(
-    previous: DatasetValue | None, images: Tensor, captions: str, masks: Tensor | None, options: Mapping[str, Any]
+    previous: DatasetValue | None,
+    images: Tensor,
+    captions: str,
+    masks: Tensor | None,
+    options: Mapping[str, Any],
+    references: Sequence[Tensor | None] = (),
 ) -> tuple[DatasetValue, Tensor, str]:
     """Write the images below the cache, named by their content, and add that folder. Raises DataError."""
     lines = [line.strip() for line in captions.splitlines() if line.strip()]
@@ -144,40 +151,50 @@ def add_images(
         )
     if masks is not None and len(masks) not in (1, len(images)):
         raise DataError(f"{len(masks)} masks for {len(images)} images: connect one per image, or a single one for all")
-    contents = [_png(from_image(image)) for image in images]
-    mask_contents = [_png(mask_to_picture(mask)) for mask in masks] if masks is not None else []
+    shown = [batch for batch in references if batch is not None]
+    for batch in shown:
+        if len(batch) not in (1, len(images)):
+            raise DataError(
+                f"{len(batch)} reference images for {len(images)} images: connect one per image, or a single one for all"
+            )
+    contents = [to_png(from_image(image)) for image in images]
+    shown_contents = [[to_png(from_image(image)) for image in batch] for batch in shown]
+    mask_contents = [to_png(mask_to_picture(mask)) for mask in masks] if masks is not None else []
     name = digest(
         [
             [hashlib.sha256(c).hexdigest() for c in contents],
             lines,
             [hashlib.sha256(c).hexdigest() for c in mask_contents],
+            *([hashlib.sha256(c).hexdigest() for c in batch] for batch in shown_contents),
         ]
     )[:32]
     folder = cache_folder() / "images" / name
+    shown_folders = [folder / reference_name(number) for number in range(len(shown))]
     for index, content in enumerate(contents):
         write_bytes(folder / f"{index:05d}.png", content)
         write_bytes(folder / f"{index:05d}.txt", lines[index if len(lines) > 1 else 0].encode())
         if mask_contents:
             write_bytes(folder / "masks" / f"{index:05d}.png", mask_contents[index if len(mask_contents) > 1 else 0])
+        for place, pictures in zip(shown_folders, shown_contents, strict=True):
+            write_bytes(place / f"{index:05d}.png", pictures[index if len(pictures) > 1 else 0])
     config = {
         **options,
         "folder": str(folder),
         "captions": "sidecar",
         "masks": str(folder / "masks") if mask_contents else "",
+        "references": [str(place) for place in shown_folders] or "",
     }
     return _added(previous, [parse(config, DatasetConfig)])
 
 
-def _png(picture: Any) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    picture.save(buffer, "png")
-    return buffer.getvalue()
-
-
 def fill_cache(
-    value: DatasetValue, vae: Any, clip: Any, data: DataConfig, seed: int, memory: MemoryConfig
+    value: DatasetValue,
+    vae: Any,
+    clip: Any,
+    data: DataConfig,
+    seed: int,
+    memory: MemoryConfig,
+    edit_prompts: str = AUTO,
 ) -> tuple[CacheValue, str, Tensor, dict[str, str]]:
     """Encode what is missing; returns the cache's record, a report, a contact sheet with the crops, and how a page shows that.
 
@@ -186,7 +203,8 @@ def fill_cache(
     if any(config.varies and not config.caption_variants for config in value.sets):
         raise ConfigError("caption_variants = 0: LoomCache encodes captions in advance; use 2 or more (16 is usual)")
     folder = cache_folder()
-    encoders = host_encoders(vae, clip)
+    reading = chosen_reading(edit_prompts, clip, max(len(config.reference_folders) for config in value.sets))
+    encoders = host_encoders(vae, clip, reading)
     if memory.vae_tiling:
         encoders.image.use_tiles()
     factor = encoders.image.factor
@@ -196,7 +214,7 @@ def fill_cache(
     told = make_report(dataset)
     if data.strict:
         refuse_warnings(told)
-    identity = encoder_identity(vae, clip, tiled=memory.vae_tiling)
+    identity = encoder_identity(vae, clip, tiled=memory.vae_tiling, text_pixels=text_pixels(reading))
     cache = Cache(folder)
     work = find_work(cache, dataset, identity)
     done = fill(cache, work, encoders, memory.vae_batch, lambda what, count, total: bar.update(count, total))
@@ -207,12 +225,16 @@ def fill_cache(
         digest=dataset.digest,
         vae=identity.vae,
         text=identity.text,
+        text_pixels=identity.text_pixels,
         factor=factor,
         resolution=data.resolution,
     )
     sheet = contact_sheet(thumbnails(dataset, told), f"{len(dataset.examples)} images as they are trained")
-    shown = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", _png(sheet))
-    return record, f"{told.text()}\n{done.text()}", to_image(sheet), shown
+    shown = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", to_png(sheet))
+    read = (
+        "" if reading == ALONE else f"\ncaptions are read beside the reference images, as {reading} does (edit_prompts)"
+    )
+    return record, f"{told.text()}\n{done.text()}{read}", to_image(sheet), shown
 
 
 def write_listing(folder: Path, dataset: Dataset) -> str:

@@ -11,7 +11,9 @@ from ...trainer.data.encode import EncoderIdentity
 from ...trainer.errors import ModelFileError
 from ...trainer.families.base import Encoders
 from ...trainer.identity import weights_identity
+from ..inputs import ALONE
 from .packing import is_plain, pack
+from .reading import tokens_beside
 
 
 class HostImages:
@@ -48,33 +50,39 @@ class HostImages:
 
 
 class HostText:
-    """A ComfyUI CLIP: what CLIPTextEncode would give, as flat tensors."""
+    """A ComfyUI CLIP: what CLIPTextEncode would give, or the node for an edit model, as flat tensors."""
 
-    def __init__(self, clip: Any) -> None:
-        self.clip = clip
+    def __init__(self, clip: Any, reading: str = ALONE) -> None:
+        """`reading`, as of `reading.chosen_reading`, is how prompts are read that have reference images."""
+        self.clip, self.reading = clip, reading
 
     def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """One item per prompt. Raises ModelFileError if the encoder gives something that cannot be stored."""
-        items = []
-        for prompt in prompts:
-            conditioning = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
-            if len(conditioning) != 1:
-                raise ModelFileError(
-                    "this CLIP gives several conditionings per prompt (a schedule or hooks): connect it without them"
-                )
-            cross_attention, extra = conditioning[0]
-            kept = {name: value for name, value in extra.items() if isinstance(value, Tensor) or is_plain(value)}
-            items.append(pack({"cross_attn": cross_attention, **kept}))
-        return items
+        return [self._item(self.clip.tokenize(prompt)) for prompt in prompts]
+
+    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[dict[str, Tensor]]:
+        """The same of prompts that have reference images, (3, H, W) in [-1, 1], sides multiples of 28 pixels."""
+        pairs = zip(prompts, pictures, strict=True)
+        return [self._item(tokens_beside(self.clip, self.reading, *pair)) for pair in pairs]
+
+    def _item(self, tokens: Any) -> dict[str, Tensor]:
+        conditioning = self.clip.encode_from_tokens_scheduled(tokens)
+        if len(conditioning) != 1:
+            raise ModelFileError(
+                "this CLIP gives several conditionings per prompt (a schedule or hooks): connect it without them"
+            )
+        cross_attention, extra = conditioning[0]
+        kept = {name: value for name, value in extra.items() if isinstance(value, Tensor) or is_plain(value)}
+        return pack({"cross_attn": cross_attention, **kept})
 
 
-def host_encoders(vae: Any, clip: Any) -> Encoders:
-    return Encoders(HostText(clip), HostImages(vae))
+def host_encoders(vae: Any, clip: Any, reading: str = ALONE) -> Encoders:
+    return Encoders(HostText(clip, reading), HostImages(vae))
 
 
-def encoder_identity(vae: Any, clip: Any, *, tiled: bool = False) -> EncoderIdentity:
+def encoder_identity(vae: Any, clip: Any, *, tiled: bool = False, text_pixels: int = 0) -> EncoderIdentity:
     """By original weights, patches and settings; equal after a restart or reload, whatever else the queue did."""
-    return EncoderIdentity(vae=vae_identity(vae, tiled=tiled), text=clip_identity(clip))
+    return EncoderIdentity(vae=vae_identity(vae, tiled=tiled), text=clip_identity(clip), text_pixels=text_pixels)
 
 
 def vae_identity(vae: Any, *, tiled: bool = False) -> str:

@@ -1,5 +1,6 @@
 """ComfyUI's IMAGE and MASK tensors to pictures and back. IMAGE: (B, H, W, 3) in [0, 1]."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def from_image(image_HWC: Tensor) -> Image.Image:
     """One image of an IMAGE batch, (H, W, C) with 3 or 4 channels."""
     array = (image_HWC.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(array)
+
+
+def to_png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
 
 
 def mask_to_picture(mask_HW: Tensor) -> Image.Image:

@@ -1,27 +1,36 @@
 """Pictures while training: prompts are encoded in the node; the thread samples with the engine and a shadow of the VAE."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...trainer.data.cache import Cache, text_key
+from ...trainer.config_file import digest
+from ...trainer.data.cache import CODE_VERSION, Cache, text_key
+from ...trainer.data.images import file_digest
+from ...trainer.data.references import encode_beside, reference_latents, reference_place, shown_digest
 from ...trainer.diffusion.guidance import CFG
 from ...trainer.errors import ConfigError
+from ...trainer.families.base import Encoders
 from ...trainer.prompt_library import all_prompts
-from ...trainer.records import Geometry
+from ...trainer.records import Geometry, Size
 from ...trainer.sample import SampleSettings
 from ...trainer.session import Session
 from ...trainer.trackers import check_tracker
 from ...trainer.validation import Pictures
+from ..inputs import AUTO
 from ..values import ValidationValue
-from .conditions import ConditionSource, network_inputs
-from .encode import HostText, clip_identity, vae_identity
+from .conditions import network_inputs
+from .encode import clip_identity, host_encoders, vae_identity
 from .packing import unpack
 from .paths import cache_folder, library_path
+from .reading import chosen_reading, text_pixels
 from .shadow import build_shadow
+from .shown import kept_references, sockets_of
 from .training import TrainRequest, latent_normaliser
 
 _decoders: dict[str, "Decoder"] = {}
@@ -56,12 +65,13 @@ def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, 
     if not lines:
         raise ConfigError("validation.prompts is empty: write at least one prompt, or name a prompt_library")
     negative = str(options.get("negative", ""))
-    cache, text = Cache(cache_folder()), clip_identity(clip)
-    missing = [prompt for prompt in {*lines, negative} if cache.missing([text_key(prompt, text)])]
-    if missing:
-        encoded = HostText(clip).encode(missing)
-        cache.put({text_key(prompt, text): item for prompt, item in zip(missing, encoded, strict=True)})
-    identity = vae_identity(vae)
+    sets = kept_references(sockets_of(options))
+    reading = chosen_reading(str(options.get("edit_prompts", AUTO)), clip, max(map(len, sets), default=0))
+    identity, text = vae_identity(vae), clip_identity(clip)
+    size = (int(options.get("width", 512)), int(options.get("height", 512)))
+    room = Room(cache=Cache(cache_folder()), encoders=host_encoders(vae, clip, reading), vae=identity, text=text)
+    shown = tuple(room.shown([Path(path) for path in paths], size, text_pixels(reading)) for paths in sets)
+    room.read({*lines, negative}, sets, text_pixels(reading))
     with torch.inference_mode(False):
         network = build_shadow(vae.first_stage_model, dict(vae.first_stage_model.state_dict()))
     _decoders[identity] = Decoder(
@@ -82,7 +92,49 @@ def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, 
         "report": "none",
     }
     known = {name: options[name] for name in defaults if name in options}
-    return ValidationValue(prompts=lines, negative=negative, vae=identity, text=text, **{**defaults, **known})
+    settings: dict[str, Any] = {**defaults, **known}
+    return ValidationValue(prompts=lines, negative=negative, vae=identity, text=text, references=shown, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Where prompts and reference images of validation pictures are kept until the run begins."""
+
+    cache: Cache
+    encoders: Encoders
+    vae: str
+    text: str
+    """Identities of the encoders."""
+
+    def shown(self, paths: Sequence[Path], size: Size, pixels: int) -> tuple[str, tuple[str, ...]]:
+        """A set of reference images as `ValidationValue.references` has it; their latents are in the cache afterwards."""
+        keys = []
+        for path in paths:
+            target = reference_place(path, size).target
+            key = digest(["shown latents", CODE_VERSION, file_digest(path), target, self.vae])
+            if self.cache.missing([key]):
+                latents_CHW = reference_latents(self.encoders, path, reference_place(path, size))
+                self.cache.put({key: {"latents": latents_CHW}})
+            keys.append(key)
+        return self._seen(paths, pixels), tuple(keys)
+
+    def _seen(self, paths: Sequence[Path], pixels: int) -> str:
+        return shown_digest([file_digest(path) for path in paths], pixels) if pixels else ""
+
+    def read(self, prompts: Collection[str], sets: Sequence[Sequence[str]], pixels: int) -> None:
+        """Every prompt is in the cache afterwards: beside each set, or alone where nothing is seen."""
+        for named in (sets if pixels else ()) or ((),):
+            paths = [Path(path) for path in named]
+            seen = self._seen(paths, pixels) if paths else ""
+            for prompt in prompts:
+                key = text_key(prompt, self.text, seen)
+                if self.cache.missing([key]):
+                    made = (
+                        encode_beside(self.encoders, prompt, paths, pixels)
+                        if seen
+                        else self.encoders.text.encode([prompt])[0]
+                    )
+                    self.cache.put({key: made})
 
 
 def add_previews(session: Session, patcher: Any, request: TrainRequest) -> None:
@@ -97,17 +149,17 @@ def add_previews(session: Session, patcher: Any, request: TrainRequest) -> None:
     model, size = patcher.model, (value.width, value.height)
     channels = int(model.latent_format.latent_channels)
     geometry = Geometry.whole(size)
-    source = ConditionSource(
-        identity="", text_identity=value.text, values=denoiser.settings.conditions, factor=decoder.factor
-    )
-    cache = Cache(cache_folder())
+    cache, factor = Cache(cache_folder()), decoder.factor
 
-    def inputs(prompt: str) -> dict[str, Any]:
-        made = network_inputs(model, unpack(cache.get(text_key(prompt, value.text))), geometry, source, channels)
+    def inputs(prompt: str, seen: str, keys: Sequence[str]) -> dict[str, Any]:
+        text = unpack(cache.get(text_key(prompt, value.text, seen)))
+        latents = [cache.get(key)["latents"].unsqueeze(0) for key in keys]
+        made = network_inputs(model, text, geometry, denoiser.settings.conditions, factor, channels, latents)
         return {name: _normal(item) for name, item in made.items()}
 
     to_raw, made = latent_normaliser(model, inverse=True), decoder
-    pairs = [(inputs(prompt), inputs(value.negative)) for prompt in value.prompts]
+    shown = value.references or (("", ()),)
+    pairs = [(inputs(prompt, *one), inputs(value.negative, *one)) for prompt, one in product(value.prompts, shown)]
     session.previews = Pictures(
         every=value.every,
         folder=session.folder.path / "samples",

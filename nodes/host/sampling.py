@@ -1,36 +1,87 @@
 """One picture of a sweep through ComfyUI's own sampler. Node thread only."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...trainer.config import GuidanceConfig
-from ...trainer.records import Shot
+from ...trainer.data.images import load_pixels
+from ...trainer.data.references import reference_latents, reference_place, shown_place
+from ...trainer.records import Shot, Size
+from ...trainer.shown import Reference
 from .apg import add_guidance
+from .encode import host_encoders
+from .reading import text_pixels, tokens_beside
 
 Conditioning = list[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Studio:
-    """What all cells share: encoders, and the prompts' encodings."""
+    """What all cells share: encoders, and what they have encoded."""
 
     vae: Any
-    prompts: Mapping[str, Conditioning]
+    clip: Any
+    reading: str
+    """How prompts are read that have reference images."""
+    references: Mapping[str, tuple[Path, ...]]
+    """{digest: images that are shown together}."""
+    model_guidance: float
     factor: int
     """Pixels per latent row or column."""
+    _texts: dict[tuple[str, str], Conditioning] = field(default_factory=dict)
+    _latents: dict[tuple[str, Size], list[Tensor]] = field(default_factory=dict)
+
+    def prepare(self, shots: Sequence[Shot]) -> None:
+        """Encode every text and reference image of these cells, once."""
+        for shot in sorted(shots, key=lambda shot: (shot.prompt, shot.negative)):
+            for prompt in (shot.prompt, shot.negative):
+                self.conditioning(shot, prompt)
+
+    def conditioning(self, shot: Shot, prompt: str) -> Conditioning:
+        """As ComfyUI's nodes make it of the prompt, the references and the guidance value."""
+        shown = shot.settings.get("reference", "")
+        if (prompt, shown) not in self._texts:
+            self._texts[prompt, shown] = self._encoded(prompt, self.references.get(shown, ()))
+        size = tuple(shot.settings["size"])
+        more = {"reference_latents": self._looked_at(shown, size)} if shown else {}
+        return [
+            [tensor, {**extra, "guidance": self.model_guidance, **more}] for tensor, extra in self._texts[prompt, shown]
+        ]
+
+    def _encoded(self, prompt: str, paths: Sequence[Path]) -> Conditioning:
+        pixels = text_pixels(self.reading)
+        if not paths or not pixels:
+            return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
+        pictures = [load_pixels(path, shown_place(path, pixels)) for path in paths]
+        tokens = tokens_beside(self.clip, self.reading, prompt, pictures)
+        return self.clip.encode_from_tokens_scheduled(tokens)
+
+    def _looked_at(self, shown: str, size: Size) -> list[Tensor]:
+        """Raw latents as a VAEEncode node gives them."""
+        if (shown, size) not in self._latents:
+            film = getattr(self.vae, "latent_dim", 2) == 3
+            encoders = host_encoders(self.vae, self.clip)
+            made = [
+                reference_latents(encoders, p, reference_place(p, size)).unsqueeze(0) for p in self.references[shown]
+            ]
+            self._latents[shown, size] = [latents.unsqueeze(2) if film else latents for latents in made]
+        return self._latents[shown, size]
 
 
-def open_studio(vae: Any, clip: Any, prompts: list[str], model_guidance: float) -> Studio:
-    """Encode every prompt once."""
-    encoded = {}
-    for prompt in prompts:
-        made = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        encoded[prompt] = [[tensor, {**extra, "guidance": model_guidance}] for tensor, extra in made]
-    return Studio(vae=vae, prompts=encoded, factor=int(vae.spacial_compression_encode()))
+def open_studio(vae: Any, clip: Any, reading: str, references: Sequence[Reference], model_guidance: float) -> Studio:
+    return Studio(
+        vae=vae,
+        clip=clip,
+        reading=reading,
+        references={reference.digest: reference.paths for reference in references},
+        model_guidance=model_guidance,
+        factor=int(vae.spacial_compression_encode()),
+    )
 
 
 def with_lora(model: Any, tensors: Mapping[str, Tensor], strength: float) -> Any:
@@ -55,8 +106,8 @@ def render(model: Any, studio: Studio, shot: Shot, scale: float) -> Tensor:
     latents = empty_latents(model, studio.vae, recipe["size"], studio.factor)
     made = comfy.sample.sample(
         model, comfy.sample.prepare_noise(latents, shot.seed), recipe["steps"], scale, recipe["sampler"],
-        recipe["scheduler"], studio.prompts[shot.prompt], studio.prompts[shot.negative], latents, seed=shot.seed,
-        disable_pbar=True,
+        recipe["scheduler"], studio.conditioning(shot, shot.prompt), studio.conditioning(shot, shot.negative), latents,
+        seed=shot.seed, disable_pbar=True,
     )  # fmt: skip
     pixels: Tensor = studio.vae.decode(made)
     return pixels.reshape(-1, *pixels.shape[-3:])[0].movedim(-1, 0).float().cpu() * 2 - 1

@@ -34,14 +34,17 @@ from ...trainer.run_sweep import (
 )
 from ...trainer.strip import AXES, panels
 from ...trainer.sweep import BASE, Axes, Rendering, missing, plan_shots, sheet_to_dict, write_picture
+from ..inputs import ALONE, AUTO
 from ..values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
 from .cell_graph import cell_graphs
 from .encode import clip_identity, model_identity, vae_identity
 from .paths import find_lora, is_inside, library_path, lora_root, root, run_folder
 from .pictures import files_to_image
 from .progress import Bar
+from .reading import chosen_reading
 from .samplers import sampler_names
-from .sampling import open_studio, render, with_guidance, with_lora
+from .sampling import Studio, open_studio, render, with_guidance, with_lora
+from .shown import kept_references, sockets_of
 
 Pick = Literal["all", "every nth", "last n"]
 
@@ -109,17 +112,21 @@ def rendered_sheet(
         strengths=options["strengths"],
         guidance=guidance.settings if guidance else (GuidanceConfig(),),
         base=checkpoints.include_base,
+        references=kept_references(sockets_of(options)),
     )
     axes = make_axes(sweep, _labelled(checkpoints), 0)
-    renderings = _renderings(model, vae, clip, options)
+    most = max((len(one.paths) for one in axes.references), default=0)
+    reading = chosen_reading(options.get("edit_prompts", AUTO), clip, most)
+    renderings = _renderings(model, vae, clip, options, reading)
     check_count(axes, renderings)
     folder = Path(checkpoints.directory)
     shots = plan_shots(axes, renderings, folder / "cells")
     todo = missing(shots)
     if todo:
         asking = Asking(cells=len(todo), limit=options.get("max_cells", 1000), confirm=lambda question: False)
-        make_graph = cell_graphs(options.get("prompt"), options.get("node_id"), model)
-        _render_all(todo, model, vae, clip, axes, renderings[0].model_guidance, asking, make_graph)
+        make_graph = cell_graphs(options.get("prompt"), options.get("node_id"), model, axes.references, reading)
+        studio = open_studio(vae, clip, reading, axes.references, renderings[0].model_guidance)
+        _render_all(todo, model, studio, axes, asking, make_graph)
     name = "sheet-" + digest([shot.id for shot in shots])[:16]
     loras = {lora.digest: lora.path for lora in axes.loras}
     write_json(folder / f"{name}.json", sheet_to_dict(shots, loras=loras))
@@ -132,16 +139,17 @@ def _labelled(checkpoints: CheckpointsValue) -> Any:
     return tuple(replace(lora, label=label) for lora, (label, _) in zip(loras, checkpoints.files, strict=True))
 
 
-def _renderings(model: Any, vae: Any, clip: Any, options: Mapping[str, Any]) -> tuple[Rendering, ...]:
+def _renderings(model: Any, vae: Any, clip: Any, options: Mapping[str, Any], reading: str) -> tuple[Rendering, ...]:
     """Raises ConfigError for a size the VAE cannot make, or an unknown sampler."""
     sampling = model.get_model_object("model_sampling")
     how = {"sampling": type(sampling).__name__, "sigma_max": float(sampling.sigma_max)}
+    seen = [] if reading == ALONE else [reading]
     plain = Rendering(
         size=(options["width"], options["height"]),
         steps=options["steps"],
         sampler=options["sampler"],
         scheduler=options["scheduler"],
-        model=digest([model_identity(model, how), vae_identity(vae), clip_identity(clip)]),
+        model=digest([model_identity(model, how), vae_identity(vae), clip_identity(clip), *seen]),
         model_guidance=options.get("model_guidance", 3.5),
     )
     lists = {name: options.get(name, "") for name in ("sizes", "step_counts", "samplers")}
@@ -153,16 +161,13 @@ def _renderings(model: Any, vae: Any, clip: Any, options: Mapping[str, Any]) -> 
 def _render_all(
     todo: Sequence[Shot],
     model: Any,
-    vae: Any,
-    clip: Any,
+    studio: Studio,
     axes: Axes,
-    model_guidance: float,
     asking: Asking,
     make_graph: MakeGraph,
 ) -> None:
-    """LoRA by LoRA, so that each is patched in once."""
-    prompts = sorted({text for shot in todo for text in (shot.prompt, shot.negative)})
-    studio = open_studio(vae, clip, prompts, model_guidance)
+    """LoRA by LoRA, so that each is patched in once. Every text is encoded before, so that the encoder is loaded once."""
+    studio.prepare(todo)
     files = {lora.digest: lora.path for lora in axes.loras}
     settings = {setting.name: setting for setting in axes.guidance}
     bar, done = Bar(), 0

@@ -101,7 +101,7 @@ def facts(patcher: Any, request: TrainRequest) -> Json:
         "model": sampled_identity(patcher),
         "data": request.cache.digest,
         "vae": request.cache.vae,
-        "text": request.cache.text,
+        "text": request.cache.text + (f" beside {pixels} px" if (pixels := request.cache.text_pixels) else ""),
         "init": tensors_digest(read_lora(find_lora(init))) if init else "",
     }
 
@@ -191,11 +191,11 @@ def open_batches(
     cache = Cache(Path(value.folder))
     source = ConditionSource(
         identity=identity,
-        text_identity=value.text,
+        encoders=value.identity,
         values=_condition_values(denoiser, objective),
         factor=value.factor,
     )
-    fill_conditions(cache, source, patcher.model, examples, value.vae, progress)
+    fill_conditions(cache, source, patcher.model, examples, progress)
     to_model = latent_normaliser(patcher.model)
 
     def batches(some: Sequence[Example]) -> CachedBatches:

@@ -14,6 +14,7 @@ from .wording import system_prompt, worded
 
 Link = list[Any]
 Nodes = dict[str, dict[str, Any]]
+Show = Callable[[Callable[..., Link], str], Link]
 
 _CLIP_L, _CLIP_G, _T5 = "clip_l.safetensors", "clip_g.safetensors", "t5xxl_fp16.safetensors"
 ENCODERS: Mapping[str, tuple[str, Mapping[str, str], str]] = {
@@ -45,7 +46,8 @@ SHOWN = {
     "qwen-image-edit": ("TextEncodeQwenImageEdit", ("image",)),
     "qwen-image-edit-plus": ("TextEncodeQwenImageEditPlus", ("image1", "image2", "image3")),
 }
-"""Variants whose text encoder sees the references: its node, and the inputs for the pictures. The node adds their latents too."""
+"""Variants whose text encoder sees the references: its node, and the inputs for the pictures. The node could add their latents
+too, but of a size of its own."""
 
 
 def loaders(source: Source, family: str, reading: Reading) -> tuple[Nodes, dict[str, Link]]:
@@ -80,20 +82,21 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 def sayer(
-    family: str, variant: str, reading: Reading, vae: Link, references: Sequence[tuple[str, Size]]
+    family: str, variant: str, reading: Reading, vae: Link, references: Sequence[tuple[Show, Size]]
 ) -> Callable[..., Link]:
-    """How a prompt becomes a conditioning (`cell_graph.Say`). `references`: files in ComfyUI's input folder, and the sizes
-    that they are brought to for the network."""
+    """How a prompt becomes a conditioning (`cell_graph.Say`). `references`: what adds the node that a picture comes out of,
+    and the size that the picture is brought to for the network."""
 
     def say(add: Callable[..., Link], key: str, text: str, clip: Link) -> Link:
         wording = worded(text, system_prompt(reading)) if family == "lumina2" else text
         if not references:
             return add(key, "CLIPTextEncode", clip=clip, text=wording)
-        pictures = [add(reference_name(i), "LoadImage", image=name) for i, (name, _) in enumerate(references)]
+        pictures = [show(add, reference_name(i)) for i, (show, _) in enumerate(references)]
         if variant in SHOWN:
             kind, places = SHOWN[variant]
-            return add(key, kind, clip=clip, prompt=text, vae=vae, **dict(zip(places, pictures, strict=False)))
-        said = add(f"{key}_text", "CLIPTextEncode", clip=clip, text=wording)
+            said = add(f"{key}_text", kind, clip=clip, prompt=text, **dict(zip(places, pictures, strict=False)))
+        else:
+            said = add(f"{key}_text", "CLIPTextEncode", clip=clip, text=wording)
         for i, (picture, (_, size)) in enumerate(zip(pictures, references, strict=True)):
             last = i == len(pictures) - 1
             said = add(
@@ -118,3 +121,8 @@ def _encoded(add: Callable[..., Link], name: str, picture: Link, size: Size, vae
         crop="disabled",
     )
     return add(f"{name}_latents", "VAEEncode", pixels=scaled, vae=vae)
+
+
+def from_input_folder(name: str) -> Show:
+    """A picture that lies in ComfyUI's input folder."""
+    return lambda add, key: add(key, "LoadImage", image=name)

@@ -184,7 +184,6 @@ def references(loom):
         patcher = toy_model(name)
         inputs = toy_inputs(TOYS[name])
         cond = loom("nodes.host.conditions")
-        source = cond.ConditionSource(identity="", text_identity="", values=dict(TOYS[name].extra), factor=8)
         geometry = loom("trainer.records").Geometry(
             original=(96, 64), resized=(96, 64), crop_left=0, crop_top=0, target=(96, 64)
         )
@@ -195,7 +194,9 @@ def references(loom):
         denoiser = loom("nodes.host.loaded").load_denoiser(patcher)
         predicted = []
         for references in ([], [inputs["latents"][:1]], [inputs["latents"][1:]]):
-            made = cond.network_inputs(patcher.model, text, geometry, source, TOYS[name].channels, references)
+            made = cond.network_inputs(
+                patcher.model, text, geometry, dict(TOYS[name].extra), 8, TOYS[name].channels, references
+            )
             packing = loom("nodes.host.packing")
             sample = packing.unpack(packing.pack(made))  # as it goes through the cache
             with torch.no_grad():

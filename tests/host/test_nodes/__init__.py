@@ -143,6 +143,52 @@ class LoomTestModel:
         return model, *encoders(toy)
 
 
+class LoomTestQwenText:
+    """Qwen-Image's CLIP as ComfyUI has it, tokenizer and all, over a toy language model as wide as the toys' text."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CLIP",)
+    made = None
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        if LoomTestQwenText.made is None:
+            LoomTestQwenText.made = qwen_clip()
+        return (LoomTestQwenText.made,)
+
+
+def qwen_clip():
+    import comfy.sd
+    import toy_texts
+    from comfy import sd1_clip
+    from comfy.text_encoders import qwen_image
+    from record_host_texts import fill, toy_language
+
+    network = toy_language(toy_texts, vocab_size=152064, hidden_size=64, num_attention_heads=4)
+
+    class Model(sd1_clip.SDClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None, **_):
+            super().__init__(
+                device=device, layer="last", textmodel_json_config={}, dtype=dtype, special_tokens={"pad": 151643},
+                layer_norm_hidden_state=False, model_class=network, enable_attention_masks=True,
+                return_attention_masks=True, model_options=model_options or {},
+            )  # fmt: skip
+
+    class Encoder(qwen_image.QwenImageTEModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
+            options = {"name": "qwen25_7b", "clip_model": Model, "model_options": model_options or {}}
+            sd1_clip.SD1ClipModel.__init__(self, device=device, dtype=dtype, **options)
+
+    class Target:
+        params, clip, tokenizer = {}, Encoder, qwen_image.QwenImageTokenizer
+
+    made = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32})
+    fill(made.cond_stage_model.qwen25_7b.transformer, toy_tensor)
+    return made
+
+
 class LoomTestHash:
     """Digest of every weight of a MODEL, as an output of the prompt."""
 
@@ -234,5 +280,5 @@ class LoomTestEmbed:
         return {"ui": {"text": [json.dumps(rows)]}}
 
 
-NODES = (LoomTestModel, LoomTestHash, LoomTestSleep, LoomTestVision, LoomTestEmbed)
+NODES = (LoomTestModel, LoomTestQwenText, LoomTestHash, LoomTestSleep, LoomTestVision, LoomTestEmbed)
 NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in NODES}

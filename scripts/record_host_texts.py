@@ -2,7 +2,7 @@
 
     COMFYUI_PATH=~/ComfyUI $COMFYUI_PYTHON scripts/record_host_texts.py tests/fixtures/host/texts.safetensors
 
-CLIP: token chunks of long prompts, the hidden states of one layer, the pooled vector. Qwen2.5-VL: the last hidden state of
+CLIP: token chunks of long prompts, the hidden states of one layer, the pooled vector; SD3's encoders together. Qwen2.5-VL: the last hidden state of
 tokens with a picture among them.
 """
 
@@ -27,16 +27,8 @@ def fill(module: Any, toy_tensor: Any, rename: Any = lambda key: key) -> Any:
 def clip(name: str, case: Any, toys: Any, toy_tensor: Any) -> dict[str, Any]:
     """{"clip.<case>.<prompt>.tokens|hidden|pooled": …}."""
     import torch
-    from comfy import sd1_clip
 
-    config = {**toys.CLIP, "hidden_act": case.activation}
-    layers = {"layer": "last"} if case.layer is None else {"layer": "hidden", "layer_idx": case.layer}
-    model = sd1_clip.SDClipModel(
-        textmodel_json_config=config, special_tokens={"start": 1, "end": 3, "pad": case.pad},
-        layer_norm_hidden_state=case.normalise, dtype=torch.float32, **layers,
-    )  # fmt: skip
-    fill(model.transformer, toy_tensor)
-    tokenizer = sd1_clip.SDTokenizer(tokenizer_class=toys.Letters, pad_with_end=case.pad == 3)
+    model, tokenizer = toy_clip(case, toys, toy_tensor)
     found = {}
     for label, prompt in toys.PROMPTS.items():
         pairs = tokenizer.tokenize_with_weights(prompt)
@@ -47,6 +39,47 @@ def clip(name: str, case: Any, toys: Any, toy_tensor: Any) -> dict[str, Any]:
             f"clip.{name}.{label}.hidden": hidden[0].clone(),
             f"clip.{name}.{label}.pooled": pooled[0].clone(),
         }
+    return found
+
+
+def toy_clip(case: Any, toys: Any, toy_tensor: Any) -> tuple[Any, Any]:
+    """The host's CLIP for a case, and its tokenizer."""
+    import torch
+    from comfy import sd1_clip
+
+    config = {**toys.CLIP, "hidden_act": case.activation}
+    layers = {"layer": "last"} if case.layer is None else {"layer": "hidden", "layer_idx": case.layer}
+    model = sd1_clip.SDClipModel(
+        textmodel_json_config=config, special_tokens={"start": 1, "end": 3, "pad": case.pad},
+        layer_norm_hidden_state=case.normalise, dtype=torch.float32, **layers,
+    )  # fmt: skip
+    fill(model.transformer, toy_tensor)
+    return model, sd1_clip.SDTokenizer(tokenizer_class=toys.Letters, pad_with_end=case.pad == 3)
+
+
+def sd3(toys: Any, toy_tensor: Any) -> dict[str, Any]:
+    """{"sd3.<prompt>.hidden": (L, 40), the first columns of what SD3's three encoders say together}; the others are 0."""
+    import torch
+    from comfy.text_encoders.sd3_clip import SD3ClipModel
+
+    class T5:
+        @staticmethod
+        def encode_token_weights(_: Any) -> tuple[Any, None]:
+            return torch.nn.functional.pad(toy_tensor("t5", toys.T5), (0, 4096 - toys.T5[1])).unsqueeze(0), None
+
+    whole = SD3ClipModel.__new__(SD3ClipModel)
+    torch.nn.Module.__init__(whole)
+    (whole.clip_l, first), (whole.clip_g, second) = (
+        toy_clip(toys.CLIPS[name], toys, toy_tensor) for name in ("sdxl-l", "sdxl-g")
+    )
+    whole.t5xxl, whole.t5_attention_mask = T5(), False
+    found = {}
+    for label, prompt in toys.PROMPTS.items():
+        tokens = {"l": first.tokenize_with_weights(prompt), "g": second.tokenize_with_weights(prompt), "t5xxl": []}
+        with torch.no_grad():
+            hidden = whole.encode_token_weights(tokens)[0][0]
+        assert not hidden[:, 40:].any()
+        found[f"sd3.{label}.hidden"] = hidden[:, :40].clone()
     return found
 
 
@@ -121,6 +154,7 @@ def main() -> None:
     found = {}
     for name, case in toy_texts.CLIPS.items():
         found |= clip(name, case, toy_texts, toy_tensor)
+    found |= sd3(toy_texts, toy_tensor)
     found |= qwen(toy_texts, toy_tensor)
     save_file({key: tensor.contiguous() for key, tensor in found.items()}, file, metadata={"comfyui": version})
     print(f"{len(found)} tensors recorded from ComfyUI {version}")

@@ -36,6 +36,10 @@ CLIPS = {
 }
 
 
+T5 = (6, 40)
+"""What SD3's T5 is taken to say, tokens and width."""
+
+
 class Letters:
     """A tokenizer whose words are letters, with what ComfyUI and the engine ask of CLIP's."""
 

@@ -186,7 +186,7 @@ class DataConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Section):
     clip_tokens: Literal[75, 150, 225] = 225
-    """How much of a long caption CLIP reads: one, two or three chunks of 75 tokens, laid out as ComfyUI does. SD and SDXL."""
+    """How much of a long caption CLIP reads: one, two or three chunks of 75 tokens, laid out as ComfyUI does. SD, SDXL and SD3."""
     clip_skip: int = 0
     """Which layer of CLIP is read, counted from the end as in ComfyUI's CLIPSetLastLayer (2 = -2); 0 is the family's own. SD, SDXL."""
     learning_rate: float = 0.0

@@ -1,6 +1,7 @@
 """How texts are read: CLIP's chunks and layers as ComfyUI reads them (recorded), Lumina2's system prompt; all of it is part
 of what the cache knows a text by."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from lora_loom.trainer import families
 from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.config import ModelConfig, TextConfig
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.families import lumina2, sd, sdxl
+from lora_loom.trainer.families import lumina2, sd, sd3
 from lora_loom.trainer.families.base import stack_repeating
-from lora_loom.trainer.families.encoders import ClipText, penultimate
-from lora_loom.trainer.families.tiny import random_network
+from lora_loom.trainer.families.encoders import ClipText, T5Text, penultimate, side_by_side
+from lora_loom.trainer.families.tiny import random_network, tiny_t5
 from lora_loom.trainer.run import train
 from scripts import toy_texts
 from scripts.host_toys import toy_tensor
@@ -118,8 +119,61 @@ def test_unequal_texts_batch_as_cross_attention_sees_them(name):
 
 def test_sdxl_takes_the_shorter_of_two_encoders():
     first, second = torch.ones(1, 154, 2), torch.ones(1, 77, 3)
-    [text] = sdxl.side_by_side(list(first), list(second), torch.zeros(1, 4))
-    assert text["text"].shape == (77, 5)
+    [text] = side_by_side(list(first), list(second))
+    assert text.shape == (77, 5)
+
+
+def test_sd3_reads_long_prompts_as_comfyui_does():
+    """Chunks of both CLIPs on features, in T5's width, T5 behind (its tokens are given)."""
+    clips = [
+        penultimate(toy_clip(toy_texts.CLIPS[name].activation), toy_texts.Letters(toy_texts.CLIPS[name].pad), chunks=3)
+        for name in ("sdxl-l", "sdxl-g")
+    ]
+    text = sd3.SD3Text(clips, lambda prompts: [toy_tensor("t5", toy_texts.T5)] * len(prompts), width=toy_texts.T5[1])
+    recorded, lengths = load_file(TEXTS), []
+    for (label, _), made in zip(toy_texts.PROMPTS.items(), text.encode(list(toy_texts.PROMPTS.values())), strict=True):
+        assert torch.allclose(made["text"], recorded[f"sd3.{label}.hidden"], atol=2e-5)
+        lengths.append(len(made["text"]))
+    assert lengths == [77 + 6, 154 + 6, 231 + 6]
+
+
+def test_sd3_in_batches_is_told_its_own_text_and_nothing_behind_it():
+    family = families.get("sd3")
+    tiny, source = family.tiny(), torch.Generator().manual_seed(0)
+    texts = [{"text": torch.randn(n, 72, generator=source), "pooled": torch.ones(64)} for n in (5, 9, 5)]
+    noisy, sigma = torch.randn(3, 16, 8, 8, generator=source), torch.tensor([0.2, 0.5, 0.9])
+    together = tiny.denoiser.predict(noisy, sigma, family.condition(texts, [], 1.0))
+    for row, text in enumerate(texts):
+        alone = tiny.denoiser.predict(noisy[row : row + 1], sigma[row : row + 1], family.condition([text], [], 1.0))
+        assert torch.allclose(together[row : row + 1], alone, atol=1e-5)
+    padded = dict(family.condition(texts, [], 1.0))
+    del padded["text_length"]
+    assert not torch.allclose(tiny.denoiser.predict(noisy, sigma, padded)[0], together[0], atol=1e-4), "zeros are heard"
+
+
+def test_t5_has_a_usual_length_and_a_longer_one():
+    module, tokenizer = tiny_t5(0, width=16)
+    t5 = T5Text(module, tokenizer, max_tokens=16, usual=8)
+    short, long = "a cat", "a cat and a dog, with letters as tokens"
+    assert [len(text) for text in t5([short, long, short])] == [8, 16, 8]
+    assert torch.equal(t5([short])[0], T5Text(module, tokenizer, max_tokens=8)([short])[0])
+
+
+def test_long_and_short_captions_of_sd3_train_together(tmp_path):
+    """And the end of a long caption counts."""
+    losses = []
+    for ending in ("long", "lost"):
+        folder = tmp_path / ending
+        shutil.copytree(pictures(), folder / "pics")
+        (folder / "pics" / "0.txt").write_text(f"letters are tokens here, so this is {ending}")
+        dataset = [{"folder": str(folder / "pics")}]
+        config = make_config(
+            "sd3", folder, dataset=dataset, training={"batch_size": 2, "steps": 4}, output={"directory": str(folder)}
+        )
+        host = SilentHost()
+        assert train(config, host).state == "finished"
+        losses.append([step.loss for step in host.steps])
+    assert losses[0] != losses[1]
 
 
 def identity(family, **text):
@@ -130,7 +184,13 @@ def identity(family, **text):
 
 @pytest.mark.parametrize(
     ("family", "option", "value"),
-    [("sd", "clip_skip", 2), ("sdxl", "clip_skip", 1), ("sd", "clip_tokens", 75), ("lumina2", "system_prompt", "")],
+    [
+        ("sd", "clip_skip", 2),
+        ("sdxl", "clip_skip", 1),
+        ("sd", "clip_tokens", 75),
+        ("sd3", "clip_tokens", 75),
+        ("lumina2", "system_prompt", ""),
+    ],
 )
 def test_the_cache_tells_ways_of_reading_apart(family, option, value):
     assert identity(family, **{option: value}) != identity(family)

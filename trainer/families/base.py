@@ -1,7 +1,7 @@
 """What a family file holds: data and a handful of functions. The engine knows families only through these."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,9 @@ from .keymap import KeyMap
 from .lora_layouts import Spelling, Widths
 from .lora_names import LoraNames
 from .source import Source
+
+Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
+"""(noisy latents, sigma, conditioning) to what `Denoiser.predict` gives."""
 
 Text = dict[str, Tensor]
 """What the text encoders say about one prompt; tensors without a batch dimension."""
@@ -247,6 +250,31 @@ def stack_repeating(texts: Sequence[Text]) -> dict[str, Tensor]:
     and no mask, a text said n times is that text said once, exactly (ComfyUI batches so too)."""
     length = math.lcm(*(len(text["text"]) for text in texts))
     return stack([text | {"text": text["text"].repeat(length // len(text["text"]), 1)} for text in texts])
+
+
+def stack_unequal(texts: Sequence[Text]) -> dict[str, Tensor]:
+    """Like `stack`; where "text" (L, D) differs in length, zeros stand behind and "text_length" (B,) says how long each is.
+    For networks without a mask, which `by_length` runs once per length."""
+    lengths = [len(text["text"]) for text in texts]
+    if len(set(lengths)) == 1:
+        return stack(texts)
+    padded = torch.nn.utils.rnn.pad_sequence([text["text"] for text in texts], batch_first=True)
+    rest = stack([{name: tensor for name, tensor in text.items() if name != "text"} for text in texts])
+    return {**rest, "text": padded, "text_length": torch.tensor(lengths)}
+
+
+def by_length(predict: Predict, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+    """`predict` for the samples of each "text_length" together, so that none is told what stands behind its text."""
+    if "text_length" not in conditioning:
+        return predict(noisy_BCHW, sigma_B, conditioning)
+    lengths = conditioning["text_length"]
+    parts: dict[int, Tensor] = {}
+    for length in sorted(set(lengths.tolist())):
+        rows = torch.nonzero(lengths == length).flatten()
+        alike = {name: tensor[rows] for name, tensor in conditioning.items() if name != "text_length"}
+        alike["text"] = alike["text"][:, :length]
+        parts |= dict(zip(rows.tolist(), predict(noisy_BCHW[rows], sigma_B[rows], alike), strict=True))
+    return torch.stack([parts[row] for row in range(len(lengths))])
 
 
 def pad_and_mask(texts: Sequence[Tensor]) -> dict[str, Tensor]:

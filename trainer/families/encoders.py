@@ -110,6 +110,12 @@ def penultimate(module: nn.Module, tokenizer: Any, *, skip: int = 2, chunks: int
     return ClipText(module, tokenizer, max_tokens=clip_tokens(module), skip=skip, normalise=False, chunks=chunks)
 
 
+def side_by_side(firsts: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Tensor]:
+    """The states (L, D) of two CLIPs on features; of unequal numbers of chunks the fewer, as in ComfyUI."""
+    pairs = zip(firsts, seconds, strict=True)
+    return [torch.cat([part[: min(map(len, pair))] for part in pair], dim=-1) for pair in pairs]
+
+
 def clip_depth(module: nn.Module) -> int:
     return int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
 
@@ -121,15 +127,29 @@ def clip_tokens(module: nn.Module) -> int:
 class T5Text:
     """A T5 encoder: its last hidden states, padded to a fixed length and unmasked, as Flux and SD3 were trained."""
 
-    def __init__(self, module: nn.Module, tokenizer: Any, *, max_tokens: int) -> None:
+    def __init__(self, module: nn.Module, tokenizer: Any, *, max_tokens: int, usual: int = 0) -> None:
+        """Prompts are padded to `usual` tokens where they fit, else to `max_tokens`; 0 = always to that."""
         self.module, self.tokenizer = module, tokenizer
         self.max_tokens = min(max_tokens, tokenizer.model_max_length)
+        self.usual = min(usual or max_tokens, self.max_tokens)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """(B, L, D), fp32 on the CPU."""
-        ids = tokenize(self.tokenizer, prompts, self.max_tokens)["input_ids"]
-        return self.module(ids.to(device_of(self.module))).last_hidden_state.float().cpu()
+    def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
+        """(L, D) of each, fp32 on the CPU."""
+        lengths = [self._length(prompt) for prompt in prompts]
+        texts: dict[int, Tensor] = {}
+        for length in sorted(set(lengths)):
+            rows = [row for row, mine in enumerate(lengths) if mine == length]
+            ids = tokenize(self.tokenizer, [prompts[row] for row in rows], length)["input_ids"]
+            hidden_BLD = self.module(ids.to(device_of(self.module))).last_hidden_state.float().cpu()
+            texts |= dict(zip(rows, hidden_BLD, strict=True))
+        return [texts[row] for row in range(len(prompts))]
+
+    def _length(self, prompt: str) -> int:
+        if self.usual == self.max_tokens:
+            return self.max_tokens
+        words = self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+        return self.usual if len(words) <= self.usual else self.max_tokens
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> Any:

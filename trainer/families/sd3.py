@@ -26,9 +26,20 @@ from .base import (
     Text,
     Tiny,
     Variant,
-    stack,
+    by_length,
+    stack_unequal,
 )
-from .encoders import ClipText, KlCodec, T5Text, load_codec, load_network, load_tokenizer, penultimate, require_parts
+from .encoders import (
+    ClipText,
+    KlCodec,
+    T5Text,
+    load_codec,
+    load_network,
+    load_tokenizer,
+    penultimate,
+    require_parts,
+    side_by_side,
+)
 from .keymap import KeyMap, count_blocks, rename, split_rows, to_native
 from .lora_layouts import DIT, Widths
 from .lora_names import LoraNames
@@ -38,8 +49,16 @@ from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
 
 NAME = "sd3"
 VARIANTS = {
-    "sd3": Variant(objective=FlowMatching(shift=3.0), training_shift=3.0, guidance_scale=5.0, max_text_tokens=154),
+    "sd3": Variant(
+        objective=FlowMatching(shift=3.0),
+        training_shift=3.0,
+        guidance_scale=5.0,
+        max_text_tokens=256,
+        text_options=("clip_tokens",),
+    ),
 }
+USUAL_T5_TOKENS = 154
+"""T5's part is padded to this length where the prompt fits, as SimpleTuner does; longer prompts have what SD3.5 was trained with."""
 POOLED = ("time_text_embed.text_embedder.linear_1.weight", "y_embedder.mlp.0.weight")
 TARGETS = {
     "default": Targets(
@@ -162,6 +181,9 @@ def original_layout(source: Source) -> dict[str, Tensor]:
 @dataclass(kw_only=True)
 class SD3Denoiser(DiffusersDenoiser):
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        return by_length(self._predict, noisy_BCHW, sigma_B, conditioning)
+
+    def _predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         output = self.module(
             hidden_states=noisy_BCHW.to(self.dtype),
             timestep=sigma_B * 1000,
@@ -183,12 +205,12 @@ class SD3Text:
 
     def encode(self, prompts: Sequence[str]) -> list[Text]:
         parts = [clip(prompts) for clip in self.clips]
-        text_BLD = torch.cat([torch.stack(hidden) for hidden, _ in parts], dim=-1)
-        text_BLD = F.pad(text_BLD, (0, self.width - text_BLD.shape[-1]))
+        texts = side_by_side(parts[0][0], parts[1][0]) if len(parts) > 1 else parts[0][0]
+        texts = [F.pad(text_LD, (0, self.width - text_LD.shape[-1])) for text_LD in texts]
         if self.t5 is not None:
-            text_BLD = torch.cat([text_BLD, self.t5(prompts)], dim=1)
+            texts = [torch.cat(pair) for pair in zip(texts, self.t5(prompts), strict=True)]
         pooled_BP = torch.cat([pooled for _, pooled in parts], dim=-1)
-        return [{"text": text, "pooled": pooled} for text, pooled in zip(text_BLD, pooled_BP, strict=True)]
+        return [{"text": text, "pooled": pooled} for text, pooled in zip(texts, pooled_BP, strict=True)]
 
 
 def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> SD3Denoiser:
@@ -252,15 +274,16 @@ class SD3:
             if (folder / f"text_encoder{suffix}").is_dir():
                 module = load_network(CLIPTextModelWithProjection, folder, f"text_encoder{suffix}", loading)
                 tokenizer = load_tokenizer(folder, f"tokenizer{suffix}")
-                clips.append(penultimate(module, tokenizer))
+                clips.append(penultimate(module, tokenizer, chunks=reading.clip_tokens // 75))
         t5 = None
         if (folder / "text_encoder_3").is_dir():
             module = load_network(T5EncoderModel, folder, "text_encoder_3", loading)
-            t5 = T5Text(module, load_tokenizer(folder, "tokenizer_3"), max_tokens=VARIANTS[variant].max_text_tokens)
+            most = VARIANTS[variant].max_text_tokens
+            t5 = T5Text(module, load_tokenizer(folder, "tokenizer_3"), max_tokens=most, usual=USUAL_T5_TOKENS)
         return Encoders(SD3Text(clips, t5, width), load_codec(folder, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
-        return stack(texts)
+        return stack_unequal(texts)
 
     def tiny(self, seed: int = 0) -> Tiny:
         from diffusers import SD3Transformer2DModel

@@ -18,6 +18,7 @@ from .encoders import (
     load_tokenizer,
     penultimate,
     require_parts,
+    side_by_side,
 )
 from .keymap import KeyMap
 from .lora_layouts import UNET_ORIGINAL, Widths
@@ -60,7 +61,7 @@ class SDXLText:
 
     def encode(self, prompts: Sequence[str]) -> list[Text]:
         (firsts, _), (seconds, pooled_BP) = self.first(prompts), self.second(prompts)
-        return side_by_side(firsts, seconds, pooled_BP)
+        return _texts(firsts, seconds, pooled_BP)
 
     def networks(self) -> Mapping[str, nn.Module]:
         return {"te1": self.first.module, "te2": self.second.module}
@@ -68,16 +69,12 @@ class SDXLText:
     def read(self, prompts: Sequence[str]) -> list[Text]:
         """With a gradient."""
         (firsts, _), (seconds, pooled_BP) = self.first.with_gradient(prompts), self.second.with_gradient(prompts)
-        return side_by_side(firsts, seconds, pooled_BP)
+        return _texts(firsts, seconds, pooled_BP)
 
 
-def side_by_side(firsts: Sequence[Tensor], seconds: Sequence[Tensor], pooled_BP: Tensor) -> list[Text]:
-    """Both encoders' states (L, D) on features; of unequal numbers of chunks the fewer, as in ComfyUI."""
-    texts: list[Text] = []
-    for first_LD, second_LD, pooled_P in zip(firsts, seconds, pooled_BP, strict=True):
-        length = min(len(first_LD), len(second_LD))
-        texts.append({"text": torch.cat([first_LD[:length], second_LD[:length]], dim=-1), "pooled": pooled_P})
-    return texts
+def _texts(firsts: Sequence[Tensor], seconds: Sequence[Tensor], pooled_BP: Tensor) -> list[Text]:
+    pairs = zip(side_by_side(firsts, seconds), pooled_BP, strict=True)
+    return [{"text": text_LD, "pooled": pooled_P} for text_LD, pooled_P in pairs]
 
 
 class SDXLDenoiser(UNetDenoiser):

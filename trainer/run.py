@@ -24,7 +24,7 @@ from .data.report import Report, epochs_text, make_report, refuse_warnings
 from .data.texts import Texts
 from .denoiser import Denoiser
 from .diffusion.timesteps import NoiseLevels
-from .errors import ConfigError, ModelFileError, StoppedError
+from .errors import ConfigError, DataError, ModelFileError, StoppedError
 from .evaluate import HeldOut
 from .files import check_writable
 from .identity import tensors_digest
@@ -40,7 +40,7 @@ from .records import Conditioning, Example, named_references, references_in
 from .runs import Onlooker, RunFolder, environment
 from .session import Host, Outcome, Session, execute
 from .sharding import check_sharding
-from .shown import check_shown
+from .shown import check_shown, unshown
 from .text_lora import all_targets, check_text_training, load_with_text, rate_scales, with_text
 from .trackers import check_tracker
 from .validation import check_pictures, make_pictures, picture_inputs
@@ -110,7 +110,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         if value % PATCH:
             raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
     check_teachers(listed.sets, sharded=config.memory.shard)
-    check_shown("dataset.references", [one.reference_folders for one in listed.sets], base)
+    shown = [one.reference_folders for one in listed.sets]
+    check_shown("dataset.references", shown, base)
     check_pictures(config, base)
     skeleton = base.skeleton()
     targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
@@ -134,7 +135,10 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_patience(config.validation.patience, dataset)
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
     check_batches(processes, plan.per_epoch)
-    for note in listed.notes:
+    alone = unshown("dataset.references", shown, base)
+    if alone and config.data.strict:
+        raise DataError(f"data.strict: {alone}")
+    for note in (*listed.notes, *([alone] if alone else [])):
         host.log(note)
     report = make_report(dataset)
     host.log(report.text())

@@ -26,7 +26,7 @@ from .records import Shot
 from .run import read_lora, run_folder
 from .session import Host
 from .sheet_page import to_csv, to_html, to_json
-from .shown import check_references, read_references
+from .shown import check_references, read_references, unshown
 from .strip import Grid, arrange, draw, split
 from .sweep import (
     Axes,
@@ -221,6 +221,8 @@ def sweep(
     shots = plan_shots(axes, renderings, folder / "cells")
     todo = missing(shots)
     host.log(f"sweep: {len(shots)} cells, {len(shots) - len(todo)} already there")
+    if alone := unshown("sweep.references", config.sweep.references, base):
+        host.log(alone)
     if todo:
         studio = Studio(
             denoiser=base.load_denoiser(config.model, config.training.precision),

@@ -60,3 +60,13 @@ def check_references(option: str, given: Sequence[str | Sequence[str]], base: Ba
     """Raise what `check_shown` and `read_references` raise, before anything is loaded."""
     check_shown(option, given, base)
     read_references(option, given)
+
+
+def unshown(option: str, given: Sequence[str | Sequence[str]], base: Base) -> str:
+    """What is to be said where an edit model is shown nothing; "" where that is no question."""
+    if not base.settings.references or any(given):
+        return ""
+    name = f"{base.family.name} {base.variant}"
+    return (
+        f"{name} is an edit model and {option} names no images: it works from the text alone, as the plain model does"
+    )

@@ -145,8 +145,6 @@ def check_text_training(config: TrainConfig, base: Base) -> None:
     problem = ""
     if not base.settings.text_parts:
         problem = f"the text encoders of {base.family.name} are not trained; leave it out"
-    elif config.memory.shard:
-        problem = "a base that is split over processes has no text encoders in training; set memory.shard = false"
     elif config.optimizer.name == "prodigy" and rate != config.optimizer.learning_rate:
         problem = "prodigy finds one rate for all; use optimizer.learning_rate here too"
     if problem:

@@ -179,3 +179,17 @@ def test_one_reference_keeps_its_key(tmp_path, before):
     [view, _] = views(prepare(edit_config(tmp_path, before), SilentHost()).dataset.examples[0])
     shown = file_digest(before / "0.png")
     assert view.key("v") == latent_key(view.example.digest, view.geometry, "white", ["", shown], "v")
+
+
+def test_an_edit_model_that_is_shown_nothing_says_so(tmp_path, before):
+    """It can be trained and rendered so, but hardly anybody means it."""
+    model = {"base": str(tiny_folder("flux")), "variant": "kontext"}
+    config = make_config("flux", tmp_path, model=model, sweep={"prompts": ["a"], "steps": 1}, training={"steps": 1})
+    outcome = train(config, host := SilentHost())
+    assert any("flux kontext is an edit model and dataset.references names no images" in line for line in host.text)
+    sweep(config, host := SilentHost(), [outcome.lora])
+    assert any("sweep.references names no images" in line for line in host.text)
+    with pytest.raises(DataError, match=r"data\.strict: flux kontext is an edit model"):
+        prepare(make_config("flux", tmp_path, model=model, data={"strict": True}), SilentHost())
+    prepare(edit_config(tmp_path, before), host := SilentHost())
+    assert not any("is an edit model" in line for line in host.text)

@@ -334,6 +334,7 @@ def test_text_encoders_are_trained_by_two_processes_as_by_one(tmp_path):
     train_together(together)
     check_equal_to_one(together, alone)
     assert any(name.startswith("adapter/te.") for name in last_state(together)[0])
+    check_split(tmp_path, together, "sd", **sections)  # the encoders stay whole in every process
 
 
 @pytest.mark.slow

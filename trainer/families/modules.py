@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelFileError
-from ..frozen import compute_in
+from ..frozen import FrozenLinear, compute_in
 from ..lora.quantize import quantize
 from ..records import Shapes
 from .base import Loading
@@ -81,7 +81,21 @@ def _built(
     if source.config is not None:
         return build(cls, source.config, adapt(source.tensors()), loading)
     config, keys = native(source.shapes)
-    return build(cls, config, to_diffusers(source.tensors(), keys, unused), loading)
+    module = build(cls, config, to_diffusers(source.tensors(), keys, unused), loading)
+    scale_weights(module, {key: part.native for key, part in keys.items()}, source.scales(), loading)
+    return module
+
+
+def scale_weights(module: nn.Module, keys: Mapping[str, str], scales: Mapping[str, Tensor], loading: Loading) -> None:
+    """Give the layers of a scaled fp8 file their factors; `keys` are {our key: original key}."""
+    for key, native in keys.items():
+        if native not in scales:
+            continue
+        layer = module.get_submodule(key.removesuffix(".weight"))
+        if not isinstance(layer, nn.Linear):
+            raise ModelFileError(f"{native} is a scaled fp8 weight of a {type(layer).__name__}: give the bf16 file")
+        layer.__class__ = FrozenLinear
+        layer.scale = scales[native].to(loading.device)
 
 
 def _refuse_packing_twice(source: Source, loading: Loading) -> None:

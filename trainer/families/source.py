@@ -20,6 +20,12 @@ QUANTO_MAP = "quanto_qmap.json"
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 MARKS = {"v_pred", "ztsnr"}
 """Keys without weights that tell how a checkpoint predicts."""
+SCALES = (".scale_weight", ".weight_scale")
+"""What a weight is multiplied with that is stored as fp8 (ComfyUI's older and newer files)."""
+BESIDE = (".scale_input", ".input_scale", ".comfy_quant")
+"""What else such files hold per module: for arithmetic in fp8, which is not used here."""
+SCALED = "scaled_fp8"
+"""An empty tensor that older files are marked with."""
 LORA_MARKS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1", ".dora_scale")
 
 
@@ -47,7 +53,7 @@ class Source:
         return {
             key.removeprefix(self.prefix): shape
             for key, shape in merged.items()
-            if key.startswith(self.prefix) or key in MARKS
+            if (key.startswith(self.prefix) or key in MARKS) and not _is_scale(key)
         }
 
     @cached_property
@@ -69,15 +75,36 @@ class Source:
         return read_json(file) if self.is_diffusers and file.is_file() else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The denoiser's tensors, memory-mapped, prefix removed."""
+        """The denoiser's tensors, memory-mapped, prefix removed. Raises ModelFileError for weights packed in integers."""
+        tensors = {key: tensor for key, tensor in self._stored().items() if not _is_scale(key)}
+        packed = [key for key, t in tensors.items() if key.endswith(".weight") and not t.is_floating_point()]
+        if packed and self.quanto_map is None:
+            raise ModelFileError(
+                f"{self.path}: {packed[0]} is packed as {str(tensors[packed[0]].dtype).removeprefix('torch.')}, which cannot be trained on here: give the bf16, fp16 or fp8 file, with model.quantize where memory is short"
+            )
+        return tensors
+
+    def scales(self) -> dict[str, Tensor]:
+        """{weight: factor on it} of a scaled fp8 file, fp32. Raises ModelFileError for factors per row or block."""
+        found = {}
+        for key, tensor in self._stored().items():
+            if key.endswith(SCALES):
+                if tensor.numel() != 1:
+                    raise ModelFileError(
+                        f"{self.path}: {key} holds {tensor.numel()} factors; files with one per weight can be trained on, or give the bf16 file"
+                    )
+                found[f"{key.rpartition('.')[0]}.weight"] = tensor.reshape(()).float()
+        return found
+
+    def _stored(self) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
-        tensors: dict[str, Tensor] = {}
-        for file in self.denoiser_files:
-            for key, tensor in load_file(file).items():
-                if key.startswith(self.prefix) and key not in MARKS:
-                    tensors[key.removeprefix(self.prefix)] = tensor
-        return tensors
+        return {
+            key.removeprefix(self.prefix): tensor
+            for file in self.denoiser_files
+            for key, tensor in load_file(file).items()
+            if key.startswith(self.prefix) and key not in MARKS
+        }
 
     def encoder_folder(self) -> Path:
         """The folder that encoders are loaded from. Raises ModelFileError if there is none."""
@@ -86,6 +113,10 @@ class Source:
                 f"{self.path} holds no text encoders and tokenizers: set model.encoders to a diffusers folder that has them"
             )
         return self.encoders
+
+
+def _is_scale(key: str) -> bool:
+    return key.endswith((*SCALES, *BESIDE)) or key.rpartition(".")[2] == SCALED
 
 
 def open_source(base: str, encoders: str = "") -> Source:

@@ -47,6 +47,18 @@ def run(*arguments):
     return runner.invoke(app, [str(argument) for argument in arguments])
 
 
+def test_the_layout_of_the_files_is_chosen_on_the_command_line(toml):
+    from safetensors import safe_open
+
+    result = run("train", toml, "--format", "kohya", "--json", "--set", "training.steps=1")
+    assert result.exit_code == 0, result.output
+    with safe_open(events(result)[-1]["lora"], framework="pt") as file:
+        assert all(key.startswith("lora_unet_") for key in file.keys())  # noqa: SIM118 - not a dict
+    result = run("train", toml, "--format", "kohia")
+    assert result.exit_code == 2
+    assert "output.format = 'kohia': use 'native', 'diffusers' or 'kohya'" in result.output
+
+
 def events(result):
     return [json.loads(line) for line in result.stdout.splitlines()]
 

@@ -16,12 +16,21 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Set = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer wants a list
+def train(
+    config: ConfigFile,
+    overrides: Set = [],  # noqa: B006 - typer wants a list
+    format: Annotated[
+        str,
+        typer.Option(help="Names in the LoRA files: native (ComfyUI), diffusers or kohya; short for output.format."),
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """Train a LoRA; continue the run of this name if it exists. Ctrl-C saves and stops."""
     from .run import run_folder
     from .run import train as run_training
 
-    settings = load(config, overrides, as_json)
+    chosen = [f"output.format={format}"] if format else []
+    settings = load(config, [*overrides, *chosen], as_json)
     with watched(as_json, run_folder(settings), together=True) as host:
         outcome = run_training(settings, host)
     values = {

@@ -30,7 +30,7 @@ def clip(name: str, case: Any, toys: Any, toy_tensor: Any) -> dict[str, Any]:
 
     model, tokenizer = toy_clip(case, toys, toy_tensor)
     found = {}
-    for label, prompt in toys.PROMPTS.items():
+    for label, prompt in {**toys.PROMPTS, **toys.WEIGHTED}.items():
         pairs = tokenizer.tokenize_with_weights(prompt)
         with torch.no_grad():
             hidden, pooled = model.encode_token_weights(pairs)

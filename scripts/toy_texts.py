@@ -6,6 +6,12 @@ from typing import Any
 
 PROMPTS = {"short": "a cat", "long": "the quick brown fox jumps over the lazy dog " * 2, "longer": "abcdefghij " * 15}
 """With letters as tokens: less than one chunk of 75, two chunks, three."""
+WEIGHTED = {
+    "words": "a (red:1.4) cat ((big)) and (a (small:0.5) one:1.2), \\(really\\)",
+    "cut": f"{'x' * 72}(tiny:1.5)(a segment that is long:0.8) {'y' * 60}",
+    "odd": "a) lone (bracket, (here:x) and (:1.3) (there:2",
+}
+"""Weights that nest, segments at the end of a chunk, and parentheses that mean nothing."""
 
 CLIP = {
     "vocab_size": 48, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,

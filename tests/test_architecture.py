@@ -154,6 +154,7 @@ def test_a_family_is_known_to_no_other_file():
         "lora_layouts",
         "host_graphs",
         "wording",
+        "prompt_weights",
     }
     families = {p.stem for p in (ROOT / "trainer/families").glob("*.py")} - shared
     assert families

@@ -78,6 +78,17 @@ def test_clip_skip_and_the_system_prompt_are_in_it(tmp_path):
     assert "<Prompt Start> a cat" in lumina["cell_positive"]["inputs"]["text"]
 
 
+def test_parentheses_mean_the_same_there(tmp_path):
+    """ComfyUI takes them for weights, the command line only when asked to."""
+    for weights, said in ((False, "a \\(red:1.2\\) cat"), (True, "a (red:1.2) cat")):
+        config = make_config("sd", tmp_path, text={"prompt_weights": weights}, sweep={"prompts": ["a (red:1.2) cat"]})
+        base = open_base(config.model, config.text)
+        axes = make_axes(config.sweep, (), 0)
+        [shot] = plan_shots(axes, make_renderings(config, base), tmp_path)
+        graph = json.loads(graphs_of(config, base, axes)(shot, None, GuidanceConfig())["prompt"])
+        assert graph["cell_positive"]["inputs"]["text"] == said
+
+
 def test_the_pictures_of_a_sweep_carry_it(tmp_path):
     loras = tmp_path / "loras"
     config = make_config(

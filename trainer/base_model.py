@@ -82,6 +82,8 @@ class Base:
             "dtype": str(self.text_dtype),
         }
         options |= {name: getattr(self.reading, name) for name in self.settings.text_options}
+        if not self.reading.prompt_weights:  # came later: caches of before go on being found
+            options.pop("prompt_weights", None)
         if self.settings.text_pixels:
             options["variant"] = self.variant
         vae_options = {"channels": self.family.latent_space.channels, **({"tiled": True} if tiled else {})}

@@ -189,6 +189,8 @@ class TextConfig(Section):
     """How much of a long caption CLIP reads: one, two or three chunks of 75 tokens, laid out as ComfyUI does. SD, SDXL and SD3."""
     clip_skip: int = 0
     """Which layer of CLIP is read, counted from the end as in ComfyUI's CLIPSetLastLayer (2 = -2); 0 is the family's own. SD, SDXL."""
+    prompt_weights: bool = False
+    """Read (word:1.2) and (word) in captions and prompts as weights, as ComfyUI does; false takes parentheses literally. SD, SDXL."""
     learning_rate: float = 0.0
     """Peak learning rate of a LoRA on the CLIP text encoders; 0 trains none. A third to a tenth of optimizer.learning_rate is usual. SD, SDXL."""
     system_prompt: str = "auto"

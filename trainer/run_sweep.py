@@ -16,7 +16,7 @@ from .config_file import digest
 from .data.references import reference_place
 from .diffusion.samplers import SAMPLERS, SCHEDULES
 from .errors import ConfigError, RunError, StoppedError
-from .families.host_graphs import from_input_folder, loaders, sayer
+from .families.host_graphs import from_input_folder, literally, loaders, sayer
 from .files import write_bytes, write_json
 from .identity import tensors_digest
 from .lora_formats import Formats
@@ -256,6 +256,7 @@ def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
         paths = places.get(shot.settings.get("reference", ""), ())
         shown = [(from_input_folder(path.name), reference_place(path, size).target) for path in paths]
         say = sayer(base.family.name, base.variant, base.reading, links["vae"], shown)
+        say = say if base.reading.prompt_weights else literally(say)
         distilled = base.settings.guidance_embedding
         # As LoraLoader lists it where output.loras is ComfyUI's folder; else to be chosen there.
         name = f"{config.name}/{lora.name}" if lora and config.output.loras else lora.name if lora else ""

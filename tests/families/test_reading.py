@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lora_loom.trainer import families
@@ -15,6 +17,7 @@ from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.families import lumina2, sd, sd3
 from lora_loom.trainer.families.base import stack_repeating
 from lora_loom.trainer.families.encoders import ClipText, T5Text, penultimate, side_by_side
+from lora_loom.trainer.families.prompt_weights import escaped, segments
 from lora_loom.trainer.families.tiny import random_network, tiny_t5
 from lora_loom.trainer.run import train
 from scripts import toy_texts
@@ -62,6 +65,45 @@ def test_clip_reads_long_prompts_as_comfyui_does(name):
             assert torch.allclose(pooled, expected["pooled"], atol=2e-5)
         lengths.append(len(hidden))
     assert lengths == [77, 154, 231]
+
+
+@pytest.mark.parametrize("name", list(toy_texts.CLIPS))
+def test_weights_are_read_as_comfyui_does(name):
+    case, recorded = toy_texts.CLIPS[name], load_file(TEXTS)
+    how = {"max_tokens": 77, "chunks": 3, **READERS[name]}
+    clip, literal = (
+        ClipText(toy_clip(case.activation), toy_texts.Letters(case.pad), weighted=weighted, **how)
+        for weighted in (True, False)
+    )
+    for label, prompt in toy_texts.WEIGHTED.items():
+        expected = {part: recorded[f"clip.{name}.{label}.{part}"] for part in ("tokens", "hidden")}
+        assert torch.equal(clip.tokens(prompt), expected["tokens"]), label
+        [hidden], _ = clip([prompt])
+        assert torch.allclose(hidden, expected["hidden"], atol=2e-5), label
+        assert not torch.equal(literal.tokens(prompt), expected["tokens"])
+        assert torch.equal(clip.tokens(escaped(prompt.replace("\\", ""))), literal.tokens(prompt.replace("\\", "")))
+    assert torch.equal(clip(["a cat"])[0][0], literal(["a cat"])[0][0])
+
+
+def test_weights_have_a_gradient_and_a_batch_is_each_alone():
+    clip = penultimate(toy_clip("gelu"), toy_texts.Letters(0), chunks=3, weighted=True)
+    prompts = [*toy_texts.WEIGHTED.values(), "a cat"]
+    together, _ = clip.with_gradient(prompts)
+    for prompt, mine in zip(prompts, together, strict=True):
+        assert torch.allclose(clip([prompt])[0][0], mine.detach(), atol=1e-6)
+    clip.module.requires_grad_(True)
+    weight = clip.module.text_model.encoder.layers[0].mlp.fc1.weight
+    gradients = [
+        torch.autograd.grad(clip.with_gradient([p])[0][0].sum(), weight)[0] for p in ("a (cat:1)", "a (cat:3)")
+    ]
+    assert not torch.allclose(*gradients)
+
+
+@given(st.text(alphabet="ab ():1.\\", max_size=24))
+def test_an_escaped_prompt_is_one_segment_of_itself(prompt):
+    plain = prompt.replace("\\", "")
+    assert "".join(text for text, _ in segments(escaped(plain))) == plain
+    assert {weight for _, weight in segments(escaped(plain))} <= {1.0}
 
 
 def test_a_batch_of_prompts_is_each_prompt_alone():
@@ -199,7 +241,13 @@ def test_the_cache_tells_ways_of_reading_apart(family, option, value):
 
 @pytest.mark.parametrize(
     ("family", "option", "value"),
-    [("flux", "clip_skip", 2), ("lumina2", "clip_tokens", 75), ("sd3", "clip_skip", 2), ("sd", "system_prompt", "x")],
+    [
+        ("flux", "clip_skip", 2),
+        ("lumina2", "clip_tokens", 75),
+        ("sd3", "clip_skip", 2),
+        ("flux", "prompt_weights", True),
+        ("sd", "system_prompt", "x"),
+    ],
 )
 def test_a_choice_that_a_family_has_not_is_refused(family, option, value):
     with pytest.raises(ConfigError, match=rf"text\.{option} = .* would do nothing: {family} .* has none"):

@@ -140,6 +140,7 @@ class Reading:
 
     clip_tokens: int = 225
     clip_skip: int = 0
+    prompt_weights: bool = False
     system_prompt: str = "auto"
 
 

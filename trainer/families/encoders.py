@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelFileError
 from .base import Loading
+from .prompt_weights import Specials, emphasise, lay_out, segments
 from .source import read_json
 
-CLIP_OPTIONS = ("clip_tokens", "clip_skip")
+CLIP_OPTIONS = ("clip_tokens", "clip_skip", "prompt_weights")
 """What may be chosen where CLIP alone is read."""
 
 
@@ -51,11 +52,12 @@ class ClipText:
         skip: int = 1,
         normalise: bool = True,
         chunks: int = 1,
+        weighted: bool = False,
     ) -> None:
         """`skip` layers from the end (1 = the last); `normalise` applies the final layer norm to it; a prompt may take as
-        many `chunks` of `max_tokens`."""
+        many `chunks` of `max_tokens`; `weighted` reads (word:1.2) as ComfyUI does."""
         self.module, self.tokenizer, self.max_tokens = module, tokenizer, max_tokens
-        self.skip, self.normalise, self.chunks = skip, normalise, chunks
+        self.skip, self.normalise, self.chunks, self.weighted = skip, normalise, chunks, weighted
         if not 1 <= skip <= (depth := clip_depth(module)):
             raise ConfigError(
                 f"text.clip_skip: this CLIP has {depth} layers; use 1 to {depth}, or 0 for the family's own"
@@ -63,11 +65,19 @@ class ClipText:
 
     def tokens(self, prompt: str) -> Tensor:
         """(chunks, L) ids. Every chunk has its own start and end; a prompt that is too long is cut after the last."""
-        words = self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"][1:-1]
-        room = self.max_tokens - 2
-        pieces = [words[start : start + room] for start in range(0, max(1, len(words)), room)][: self.chunks]
-        start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        return torch.tensor([[start, *piece, end, *[pad] * (room - len(piece))] for piece in pieces])
+        return self._tokens_and_weights(prompt)[0]
+
+    def _tokens_and_weights(self, prompt: str) -> tuple[Tensor, Tensor]:
+        parts = segments(prompt) if self.weighted else [(prompt, 1.0)]
+        groups = [[(word, weight) for word in self._words(text)] for text, weight in parts]
+        tokenizer = self.tokenizer
+        specials = Specials(start=tokenizer.bos_token_id, end=tokenizer.eos_token_id, pad=tokenizer.pad_token_id)
+        pairs = torch.tensor(lay_out(groups, self.max_tokens - 2, specials)[: self.chunks], dtype=torch.float64)
+        return pairs[..., 0].long(), pairs[..., 1]
+
+    def _words(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+        return ids[1:-1]
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> tuple[list[Tensor], Tensor]:
@@ -82,9 +92,11 @@ class ClipText:
     def _side_by_side(
         self, prompts: Sequence[str], read: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[list[Tensor], Tensor]:
-        chunks = [self.tokens(prompt) for prompt in prompts]
-        counts = [len(ids) for ids in chunks]
-        hidden_NLD, pooled_NP = read(torch.cat(chunks))
+        made = [self._tokens_and_weights(prompt) for prompt in prompts]
+        counts, weights_NL = [len(ids) for ids, _ in made], torch.cat([weights for _, weights in made])
+        hidden_NLD, pooled_NP = read(torch.cat([ids for ids, _ in made]))
+        if (weights_NL != 1).any():
+            hidden_NLD = emphasise(hidden_NLD, read(self.tokens(""))[0], weights_NL)
         firsts = [sum(counts[:i]) for i in range(len(counts))]
         return [part.flatten(0, 1) for part in torch.split(hidden_NLD, counts)], pooled_NP[firsts]
 
@@ -105,9 +117,12 @@ class ClipText:
         return hidden.float(), pooled.float()
 
 
-def penultimate(module: nn.Module, tokenizer: Any, *, skip: int = 2, chunks: int = 1) -> ClipText:
+def penultimate(
+    module: nn.Module, tokenizer: Any, *, skip: int = 2, chunks: int = 1, weighted: bool = False
+) -> ClipText:
     """CLIP as SDXL and SD3 read it: the layer before the last, without the final norm."""
-    return ClipText(module, tokenizer, max_tokens=clip_tokens(module), skip=skip, normalise=False, chunks=chunks)
+    most = clip_tokens(module)
+    return ClipText(module, tokenizer, max_tokens=most, skip=skip, normalise=False, chunks=chunks, weighted=weighted)
 
 
 def side_by_side(firsts: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Tensor]:

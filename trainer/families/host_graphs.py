@@ -9,6 +9,7 @@ from typing import Any
 
 from ..records import Size, reference_name
 from .base import Reading
+from .prompt_weights import escaped
 from .source import Source
 from .wording import system_prompt, worded
 
@@ -126,3 +127,8 @@ def _encoded(add: Callable[..., Link], name: str, picture: Link, size: Size, vae
 def from_input_folder(name: str) -> Show:
     """A picture that lies in ComfyUI's input folder."""
     return lambda add, key: add(key, "LoadImage", image=name)
+
+
+def literally(say: Callable[..., Link]) -> Callable[..., Link]:
+    """For prompts whose parentheses are no weights."""
+    return lambda add, key, text, clip: say(add, key, escaped(text), clip)

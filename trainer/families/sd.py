@@ -136,6 +136,7 @@ class SD:
             max_tokens=clip_tokens(module),
             skip=_skip(module, variant, reading.clip_skip),
             chunks=reading.clip_tokens // 75,
+            weighted=reading.prompt_weights,
         )
         return Encoders(SDText(clip), load_codec(folder, loading))
 

@@ -1,6 +1,7 @@
 """Stable Diffusion XL: two CLIPs, and the image's size and crop as conditioning (arXiv 2307.01952)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -141,10 +142,14 @@ class SDXL:
         require_parts(folder, *self.needed_parts(source))
         first = load_network(CLIPTextModel, folder, "text_encoder", loading)
         second = load_network(CLIPTextModelWithProjection, folder, "text_encoder_2", loading)
-        skip, chunks = reading.clip_skip or 2, reading.clip_tokens // 75
+        how: Any = {
+            "skip": reading.clip_skip or 2,
+            "chunks": reading.clip_tokens // 75,
+            "weighted": reading.prompt_weights,
+        }
         text = SDXLText(
-            penultimate(first, load_tokenizer(folder, "tokenizer"), skip=skip, chunks=chunks),
-            penultimate(second, load_tokenizer(folder, "tokenizer_2"), skip=skip, chunks=chunks),
+            penultimate(first, load_tokenizer(folder, "tokenizer"), **how),
+            penultimate(second, load_tokenizer(folder, "tokenizer_2"), **how),
         )
         return Encoders(text, load_codec(folder, loading))
 

@@ -270,3 +270,9 @@ def test_sections_are_frozen_and_keyword_only(cls):
 def test_defaults_alone_are_valid():
     assert DatasetConfig(folder="x").repeats == 1
     assert NetworkConfig().rank == 16
+
+
+def test_a_field_of_several_kinds_says_all_of_them():
+    message = r"dataset\.0\.references = 5: use a valid string or a valid array$"
+    with pytest.raises(ConfigError, match=message):
+        parse({"model": {"base": "x"}, "dataset": [{"folder": "a", "references": 5}], "name": "n"}, TrainConfig)

@@ -96,10 +96,21 @@ def parse(data: Mapping[str, Any], kind: type[T]) -> T:
     try:
         return pydantic.TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
-        raise ConfigError("; ".join(dict.fromkeys(_explain(kind, problem) for problem in error.errors()))) from error
+        explained: dict[str, list[str]] = {}
+        for problem in error.errors():
+            what, remedy = _explain(kind, problem)
+            explained.setdefault(what, []).append(remedy)
+        raise ConfigError("; ".join(what + _either(remedies) for what, remedies in explained.items())) from error
 
 
-def _explain(kind: type, problem: Mapping[str, Any]) -> str:
+def _either(remedies: list[str]) -> str:
+    """Of a field that takes several kinds of value: "use a valid string or a valid array"."""
+    first, *others = dict.fromkeys(remedies)
+    return first + "".join(f" or {other.removeprefix('use ')}" for other in others)
+
+
+def _explain(kind: type, problem: Mapping[str, Any]) -> tuple[str, str]:
+    """(what is wrong, the remedy)."""
     path = [
         part
         for part in problem["loc"]
@@ -107,10 +118,10 @@ def _explain(kind: type, problem: Mapping[str, Any]) -> str:
     ]
     name, value = ".".join(str(part) for part in path), problem["input"]
     if problem["type"] == "unexpected_keyword_argument":
-        return f"unknown option {name}: {did_you_mean(str(path[-1]), _known_fields(kind, path[:-1]))}"
+        return f"unknown option {name}: ", did_you_mean(str(path[-1]), _known_fields(kind, path[:-1]))
     if problem["type"] == "missing":
-        return f"{name} is missing: add it, or see the option list in docs/configuration.md"
-    return f"{name} = {value!r}: {problem['msg'].replace('Input should be', 'use')}"
+        return f"{name} is missing: ", "add it, or see the option list in docs/configuration.md"
+    return f"{name} = {value!r}: ", problem["msg"].replace("Input should be", "use")
 
 
 def _known_fields(kind: Any, path: list[str | int]) -> list[str]:

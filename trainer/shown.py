@@ -7,7 +7,7 @@ from pathlib import Path
 from .base_model import Base
 from .config_file import digest
 from .data.images import check_readable, file_digest
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ def read_references(option: str, given: Sequence[str | Sequence[str]]) -> tuple[
             raise ConfigError(f"{option}[{number}] is empty: name the images that are shown together")
         paths = tuple(Path(name).expanduser() for name in names)
         for path in paths:
+            if not path.is_file():
+                raise DataError(f"{option}: {path} is not a file")
             check_readable(path)
         contents = [file_digest(path) for path in paths]
         found.append(Reference(digest=contents[0] if len(contents) == 1 else digest(contents), paths=paths))

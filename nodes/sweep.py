@@ -261,7 +261,7 @@ class LoomStrip:
                     },
                 ),
                 "columns": text("checkpoint, strength, guidance", f"What varies from left to right: any {AXES_HELP}"),
-                "rows": text("prompt, seed", f"What varies from top to bottom: any {AXES_HELP}"),
+                "rows": text("reference, prompt, seed", f"What varies from top to bottom: any {AXES_HELP}"),
                 "title": text("", "Heading; empty takes the run's name."),
             },
         }

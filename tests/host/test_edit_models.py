@@ -11,6 +11,7 @@ from PIL import Image
 
 from .graphs import data, node, prompt, toy, train
 from .test_training import pixels
+from .test_workflows import graph
 
 pytestmark = pytest.mark.comfyui
 SIZE = {"width": 64, "height": 64, "steps": 2, "sampler": "euler", "scheduler": "normal"}
@@ -41,11 +42,11 @@ def edit_base(variant="qwen-edit-plus"):
 
 
 def run_of(name, references, edit_prompts="auto", **options):
-    graph = data(edit_base())
-    graph["dataset"]["inputs"]["references"] = references
-    graph["cache"]["inputs"]["edit_prompts"] = edit_prompts
-    graph["said"] = node("PreviewAny", source=["cache", 1])
-    return train(graph, name, steps=2, save_every=2, **options)
+    flow = data(edit_base())
+    flow["dataset"]["inputs"]["references"] = references
+    flow["cache"]["inputs"]["edit_prompts"] = edit_prompts
+    flow["said"] = node("PreviewAny", source=["cache", 1])
+    return train(flow, name, steps=2, save_every=2, **options)
 
 
 def losses(server, name):
@@ -81,13 +82,13 @@ def test_a_run_goes_on_only_with_the_same_reading(server, shown):
 def test_a_cells_own_graph_makes_the_same_picture(server, shown, asked, links):
     """ComfyUI's node for edit prompts and its ReferenceLatent, against the sweep's cell."""
     name = f"cell-{asked}"
-    graph = run_of(name, "before", asked, learning_rate=0.02)
-    graph["checkpoints"] = node("LoomCheckpoints", run=["train", 0], include_base=True, pick="all", n=1)
-    sources = {name: graph["sources"][name] for name in ("model", "clip", "vae")}
+    flow = run_of(name, "before", asked, learning_rate=0.02)
+    flow["checkpoints"] = node("LoomCheckpoints", run=["train", 0], include_base=True, pick="all", n=1)
+    sources = {name: flow["sources"][name] for name in ("model", "clip", "vae")}
     options = {"prompts": "a red thing", "strengths": "1", "seeds": "1", **SIZE, "edit_prompts": asked}
-    graph["sweep"] = node("LoomSweep", checkpoints=["checkpoints", 0], **sources, **options, **links)
-    graph["strip"] = node("LoomStrip", sheet=["sweep", 0], layout="grid", columns="checkpoint", rows="reference", title="")  # fmt: skip
-    server.run(prompt(graph))
+    flow["sweep"] = node("LoomSweep", checkpoints=["checkpoints", 0], **sources, **options, **links)
+    flow["strip"] = node("LoomStrip", sheet=["sweep", 0], layout="grid", columns="checkpoint", rows="reference", title="")  # fmt: skip
+    server.run(prompt(flow))
     [sheet] = (server.base / "output" / "lora_loom" / name / "strips").glob("sheet-*.json")
     cells = json.loads(sheet.read_text())["cells"]
     assert {cell["reference"] for cell in cells} == {" + ".join(f"{key.replace('_', ' ')} 1.png" for key in links)}
@@ -105,19 +106,19 @@ def test_a_cells_own_graph_makes_the_same_picture(server, shown, asked, links):
 
 def test_every_image_of_a_batch_is_a_value_of_the_axis(server, shown):
     """And its pictures while training are those that the run shows."""
-    graph = run_of("batch", "before")
-    graph["both"] = node("ImageBatch", image1=["red", 0], image2=["blue", 0])
-    graph["validation"] = node(
-        "LoomValidation", vae=graph["sources"]["vae"], clip=["text", 0], prompts="a thing", every=2, steps=1, width=64,
+    flow = run_of("batch", "before")
+    flow["both"] = node("ImageBatch", image1=["red", 0], image2=["blue", 0])
+    flow["validation"] = node(
+        "LoomValidation", vae=flow["sources"]["vae"], clip=["text", 0], prompts="a thing", every=2, steps=1, width=64,
         height=64, reference=["both", 0],
     )  # fmt: skip
-    graph["train"]["inputs"]["validation"] = ["validation", 0]
-    graph["checkpoints"] = node("LoomCheckpoints", run=["train", 0], include_base=False, pick="all", n=1)
-    sources = {name: graph["sources"][name] for name in ("model", "clip", "vae")}
+    flow["train"]["inputs"]["validation"] = ["validation", 0]
+    flow["checkpoints"] = node("LoomCheckpoints", run=["train", 0], include_base=False, pick="all", n=1)
+    sources = {name: flow["sources"][name] for name in ("model", "clip", "vae")}
     options = {"prompts": "a red thing", "strengths": "1", "seeds": "1", **SIZE}
-    graph["sweep"] = node("LoomSweep", checkpoints=["checkpoints", 0], **sources, **options, reference=["both", 0])
-    graph["cells"] = node("SaveImage", images=["sweep", 1], filename_prefix="cells")
-    record = server.run(prompt(graph))
+    flow["sweep"] = node("LoomSweep", checkpoints=["checkpoints", 0], **sources, **options, reference=["both", 0])
+    flow["cells"] = node("SaveImage", images=["sweep", 1], filename_prefix="cells")
+    record = server.run(prompt(flow))
     assert len(record["outputs"]["cells"]["images"]) == 2
     [sheet] = (server.base / "output" / "lora_loom" / "batch" / "strips").glob("sheet-*.json")
     assert [cell["reference"] for cell in json.loads(sheet.read_text())["cells"]] == [
@@ -129,21 +130,30 @@ def test_every_image_of_a_batch_is_a_value_of_the_axis(server, shown):
 
 
 def test_images_from_the_graph_may_have_references(server, shown):
-    graph = run_of("from-graph", "")
-    graph["both"] = node("ImageBatch", image1=["red", 0], image2=["blue", 0])
-    graph["dataset"] = node(
+    flow = run_of("from-graph", "")
+    flow["both"] = node("ImageBatch", image1=["red", 0], image2=["blue", 0])
+    flow["dataset"] = node(
         "LoomDatasetImages", images=["both", 0], captions="a\nb", references=["blue", 0], references_2=["both", 0]
     )
-    record = server.run(prompt(graph))
+    record = server.run(prompt(flow))
     assert PLUS in record["outputs"]["said"]["text"][0]
-    graph["both3"] = node("ImageBatch", image1=["both", 0], image2=["blue", 0])
-    graph["dataset"]["inputs"]["references"] = ["both3", 0]
-    assert "3 reference images for 2 images" in server.fail(prompt(graph))
+    flow["both3"] = node("ImageBatch", image1=["both", 0], image2=["blue", 0])
+    flow["dataset"]["inputs"]["references"] = ["both3", 0]
+    assert "3 reference images for 2 images" in server.fail(prompt(flow))
 
 
 def test_readings_that_cannot_be(server, shown):
     assert "there are no reference images" in server.fail(prompt(run_of("none", "", PLUS)))
     assert "looks at 1 at most" in server.fail(prompt(run_of("two", "before; style", FIRST)))
-    graph = run_of("other", "before", PLUS)
-    graph["cache"]["inputs"]["clip"] = ["model", 1]
-    assert "(ToyTokenizer) is shown no images" in server.fail(prompt(graph))
+    flow = run_of("other", "before", PLUS)
+    flow["cache"]["inputs"]["clip"] = ["model", 1]
+    assert "(ToyTokenizer) is shown no images" in server.fail(prompt(flow))
+
+
+def test_the_shipped_graph(server, shown):
+    """workflows/train_qwen_edit: train, sweep over a picture to edit, strip."""
+    changes = {"name": "shipped", "references": "before", "image": "red.png"}
+    record = server.run(graph("train_qwen_edit", edit_base(), **changes), timeout=300)
+    cells = list((server.base / "output" / "lora_loom" / "shipped" / "strips" / "cells").glob("*.png"))
+    assert len(cells) == 2 * 3, "two seeds of the base and two checkpoints"
+    assert len([image for output in record["outputs"].values() for image in output.get("images", [])]) >= 1

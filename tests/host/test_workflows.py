@@ -20,7 +20,7 @@ def graph(workflow, base, /, **changes):
     made = dict(nodes)
     replaced = {}
     for key, value in nodes.items():
-        outputs = {"CheckpointLoaderSimple": ("model", "clip", "vae"), "UNETLoader": ("model",), "DualCLIPLoader": ("clip",), "VAELoader": ("vae",)}.get(value["class_type"])  # fmt: skip
+        outputs = {"CheckpointLoaderSimple": ("model", "clip", "vae"), "UNETLoader": ("model",), "CLIPLoader": ("clip",), "DualCLIPLoader": ("clip",), "VAELoader": ("vae",)}.get(value["class_type"])  # fmt: skip
         if outputs:
             del made[key]
             replaced |= {(key, slot): base["sources"][output] for slot, output in enumerate(outputs)}

@@ -14,6 +14,7 @@ from ...trainer.config_file import digest
 from ...trainer.data.batches import Pick
 from ...trainer.data.cache import Cache
 from ...trainer.data.encode import EncoderIdentity, View, prompt_key, views
+from ...trainer.errors import ConfigError
 from ...trainer.records import Conditioning, Example, Geometry, references_in
 from .loaded import latent_dims
 from .packing import pack, unpack
@@ -74,6 +75,8 @@ def fill_conditions(
             for caption in {*example.captions, ""}:
                 wanted[source.key(view, key, caption)] = (view, key, caption)
     cache.touch(wanted)
+    if shown := next((one for one in wanted.values() if one[0].example.references), None):
+        check_looks(model, *_given(cache, source, *shown))
     missing = cache.missing(sorted(wanted))
     for start in range(0, len(missing), ITEMS_PER_SHARD):
         chunk = missing[start : start + ITEMS_PER_SHARD]
@@ -84,11 +87,23 @@ def fill_conditions(
 def _inputs(
     cache: Cache, source: ConditionSource, model: Any, view: View, view_key: str, caption: str
 ) -> dict[str, Any]:
+    return network_inputs(model, *_given(cache, source, view, view_key, caption))
+
+
+def _given(cache: Cache, source: ConditionSource, view: View, view_key: str, caption: str) -> tuple[Any, ...]:
+    """The arguments of `network_inputs` behind the model."""
     text = unpack(cache.get(prompt_key(view, caption, source.encoders)))
     item = cache.get(view_key)
     references = [latents.unsqueeze(0) for latents in references_in(item)]
-    channels = item["latents"].shape[0]
-    return network_inputs(model, text, view.geometry, source.values, source.factor, channels, references)
+    return text, view.geometry, source.values, source.factor, item["latents"].shape[0], references
+
+
+def check_looks(model: Any, *given: Any) -> None:
+    """Raise ConfigError for a model to which reference images are nothing; `given` as for `network_inputs`, with some."""
+    if network_inputs(model, *given).keys() == network_inputs(model, *given[:-1]).keys():
+        raise ConfigError(
+            f"this MODEL ({type(model).__name__}) looks at no reference images: take them out, or load an edit model"
+        )
 
 
 def network_inputs(

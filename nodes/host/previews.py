@@ -24,7 +24,7 @@ from ...trainer.trackers import check_tracker
 from ...trainer.validation import Pictures
 from ..inputs import AUTO
 from ..values import ValidationValue
-from .conditions import network_inputs
+from .conditions import check_looks, network_inputs
 from .encode import clip_identity, host_encoders, vae_identity
 from .packing import unpack
 from .paths import cache_folder, library_path
@@ -154,7 +154,10 @@ def add_previews(session: Session, patcher: Any, request: TrainRequest) -> None:
     def inputs(prompt: str, seen: str, keys: Sequence[str]) -> dict[str, Any]:
         text = unpack(cache.get(text_key(prompt, value.text, seen)))
         latents = [cache.get(key)["latents"].unsqueeze(0) for key in keys]
-        made = network_inputs(model, text, geometry, denoiser.settings.conditions, factor, channels, latents)
+        given = (text, geometry, denoiser.settings.conditions, factor, channels, latents)
+        if latents:
+            check_looks(model, *given)
+        made = network_inputs(model, *given)
         return {name: _normal(item) for name, item in made.items()}
 
     to_raw, made = latent_normaliser(model, inverse=True), decoder

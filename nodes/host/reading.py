@@ -44,11 +44,6 @@ def text_pixels(reading: str) -> int:
     return 0 if reading == ALONE else VARIANTS[reading].text_pixels
 
 
-def reading_of(pixels: int) -> str:
-    """The reading that shows images of this size."""
-    return next((name for name, variant in VARIANTS.items() if pixels and variant.text_pixels == pixels), ALONE)
-
-
 def tokens_beside(clip: Any, reading: str, prompt: str, pictures_CHW: Sequence[Tensor]) -> Any:
     """Tokens of a prompt and its pictures, RGB in [-1, 1], sides multiples of 28 pixels."""
     images = [((picture + 1) / 2).movedim(0, -1).unsqueeze(0) for picture in pictures_CHW]

@@ -11,9 +11,10 @@ from torch import Tensor
 from ...trainer.config import GuidanceConfig
 from ...trainer.data.images import load_pixels
 from ...trainer.data.references import reference_latents, reference_place, shown_place
-from ...trainer.records import Shot, Size
+from ...trainer.records import Geometry, Shot, Size
 from ...trainer.shown import Reference
 from .apg import add_guidance
+from .conditions import check_looks
 from .encode import host_encoders
 from .reading import text_pixels, tokens_beside
 
@@ -36,11 +37,20 @@ class Studio:
     _texts: dict[tuple[str, str], Conditioning] = field(default_factory=dict)
     _latents: dict[tuple[str, Size], list[Tensor]] = field(default_factory=dict)
 
-    def prepare(self, shots: Sequence[Shot]) -> None:
-        """Encode every text and reference image of these cells, once."""
+    def prepare(self, shots: Sequence[Shot], model: Any) -> None:
+        """Encode every text and reference image of these cells, once. Raises ConfigError if the MODEL looks at none."""
         for shot in sorted(shots, key=lambda shot: (shot.prompt, shot.negative)):
             for prompt in (shot.prompt, shot.negative):
                 self.conditioning(shot, prompt)
+        if shown := next((shot for shot in shots if shot.reference), None):
+            self._check(shown, model.model)
+
+    def _check(self, shot: Shot, model: Any) -> None:
+        [[tensor, extra], *_] = self.conditioning(shot, shot.prompt)
+        text = {"cross_attn": tensor, **extra}
+        latents = [one.squeeze(2) if one.ndim == 5 else one for one in text.pop("reference_latents")]
+        size: Size = tuple(shot.settings["size"])
+        check_looks(model, text, Geometry.whole(size), {}, self.factor, latents[0].shape[1], latents)
 
     def conditioning(self, shot: Shot, prompt: str) -> Conditioning:
         """As ComfyUI's nodes make it of the prompt, the references and the guidance value."""

@@ -167,7 +167,7 @@ def _render_all(
     make_graph: MakeGraph,
 ) -> None:
     """LoRA by LoRA, so that each is patched in once. Every text is encoded before, so that the encoder is loaded once."""
-    studio.prepare(todo)
+    studio.prepare(todo, model)
     files = {lora.digest: lora.path for lora in axes.loras}
     settings = {setting.name: setting for setting in axes.guidance}
     bar, done = Bar(), 0

@@ -150,6 +150,27 @@ def test_readings_that_cannot_be(server, shown):
     assert "(ToyTokenizer) is shown no images" in server.fail(prompt(flow))
 
 
+def test_models_that_look_at_no_references(server, shown, bases):
+    """Said by every node that is given some."""
+    message = "this MODEL (SD3) looks at no reference images: take them out, or load an edit model"
+    base = {**bases["sd3"], "red": node("LoadImage", image="red.png")}
+    flow = data(base)
+    flow["dataset"]["inputs"]["references"] = "before"
+    assert message in server.fail(prompt(train(flow, "blind", steps=2)))
+    sources = base["sources"]
+    flow = train(data(base), "blind-pictures", steps=2, save_every=2)
+    flow["validation"] = node(
+        "LoomValidation", vae=sources["vae"], clip=sources["clip"], prompts="a", every=2, width=64, height=64, reference=["red", 0]
+    )  # fmt: skip
+    flow["train"]["inputs"]["validation"] = ["validation", 0]
+    assert message in server.fail(prompt(flow))
+    flow = train(data(base), "blind-sweep", steps=2, save_every=2)
+    flow["checkpoints"] = node("LoomCheckpoints", run=["train", 0], include_base=True, pick="all", n=1)
+    flow["sweep"] = node("LoomSweep", checkpoints=["checkpoints", 0], **sources, prompts="a", strengths="1", seeds="1", **SIZE, reference=["red", 0])  # fmt: skip
+    flow["strip"] = node("LoomStrip", sheet=["sweep", 0], layout="grid", columns="checkpoint", rows="prompt", title="")
+    assert message in server.fail(prompt(flow))
+
+
 def test_the_shipped_graph(server, shown):
     """workflows/train_qwen_edit: train, sweep over a picture to edit, strip."""
     changes = {"name": "shipped", "references": "before", "image": "red.png"}

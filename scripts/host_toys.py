@@ -132,6 +132,10 @@ TOYS = {
 }  # fmt: skip
 TOYS["qwen-edit"] = replace(TOYS["qwen"], variant="qwen-image-edit", references=((20, 8),))
 TOYS["qwen-edit-plus"] = replace(TOYS["qwen"], variant="qwen-image-edit-plus", references=((20, 8), (8, 12)))
+TOYS["qwen-edit-2511"] = replace(
+    TOYS["qwen-edit-plus"], host_config={**TOYS["qwen"].host_config, "default_ref_method": "index_timestep_zero"}
+)
+"""References have a clock of their own. Not every version of the host knows it, so it is recorded apart."""
 TOYS["flux-kontext-two"] = replace(TOYS["flux-kontext"], references=((12, 6), (4, 10)))
 
 HEADLESS = (

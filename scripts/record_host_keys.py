@@ -95,6 +95,22 @@ def unet_names(comfy: Any) -> dict[str, dict[str, str]]:
     }
 
 
+def record_clocks(comfy: Any, folder: Path) -> None:
+    """What Qwen-Image-Edit 2511 predicts, where this version of the host knows its references' clock."""
+    import inspect
+
+    from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+    from host_toys import TOYS, toy_inputs, toy_tensor
+    from safetensors.torch import save_file
+
+    if "default_ref_method" not in inspect.signature(QwenImageTransformer2DModel.__init__).parameters:
+        return
+    toy = TOYS["qwen-edit-2511"]
+    noisy, denoised = predict(build(comfy, toy, toy_tensor), toy, toy_inputs(toy))
+    file = folder / "qwen-edit-2511.safetensors"
+    save_file({"noisy": noisy.contiguous(), "denoised": denoised.contiguous()}, file)
+
+
 TEXT_MODELS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
 
 
@@ -215,6 +231,7 @@ def main() -> None:
         print(
             f"{name}: {len(state)} tensors, {len(record['accepted'])} accepted keys, |denoised| {denoised.norm():.3f}"
         )
+    record_clocks(comfy, folder)
     save_file(adapters(comfy, toy_tensor), folder / "adapters.safetensors")
     (folder / "unets").mkdir(exist_ok=True)
     (folder / "unets" / "names.json").write_text(json.dumps(unet_names(comfy), indent=0, sort_keys=True) + "\n")

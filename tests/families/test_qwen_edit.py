@@ -20,8 +20,10 @@ from lora_loom.trainer.families.tiny import random_network
 from lora_loom.trainer.run import build_cache, dataset_batches, prepare, train
 from lora_loom.trainer.run_sweep import sweep
 from scripts import toy_texts
-from scripts.host_toys import toy_tensor
+from scripts.host_toys import TOYS, toy_inputs, toy_tensor
 from tests.conftest import SilentHost, make_config, pictures, tiny_folder
+
+from .test_native_files import load, toy_conditioning
 
 TEXTS = Path(__file__).parents[1] / "fixtures" / "host" / "texts.safetensors"
 
@@ -117,21 +119,23 @@ def test_a_folder_or_a_mark_in_the_file_says_that_it_is_an_edit_model(tmp_path):
 
 
 def test_references_of_later_models_have_a_clock_of_their_own(tmp_path):
-    """The mark in the file reaches the network: the reference's tokens are told sigma = 0."""
-    record = json.loads((TEXTS.parent / "qwen-edit.json").read_text())
-    weights = {key: toy_tensor(key, tuple(shape)) for key, shape in record["keys"].items()}
-    predictions = []
-    for mark in ({}, {qwen_image.CLEAN_CLOCK: torch.zeros(0)}):
-        save_file({**weights, **mark}, tmp_path / "base.safetensors")
-        source = open_source(str(tmp_path / "base.safetensors"))
-        family, variant = families.choose("auto", "auto", source)
-        loading = families.base.Loading(dtype=None, device=torch.device("cpu"))
-        denoiser = family.load_denoiser(source, variant, loading)
+    """The mark in the file reaches the network: both references are told sigma = 0, and ComfyUI's class predicts the same."""
+    toy, recorded = TOYS["qwen-edit-2511"], load_file(TEXTS.parent / "qwen-edit-2511.safetensors")
+    record = json.loads((TEXTS.parent / "qwen-edit-plus.json").read_text())
+    tensors = {key: toy_tensor(key, tuple(shape)) for key, shape in record["keys"].items()}
+    errors = []
+    for mark in ({qwen_image.CLEAN_CLOCK: torch.zeros(0)}, {}):
+        save_file({**tensors, **mark}, tmp_path / "base.safetensors")
+        family, denoiser = load(tmp_path / "base.safetensors")
         assert bool(denoiser.module.config.get("zero_cond_t", False)) == bool(mark)
-        cond = {"text": torch.ones(1, 4, 64), "text_mask": torch.ones(1, 4, dtype=torch.long)}
-        cond["reference"] = toy_tensor("reference", (1, 16, 4, 4)) * 4
-        predictions.append(denoiser.predict(toy_tensor("noisy", (1, 16, 4, 4)) * 8, torch.tensor([0.9]), cond))
-    assert not torch.allclose(*predictions, atol=1e-3)
+        inputs = toy_inputs(toy)
+        predicted = denoiser.predict(recorded["noisy"], inputs["sigma"], toy_conditioning(toy, family, inputs))
+        denoised = denoiser.objective.to_denoised(recorded["noisy"], predicted, inputs["sigma"])
+        errors.append(
+            float((denoised - recorded["denoised"]).norm() / (recorded["noisy"] - recorded["denoised"]).norm())
+        )
+    assert errors[0] < 1e-5
+    assert errors[1] > 1e-3, "without the mark another prediction"
 
 
 def test_texts_are_kept_per_reference(tmp_path, before):

@@ -54,8 +54,10 @@ def read(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", HEADLESS)
+@pytest.mark.parametrize("name", [*HEADLESS, "qwen-edit-2511"])
 def test_predictions_are_the_stored_ones(recorded, name):
+    if not (recorded / f"{name}.safetensors").is_file():
+        pytest.skip("this version does not know the clock of these references")
     fresh, stored = load_file(recorded / f"{name}.safetensors"), load_file(STORED / f"{name}.safetensors")
     assert torch.allclose(fresh["noisy"], stored["noisy"], rtol=1e-6)
     effect, expected = (f["noisy"] - f["denoised"] for f in (fresh, stored))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lora_loom.trainer import config as config_module
 from lora_loom.trainer.config import DatasetConfig, NetworkConfig, Section, TrainConfig
-from lora_loom.trainer.config_file import differences, digest, fixed_settings, load, parse, to_dict
+from lora_loom.trainer.config_file import changed_settings, differences, digest, fixed_settings, load, parse, to_dict
 from lora_loom.trainer.config_texts import texts
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.names import check_name
@@ -208,6 +208,16 @@ def test_fixed_settings_hold_what_must_not_change():
                   {"objective": {"loss": "huber"}}, {"data": {"resolution": 512}}, {"model": {"base": "base", "quantize": "int8"}}):  # fmt: skip
         assert fixed_settings(made(**bound), {"data": "d"}) != base, bound
     assert fixed_settings(made(), {"data": "e"}) != base
+
+
+def test_a_run_of_an_earlier_version_may_go_on():
+    """Options that came later are at rest in it; asked for otherwise, they are a difference."""
+    old = fixed_settings(made(), {"data": "d"})
+    del old["text"]["prompt_weights"], old["network"]["rslora"]
+    assert changed_settings(old, fixed_settings(made(), {"data": "d"})) == []
+    asked = fixed_settings(made(text={"prompt_weights": True}), {"data": "d"})
+    assert changed_settings(old, asked) == ["text.prompt_weights: False -> True"]
+    assert changed_settings({**old, "facts": {"data": "e"}}, asked)[0].startswith("facts.data: 'e' -> 'd'")
 
 
 def test_differences_are_readable():

@@ -168,3 +168,16 @@ def differences(old: Json, new: Json, prefix: str = "") -> list[str]:
         elif before != after:
             lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
     return lines
+
+
+def changed_settings(old: Json, new: Json) -> list[str]:
+    """`differences` between what was fixed for a run and what is asked for now. Options that the run's version did not have
+    yet count as they are by default, so that it can be continued."""
+    plain = to_dict(parse({"name": "x", "model": {"base": "x"}, "dataset": [{"folder": "x"}]}, TrainConfig))
+    filled = dict(old)
+    for section, asked in new.items():
+        if isinstance(asked, dict) and isinstance(plain.get(section), dict):
+            before = old.get(section, {})
+            later = {name: plain[section][name] for name in asked if name in plain[section] and name not in before}
+            filled[section] = {**before, **later}
+    return differences(filled, new)

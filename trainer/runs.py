@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from .checkpoint import Checkpoint, list_checkpoints
-from .config_file import Json, differences
+from .config_file import Json, changed_settings, differences
 from .errors import LoomError, RunError, StoppedError
 from .files import remove_temporaries, write_bytes, write_json, write_tensors
 from .records import StepResult
@@ -135,7 +135,7 @@ class RunFolder:
         Of changed data only the digest is known; the settings that can have changed it are looked up in `config`.
         """
         record = self.read()
-        lines = differences(record["fixed"], json.loads(json.dumps(fixed)))
+        lines = changed_settings(record["fixed"], json.loads(json.dumps(fixed)))
         if any(line.startswith("training.accumulation:") for line in lines):
             lines.append("(it counts the forward passes of all processes together)")
         if config is not None and any(line.startswith("facts.data:") for line in lines):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...trainer.checkpoint import list_checkpoints
-from ...trainer.config_file import Json, differences
+from ...trainer.config_file import Json, changed_settings
 from ...trainer.errors import RunError
 from ...trainer.records import ACTIVE
 from ...trainer.runs import RunFolder
@@ -40,7 +40,7 @@ def choose(name: str, fixed: Json, steps: int, existing: Existing, registry: Reg
         if not folder.exists():
             return Choice(folder=folder)
         job = registry.active(folder.name)
-        lines = differences(folder.read()["fixed"], json.loads(json.dumps(fixed)))
+        lines = changed_settings(folder.read()["fixed"], json.loads(json.dumps(fixed)))
         if lines and existing == "resume":
             raise RunError(
                 f"run {folder.name} exists with another configuration: {'; '.join(lines)}. Set existing_run to new, or use another name; only steps, save_every, memory and validation may change"

@@ -110,6 +110,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         if value % PATCH:
             raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
     check_teachers(listed.sets, sharded=config.memory.shard)
+    check_passes(config, base)
     shown = [one.reference_folders for one in listed.sets]
     check_shown("dataset.references", shown, base)
     check_pictures(config, base)
@@ -159,6 +160,15 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         processes=processes,
         trigger=next((one.trigger for one in listed.sets if one.trigger), ""),
     )
+
+
+def check_passes(config: TrainConfig, base: Base) -> None:
+    """Raises ConfigError: processes that share a base must all run the same passes, and captions could ask for more in one."""
+    batch_size = config.training.batch_size
+    if config.memory.shard and base.settings.by_length and batch_size > 1:
+        raise ConfigError(
+            f"training.batch_size = {batch_size} does not go with memory.shard for {base.family.name}, which runs captions of unequal length apart: use batch_size = 1, and training.accumulation = {batch_size}"
+        )
 
 
 def check_teachers(sets: Sequence[DatasetConfig], *, sharded: bool) -> None:

@@ -25,7 +25,7 @@ from lora_loom.trainer.data.cache import Cache
 from lora_loom.trainer.errors import ConfigError, LoomError, PeerError, RunError
 from lora_loom.trainer.launch import Launch, launched
 from lora_loom.trainer.processes import joined
-from lora_loom.trainer.run import run_folder, train
+from lora_loom.trainer.run import check_passes, run_folder, train
 from tests.conftest import FAMILIES, SilentHost, make_config
 from tests.training.test_resume import check_no_broken_file
 
@@ -335,6 +335,18 @@ def test_text_encoders_are_trained_by_two_processes_as_by_one(tmp_path):
     check_equal_to_one(together, alone)
     assert any(name.startswith("adapter/te.") for name in last_state(together)[0])
     check_split(tmp_path, together, "sd", **sections)  # the encoders stay whole in every process
+
+
+def test_processes_that_share_a_base_run_the_same_passes(tmp_path):
+    """SD3 runs a batch once per length of its captions, which another process's batch may have fewer of: that would hang."""
+    config = case(tmp_path, "run", training={"batch_size": 2}, memory={"shard": True})
+    with pytest.raises(
+        ConfigError, match=r"training\.batch_size = 2 does not go with memory\.shard for sd3.*accumulation = 2"
+    ):
+        check_passes(config, open_base(config.model))
+    check_passes(case(tmp_path, "one", memory={"shard": True}), open_base(config.model))
+    other = case(tmp_path, "other", "flux", training={"batch_size": 2}, memory={"shard": True})
+    check_passes(other, open_base(other.model))
 
 
 @pytest.mark.slow

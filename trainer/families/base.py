@@ -39,6 +39,8 @@ class Variant:
     """How many reference images the network can be shown together; 0 = it is no edit model."""
     text_pixels: int = 0
     """The text encoder is shown the reference images too, with the area of a square of this side in pixels; 0 = it is not."""
+    by_length: bool = False
+    """Texts of unequal length are run one length at a time: there is no mask that could hide what stands behind one."""
     text_options: tuple[str, ...] = ()
     """Fields of `Reading` that this family heeds."""
     text_parts: Mapping[str, str] = field(default_factory=dict)

@@ -54,6 +54,7 @@ VARIANTS = {
         training_shift=3.0,
         guidance_scale=5.0,
         max_text_tokens=256,
+        by_length=True,
         text_options=("clip_tokens",),
     ),
 }

@@ -39,9 +39,12 @@ class Studio:
 
     def prepare(self, shots: Sequence[Shot], model: Any) -> None:
         """Encode every text and reference image of these cells, once. Raises ConfigError if the MODEL looks at none."""
-        for shot in sorted(shots, key=lambda shot: (shot.prompt, shot.negative)):
+        for shot in shots:
             for prompt in (shot.prompt, shot.negative):
-                self.conditioning(shot, prompt)
+                self._said(shot, prompt)
+        for shot in shots:  # after all texts: the text encoder and the VAE may not fit on the device together
+            if shot.reference:
+                self._looked_at(shot)
         if shown := next((shot for shot in shots if shot.reference), None):
             self._check(shown, model.model)
 
@@ -54,14 +57,15 @@ class Studio:
 
     def conditioning(self, shot: Shot, prompt: str) -> Conditioning:
         """As ComfyUI's nodes make it of the prompt, the references and the guidance value."""
+        more = {"reference_latents": self._looked_at(shot)} if shot.reference else {}
+        said = self._said(shot, prompt)
+        return [[tensor, {**extra, "guidance": self.model_guidance, **more}] for tensor, extra in said]
+
+    def _said(self, shot: Shot, prompt: str) -> Conditioning:
         shown = shot.settings.get("reference", "")
         if (prompt, shown) not in self._texts:
             self._texts[prompt, shown] = self._encoded(prompt, self.references.get(shown, ()))
-        size = tuple(shot.settings["size"])
-        more = {"reference_latents": self._looked_at(shown, size)} if shown else {}
-        return [
-            [tensor, {**extra, "guidance": self.model_guidance, **more}] for tensor, extra in self._texts[prompt, shown]
-        ]
+        return self._texts[prompt, shown]
 
     def _encoded(self, prompt: str, paths: Sequence[Path]) -> Conditioning:
         pixels = text_pixels(self.reading)
@@ -71,8 +75,9 @@ class Studio:
         tokens = tokens_beside(self.clip, self.reading, prompt, pictures)
         return self.clip.encode_from_tokens_scheduled(tokens)
 
-    def _looked_at(self, shown: str, size: Size) -> list[Tensor]:
-        """Raw latents as a VAEEncode node gives them."""
+    def _looked_at(self, shot: Shot) -> list[Tensor]:
+        """Raw latents of its references as a VAEEncode node gives them."""
+        shown, size = shot.settings["reference"], tuple(shot.settings["size"])
         if (shown, size) not in self._latents:
             film = getattr(self.vae, "latent_dim", 2) == 3
             encoders = host_encoders(self.vae, self.clip)

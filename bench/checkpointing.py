@@ -22,10 +22,10 @@ def measure(on: bool, steps: int, answer: Any) -> None:
     import torch
     from diffusers import SD3Transformer2DModel
 
-    from lora_loom.trainer.config import NetworkConfig
-    from lora_loom.trainer.families.modules import checkpoint_blocks
+    from lora_loom.trainer.config.run import NetworkConfig
+    from lora_loom.trainer.families.common.modules import checkpoint_blocks
+    from lora_loom.trainer.families.common.tiny import random_network
     from lora_loom.trainer.families.sd3 import TARGETS
-    from lora_loom.trainer.families.tiny import random_network
     from lora_loom.trainer.lora.adapter import inject
     from lora_loom.trainer.lora.targets import resolve_targets
 

@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_loom.trainer.config import DataConfig, DatasetConfig
+from lora_loom.trainer.config.run import DataConfig, DatasetConfig
 from lora_loom.trainer.data.batches import CachedBatches, make_plan
-from lora_loom.trainer.data.cache import Cache, text_key
-from lora_loom.trainer.data.dataset import Dataset, build_dataset
-from lora_loom.trainer.data.encode import EncoderIdentity, Work, find_work
-from lora_loom.trainer.data.fill import fill, load_view
-from lora_loom.trainer.data.index import FileIndex
-from lora_loom.trainer.families.base import Encoders
+from lora_loom.trainer.data.cache.fill import fill, load_view
+from lora_loom.trainer.data.cache.keys import EncoderIdentity, Work, find_work
+from lora_loom.trainer.data.cache.store import Cache, text_key
+from lora_loom.trainer.data.images.index import FileIndex
+from lora_loom.trainer.data.sets.dataset import Dataset, build_dataset
+from lora_loom.trainer.families.common.family import Encoders
 
 from .common import interleaved, ratio, report
 
@@ -172,7 +172,7 @@ def encoding(root: Path, images: int = 12, rounds: int = 5) -> float:
     """Rate of the loop / rate of the bare VAE on pixels that are in memory already."""
     from diffusers import AutoencoderKL
 
-    from lora_loom.trainer.families.encoders import KlCodec
+    from lora_loom.trainer.families.common.encoders import KlCodec
 
     torch.manual_seed(0)
     vae = AutoencoderKL(

@@ -4,7 +4,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lora_loom.trainer.console import QuietHost
+from lora_loom.trainer.cli.console import QuietHost
 from lora_loom.trainer.demo.demo import LOSS_MARGIN, SCORE_MARGIN, Lesson, teach
 
 from .common import report

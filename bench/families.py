@@ -24,20 +24,20 @@ import torch
 from torch import Tensor, nn
 
 from lora_loom.trainer import families
-from lora_loom.trainer.config import NetworkConfig, OptimizerConfig
-from lora_loom.trainer.denoiser import Denoiser
+from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
+from lora_loom.trainer.diffusion.denoiser import Denoiser
 from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
-from lora_loom.trainer.families.base import Loading
-from lora_loom.trainer.families.modules import checkpoint_blocks
-from lora_loom.trainer.families.source import Source
-from lora_loom.trainer.frozen import compute_in
-from lora_loom.trainer.loop import LoopSettings, Training, fit
+from lora_loom.trainer.families.common.family import Loading
+from lora_loom.trainer.families.common.modules import checkpoint_blocks
+from lora_loom.trainer.families.common.source import Source
 from lora_loom.trainer.lora.adapter import inject
-from lora_loom.trainer.lora.quantize import quantize
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.optim import make_optimizer
-from lora_loom.trainer.records import Batch, Geometry
-from lora_loom.trainer.step import LossSettings
+from lora_loom.trainer.training.loop import LoopSettings, Training, fit
+from lora_loom.trainer.training.optim import make_optimizer
+from lora_loom.trainer.training.step import LossSettings
+from lora_loom.trainer.types import Batch, Geometry
+from lora_loom.trainer.weights.frozen import compute_in
+from lora_loom.trainer.weights.quantize import quantize
 
 from .common import keep, report
 from .network_sizes import SIZES, Size

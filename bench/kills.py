@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_loom.trainer.config import DataConfig, DatasetConfig
-from lora_loom.trainer.data.cache import Cache
-from lora_loom.trainer.data.cache_tools import verify
-from lora_loom.trainer.data.dataset import build_dataset
-from lora_loom.trainer.data.encode import EncoderIdentity, find_work
-from lora_loom.trainer.data.fill import ITEMS_PER_SHARD, fill
-from lora_loom.trainer.data.index import FileIndex
-from lora_loom.trainer.families.base import Encoders
+from lora_loom.trainer.config.run import DataConfig, DatasetConfig
+from lora_loom.trainer.data.cache.fill import ITEMS_PER_SHARD, fill
+from lora_loom.trainer.data.cache.keys import EncoderIdentity, find_work
+from lora_loom.trainer.data.cache.maintenance import verify
+from lora_loom.trainer.data.cache.store import Cache
+from lora_loom.trainer.data.images.index import FileIndex
+from lora_loom.trainer.data.sets.dataset import build_dataset
+from lora_loom.trainer.families.common.family import Encoders
 
 from .common import report
 from .data import write_pictures

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from lora_loom.trainer import families
-from lora_loom.trainer.families.base import Loading
-from lora_loom.trainer.families.source import open_source
+from lora_loom.trainer.families.common.family import Loading
+from lora_loom.trainer.families.common.source import open_source
 from scripts.host_toys import HEADLESS, toy_tensor
 
 from .common import report

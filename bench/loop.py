@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from lora_loom.trainer.config import NetworkConfig, OptimizerConfig
+from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
+from lora_loom.trainer.families.common.tiny import random_network
+from lora_loom.trainer.families.common.unet import UNET_TARGETS
 from lora_loom.trainer.families.sd import VARIANTS, SDDenoiser
-from lora_loom.trainer.families.tiny import random_network
-from lora_loom.trainer.families.unet import UNET_TARGETS
-from lora_loom.trainer.loop import LoopSettings, Training, fit
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.optim import make_optimizer
-from lora_loom.trainer.records import Batch, StepResult
-from lora_loom.trainer.step import LossSettings
+from lora_loom.trainer.training.loop import LoopSettings, Training, fit
+from lora_loom.trainer.training.optim import make_optimizer
+from lora_loom.trainer.training.step import LossSettings
+from lora_loom.trainer.types import Batch, StepResult
 
 from .common import interleaved, ratio, report
 

@@ -33,7 +33,7 @@ def main() -> None:
         "startup",
         {
             "import lora_loom, ms (aim < 50)": 1e3 * import_seconds("lora_loom"),
-            "import lora_loom.trainer.config, ms (aim < 50)": 1e3 * import_seconds("lora_loom.trainer.config"),
+            "import lora_loom.trainer.config, ms (aim < 50)": 1e3 * import_seconds("lora_loom.trainer.config.run"),
             "lora-loom --help, s (aim < 0.5)": command_seconds(["--help"]),
             "python -c pass, s": bare_python(),
         },

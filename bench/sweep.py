@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from lora_loom.trainer import sweep as sweep_module
 from lora_loom.trainer.base_model import open_base
-from lora_loom.trainer.config import GuidanceConfig, ModelConfig, NetworkConfig
+from lora_loom.trainer.config.run import GuidanceConfig, ModelConfig, NetworkConfig
 from lora_loom.trainer.demo.demo import ASSETS
-from lora_loom.trainer.denoiser import Denoiser
+from lora_loom.trainer.diffusion.denoiser import Denoiser
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.sweep import Axes, LoraFile, Rendering, Studio, plan_shots, render
+from lora_loom.trainer.sweep import cells as sweep_module
+from lora_loom.trainer.sweep.cells import Axes, LoraFile, Rendering, Studio, plan_shots, render
 
 from .common import report
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .inputs import AUTO, CATEGORY, EDIT_PROMPTS, link, seed, text, widget
-from .wires import CACHE, DATASET
+from .sockets.names import CACHE, DATASET
+from .widgets import AUTO, CATEGORY, EDIT_PROMPTS, link, seed, text, widget
 
 if TYPE_CHECKING:
-    from .values import DatasetValue
+    from .sockets.values import DatasetValue
 
 _PREVIOUS = link(DATASET, "Another data set; both are trained together.")
 
@@ -123,12 +123,12 @@ class LoomDataset:
     @classmethod
     def IS_CHANGED(cls, **options: Any) -> str:
         """Changes when any file does that the set is made of: images, captions, masks, reference images, tables."""
-        from .host.datasets import folder_state
+        from .host.encoding.datasets import folder_state
 
         return folder_state({**options, "folder": options.get("folder") or ""})
 
     def run(self, folder: str, captions: str, previous: DatasetValue | None = None, **options: Any) -> tuple[Any, ...]:
-        from .host.datasets import add_folder
+        from .host.encoding.datasets import add_folder
 
         return add_folder(previous, {"folder": folder, "captions": captions, **options})
 
@@ -166,7 +166,7 @@ class LoomDatasetImages:
     def run(
         self, images: Any, captions: str, masks: Any = None, previous: DatasetValue | None = None, **options: Any
     ) -> tuple[Any, ...]:
-        from .host.datasets import add_images
+        from .host.encoding.datasets import add_images
 
         shown = [options.pop(name, None) for name in ("references", "references_2", "references_3")]
         return add_images(previous, images, captions, masks, options, shown)
@@ -201,12 +201,12 @@ class LoomDatasetFile:
     @classmethod
     def IS_CHANGED(cls, path: str | None = None, **options: Any) -> str:
         """Changes when the file does, or any file that its sets are made of."""
-        from .host.datasets import file_state
+        from .host.encoding.datasets import file_state
 
         return file_state(path or "")
 
     def run(self, path: str, previous: DatasetValue | None = None) -> tuple[Any, ...]:
-        from .host.datasets import add_file
+        from .host.encoding.datasets import add_file
 
         return add_file(previous, path)
 
@@ -272,8 +272,8 @@ class LoomCache:
         edit_prompts: str = AUTO,
         **data: Any,
     ) -> dict[str, Any]:
-        from ..trainer.config import DataConfig, MemoryConfig
-        from .host.datasets import fill_cache
+        from ..trainer.config.run import DataConfig, MemoryConfig
+        from .host.encoding.datasets import fill_cache
 
         memory = MemoryConfig(vae_batch=vae_batch, vae_tiling=vae_tiling)
         value, report, sheet, shown = fill_cache(dataset, vae, clip, DataConfig(**data), seed, memory, edit_prompts)

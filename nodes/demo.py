@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from .inputs import CATEGORY
-from .wires import DATASET
+from .sockets.names import DATASET
+from .widgets import CATEGORY
 
 
 class LoomDemoModel:
@@ -26,6 +26,6 @@ class LoomDemoModel:
         return {"required": {}}
 
     def run(self) -> tuple[Any, ...]:
-        from .host.demo_model import demo_data, load_demo
+        from .host.demo.model import demo_data, load_demo
 
         return (*load_demo(), demo_data())

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from .inputs import CATEGORY, link, text
 from .train import ANY
+from .widgets import CATEGORY, link, text
 
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
 METHODS = ["rank", "sv_ratio", "sv_fro", "sv_cumulative"]
@@ -13,7 +13,7 @@ _RESULT_TOOLTIPS = ("The new file, for LoraLoader.", "What was kept, and what it
 
 
 def _lora(tooltip: str) -> tuple[list[str], dict[str, Any]]:
-    from .host.samplers import lora_names
+    from .host.sweep.sampler_names import lora_names
 
     return lora_names(), {"tooltip": tooltip}
 
@@ -54,7 +54,7 @@ class _ChangesWithItsFiles:
 
     @classmethod
     def IS_CHANGED(cls, **inputs: Any) -> str:
-        from .host.loras import stamps
+        from .host.lora_files import stamps
 
         return stamps([value for name, value in inputs.items() if name.startswith("lora")])
 
@@ -80,7 +80,7 @@ class LoomLoraInspect(_ChangesWithItsFiles):
         }
 
     def run(self, lora_name: str, model: Any = None, clip: Any = None) -> dict[str, Any]:
-        from .host.loras import inspected
+        from .host.lora_files import inspected
 
         report = inspected(lora_name, model, clip)
         return {"ui": {"text": [report]}, "result": (report,)}
@@ -108,7 +108,7 @@ class LoomLoraResize(_ChangesWithItsFiles):
         }
 
     def run(self, **options: Any) -> dict[str, Any]:
-        from .host.loras import resized
+        from .host.lora_files import resized
 
         name, report = resized(**options)
         return {"ui": {"text": [report]}, "result": (name, report)}
@@ -140,7 +140,7 @@ class LoomLoraMerge(_ChangesWithItsFiles):
         }
 
     def run(self, **options: Any) -> dict[str, Any]:
-        from .host.loras import merged
+        from .host.lora_files import merged
 
         name, report = merged(**options)
         return {"ui": {"text": [report]}, "result": (name, report)}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .inputs import CATEGORY, PROMPT_LIBRARY, seed, shown, text, widget
-from .wires import MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, VALIDATION
+from .sockets.names import MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, VALIDATION
+from .widgets import CATEGORY, PROMPT_LIBRARY, seed, shown, text, widget
 
 if TYPE_CHECKING:
-    from .values import MemoryValue, NetworkValue, ObjectiveValue, ValidationValue
+    from .sockets.values import MemoryValue, NetworkValue, ObjectiveValue, ValidationValue
 
 SETTINGS = f"{CATEGORY}/settings"
 PREDICTED = "regex: and a pattern, or a preset: default, attention, attention+mlp, all, and conv for UNets."
@@ -52,8 +52,8 @@ class LoomNetwork:
         }
 
     def run(self, alpha: float, **options: Any) -> tuple[NetworkValue]:
-        from ..trainer.config import NetworkConfig
-        from .values import NetworkValue
+        from ..trainer.config.run import NetworkConfig
+        from .sockets.values import NetworkValue
 
         return (NetworkValue(network=NetworkConfig(alpha=alpha or None, **options)),)
 
@@ -108,10 +108,10 @@ class LoomOptimizer:
         steps_shown: int = 1000,
         **shape: Any,
     ) -> tuple[Any, ...]:
-        from ..trainer.config import OptimizerConfig, ScheduleConfig
-        from ..trainer.optim import check_optimizer
-        from .host.plots import curve_image
-        from .values import OptimizerValue
+        from ..trainer.config.run import OptimizerConfig, ScheduleConfig
+        from ..trainer.training.optim import check_optimizer
+        from .host.runs.plots import curve_image
+        from .sockets.values import OptimizerValue
 
         optimizer = OptimizerConfig(name=name, weight_decay=weight_decay, clip_norm=clip_norm)
         check_optimizer(optimizer)
@@ -154,15 +154,15 @@ class LoomObjective:
         }
 
     def run(self, shift: str, **options: Any) -> tuple[ObjectiveValue]:
-        from ..trainer.config import ObjectiveConfig
-        from .values import ObjectiveValue
+        from ..trainer.config.run import ObjectiveConfig
+        from .sockets.values import ObjectiveValue
 
         return (ObjectiveValue(objective=ObjectiveConfig(shift=parse_shift(shift), **options)),)
 
 
 def parse_shift(written: str) -> Any:
     """A number, "auto" or "resolution". Raises ConfigError."""
-    from ..trainer.config import require
+    from ..trainer.config.run import require
 
     if written.strip() in ("auto", "resolution"):
         return written.strip()
@@ -210,8 +210,8 @@ class LoomMemory:
     def run(
         self, gradient_checkpointing: bool, precision: str, quantize: str, yield_max_s: float, prefetch: int = 1
     ) -> tuple[MemoryValue]:
-        from ..trainer.config import MemoryConfig
-        from .values import MemoryValue
+        from ..trainer.config.run import MemoryConfig
+        from .sockets.values import MemoryValue
 
         memory = MemoryConfig(gradient_checkpointing=gradient_checkpointing, prefetch=prefetch)
         return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
@@ -281,6 +281,6 @@ class LoomValidation:
         return library_state(prompt_library or "")
 
     def run(self, vae: Any, clip: Any, prompts: str, **options: Any) -> tuple[ValidationValue]:
-        from .host.previews import prepare_validation
+        from .host.runs.previews import prepare_validation
 
         return (prepare_validation(vae, clip, prompts, options),)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .inputs import CATEGORY, PROMPT_LIBRARY, link, shown, text, widget
-from .wires import CACHE, CHECKPOINTS, GUIDANCE, RUN, SHEET
+from .sockets.names import CACHE, CHECKPOINTS, GUIDANCE, RUN, SHEET
+from .widgets import CATEGORY, PROMPT_LIBRARY, link, shown, text, widget
 
 if TYPE_CHECKING:
-    from .values import CacheValue, CheckpointsValue, GuidanceValue, RunValue, SheetValue
+    from .sockets.values import CacheValue, CheckpointsValue, GuidanceValue, RunValue, SheetValue
 
 AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler, separated by commas. An axis named on neither side splits the strip into pages."
 
@@ -60,14 +60,14 @@ class LoomCheckpoints:
 
     @classmethod
     def IS_CHANGED(cls, **inputs: Any) -> str:
-        from .host.control import states
+        from .host.runs.actions import states
 
         return states()
 
     def run(
         self, include_base: bool, pick: Any, n: int, run: RunValue | None = None, files: str = ""
     ) -> tuple[CheckpointsValue]:
-        from .host.sheets import collect
+        from .host.sweep.sheets import collect
 
         return (collect(run, files, pick, n, include_base=include_base),)
 
@@ -97,8 +97,8 @@ class LoomGuidance:
         }
 
     def run(self, cfg: float, previous: GuidanceValue | None = None, **options: Any) -> tuple[GuidanceValue]:
-        from ..trainer.config import GuidanceConfig
-        from .values import GuidanceValue
+        from ..trainer.config.run import GuidanceConfig
+        from .sockets.values import GuidanceValue
 
         setting = GuidanceConfig(scale=cfg, **options)
         return (GuidanceValue(settings=(*(previous.settings if previous else ()), setting)),)
@@ -116,7 +116,7 @@ class LoomSweep:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        from .host.samplers import sampler_names
+        from .host.sweep.sampler_names import sampler_names
 
         samplers, schedulers = sampler_names()
         return {
@@ -184,7 +184,7 @@ class LoomSweep:
         guidance: GuidanceValue | None = None,
         **options: Any,
     ) -> tuple[Any, ...]:
-        from .host.sheets import rendered_sheet
+        from .host.sweep.sheets import rendered_sheet
 
         return rendered_sheet(model, vae, clip, checkpoints, guidance, options)
 
@@ -231,7 +231,7 @@ class LoomScore:
         clip_vision: Any = None,
         trigger: str = "",
     ) -> dict[str, Any]:
-        from .host.scores import scored_sheet
+        from .host.sweep.scores import scored_sheet
 
         value, table, plot, shown = scored_sheet(sheet, cache, model, clip_vision, trigger)
         return {"ui": {"text": [table], "images": [shown]}, "result": (value, table, plot)}
@@ -268,7 +268,7 @@ class LoomStrip:
 
     def run(self, sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> dict[str, Any]:
         from .host.paths import shown
-        from .host.sheets import drawn_strip
+        from .host.sweep.sheets import drawn_strip
 
         paths, image = drawn_strip(sheet, layout, columns, rows, title)
         return {"ui": {"images": [shown(path) for path in paths]}, "result": (image, str(paths[0]))}
@@ -291,6 +291,6 @@ class LoomAPG:
         }
 
     def run(self, model: Any, eta: float, norm_threshold: float, momentum: float, rescale: float = 0.0) -> tuple[Any]:
-        from .host.apg import add_guidance
+        from .host.sweep.apg import add_guidance
 
         return (add_guidance(model, eta, norm_threshold, momentum, rescale),)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .inputs import CATEGORY, link, seed, text, widget
-from .wires import CACHE, MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, RUN, VALIDATION
+from .sockets.names import CACHE, MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, RUN, VALIDATION
+from .widgets import CATEGORY, link, seed, text, widget
 
 if TYPE_CHECKING:
-    from .values import CacheValue, MemoryValue, NetworkValue, ObjectiveValue, OptimizerValue, RunValue, ValidationValue
+    from .sockets.values import (
+        CacheValue,
+        MemoryValue,
+        NetworkValue,
+        ObjectiveValue,
+        OptimizerValue,
+        RunValue,
+        ValidationValue,
+    )
 
 
 class AnyType(str):
@@ -101,12 +109,12 @@ class LoomTrain:
     @classmethod
     def IS_CHANGED(cls, name: str, **options: Any) -> str:
         """Only whether there is something to start: an unchanged graph queued again starts nothing, a failed run goes on."""
-        from .host.control import needs_start
+        from .host.runs.actions import needs_start
 
         return needs_start(name)
 
     def run(self, prompt: Any = None, node_id: Any = None, **inputs: Any) -> dict[str, Any]:
-        from .host.control import start
+        from .host.runs.actions import start
 
         run, lora_name, curve = start(
             _request(inputs), inputs["model"], inputs["mode"], inputs["existing_run"], prompt, node_id
@@ -118,9 +126,9 @@ def _request(inputs: dict[str, Any]) -> Any:
     """The settings groups, or their defaults, and this node's own widgets as one request."""
     from dataclasses import replace
 
-    from ..trainer.config import NetworkConfig, ObjectiveConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
-    from ..trainer.names import check_name
-    from .host.training import TrainRequest, default_memory, with_rate
+    from ..trainer.config.run import NetworkConfig, ObjectiveConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+    from ..trainer.storage.names import check_name
+    from .host.runs.session import TrainRequest, default_memory, with_rate
 
     network: NetworkValue | None = inputs.get("network")
     optimizer: OptimizerValue | None = inputs.get("optimizer")
@@ -167,12 +175,12 @@ class LoomWait:
 
     @classmethod
     def IS_CHANGED(cls, **inputs: Any) -> str:
-        from .host.control import states
+        from .host.runs.actions import states
 
         return states()
 
     def run(self, run: RunValue) -> tuple[Any, ...]:
-        from .host.control import wait
+        from .host.runs.actions import wait
 
         return wait(run)
 
@@ -192,11 +200,11 @@ class LoomRun:
 
     @classmethod
     def IS_CHANGED(cls, name: str) -> str:
-        from .host.control import state_of
+        from .host.runs.actions import state_of
 
         return state_of(name)
 
     def run(self, name: str) -> tuple[RunValue]:
-        from .host.control import open_run
+        from .host.runs.actions import open_run
 
         return (open_run(name),)

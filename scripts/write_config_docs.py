@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from lora_loom.trainer import config as config_module
-from lora_loom.trainer.config import Section, TrainConfig
-from lora_loom.trainer.config_texts import texts
+from lora_loom.trainer.config import run as config_module
+from lora_loom.trainer.config.help_texts import texts
+from lora_loom.trainer.config.run import Section, TrainConfig
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 INTRO = """# Configuration
@@ -37,7 +37,7 @@ def shown_type(field: dataclasses.Field[object]) -> str:
     if isinstance(field.type, type):
         return field.type.__name__
     text = str(field.type)
-    for noise in ("typing.Literal", "typing.", "lora_loom.trainer.config.", "lora_loom.trainer.config_data."):
+    for noise in ("typing.Literal", "typing.", "lora_loom.trainer.config.run.", "lora_loom.trainer.config.dataset."):
         text = text.replace(noise, "")
     return (
         text.replace("|", "or").removeprefix("[").removesuffix("]") if text.startswith("[") else text.replace("|", "or")

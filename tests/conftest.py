@@ -20,6 +20,9 @@ settings.register_profile("here", deadline=None, max_examples=60)  # shared mach
 settings.load_profile("here")
 torch.set_num_threads(1)
 
+HOST_FIXTURES = Path(__file__).parent / "fixtures" / "host"
+"""What a real ComfyUI answered, recorded by scripts/record_host_*.py."""
+
 FAMILIES = ("flux", "lumina2", "qwen_image", "sd", "sd3", "sdxl")
 
 
@@ -32,7 +35,7 @@ def _scratch() -> tempfile.TemporaryDirectory:
 def tiny_folder(family: str) -> Path:
     """The family's tiny base as a diffusers folder, made once."""
     from lora_loom.trainer import families
-    from lora_loom.trainer.families.tiny import save_folder
+    from lora_loom.trainer.families.common.tiny import save_folder
 
     return save_folder(families.get(family).tiny(), Path(_scratch().name) / family)
 
@@ -91,8 +94,8 @@ class SilentHost:
 
 def make_config(family: str, root: Path, **sections):
     """A quick run of a tiny base; `sections` are merged into the tables."""
-    from lora_loom.trainer.config import TrainConfig
-    from lora_loom.trainer.config_file import parse
+    from lora_loom.trainer.config.run import TrainConfig
+    from lora_loom.trainer.config.toml import parse
 
     tables = {
         "name": "run",

@@ -1,173 +1,113 @@
-"""The shape of the code, kept as a test: who may import whom, and how long a file may grow."""
+"""The shape of the code, kept as a test: which room may import which, and how large rooms and files may grow."""
 
-import ast
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "server", "nodes"}
-MAX_LINES = 400
-# A module of trainer/ may import only from its own layer or one above it in this list.
-LAYERS = [
-    {"errors", "names", "launch", "seeding", "records", "axes", "pace", "fonts", "text_drawing", "prompt_library"},
-    {"config", "config_base", "config_data", "config_texts", "files", "tensor_files"},
-    {"config_file", "idle_options", "identity", "schedule", "memory", "watch", "trackers", "server_client"},
-    {"workflow", "server_words", "remote_runs"},
-    {"submit"},
-    {"processes"},
-    {
-        "diffusion",
-        "data.images",
-        "data.saliency",
-        "data.look",
-        "data.buckets",
-        "data.captions",
-        "picture_statistics",
-        "clip_encoder",
-        "ranking",
-    },
-    {"denoiser", "frozen", "optim", "sharding"},
-    {"lora"},
-    {"families", "sample"},
-    {"data"},
-    {"step", "objective_settings"},
-    {"loop", "evaluate", "base_model", "text_places", "lora_places", "lora_convert", "base_tools"},
-    {"checkpoint", "lora_formats", "text_lora"},
-    {"runs", "cell_graph"},
-    {"shown"},
-    {"validation", "session", "sweep", "strip", "sheet_page", "score", "score_report"},
-    {"run"},
-    {"run_sweep"},
-    {"run_score"},
-    {"demo"},
-    {"console", "cli", "cli_common", "cli_tools", "cli_convert", "cli_server", "server_console", "cli_cache"},
-    {"__main__", ""},
+from tests.import_graph import ROOT, SOURCES, cycles, imported, module_name
+
+# A room of trainer/ imports itself and the rooms before it; what stands on one line still has an order, from left to right.
+ROOMS = [
+    "errors",
+    "types",
+    "seeding",
+    "eta",
+    "drawing",
+    "storage",
+    "weights",
+    "diffusion",
+    "config",
+    "distributed",
+    "families.common",
+    "families",
+    "base_model",
+    "lora",
+    "data.images",
+    "data.sets",
+    "data.cache",
+    "data",
+    "training",
+    "lora_tools",
+    "runs",
+    "sweep",
+    "score",
+    "comfy_api",
+    "demo",
+    "cli",
 ]
-SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("nodes/**/*.py"), *ROOT.glob("trainer/**/*.py")])
-TRAINER = sorted(ROOT.glob("trainer/**/*.py"))
+COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "server", "nodes"}
+PATHS = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
-def shown(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+def room(module):
+    return max((name for name in ROOMS if f"{module}.".startswith(f"trainer.{name}.")), key=len, default="")
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT / "trainer").with_suffix("").parts).removesuffix("__init__").rstrip(".")
+def problems(path, source):
+    me, names = module_name(path), imported(path, source)
+    if me in ("trainer", "trainer.__main__") or me.startswith("nodes.host"):  # the front door; the seam to ComfyUI
+        return names & {"nodes"}
+    if me.startswith("nodes"):
+        return names & COMFY | {name for name in imported(path, source, top_level_only=True) if "nodes.host" in name}
+    upward = {name for name in names if name.startswith("trainer.") and ROOMS.index(room(name)) > ROOMS.index(room(me))}
+    return names & COMFY | upward | {name for name in names if name.startswith("nodes.")}
 
 
-def layer(module: str) -> int:
-    """The most specific entry decides."""
-    best, found = -1, None
-    for index, names in enumerate(LAYERS):
-        for name in names:
-            if (module == name or (name and module.startswith(name + "."))) and len(name) > best:
-                best, found = len(name), index
-    assert found is not None, f"trainer/{module} is in no layer: add it to LAYERS"
-    return found
+@PATHS
+def test_a_file_is_short_and_imports_only_what_its_room_may(path):
+    source = path.read_text(encoding="utf-8")
+    assert not problems(path, source)
+    assert len(source.splitlines()) <= 400
 
 
-def imports(path: Path) -> list[str]:
-    """Absolute dotted names imported by `path`, relative imports resolved against the pack root."""
-    package = list(path.relative_to(ROOT).with_suffix("").parts)[:-1]
-    found: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            stem = [*base, *(node.module.split(".") if node.module else [])]
-            found += [".".join([*stem, alias.name]) for alias in node.names]
-    return found
-
-
-def trainer_imports(path: Path) -> list[str]:
-    """Modules of trainer/ that `path` imports."""
-    modules = {module_name(other) for other in TRAINER}
-    targets = []
-    for name in imports(path):
-        if name.startswith("trainer."):
-            target = name.removeprefix("trainer.")
-            while target and target not in modules:
-                target = target.rpartition(".")[0]
-            targets.append(target)
-    return targets
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=shown)
-def test_file_is_short(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
-
-
-@pytest.mark.parametrize("path", TRAINER, ids=shown)
-def test_trainer_imports_only_upward_and_never_comfyui(path):
-    me = module_name(path)
-    for name in imports(path):
-        assert name.split(".")[0] not in COMFY, f"{shown(path)} imports {name}"
-    for target in trainer_imports(path):
-        assert layer(target) <= layer(me), f"{me} must not import {target}"
+def test_rooms_are_small():
+    sizes = Counter(path.parent.relative_to(ROOT).as_posix() for path in SOURCES)
+    assert sizes["trainer"] <= 8
+    assert max(sizes.values()) <= 17, sizes.most_common(3)
 
 
 def test_no_import_cycle():
-    graph = {module_name(path): set(trainer_imports(path)) - {module_name(path)} for path in TRAINER}
-    seen, stack = set(), []
-
-    def visit(module: str) -> None:
-        assert module not in stack, " -> ".join([*stack[stack.index(module) :], module])
-        if module not in seen:
-            stack.append(module)
-            for target in sorted(graph.get(module, ())):
-                visit(target)
-            stack.pop()
-            seen.add(module)
-
-    for module in sorted(graph):
-        visit(module)
+    assert not cycles(
+        {module_name(path): imported(path, path.read_text(encoding="utf-8")) - {module_name(path)} for path in SOURCES}
+    )
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("nodes/**/*.py")), ids=shown)
-def test_nodes_never_import_comfyuis_nodes_module(path):
-    assert "nodes" not in imports(path), "our nodes/ folder shadows it outside ComfyUI"
+def test_every_file_of_families_is_a_family_and_only_discovery_names_one():
+    families = {path.stem for path in SOURCES if path.parent == ROOT / "trainer/families"} - {"__init__"}
+    for path in SOURCES:
+        named = {
+            name
+            for name in imported(path, path.read_text(encoding="utf-8"))
+            if name.removeprefix("trainer.families.") in families
+        }
+        assert not named or path.parent == ROOT / "trainer/families", f"{path} names {named}"
+        assert (
+            path.parent != ROOT / "trainer/families"
+            or path.stem not in families
+            or "FAMILY = " in path.read_text(encoding="utf-8")
+        )
 
 
-@pytest.mark.parametrize("path", [p for p in sorted(ROOT.glob("nodes/**/*.py")) if "host" not in p.parts], ids=shown)
-def test_only_the_seam_imports_comfyui(path):
-    for name in imports(path):
-        top = name.split(".")[0]
-        ours = top == "nodes" and name != "nodes"  # a relative import of our own folder; a bare one is ComfyUI's module
-        assert ours or top not in COMFY, f"{shown(path)} imports {name}: go through nodes/host/"
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("trainer/diffusion/loss.py", "from ..runs.session import Session"),  # upward
+        ("trainer/config/toml.py", "from .. import cli"),  # a whole room, upward
+        (
+            "trainer/data/images/load.py",
+            "def f():\n    from ..cache.store import Cache",
+        ),  # inside a function, between siblings
+        ("trainer/lora/patch.py", "import comfy.utils"),
+        ("trainer/lora/patch.py", "from ...nodes.host import paths"),
+        ("nodes/train.py", "from .host.runs import actions"),  # before a node runs
+        ("nodes/train.py", "def f():\n    import folder_paths"),
+        ("nodes/host/paths.py", "import nodes"),  # our own folder shadows it outside ComfyUI
+    ],
+)
+def test_the_rules_notice_a_forbidden_import(place, line):
+    assert not problems(ROOT / place, "from ..errors import LoomError\n" if place.startswith("trainer/d") else "")
+    assert problems(ROOT / place, line)
 
 
-def test_a_family_is_known_to_no_other_file():
-    shared = {
-        "__init__",
-        "base",
-        "source",
-        "keymap",
-        "modules",
-        "encoders",
-        "tiny",
-        "unet",
-        "unet_names",
-        "qwen_text",
-        "lora_names",
-        "lora_layouts",
-        "host_graphs",
-        "wording",
-        "prompt_weights",
-    }
-    families = {p.stem for p in (ROOT / "trainer/families").glob("*.py")} - shared
-    assert families
-    for path in TRAINER:
-        if path.parent.name == "families" and path.stem in families:
-            continue
-        for name in imports(path):
-            assert not (name.startswith("trainer.families.") and name.split(".")[2] in families), shown(path)
-
-
-def test_the_same_rules_fail_on_a_bad_import(tmp_path, monkeypatch):
-    """The rules above can fail: the layer of a low module is below that of a high one, and ComfyUI's names are known."""
-    assert layer("step") < layer("run")
-    assert layer("data.images") < layer("data.cache")
-    with pytest.raises(AssertionError, match="in no layer"):
-        layer("brand_new")
+def test_a_cycle_is_noticed():
+    assert cycles({"a": ["b"], "b": ["c"], "c": ["a"]}) == ["a -> b -> c -> a"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lora_loom.trainer as api
-from tests.automation.fake import GRAPH, FakeComfyUI
+from tests.comfy_api.fake import GRAPH, FakeComfyUI
 from tests.conftest import pictures
 
 ROOT = Path(__file__).resolve().parents[1]

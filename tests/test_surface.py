@@ -11,9 +11,9 @@ from pathlib import Path
 import typer
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
-from lora_loom.trainer import config as config_module
-from lora_loom.trainer.cli import app
-from lora_loom.trainer.config import Section
+from lora_loom.trainer.cli.main import app
+from lora_loom.trainer.config import run as config_module
+from lora_loom.trainer.config.run import Section
 
 RECORD = Path(__file__).with_name("surface.json")
 

@@ -5,55 +5,55 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base_model import open_base as open_base
-    from .base_tools import extract_lora as extract_lora
-    from .base_tools import merge_into_base as merge_into_base
-    from .config import ModelConfig as ModelConfig
-    from .config import TrainConfig as TrainConfig
-    from .config_file import load as load_config
-    from .config_file import parse as parse_config
-    from .console import QuietHost as QuietHost
+    from .cli.console import QuietHost as QuietHost
+    from .comfy_api.client import ComfyServer as ComfyServer
+    from .comfy_api.runs import RemoteRuns as RemoteRuns
+    from .comfy_api.submit import submit as submit_prompts
+    from .comfy_api.workflow import load_workflow as load_workflow
+    from .comfy_api.workflow import plan_prompts as plan_prompts
+    from .comfy_api.workflow import with_settings as with_settings
+    from .config.run import ModelConfig as ModelConfig
+    from .config.run import TrainConfig as TrainConfig
+    from .config.toml import load as load_config
+    from .config.toml import parse as parse_config
     from .errors import LoomError as LoomError
-    from .lora.merge import merge_loras as merge_loras
-    from .lora.resize import Keep as Keep
-    from .lora.resize import resize as resize_lora
-    from .lora.tools import inspect as inspect_lora
-    from .lora_convert import convert as convert_lora
-    from .lora_places import recognise as recognise
-    from .remote_runs import RemoteRuns as RemoteRuns
-    from .run import train as train_lora
-    from .run_sweep import sweep as sweep_checkpoints
-    from .run_sweep import write_strips as write_strips
-    from .server_client import ComfyServer as ComfyServer
-    from .submit import submit as submit_prompts
-    from .workflow import load_workflow as load_workflow
-    from .workflow import plan_prompts as plan_prompts
-    from .workflow import with_settings as with_settings
+    from .lora_tools.base_keys import recognise as recognise
+    from .lora_tools.convert import convert as convert_lora
+    from .lora_tools.inspect import inspect as inspect_lora
+    from .lora_tools.merge import merge_loras as merge_loras
+    from .lora_tools.resize import Keep as Keep
+    from .lora_tools.resize import resize as resize_lora
+    from .lora_tools.with_base import extract_lora as extract_lora
+    from .lora_tools.with_base import merge_into_base as merge_into_base
+    from .runs.headless import train as train_lora
+    from .sweep.run import sweep as sweep_checkpoints
+    from .sweep.run import write_strips as write_strips
 
 _FROM = {
     "open_base": "base_model.open_base",
-    "extract_lora": "base_tools.extract_lora",
-    "merge_into_base": "base_tools.merge_into_base",
-    "ModelConfig": "config.ModelConfig",
-    "TrainConfig": "config.TrainConfig",
-    "load_config": "config_file.load",
-    "parse_config": "config_file.parse",
-    "QuietHost": "console.QuietHost",
+    "extract_lora": "lora_tools.with_base.extract_lora",
+    "merge_into_base": "lora_tools.with_base.merge_into_base",
+    "ModelConfig": "config.run.ModelConfig",
+    "TrainConfig": "config.run.TrainConfig",
+    "load_config": "config.toml.load",
+    "parse_config": "config.toml.parse",
+    "QuietHost": "cli.console.QuietHost",
     "LoomError": "errors.LoomError",
-    "merge_loras": "lora.merge.merge_loras",
-    "Keep": "lora.resize.Keep",
-    "resize_lora": "lora.resize.resize",
-    "inspect_lora": "lora.tools.inspect",
-    "convert_lora": "lora_convert.convert",
-    "recognise": "lora_places.recognise",
-    "RemoteRuns": "remote_runs.RemoteRuns",
-    "train_lora": "run.train",
-    "sweep_checkpoints": "run_sweep.sweep",
-    "write_strips": "run_sweep.write_strips",
-    "ComfyServer": "server_client.ComfyServer",
-    "submit_prompts": "submit.submit",
-    "load_workflow": "workflow.load_workflow",
-    "plan_prompts": "workflow.plan_prompts",
-    "with_settings": "workflow.with_settings",
+    "merge_loras": "lora_tools.merge.merge_loras",
+    "Keep": "lora_tools.resize.Keep",
+    "resize_lora": "lora_tools.resize.resize",
+    "inspect_lora": "lora_tools.inspect.inspect",
+    "convert_lora": "lora_tools.convert.convert",
+    "recognise": "lora_tools.base_keys.recognise",
+    "RemoteRuns": "comfy_api.runs.RemoteRuns",
+    "train_lora": "runs.headless.train",
+    "sweep_checkpoints": "sweep.run.sweep",
+    "write_strips": "sweep.run.write_strips",
+    "ComfyServer": "comfy_api.client.ComfyServer",
+    "submit_prompts": "comfy_api.submit.submit",
+    "load_workflow": "comfy_api.workflow.load_workflow",
+    "plan_prompts": "comfy_api.workflow.plan_prompts",
+    "with_settings": "comfy_api.workflow.with_settings",
 }
 __all__ = [
     "ComfyServer",

@@ -1,5 +1,5 @@
 """python -m lora_loom.trainer"""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -5,17 +5,17 @@ from dataclasses import dataclass, fields
 import torch
 
 from . import families
-from .config import ModelConfig, TextConfig
-from .data.encode import EncoderIdentity
-from .denoiser import Denoiser
+from .config.run import ModelConfig, TextConfig
+from .data.cache.keys import EncoderIdentity
+from .diffusion.denoiser import Denoiser
+from .distributed.sharding import shard
 from .errors import ConfigError
-from .families.base import DEFAULT_READING, Encoders, Family, Loading, Reading, Variant
-from .families.encoders import encoder_parts, require_parts
-from .families.modules import checkpoint_blocks
-from .families.source import Source, open_source
-from .identity import files_identity, folder_identity
-from .memory import choose_device, compute_dtype, storage_dtype
-from .sharding import shard
+from .families.common.encoders import encoder_parts, require_parts
+from .families.common.family import DEFAULT_READING, Encoders, Family, Loading, Reading, Variant
+from .families.common.modules import checkpoint_blocks
+from .families.common.source import Source, open_source
+from .storage.fingerprint import files_identity, folder_identity
+from .weights.devices import choose_device, compute_dtype, storage_dtype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 import folder_paths
 
 from ...trainer.errors import ConfigError
-from ...trainer.files import write_bytes
-from ...trainer.names import check_name
-from ...trainer.runs import RunFolder
+from ...trainer.runs.run_folder import RunFolder
+from ...trainer.storage.atomic import write_bytes
+from ...trainer.storage.names import check_name
 
 SETTINGS_NAME = "lora_loom.json"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}

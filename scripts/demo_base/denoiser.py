@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from lora_loom.trainer.demo.scenes import Scene, random_scene
 from lora_loom.trainer.diffusion.guidance import CFG
-from lora_loom.trainer.families.encoders import TinyCodec, penultimate
+from lora_loom.trainer.diffusion.sample import SampleSettings, sample, start_noise
+from lora_loom.trainer.families.common.encoders import TinyCodec, penultimate
 from lora_loom.trainer.families.sd3 import FAMILY, SD3Denoiser, SD3Text
-from lora_loom.trainer.sample import SampleSettings, sample, start_noise
 
 from .judge import Verdict, judge
 from .pictures import held_out, training_scene

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from lora_loom.trainer.base_model import open_base
-from lora_loom.trainer.config import ModelConfig
+from lora_loom.trainer.config.run import ModelConfig
 from lora_loom.trainer.demo.scenes import random_scene
-from lora_loom.trainer.families.source import read_shapes
+from lora_loom.trainer.families.common.source import read_shapes
 
 from .denoiser import generate, held_out_scenes, pixels_of, rate
 from .judge import judge

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_loom.trainer.config import TrainConfig
-from lora_loom.trainer.config_data import DatasetConfig
-from lora_loom.trainer.config_file import parse, tomllib
-from lora_loom.trainer.data.buckets import Buckets
-from lora_loom.trainer.data.kohya_file import kohya_sets
-from lora_loom.trainer.data.simpletuner_file import simpletuner_sets
-from lora_loom.trainer.idle_options import refuse_idle_options
+from lora_loom.trainer.config.dataset import DatasetConfig
+from lora_loom.trainer.config.run import TrainConfig
+from lora_loom.trainer.config.toml import parse, tomllib
+from lora_loom.trainer.config.unused import refuse_idle_options
+from lora_loom.trainer.data.sets.buckets import Buckets
+from lora_loom.trainer.data.sets.kohya import kohya_sets
+from lora_loom.trainer.data.sets.simpletuner import simpletuner_sets
 
 PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
 TOML, JSON = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("toml", "json"))

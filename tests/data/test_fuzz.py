@@ -11,13 +11,13 @@ import pyarrow.parquet
 import pytest
 from PIL import Image, features
 
-from lora_loom.trainer.data.dataset_file import read_dataset_file
-from lora_loom.trainer.data.images import load_pixels, upright_size
-from lora_loom.trainer.data.look import look
-from lora_loom.trainer.data.metadata import read_table
+from lora_loom.trainer.data.images.load import load_pixels, upright_size
+from lora_loom.trainer.data.images.probe import look
+from lora_loom.trainer.data.sets.dataset_file import read_dataset_file
+from lora_loom.trainer.data.sets.tables import read_table
 from lora_loom.trainer.demo.scenes import random_scene
 from lora_loom.trainer.errors import LoomError
-from lora_loom.trainer.records import Geometry
+from lora_loom.trainer.types import Geometry
 
 SECONDS = 2
 
@@ -115,7 +115,7 @@ def test_damaged_images_often(tmp_path, seed):
 
 def descriptions(folder):
     """Files that say what a data set is, of every kind."""
-    from tests.data.test_dataset_file import KOHYA, TUNER
+    from tests.data.sets.test_dataset_file import KOHYA, TUNER
 
     contents = {
         "kohya.toml": KOHYA,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from lora_loom.trainer.data.prefetch import Prefetched
 from lora_loom.trainer.errors import RunError
-from lora_loom.trainer.records import Batch
-from lora_loom.trainer.run import train
+from lora_loom.trainer.runs.headless import train
+from lora_loom.trainer.types import Batch
 from tests.conftest import SilentHost, make_config
 
 CPU = torch.device("cpu")

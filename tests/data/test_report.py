@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_loom.trainer.config import DataConfig, DatasetConfig
-from lora_loom.trainer.data.contact import (
+from lora_loom.trainer.config.run import DataConfig, DatasetConfig
+from lora_loom.trainer.data.contact_sheet import (
     CROP,
     MAX_CELLS,
     Thumbnail,
@@ -22,14 +22,14 @@ from lora_loom.trainer.data.contact import (
     shortened,
     thumbnails,
 )
-from lora_loom.trainer.data.dataset import build_dataset
-from lora_loom.trainer.data.duplicates import NEAR, SAME_COLOUR, near_duplicates
-from lora_loom.trainer.data.index import FileIndex
-from lora_loom.trainer.data.look import look
+from lora_loom.trainer.data.images.duplicates import NEAR, SAME_COLOUR, near_duplicates
+from lora_loom.trainer.data.images.index import FileIndex
+from lora_loom.trainer.data.images.probe import look
 from lora_loom.trainer.data.report import epochs, epochs_text, make_report, refuse_warnings
+from lora_loom.trainer.data.sets.dataset import build_dataset
 from lora_loom.trainer.demo.scenes import random_scene
+from lora_loom.trainer.drawing.fonts import font
 from lora_loom.trainer.errors import DataError
-from lora_loom.trainer.fonts import font
 from tests.conftest import pictures
 
 

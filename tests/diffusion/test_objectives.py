@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching, VPrediction, shift_sigma
+from tests.conftest import HOST_FIXTURES
 
-HOST = Path(__file__).parents[1] / "fixtures" / "host"
+HOST = HOST_FIXTURES
 OBJECTIVES = [Epsilon(), VPrediction(), VPrediction(zero_terminal_snr=True), FlowMatching(), FlowMatching(shift=3.0)]
 
 

@@ -1,27 +1,26 @@
 """The contract every family keeps; a new family file is tested by being there."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from lora_loom.trainer import families
-from lora_loom.trainer.config import NetworkConfig
+from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.diffusion.samplers import schedule
-from lora_loom.trainer.families.base import Loading
-from lora_loom.trainer.families.lora_names import owners, unmatched
-from lora_loom.trainer.families.modules import checkpoint_blocks
-from lora_loom.trainer.families.source import open_source
+from lora_loom.trainer.families.common.family import Loading
+from lora_loom.trainer.families.common.lora_names import owners, unmatched
+from lora_loom.trainer.families.common.modules import checkpoint_blocks
+from lora_loom.trainer.families.common.source import open_source
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.state_dict import to_file, to_training
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.records import Geometry
-from tests.conftest import tiny_folder
+from lora_loom.trainer.types import Geometry
+from tests.conftest import HOST_FIXTURES, tiny_folder
 
 ALL = families.all_families()
-HOST = Path(__file__).parents[1] / "fixtures" / "host"
+HOST = HOST_FIXTURES
 CPU = Loading(dtype=None, device=torch.device("cpu"))
 
 

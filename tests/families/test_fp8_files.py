@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_loom.trainer.errors import ModelFileError
-from lora_loom.trainer.families.base import Loading
+from lora_loom.trainer.families.common.family import Loading
 from scripts.host_toys import HEADLESS, TOYS, toy_inputs
 
 from .test_native_files import load, toy_conditioning, weights

@@ -4,26 +4,25 @@
 layout of the original file: q, k and v side by side, halves in the host's order.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
-from lora_loom.trainer.config import NetworkConfig
+from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
-from lora_loom.trainer.families.keymap import to_native
-from lora_loom.trainer.families.modules import checkpoint_blocks
-from lora_loom.trainer.families.source import open_source
+from lora_loom.trainer.families.common.keymap import to_native
+from lora_loom.trainer.families.common.modules import checkpoint_blocks
+from lora_loom.trainer.families.common.source import open_source
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.records import Batch
-from lora_loom.trainer.step import LossSettings, sample_loss
+from lora_loom.trainer.training.step import LossSettings, sample_loss
+from lora_loom.trainer.types import Batch
 from scripts.host_toys import HEADLESS, PRODUCTS, TOYS, gradient_summary, toy_inputs
+from tests.conftest import HOST_FIXTURES
 from tests.families.test_native_files import CPU, READERS, record, toy_conditioning, weights
 
-RECORDED = load_file(Path(__file__).parents[1] / "fixtures" / "host" / "gradients.safetensors")
+RECORDED = load_file(HOST_FIXTURES / "gradients.safetensors")
 MSE = LossSettings(noise_levels=NoiseLevels(law=Uniform()))
 
 

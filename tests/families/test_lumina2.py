@@ -8,10 +8,10 @@ import torch
 from lora_loom.trainer import families
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.families import lumina2
-from lora_loom.trainer.families.base import Loading, pad_and_mask
-from lora_loom.trainer.families.keymap import to_diffusers
-from lora_loom.trainer.families.lumina2_network import fuse, split
-from lora_loom.trainer.families.source import open_source
+from lora_loom.trainer.families.common.family import Loading, pad_and_mask
+from lora_loom.trainer.families.common.keymap import to_diffusers
+from lora_loom.trainer.families.common.lumina2_network import fuse, split
+from lora_loom.trainer.families.common.source import open_source
 from tests.conftest import tiny_folder
 
 CPU = Loading(dtype=None, device=torch.device("cpu"))

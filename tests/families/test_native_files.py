@@ -1,7 +1,6 @@
 """Original single files: mapped without copying, equal to the host's predictions and rows, refused when wrong."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,17 +8,18 @@ from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
 from lora_loom.trainer.errors import ConfigError, ModelFileError
-from lora_loom.trainer.families import flux, lumina2, qwen_image, sd3, unet
-from lora_loom.trainer.families.base import Loading
-from lora_loom.trainer.families.keymap import Part, to_diffusers
-from lora_loom.trainer.families.source import open_source
-from lora_loom.trainer.frozen import FrozenLinear
-from lora_loom.trainer.lora.quantize import is_quantized, stored_bytes
-from lora_loom.trainer.records import Geometry
+from lora_loom.trainer.families import flux, lumina2, qwen_image, sd3
+from lora_loom.trainer.families.common import unet
+from lora_loom.trainer.families.common.family import Loading
+from lora_loom.trainer.families.common.keymap import Part, to_diffusers
+from lora_loom.trainer.families.common.source import open_source
+from lora_loom.trainer.types import Geometry
+from lora_loom.trainer.weights.frozen import FrozenLinear
+from lora_loom.trainer.weights.quantize import is_quantized, stored_bytes
 from scripts.host_toys import HEADLESS, TOYS, toy_inputs, toy_tensor
-from tests.conftest import tiny_folder
+from tests.conftest import HOST_FIXTURES, tiny_folder
 
-HOST = Path(__file__).parents[1] / "fixtures" / "host"
+HOST = HOST_FIXTURES
 CPU = Loading(dtype=None, device=torch.device("cpu"))
 READERS = {
     "sd": unet.read_native,
@@ -164,7 +164,7 @@ def test_quantised_while_loading(tmp_path):
 
 def test_packing_while_loading_makes_no_dense_copy(tmp_path, monkeypatch):
     """A bfloat16 file packed for float32: after each layer, those that wait are still the file's own pages."""
-    from lora_loom.trainer.families import modules
+    from lora_loom.trainer.families.common import modules
 
     path = tmp_path / "model.safetensors"
     save_file(weights("sd3", torch.bfloat16), path)
@@ -191,7 +191,7 @@ def test_an_already_quantised_folder(tmp_path):
 
     from optimum.quanto import quantization_map
 
-    from lora_loom.trainer.lora.quantize import quantize
+    from lora_loom.trainer.weights.quantize import quantize
 
     folder = tmp_path / "packed"
     shutil.copytree(tiny_folder("sd3"), folder)

@@ -12,20 +12,21 @@ from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
 from lora_loom.trainer.data.batches import make_plan
-from lora_loom.trainer.data.encode import find_work, prompt_key, views
+from lora_loom.trainer.data.cache.keys import find_work, prompt_key, views
 from lora_loom.trainer.errors import ConfigError, DataError
-from lora_loom.trainer.families import qwen_image, qwen_text
-from lora_loom.trainer.families.source import open_source
-from lora_loom.trainer.families.tiny import random_network
-from lora_loom.trainer.run import build_cache, dataset_batches, prepare, train
-from lora_loom.trainer.run_sweep import sweep
+from lora_loom.trainer.families import qwen_image
+from lora_loom.trainer.families.common import qwen_text
+from lora_loom.trainer.families.common.source import open_source
+from lora_loom.trainer.families.common.tiny import random_network
+from lora_loom.trainer.runs.headless import build_cache, dataset_batches, prepare, train
+from lora_loom.trainer.sweep.run import sweep
 from scripts import toy_texts
 from scripts.host_toys import TOYS, toy_inputs, toy_tensor
-from tests.conftest import SilentHost, make_config, pictures, tiny_folder
+from tests.conftest import HOST_FIXTURES, SilentHost, make_config, pictures, tiny_folder
 
 from .test_native_files import load, toy_conditioning
 
-TEXTS = Path(__file__).parents[1] / "fixtures" / "host" / "texts.safetensors"
+TEXTS = HOST_FIXTURES / "texts.safetensors"
 
 
 @pytest.fixture

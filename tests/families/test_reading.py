@@ -2,7 +2,6 @@
 of what the cache knows a text by."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,19 +11,19 @@ from safetensors.torch import load_file
 
 from lora_loom.trainer import families
 from lora_loom.trainer.base_model import open_base
-from lora_loom.trainer.config import ModelConfig, TextConfig
+from lora_loom.trainer.config.run import ModelConfig, TextConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.families import lumina2, sd, sd3
-from lora_loom.trainer.families.base import stack_repeating
-from lora_loom.trainer.families.encoders import ClipText, T5Text, penultimate, side_by_side
-from lora_loom.trainer.families.prompt_weights import escaped, segments
-from lora_loom.trainer.families.tiny import random_network, tiny_t5
-from lora_loom.trainer.run import train
+from lora_loom.trainer.families.common.encoders import ClipText, T5Text, penultimate, side_by_side
+from lora_loom.trainer.families.common.family import stack_repeating
+from lora_loom.trainer.families.common.prompt_weights import escaped, segments
+from lora_loom.trainer.families.common.tiny import random_network, tiny_t5
+from lora_loom.trainer.runs.headless import train
 from scripts import toy_texts
 from scripts.host_toys import toy_tensor
-from tests.conftest import SilentHost, make_config, pictures, tiny_folder
+from tests.conftest import HOST_FIXTURES, SilentHost, make_config, pictures, tiny_folder
 
-TEXTS = Path(__file__).parents[1] / "fixtures" / "host" / "texts.safetensors"
+TEXTS = HOST_FIXTURES / "texts.safetensors"
 
 
 def toy_clip(activation, layers=None):

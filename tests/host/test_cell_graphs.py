@@ -2,7 +2,7 @@
 
 import pytest
 
-from ..test_cell_graph import CASES, graphs
+from tests.sweep.test_cell_workflow import CASES, graphs
 
 pytestmark = pytest.mark.comfyui
 SINCE = {"TextEncodeQwenImageEditPlus"}

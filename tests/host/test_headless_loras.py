@@ -4,15 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_loom.trainer.config import NetworkConfig, OptimizerConfig
-from lora_loom.trainer.loop import LoopSettings, Training, fit
+from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.state_dict import to_file
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.lora_convert import convert
-from lora_loom.trainer.lora_formats import Formats
-from lora_loom.trainer.optim import make_optimizer
-from lora_loom.trainer.records import Batch
+from lora_loom.trainer.lora_tools.convert import convert
+from lora_loom.trainer.lora_tools.layouts import Formats
+from lora_loom.trainer.training.loop import LoopSettings, Training, fit
+from lora_loom.trainer.training.optim import make_optimizer
+from lora_loom.trainer.types import Batch
 from scripts.host_toys import HEADLESS, TOYS, toy_inputs
 from tests.families.test_host_gradients import MSE, load_toy
 from tests.families.test_native_files import toy_conditioning, weights

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_loom.trainer.base_tools import merge_into_base
-from lora_loom.trainer.lora_places import own_places
-from tests.lora.test_base_tools import base_file, lora_for, opened, quiet, text_tensors
+from lora_loom.trainer.lora_tools.base_keys import own_places
+from lora_loom.trainer.lora_tools.with_base import merge_into_base
+from tests.lora_tools.test_with_base import base_file, lora_for, opened, quiet, text_tensors
 
 from .programs import run_inside
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer.base_model import open_base
-from lora_loom.trainer.config import ModelConfig
+from lora_loom.trainer.config.run import ModelConfig
 from scripts.host_toys import HEADLESS, TOYS, toy_tensor
 from scripts.record_host_gradients import NO_SWITCH
 from tests.families.test_native_files import READERS

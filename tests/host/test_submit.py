@@ -8,7 +8,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from lora_loom.trainer.cli import app
+from lora_loom.trainer.cli.main import app
 
 from .conftest import new_server
 from .graphs import data, file, node, picture, prompt, sleep, train

@@ -172,7 +172,7 @@ def test_an_unchanged_data_set_encodes_nothing_and_one_caption_encodes_one(serve
 
 def test_the_cache_shows_its_report_and_the_crops(server, bases):
     """A picture to enlarge, one to crop, one that is none: each is in the report, and the crop is drawn on the sheet."""
-    from lora_loom.trainer.data.contact import CROP
+    from lora_loom.trainer.data.contact_sheet import CROP
 
     folder = server.base / "input" / "odd"
     folder.mkdir()

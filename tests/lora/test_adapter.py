@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from lora_loom.trainer.config import NetworkConfig, OptimizerConfig
+from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.frozen import compute_in
 from lora_loom.trainer.lora.adapter import Draw, dense_weight, inject, layer_parameters
-from lora_loom.trainer.lora.quantize import quantize
-from lora_loom.trainer.optim import make_optimizer
+from lora_loom.trainer.training.optim import make_optimizer
+from lora_loom.trainer.weights.frozen import compute_in
+from lora_loom.trainer.weights.quantize import quantize
 
 KINDS = ("lora", "dora", "loha", "lokr")
 

@@ -1,15 +1,14 @@
 """Our written-out copy of the host's arithmetic against what ComfyUI itself computed (recorded)."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
+from tests.conftest import HOST_FIXTURES
 
-RECORDED = load_file(Path(__file__).parents[1] / "fixtures" / "host" / "adapters.safetensors")
+RECORDED = load_file(HOST_FIXTURES / "adapters.safetensors")
 CASES = sorted({key.split(".")[0] for key in RECORDED})
 
 

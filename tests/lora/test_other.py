@@ -5,17 +5,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lora_loom.trainer.config import NetworkConfig
-from lora_loom.trainer.denoiser import Targets
+from lora_loom.trainer.config.run import NetworkConfig
+from lora_loom.trainer.diffusion.denoiser import Targets
 from lora_loom.trainer.errors import ConfigError, ModelFileError
-from lora_loom.trainer.frozen import FrozenConv2d, FrozenLinear, compute_in
 from lora_loom.trainer.lora.adapter import dense_weight, inject
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
 from lora_loom.trainer.lora.patch import match_modules, patched
-from lora_loom.trainer.lora.quantize import KINDS, is_quantized, quantize, stored_bytes
 from lora_loom.trainer.lora.state_dict import to_file
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.lora.tools import inspect, to_text
+from lora_loom.trainer.lora_tools.inspect import inspect, to_text
+from lora_loom.trainer.weights.frozen import FrozenConv2d, FrozenLinear, compute_in
+from lora_loom.trainer.weights.quantize import KINDS, is_quantized, quantize, stored_bytes
 from tests.lora.test_adapter import PATHS, Net, inputs
 
 PRESETS = {"default": Targets("first"), "conv": Targets("conv")}

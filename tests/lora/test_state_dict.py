@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_loom.trainer.config import NetworkConfig
+from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.lora.adapter import dense_weight, inject
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change

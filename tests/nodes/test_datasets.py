@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from lora_loom.nodes.dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
-from lora_loom.nodes.values import DatasetValue
-from lora_loom.trainer.config_data import DatasetConfig
-from lora_loom.trainer.data.sources import find_images
+from lora_loom.nodes.sockets.values import DatasetValue
+from lora_loom.trainer.config.dataset import DatasetConfig
+from lora_loom.trainer.data.sets.scan import find_images
 from lora_loom.trainer.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from lora_loom.nodes.host.loaded import bring_to_device
+from lora_loom.nodes.host.backend.denoiser import bring_to_device
 
 
 @pytest.fixture

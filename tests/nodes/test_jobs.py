@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_loom.trainer.records import StepResult
-from lora_loom.trainer.runs import RunFolder
+from lora_loom.trainer.runs.run_folder import RunFolder
+from lora_loom.trainer.types import StepResult
 
 
 class Busy:

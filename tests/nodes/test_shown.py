@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from lora_loom.nodes.host.reading import chosen_reading, tokens_beside
-from lora_loom.trainer.config import SweepConfig
+from lora_loom.nodes.host.encoding.edit_prompts import chosen_reading, tokens_beside
+from lora_loom.trainer.config.run import SweepConfig
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.run_sweep import make_axes
+from lora_loom.trainer.sweep.run import make_axes
 
 
 def images(*shades):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_loom.nodes import NODE_CLASS_MAPPINGS, values
-from lora_loom.nodes.values import Value, example_from_json, example_to_json
-from lora_loom.trainer import config
-from lora_loom.trainer.records import Example, Geometry
+from lora_loom.nodes import NODE_CLASS_MAPPINGS
+from lora_loom.nodes.sockets import values
+from lora_loom.nodes.sockets.values import Value, example_from_json, example_to_json
+from lora_loom.trainer.config import run as config
+from lora_loom.trainer.types import Example, Geometry
 
 KINDS = [cls for cls in vars(values).values() if isinstance(cls, type) and issubclass(cls, Value) and cls is not Value]
 

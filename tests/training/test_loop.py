@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from lora_loom.trainer.config import NetworkConfig, OptimizerConfig
+from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching
 from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
 from lora_loom.trainer.errors import DivergedError
-from lora_loom.trainer.evaluate import HeldOut, held_out_loss
-from lora_loom.trainer.loop import Average, LoopSettings, Training, fit
 from lora_loom.trainer.lora.adapter import inject
-from lora_loom.trainer.optim import make_optimizer
-from lora_loom.trainer.records import Batch
-from lora_loom.trainer.step import LossSettings, Place, draw, sample_loss, train_step
+from lora_loom.trainer.training.held_out import HeldOut, held_out_loss
+from lora_loom.trainer.training.loop import Average, LoopSettings, Training, fit
+from lora_loom.trainer.training.optim import make_optimizer
+from lora_loom.trainer.training.step import LossSettings, Place, draw, sample_loss, train_step
+from lora_loom.trainer.types import Batch
 
 LOSS = LossSettings(noise_levels=NoiseLevels(law=Uniform()))
 

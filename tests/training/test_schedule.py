@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.config import ScheduleConfig
-from lora_loom.trainer.schedule import LAWS, lr_factor, warmup_steps
+from lora_loom.trainer.config.run import ScheduleConfig
+from lora_loom.trainer.training.schedule import LAWS, lr_factor, warmup_steps
 
 
 def curve(total=100, **options):

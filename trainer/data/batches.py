@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import ConfigError
-from ..records import Batch, Conditioning, Example, Size
 from ..seeding import permutation, uniform
-from .captions import caption_at
-from .encode import View, reference_geometries, views
-from .online import Items
+from ..types import Batch, Conditioning, Example, Size
+from .cache.keys import View, reference_geometries, views
+from .cache.online import Items
+from .sets.captions import caption_at
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
 Condition = Callable[[Sequence["Pick"]], Conditioning]

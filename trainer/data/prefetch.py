@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..records import Batch
+from ..types import Batch
 
 
 class Source(Protocol):

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..records import Shot
-from ..run import run_folder
-from ..run import train as run_training
-from ..run_score import score_sheet
-from ..run_sweep import Sheet, sweep, write_grid, write_strips
-from ..score_report import verdict
-from ..session import Host
-from ..strip import panels
+from ..runs.headless import run_folder
+from ..runs.headless import train as run_training
+from ..runs.session import Host
+from ..score.report import verdict
+from ..score.run import score_sheet
+from ..sweep.run import Sheet, sweep, write_grid, write_strips
+from ..sweep.strip import panels
+from ..types import Shot
 from .concept import mean_score
 from .scenes import BACKGROUNDS, CONCEPT, ConceptScene, Scene, random_concept_scene, random_scene
 
@@ -176,7 +176,7 @@ def run_demo(directory: Path, host: Host, *, seed: int = 0, learning_rate: float
 
 def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 0.0) -> Lesson:
     """Everything but the verdict. `learning_rate` 0 takes the demo's own."""
-    from ..config_file import load
+    from ..config.toml import load
 
     if not (ASSETS / "transformer").is_dir():
         raise RunError(f"{ASSETS} does not hold the demo base: run this from a clone of the repository")

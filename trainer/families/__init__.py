@@ -5,9 +5,9 @@ import pkgutil
 from functools import cache
 
 from ..errors import ConfigError, ModelFileError, did_you_mean
-from ..records import Shapes
-from .base import Family
-from .source import Source
+from ..types import Shapes
+from .common.family import Family
+from .common.source import Source
 
 
 @cache

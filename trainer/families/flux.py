@@ -11,12 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Targets
+from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import FlowMatching
 from ..diffusion.packing import pack, position_ids, reference_places, unpack
 from ..diffusion.timesteps import ResolutionShift
-from ..records import Conditioning, Geometry, Shapes, references_in
-from .base import (
+from ..types import Conditioning, Geometry, Shapes, references_in
+from .common.encoders import (
+    ClipText,
+    KlCodec,
+    T5Text,
+    clip_tokens,
+    load_codec,
+    load_network,
+    load_tokenizer,
+    require_parts,
+)
+from .common.family import (
     DEFAULT_READING,
     DiffusersDenoiser,
     Encoders,
@@ -28,13 +38,12 @@ from .base import (
     Variant,
     stack,
 )
-from .encoders import ClipText, KlCodec, T5Text, clip_tokens, load_codec, load_network, load_tokenizer, require_parts
-from .keymap import KeyMap, count_blocks, rename, split_rows
-from .lora_layouts import DIT, Widths
-from .lora_names import LoraNames
-from .modules import load
-from .source import Source
-from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
+from .common.keymap import KeyMap, count_blocks, rename, split_rows
+from .common.lora_layouts import DIT, Widths
+from .common.lora_names import LoraNames
+from .common.modules import load
+from .common.source import Source
+from .common.tiny import random_network, tiny_clip, tiny_t5, tiny_vae
 
 NAME = "flux"
 SAMPLING = FlowMatching(shift=3.1582, levels=10000)  # exp(1.15), ComfyUI's and the papers' value at 1024 px

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Targets
+from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import FlowMatching
 from ..diffusion.timesteps import ResolutionShift
 from ..errors import ModelFileError
-from ..records import Conditioning, Geometry, Shapes
-from .base import (
+from ..types import Conditioning, Geometry, Shapes
+from .common.encoders import KlCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
+from .common.family import (
     DEFAULT_READING,
     DiffusersDenoiser,
     Encoders,
@@ -27,15 +28,14 @@ from .base import (
     Variant,
     pad_and_mask,
 )
-from .encoders import KlCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
-from .keymap import KeyMap, count_blocks, rename, split_rows
-from .lora_layouts import FUSED_DIT, Widths
-from .lora_names import LoraNames
-from .lumina2_network import fuse, network_class
-from .modules import load
-from .source import Source
-from .tiny import random_network, tiny_gemma, tiny_vae
-from .wording import SYSTEM_PROMPT, system_prompt, worded
+from .common.keymap import KeyMap, count_blocks, rename, split_rows
+from .common.lora_layouts import FUSED_DIT, Widths
+from .common.lora_names import LoraNames
+from .common.lumina2_network import fuse, network_class
+from .common.lumina2_prompt import SYSTEM_PROMPT, system_prompt, worded
+from .common.modules import load
+from .common.source import Source
+from .common.tiny import random_network, tiny_gemma, tiny_vae
 
 NAME = "lumina2"
 VARIANTS = {

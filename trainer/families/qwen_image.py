@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Targets
+from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import FlowMatching
 from ..diffusion.packing import pack, unpack
 from ..diffusion.timesteps import ResolutionShift
 from ..errors import ModelFileError
-from ..records import Conditioning, Geometry, Shapes, references_in
-from .base import (
+from ..types import Conditioning, Geometry, Shapes, references_in
+from .common.encoders import FrameCodec, load_codec, load_network, load_tokenizer, require_parts
+from .common.family import (
     DEFAULT_READING,
     DiffusersDenoiser,
     Encoders,
@@ -32,14 +33,13 @@ from .base import (
     Variant,
     pad_and_mask,
 )
-from .encoders import FrameCodec, load_codec, load_network, load_tokenizer, require_parts
-from .keymap import KeyMap, Part, count_blocks
-from .lora_layouts import DIT, Widths
-from .lora_names import LoraNames
-from .modules import load
-from .qwen_text import QwenText, template_tokens
-from .source import Source
-from .tiny import random_network, tiny_frame_vae, tiny_qwen
+from .common.keymap import KeyMap, Part, count_blocks
+from .common.lora_layouts import DIT, Widths
+from .common.lora_names import LoraNames
+from .common.modules import load
+from .common.qwen_text import QwenText, template_tokens
+from .common.source import Source
+from .common.tiny import random_network, tiny_frame_vae, tiny_qwen
 
 NAME = "qwen_image"
 _PLAIN = Variant(

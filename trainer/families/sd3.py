@@ -13,10 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..denoiser import Targets
+from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import FlowMatching
-from ..records import Conditioning, Geometry, Shapes
-from .base import (
+from ..types import Conditioning, Geometry, Shapes
+from .common.encoders import (
+    ClipText,
+    KlCodec,
+    T5Text,
+    load_codec,
+    load_network,
+    load_tokenizer,
+    penultimate,
+    require_parts,
+    side_by_side,
+)
+from .common.family import (
     DEFAULT_READING,
     DiffusersDenoiser,
     Encoders,
@@ -29,23 +40,12 @@ from .base import (
     by_length,
     stack_unequal,
 )
-from .encoders import (
-    ClipText,
-    KlCodec,
-    T5Text,
-    load_codec,
-    load_network,
-    load_tokenizer,
-    penultimate,
-    require_parts,
-    side_by_side,
-)
-from .keymap import KeyMap, count_blocks, rename, split_rows, to_native
-from .lora_layouts import DIT, Widths
-from .lora_names import LoraNames
-from .modules import load
-from .source import Source, read_json
-from .tiny import random_network, tiny_clip, tiny_t5, tiny_vae
+from .common.keymap import KeyMap, count_blocks, rename, split_rows, to_native
+from .common.lora_layouts import DIT, Widths
+from .common.lora_names import LoraNames
+from .common.modules import load
+from .common.source import Source, read_json
+from .common.tiny import random_network, tiny_clip, tiny_t5, tiny_vae
 
 NAME = "sd3"
 VARIANTS = {

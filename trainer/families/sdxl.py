@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Targets
+from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import Epsilon, VPrediction
-from ..records import Conditioning, Geometry, Shapes
-from .base import DEFAULT_READING, Encoders, LatentSpace, Loading, Reading, Text, Tiny, Variant, stack_repeating
-from .encoders import (
+from ..types import Conditioning, Geometry, Shapes
+from .common.encoders import (
     CLIP_OPTIONS,
     ClipText,
     KlCodec,
@@ -21,13 +20,24 @@ from .encoders import (
     require_parts,
     side_by_side,
 )
-from .keymap import KeyMap
-from .lora_layouts import UNET_ORIGINAL, Widths
-from .modules import load
-from .source import Source
-from .tiny import random_network, tiny_clip, tiny_vae
-from .unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
-from .unet_names import unet_lora_map
+from .common.family import (
+    DEFAULT_READING,
+    Encoders,
+    LatentSpace,
+    Loading,
+    Reading,
+    Text,
+    Tiny,
+    Variant,
+    stack_repeating,
+)
+from .common.keymap import KeyMap
+from .common.lora_layouts import UNET_ORIGINAL, Widths
+from .common.modules import load
+from .common.source import Source
+from .common.tiny import random_network, tiny_clip, tiny_vae
+from .common.unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
+from .common.unet_names import unet_lora_map
 
 NAME = "sdxl"
 TEXT_PARTS = {"te1": "text_encoder", "te2": "text_encoder_2"}

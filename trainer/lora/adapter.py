@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import NetworkConfig
+from ..config.run import NetworkConfig
 from ..errors import ConfigError
-from ..frozen import dense
 from ..seeding import generator
+from ..weights.frozen import dense
 
 NAME = "default"
 """PEFT's name of the one adapter."""

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 from torch import Tensor
 
-from ..config import NetworkConfig
+from ..config.run import NetworkConfig
 from .state_dict import effective_alpha
 
 MODULES = {"lora": "networks.lora", "dora": "networks.lora", "loha": "lycoris.kohya", "lokr": "lycoris.kohya"}

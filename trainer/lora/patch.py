@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelFileError, did_you_mean
-from ..frozen import FrozenLinear, is_packed
+from ..weights.frozen import FrozenLinear, is_packed
 from .adapter import dense_weight
 from .host_formula import group_by_module, weight_change
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import NetworkConfig
+from ..config.run import NetworkConfig
 from ..errors import ModelFileError
 from .adapter import Adapter, dense_weight, layer_parameters
 from .host_formula import group_by_module, rank_of, weight_change

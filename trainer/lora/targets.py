@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..denoiser import Targets
+from ..diffusion.denoiser import Targets
 from ..errors import ConfigError, did_you_mean
 
 

@@ -1,0 +1,155 @@
+"""A network's inputs for every caption and every way an image is seen, made by the model's own `extra_conds`.
+
+Node thread only. They go to the engine's cache, so RAM does not grow with the data set; equal tensors are stored once.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....trainer.config.toml import digest
+from ....trainer.data.batches import Pick
+from ....trainer.data.cache.keys import EncoderIdentity, View, prompt_key, views
+from ....trainer.data.cache.store import Cache
+from ....trainer.errors import ConfigError
+from ....trainer.types import Conditioning, Example, Geometry, references_in
+from .denoiser import latent_dims
+from .packing import pack, unpack
+
+CODE_VERSION = 1
+ITEMS_PER_SHARD = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionSource:
+    """What makes a network's inputs, beside caption and geometry."""
+
+    identity: str
+    """Of the model."""
+    encoders: EncoderIdentity
+    values: Mapping[str, float]
+    """Added to every conditioning, e.g. Flux's guidance."""
+    factor: int
+    """Pixels per latent row or column."""
+
+    def key(self, view: View, view_key: str, caption: str) -> str:
+        """In the cache. References belong to the view, so their view's key stands for them."""
+        geometry = view.geometry
+        place = [
+            geometry.original,
+            geometry.resized,
+            geometry.crop_left,
+            geometry.crop_top,
+            geometry.target,
+            geometry.flip,
+        ]
+        reference = view_key if view.example.references else ""
+        return digest(
+            [
+                "conds",
+                CODE_VERSION,
+                self.identity,
+                prompt_key(view, caption, self.encoders),
+                place,
+                dict(self.values),
+                reference,
+            ]
+        )
+
+
+def fill_conditions(
+    cache: Cache,
+    source: ConditionSource,
+    model: Any,
+    examples: Iterable[Example],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Compute what the cache lacks, for every example, each of its captions and the empty prompt."""
+    wanted: dict[str, tuple[View, str, str]] = {}
+    for example in examples:
+        for view in views(example):
+            key = view.key(source.encoders.vae)
+            for caption in {*example.captions, ""}:
+                wanted[source.key(view, key, caption)] = (view, key, caption)
+    cache.touch(wanted)
+    if shown := next((one for one in wanted.values() if one[0].example.references), None):
+        check_looks(model, *_given(cache, source, *shown))
+    missing = cache.missing(sorted(wanted))
+    for start in range(0, len(missing), ITEMS_PER_SHARD):
+        chunk = missing[start : start + ITEMS_PER_SHARD]
+        cache.put({key: pack(_inputs(cache, source, model, *wanted[key])) for key in chunk})
+        progress(min(start + ITEMS_PER_SHARD, len(missing)), len(missing))
+
+
+def _inputs(
+    cache: Cache, source: ConditionSource, model: Any, view: View, view_key: str, caption: str
+) -> dict[str, Any]:
+    return network_inputs(model, *_given(cache, source, view, view_key, caption))
+
+
+def _given(cache: Cache, source: ConditionSource, view: View, view_key: str, caption: str) -> tuple[Any, ...]:
+    """The arguments of `network_inputs` behind the model."""
+    text = unpack(cache.get(prompt_key(view, caption, source.encoders)))
+    item = cache.get(view_key)
+    references = [latents.unsqueeze(0) for latents in references_in(item)]
+    return text, view.geometry, source.values, source.factor, item["latents"].shape[0], references
+
+
+def check_looks(model: Any, *given: Any) -> None:
+    """Raise ConfigError for a model to which reference images are nothing; `given` as for `network_inputs`, with some."""
+    if network_inputs(model, *given).keys() == network_inputs(model, *given[:-1]).keys():
+        raise ConfigError(
+            f"this MODEL ({type(model).__name__}) looks at no reference images: take them out, or load an edit model"
+        )
+
+
+def network_inputs(
+    model: Any,
+    text: Mapping[str, Any],
+    geometry: Geometry,
+    values: Mapping[str, float],
+    factor: int,
+    channels: int,
+    references: Sequence[Tensor] = (),
+) -> dict[str, Any]:
+    """The arguments of the network for one sample: tensors with a batch of 1, lists, constants. `values` are added to the
+    conditioning; `factor` is pixels per latent row; `references` are raw latents (1, C, h, w)."""
+    width, height = geometry.target
+    dims = latent_dims(model)
+    shape = (1, channels, *([1] if dims == 5 else []), height // factor, width // factor)
+    given: dict[str, Any] = {**text, **values}
+    if references:
+        given["reference_latents"] = [latent.unsqueeze(2) if dims == 5 else latent for latent in references]
+    given |= size_conditions(type(model).__name__, geometry)
+    given |= {"noise": torch.zeros(shape), "device": torch.device("cpu"), "prompt_type": "positive"}
+    return {name: value.cond for name, value in model.extra_conds(**given).items()}
+
+
+def size_conditions(class_name: str, geometry: Geometry) -> dict[str, int]:
+    """SDXL is told the original size and the crop; a mirrored image is cropped from its other edge. Others: the bucket."""
+    if not class_name.startswith("SDXL"):
+        return {"width": geometry.target[0], "height": geometry.target[1]}
+    left = geometry.crop_left
+    if geometry.flip:
+        left = geometry.resized[0] - geometry.target[0] - left
+    return {
+        "width": geometry.original[0],
+        "height": geometry.original[1],
+        "crop_w": left,
+        "crop_h": geometry.crop_top,
+        "target_width": geometry.target[0],
+        "target_height": geometry.target[1],
+    }
+
+
+def condition(cache: Cache, source: ConditionSource) -> Callable[[Sequence[Pick]], Conditioning]:
+    """For the engine's batches: read the inputs of picked samples. Touches nothing of ComfyUI."""
+
+    def read(picks: Sequence[Pick]) -> Conditioning:
+        samples = [unpack(cache.get(source.key(pick.view, pick.key, pick.caption))) for pick in picks]
+        return {"samples": samples}
+
+    return read

@@ -1,0 +1,236 @@
+"""The loaded backend: any MODEL ComfyUI holds, as a Denoiser over a shadow of its network.
+
+Built in the node's thread, used in the training thread. After building, nothing of ComfyUI's memory management, sampling
+or encoders is touched; what stays is the network's own forward code, which runs on the shadow.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ....trainer.diffusion.denoiser import Targets
+from ....trainer.errors import ModelFileError
+from .families import KnownFamily, generic, known
+from .objective import HostObjective
+from .rope import register_rope_gradients
+from .shadow import build_shadow
+
+PREFIX = "diffusion_model."
+Sample = Mapping[str, Any]
+"""The network's inputs for one sample, as `extra_conds` made them: tensors with a batch of 1, lists of such, constants."""
+
+
+def attention(
+    function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """Plain scaled dot product attention, in place of whatever the host has chosen.
+
+    Quantised attention has no backward, and the chunked kinds choose their chunks by the memory free at the moment,
+    which may differ between forward and recomputation.
+    """
+    if not options.get("skip_reshape"):
+        batch, _, width = q.shape
+        q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
+    if mask is not None:
+        mask = mask.unsqueeze(0) if mask.ndim == 2 else mask
+        mask = mask.unsqueeze(1) if mask.ndim == 3 else mask
+    extra = {name: options[name] for name in ("scale",) if options.get(name) is not None}
+    if options.get("enable_gqa"):
+        extra["enable_gqa"] = True
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **extra)
+    if options.get("skip_output_reshape"):
+        return out
+    return out.transpose(1, 2).reshape(out.shape[0], -1, heads * out.shape[-1])
+
+
+@dataclass(kw_only=True)
+class LoadedDenoiser:
+    """A frozen network that ComfyUI has loaded. Latents are model space (after `process_latent_in`), 4-D."""
+
+    family: str
+    module: nn.Module
+    objective: HostObjective
+    settings: KnownFamily
+    is_known: bool
+    latent_dims: int
+    """5 for video-shaped networks, which get a time axis of 1."""
+    compute_dtype: torch.dtype
+
+    @property
+    def target_presets(self) -> Mapping[str, Targets]:
+        return self.settings.targets
+
+    def file_key(self, module_path: str) -> str:
+        return f"{PREFIX}{module_path}"
+
+    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+        """Groups of samples whose inputs have the same shapes run together; the others one after another."""
+        samples: Sequence[Sample] = conditioning["samples"]
+        parts: dict[int, Tensor] = {}
+        for rows in group_alike(samples):
+            together = merge([samples[row] for row in rows])
+            predicted = self._run(noisy_BCHW[rows], sigma_B[rows], together)
+            parts |= dict(zip(rows, predicted, strict=True))
+        return torch.stack([parts[row] for row in range(len(samples))])
+
+    def _run(self, noisy_BCHW: Tensor, sigma_B: Tensor, inputs: dict[str, Any]) -> Tensor:
+        noisy = noisy_BCHW.unsqueeze(2) if self.latent_dims == 5 else noisy_BCHW
+        inputs = {name: self._placed(value, noisy.device) for name, value in inputs.items()}
+        context = inputs.pop("c_crossattn", None)
+        network_input = self.objective.network_input(noisy, sigma_B).to(self.compute_dtype)
+        if (concat := inputs.pop("c_concat", None)) is not None:
+            network_input = torch.cat([network_input, concat], dim=1)
+        output = self.module(
+            network_input,
+            self.objective.timestep(sigma_B).float(),
+            context=context,
+            transformer_options={"optimized_attention_override": attention},
+            **inputs,
+        )
+        return (output.squeeze(2) if self.latent_dims == 5 else output).float()
+
+    def _placed(self, value: Any, device: torch.device) -> Any:
+        """Tensors on the device, floating ones in the network's format."""
+        if isinstance(value, list):
+            return [self._placed(item, device) for item in value]
+        if isinstance(value, Tensor):
+            return value.to(device, self.compute_dtype) if value.is_floating_point() else value.to(device)
+        return value
+
+
+def signature(value: Any) -> Any:
+    """What must be equal for samples to run as one batch."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, list):
+        return [signature(item) for item in value]
+    return value
+
+
+def group_alike(samples: Sequence[Sample]) -> list[list[int]]:
+    groups: list[tuple[Any, list[int]]] = []
+    for row, sample in enumerate(samples):
+        mine = {name: signature(value) for name, value in sample.items()}
+        for theirs, rows in groups:
+            if theirs == mine:
+                rows.append(row)
+                break
+        else:
+            groups.append((mine, [row]))
+    return [rows for _, rows in groups]
+
+
+def merge(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Samples with equal signatures as one batch; constants are taken from the first."""
+
+    def joined(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.cat(list(values))
+        if isinstance(values[0], list):
+            return [joined(items) for items in zip(*values, strict=True)]
+        return values[0]
+
+    return {name: joined([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def load_denoiser(patcher: Any, *, compute_dtype: torch.dtype | None = None) -> LoadedDenoiser:
+    """A Denoiser over the weights of a ComfyUI MODEL. Call it in the node, outside inference mode.
+
+    Raises ModelFileError, naming each reason and its remedy, if something is patched into the MODEL.
+    """
+    refuse_patches(patcher)
+    register_rope_gradients()
+    model = patcher.model
+    name = type(model).__name__
+    with torch.inference_mode(False):
+        shadow = build_shadow(model.diffusion_model, original_weights(patcher))
+        objective = HostObjective(patcher.get_model_object("model_sampling"))
+    settings = known(name)
+    return LoadedDenoiser(
+        family=name,
+        module=shadow,
+        objective=objective,
+        settings=settings or generic(shadow),
+        is_known=settings is not None,
+        latent_dims=latent_dims(model),
+        compute_dtype=compute_dtype or model.manual_cast_dtype or model.get_dtype(),
+    )
+
+
+def bring_to_device(patcher: Any) -> None:
+    """Have ComfyUI load the model as it does before sampling: a loader node leaves it in RAM. Node thread only.
+
+    Under dynamic VRAM nothing is loaded: training then makes its own copy from the masters in RAM.
+    """
+    if not is_dynamic(patcher):
+        from comfy.model_management import load_models_gpu
+
+        load_models_gpu([patcher])
+
+
+def is_dynamic(patcher: Any) -> bool:
+    return bool(getattr(patcher, "is_dynamic", lambda: False)())
+
+
+def latent_dims(model: Any) -> int:
+    """Dimensions of a batch of latents as the network takes them."""
+    return 2 + int(getattr(model.latent_format, "latent_dimensions", 2))
+
+
+def original_weights(patcher: Any) -> dict[str, Tensor]:
+    """{key of the network's state dict: weight before any patch}, whatever is patched into the module at the moment."""
+    patches = patcher.get_key_patches(PREFIX)
+    return {key.removeprefix(PREFIX): chain[0][0] for key, chain in patches.items()}
+
+
+def refuse_patches(patcher: Any) -> None:
+    """Raise ModelFileError if training would not see the model that generation will use."""
+    reasons = [reason for reason, found in PATCHES if found(patcher)]
+    if reasons:
+        raise ModelFileError(
+            f"this MODEL carries {', '.join(reasons)}: training needs the plain model. Connect the loader's MODEL directly, or save the merged model to a file and load that"
+        )
+
+
+def _options(patcher: Any) -> dict[str, Any]:
+    return dict(patcher.model_options.get("transformer_options", {}))
+
+
+def _object_patches(patcher: Any) -> list[str]:
+    return [name for name in getattr(patcher, "object_patches", {}) if name != "model_sampling"]
+
+
+def _has(name: str) -> Callable[[Any], bool]:
+    """Some value in an attribute of the patcher that maps types or names to lists."""
+
+    def found(patcher: Any) -> bool:
+        value = getattr(patcher, name, None) or {}
+        return any(bool(v) for v in (value.values() if isinstance(value, dict) else value))
+
+    return found
+
+
+PATCHES: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+    ("a LoRA or merged weights", lambda patcher: bool(patcher.patches)),
+    (
+        "attention or block patches",
+        lambda patcher: any(_options(patcher).get(name) for name in ("patches", "patches_replace")),
+    ),
+    ("an attention override", lambda patcher: "optimized_attention_override" in _options(patcher)),
+    (
+        "model wrappers",
+        lambda patcher: (
+            bool(_options(patcher).get("wrappers"))
+            or _has("wrappers")(patcher)
+            or "model_function_wrapper" in patcher.model_options
+        ),
+    ),
+    ("replaced model parts", lambda patcher: bool(_object_patches(patcher))),
+    ("hooks", lambda patcher: _has("hook_patches")(patcher) or bool(getattr(patcher, "forced_hooks", None))),
+    ("injections", _has("injections")),
+    ("weight wrappers", _has("weight_wrapper_patches")),
+)

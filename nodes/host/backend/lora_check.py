@@ -1,0 +1,47 @@
+"""What ComfyUI makes of a LoRA file: its own key map and weight arithmetic, module by module, on the CPU.
+
+Only names are read from the model and only single weights are computed with: nothing is loaded, so the training thread may
+do this.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....trainer.errors import ModelFileError
+from ....trainer.lora.host_formula import group_by_module
+from ....trainer.lora.state_dict import Arithmetic, Change
+
+
+def host_arithmetic(model: Any) -> Arithmetic:
+    """ComfyUI's reading of LoRA files for this model (a BaseModel)."""
+    from comfy.lora import load_lora, model_lora_keys_unet
+
+    key_map = model_lora_keys_unet(model, {})
+
+    def read(tensors: Mapping[str, Tensor]) -> Change:
+        modules, unknown = group_by_module(tensors)
+        unmatched = [*unknown, *(key for key in modules if key not in key_map)]
+        try:
+            loaded = load_lora({name: tensor.cpu() for name, tensor in tensors.items()}, key_map)
+        except KeyError as error:  # of a pair it looks for the second without asking
+            raise ModelFileError(f"ComfyUI cannot read the saved LoRA, which lacks {error}") from error
+        unmatched += [key for key in modules if key in key_map and key_map[key] not in loaded]
+        if unmatched:
+            raise ModelFileError(f"ComfyUI would ignore {len(unmatched)} keys of the saved LoRA, first {unmatched[0]}")
+        return lambda key, base: _change(key, base, key_map, loaded)
+
+    return read
+
+
+def _change(key: str, base: Tensor, key_map: Mapping[str, Any], loaded: Mapping[Any, Any]) -> Tensor:
+    from comfy.lora import calculate_weight
+
+    if key not in key_map or key_map[key] not in loaded:
+        raise ModelFileError(f"the saved LoRA lacks {key}")
+    patch = (1.0, loaded[key_map[key]], 1.0, None, None)
+    with torch.no_grad():
+        patched: Tensor = calculate_weight([patch], base.clone(), key, intermediate_dtype=base.dtype)
+    return patched - base

@@ -1,0 +1,158 @@
+"""A shadow of a loaded network: the same classes and forward code, plain torch layers, shared weights.
+
+Every module is a new, empty object of the same class whose attributes are those of the original, less ComfyUI's runtime
+state; Linear, convolutions, norms and embeddings become torch layers of ours that cast their weight on use. Parameters
+and buffers lie over the original storages, so no weight is copied, and nothing of ComfyUI's memory management is touched
+when the shadow runs: no casting hooks, no interrupt flag, no paging.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ....trainer.weights.frozen import FrozenConv2d, FrozenLinear
+from .share_storage import share
+
+RUNTIME_NAMES = {
+    "weight_function", "bias_function", "prev_comfy_cast_weights", "forward", "factory_kwargs", "tensor_class",
+    "weight_lowvram_function", "bias_lowvram_function", "scale_weight", "scale_input",
+}  # fmt: skip
+RUNTIME_PREFIXES = ("comfy_", "_comfy", "_v", "_pin", "_prefetch", "weight_comfy", "bias_comfy")
+HOOKS = {name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None}
+CONTAINERS = ("_parameters", "_buffers", "_modules")
+
+
+def _cast(value: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if value is None else value.to(x.dtype)
+
+
+class ShadowLayerNorm(nn.LayerNorm):
+    """Normalises a copy: residual blocks that add in place would change what autograd has saved."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = _cast(self.weight, input), _cast(self.bias, input)
+        return F.layer_norm(_own(input), self.normalized_shape, weight, bias, self.eps)
+
+
+class ShadowRMSNorm(nn.Module):
+    normalized_shape: Any
+    weight: Tensor | None
+    eps: float | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.rms_norm(_own(input), tuple(self.normalized_shape), _cast(self.weight, input), self.eps)
+
+
+class ShadowGroupNorm(nn.GroupNorm):
+    """In residual blocks that build new tensors: nothing to protect."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, _cast(self.weight, input), _cast(self.bias, input), self.eps)
+
+
+class ShadowEmbedding(nn.Embedding):
+    def forward(self, input: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        return F.embedding(input, self.weight, self.padding_idx).to(out_dtype or self.weight.dtype)
+
+
+class ShadowConv(nn.Module):
+    """Other convolutions: rare and small, so the cast weight may be saved. Made by mixing in below the real class."""
+
+    def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        weight = self.weight
+        if kwargs.pop("autopad", None) == "causal_zero":
+            weight = weight[:, :, -input.shape[2] :]
+        return self._conv_forward(input, _cast(weight, input), _cast(self.bias, input), *args)
+
+
+class ShadowConv1d(ShadowConv, nn.Conv1d):
+    pass
+
+
+class ShadowConv3d(ShadowConv, nn.Conv3d):
+    pass
+
+
+def _own(x: Tensor) -> Tensor:
+    """A copy where autograd will save it, so that a later in-place addition cannot reach it."""
+    return x.clone() if torch.is_grad_enabled() and x.requires_grad else x
+
+
+def build_shadow(root: nn.Module, originals: Mapping[str, Tensor]) -> nn.Module:
+    """The shadow of `root`. `originals` maps its state_dict keys to unpatched weights; others are taken as they are.
+
+    Call it outside inference mode. Raises KeyError if a key of `originals` is not in the network.
+    """
+    shadow = _shadow(root, "", dict(originals))
+    return shadow.requires_grad_(False).eval()
+
+
+def _shadow(module: nn.Module, prefix: str, originals: dict[str, Tensor]) -> nn.Module:
+    new = _shadow_class(module).__new__(_shadow_class(module))
+    for name, value in vars(module).items():
+        if name in CONTAINERS:
+            continue
+        if name in HOOKS:
+            new.__dict__[name] = type(value)()
+        elif name not in RUNTIME_NAMES and not name.startswith(RUNTIME_PREFIXES):
+            new.__dict__[name] = _plain_attribute(value)
+    new.__dict__["_parameters"] = {
+        name: _parameter(originals.get(prefix + name, value)) for name, value in module._parameters.items()
+    }
+    new.__dict__["_buffers"] = {
+        name: None if value is None else share(originals.get(prefix + name, value))
+        for name, value in module._buffers.items()
+    }
+    new.__dict__["_modules"] = {
+        name: None if child is None else _shadow(child, f"{prefix}{name}.", originals)
+        for name, child in module._modules.items()
+    }
+    if hasattr(module, "weight_function"):
+        # Some networks hand a norm to the host's own casting function, which looks for these; empty, it only casts.
+        new.__dict__ |= {"weight_function": [], "bias_function": []}
+        new.__dict__["_parameters"].setdefault("bias", None)
+    if isinstance(new, FrozenLinear):
+        _finish_linear(new, module)
+    return new
+
+
+def _parameter(value: Tensor | None) -> nn.Parameter | None:
+    return None if value is None else nn.Parameter(share(value), requires_grad=False)
+
+
+def _plain_attribute(value: Any) -> Any:
+    """Tensors that are plain attributes become normal tensors too; everything else is shared as it is."""
+    return share(value) if isinstance(value, Tensor) else value
+
+
+def _finish_linear(new: FrozenLinear, module: Any) -> None:
+    """Scaled fp8 files keep a factor beside the weight, unless it is part of a packed tensor."""
+    scale = getattr(module, "scale_weight", None)
+    for name in ("scale_weight", "scale_input"):
+        new._parameters.pop(name, None)
+    new._parameters.setdefault("bias", None)
+    if isinstance(scale, Tensor) and not (scale.numel() == 1 and scale.float().item() == 1.0):
+        new.scale = share(scale)
+
+
+def _shadow_class(module: nn.Module) -> type[nn.Module]:
+    """Our layer for a layer of torch or of ComfyUI's ops, else the module's own class."""
+    for base, ours in (
+        (nn.Linear, FrozenLinear),
+        (nn.Conv2d, FrozenConv2d),
+        (nn.Conv1d, ShadowConv1d),
+        (nn.Conv3d, ShadowConv3d),
+        (nn.LayerNorm, ShadowLayerNorm),
+        (nn.GroupNorm, ShadowGroupNorm),
+        (nn.Embedding, ShadowEmbedding),
+    ):
+        if isinstance(module, base):
+            return ours
+    if type(module).__name__ == "RMSNorm" and hasattr(module, "normalized_shape"):
+        return ShadowRMSNorm
+    if type(module).__name__ == "Linear" and hasattr(module, "in_features"):  # the host's packed Linear is no nn.Linear
+        return FrozenLinear
+    return type(module)

@@ -1,0 +1,259 @@
+"""What the data set nodes do: folders and graph images become sets of the engine, and the cache is filled."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ....trainer.config.run import DataConfig, DatasetConfig, MemoryConfig
+from ....trainer.config.toml import Json, digest, parse, to_dict
+from ....trainer.data.cache.fill import fill
+from ....trainer.data.cache.keys import find_work
+from ....trainer.data.cache.store import Cache
+from ....trainer.data.contact_sheet import Thumbnail, contact_sheet, thumbnails
+from ....trainer.data.images.index import FileIndex
+from ....trainer.data.images.load import file_digest
+from ....trainer.data.report import make_report, refuse_warnings
+from ....trainer.data.sets.dataset import Dataset, build_dataset
+from ....trainer.data.sets.dataset_file import read_dataset_file
+from ....trainer.data.sets.scan import scan
+from ....trainer.errors import ConfigError, DataError, LoomError
+from ....trainer.storage.atomic import write_bytes, write_json
+from ....trainer.types import Example, reference_name
+from ...sockets.values import CacheValue, DatasetValue, example_from_json, example_to_json
+from ...widgets import ALONE, AUTO
+from ..paths import cache_folder, preview, resolve_file, resolve_folder
+from ..progress import Bar
+from .edit_prompts import chosen_reading, text_pixels
+from .encoders import encoder_identity, host_encoders
+from .images import from_image, mask_to_picture, to_image, to_png
+
+LISTS: dict[str, type[int] | type[float]] = {"resolutions": int, "megapixels": float, "aspects": float}
+
+
+def folder_state(options: Mapping[str, Any]) -> str:
+    """Digest of names, sizes and times of every file that a set is made of; the message of the error where there is one."""
+    try:
+        return digest(_set_state(_allowed_paths(options)))
+    except (LoomError, OSError) as error:
+        return str(error)
+
+
+def file_state(name: str) -> str:
+    """The same of a file that lists sets."""
+    try:
+        file = resolve_file(name, "path")
+        sets = read_dataset_file(file, _judged).sets
+        return digest([file_digest(file), [_set_state(to_dict(one)) for one in sets]])
+    except (LoomError, OSError) as error:
+        return str(error)
+
+
+def _set_state(options: Mapping[str, Any]) -> list[Json]:
+    deep = bool(options.get("recursive")) or options.get("layout") == "kohya"
+    state = _files_state(Path(options["folder"]), recursive=deep)
+    masks = [] if options.get("masks") == "alpha" else [options.get("masks")]
+    for folder in [*masks, *(options.get("references") or ())]:
+        if folder:
+            state += _files_state(Path(folder), recursive=deep)
+    if options.get("metadata"):
+        state.append({"metadata": _file_state(Path(options["metadata"]))})
+    return state
+
+
+def _files_state(folder: Path, *, recursive: bool) -> list[Json]:
+    files = sorted(p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.is_file())
+    return [{str(p.relative_to(folder)): _file_state(p)} for p in files]
+
+
+def _file_state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _allowed_paths(options: Mapping[str, Any]) -> Json:
+    """The options with every path in full. Raises ConfigError for one that may not be used."""
+    folder = resolve_folder(options["folder"], "folder")
+    checked = {**options, "folder": str(folder)}
+    if checked.get("masks") and checked["masks"] != "alpha":
+        checked["masks"] = str(resolve_folder(checked["masks"], "masks"))
+    shown = str(checked.get("references") or "").split(";")
+    folders = [str(resolve_folder(one.strip(), "references")) for one in shown if one.strip()]
+    checked["references"] = folders or ""
+    if checked.get("metadata"):
+        inner = folder / checked["metadata"]
+        checked["metadata"] = str(resolve_file(str(inner if inner.is_file() else checked["metadata"]), "metadata"))
+    return checked
+
+
+def add_folder(previous: DatasetValue | None, options: Mapping[str, Any]) -> tuple[DatasetValue, Tensor, str]:
+    """(data set, contact sheet, report). Raises ConfigError or DataError naming every problem."""
+    checked = _allowed_paths(options)
+    for name, kind in LISTS.items():
+        checked[name] = number_list(str(checked.get(name) or ""), kind, name)
+    return _added(previous, [parse(checked, DatasetConfig)])
+
+
+def add_file(previous: DatasetValue | None, name: str) -> tuple[DatasetValue, Tensor, str]:
+    """The sets that a file lists. Every path in it is judged as one of the workflow is. Raises ConfigError or DataError."""
+    listed = read_dataset_file(resolve_file(name, "path"), _judged)
+    return _added(previous, listed.sets, listed.notes)
+
+
+def _judged(path: str, option: str) -> str:
+    return str(resolve_file(path, option) if option == "metadata" else resolve_folder(path, option))
+
+
+def number_list(text: str, kind: type[int] | type[float], name: str) -> list[float]:
+    """ "512, 768" as numbers. Raises ConfigError."""
+    try:
+        return [kind(part) for part in text.replace(";", ",").split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(f"{name} = {text!r}: write numbers with commas between them, such as 512, 768") from error
+
+
+def _added(
+    previous: DatasetValue | None, configs: Sequence[DatasetConfig], notes: Sequence[str] = ()
+) -> tuple[DatasetValue, Tensor, str]:
+    earlier = previous or DatasetValue(sets=())
+    value = DatasetValue(sets=(*earlier.sets, *configs), notes=(*earlier.notes, *notes))
+    found = [(one, scan(one)) for one in value.sets]
+    images = [image for _, one in found for image in one.images]
+    sheet = contact_sheet(
+        [Thumbnail(path=image.path, caption=image.caption) for image in images], f"{len(images)} images"
+    )
+    lines = [f"{len(images)} images", *value.notes]
+    for config, one in found:
+        repeats = sorted({image.repeats for image in one.images})
+        seen = f"{repeats[0]} x" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} x"
+        lines.append(
+            f"{config.folder}: {len(one.images)} images, {config.role.replace('_', ' ')}, each seen {seen} per epoch"
+        )
+        lines += one.notes
+    return value, to_image(sheet), "\n".join(lines)
+
+
+def add_images(
+    previous: DatasetValue | None,
+    images: Tensor,
+    captions: str,
+    masks: Tensor | None,
+    options: Mapping[str, Any],
+    references: Sequence[Tensor | None] = (),
+) -> tuple[DatasetValue, Tensor, str]:
+    """Write the images below the cache, named by their content, and add that folder. Raises DataError."""
+    lines = [line.strip() for line in captions.splitlines() if line.strip()]
+    if len(lines) not in (1, len(images)):
+        raise DataError(
+            f"{len(lines)} captions for {len(images)} images: write one line per image, or a single one for all"
+        )
+    if masks is not None and len(masks) not in (1, len(images)):
+        raise DataError(f"{len(masks)} masks for {len(images)} images: connect one per image, or a single one for all")
+    shown = [batch for batch in references if batch is not None]
+    for batch in shown:
+        if len(batch) not in (1, len(images)):
+            raise DataError(
+                f"{len(batch)} reference images for {len(images)} images: connect one per image, or a single one for all"
+            )
+    contents = [to_png(from_image(image)) for image in images]
+    shown_contents = [[to_png(from_image(image)) for image in batch] for batch in shown]
+    mask_contents = [to_png(mask_to_picture(mask)) for mask in masks] if masks is not None else []
+    name = digest(
+        [
+            [hashlib.sha256(c).hexdigest() for c in contents],
+            lines,
+            [hashlib.sha256(c).hexdigest() for c in mask_contents],
+            *([hashlib.sha256(c).hexdigest() for c in batch] for batch in shown_contents),
+        ]
+    )[:32]
+    folder = cache_folder() / "images" / name
+    shown_folders = [folder / reference_name(number) for number in range(len(shown))]
+    for index, content in enumerate(contents):
+        write_bytes(folder / f"{index:05d}.png", content)
+        write_bytes(folder / f"{index:05d}.txt", lines[index if len(lines) > 1 else 0].encode())
+        if mask_contents:
+            write_bytes(folder / "masks" / f"{index:05d}.png", mask_contents[index if len(mask_contents) > 1 else 0])
+        for place, pictures in zip(shown_folders, shown_contents, strict=True):
+            write_bytes(place / f"{index:05d}.png", pictures[index if len(pictures) > 1 else 0])
+    config = {
+        **options,
+        "folder": str(folder),
+        "captions": "sidecar",
+        "masks": str(folder / "masks") if mask_contents else "",
+        "references": [str(place) for place in shown_folders] or "",
+    }
+    return _added(previous, [parse(config, DatasetConfig)])
+
+
+def fill_cache(
+    value: DatasetValue,
+    vae: Any,
+    clip: Any,
+    data: DataConfig,
+    seed: int,
+    memory: MemoryConfig,
+    edit_prompts: str = AUTO,
+) -> tuple[CacheValue, str, Tensor, dict[str, str]]:
+    """Encode what is missing; returns the cache's record, a report, a contact sheet with the crops, and how a page shows that.
+
+    Raises LoomError before anything is encoded.
+    """
+    if any(config.varies and not config.caption_variants for config in value.sets):
+        raise ConfigError("caption_variants = 0: LoomCache encodes captions in advance; use 2 or more (16 is usual)")
+    folder = cache_folder()
+    reading = chosen_reading(edit_prompts, clip, max(len(config.reference_folders) for config in value.sets))
+    encoders = host_encoders(vae, clip, reading)
+    if memory.vae_tiling:
+        encoders.image.use_tiles()
+    factor = encoders.image.factor
+    step = data.bucket_step or 8 * factor
+    bar = Bar()
+    dataset = build_dataset(value.sets, data, step, seed, FileIndex(folder / "files.json"), bar.update)
+    told = make_report(dataset)
+    if data.strict:
+        refuse_warnings(told)
+    identity = encoder_identity(vae, clip, tiled=memory.vae_tiling, text_pixels=text_pixels(reading))
+    cache = Cache(folder)
+    work = find_work(cache, dataset, identity)
+    done = fill(cache, work, encoders, memory.vae_batch, lambda what, count, total: bar.update(count, total))
+    listing = write_listing(folder, dataset)
+    record = CacheValue(
+        folder=str(folder),
+        listing=listing,
+        digest=dataset.digest,
+        vae=identity.vae,
+        text=identity.text,
+        text_pixels=identity.text_pixels,
+        factor=factor,
+        resolution=data.resolution,
+    )
+    sheet = contact_sheet(thumbnails(dataset, told), f"{len(dataset.examples)} images as they are trained")
+    shown = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", to_png(sheet))
+    read = (
+        "" if reading == ALONE else f"\ncaptions are read beside the reference images, as {reading} does (edit_prompts)"
+    )
+    return record, f"{told.text()}\n{done.text()}{read}", to_image(sheet), shown
+
+
+def write_listing(folder: Path, dataset: Dataset) -> str:
+    """Keep the examples beside the cache, so that a run sees what was cached and not what the folder holds later."""
+    examples = [example_to_json(example) for example in dataset.examples]
+    name = f"sets/{digest(examples)[:32]}.json"
+    if not (folder / name).is_file():
+        write_json(folder / name, examples)
+    return name
+
+
+def read_listing(value: CacheValue) -> list[Example]:
+    """Raises DataError if it is gone."""
+    import json
+
+    path = Path(value.folder) / value.listing
+    try:
+        return [example_from_json(data) for data in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the cache lost {path}, or it is of another version ({error}): queue LoomCache again"
+        ) from error

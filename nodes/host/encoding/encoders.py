@@ -1,0 +1,150 @@
+"""ComfyUI's VAE and CLIP as the engine's encoders, and who they are. Node thread only: both load models."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....trainer.data.cache.keys import EncoderIdentity
+from ....trainer.errors import ModelFileError
+from ....trainer.families.common.family import Encoders
+from ....trainer.storage.fingerprint import weights_identity
+from ...widgets import ALONE
+from ..backend.packing import is_plain, pack
+from .edit_prompts import tokens_beside
+
+
+class HostImages:
+    """A ComfyUI VAE: pixels RGB in [-1, 1] to raw latents (C, h, w), the time axis of video VAEs taken off."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+        self.tiled = False
+
+    def use_tiles(self) -> None:
+        self.tiled = True
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent row or column."""
+        return int(self.vae.spacial_compression_encode())
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        video = getattr(self.vae, "latent_dim", 2) == 3
+        raw = []
+        for chunk_BCHW in torch.split(
+            pixels_BCHW, 1 if video else len(pixels_BCHW)
+        ):  # a batch would be taken for a film
+            encode = self.vae.encode_tiled if self.tiled else self.vae.encode
+            latents = encode(((chunk_BCHW + 1) / 2).movedim(1, -1).contiguous())
+            raw.append(latents.squeeze(2) if latents.ndim == 5 else latents)
+        return torch.cat(raw)
+
+    def decode(self, raw_BCHW: Tensor) -> Tensor:
+        video = getattr(self.vae, "latent_dim", 2) == 3
+        images = self.vae.decode(raw_BCHW.unsqueeze(2) if video else raw_BCHW)
+        images = images.reshape(-1, *images.shape[-3:])
+        return images.movedim(-1, 1) * 2 - 1
+
+
+class HostText:
+    """A ComfyUI CLIP: what CLIPTextEncode would give, or the node for an edit model, as flat tensors."""
+
+    def __init__(self, clip: Any, reading: str = ALONE) -> None:
+        """`reading`, as of `reading.chosen_reading`, is how prompts are read that have reference images."""
+        self.clip, self.reading = clip, reading
+
+    def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """One item per prompt. Raises ModelFileError if the encoder gives something that cannot be stored."""
+        return [self._item(self.clip.tokenize(prompt)) for prompt in prompts]
+
+    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[dict[str, Tensor]]:
+        """The same of prompts that have reference images, (3, H, W) in [-1, 1], sides multiples of 28 pixels."""
+        pairs = zip(prompts, pictures, strict=True)
+        return [self._item(tokens_beside(self.clip, self.reading, *pair)) for pair in pairs]
+
+    def _item(self, tokens: Any) -> dict[str, Tensor]:
+        conditioning = self.clip.encode_from_tokens_scheduled(tokens)
+        if len(conditioning) != 1:
+            raise ModelFileError(
+                "this CLIP gives several conditionings per prompt (a schedule or hooks): connect it without them"
+            )
+        cross_attention, extra = conditioning[0]
+        kept = {name: value for name, value in extra.items() if isinstance(value, Tensor) or is_plain(value)}
+        return pack({"cross_attn": cross_attention, **kept})
+
+
+def host_encoders(vae: Any, clip: Any, reading: str = ALONE) -> Encoders:
+    return Encoders(HostText(clip, reading), HostImages(vae))
+
+
+def encoder_identity(vae: Any, clip: Any, *, tiled: bool = False, text_pixels: int = 0) -> EncoderIdentity:
+    """By original weights, patches and settings; equal after a restart or reload, whatever else the queue did."""
+    return EncoderIdentity(vae=vae_identity(vae, tiled=tiled), text=clip_identity(clip), text_pixels=text_pixels)
+
+
+def vae_identity(vae: Any, *, tiled: bool = False) -> str:
+    network = vae.first_stage_model
+    options = {
+        "class": type(network).__name__,
+        "channels": int(vae.latent_channels),
+        "dims": int(getattr(vae, "latent_dim", 2)),
+        "ratio": str(vae.downscale_ratio) if isinstance(vae.downscale_ratio, int) else "several",
+        **({"tiled": True} if tiled else {}),
+    }
+    patcher = getattr(vae, "patcher", None)
+    if patcher is None:
+        return weights_identity(network.state_dict().items(), options)
+    return weights_identity(_with_patches(patcher), options)
+
+
+def clip_identity(clip: Any) -> str:
+    options = {
+        "class": type(clip.cond_stage_model).__name__,
+        "tokenizer": type(clip.tokenizer).__name__,
+        "tokenizer_options": _sorted_text(getattr(clip, "tokenizer_options", {})),
+        "layer": clip.layer_idx,
+        "schedule": bool(getattr(clip, "use_clip_schedule", False)),
+    }
+    return weights_identity(_with_patches(clip.patcher), options)
+
+
+def model_identity(patcher: Any, objective_options: dict[str, Any]) -> str:
+    """Of a MODEL: its unpatched weights, class, and how it samples."""
+    options = {"class": type(patcher.model).__name__, **objective_options}
+    return weights_identity(_with_patches(patcher), options)
+
+
+def _with_patches(patcher: Any) -> Iterable[tuple[str, Tensor]]:
+    """Original weights, and for every patch its strength and tensors, under names that say where they belong."""
+    for key, chain in patcher.get_key_patches().items():
+        original, *patches = chain
+        yield key, _plain(original[0] if isinstance(original, tuple) else original)
+        for number, patch in enumerate(patches):
+            yield f"{key}|patch{number}|strength", torch.tensor([float(patch[0]), float(patch[2])])
+            for index, tensor in enumerate(_tensors_of(patch[1])):
+                yield f"{key}|patch{number}|{index}", _plain(tensor)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Packed tensors by what they are packed in."""
+    return tensor._qdata if hasattr(tensor, "_qdata") else tensor
+
+
+def _tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in a patch: nested tuples, or an adapter object with `weights`."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, float) and math.isfinite(value):
+        return [torch.tensor([value])]
+    if hasattr(value, "weights"):
+        return _tensors_of(list(value.weights))
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors_of(item)]
+    return []
+
+
+def _sorted_text(value: Any) -> str:
+    return str(sorted(value.items())) if isinstance(value, dict) else str(value)

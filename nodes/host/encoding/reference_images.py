@@ -1,0 +1,51 @@
+"""Reference images that come over sockets: kept as files, so that records on wires and the engine name them."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ....trainer.errors import ConfigError
+from ....trainer.storage.atomic import write_bytes
+from ..paths import cache_folder
+from .images import from_image, to_png
+
+NAMES = ("reference", "reference_2", "reference_3")
+"""Sockets whose images are shown together."""
+
+
+def kept_references(sockets: Sequence[Tensor | None]) -> tuple[tuple[str, ...], ...]:
+    """The sets that are shown together, as files: image n of every socket, or a socket's only one.
+
+    Raises ConfigError where the sockets hold several images each and not equally many.
+    """
+    used = [images for images in sockets if images is not None]
+    if sockets[0] is None and used:
+        raise ConfigError("reference is not connected, but a further one is: connect reference first")
+    count = max((len(images) for images in used), default=0)
+    for name, images in zip(NAMES, sockets, strict=True):
+        if images is not None and len(images) not in (1, count):
+            raise ConfigError(
+                f"{name} holds {len(images)} images and another socket {count}: give each as many, or a single one for all"
+            )
+    kept = [
+        [_kept(image, f"{name} {number + 1}") for number, image in enumerate(images)] for name, images in _used(sockets)
+    ]
+    return tuple(tuple(files[number if len(files) > 1 else 0] for files in kept) for number in range(count))
+
+
+def _used(sockets: Sequence[Tensor | None]) -> list[tuple[str, Tensor]]:
+    return [(name, images) for name, images in zip(NAMES, sockets, strict=True) if images is not None]
+
+
+def _kept(image_HWC: Tensor, name: str) -> str:
+    content = to_png(from_image(image_HWC))
+    path = cache_folder() / "images" / hashlib.sha256(content).hexdigest()[:32] / f"{name.replace('_', ' ')}.png"
+    if not path.is_file():
+        write_bytes(path, content)
+    return str(path)
+
+
+def sockets_of(options: Any) -> list[Tensor | None]:
+    return [options.get(name) for name in NAMES]

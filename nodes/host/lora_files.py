@@ -1,0 +1,101 @@
+"""LoRA files of ComfyUI's list: looked into, resized, merged. New ones go below models/loras/lora_loom."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...trainer.errors import ConfigError, LoomError
+from ...trainer.lora_tools.base_keys import check_one_family, recognise
+from ...trainer.lora_tools.factors import open_lora
+from ...trainer.lora_tools.inspect import inspect, modules_of, to_text
+from ...trainer.lora_tools.merge import merge_loras
+from ...trainer.lora_tools.resize import Keep, resize
+from ...trainer.storage.names import check_name
+from ...trainer.storage.tensor_file import TensorFile
+from .paths import find_lora, is_inside, lora_folder, lora_root
+from .progress import Bar
+
+MAKERS = {"resize", "merge"}
+"""Entries of loom.history that these nodes write."""
+
+
+def stamps(names: Sequence[Any]) -> str:
+    """Changes with the files' content; names that come over a link are not known yet."""
+    found = []
+    for name in names:
+        try:
+            facts = find_lora(str(name)).stat()
+            found.append(f"{name} {facts.st_mtime_ns} {facts.st_size}")
+        except (LoomError, OSError):
+            found.append(f"{name}")
+    return "; ".join(found)
+
+
+def inspected(name: str, model: Any = None, clip: Any = None) -> str:
+    """The report of `lora-loom inspect`, with what ComfyUI's own key map matches if a model or CLIP is given."""
+    path = find_lora(name)
+    head, _, rest = to_text(inspect(path), path).partition("\n")
+    lines = [head, recognise(path).text()]
+    if model is not None or clip is not None:
+        lines.append(_matching(path, model, clip))
+    return "\n".join([*lines, rest])
+
+
+def _matching(path: Path, model: Any, clip: Any) -> str:
+    from comfy.lora import model_lora_keys_clip, model_lora_keys_unet
+
+    known: dict[str, Any] = {}
+    if model is not None:
+        known = model_lora_keys_unet(model.model, known)
+    if clip is not None:
+        known = model_lora_keys_clip(clip.cond_stage_model, known)
+    modules, unknown = modules_of(TensorFile(path))
+    lost = sorted(key for key in modules if key not in known)
+    connected = " and ".join(word for word, given in (("model", model), ("CLIP", clip)) if given is not None)
+    line = f"in the connected {connected} ComfyUI matches {len(modules) - len(lost)} of {len(modules)} modules"
+    return line + "".join(f"\n  left out: {key}" for key in [*lost, *unknown])
+
+
+def resized(*, lora_name: str, rank: int, method: str, amount: float, dtype: str, save_as: str) -> tuple[str, str]:
+    """(name of the new file, report)."""
+    source, target = find_lora(lora_name), new_file(save_as, [lora_name])
+    done = resize(source, target, Keep(rank=rank, method=method, amount=amount), dtype, Bar().update)
+    return listed(target), done.text()
+
+
+def merged(
+    *, lora_1: str, weight_1: float, lora_2: str, weight_2: float, rank: int, method: str, amount: float, dtype: str, save_as: str
+) -> tuple[str, str]:  # fmt: skip
+    """(name of the new file, report)."""
+    sources = [(find_lora(lora_1), weight_1), (find_lora(lora_2), weight_2)]
+    target = new_file(save_as, [lora_1, lora_2])
+    check_one_family([path for path, weight in sources if weight])
+    keep = Keep(rank=rank, method=method, amount=amount) if rank or amount or method != "rank" else None
+    done = merge_loras(sources, target, keep, dtype, Bar().update)
+    return listed(target), done.text()
+
+
+def new_file(save_as: str, sources: Sequence[str]) -> Path:
+    """Where a new LoRA goes. Raises ConfigError for a name that leaves the folder, or one of a file that is not ours."""
+    path = lora_folder() / f"{check_name(save_as)}.safetensors"
+    if not is_inside(path, lora_root()):
+        raise ConfigError(f"save_as = {save_as!r} leads out of {lora_root()}: use another name")
+    if any(find_lora(name).resolve() == path.resolve() for name in sources):
+        raise ConfigError(f"save_as = {save_as!r} is one of the files that are read: use another name")
+    if path.exists() and not _is_ours(path):
+        raise ConfigError(f"save_as = {save_as!r}: {path} exists and was not made by this node: use another name")
+    return path
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        history = json.loads(open_lora(path).metadata.get("loom.history", "[]"))
+        return bool(history) and history[-1]["tool"] in MAKERS
+    except (LoomError, ValueError, KeyError, TypeError):
+        return False
+
+
+def listed(path: Path) -> str:
+    """As LoraLoader lists it."""
+    return str(path.relative_to(lora_root()))

@@ -1,0 +1,132 @@
+"""What the training nodes do in their own thread: start, wait, look."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ....trainer.errors import LoomError, RunError
+from ....trainer.runs.run_folder import RunFolder, environment
+from ...sockets.values import RunValue
+from ..paths import lora_name, root, run_folder
+from ..progress import Bar
+from .plots import loss_image
+from .previews import add_previews
+from .queue import POLL_S, Job
+from .records import Existing, choose, keep_graph, list_runs, summary
+from .server import REGISTRY
+from .session import TrainRequest, check_request, facts, make_session
+
+
+def start(
+    request: TrainRequest, patcher: Any, mode: str, existing: Existing, graph: Any, node_id: Any
+) -> tuple[RunValue, str, Tensor]:
+    """Start, continue, attach to or return a run. Raises LoomError before anything is changed on disk."""
+    dataset = check_request(patcher, request)
+    known = facts(patcher, request)
+    choice = choose(request.name, request.fixed(known), request.training.steps, existing, REGISTRY)
+    folder = choice.folder
+    job = choice.job
+    if job is None and not choice.is_finished:
+        job = _submit(request, patcher, dataset, folder, known, graph, node_id)
+    if mode == "wait" and job is not None:
+        _wait_for(job, cancel_stops=True)
+    return _result(folder)
+
+
+def _submit(
+    request: TrainRequest, patcher: Any, dataset: Any, folder: RunFolder, known: Any, graph: Any, node_id: Any
+) -> Job:
+    import torch
+
+    bar = Bar()
+    notes: list[str] = []
+    named = replace(request, name=folder.name)
+    session = make_session(patcher, named, dataset, folder, known, bar.update, notes.append)
+    add_previews(session, patcher, named)
+    folder.start(named.config(), named.fixed(known), environment(str(patcher.load_device), torch.get_num_threads()))
+    keep_graph(folder, graph, node_id)
+    for note in notes:
+        folder.log(note)
+    job = Job(session, REGISTRY, yield_max_s=request.memory.yield_max_s, node=str(node_id))
+    job.keep_alive = patcher  # the model must not be collected while its weights are trained on
+    return REGISTRY.submit(job)
+
+
+def wait(run: RunValue) -> tuple[RunValue, str, Tensor]:
+    """Block until the run has ended. Raises its error, or RunError for a run that nobody trains."""
+    job = REGISTRY.active(run.name)
+    if job is not None:
+        _wait_for(job, cancel_stops=False)
+    else:
+        past = REGISTRY.jobs.get(run.name)
+        if past is not None:
+            past.raise_error()
+        record = summary(run_folder(run.name), REGISTRY)
+        if record["state"] == "failed":
+            raise RunError(f"run {run.name} failed: {record['error']}")
+        if record["state"] != "finished":
+            raise RunError(
+                f"run {run.name} is {record['state']} at step {record['step']} of {record['total']}: queue its LoomTrain again to go on"
+            )
+    return _result(run_folder(run.name))
+
+
+def _wait_for(job: Job, *, cancel_stops: bool) -> None:
+    """Show progress until the job ends; Cancel either stops the run (after saving) or only the waiting."""
+    from comfy.model_management import InterruptProcessingException, throw_exception_if_processing_interrupted
+
+    bar = Bar()
+    with REGISTRY.waiting():
+        try:
+            while not job.done.wait(POLL_S):
+                throw_exception_if_processing_interrupted()
+                if job.last is not None:
+                    bar.update(job.last.step, job.total)
+        except InterruptProcessingException:
+            if cancel_stops:
+                job.stop()
+                job.done.wait()
+            raise
+    job.raise_error()
+
+
+def _result(folder: RunFolder) -> tuple[RunValue, str, Tensor]:
+    value = RunValue(name=folder.name, directory=str(folder.path))
+    return value, lora_name(folder.name), loss_image(folder.read_metrics(), folder.name)
+
+
+def open_run(name: str) -> RunValue:
+    """Raises RunError for a name that no run has."""
+    folder = run_folder(name)
+    if not folder.exists():
+        known = ", ".join(run["name"] for run in list_runs(REGISTRY)[:10]) or "none yet"
+        raise RunError(f"there is no run {name!r} in {root()}: known are {known}")
+    return RunValue(name=folder.name, directory=str(folder.path))
+
+
+def needs_start(name: str) -> str:
+    """For LoomTrain: "idle" while a run of this name is active or finished, else a new value for every way it ended."""
+    try:
+        folder = run_folder(name)
+        if not folder.exists():
+            return "idle"
+        record = summary(folder, REGISTRY)
+    except LoomError as error:
+        return str(error)
+    if record["state"] in ("failed", "stopped", "interrupted"):
+        return f"{record['state']} at {record['step']}, {record['updated']}"
+    return "idle"
+
+
+def state_of(name: str) -> str:
+    try:
+        record = summary(run_folder(name), REGISTRY)
+    except LoomError as error:
+        return str(error)
+    return f"{record['state']} {record['step']}"
+
+
+def states() -> str:
+    """Of all runs: inputs that are links are not known when a node is asked whether it has changed."""
+    return "; ".join(f"{run['name']} {run['state']} {run['step']}" for run in list_runs(REGISTRY))

@@ -1,0 +1,276 @@
+"""Runs in the background: one daemon thread trains one job at a time, the others wait their turn.
+
+A job holds at a step boundary while ComfyUI runs a prompt and no Loom node is blocked in a wait. That is decided by a
+count of waiting nodes, not by reading prompts: a prompt that waits for a run lets every run go on, so it may also wait for
+one that is queued behind another.
+"""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ....trainer.errors import LoomError, RunError
+from ....trainer.runs.session import Outcome, Session, execute
+from ....trainer.types import StepResult
+
+POLL_S = 0.05
+EVENTS_PER_SECOND = 5.0
+
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+class Job:
+    """One run in this process: what it is doing, what it was asked to do. It is the session's host."""
+
+    def __init__(self, session: Session, registry: "Registry", *, yield_max_s: float = 0.0, node: str = "") -> None:
+        self.session, self.registry, self.yield_max_s = session, registry, yield_max_s
+        self.node = node
+        """Id of the LoomTrain in its graph, for the panel under it."""
+        self.name = session.folder.name
+        self.state = "queued"
+        self.error: Exception | None = None
+        self.outcome: Outcome | None = None
+        self.last: StepResult | None = None
+        self.at = session.folder.saved_step() or 0
+        """Steps done; a continued run starts at its checkpoint."""
+        self.seconds: float | None = None
+        """Per step, smoothed."""
+        self.done = threading.Event()
+        self.keep_alive: Any = None
+        """Whatever must not be collected while the job lives: the host's own handle on the weights."""
+        self._wake = threading.Condition()
+        self._pause = self._stop = self._save = self._sample = False
+        self._spoke = 0.0
+
+    # What others ask of it; any thread.
+
+    def pause(self) -> None:
+        self._ask(pause=True)
+
+    def resume(self) -> None:
+        self._ask(pause=False)
+
+    def stop(self) -> None:
+        """Finish the step in flight, save, end. A run that still waits its turn ends at once."""
+        self._ask(stop=True)
+        if self.registry.withdraw(self):
+            self._enter("stopped")
+            self.done.set()
+
+    def save(self) -> None:
+        self._ask(save=True)
+
+    def sample(self) -> None:
+        """Raises RunError for a run that has nothing to render."""
+        if self.session.previews is None:
+            raise RunError(f"run {self.name} has no prompts to render: connect LoomValidation to its LoomTrain")
+        self._ask(sample=True)
+
+    def _ask(self, **wishes: bool) -> None:
+        with self._wake:
+            for name, value in wishes.items():
+                setattr(self, f"_{name}", value)
+            self._wake.notify_all()
+
+    @property
+    def total(self) -> int:
+        return self.session.training.steps
+
+    def summary(self) -> dict[str, Any]:
+        """For the panel."""
+        left = (self.total - self.at) * self.seconds if self.seconds else None
+        return {
+            "name": self.name,
+            "node": self.node,
+            "state": self.state,
+            "step": self.at,
+            "total": self.total,
+            "loss": self.last.loss if self.last else None,
+            "seconds": self.seconds,
+            "eta": left,
+            "can_sample": self.session.previews is not None,
+            "error": str(self.error) if self.error else "",
+        }
+
+    def raise_error(self) -> None:
+        """The run's own error, in the thread of whoever waits for it."""
+        if self.error is not None:
+            raise self.error
+
+    # The thread's side.
+
+    def run(self) -> None:
+        """Train to the end. Every way out leaves a state, a message and a set `done`."""
+        folder = self.session.folder
+        try:
+            folder.lock()
+            self._enter("running")
+            self.outcome = execute(self.session, self)
+            self._enter(self.outcome.state)
+        except LoomError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - nobody else sees an exception of this thread
+            with suppress(OSError, LoomError):
+                folder.log(traceback.format_exc())
+            self._fail(LoomError(f"{type(error).__name__}: {error} (details in {folder.path / 'log.txt'})"))
+        finally:
+            with suppress(OSError, LoomError):
+                folder.unlock()
+            self.done.set()
+
+    def _fail(self, error: LoomError) -> None:
+        self.error = error
+        try:
+            self.session.folder.log(f"error: {error}")
+            self._enter("failed", error=str(error))
+        except (
+            OSError,
+            LoomError,
+        ):  # a full disk takes no message either; whoever watches or waits is told all the same
+            self.state = "failed"
+            self.registry.emit("lora_loom.run", self.summary())
+
+    def _enter(self, state: str, **changes: Any) -> None:
+        self.state = state
+        self.session.folder.update(state=state, **changes)
+        self.registry.emit("lora_loom.run", self.summary())
+
+    def between_steps(self) -> bool:
+        """Pause while asked to, hold while the host is busy; a stop ends both, a save or a sample is served in between."""
+        if self._wish():
+            return True
+        if self._pause and not self._stop:
+            self._enter("paused")
+            with self._wake:
+                self._wake.wait_for(lambda: not self._pause or self._stop or self._wish())
+            if not self._wish():
+                self._enter("running")
+        elif self.registry.must_yield() and not self._stop:
+            self._hold()
+        return self._wish()
+
+    def _wish(self) -> bool:
+        return self._save or self._sample
+
+    def _hold(self) -> None:
+        self._enter("yielding")
+        self.registry.free_memory()
+        started = time.monotonic()
+        while self.registry.must_yield() and not (self._stop or self._pause or self._wish()):
+            if self.yield_max_s and time.monotonic() - started >= self.yield_max_s:
+                break
+            time.sleep(POLL_S)
+        self._enter("running")
+
+    def should_stop(self) -> bool:
+        if self._stop and self.state != "stopping":
+            self._enter("stopping")
+        return self._stop
+
+    def should_save(self) -> bool:
+        wanted, self._save = self._save, False
+        return wanted
+
+    def should_sample(self) -> bool:
+        wanted, self._sample = self._sample, False
+        return wanted
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        self.registry.emit("lora_loom.log", {"name": self.name, "text": f"{name}: {done}/{total}"})
+
+    def step(self, result: StepResult, total: int) -> None:
+        self.last, self.at = result, result.step
+        self.seconds = result.seconds if self.seconds is None else 0.9 * self.seconds + 0.1 * result.seconds
+        now = time.monotonic()
+        if now - self._spoke >= 1 / EVENTS_PER_SECOND or result.step == total:
+            self._spoke = now
+            self.registry.emit("lora_loom.step", {**self.summary(), "learning_rate": result.learning_rate})
+
+    def log(self, text: str) -> None:
+        self.session.folder.log(text)
+        self.registry.emit("lora_loom.log", {"name": self.name, "text": text})
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        self.registry.emit("lora_loom.step", {**self.summary(), "step": step, **values})
+
+    def saved(self, step: int, lora: Path) -> None:
+        self.log(f"step {step}: saved {lora.name}")
+
+    def sampled(self, step: int, pictures: Sequence[Path]) -> None:
+        files = [picture.relative_to(self.session.folder.path).as_posix() for picture in pictures]
+        self.registry.emit("lora_loom.sample", {"name": self.name, "step": step, "files": files})
+
+
+class Registry:
+    """All jobs of this process. `busy` tells whether the host runs a prompt; `emit` sends events to the browser."""
+
+    def __init__(self, *, busy: Callable[[], bool], emit: Emit, free_memory: Callable[[], None] = lambda: None) -> None:
+        self._busy, self.emit, self.free_memory = busy, emit, free_memory
+        self.jobs: dict[str, Job] = {}
+        self._queue: list[Job] = []
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._thread: threading.Thread | None = None
+
+    def must_yield(self) -> bool:
+        return self._waiting == 0 and self._busy()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A node is blocked until a run ends: no run yields meanwhile."""
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def active(self, name: str) -> Job | None:
+        """The job of this name that has not ended."""
+        job = self.jobs.get(name)
+        return job if job is not None and not job.done.is_set() else None
+
+    def submit(self, job: Job) -> Job:
+        """Queue it; one already active under the name is returned instead."""
+        with self._lock:
+            current = self.active(job.name)
+            if current is not None:
+                return current
+            self.jobs[job.name] = job
+            self._queue.append(job)
+            job.session.folder.update(state="queued")
+            self.emit("lora_loom.run", job.summary())
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="lora-loom", daemon=True)
+                self._thread.start()
+        return job
+
+    def withdraw(self, job: Job) -> bool:
+        """Take a job that has not begun off the queue; False if it has."""
+        with self._lock:
+            if job not in self._queue:
+                return False
+            self._queue.remove(job)
+        self._release(job)
+        return True
+
+    def _release(self, job: Job) -> None:
+        """Let the shadow go; what is shared stays with its owner."""
+        del job.session.denoiser
+        job.session.previews = job.keep_alive = None
+        self.free_memory()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._thread = None
+                    return
+                job = self._queue.pop(0)
+            job.run()
+            self._release(job)

@@ -1,0 +1,136 @@
+"""Which run a LoomTrain node means: an active one to attach to, a finished one, one to continue, or a new one."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ....trainer.config.toml import Json, changed_settings
+from ....trainer.errors import RunError
+from ....trainer.runs.checkpoint import list_checkpoints
+from ....trainer.runs.run_folder import RunFolder
+from ....trainer.types import ACTIVE
+from ..paths import root, run_folder
+from .queue import Job, Registry
+
+Existing = Literal["resume", "new"]
+GRAPH_FILE = "graph.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    folder: RunFolder
+    job: Job | None = None
+    """Active in this process: attach to it."""
+    is_finished: bool = False
+
+
+def candidates(name: str) -> Iterator[RunFolder]:
+    """name, name-2, name-3, …"""
+    yield run_folder(name)
+    number = 2
+    while True:
+        yield run_folder(f"{name}-{number}")
+        number += 1
+
+
+def choose(name: str, fixed: Json, steps: int, existing: Existing, registry: Registry) -> Choice:
+    """Raises RunError listing the differing fields if `resume` meets another configuration of the same name."""
+    for folder in candidates(name):
+        if not folder.exists():
+            return Choice(folder=folder)
+        job = registry.active(folder.name)
+        lines = changed_settings(folder.read()["fixed"], json.loads(json.dumps(fixed)))
+        if lines and existing == "resume":
+            raise RunError(
+                f"run {folder.name} exists with another configuration: {'; '.join(lines)}. Set existing_run to new, or use another name; only steps, save_every, memory and validation may change"
+            )
+        if lines:
+            continue
+        if job is not None:
+            return Choice(folder=folder, job=job)
+        record = folder.read()
+        if record.get("state") == "finished" and record.get("step", 0) >= steps:
+            return Choice(folder=folder, is_finished=True)
+        if existing == "resume":
+            return Choice(folder=folder)
+    raise AssertionError("candidates never end")
+
+
+def list_runs(registry: Registry) -> list[Json]:
+    """Summaries of all runs on disk, newest first; those that no living process trains any more are marked interrupted."""
+    runs = []
+    for path in root().iterdir() if root().is_dir() else []:
+        folder = RunFolder(path)
+        if folder.exists():
+            runs.append(summary(folder, registry))
+    return sorted(runs, key=lambda run: -run.get("updated", 0))
+
+
+def summary(folder: RunFolder, registry: Registry) -> Json:
+    """What the panel shows of a run. Raises RunError if run.json is damaged."""
+    record = folder.read()
+    job = registry.active(folder.name)
+    if job is not None:
+        return {**_short(record), **job.summary()}
+    if record.get("state") in ACTIVE and folder.is_free():
+        folder.update(state="interrupted")
+        record = folder.read()
+    return _short(record)
+
+
+def _short(record: Json) -> Json:
+    config = record.get("config", {})
+    return {
+        "name": record.get("name", ""),
+        "state": record.get("state", ""),
+        "step": record.get("step", 0),
+        "total": config.get("training", {}).get("steps", 0),
+        "lora": record.get("lora", ""),
+        "error": record.get("error", ""),
+        "updated": record.get("updated", 0),
+    }
+
+
+def details(folder: RunFolder, registry: Registry) -> Json:
+    """A run's summary with what its folder holds: pictures, LoRA files, checkpoints."""
+    names = {
+        kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
+        for kind, pattern in (
+            ("samples", "samples/*.png"),
+            ("loras", "loras/*.safetensors"),
+            ("strips", "strips/**/*.png"),
+        )
+    }
+    return {**summary(folder, registry), **names, "checkpoints": [c.step for c in list_checkpoints(folder.checkpoints)]}
+
+
+def keep_graph(folder: RunFolder, graph: Any, node_id: Any) -> None:
+    """Remember the graph that started a run, so that it can be continued from the panel after a restart."""
+    from ....trainer.storage.atomic import write_json
+
+    if isinstance(graph, dict):
+        write_json(folder.path / GRAPH_FILE, {"prompt": graph, "node": str(node_id)})
+
+
+def stored_graph(folder: RunFolder) -> Json | None:
+    """The LoomTrain node of a run's graph with everything it needs, as a prompt; None if it was not kept."""
+    path = folder.path / GRAPH_FILE
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    graph, node = stored["prompt"], stored["node"]
+    needed: dict[str, Any] = {}
+
+    def take(node_id: str) -> None:
+        if node_id in needed or node_id not in graph:
+            return
+        needed[node_id] = graph[node_id]
+        for value in graph[node_id].get("inputs", {}).values():
+            if isinstance(value, list) and len(value) == 2:
+                take(str(value[0]))
+
+    take(node)
+    inputs = {**needed[node]["inputs"], "mode": "background", "existing_run": "resume", "name": folder.name}
+    needed[node] = {**needed[node], "inputs": inputs}
+    return needed

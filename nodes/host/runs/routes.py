@@ -1,0 +1,181 @@
+"""HTTP routes below /lora_loom: runs, their metrics and files, and what can be asked of a running one.
+
+Handlers live on the server's event loop, so everything that touches the disk goes through `_aside`. Reading changes
+nothing; actions are POST with a JSON body and from the same origin, so that no other web page can cause one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+logger = logging.getLogger("lora_loom")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+TYPES = {
+    ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".json": "application/json",
+    ".jsonl": "application/x-ndjson", ".txt": "text/plain; charset=utf-8", ".csv": "text/csv; charset=utf-8",
+    ".html": "text/html; charset=utf-8", ".svg": "image/svg+xml", ".safetensors": "application/octet-stream",
+}  # fmt: skip
+"""What the files route serves; everything else is not found."""
+DOWNLOADS = {".safetensors", ".csv"}
+ACTIONS = ("pause", "resume", "stop", "save", "sample")
+
+
+def attach() -> None:
+    """Register with ComfyUI's server; without one there is nothing to do."""
+    from server import PromptServer
+
+    instance = getattr(PromptServer, "instance", None)
+    if instance is not None:
+        register(instance.routes)
+
+
+def register(routes: web.RouteTableDef) -> None:
+    """Add the routes to ComfyUI's table; it serves them below /api as well."""
+    routes.get("/lora_loom/runs")(_answer(_runs))
+    routes.get("/lora_loom/runs/{name}")(_answer(_run))
+    routes.get("/lora_loom/runs/{name}/metrics")(_answer(_metrics))
+    routes.get("/lora_loom/runs/{name}/files/{path:.+}")(_answer(_file))
+    for action in ACTIONS:
+        routes.post(f"/lora_loom/runs/{{name}}/{action}")(_answer(_action(action)))
+
+
+def _answer(handler: Handler) -> Handler:
+    """Our own errors become JSON with a status that says whose fault it is."""
+
+    async def wrapped(request: web.Request) -> web.StreamResponse:
+        from ....trainer.errors import LoomError
+
+        try:
+            return await handler(request)
+        except LoomError as error:
+            return web.json_response({"error": str(error)}, status=400)
+
+    return wrapped
+
+
+async def _aside(function: Callable[..., Any], *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+def _missing(name: str) -> web.Response:
+    return web.json_response({"error": f"there is no run {name!r}"}, status=404)
+
+
+async def _runs(request: web.Request) -> web.StreamResponse:
+    from .records import list_runs
+    from .server import REGISTRY
+
+    return web.json_response({"runs": await _aside(list_runs, REGISTRY)})
+
+
+async def _run(request: web.Request) -> web.StreamResponse:
+    from ..paths import run_folder
+    from .records import details
+    from .server import REGISTRY
+
+    folder = run_folder(request.match_info["name"])
+    if not folder.exists():
+        return _missing(folder.name)
+    return web.json_response(await _aside(details, folder, REGISTRY))
+
+
+async def _metrics(request: web.Request) -> web.StreamResponse:
+    from ....trainer.errors import ConfigError
+    from ..paths import run_folder
+
+    folder = run_folder(request.match_info["name"])
+    text = request.query.get("since", "0")
+    if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 12:
+        raise ConfigError(f"since = {text!r}: a step number, e.g. 0")
+    if not folder.exists():
+        return _missing(folder.name)
+    lines = await _aside(folder.read_metrics)
+    return web.json_response({"metrics": [line for line in lines if line["step"] > int(text)]})
+
+
+async def _file(request: web.Request) -> web.StreamResponse:
+    from ..paths import run_folder
+
+    folder = run_folder(request.match_info["name"])
+    path = await _aside(servable, folder.path, request.match_info["path"])
+    if path is None:
+        return web.json_response({"error": "there is no such file in this run"}, status=404)
+    kind = path.suffix.lower()
+    headers = {"Content-Type": TYPES[kind], "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    if kind in (".html", ".svg"):  # may show a caption or a prompt: never with this server's rights
+        headers["Content-Security-Policy"] = "sandbox; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'"  # fmt: skip
+    if kind in DOWNLOADS:
+        headers["Content-Disposition"] = "attachment"
+    return web.FileResponse(path, headers=headers)
+
+
+def servable(folder: Path, name: str) -> Path | None:
+    """The file of a run that a request names; None if it leaves the folder, by whatever trick, or is of another type."""
+    from ..paths import is_inside
+
+    if "\0" in name or "\\" in name or ":" in name or Path(name).is_absolute():
+        return None
+    path = folder / name
+    if path.suffix.lower() not in TYPES or not is_inside(path, folder) or not path.is_file():
+        return None
+    return path
+
+
+def _action(action: str) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if refusal := why_refused(request.content_type, request.headers.get("Origin"), request.headers.get("Host")):
+            return web.json_response({"error": refusal}, status=403)
+        return await _act(action, request.match_info["name"])
+
+    return handler
+
+
+def why_refused(content_type: str, origin: str | None, host: str | None) -> str:
+    """Why an action may not be taken; empty if it may. A page of another origin cannot send JSON without asking first."""
+    if content_type != "application/json":
+        return "send the action with Content-Type: application/json"
+    if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
+        return f"actions are accepted from this server's own pages only, not from {origin}"
+    return ""
+
+
+async def _act(action: str, name: str) -> web.Response:
+    from ..paths import run_folder
+    from .server import REGISTRY
+
+    folder = run_folder(name)
+    if not folder.exists():
+        return _missing(folder.name)
+    job = REGISTRY.active(folder.name)
+    if job is None:
+        return await _revive(folder) if action == "resume" else _conflict(f"run {name} is not active")
+    if action == "sample" and job.session.previews is None:
+        return _conflict(f"run {name} has no prompts to render: connect LoomValidation to its LoomTrain")
+    getattr(job, action)()
+    return web.json_response(job.summary())
+
+
+def _conflict(text: str) -> web.Response:
+    return web.json_response({"error": text}, status=409)
+
+
+async def _revive(folder: Any) -> web.Response:
+    """Queue the graph that started a run again: the model has to be loaded, and that is the prompt queue's business."""
+    from .records import details, stored_graph
+    from .server import REGISTRY, post_prompt
+
+    record = await _aside(details, folder, REGISTRY)
+    if record["state"] == "finished":
+        return _conflict(f"run {folder.name} is finished: raise steps in its LoomTrain and queue it to go on")
+    graph = await _aside(stored_graph, folder)
+    if graph is None:
+        return _conflict(f"run {folder.name} has kept no graph: queue its LoomTrain again to go on")
+    error = await post_prompt(graph)
+    return _conflict(error) if error else web.json_response(record)

@@ -1,0 +1,62 @@
+"""APG inside ComfyUI: a function before CFG whose result CFG turns into exactly the paper's guidance.
+
+ComfyUI's own node has an effective scale of one more, changes pictures at scale 1, and takes norms per channel of 5-D
+latents; this one has none of the three. Predictions are denoised latents for every kind of model here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....trainer.diffusion.guidance import APG, Momentum, rescale
+
+
+def add_guidance(patcher: Any, eta: float, norm_threshold: float, momentum: float, phi: float = 0.0) -> Any:
+    """A clone of the MODEL that samples with APG at the sampler's own scale, then gives `phi` of its contrast back.
+
+    With eta 1, no threshold and no momentum APG is CFG, so this is also how plain CFG is rescaled.
+    """
+    clone = patcher.clone()
+    clone.set_model_sampler_pre_cfg_function(before_cfg(eta, norm_threshold, momentum, phi))
+    return clone
+
+
+def before_cfg(
+    eta: float, norm_threshold: float, momentum: float, phi: float = 0.0
+) -> Callable[[dict[str, Any]], list[Tensor]]:
+    state = _State(Momentum(momentum))
+
+    def function(arguments: dict[str, Any]) -> list[Tensor]:
+        predictions: list[Tensor] = arguments["conds_out"]
+        scale = float(arguments["cond_scale"])
+        if scale in (0.0, 1.0) or len(predictions) < 2 or arguments["conds"][1] is None:
+            return predictions  # ComfyUI gives zeros for a negative prompt that it has skipped
+        conditional, unconditional, *rest = predictions
+        sigma = float(arguments["sigma"].max())
+        difference = state.of(arguments).accumulate(conditional - unconditional, sigma)
+        apg = APG(scale=scale, eta=eta, norm_threshold=norm_threshold, momentum=momentum)
+        made = apg.as_conditional(conditional, unconditional, difference)
+        if phi:  # what CFG will make of it, rescaled, and turned back into what CFG makes that of
+            guided = torch.lerp(unconditional.float(), made.float(), scale)
+            wanted = rescale(guided, conditional, phi)
+            made = (unconditional + (wanted - unconditional) / scale).to(conditional.dtype)
+        return [made, unconditional, *rest]
+
+    return function
+
+
+@dataclass
+class _State:
+    """The running average of one sampling run. A run is told by the very tensor of its sigmas, which each run makes anew."""
+
+    momentum: Momentum
+    sigmas: Any = field(default=None)
+
+    def of(self, arguments: dict[str, Any]) -> Momentum:
+        sigmas = arguments.get("model_options", {}).get("transformer_options", {}).get("sample_sigmas")
+        if sigmas is not self.sigmas:
+            self.sigmas, self.momentum = sigmas, Momentum(self.momentum.momentum)
+        return self.momentum

@@ -1,0 +1,77 @@
+"""The graph of a cell of LoomSweep: what the sweep took its model, text encoder and VAE from is copied out of the queued graph."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ....trainer.config.run import GuidanceConfig
+from ....trainer.data.cache.references import reference_place
+from ....trainer.families.common.comfy_loaders import Show, sayer
+from ....trainer.families.common.family import DEFAULT_READING
+from ....trainer.runs.reference_images import Reference
+from ....trainer.sweep.cell_workflow import MakeGraph, cell_graph
+from ....trainer.types import Shot, Size
+from ..backend.families import known
+from ..encoding.reference_images import NAMES
+from ..paths import is_inside, lora_folder, lora_root
+
+SOURCES = ("model", "clip", "vae")
+
+
+def cell_graphs(
+    graph: Mapping[str, Any] | None, node_id: Any, model: Any, references: Sequence[Reference] = (), reading: str = ""
+) -> MakeGraph:
+    """What makes a cell's PNG entries: {} where the queued graph is not known, or a LoRA lies where no loader lists it.
+    `references` and `reading` as in the sweep's studio."""
+    inputs = graph[str(node_id)]["inputs"] if graph and str(node_id) in graph else {}
+    if not graph or not all(isinstance(inputs.get(name), list) for name in SOURCES):
+        return lambda shot, lora, guidance: {}
+    links = {name: inputs[name] for name in SOURCES}
+    family = known(type(model.model).__name__)
+    is_distilled = family is not None and "guidance" in family.conditions
+    sockets = [inputs[name] for name in NAMES if isinstance(inputs.get(name), list)]
+    above = upstream(graph, [str(link[0]) for link in [*links.values(), *sockets]])
+    numbers = {reference.digest: number for number, reference in enumerate(references)}
+
+    def make(shot: Shot, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
+        name = listed_name(lora) if lora is not None else ""
+        if name is None:
+            return {}
+        shown: list[tuple[Show, Size]] = []
+        if digest := shot.settings.get("reference"):
+            number, size = numbers[digest], tuple(shot.settings["size"])
+            sizes = [reference_place(path, size).target for path in references[number].paths]
+            shown = [(_picture(socket, number), target) for socket, target in zip(sockets, sizes, strict=True)]
+        say = sayer("", reading, DEFAULT_READING, links["vae"], shown)
+        return cell_graph(shot, guidance, above, links, lora=name, distilled=is_distilled, say=say)
+
+    return make
+
+
+def _picture(socket: list[Any], number: int) -> Show:
+    """An image of the batch that comes over a socket; of a single one for all, that one."""
+    return lambda add, key: add(key, "ImageFromBatch", image=socket, batch_index=number, length=1)
+
+
+def listed_name(lora: Path) -> str | None:
+    """The file as LoraLoader lists it: itself, or the copy that a run's checkpoint has there; none for one elsewhere."""
+    copy = lora_folder() / lora.parent.parent.name / lora.name  # output/lora_loom/<run>/loras/<file>
+    for path in (lora, copy):
+        if path.is_file() and is_inside(path, lora_root()):
+            return os.path.relpath(os.path.realpath(path), os.path.realpath(lora_root()))
+    return None
+
+
+def upstream(graph: Mapping[str, Any], wanted: list[str]) -> dict[str, Any]:
+    """The nodes named, and all that they are linked to."""
+    found: dict[str, Any] = {}
+    while wanted:
+        key = wanted.pop()
+        if key in found or key not in graph:
+            continue
+        found[key] = {"class_type": graph[key]["class_type"], "inputs": dict(graph[key]["inputs"])}
+        wanted += [
+            str(value[0]) for value in graph[key]["inputs"].values() if isinstance(value, list) and len(value) == 2
+        ]
+    return found

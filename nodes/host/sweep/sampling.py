@@ -1,0 +1,138 @@
+"""One picture of a sweep through ComfyUI's own sampler. Node thread only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....trainer.config.run import GuidanceConfig
+from ....trainer.data.cache.references import reference_latents, reference_place, shown_place
+from ....trainer.data.images.load import load_pixels
+from ....trainer.runs.reference_images import Reference
+from ....trainer.types import Geometry, Shot, Size
+from ..backend.conditions import check_looks
+from ..encoding.edit_prompts import text_pixels, tokens_beside
+from ..encoding.encoders import host_encoders
+from .apg import add_guidance
+
+Conditioning = list[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """What all cells share: encoders, and what they have encoded."""
+
+    vae: Any
+    clip: Any
+    reading: str
+    """How prompts are read that have reference images."""
+    references: Mapping[str, tuple[Path, ...]]
+    """{digest: images that are shown together}."""
+    model_guidance: float
+    factor: int
+    """Pixels per latent row or column."""
+    _texts: dict[tuple[str, str], Conditioning] = field(default_factory=dict)
+    _latents: dict[tuple[str, Size], list[Tensor]] = field(default_factory=dict)
+
+    def prepare(self, shots: Sequence[Shot], model: Any) -> None:
+        """Encode every text and reference image of these cells, once. Raises ConfigError if the MODEL looks at none."""
+        for shot in shots:
+            for prompt in (shot.prompt, shot.negative):
+                self._said(shot, prompt)
+        for shot in shots:  # after all texts: the text encoder and the VAE may not fit on the device together
+            if shot.reference:
+                self._looked_at(shot)
+        if shown := next((shot for shot in shots if shot.reference), None):
+            self._check(shown, model.model)
+
+    def _check(self, shot: Shot, model: Any) -> None:
+        [[tensor, extra], *_] = self.conditioning(shot, shot.prompt)
+        text = {"cross_attn": tensor, **extra}
+        latents = [one.squeeze(2) if one.ndim == 5 else one for one in text.pop("reference_latents")]
+        size: Size = tuple(shot.settings["size"])
+        check_looks(model, text, Geometry.whole(size), {}, self.factor, latents[0].shape[1], latents)
+
+    def conditioning(self, shot: Shot, prompt: str) -> Conditioning:
+        """As ComfyUI's nodes make it of the prompt, the references and the guidance value."""
+        more = {"reference_latents": self._looked_at(shot)} if shot.reference else {}
+        said = self._said(shot, prompt)
+        return [[tensor, {**extra, "guidance": self.model_guidance, **more}] for tensor, extra in said]
+
+    def _said(self, shot: Shot, prompt: str) -> Conditioning:
+        shown = shot.settings.get("reference", "")
+        if (prompt, shown) not in self._texts:
+            self._texts[prompt, shown] = self._encoded(prompt, self.references.get(shown, ()))
+        return self._texts[prompt, shown]
+
+    def _encoded(self, prompt: str, paths: Sequence[Path]) -> Conditioning:
+        pixels = text_pixels(self.reading)
+        if not paths or not pixels:
+            return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
+        pictures = [load_pixels(path, shown_place(path, pixels)) for path in paths]
+        tokens = tokens_beside(self.clip, self.reading, prompt, pictures)
+        return self.clip.encode_from_tokens_scheduled(tokens)
+
+    def _looked_at(self, shot: Shot) -> list[Tensor]:
+        """Raw latents of its references as a VAEEncode node gives them."""
+        shown, size = shot.settings["reference"], tuple(shot.settings["size"])
+        if (shown, size) not in self._latents:
+            film = getattr(self.vae, "latent_dim", 2) == 3
+            encoders = host_encoders(self.vae, self.clip)
+            made = [
+                reference_latents(encoders, p, reference_place(p, size)).unsqueeze(0) for p in self.references[shown]
+            ]
+            self._latents[shown, size] = [latents.unsqueeze(2) if film else latents for latents in made]
+        return self._latents[shown, size]
+
+
+def open_studio(vae: Any, clip: Any, reading: str, references: Sequence[Reference], model_guidance: float) -> Studio:
+    return Studio(
+        vae=vae,
+        clip=clip,
+        reading=reading,
+        references={reference.digest: reference.paths for reference in references},
+        model_guidance=model_guidance,
+        factor=int(vae.spacial_compression_encode()),
+    )
+
+
+def with_lora(model: Any, tensors: Mapping[str, Tensor], strength: float) -> Any:
+    """A clone of the MODEL with a LoRA, as LoraLoaderModelOnly makes it."""
+    import comfy.sd
+
+    patched, _ = comfy.sd.load_lora_for_models(model, None, dict(tensors), strength, 0)
+    return patched
+
+
+def with_guidance(model: Any, guidance: GuidanceConfig) -> Any:
+    if guidance.method == "apg":
+        return add_guidance(model, guidance.eta, guidance.norm_threshold, guidance.momentum, guidance.rescale)
+    return add_guidance(model, 1.0, 0.0, 0.0, guidance.rescale) if guidance.rescale else model
+
+
+def render(model: Any, studio: Studio, shot: Shot, scale: float) -> Tensor:
+    """(3, H, W) in [-1, 1]."""
+    import comfy.sample
+
+    recipe = shot.settings
+    latents = empty_latents(model, studio.vae, recipe["size"], studio.factor)
+    made = comfy.sample.sample(
+        model, comfy.sample.prepare_noise(latents, shot.seed), recipe["steps"], scale, recipe["sampler"],
+        recipe["scheduler"], studio.conditioning(shot, shot.prompt), studio.conditioning(shot, shot.negative), latents,
+        seed=shot.seed, disable_pbar=True,
+    )  # fmt: skip
+    pixels: Tensor = studio.vae.decode(made)
+    return pixels.reshape(-1, *pixels.shape[-3:])[0].movedim(-1, 0).float().cpu() * 2 - 1
+
+
+def empty_latents(model: Any, vae: Any, size: tuple[int, int], factor: int) -> Tensor:
+    """Zeros as EmptyLatentImage gives them, in the model's own channels and dimensions."""
+    latent_format = model.get_model_object("latent_format")
+    width, height = size
+    shape = [1, int(latent_format.latent_channels), height // factor, width // factor]
+    if getattr(latent_format, "latent_dimensions", 2) == 3:
+        shape.insert(2, 1)
+    return torch.zeros(shape)

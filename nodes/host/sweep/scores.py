@@ -1,0 +1,134 @@
+"""Scores in the graph: the engine's, with losses from the connected model or from the run's own record. Node thread only."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....trainer.config.run import ObjectiveConfig
+from ....trainer.config.toml import parse
+from ....trainer.data.batches import Singles, make_plan
+from ....trainer.data.sets.dataset import Dataset
+from ....trainer.errors import LoomError
+from ....trainer.runs.run_folder import RunFolder
+from ....trainer.score.image_statistics import Statistics
+from ....trainer.score.run import gather, measured_losses, norms, recorded_losses, write_score
+from ....trainer.score.score import Losses, score
+from ....trainer.sweep.run import Sheet, load_sheet
+from ....trainer.training.held_out import HeldOut
+from ....trainer.weights.frozen import compute_in
+from ...sockets.values import CacheValue, SheetValue
+from ..backend.denoiser import bring_to_device, load_denoiser
+from ..encoding.clip_vision import HostVision
+from ..encoding.datasets import read_listing
+from ..encoding.images import files_to_image
+from ..paths import shown
+from ..progress import Bar
+from ..runs.session import HELD_OUT_LEVELS, host_noise_levels, open_batches, place_weights, sampled_identity
+
+
+class NodeProgress:
+    """The engine's progress on the node's bar, where Cancel takes effect."""
+
+    def __init__(self) -> None:
+        self._bar = Bar()
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        self._bar.update(done, total)
+
+
+def scored_sheet(
+    sheet: SheetValue, cache: CacheValue, model: Any, clip_vision: Any, trigger: str
+) -> tuple[SheetValue, str, Tensor, dict[str, str]]:
+    """(the sheet with its scores, table, plot, how a page shows that). Raises LoomError for a sheet or a cache that is gone."""
+    loaded = load_sheet(Path(sheet.folder), sheet.name)
+    dataset = Dataset(examples=tuple(read_listing(cache)))
+    run = RunFolder(Path(sheet.folder).parent)
+    progress, notes = NodeProgress(), []  # type: ignore[var-annotated]
+    losses = _losses(loaded, dataset, cache, run, model, progress, notes)
+    evidence = gather(
+        loaded.shots,
+        HostVision(clip_vision) if clip_vision is not None else Statistics(),
+        [example.path for example in dataset.training if example.role == "train" and example.path.is_file()],
+        losses,
+        [word.strip() for word in trigger.split(",") if word.strip()],
+        norms(loaded.loras),
+        notes,
+        progress,
+    )
+    name = f"{sheet.name}-scored"
+    done = write_score(loaded, score(loaded.shots, evidence), sheet.name, sheet.title, name)
+    value = SheetValue(folder=sheet.folder, name=name, title=sheet.title)
+    return value, done.text, files_to_image([done.plot]), shown(done.plot)
+
+
+def _losses(
+    sheet: Sheet,
+    dataset: Dataset,
+    cache: CacheValue,
+    run: RunFolder,
+    model: Any,
+    progress: NodeProgress,
+    notes: list[str],
+) -> Losses | None:
+    if not dataset.held_out:
+        notes.append(
+            "held-out loss not measured: set images aside (LoomCache held_out_share, or a LoomDataset of role held_out)"
+        )
+        return None
+    record = run.read() if run.exists() else {}
+    if model is not None:
+        return _measured(sheet, dataset, cache, record, model, progress, notes)
+    if record.get("fixed", {}).get("facts", {}).get("data") != cache.digest:
+        notes.append(
+            "held-out loss unknown: these checkpoints are of no run on this cache; connect model to measure it"
+        )
+        return None
+    found = recorded_losses(run, sheet.shots, notes)
+    if found is None:
+        notes.append("held-out loss unknown: the run recorded none for these checkpoints; connect model to measure it")
+    return found
+
+
+@torch.inference_mode(False)
+def _measured(
+    sheet: Sheet,
+    dataset: Dataset,
+    cache: CacheValue,
+    record: Any,
+    patcher: Any,
+    progress: NodeProgress,
+    notes: list[str],
+) -> Losses:
+    """On the loaded weights, each LoRA laid over a shadow of the network for a while."""
+    bring_to_device(patcher)
+    denoiser = load_denoiser(patcher)
+    place_weights(denoiser, patcher, notes.append)
+    compute_in(denoiser.module, denoiser.compute_dtype)
+    objective = _objective(record)
+    examples = dataset.held_out
+    batches = open_batches(
+        patcher,
+        denoiser,
+        cache,
+        objective,
+        sampled_identity(patcher),
+        examples,
+        make_plan(examples, 1, 0),
+        lambda done, total: progress.stage("conditions", done, total),
+    )(examples)
+    held_out = HeldOut(
+        batches=Singles(batches),
+        timesteps=HELD_OUT_LEVELS,
+        seed=record.get("config", {}).get("training", {}).get("seed", 0),
+    )
+    return measured_losses(sheet, denoiser, held_out, host_noise_levels(objective, denoiser), progress, notes, dict)
+
+
+def _objective(record: Any) -> ObjectiveConfig:
+    """The run's own, so that noise levels are shifted as in training; the defaults for files of no run."""
+    try:
+        return parse(record["config"]["objective"], ObjectiveConfig)
+    except (LoomError, KeyError):
+        return ObjectiveConfig()

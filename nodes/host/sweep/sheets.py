@@ -1,0 +1,220 @@
+"""Checkpoints, sweeps and strips in the graph: the engine's sheet, rendered by ComfyUI."""
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ....trainer.config.run import GuidanceConfig, SweepConfig
+from ....trainer.config.toml import digest
+from ....trainer.errors import ConfigError, RunError
+from ....trainer.runs.headless import read_lora
+from ....trainer.storage.atomic import write_json
+from ....trainer.sweep.cell_workflow import MakeGraph
+from ....trainer.sweep.cells import BASE, Axes, Rendering, missing, plan_shots, sheet_to_dict, write_picture
+from ....trainer.sweep.run import (
+    Asking,
+    Sheet,
+    check_count,
+    check_sizes,
+    load_sheet,
+    lora_label,
+    make_axes,
+    read_loras,
+    vary,
+    write_grid,
+    write_page,
+    write_strips,
+    write_tables,
+)
+from ....trainer.sweep.strip import AXES, panels
+from ....trainer.types import Shot
+from ...sockets.values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
+from ...widgets import ALONE, AUTO
+from ..encoding.edit_prompts import chosen_reading
+from ..encoding.encoders import clip_identity, model_identity, vae_identity
+from ..encoding.images import files_to_image
+from ..encoding.reference_images import kept_references, sockets_of
+from ..paths import find_lora, is_inside, library_path, lora_root, root, run_folder
+from ..progress import Bar
+from .cell_workflow import cell_graphs
+from .sampler_names import sampler_names
+from .sampling import Studio, open_studio, render, with_guidance, with_lora
+
+Pick = Literal["all", "every nth", "last n"]
+
+
+def collect(run: RunValue | None, files: str, pick: Pick, number: int, *, include_base: bool) -> CheckpointsValue:
+    """Raises ConfigError or RunError if there is nothing to compare."""
+    if run is not None and files.strip():
+        raise ConfigError(f"files = {files!r} beside a run: disconnect the run, or clear files")
+    found = _of_run(run) if run is not None else _of_files(files)
+    chosen = picked(found, pick, number)
+    name = run.name if run is not None else "files"
+    directory = run_folder(run.name).path / "strips" if run is not None else root() / "strips"
+    return CheckpointsValue(files=tuple(chosen), include_base=include_base, directory=str(directory), title=name)
+
+
+def _of_run(run: RunValue) -> list[tuple[str, str]]:
+    folder = run_folder(run.name)
+    files = sorted((folder.path / "loras").glob(f"{glob.escape(folder.name)}-*.safetensors"))
+    if not files:
+        raise RunError(f"run {run.name} has saved no LoRA yet: wait for its first save_every steps (LoomWait)")
+    return [(lora_label(path, folder.name), str(path)) for path in files]
+
+
+def _of_files(text: str) -> list[tuple[str, str]]:
+    """LoRAs as LoraLoader lists them, one per line, or with * and ?."""
+    base, found = lora_root(), []
+    for line in (line.strip() for line in text.splitlines()):
+        if not line:
+            continue
+        if not glob.has_magic(line):
+            found.append(find_lora(line))
+            continue
+        matches = sorted(path for path in base.glob(line) if path.suffix == ".safetensors" and is_inside(path, base))
+        if not matches:
+            raise ConfigError(f"files: {line!r} matches nothing in {base}")
+        found += matches
+    if not found:
+        raise ConfigError("connect a run, or name LoRA files in files, one per line")
+    common = os.path.commonpath([str(path.parent) for path in found])
+    return [(Path(os.path.relpath(path, common)).with_suffix("").as_posix(), str(path)) for path in found]
+
+
+def picked(files: Sequence[tuple[str, str]], pick: Pick, number: int) -> list[tuple[str, str]]:
+    if pick == "last n":
+        return list(files[-number:])
+    if pick == "every nth":
+        return list(files[::-1][::number][::-1])  # counted from the end, so that the last one is among them
+    return list(files)
+
+
+def rendered_sheet(
+    model: Any,
+    vae: Any,
+    clip: Any,
+    checkpoints: CheckpointsValue,
+    guidance: GuidanceValue | None,
+    options: Mapping[str, Any],
+) -> tuple[SheetValue, Tensor]:
+    """Render what is missing. Cells that exist are kept, so a cancelled sweep goes on where it was."""
+    sweep = SweepConfig(
+        prompts=tuple(line.strip() for line in options["prompts"].splitlines() if line.strip()),
+        prompt_library=library_path(options.get("prompt_library", "")),
+        negative=options.get("negative", ""),
+        seeds=options["seeds"],
+        strengths=options["strengths"],
+        guidance=guidance.settings if guidance else (GuidanceConfig(),),
+        base=checkpoints.include_base,
+        references=kept_references(sockets_of(options)),
+    )
+    axes = make_axes(sweep, _labelled(checkpoints), 0)
+    most = max((len(one.paths) for one in axes.references), default=0)
+    reading = chosen_reading(options.get("edit_prompts", AUTO), clip, most)
+    renderings = _renderings(model, vae, clip, options, reading)
+    check_count(axes, renderings)
+    folder = Path(checkpoints.directory)
+    shots = plan_shots(axes, renderings, folder / "cells")
+    todo = missing(shots)
+    if todo:
+        asking = Asking(cells=len(todo), limit=options.get("max_cells", 1000), confirm=lambda question: False)
+        make_graph = cell_graphs(options.get("prompt"), options.get("node_id"), model, axes.references, reading)
+        studio = open_studio(vae, clip, reading, axes.references, renderings[0].model_guidance)
+        _render_all(todo, model, studio, axes, asking, make_graph)
+    name = "sheet-" + digest([shot.id for shot in shots])[:16]
+    loras = {lora.digest: lora.path for lora in axes.loras}
+    write_json(folder / f"{name}.json", sheet_to_dict(shots, loras=loras))
+    value = SheetValue(folder=str(folder), name=name, title=checkpoints.title)
+    return value, files_to_image([shot.image for shot in shots])
+
+
+def _labelled(checkpoints: CheckpointsValue) -> Any:
+    loras = read_loras([Path(path) for _, path in checkpoints.files], "")
+    return tuple(replace(lora, label=label) for lora, (label, _) in zip(loras, checkpoints.files, strict=True))
+
+
+def _renderings(model: Any, vae: Any, clip: Any, options: Mapping[str, Any], reading: str) -> tuple[Rendering, ...]:
+    """Raises ConfigError for a size the VAE cannot make, or an unknown sampler."""
+    sampling = model.get_model_object("model_sampling")
+    how = {"sampling": type(sampling).__name__, "sigma_max": float(sampling.sigma_max)}
+    seen = [] if reading == ALONE else [reading]
+    plain = Rendering(
+        size=(options["width"], options["height"]),
+        steps=options["steps"],
+        sampler=options["sampler"],
+        scheduler=options["scheduler"],
+        model=digest([model_identity(model, how), vae_identity(vae), clip_identity(clip), *seen]),
+        model_guidance=options.get("model_guidance", 3.5),
+    )
+    lists = {name: options.get(name, "") for name in ("sizes", "step_counts", "samplers")}
+    made = vary(plain, **lists, known=sampler_names())
+    check_sizes(made, int(vae.spacial_compression_encode()), "this VAE")
+    return made
+
+
+def _render_all(
+    todo: Sequence[Shot],
+    model: Any,
+    studio: Studio,
+    axes: Axes,
+    asking: Asking,
+    make_graph: MakeGraph,
+) -> None:
+    """LoRA by LoRA, so that each is patched in once. Every text is encoded before, so that the encoder is loaded once."""
+    studio.prepare(todo, model)
+    files = {lora.digest: lora.path for lora in axes.loras}
+    settings = {setting.name: setting for setting in axes.guidance}
+    bar, done = Bar(), 0
+    for (lora, strength), group in groupby(todo, key=lambda shot: (shot.settings["lora"], shot.strength)):
+        patched = with_lora(model, read_lora(files[lora]), strength) if lora else model
+        for shot in group:
+            guidance = settings[shot.guidance]
+            picture = render(with_guidance(patched, guidance), studio, shot, guidance.scale)
+            write_picture(picture, shot, make_graph(shot, files.get(lora), guidance))
+            asking.rendered()
+            done += 1
+            bar.update(done, len(todo))
+
+
+def drawn_strip(sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> tuple[list[Path], Tensor]:
+    """The pages as PNG files (HTML, CSV and JSON beside them) and as an IMAGE batch. Raises ConfigError for an unknown axis."""
+    loaded = load_sheet(Path(sheet.folder), sheet.name)
+    heading = title.strip() or sheet.title
+    name = "strip-" + digest([sheet.name, layout, columns, rows, heading])[:16]
+    if layout == "panels":
+        grid = panels(loaded.shots, panel_titles(loaded), title=heading)
+        paths = [write_grid(grid, loaded.folder / f"{name}.png")]
+        write_page(loaded, [grid], heading, name)
+    else:
+        sides = [axes_of(text, what) for text, what in ((columns, "columns"), (rows, "rows"))]
+        sheet_layout: Any = {"columns": sides[0], "rows": sides[1], "title": heading, "name": name}
+        paths = write_strips(loaded, **sheet_layout)
+        write_tables(loaded, **sheet_layout)
+    return paths, files_to_image(paths)
+
+
+def axes_of(text: str, what: str) -> list[str]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if unknown := [name for name in names if name not in AXES]:
+        raise ConfigError(f"{what} = {text!r}: {unknown[0]!r} is no axis; choose from {', '.join(AXES)}")
+    return names
+
+
+def panel_titles(sheet: Sheet) -> dict[tuple[str, str], str]:
+    """Base, last LoRA, and the last LoRA with APG. Raises ConfigError if the sheet lacks one of them."""
+    guidance = list(dict.fromkeys(shot.guidance for shot in sheet.shots))
+    methods = {shot.guidance: shot.settings["guidance"]["method"] for shot in sheet.shots}
+    plain = next((name for name in guidance if methods[name] == "cfg"), None)
+    apg = next((name for name in guidance if methods[name] == "apg"), None)
+    last = sheet.shots[-1].checkpoint
+    if plain is None or apg is None or last == BASE or not any(shot.checkpoint == BASE for shot in sheet.shots):
+        raise ConfigError(
+            "layout panels needs the base, a LoRA, and guidance of both kinds: include_base on, and two LoomGuidance nodes (cfg and apg) chained"
+        )
+    return {(BASE, plain): "Base", (last, plain): f"LoRA, {last}", (last, apg): f"LoRA, {last}, APG"}

@@ -1,0 +1,67 @@
+"""Pieces of node forms: an option of the engine's configuration becomes a widget with its range, default and tooltip."""
+
+import dataclasses
+import typing
+from typing import Any
+
+from ..trainer.config.help_texts import texts
+
+CATEGORY = "LoRA Loom"
+BIG = 2**31 - 1
+AUTO, ALONE = "auto", "captions alone"
+EDIT_PROMPTS = (
+    [AUTO, ALONE, "qwen-image-edit", "qwen-image-edit-plus"],
+    {
+        "default": AUTO,
+        "tooltip": "How the text encoder reads a prompt that has reference images: with them, as TextEncodeQwenImageEdit or TextEncodeQwenImageEditPlus (2509 and later) do, or alone. auto: as Plus with Qwen-Image's text encoder, alone with any other.",
+    },
+)
+PROMPT_LIBRARY = 'More prompts from a JSON file, {"name": "prompt", …}, relative to ComfyUI\'s input directory. The names label the strip.'
+
+
+def widget(section: str, name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """The form entry of a field of a configuration class, by their names; `changes` override default, min, max, step
+    or tooltip. By name, so that the configuration is read when a form is asked for, not while ComfyUI starts."""
+    from ..trainer.config import run as config
+
+    cls = getattr(config, section)
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    options: dict[str, Any] = {"tooltip": texts(cls)[name]}
+    if field.default is not dataclasses.MISSING:
+        options["default"] = field.default
+    kind = typing.get_type_hints(cls)[name]
+    if typing.get_origin(kind) is typing.Literal:
+        return list(typing.get_args(kind)), {**options, **changes}
+    if kind is bool:
+        return "BOOLEAN", {**options, **changes}
+    if kind is int:
+        return "INT", {"min": 0, "max": BIG, **options, **changes}
+    if kind is float:
+        return "FLOAT", {"min": 0.0, "max": 1e6, "step": 0.001, "round": False, **options, **changes}
+    return "STRING", {**options, **changes}
+
+
+def link(kind: str, tooltip: str) -> tuple[str, dict[str, Any]]:
+    """A socket."""
+    return kind, {"tooltip": tooltip}
+
+
+def text(default: str, tooltip: str, *, multiline: bool = False) -> tuple[str, dict[str, Any]]:
+    return "STRING", {"default": default, "multiline": multiline, "tooltip": tooltip}
+
+
+def seed(tooltip: str) -> tuple[str, dict[str, Any]]:
+    """A seed that stays: a new number after every prompt would make another run, or encode anew."""
+    return "INT", {"default": 0, "min": 0, "max": 2**32 - 1, "control_after_generate": False, "tooltip": tooltip}
+
+
+def shown(what: str) -> dict[str, Any]:
+    """Sockets for reference images, and how prompts are read beside them; for nodes that make pictures."""
+    return {
+        "reference": link(
+            "IMAGE", f"For edit models: the image that {what} is shown. Of a batch, each image by itself."
+        ),
+        "reference_2": link("IMAGE", "Shown together with reference: one image for all, or as many."),
+        "reference_3": link("IMAGE", "Shown together with them: one image for all, or as many."),
+        "edit_prompts": EDIT_PROMPTS,
+    }

@@ -1,0 +1,139 @@
+"""No option is ignored: one that would do nothing beside the others is refused, with the reason."""
+
+import dataclasses
+
+import pytest
+
+from lora_loom.trainer.config import run as config_module
+from lora_loom.trainer.config.run import Section, TrainConfig
+from lora_loom.trainer.config.toml import parse
+from lora_loom.trainer.config.unused import RULES, refuse_idle_options
+from lora_loom.trainer.errors import ConfigError
+
+IDLE = [
+    ({"model": {"base": "b", "dtype": "float16", "quantize": "int8"}}, "model.dtype = 'float16' would do nothing"),
+    ({"network": {"lokr_factor": 4}}, "network.lokr_factor = 4 would do nothing: only kind = 'lokr' has one"),
+    ({"schedule": {"kind": "cosine", "cycles": 3}}, "schedule.cycles = 3"),
+    ({"schedule": {"kind": "cosine", "power": 2.0}}, "schedule.power = 2.0"),
+    ({"schedule": {"floor": 0.1}}, "schedule.floor = 0.1 would do nothing: kind = 'constant' never falls"),
+    ({"objective": {"timesteps": "uniform", "mean": 0.5}}, "objective.mean = 0.5"),
+    ({"objective": {"timesteps": "beta", "std": 0.5}}, "objective.std = 0.5"),
+    ({"objective": {"mode_scale": 1.0}}, "objective.mode_scale = 1.0"),
+    ({"objective": {"beta": [1.0, 2.0]}}, "objective.beta = (1.0, 2.0)"),
+    ({"objective": {"huber_delta": 0.2}}, "objective.huber_delta = 0.2 would do nothing: loss = 'mse' has none"),
+    ({"memory": {"cache": "online", "vae_batch": 4}}, "memory.vae_batch = 4 would do nothing: cache = 'online'"),
+    ({"data": {"min_side": 64}}, "data.min_side = 64"),
+    ({"data": {"max_side": 4096}}, "data.max_side = 4096"),
+    ({"data": {"buckets": "off", "upscale": False}}, "data.upscale = False"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "repeats": 2}]}, "dataset.repeats = 2"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "weight": 2.0}]}, "dataset.weight = 2.0"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "flip": True}]}, "dataset.flip = True"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "caption_dropout": 0.1}]}, "caption_dropout"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "shuffle_tags": True}]}, "dataset.shuffle_tags"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "held_out", "tag_dropout": 0.1}]}, "dataset.tag_dropout"),
+    ({"dataset": [{"folder": "x", "teacher": "base"}]}, "dataset.teacher = 'base' would do nothing: only role"),
+    ({"dataset": [{"folder": "x", "metadata": "t.csv"}]}, "dataset.metadata = 't.csv' would do nothing: only captions"),
+    ({"dataset": [{"folder": "x", "captions": "json", "file_field": "f"}]}, "dataset.file_field = 'f'"),
+    ({"dataset": [{"folder": "x", "captions": "filename", "caption_field": "f"}]}, "dataset.caption_field = 'f'"),
+    ({"dataset": [{"folder": "x", "keep_tokens": 1}]}, "dataset.keep_tokens = 1 would do nothing: no tag is moved"),
+    ({"dataset": [{"folder": "x", "keep_separator": "|||"}]}, "dataset.keep_separator"),
+    ({"dataset": [{"folder": "x", "tag_separator": "."}]}, "dataset.tag_separator"),
+    ({"dataset": [{"folder": "x", "caption_variants": 4}]}, "dataset.caption_variants = 4"),
+    ({"dataset": [{"folder": "x", "buckets": "kohya", "aspects": [1.0]}]}, "dataset.aspects"),
+    ({"dataset": [{"folder": "x", "measure": "area"}]}, "dataset.measure"),
+    ({"dataset": [{"folder": "x", "buckets": "pixel", "min_side": 64}]}, "dataset.min_side"),
+    ({"dataset": [{"folder": "x", "buckets": "pixel", "max_side": 64}]}, "dataset.max_side"),
+    *(
+        ({"validation": {name: value}}, f"validation.{name} = ")
+        for name, value in (("render_every", 5), ("negative", "x"), ("references", ["a.png"]), ("seed", 3), ("sampling_steps", 4),
+                            ("guidance_scale", 2.0), ("width", 64), ("height", 64))
+    ),
+    ({"sweep": {"guidance": [{"eta": 0.5}]}}, "sweep.guidance.eta = 0.5"),
+    ({"sweep": {"guidance": [{"norm_threshold": 5.0}]}}, "sweep.guidance.norm_threshold = 5.0"),
+    ({"sweep": {"guidance": [{"momentum": -0.5}]}}, "sweep.guidance.momentum = -0.5 would do nothing: only method"),
+]  # fmt: skip
+
+USED = [
+    {"network": {"kind": "lokr", "lokr_factor": 4}},
+    {"schedule": {"kind": "restarts", "cycles": 3, "floor": 0.1}},
+    {"schedule": {"kind": "polynomial", "power": 2.0}},
+    {"objective": {"timesteps": "logit_normal", "mean": 0.5, "std": 0.5}},
+    {"objective": {"mean": 0.5}},
+    {"objective": {"timesteps": "mode", "mode_scale": 1.0}},
+    {"objective": {"timesteps": "beta", "beta": [1.0, 2.0], "loss": "huber", "huber_delta": 0.2}},
+    {"memory": {"vae_batch": 4}},
+    {
+        "validation": {
+            "prompts": ["a"],
+            "render_every": 5,
+            "negative": "x",
+            "seed": 3,
+            "width": 64,
+            "guidance_scale": 2.0,
+        }
+    },
+    {"data": {"buckets": "kohya", "min_side": 64, "max_side": 4096, "upscale": False}},
+    {"dataset": [{"folder": "x", "repeats": 2, "weight": 2.0, "flip": True, "caption_dropout": 0.1}]},
+    {
+        "dataset": [
+            {"folder": "x", "captions": "metadata", "metadata": "t.csv", "file_field": "f", "caption_field": "c"}
+        ]
+    },
+    {"dataset": [{"folder": "x", "tag_dropout": 0.1, "keep_tokens": 1, "tag_separator": ".", "caption_variants": 4}]},
+    {"dataset": [{"folder": "x", "secondary_separator": ";;;", "tag_separator": "."}]},
+    {"dataset": [{"folder": "x", "wildcards": True, "caption_variants": 4, "buckets": "kohya", "min_side": 64}]},
+    {"dataset": [{"folder": "x"}, {"folder": "y", "role": "regularisation", "teacher": "base"}]},
+    {"dataset": [{"folder": "x", "aspects": [1.0], "min_size": 4, "measure": "area"}]},
+    {"sweep": {"guidance": [{"method": "apg", "eta": 0.5, "norm_threshold": 5.0, "momentum": -0.5}]}},
+]
+
+
+def made(sections):
+    return parse({"name": "run", "model": {"base": "b"}, "dataset": [{"folder": "x"}], **sections}, TrainConfig)
+
+
+@pytest.mark.parametrize(("sections", "message"), IDLE, ids=[message for _, message in IDLE])
+def test_idle_options_are_refused(sections, message):
+    with pytest.raises(ConfigError) as error:
+        refuse_idle_options(made(sections))
+    assert message in str(error.value)
+    assert "leave it out" in str(error.value)
+
+
+@pytest.mark.parametrize("sections", USED, ids=str)
+def test_options_in_use_are_not(sections):
+    refuse_idle_options(made(sections))
+
+
+def test_every_rule_is_tested_and_names_a_field():
+    told = {name for sections, _ in IDLE for section in sections.values() for name in _names(section)}
+    for kind, _, names, _, _ in RULES:
+        assert set(names) <= {field.name for field in dataclasses.fields(kind)}
+        assert set(names) <= told
+
+
+def _names(section):
+    if isinstance(section, dict):
+        return [*section, *(name for value in section.values() for name in _names(value))]
+    return [name for item in section for name in _names(item)] if isinstance(section, list) else []
+
+
+def test_every_field_is_read_somewhere():
+    """A field that no module but the configuration itself mentions cannot have an effect."""
+    import re
+    from pathlib import Path
+
+    root = Path(config_module.__file__).parents[1]
+    itself = {"run.py", "dataset.py", "unused.py", "help_texts.py"}
+    source = "\n".join(
+        path.read_text() for path in root.rglob("*.py") if path.parent.name != "config" or path.name not in itself
+    )
+    sections = [c for c in vars(config_module).values() if isinstance(c, type) and issubclass(c, Section)]
+    unread = [
+        f"{cls.__name__}.{field.name}"
+        for cls in sections
+        if cls is not Section
+        for field in dataclasses.fields(cls)
+        if not re.search(rf"\.{field.name}\b", source)
+    ]
+    assert unread == []

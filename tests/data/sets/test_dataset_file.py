@@ -1,0 +1,309 @@
+"""Files that other trainers read: what they mean here, and what of them is not taken is said."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from lora_loom.trainer.config.dataset import DatasetConfig
+from lora_loom.trainer.data.sets.captions import plain
+from lora_loom.trainer.data.sets.dataset_file import gather_sets, read_dataset_file
+from lora_loom.trainer.data.sets.scan import scan
+from lora_loom.trainer.errors import ConfigError, LoomError
+
+KOHYA = """
+[general]
+shuffle_caption = true
+keep_tokens = 2
+caption_extension = ".txt"
+
+[[datasets]]
+resolution = 768
+batch_size = 4
+enable_bucket = true
+max_bucket_reso = 1536
+bucket_no_upscale = true
+
+  [[datasets.subsets]]
+  image_dir = "cat"
+  num_repeats = 10
+  class_tokens = "sks cat"
+  caption_prefix = "sks,"
+  caption_tag_dropout_rate = 0.1
+  flip_aug = true
+  color_aug = true
+  enable_wildcard = true
+  no_such_thing = 1
+
+  [[datasets.subsets]]
+  image_dir = "reg"
+  is_reg = true
+  custom_attributes = { diff_output_preservation = true, other = 1 }
+  shuffle_caption = false
+  alpha_mask = true
+
+[[datasets]]
+resolution = [512, 640]
+
+  [[datasets.subsets]]
+  image_dir = "cat"
+  metadata_file = "meta.json"
+  random_crop = true
+"""
+
+TUNER = [
+    {
+        "id": "cats",
+        "type": "local",
+        "instance_data_dir": "cat",
+        "crop": True,
+        "crop_aspect": "closest",
+        "crop_aspect_buckets": [1.0, 0.75],
+        "crop_style": "center",
+        "resolution": 1.05,
+        "resolution_type": "area",
+        "minimum_image_size": 0.25,
+        "maximum_image_size": 4.0,
+        "target_downsample_size": 2.25,
+        "caption_strategy": "textfile",
+        "instance_prompt": "sks,",
+        "prepend_instance_prompt": True,
+        "caption_shuffle": {"enable": True, "count": 3, "split_on": "comma", "position_start": 1, "seed": 7},
+        "repeats": 9,
+        "cache_dir_vae": "cache/vae",
+        "skip_file_discovery": "vae",
+        "metadata_backend": "discovery",
+        "delete_unwanted_images": False,
+        "probability": 0.5,
+        "brand_new": 1,
+        "conditioning_data": "masks",
+    },
+    {"id": "masks", "dataset_type": "conditioning", "conditioning_type": "mask", "instance_data_dir": "masks"},
+    {"id": "off", "disabled": True, "instance_data_dir": "nowhere"},
+    {"id": "text", "dataset_type": "text_embeds", "default": True, "cache_dir": "cache/text", "write_batch_size": 16},
+    {
+        "id": "world",
+        "instance_data_dir": "reg",
+        "is_regularisation_data": True,
+        "caption_strategy": "instanceprompt",
+        "instance_prompt": "a photo",
+        "resolution": 512,
+        "resolution_type": "pixel",
+        "minimum_image_size": 256,
+    },
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("cat/a.png", "cat/b.png", "reg/a.png", "masks/a.png", "masks/b.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGBA", (8, 8)).save(path)
+    (tmp_path / "cat" / "a.txt").write_text("a cat, sofa\na kitten, bed")
+    (tmp_path / "cat" / "b.txt").write_text("a cat")
+    (tmp_path / "reg" / "a.txt").write_text("a dog")
+    (tmp_path / "meta.json").write_text(json.dumps({"a": {"tags": "x, y"}, "b": {"tags": "z"}}))
+    return tmp_path
+
+
+def read(folder, content, name=None):
+    name = name or ("sets.toml" if isinstance(content, str) else "multidatabackend.json")
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return read_dataset_file(folder / name)
+
+
+def test_kohyas_toml(folder):
+    listed = read(folder, KOHYA)
+    cat, reg, table = listed.sets
+    assert cat == DatasetConfig(
+        folder=str(folder / "cat"),
+        repeats=10,
+        captions="sidecar",
+        caption="sks cat",
+        lines="each",
+        prefix="sks,",
+        wildcards=True,
+        shuffle_tags=True,
+        keep_tokens=1,
+        tag_dropout=0.1,
+        flip=True,
+        resolutions=(768,),
+        buckets="kohya",
+        min_side=256,
+        max_side=1536,
+        upscale=False,
+    ), "one of the two kept tokens is the prefix's, which never moves"
+    assert reg.teacher == "base"
+    assert (reg.role, reg.shuffle_tags, reg.lines, reg.masks) == ("regularisation", False, "first", "alpha")
+    assert (table.captions, table.metadata) == ("metadata", str(folder / "meta.json"))
+    assert (table.resolutions, table.buckets, table.crop) == ((572,), "off", "random")
+    assert [[image.repeats for image in scan(one).images] for one in listed.sets] == [[10, 10], [1], [1, 1]]
+    assert plain(scan(table).images[0].forms) == ("x, y",)
+
+
+def test_what_of_kohyas_toml_is_not_taken_is_said(folder):
+    notes = read(folder, KOHYA).notes
+    assert "sets.toml: datasets 1, subset 1: color_aug = True is not taken; there is none here" in notes
+    assert "sets.toml: datasets 1, subset 1: batch_size = 4 is not taken; set training.batch_size" in notes
+    assert "sets.toml: datasets 1, subset 1: unknown and not taken: no_such_thing" in notes
+    assert "sets.toml: datasets 1, subset 2, custom_attributes: unknown and not taken: other" in notes
+    assert any("resolution = [512, 640] is taken as its area, a square of 572 pixels" in note for note in notes)
+    assert any("random_crop is taken as one place per image" in note for note in notes)
+
+
+def test_simpletuners_json(folder):
+    listed = read(folder, TUNER)
+    cats, world = listed.sets
+    assert cats == DatasetConfig(
+        folder=str(folder / "cat"),
+        recursive=True,
+        repeats=10,
+        captions="sidecar",
+        lines="each",
+        prefix="sks,",
+        shuffle_tags=True,
+        keep_tokens=1,
+        caption_variants=4,
+        masks=str(folder / "masks"),
+        megapixels=(1.05,),
+        buckets="pixel_area",
+        aspects=(1.0, 0.75),
+        min_size=500,
+        max_size=2000,
+        downsample=1500,
+        measure="area",
+    ), "nine repeats more are ten times seen"
+    assert (world.role, world.teacher) == ("regularisation", "base"), "its regularisation is parent and student"
+    assert (world.captions, world.caption) == ("fixed", "a photo")
+    assert (world.buckets, world.resolutions, world.min_size, world.measure) == ("pixel", (512,), 256, "side")
+    assert world.crop == "none"
+    assert plain(scan(cats).images[0].forms) == ("sks, a cat, sofa", "sks, a kitten, bed")
+
+
+def test_what_of_simpletuners_json_is_not_taken_is_said(folder):
+    notes = "\n".join(read(folder, TUNER).notes)
+    assert "cats: probability = 0.5 is not taken; use repeats" in notes
+    assert "cats: unknown and not taken: brand_new" in notes
+    assert "cats, caption_shuffle: seed = 7 is not taken; the run's seed decides" in notes
+    assert "off: disabled, left out" in notes
+    assert "cache" not in notes, "where its caches lie matters to nobody here"
+
+
+@pytest.mark.parametrize("name", ["delete_unwanted_images", "delete_problematic_images", "delete_nsfw_images"])
+def test_nothing_is_ever_deleted(folder, name):
+    with pytest.raises(ConfigError, match=rf"cats: {name} = True: images are never deleted here; take it out"):
+        read(folder, [{**TUNER[0], name: True}, *TUNER[1:]])
+    with pytest.raises(ConfigError, match="never deleted"):
+        read(folder, [TUNER[4], {**TUNER[2], name: True}])
+
+
+def test_square_crops_are_measured_by_their_side(folder):
+    [one] = read(folder, [{"instance_data_dir": "cat", "crop": True, "minimum_image_size": 512}]).sets
+    assert (one.buckets, one.crop, one.measure, one.min_size) == ("off", "random", "side", 512)
+
+
+def test_aspect_limits_and_faces(folder):
+    entry = {"instance_data_dir": "cat", "crop": True, "crop_style": "face", "crop_aspect": "preserve"}
+    listed = read(folder, [{**entry, "minimum_aspect_ratio": 0.5, "maximum_aspect_ratio": 2.0}])
+    [one] = listed.sets
+    assert (one.min_aspect, one.max_aspect, one.crop) == (0.5, 2.0, "saliency")
+    assert "set 1: crop_style = 'face' is taken as 'saliency'" in "\n".join(listed.notes)
+
+
+def test_captions_from_parquet_columns(folder):
+    entry = {"instance_data_dir": "cat", "caption_strategy": "parquet", "metadata_backend": "parquet"}
+    table = {"path": "t.parquet", "filename_column": "id", "caption_column": "long", "fallback_caption_column": "x"}
+    listed = read(folder, [{**entry, "parquet": table}])
+    [one] = listed.sets
+    assert (one.captions, one.file_field, one.caption_field) == ("metadata", "id", "long")
+    assert "set 1, parquet: unknown and not taken: fallback_caption_column" in listed.notes[0]
+
+
+def test_reference_images_of_edit_models(folder):
+    helper = {
+        "id": "b",
+        "dataset_type": "conditioning",
+        "conditioning_type": "reference_strict",
+        "instance_data_dir": "masks",
+    }
+    [one] = read(folder, [{"instance_data_dir": "cat", "conditioning_data": ["b"]}, helper]).sets
+    assert one.references == (str(folder / "masks"),)
+    with pytest.raises(ConfigError, match="no entry of dataset_type 'conditioning' has that id"):
+        read(folder, [{"instance_data_dir": "cat", "conditioning_data": "c"}, helper])
+    with pytest.raises(ConfigError, match="'controlnet' cannot be trained here"):
+        read(
+            folder,
+            [{"instance_data_dir": "cat", "conditioning_data": "b"}, {**helper, "conditioning_type": "controlnet"}],
+        )
+
+
+def test_our_own_toml(folder):
+    text = '[[dataset]]\nfolder = "cat"\nresolutions = [512, 768]\n\n[[dataset]]\nfolder = "reg"\nrole = "held_out"\n'
+    first, second = read(folder, text).sets
+    assert first == DatasetConfig(folder=str(folder / "cat"), resolutions=(512, 768))
+    assert (second.folder, second.role) == (str(folder / "reg"), "held_out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "a.txt: use a .toml"),
+        ("a.toml", "x = [", "a.toml is not valid TOML"),
+        ("a.toml", "x = 1", "a.toml: it holds x: write one [[dataset]] table per set"),
+        ("a.toml", '[[dataset]]\nfolder = "cat"\n[training]', "it holds dataset, training"),
+        ("a.toml", '[[dataset]]\nfoldr = "cat"', "set 1 (no folder): folder is missing"),
+        ("a.toml", '[[dataset]]\nfolder = "cat"\nrepeats = 0', "set 1 (cat): dataset.repeats = 0"),
+        ("a.toml", "datasets = 3", "[[datasets]] is no list of tables"),
+        ("a.toml", "[[datasets]]\nsubsets = [1]", "[datasets.subsets] is no table"),
+        ("a.toml", "general = 1\n[[datasets]]", "[general] is no table"),
+        ("a.toml", "[[datasets]]", "describes no images"),
+        ("a.toml", "[[datasets]]\nresolution = 'x'\n[[datasets.subsets]]", "subset 1: resolution = 'x': use one number"),
+        ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 'x'", "num_repeats = 'x': use a number"),
+        ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 3", "image_dir = 3: use a text"),
+        ("a.json", "{", "is not valid JSON"),
+        ("a.json", "{}", "it is no list of data sets"),
+        ("a.json", "[1]", "it is no list of data sets"),
+        ("a.json", "[]", "describes no images: add a set"),
+        ("a.json", '[{"instance_data_dir": "cat", "type": "aws"}]', "type = 'aws': only local can be read; copy"),
+        ("a.json", '[{"dataset_type": "video"}]', "dataset_type = 'video': only image and eval can be read"),
+        ("a.json", '[{"caption_strategy": "magic"}]', "caption_strategy = 'magic': use one of filename"),
+        ("a.json", '[{"crop": "yes"}]', "crop = 'yes': use true or false"),
+        ("a.json", '[{"repeats": 1.5}]', "repeats = 1.5: use a whole number"),
+        ("a.json", '[{"crop": true, "crop_aspect": "closest"}]', "needs crop_aspect_buckets"),
+        ("a.json", "[{}]", "set 1 (): dataset.folder = ''"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_used(folder, name, content, message):
+    with pytest.raises(LoomError) as error:
+        read(folder, content, name)
+    assert message in str(error.value)
+    assert name in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read .*gone\.toml"):
+        read_dataset_file(tmp_path / "gone.toml")
+
+
+def test_sets_of_a_run_come_from_its_tables_and_from_files(folder):
+    own = DatasetConfig(folder="x", role="held_out")
+    (folder / "sets.toml").write_text(KOHYA)
+    listed = gather_sets([own], [str(folder / "sets.toml")])
+    assert [one.role for one in listed.sets] == ["held_out", "train", "regularisation", "train"]
+    assert listed.notes
+    with pytest.raises(ConfigError, match="no set has role = 'train'"):
+        gather_sets([own], [])
+
+
+def test_every_path_is_judged(folder):
+    asked = []
+
+    def find(path, option):
+        asked.append((path, option))
+        raise ConfigError("no")
+
+    (folder / "sets.toml").write_text('[[dataset]]\nfolder = "../cat"')
+    with pytest.raises(ConfigError, match=r"sets\.toml: set 1 \(\.\./cat\): no"):
+        read_dataset_file(folder / "sets.toml", find)
+    assert asked == [(str(folder / "../cat"), "folder")]

@@ -1,0 +1,82 @@
+"""A prompt library: names label the strip, the cells are those of the bare prompts, a bad file is named."""
+
+import json
+
+import pytest
+
+from lora_loom.trainer.config.run import SweepConfig
+from lora_loom.trainer.errors import ConfigError
+from lora_loom.trainer.runs.prompt_library import read_library
+from lora_loom.trainer.sweep.cells import Rendering, plan_shots
+from lora_loom.trainer.sweep.run import make_axes
+from lora_loom.trainer.sweep.strip import arrange
+
+RENDERING = Rendering(size=(64, 64), steps=2, sampler="euler", scheduler="normal", model="m")
+
+
+@pytest.fixture
+def library(tmp_path):
+    def write(data):
+        path = tmp_path / "prompts.json"
+        path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        ({"night": "a cat at night", "day": " a cat by day "}, {"a cat at night": "night", "a cat by day": "day"}),
+        (["a cat", {"prompt": "a dog"}, {"name": "b", "prompt": "a bird"}], {"a cat": "", "a dog": "", "a bird": "b"}),
+        ({"night": {"prompt": "a cat"}, "x": {"name": "y", "prompt": "z"}}, {"a cat": "night", "z": "y"}),
+        ("\ufeff" + '{"空": "青い空"}', {"青い空": "空"}),
+    ],
+)
+def test_its_forms(library, data, found):
+    assert list(read_library(library(data), "sweep.prompt_library").items()) == list(found.items())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("3", r'write {"name": "prompt", …}'),
+        ("{}", "holds no prompt"),
+        ({"a": ""}, "entry a: '' is no prompt"),
+        ({"a": 3}, "entry a: 3 is no prompt"),
+        ([{"name": "a"}], "entry 1: None is no prompt"),
+        ([{"name": "a", "prompt": "b", "negative": "c"}], "entry a|entry 1: 'negative' is not known"),
+        ({"a": "x", "b": "x"}, "'x' occurs twice"),
+        ([{"name": "a", "prompt": "b"}, {"name": "a", "prompt": "c"}], "two prompts are called 'a'"),
+        ('{"a": "x", "a": "y"}', "'a' occurs twice"),
+        ("[" * 100_000, "is not valid JSON"),
+    ],
+)
+def test_bad_files_are_named(library, data, message):
+    path = library(data)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_library(path, "sweep.prompt_library")
+    assert str(path) in str(error.value)
+    with pytest.raises(ConfigError, match=r"sweep\.prompt_library = .*nowhere\.json' cannot be read"):
+        read_library(path.with_name("nowhere.json"), "sweep.prompt_library")
+
+
+def test_names_label_the_strip_and_change_no_cell(library, tmp_path):
+    path = library({"night": "a cat at night, long and with many words", "day": "a cat by day"})
+    named = make_axes(SweepConfig(prompts=("a dog",), prompt_library=str(path)), (), 0)
+    bare = make_axes(SweepConfig(prompts=("a dog", "a cat at night, long and with many words", "a cat by day")), (), 0)
+    shots, same = (plan_shots(axes, [RENDERING], tmp_path) for axes in (named, bare))
+    assert [shot.id for shot in shots] == [shot.id for shot in same], "renaming a prompt renders nothing anew"
+    [grid] = arrange(shots, columns=["checkpoint"], rows=["prompt"], title="t")
+    assert grid.rows == ("a dog", "night", "day")
+    assert grid.caption == "night: a cat at night, long and with many words\nday: a cat by day"
+    pages = arrange(shots, columns=["checkpoint"], rows=["seed"], title="t")
+    assert [page.caption for page in pages] == [shot.prompt for shot in shots]
+
+
+def test_a_sweep_needs_a_prompt():
+    with pytest.raises(
+        ConfigError, match=r"sweep\.prompts is empty: give at least one prompt, or a sweep\.prompt_library"
+    ):
+        make_axes(SweepConfig(), (), 0)

@@ -1,0 +1,311 @@
+"""Sweeps: cell ids say what made them, existing cells stay, pictures are those of the LoRA and of the base."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lora_loom.trainer.config.run import GuidanceConfig
+from lora_loom.trainer.errors import ConfigError, ModelFileError, RunError
+from lora_loom.trainer.runs.headless import run_folder, train
+from lora_loom.trainer.sweep.cells import (
+    Axes,
+    LoraFile,
+    Rendering,
+    count_cells,
+    plan_shots,
+    sheet_from_dict,
+    sheet_to_dict,
+)
+from lora_loom.trainer.sweep.run import Asking, check_count, expanded, load_sheet, lora_label, sweep, vary, write_strips
+from tests.conftest import FAMILIES, SilentHost, make_config
+
+RENDERING = Rendering(size=(64, 64), steps=2, sampler="euler", scheduler="normal", model="m")
+
+
+def axes(tmp_path, **changes):
+    loras = tuple(LoraFile(label=f"step {n}", digest=f"d{n}", path=tmp_path / f"{n}.safetensors") for n in (1, 2))
+    values = {
+        "loras": loras,
+        "base": True,
+        "strengths": (1.0,),
+        "prompts": ("a", "b"),
+        "negative": "",
+        "seeds": (0, 1),
+        "guidance": (GuidanceConfig(),),
+    }
+    return Axes(**{**values, **changes})
+
+
+def test_base_comes_once_and_first(tmp_path):
+    shots = plan_shots(axes(tmp_path, strengths=(0.5, 1.0)), [RENDERING], tmp_path)
+    assert len(shots) == (1 + 2 * 2) * 2 * 2
+    assert [shot.checkpoint for shot in shots[:4]] == ["base"] * 4
+    assert all(shot.strength == 0 for shot in shots[:4])
+    assert len({shot.id for shot in shots}) == len(shots)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"negative": "x"}, {"prompts": ("a", "c")}, {"seeds": (0, 2)}, {"guidance": (GuidanceConfig(scale=5.0),)}],
+    ids=str,
+)
+def test_ids_follow_what_makes_a_cell(tmp_path, change):
+    before = {shot.id for shot in plan_shots(axes(tmp_path), [RENDERING], tmp_path)}
+    after = {shot.id for shot in plan_shots(axes(tmp_path, **change), [RENDERING], tmp_path)}
+    assert before != after
+    for other in (
+        replace(RENDERING, steps=3),
+        replace(RENDERING, size=(64, 128)),
+        replace(RENDERING, model="n"),
+        replace(RENDERING, sampler="heun"),
+    ):
+        assert before.isdisjoint(shot.id for shot in plan_shots(axes(tmp_path), [other], tmp_path))
+
+
+def test_ids_do_not_follow_names_and_labels(tmp_path):
+    renamed = axes(tmp_path, loras=tuple(replace(lora, label="x" + lora.label, path=tmp_path / "y") for lora in axes(tmp_path).loras),
+                   guidance=(GuidanceConfig(label="mine"),))  # fmt: skip
+    assert [s.id for s in plan_shots(axes(tmp_path), [RENDERING], tmp_path)] == [
+        s.id for s in plan_shots(renamed, [RENDERING], tmp_path)
+    ]
+
+
+def test_a_new_seed_only_adds_cells(tmp_path):
+    few = {shot.id for shot in plan_shots(axes(tmp_path), [RENDERING], tmp_path)}
+    many = {shot.id for shot in plan_shots(axes(tmp_path, seeds=(0, 1, 2)), [RENDERING], tmp_path)}
+    assert few < many
+
+
+@given(before=st.tuples(*[st.integers(1, 3)] * 4), after=st.tuples(*[st.integers(1, 3)] * 4))
+@settings(max_examples=25)
+def test_more_values_on_any_axis_only_add_cells(before, after):
+    """Whatever is added to prompts, seeds, sizes and steps, the cells that were there keep their ids."""
+    folder = Path("x")
+
+    def ids(prompts, seeds, sizes, steps):
+        renderings = vary(
+            RENDERING,
+            sizes=", ".join(f"{64 * (i + 1)}x64" for i in range(sizes)),
+            step_counts=", ".join(str(2 + i) for i in range(steps)),
+            samplers="",
+        )
+        chosen = axes(folder, prompts=tuple("abc"[:prompts]), seeds=tuple(range(seeds)))
+        shots = plan_shots(chosen, renderings, folder)
+        assert len(shots) == count_cells(chosen, renderings) == len({shot.id for shot in shots})
+        return {shot.id for shot in shots}
+
+    more = [max(pair) for pair in zip(before, after, strict=True)]
+    assert ids(*before) <= ids(*more)
+
+
+def test_a_cell_keeps_the_id_it_had_before_there_were_other_axes(tmp_path):
+    """Written down once: whoever changes it makes everybody render everything anew."""
+    shots = plan_shots(axes(tmp_path), [RENDERING], tmp_path)
+    assert shots[0].id == "4e81a550165d1521dcb486a6a8f23bc9"
+
+
+def test_an_immense_sweep_is_refused_before_it_is_planned(tmp_path):
+    chosen = axes(tmp_path, seeds=tuple(range(1000)), strengths=tuple(range(1, 1001)))
+    with pytest.raises(ConfigError, match=r"4,002,000 cells|cells, a sheet holds 100,000"):
+        check_count(chosen, [RENDERING])
+
+
+def test_a_large_sweep_asks_with_a_time_after_two_cells():
+    asked = []
+
+    def asking(answer):
+        return Asking(cells=1001, limit=1000, confirm=lambda text: asked.append(text) or answer)
+
+    going = asking(True)
+    for _ in range(4):
+        going.rendered()
+    assert len(asked) == 1
+    assert asked[0].startswith("1,001 cells to render, about ")
+    stopped = asking(False)
+    stopped.rendered()
+    with pytest.raises(ConfigError, match="more than sweep.max_cells = 1000"):
+        stopped.rendered()
+    small = Asking(cells=1000, limit=1000, confirm=lambda text: pytest.fail("asked"))
+    for _ in range(3):
+        small.rendered()
+
+
+def test_sheets_survive_json(tmp_path):
+    shots = plan_shots(axes(tmp_path), [RENDERING], tmp_path)
+    restored = sheet_from_dict(json.loads(json.dumps(sheet_to_dict(shots))), tmp_path)
+    assert [(s.id, s.image, s.prompt) for s in restored] == [(s.id, s.image, s.prompt) for s in shots]
+
+
+SWEEP = {"prompts": ["a red circle"], "seeds": "0,1", "steps": 2, "guidance": [{"scale": 2.0}]}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def finished(request, tmp_path_factory):
+    """A trained run of each family, with a LoRA strong enough to see."""
+    config = make_config(
+        request.param,
+        tmp_path_factory.mktemp("sweep"),
+        sweep=SWEEP,
+        optimizer={"learning_rate": 0.1},
+        training={"steps": 4, "save_every": 2},
+    )
+    train(config, SilentHost())
+    return config
+
+
+def test_a_run_becomes_a_sheet(finished):
+    sheet = sweep(finished, SilentHost())
+    assert sheet.rendered == 6
+    assert [shot.checkpoint for shot in sheet.shots] == ["base"] * 2 + ["step 2"] * 2 + ["step 4"] * 2
+    pixels = {}
+    for shot in sheet.shots:
+        with Image.open(shot.image) as image:
+            assert image.size == (64, 64)
+            recipe = json.loads(image.info["lora_loom"])
+            pixels[shot.checkpoint, shot.seed] = image.tobytes()
+        assert (recipe["prompt"], recipe["seed"], recipe["id"]) == (shot.prompt, shot.seed, shot.id)
+    assert len(set(pixels.values())) == 6, "every checkpoint and seed gives another picture"
+
+
+def test_a_second_sweep_renders_nothing_and_a_lost_cell_comes_back_equal(finished, monkeypatch):
+    sheet = sweep(finished, SilentHost())
+    assert sheet.rendered == 0
+    lost = sheet.shots[3].image
+    before = Image.open(lost).tobytes()
+    lost.unlink()
+    again = sweep(finished, SilentHost())
+    assert again.rendered == 1
+    assert Image.open(lost).tobytes() == before
+    monkeypatch.setattr("lora_loom.trainer.base_model.Base.load_denoiser", lambda *a: pytest.fail("loaded"))
+    assert sweep(finished, SilentHost()).rendered == 0
+
+
+def test_the_base_is_bit_identical_after_a_sweep(finished):
+    """Cells rendered after others equal cells rendered alone: nothing of a LoRA stays behind."""
+    sheet = sweep(finished, SilentHost())
+    base = next(shot for shot in sheet.shots if shot.checkpoint == "base")
+    before = Image.open(base.image).tobytes()
+    for shot in sheet.shots:
+        shot.image.unlink()
+    config = replace(finished, sweep=replace(finished.sweep, strengths="0.5,1"))
+    sweep(config, SilentHost())
+    assert Image.open(base.image).tobytes() == before
+    sweep(finished, SilentHost())
+
+
+def test_sizes_steps_and_samplers_are_axes(finished):
+    """New values render new cells only; any two axes go on rows and columns, the rest makes pages."""
+    few = replace(finished.sweep, seeds="0", sizes="64x64", step_counts="2", samplers="euler/normal")
+    assert sweep(replace(finished, sweep=few), SilentHost()).rendered == 0, "the same cells, written as lists"
+    config = replace(
+        finished,
+        sweep=replace(few, base=False, sizes="64x64, 128x64", step_counts="1,2", samplers="euler/normal, heun/karras"),
+    )
+    sheet = sweep(config, SilentHost())
+    assert (len(sheet.shots), sheet.rendered) == (2 * 8, 2 * 7)
+    sizes = {tuple(shot.settings["size"]) for shot in sheet.shots}
+    assert sizes == {(64, 64), (128, 64)}
+    for shot in sheet.shots:
+        with Image.open(shot.image) as image:
+            assert image.size == tuple(shot.settings["size"])
+    pages = write_strips(sheet, columns=("steps",), rows=("sampler",), title="t", name="axes")
+    assert len(pages) == 2 * 2, "checkpoints and sizes"
+    sweep(finished, SilentHost())
+
+
+def test_more_cells_than_allowed_ask_first(finished):
+    config = replace(finished, sweep=replace(finished.sweep, seeds="20-25 [6]", max_cells=3))
+    with pytest.raises(ConfigError, match="18 cells to render, about"):
+        sweep(config, SilentHost())
+    assert sweep(config, SilentHost(), confirm=lambda text: True).rendered == 16, "two were kept"
+
+
+def test_stopping_a_sweep_keeps_its_cells(finished):
+    config = replace(finished, sweep=replace(finished.sweep, seeds="7,8"))
+
+    class Impatient(SilentHost):
+        count = 0
+
+        def should_stop(self):
+            self.count += 1
+            return self.count == 3
+
+    with pytest.raises(RunError, match="finished cells are kept"):
+        sweep(config, Impatient())
+    assert sweep(config, SilentHost()).rendered == 3
+
+
+def test_strips_are_written(finished):
+    sheet = sweep(finished, SilentHost())
+    [path] = write_strips(load_sheet(sheet.folder), columns=("checkpoint",), rows=("seed",), title="test")
+    with Image.open(path) as image:
+        assert image.width > 3 * 160
+        assert image.height > 2 * 160
+
+
+def test_strengths_and_other_files(tmp_path, finished):
+    loras = sorted((run_folder(finished).path / "loras").glob("run-*"))
+    config = replace(finished, sweep=replace(finished.sweep, strengths="0-1 [2]", seeds="0", base=False))
+    sheet = sweep(config, SilentHost(), loras[:1])
+    assert [shot.strength for shot in sheet.shots] == [0.0, 1.0]
+    plain = sweep(finished, SilentHost())
+    base = next(shot for shot in plain.shots if shot.checkpoint == "base" and shot.seed == 0)
+    assert Image.open(sheet.shots[0].image).tobytes() == Image.open(base.image).tobytes(), "strength 0 is the base"
+
+
+def test_folders_and_patterns_are_expanded(tmp_path):
+    for name in ("b.safetensors", "a.safetensors", "note.txt"):
+        (tmp_path / name).touch()
+    both = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    assert expanded([tmp_path]) == expanded([tmp_path / "*"]) == expanded([*both, tmp_path]) == both
+    assert expanded([]) == []
+    assert expanded([tmp_path / "gone.safetensors"]) == [tmp_path / "gone.safetensors"], (
+        "reading it says that it is gone"
+    )
+    (tmp_path / "empty").mkdir()
+    for nothing in ("empty", "x*"):
+        with pytest.raises(RunError, match="holds no .safetensors file: name LoRA files, a folder"):
+            expanded([tmp_path / nothing])
+
+
+def test_labels():
+    assert lora_label(Path("run-000100.safetensors"), "run") == "step 100"
+    assert lora_label(Path("other.safetensors"), "run") == "other"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"prompts": []}, "sweep.prompts is empty"),
+        ({"strengths": "x"}, "sweep.strengths = 'x'"),
+        ({"seeds": ""}, "sweep.seeds = ''"),
+        ({"width": 100}, "needs multiples of"),
+        ({"guidance": [{"scale": 4}, {"scale": 4}]}, "two settings of the same name"),
+    ],
+)
+def test_bad_sweeps(finished, sections, message):
+    config = make_config(finished.model.base.rsplit("/", 1)[-1], finished.output.directory, sweep={**SWEEP, **sections})
+    with pytest.raises(ConfigError, match=message):
+        sweep(config, SilentHost())
+
+
+def test_missing_and_foreign_loras(tmp_path, finished):
+    fresh = make_config("sd3", tmp_path, sweep=SWEEP)
+    with pytest.raises(RunError, match="has saved no LoRA yet"):
+        sweep(fresh, SilentHost())
+    with pytest.raises(RunError, match="holds no finished sheet"):
+        load_sheet(tmp_path)
+    from safetensors.torch import save_file
+
+    save_file(
+        {"transformer.nothing.lora_A.weight": torch.ones(2, 2), "transformer.nothing.lora_B.weight": torch.ones(2, 2)},
+        tmp_path / "x.safetensors",
+    )
+    with pytest.raises(ModelFileError, match="it was made for another model"):
+        sweep(fresh, SilentHost(), [tmp_path / "x.safetensors"])

@@ -1,0 +1,175 @@
+"""The command line's host: progress with ETA for people, JSON lines for programs, a graceful stop on Ctrl-C."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ..eta import Pace, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..runs.run_folder import RunFolder
+    from ..types import StepResult
+
+SMOOTHING = 0.98
+
+
+class StopSignal:
+    """SIGINT and SIGTERM ask for a stop after the current step; a second one ends the process at once."""
+
+    TEXT = "stopping after this step and saving; once more to quit without saving"
+
+    def __init__(self, text: str = TEXT) -> None:
+        self.text, self.received = text, 0
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.restore()
+        sys.stderr.write(f"\n{self.text}\n")
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class JsonHost:
+    """One JSON object per line on standard output."""
+
+    def __init__(self, stop: StopSignal | None = None, folder: "RunFolder | None" = None) -> None:
+        self.stop, self.folder = stop, folder
+        self.pace = Pace()
+
+    def _seconds_left(self, name: str, done: int, total: int) -> dict[str, float]:
+        left = self.pace.left(name, done, total)
+        return {} if left is None else {"seconds_left": round(left, 1)}
+
+    def _emit(self, event: str, **values: Any) -> None:
+        sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
+        sys.stdout.flush()
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        self._emit("stage", name=name, done=done, total=total, **self._seconds_left(name, done, total))
+
+    def step(self, result: "StepResult", total: int) -> None:
+        self._emit("step", total=total, **asdict(result), **self._seconds_left("training", result.step, total))
+
+    def log(self, text: str) -> None:
+        if self.folder is not None and self.folder.path.is_dir():
+            self.folder.log(text)
+        self._emit("log", text=text)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        self._emit("measured", step=step, **values)
+
+    def saved(self, step: int, lora: Path) -> None:
+        self._emit("saved", step=step, lora=str(lora))
+
+    def sampled(self, step: int, pictures: Sequence[Path]) -> None:
+        self._emit("sampled", step=step, pictures=[str(picture) for picture in pictures])
+
+    def between_steps(self) -> bool:
+        return False
+
+    def should_stop(self) -> bool:
+        return self.stop is not None and bool(self.stop.received)
+
+    def should_save(self) -> bool:
+        return False
+
+    def should_sample(self) -> bool:
+        return False
+
+
+class QuietHost(JsonHost):
+    """Says nothing: for calls from Python, and for all but the first of several processes, which listen for the signal too."""
+
+    def _emit(self, event: str, **values: Any) -> None: ...
+
+
+def make_progress(console: "Console") -> "Progress":
+    """Bars with count, time and ETA; each task has a field `note`. Nothing is drawn but on a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+class ConsoleHost(JsonHost):
+    """A progress bar on a terminal, a line every few seconds elsewhere."""
+
+    INTERVAL_S = 10.0
+
+    def __init__(self, stop: StopSignal, folder: "RunFolder | None" = None) -> None:
+        super().__init__(stop, folder)
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+        self.progress = make_progress(self.console)
+        self.tasks: dict[str, Any] = {}
+        self.smooth_loss = 0.0
+        self.spoke = 0.0
+
+    def __enter__(self) -> "ConsoleHost":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def _advance(self, name: str, done: int, total: int, note: str = "") -> None:
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=total, note="")
+        self.progress.update(self.tasks[name], completed=done, total=total, note=note)
+        left = self.pace.left(name, done, total)
+        if not self.console.is_terminal and (done == total or time.monotonic() - self.spoke > self.INTERVAL_S):
+            self.spoke = time.monotonic()
+            eta = f"  ETA {duration(left)}" if left is not None and done < total else ""
+            self.console.print(f"{name}: {done}/{total} {note}{eta}", highlight=False, markup=False)
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        self._advance(name, done, total)
+
+    def step(self, result: "StepResult", total: int) -> None:
+        share = SMOOTHING if self.smooth_loss else 0.0
+        self.smooth_loss = share * self.smooth_loss + (1 - share) * result.loss
+        note = f"loss {self.smooth_loss:.4f}  lr {result.learning_rate:.2e}  {result.seconds:.2f} s/step"
+        self._advance("training", result.step, total, note)
+
+    def log(self, text: str) -> None:
+        if self.folder is not None and self.folder.path.is_dir():
+            self.folder.log(text)
+        self.console.print(text, highlight=False, markup=False)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        words = ", ".join(f"{name.replace('_', ' ')} loss {value:.5f}" for name, value in values.items())
+        self.log(f"step {step}: {words}")
+
+    def saved(self, step: int, lora: Path) -> None:
+        self.log(f"step {step}: saved {lora.name}")
+
+    def sampled(self, step: int, pictures: Sequence[Path]) -> None:
+        self.log(f"step {step}: rendered {len(pictures)} pictures")

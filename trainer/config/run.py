@@ -1,0 +1,385 @@
+"""The configuration of a run: a tree of frozen dataclasses that check themselves when they are made.
+
+The text under a field is its documentation: unit, range and consequence. `config_file.py` reads the tree from TOML.
+The options of data sets are in `config_data.py`.
+No function below `run.py` takes the whole tree.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..storage.names import check_name
+from .dataset import DataConfig, DatasetConfig, TextConfig
+from .section import Section, require
+
+__all__ = [
+    "DataConfig",
+    "DatasetConfig",
+    "Section",
+    "TextConfig",
+    "require",
+]  # imported here for whoever reads the tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    base: str
+    """A diffusers folder, or one .safetensors file in the original layout."""
+    family: str = "auto"
+    """Name of the model family; auto reads it from the keys of the file."""
+    variant: str = "auto"
+    """Variant within the family, e.g. schnell, or sd1-v for a v-prediction file; auto reads it from the file."""
+    encoders: str = ""
+    """A diffusers folder with text encoders, tokenizers and VAE, for a base file that holds only the denoiser."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """How the frozen base is kept in memory; auto is the file's own on a GPU and float32 on a CPU."""
+    quantize: Literal["none", "int8", "int4", "int2", "float8"] = "none"
+    """Quantise the frozen base by optimum-quanto: less memory, slower steps, a slightly different model."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Section):
+    kind: Literal["lora", "dora", "loha", "lokr"] = "lora"
+    """The adapter: LoRA, weight-decomposed LoRA, Hadamard product or Kronecker product."""
+    rank: int = 16
+    """Inner width. More learns more and forgets more; 8 to 32 suits most concepts."""
+    alpha: float | None = None
+    """The change of a weight is scaled by alpha / rank; none means alpha = rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps large ranks trainable (arXiv 2312.03732). lora and dora only."""
+    targets: str = "default"
+    """A preset of the family (attention, attention+mlp, all, conv …) or "regex:" and a pattern for module paths."""
+    exclude: str = ""
+    """Regular expression: matching module paths are left alone."""
+    dropout: float = 0.0
+    """Probability that an input of the adapter is dropped while training. lora and dora only."""
+    lokr_factor: int = -1
+    """Block size of LoKr's small factor; -1 takes the most even one."""
+    init_from: str = ""
+    """A LoRA file to start from; its kind, rank and targets must fit this network."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "network.rank", self.rank, "use 1 or more (16 is usual)")
+        remedy = "use a number above 0, or leave it out for alpha = rank"
+        require(self.alpha is None or self.alpha > 0, "network.alpha", self.alpha, remedy)
+        require(0 <= self.dropout < 1, "network.dropout", self.dropout, "use 0 up to below 1")
+        known = self.lokr_factor == -1 or self.lokr_factor >= 1
+        require(known, "network.lokr_factor", self.lokr_factor, "use -1 (the most even one) or 1 and more")
+        if self.kind in ("loha", "lokr"):
+            require(
+                not self.dropout, "network.dropout", self.dropout, f"{self.kind} has no dropout here; use 0, or lora"
+            )
+            require(
+                not self.rslora, "network.rslora", self.rslora, f"{self.kind} has no rslora; leave it out, or use lora"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section):
+    name: str = "adamw"
+    """adamw, adamw8bit, lion, prodigy, adafactor. The list is `optim.OPTIMIZERS`."""
+    learning_rate: float = 1e-4
+    """Peak learning rate. 1e-4 for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Gradients longer than this (L2, all adapters together) are scaled back to it; 0 switches it off."""
+    options: dict[str, float | int | bool | list[float]] = field(default_factory=dict)
+    """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
+
+    def __post_init__(self) -> None:
+        remedy = "use a number above 0 (1e-4 is usual)"
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, remedy)
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
+        for name, place in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
+            require(name not in self.options, "optimizer.options", self.options, f"set optimizer.{place} instead")
+        require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "use 0 (off) or more (1.0 is usual)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Section):
+    kind: Literal["constant", "linear", "cosine", "restarts", "polynomial"] = "constant"
+    """How the learning rate falls after the warm-up, to `floor` at the last step."""
+    warmup: float = 0.0
+    """Linear warm-up: a share of all steps if below 1, else a number of steps."""
+    cycles: int = 1
+    """Cosine cycles of restarts."""
+    power: float = 1.0
+    """Exponent of polynomial."""
+    floor: float = 0.0
+    """Lowest learning rate as a share of the peak."""
+
+    def __post_init__(self) -> None:
+        remedy = "use a share of the steps (0.1) or a number of steps (100)"
+        require(self.warmup >= 0, "schedule.warmup", self.warmup, remedy)
+        require(self.cycles >= 1, "schedule.cycles", self.cycles, "use 1 or more")
+        require(self.power > 0, "schedule.power", self.power, "use a number above 0")
+        require(0 <= self.floor <= 1, "schedule.floor", self.floor, "use 0 to 1, a share of the learning rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Section):
+    timesteps: Literal["auto", "uniform", "logit_normal", "mode", "beta"] = "auto"
+    """Which noise levels are trained how often; auto is logit_normal for flow models and uniform for the others."""
+    mean: float = 0.0
+    """Mean of logit_normal: above 0 trains composition more, below 0 detail."""
+    std: float = 1.0
+    """Width of logit_normal."""
+    mode_scale: float = 1.29
+    """Strength s of mode sampling (SD3 paper, 3.1)."""
+    beta: tuple[float, float] = (2.0, 2.0)
+    """Both parameters of beta sampling."""
+    shift: float | Literal["auto", "resolution"] = "auto"
+    """Moves flow noise levels: above 1 towards noise. auto is the family's own; resolution grows with the image."""
+    min_timestep: float = 0.0
+    """Lowest noise level trained, as a share of the schedule (0 = clean)."""
+    max_timestep: float = 1.0
+    """Highest noise level trained, as a share of the schedule (1 = pure noise)."""
+    loss: Literal["mse", "huber", "smooth_l1"] = "mse"
+    """huber and smooth_l1 forgive outliers."""
+    huber_delta: float = 0.1
+    """Where huber and smooth_l1 turn from square to linear."""
+    min_snr_gamma: float = 0.0
+    """Weight clamp of Min-SNR (arXiv 2303.09556), 5 is usual, 0 off. Epsilon and v models only."""
+    noise_offset: float = 0.0
+    """Adds a constant per channel to the noise, 0.05 to 0.1, for darker darks. Epsilon and v models only."""
+    masked_loss: Literal["normalised", "plain"] = "normalised"
+    """normalised divides by the mask's own sum, plain by the picture's size (small masks then train weakly)."""
+    guidance: float = 1.0
+    """Guidance value fed to guidance-distilled models (Flux dev) while training. 1.0 keeps the distillation."""
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, "objective.std", self.std, "use a number above 0")
+        require(
+            0 <= self.min_timestep < self.max_timestep <= 1,
+            "objective.min_timestep",
+            self.min_timestep,
+            f"use 0 <= min_timestep < max_timestep = {self.max_timestep} <= 1",
+        )
+        require(min(self.beta) > 0, "objective.beta", self.beta, "use two numbers above 0")
+        require(
+            isinstance(self.shift, str) or self.shift > 0,
+            "objective.shift",
+            self.shift,
+            "use a number above 0, auto or resolution",
+        )
+        require(self.huber_delta > 0, "objective.huber_delta", self.huber_delta, "use a number above 0")
+        require(
+            self.min_snr_gamma >= 0, "objective.min_snr_gamma", self.min_snr_gamma, "use 0 (off) or more (5 is usual)"
+        )
+        require(self.noise_offset >= 0, "objective.noise_offset", self.noise_offset, "use 0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Section):
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 1
+    """Images per forward pass."""
+    accumulation: int = 1
+    """Forward passes per optimizer step."""
+    seed: int = 0
+    """Decides everything random: initial weights, order, noise, timesteps, dropout."""
+    save_every: int = 250
+    """Steps between checkpoints; 0 saves only at the end."""
+    keep: int = 0
+    """How many checkpoints to keep for resuming, newest first; 0 keeps all. Their LoRA files always stay."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Adapters are always float32."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the adapter, e.g. 0.995; 0 off. When on, LoRA files hold the average."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "use 1 or more")
+        require(self.save_every >= 0, "training.save_every", self.save_every, "use 0 (only at the end) or more")
+        require(self.keep >= 0, "training.keep", self.keep, "use 0 (keep all) or more")
+        require(0 <= self.ema < 1, "training.ema", self.ema, "use 0 (off) up to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(Section):
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: much less memory, about a third more time."""
+    cache: Literal["disk", "online"] = "disk"
+    """disk encodes every image and text once and keeps it; online keeps nothing: encoders stay in memory, every step waits for them."""
+    vae_batch: int = 1
+    """Images encoded at once while caching; halved by itself where memory runs out."""
+    vae_tiling: bool = False
+    """Encode large images in tiles: much less memory, slightly different latents (they are cached apart)."""
+    prefetch: int = 1
+    """Batches that are read, and brought to the device, while a step computes; 0 reads each when it is needed."""
+    shard: bool = False
+    """Split the frozen base over the GPUs of a run with several processes (FSDP): for one larger than a GPU. Slower."""
+
+    def __post_init__(self) -> None:
+        require(self.vae_batch >= 1, "memory.vae_batch", self.vae_batch, "use 1 or more")
+        require(self.prefetch >= 0, "memory.prefetch", self.prefetch, "use 0 (off) or more (1 is enough)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig(Section):
+    every: int = 0
+    """Steps between measurements of the held-out loss; 0 measures at checkpoints and at the end."""
+    timesteps: int = 4
+    """Fixed noise levels per held-out image, evenly spread."""
+    patience: int = 0
+    """Stop early when the held-out loss has not reached a new low for this many measurements; 0 never stops early. When on, every new low has its LoRA file."""
+    prompts: tuple[str, ...] = ()
+    """Prompts that are rendered while training, from the live adapter, into <run>/samples; the base comes first."""
+    prompt_library: str = ""
+    """More of them from a JSON file, {"name": "prompt", …}."""
+    render_every: int = 0
+    """Steps between renderings; 0 renders at checkpoints."""
+    negative: str = ""
+    """Negative prompt of every picture."""
+    references: tuple[str | tuple[str, ...], ...] = ()
+    """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
+    seed: int = 0
+    """Of the first picture; the next ones count up."""
+    sampling_steps: int = 20
+    """Sampling steps (Euler)."""
+    guidance_scale: float = 0.0
+    """Classifier-free guidance; 0 is the family's usual scale, 1 switches it off."""
+    width: int = 0
+    """Width in pixels; 0 takes data.resolution."""
+    height: int = 0
+    """Height in pixels; 0 takes data.resolution."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "validation.every", self.every, "use 0 (at checkpoints) or more")
+        require(self.render_every >= 0, "validation.render_every", self.render_every, "use 0 (at checkpoints) or more")
+        require(
+            self.sampling_steps >= 1, "validation.sampling_steps", self.sampling_steps, "use 1 or more (20 is usual)"
+        )
+        require(self.guidance_scale >= 0, "validation.guidance_scale", self.guidance_scale, "use 0 (the usual) or more")
+        require(self.width >= 0 and self.height >= 0, "validation.width", (self.width, self.height), "use 0 or pixels")
+        require(self.patience >= 0, "validation.patience", self.patience, "use 0 (off) or more (3 to 5 is usual)")
+        require(self.timesteps >= 1, "validation.timesteps", self.timesteps, "use 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig(Section):
+    directory: str = "output"
+    """Runs are written below this folder, as <directory>/<name>/."""
+    loras: str = ""
+    """Where LoRA files also appear, e.g. ComfyUI's models/loras; empty keeps them in the run's folder only."""
+    cache: str = ""
+    """Folder of cached latents and text; empty means <directory>/cache."""
+    report: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also write the curves for TensorBoard (<run>/tensorboard) or Weights & Biases; the library must be installed."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Number format of the saved LoRA."""
+    format: Literal["native", "diffusers", "kohya"] = "native"
+    """Names in the saved LoRA: native is taken whole by ComfyUI, diffusers by its load_lora_weights, kohya by sd-scripts. LoRA only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig(Section):
+    label: str = ""
+    """Name in the strip; empty makes one from the settings."""
+    method: Literal["cfg", "apg"] = "cfg"
+    """Classifier-free guidance, or adaptive projected guidance (arXiv 2410.02416)."""
+    scale: float = 4.0
+    """Guidance scale; 1 switches guidance off."""
+    eta: float = 0.0
+    """APG: share of the parallel part that stays; 1 is plain CFG."""
+    norm_threshold: float = 0.0
+    """APG: longest guidance vector per sample; 0 no limit."""
+    momentum: float = 0.0
+    """APG: weight of the running average of the guidance; the paper uses -0.5 and the like."""
+    rescale: float = 0.0
+    """How far the guided picture's contrast goes back to the unguided one's, 0 to 1 (arXiv 2305.08891, phi); 0.7 is usual."""
+
+    def __post_init__(self) -> None:
+        require(self.scale >= 0, "guidance.scale", self.scale, "use 0 or more (1 = off)")
+        require(self.norm_threshold >= 0, "guidance.norm_threshold", self.norm_threshold, "use 0 (no limit) or more")
+        require(0 <= self.rescale <= 1, "guidance.rescale", self.rescale, "use 0 (off) to 1")
+        require(-1 < self.momentum < 1, "guidance.momentum", self.momentum, "use a number between -1 and 1")
+
+    @property
+    def name(self) -> str:
+        return self.label or f"{self.method.upper()} {self.scale:g}" + (
+            f", rescale {self.rescale:g}" if self.rescale else ""
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Section):
+    prompts: tuple[str, ...] = ()
+    """Prompts to render."""
+    prompt_library: str = ""
+    """More of them from a JSON file, {"name": "prompt", …}; the names label the strip."""
+    negative: str = ""
+    """Negative prompt of every cell."""
+    references: tuple[str | tuple[str, ...], ...] = ()
+    """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
+    seeds: str = "0"
+    """Seeds: "0,1,2", or "-1--1 [4]" for four random ones (drawn from the run's seed)."""
+    strengths: str = "1"
+    """LoRA strengths: "1", "0.7,1", or "0.7-1.3 [4]" for four evenly spread ones."""
+    guidance: tuple[GuidanceConfig, ...] = (GuidanceConfig(),)
+    """Guidance settings to compare."""
+    base: bool = True
+    """Also render the base model without a LoRA."""
+    width: int = 0
+    """Width in pixels; 0 takes data.resolution."""
+    height: int = 0
+    """Height in pixels; 0 takes data.resolution."""
+    steps: int = 20
+    """Sampling steps."""
+    sampler: Literal["euler", "heun", "dpmpp_2m", "ddim"] = "euler"
+    """The integrator."""
+    scheduler: Literal["normal", "simple", "karras", "sgm_uniform"] = "normal"
+    """How noise levels are spaced, named and computed as in ComfyUI."""
+    sizes: str = ""
+    """Several sizes to compare, "512x512, 768x512"; empty takes width and height."""
+    step_counts: str = ""
+    """Several numbers of sampling steps to compare, "10,20" or "10-30 [3]"; empty takes steps."""
+    samplers: str = ""
+    """Several samplers with their schedulers to compare, "euler/normal, dpmpp_2m/karras"; empty takes those above."""
+    max_cells: int = 1000
+    """With more cells to render than this, the sweep says after two of them how long it will take, and asks."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "sweep.steps", self.steps, "use 1 or more")
+        require(self.max_cells >= 1, "sweep.max_cells", self.max_cells, "use 1 or more")
+        require(self.width >= 0 and self.height >= 0, "sweep.width", (self.width, self.height), "use 0 or pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    name: str
+    """Name of the run: of its folder and of its LoRA files."""
+    model: ModelConfig
+    dataset: tuple[DatasetConfig, ...] = ()
+    """The sets that are trained on together; one [[dataset]] table each."""
+    dataset_files: tuple[str, ...] = ()
+    """Files that list sets: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables."""
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        some = bool(self.dataset or self.dataset_files)
+        require(some, "dataset", self.dataset, "add at least one [[dataset]] table with a folder")
+        require(
+            bool(self.dataset_files) or any(d.role == "train" for d in self.dataset),
+            "dataset.role",
+            "no set has role = 'train'",
+            "give one set role = 'train'",
+        )

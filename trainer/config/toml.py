@@ -1,0 +1,183 @@
+"""TOML to TrainConfig and back to plain data, with errors that name the place, the value and the nearest known name."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import ConfigError, did_you_mean
+from .run import TrainConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # the same library under its older name
+    import tomli as tomllib
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+FREE_ON_RESUME = {
+    "memory": None,
+    "validation": None,
+    "sweep": None,
+    "output": None,
+    "training": {"steps", "save_every", "keep"},
+}
+"""Sections, or fields of a section, that may change when a run is continued."""
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> TrainConfig:
+    """Read a TOML file and apply `a.b=c` overrides. Raises ConfigError."""
+    data = read_toml(path)
+    for override in overrides:
+        _override(data, override)
+    return parse(data, TrainConfig)
+
+
+def read_toml(path: Path) -> Json:
+    """Raises ConfigError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _override(data: Json, text: str) -> None:
+    """Set data[a][b] for "a.b=c"; c is read as a TOML value and, where that fails, as a plain string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set {text!r}: write section.field=value, e.g. training.steps=500")
+    *parents, last = name.strip().split(".")
+    target: Any = data
+    for part in parents:
+        target = _child(target, part, text)
+    parsed = _toml_value(value.strip())
+    if isinstance(target, list):
+        target[_index(target, last, text)] = parsed
+    else:
+        target[last] = parsed
+
+
+def _child(target: Any, part: str, text: str) -> Any:
+    """One level down; tables that are not there yet are made."""
+    child = target[_index(target, part, text)] if isinstance(target, list) else target.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"--set {text!r}: nothing can be set below {part!r}, which is {child!r}")
+    return child
+
+
+def _index(target: list[Any], part: str, text: str) -> int:
+    if not part.isdecimal() or int(part) >= len(target):
+        raise ConfigError(f"--set {text!r}: {part!r} is not one of the {len(target)} entries (0 to {len(target) - 1})")
+    return int(part)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse(data: Mapping[str, Any], kind: type[T]) -> T:
+    """Check plain data against a dataclass of config.py and build it. Raises ConfigError naming every problem."""
+    import pydantic
+
+    try:
+        text = json.dumps(data)
+    except TypeError as error:
+        raise ConfigError(f"dates and times mean nothing here ({error}); use text or numbers") from error
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(text)
+    except pydantic.ValidationError as error:
+        explained: dict[str, list[str]] = {}
+        for problem in error.errors():
+            what, remedy = _explain(kind, problem)
+            explained.setdefault(what, []).append(remedy)
+        raise ConfigError("; ".join(what + _either(remedies) for what, remedies in explained.items())) from error
+
+
+def _either(remedies: list[str]) -> str:
+    """Of a field that takes several kinds of value: "use a valid string or a valid array"."""
+    first, *others = dict.fromkeys(remedies)
+    return first + "".join(f" or {other.removeprefix('use ')}" for other in others)
+
+
+def _explain(kind: type, problem: Mapping[str, Any]) -> tuple[str, str]:
+    """(what is wrong, the remedy)."""
+    path = [
+        part
+        for part in problem["loc"]
+        if isinstance(part, int) or (part.isidentifier() and part not in ("float", "str"))
+    ]
+    name, value = ".".join(str(part) for part in path), problem["input"]
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"unknown option {name}: ", did_you_mean(str(path[-1]), _known_fields(kind, path[:-1]))
+    if problem["type"] == "missing":
+        return f"{name} is missing: ", "add it, or see the option list in docs/configuration.md"
+    return f"{name} = {value!r}: ", problem["msg"].replace("Input should be", "use")
+
+
+def _known_fields(kind: Any, path: list[str | int]) -> list[str]:
+    """Field names of the dataclass that `path` leads to."""
+    for part in path:
+        kind = typing.get_args(kind)[0] if isinstance(part, int) else typing.get_type_hints(kind)[part]
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def to_dict(config: Any) -> Json:
+    """Plain data that `parse` turns back into an equal configuration."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def fixed_settings(config: TrainConfig, facts: Mapping[str, str]) -> Json:
+    """What must stay equal for a run to be continued: settings, with paths replaced by digests of what they hold.
+
+    `facts` holds those digests, e.g. {"model": ..., "data": ...}.
+    """
+    data = to_dict(config)
+    data.pop("dataset")
+    data.pop("dataset_files")
+    for section, fields in FREE_ON_RESUME.items():
+        for field in list(data[section]) if fields is None else fields:
+            data[section].pop(field)
+    for path_field in ("base", "encoders", "device"):
+        data["model"].pop(path_field)
+    data["network"].pop("init_from")
+    return {**{key: value for key, value in data.items() if value != {}}, "facts": dict(facts)}
+
+
+def digest(data: Any) -> str:
+    """sha256 of plain data, independent of key order."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(old: Json, new: Json, prefix: str = "") -> list[str]:
+    """Lines "section.field: old -> new" for everything that differs."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines
+
+
+def changed_settings(old: Json, new: Json) -> list[str]:
+    """`differences` between what was fixed for a run and what is asked for now. Options that the run's version did not have
+    yet count as they are by default, so that it can be continued."""
+    plain = to_dict(parse({"name": "x", "model": {"base": "x"}, "dataset": [{"folder": "x"}]}, TrainConfig))
+    filled = dict(old)
+    for section, asked in new.items():
+        if isinstance(asked, dict) and isinstance(plain.get(section), dict):
+            before = old.get(section, {})
+            later = {name: plain[section][name] for name in asked if name in plain[section] and name not in before}
+            filled[section] = {**before, **later}
+    return differences(filled, new)

@@ -1,0 +1,159 @@
+"""kohya's dataset TOML ([general], [[datasets]], [[datasets.subsets]]) as sets of ours. num_repeats = 1 is seen once, as here."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import ConfigError
+from .checks import Json, number_of, switch_of, text_of, untaken, whole_of
+
+INSTEAD = {
+    "batch_size": "set training.batch_size",
+    "caption_dropout_every_n_epochs": "use caption_dropout",
+    "color_aug": "there is none here",
+    "face_crop_aug_range": "use crop = 'saliency', or crop the images",
+    "network_multiplier": "use weight",
+    "system_prompt": "set text.system_prompt",
+    "token_warmup_min": "there is none here",
+    "token_warmup_step": "there is none here",
+    "validation_seed": "the run's seed decides",
+    "validation_split": "set data.held_out_share",
+    "caption_extension": ".txt and .caption files are read",
+    "resize_interpolation": "images are resized by Lanczos",
+    "max_token_length": "the text encoder decides",
+    "skip_image_resolution": "use min_size",
+    "conditioning_data_dir_2": "one folder of masks is read",
+}
+"""Options with nothing that could take them, and what to do."""
+KNOWN = {
+    "image_dir", "num_repeats", "recursive", "class_tokens", "is_reg", "shuffle_caption", "keep_tokens",
+    "keep_tokens_separator", "secondary_separator", "enable_wildcard", "caption_separator", "caption_prefix",
+    "caption_suffix", "caption_dropout_rate", "caption_tag_dropout_rate", "flip_aug", "random_crop", "alpha_mask",
+    "conditioning_data_dir", "metadata_file", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
+    "bucket_reso_steps", "bucket_no_upscale", "subsets", "cache_info",
+    "custom_attributes",
+}  # fmt: skip
+
+
+def kohya_sets(data: Mapping[str, Any]) -> tuple[list[Json], list[str]]:
+    """(options of our sets, notes). An option of a subset counts before its data set's, that before [general]'s.
+
+    Raises ConfigError for values that make no sense.
+    """
+    sets: list[Json] = []
+    notes: list[str] = []
+    unknown = sorted(data.keys() - {"general", "datasets"})
+    if unknown:
+        notes.append(f"unknown and not taken: {', '.join(unknown)}")
+    general = _table(data.get("general", {}), "general")
+    for number, dataset in enumerate(_tables(data["datasets"], "datasets"), 1):
+        for inner, subset in enumerate(_tables(dataset.get("subsets", []), "datasets.subsets"), 1):
+            options = {**general, **dataset, **subset}
+            where = f"datasets {number}, subset {inner}"
+            try:
+                sets.append(_set(options, notes, where))
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
+            notes += untaken(options, INSTEAD, KNOWN, where)
+    return sets, list(dict.fromkeys(notes))
+
+
+def _table(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"[{name}] is no table")
+    return value
+
+
+def _tables(value: Any, name: str) -> list[Mapping[str, Any]]:
+    if not isinstance(value, list):
+        raise ConfigError(f"[[{name}]] is no list of tables")
+    return [_table(one, name) for one in value]
+
+
+def _set(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
+    wildcards = switch_of(options, "enable_wildcard")
+    metadata = text_of(options, "metadata_file")
+    masks = "alpha" if switch_of(options, "alpha_mask") else ""
+    by_base = _by_base(options, notes, where)
+    made: Json = {
+        "folder": text_of(options, "image_dir"),
+        "recursive": switch_of(options, "recursive"),
+        "repeats": whole_of(options, "num_repeats", 1),
+        "role": "regularisation" if switch_of(options, "is_reg") or by_base else "train",
+        "teacher": "base" if by_base else "images",
+        "captions": "metadata" if metadata else "sidecar",
+        "caption": text_of(options, "class_tokens"),
+        "metadata": metadata,
+        "lines": "each" if wildcards else "first",
+        "wildcards": wildcards,
+        "prefix": text_of(options, "caption_prefix"),
+        "suffix": text_of(options, "caption_suffix"),
+        "caption_dropout": number_of(options, "caption_dropout_rate"),
+        "flip": switch_of(options, "flip_aug"),
+        "masks": text_of(options, "conditioning_data_dir") or masks,
+        "crop": "random" if switch_of(options, "random_crop") else "center",
+        **_tags(options, notes, where),
+        **_sizes(options, notes, where),
+    }
+    if made["crop"] == "random":
+        notes.append(f"{where}: random_crop is taken as one place per image, drawn by the seed and cached")
+    return made
+
+
+def _by_base(options: Mapping[str, Any], notes: list[str], where: str) -> bool:
+    """Whether differential output preservation is asked for, which is a custom attribute there."""
+    given = _table(options.get("custom_attributes", {}), "custom_attributes")
+    notes += untaken(given, {}, {"diff_output_preservation"}, f"{where}, custom_attributes")
+    return switch_of(given, "diff_output_preservation")
+
+
+def _tags(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
+    """kohya shuffles the prefix with the caption and counts its tags; ours never moves, so they are not counted."""
+    separator = text_of(options, "caption_separator", ",")
+    keep = whole_of(options, "keep_tokens")
+    shuffle = switch_of(options, "shuffle_caption")
+    prefix = text_of(options, "caption_prefix")
+    inside = prefix.count(separator) if separator else 0
+    if shuffle and inside > keep:
+        notes.append(f"{where}: the tags of caption_prefix stay in front, they are not shuffled")
+    return {
+        "shuffle_tags": shuffle,
+        "keep_tokens": max(0, keep - inside),
+        "keep_separator": text_of(options, "keep_tokens_separator"),
+        "tag_separator": separator,
+        "secondary_separator": text_of(options, "secondary_separator"),
+        "tag_dropout": number_of(options, "caption_tag_dropout_rate"),
+    }
+
+
+def _sizes(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
+    made: Json = {"bucket_step": whole_of(options, "bucket_reso_steps")}
+    area = _area(options.get("resolution"))
+    if area is not None:
+        side = math.sqrt(area[0] * area[1])
+        made["resolutions"] = [round(side)]
+        if area[0] != area[1]:
+            notes.append(f"{where}: resolution = {list(area)} is taken as its area, a square of {side:.0f} pixels")
+    if not switch_of(options, "enable_bucket"):
+        return {**made, "buckets": "off"}
+    return {
+        **made,
+        "buckets": "kohya",
+        "min_side": whole_of(options, "min_bucket_reso", 256),
+        "max_side": whole_of(options, "max_bucket_reso", 1024),
+        "upscale": not switch_of(options, "bucket_no_upscale"),
+    }
+
+
+def _area(value: Any) -> tuple[int, int] | None:
+    """kohya takes 512, [512, 768] and "512,768"."""
+    if value is None:
+        return None
+    parts: Any = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    try:
+        sides = [int(part) for part in parts if not isinstance(part, float | bool)]
+    except (ValueError, TypeError):
+        sides = []
+    if len(sides) != len(parts) or len(sides) not in (1, 2) or not all(16 <= side < 100_000 for side in sides):
+        raise ConfigError(f"resolution = {value!r}: use one number of pixels, or two")
+    return sides[0], sides[-1]

@@ -1,0 +1,160 @@
+"""Tables of captions beside the images: metadata.jsonl, .csv, .parquet as Hugging Face data sets have them, kohya's .json.
+
+A table names files relative to its own folder. Columns: file_name (or file, image, path …) and text (or caption …).
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError
+
+NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
+FILE_FIELDS = ("file_name", "filename", "file", "image", "image_path", "path")
+CAPTION_FIELDS = ("text", "caption", "captions", "prompt", "tags", "description")
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Table:
+    """Captions by file."""
+
+    path: Path
+    captions: dict[str, list[str]]
+    used: set[str] = field(default_factory=set)
+
+    def of(self, image: Path) -> list[str]:
+        """The captions of an image; [] if the table does not name it."""
+        inner = _relative(image, self.path.parent)
+        for name in (inner, str(image), _stem(inner), _stem(str(image)), image.name, image.stem):
+            if name in self.captions:
+                self.used.add(name)
+                return self.captions[name]
+        return []
+
+    def unused(self) -> list[str]:
+        """Files that the table names and nobody asked for."""
+        return [name for name in self.captions if name not in self.used]
+
+
+def find_table(folder: Path) -> Path | None:
+    return next((file for name in NAMES if (file := folder / name).is_file()), None)
+
+
+def read_table(path: Path, caption_field: str = "", file_field: str = "") -> Table:
+    """Raises DataError naming file and row for anything that cannot be used."""
+    readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows, ".json": _kohya_rows}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"dataset.metadata: {path} is none of {', '.join(sorted(readers))}")
+    captions: dict[str, list[str]] = {}
+    try:
+        for number, row in enumerate(readers[path.suffix.lower()](path), 1):
+            where = f"{path}, row {number}"
+            captions.setdefault(_file_of(row, file_field, where), []).extend(texts_of(row, caption_field, where))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: save it as UTF-8") from error
+    return Table(path=path, captions=captions)
+
+
+def texts_of(row: Row, caption_field: str, where: str) -> list[str]:
+    """The captions in a row: a text, several, or kohya's caption followed by its tags."""
+    fields = [caption_field] if caption_field else [name for name in CAPTION_FIELDS if row.get(name)][:1]
+    if caption_field and caption_field not in row:
+        raise DataError(f"{where} has no {caption_field!r} (dataset.caption_field); it has {_shown(row)}")
+    if not fields:
+        if not any(name in row for name in CAPTION_FIELDS):
+            raise DataError(f"{where} has no caption, it has {_shown(row)}: name one as dataset.caption_field")
+        return []
+    value = row[fields[0]]
+    if isinstance(value, str):
+        tags = row.get("tags") if fields == ["caption"] else None
+        if isinstance(tags, str) and tags.strip():
+            return [f"{value.strip()}, {tags.strip()}"]
+        return [value] if value.strip() else []
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return [", ".join(value)] if fields == ["tags"] else [text for text in value if text.strip()]
+    if value is None:
+        return []
+    raise DataError(f"{where}: {fields[0]} = {str(value)[:80]!r} is no text")
+
+
+def _shown(row: Row) -> str:
+    return ", ".join(str(name) for name in row) or "nothing"
+
+
+def _file_of(row: Row, file_field: str, where: str) -> str:
+    for name in [file_field] if file_field else FILE_FIELDS:
+        value = row.get(name)
+        if isinstance(value, str) and value.strip():
+            return value.strip().replace("\\", "/").removeprefix("./")
+    wanted = f"{file_field} (dataset.file_field)" if file_field else "file_name"
+    raise DataError(f"{where} names no file, it has {_shown(row)}: add {wanted}")
+
+
+def _relative(image: Path, folder: Path) -> str:
+    return image.relative_to(folder).as_posix() if image.is_relative_to(folder) else str(image)
+
+
+def _stem(name: str) -> str:
+    return str(Path(name).with_suffix("").as_posix())
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _mapping(line, f"{path}, line {number}")
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{where} holds {str(data)[:80]!r}: write {{…}}")
+    return data
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            yield from csv.DictReader(file)
+        except csv.Error as error:
+            raise DataError(f"{path} is not valid CSV: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading parquet needs pyarrow (pip install pyarrow), or save it as metadata.csv"
+        ) from error
+    try:
+        file = parquet.ParquetFile(path)
+        nested = [f.name for f in file.schema_arrow if f.name in FILE_FIELDS and pyarrow.types.is_nested(f.type)]
+        if nested:
+            raise DataError(
+                f"{path}: the images are inside the table, in {nested[0]}; write them to files and name those in file_name"
+            )
+        yield from file.read(
+            columns=[f.name for f in file.schema_arrow if not pyarrow.types.is_binary(f.type)]
+        ).to_pylist()
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{path} is not valid parquet: {error}") from error
+
+
+def _kohya_rows(path: Path) -> Iterator[Row]:
+    """{image: {"caption": …, "tags": …}}"""
+    data = _mapping(path.read_text(encoding="utf-8-sig"), str(path))
+    for name, row in data.items():
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: {name!r} holds {str(row)[:80]!r}: write {{'caption': …}}")
+        yield {**row, "file_name": name}

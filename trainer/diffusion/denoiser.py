@@ -1,0 +1,46 @@
+"""The seam between the engine and a network: what every backend offers to training and to sampling."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from ..types import Conditioning
+from .objectives import Objective
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which modules get an adapter: those whose path matches `pattern` (a regular expression, matched anywhere)."""
+
+    pattern: str
+    description: str = ""
+
+
+class Denoiser(Protocol):
+    """A frozen network behind one call. Latents are model space, unpacked; 4-D even for video-shaped families."""
+
+    @property
+    def family(self) -> str:
+        """flux, sdxl, …; for a model without a family file, ComfyUI's class name."""
+        ...
+
+    @property
+    def module(self) -> nn.Module:
+        """What adapters are injected into; frozen."""
+        ...
+
+    @property
+    def objective(self) -> Objective: ...
+
+    @property
+    def target_presets(self) -> Mapping[str, Targets]: ...
+
+    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """What `objective.target` returns, fp32, for noisy latents as `objective.add_noise` makes them."""
+        ...
+
+    def file_key(self, module_path: str) -> str:
+        """Name of a module of `module` in a saved LoRA, without `.lora_A.weight` and the like."""
+        ...

@@ -1,0 +1,45 @@
+"""A frozen base split over the GPUs of a run (FSDP): each holds its part, and the layers that compute are put together
+for that moment. Adapters are put on afterwards, so that they stay whole in every process."""
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from .processes import Processes
+
+
+def check_sharding(wanted: bool, processes: Processes, quantize: str) -> None:
+    """Raises ConfigError where a base shall be split and cannot be."""
+    if not wanted:
+        return
+    if processes.count == 1:
+        raise ConfigError(
+            "memory.shard = true would do nothing in one process: leave it out, or start one process per GPU with torchrun or accelerate launch"
+        )
+    if quantize != "none":
+        raise ConfigError(
+            f"memory.shard = true with model.quantize = {quantize!r}: packed weights cannot be split; use one of the two"
+        )
+    try:
+        from torch.distributed.fsdp import fully_shard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"memory.shard = true needs torch 2.6 or newer, this is {torch.__version__}") from error
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Split a frozen network in place, block by block, over all processes; every part goes to its process's `device`.
+
+    The network may lie on the CPU or in a mapped file: no device ever holds more than its own part and one whole block.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)  # what lies outside the blocks
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a network: members of its own lists."""
+    return [block for part in module.children() if isinstance(part, nn.ModuleList) for block in part]

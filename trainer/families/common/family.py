@@ -1,0 +1,287 @@
+"""What a family file holds: data and a handful of functions. The engine knows families only through these."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...diffusion.denoiser import Denoiser, Targets
+from ...diffusion.objectives import Objective
+from ...diffusion.timesteps import ResolutionShift
+from ...types import Conditioning, Geometry, Shapes
+from .keymap import KeyMap
+from .lora_layouts import Spelling, Widths
+from .lora_names import LoraNames
+from .source import Source
+
+Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
+"""(noisy latents, sigma, conditioning) to what `Denoiser.predict` gives."""
+
+Text = dict[str, Tensor]
+"""What the text encoders say about one prompt; tensors without a batch dimension."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One member of a family. Every difference between members is a field here."""
+
+    objective: Objective
+    training_shift: float | ResolutionShift = 1.0
+    """Shift of the trained noise levels when the configuration says auto (flow models)."""
+    guidance_embedding: bool = False
+    """The network is fed a guidance value (guidance-distilled models)."""
+    guidance_scale: float = 7.0
+    """Usual classifier-free guidance scale."""
+    references: int = 0
+    """How many reference images the network can be shown together; 0 = it is no edit model."""
+    text_pixels: int = 0
+    """The text encoder is shown the reference images too, with the area of a square of this side in pixels; 0 = it is not."""
+    by_length: bool = False
+    """Texts of unequal length are run one length at a time: there is no mask that could hide what stands behind one."""
+    text_options: tuple[str, ...] = ()
+    """Fields of `Reading` that this family heeds."""
+    text_parts: Mapping[str, str] = field(default_factory=dict)
+    """{name in LoRA files: folder} of the text encoders that can have a LoRA of their own."""
+    text_pooled: tuple[str, ...] = ()
+    """Those of them whose pooled vector is read too, so that every layer counts."""
+    clip_layer: int = 1
+    """The layer of CLIP that is read, counted from the end of `clip_depth` layers."""
+    clip_depth: int = 0
+    """Layers of the whole CLIP, where files are known to leave out the last; 0 = as many as there are."""
+    max_text_tokens: int = 77
+    """Length that prompts are padded to, where the family pads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpace:
+    """Affine map between the VAE's raw latents and what the network sees: (raw - shift) * scale, per channel or not."""
+
+    channels: int
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...] = 0.0
+
+    def to_model(self, raw_BCHW: Tensor) -> Tensor:
+        return (raw_BCHW - self._column(self.shift, raw_BCHW)) * self._column(self.scale, raw_BCHW)
+
+    def to_raw(self, latents_BCHW: Tensor) -> Tensor:
+        return latents_BCHW / self._column(self.scale, latents_BCHW) + self._column(self.shift, latents_BCHW)
+
+    @staticmethod
+    def _column(value: float | tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+
+
+class TextEncoder(Protocol):
+    def encode(self, prompts: Sequence[str]) -> list[Text]: ...
+
+
+class TrainableText(TextEncoder, Protocol):
+    """Text encoders that can have a LoRA of their own (`Variant.text_parts`)."""
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """By their names in LoRA files: te, or te1 and te2."""
+        ...
+
+    def read(self, prompts: Sequence[str]) -> list[Text]:
+        """Like `encode`, on the networks' device and with a gradient."""
+        ...
+
+
+class ShownTextEncoder(TextEncoder, Protocol):
+    """Of an edit model whose text encoder sees the reference images (`Variant.text_pixels`)."""
+
+    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[Text]:
+        """Prompts, each with its pictures (3, H, W), RGB in [-1, 1], sides multiples of 28 pixels."""
+        ...
+
+
+class ImageCodec(Protocol):
+    """The VAE. Pixels are RGB in [-1, 1]; latents are raw (before LatentSpace.to_model)."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent row or column."""
+        ...
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """The mode of the posterior: deterministic, so it can be cached."""
+        ...
+
+    def decode(self, raw_BCHW: Tensor) -> Tensor: ...
+
+    def use_tiles(self) -> None:
+        """From now on encode large images in overlapping tiles: less memory, slightly different latents."""
+        ...
+
+
+@dataclass
+class Encoders:
+    text: TextEncoder
+    image: ImageCodec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a network is brought into memory."""
+
+    dtype: torch.dtype | None
+    """None keeps the file's own number format."""
+    device: torch.device
+    compute_dtype: torch.dtype | None = None
+    """Number format of the arithmetic; None is that of the weights."""
+    quantize: str = "none"
+    """Pack the Linear weights by optimum-quanto, one at a time: int8, int4, int2, float8 or none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How texts are read, where a family leaves a choice; the fields of `config_data.TextConfig`."""
+
+    clip_tokens: int = 225
+    clip_skip: int = 0
+    prompt_weights: bool = False
+    system_prompt: str = "auto"
+
+
+DEFAULT_READING = Reading()
+
+
+def has_one_text_encoder(family: "Family") -> bool:
+    """Whether its one text encoder goes without a number in LoRA files."""
+    return any("te" in variant.text_parts for variant in family.variants.values())
+
+
+class Family(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def variants(self) -> Mapping[str, Variant]: ...
+
+    @property
+    def latent_space(self) -> LatentSpace: ...
+
+    @property
+    def bucket_step(self) -> int:
+        """Bucket sides are multiples of this many pixels."""
+        ...
+
+    @property
+    def target_presets(self) -> Mapping[str, Targets]: ...
+
+    def detect(self, shapes: Shapes) -> str | None:
+        """The variant that tensors of these names and shapes belong to, None for another family's."""
+        ...
+
+    def told_variant(self, source: Source, variant: str) -> str:
+        """The detected variant, or another that what lies beside the weights tells, such as a scheduler's settings."""
+        ...
+
+    @property
+    def lora_names(self) -> LoraNames: ...
+
+    def key_map(self, shapes: Shapes) -> KeyMap:
+        """{diffusers key: where it lies in an original file of these tensors}."""
+        ...
+
+    @property
+    def lora_layouts(self) -> Mapping[str, Spelling]:
+        """{native, diffusers, kohya: how LoRA files of that layout are written}."""
+        ...
+
+    def lora_map(self, widths: Widths) -> KeyMap:
+        """Like `key_map`, for a network that a LoRA file of these widths fits; no more than what can have a LoRA."""
+        ...
+
+    def load_denoiser(self, source: Source, variant: str, loading: Loading) -> Denoiser: ...
+
+    def needed_parts(self, source: Source) -> tuple[str, ...]:
+        """Sub-folders of the encoders' folder that `load_encoders` needs."""
+        ...
+
+    def load_encoders(
+        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+    ) -> Encoders: ...
+
+    def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
+        """Batch the texts of several images and add what else the network is told about them."""
+        ...
+
+    def tiny(self, seed: int = 0) -> "Tiny":
+        """Random networks of CPU size, of the first variant."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Tiny:
+    denoiser: Denoiser
+    encoders: Encoders
+    vae: Any
+    """The codec's network."""
+    part: str
+    """Folder of the denoiser in a diffusers model: transformer or unet."""
+    text_parts: Mapping[str, tuple[Any, Any]]
+    """{"text_encoder": (network, tokenizer), "text_encoder_2": …}"""
+
+
+@dataclass(kw_only=True)
+class DiffusersDenoiser:
+    """Fields that every headless denoiser has; a family adds `predict` and `file_key`."""
+
+    family: str
+    module: nn.Module
+    objective: Objective
+    target_presets: Mapping[str, Targets]
+    compute_dtype: torch.dtype | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the activations."""
+        return self.compute_dtype or next(self.module.parameters()).dtype
+
+
+def stack(texts: Sequence[Text]) -> dict[str, Tensor]:
+    """Texts of equal length as one batch."""
+    return {key: torch.stack([text[key] for text in texts]) for key in texts[0]}
+
+
+def stack_repeating(texts: Sequence[Text]) -> dict[str, Tensor]:
+    """Like `stack`; a shorter "text" (L, D) is repeated up to a common length. To cross-attention, which has no positions
+    and no mask, a text said n times is that text said once, exactly (ComfyUI batches so too)."""
+    length = math.lcm(*(len(text["text"]) for text in texts))
+    return stack([text | {"text": text["text"].repeat(length // len(text["text"]), 1)} for text in texts])
+
+
+def stack_unequal(texts: Sequence[Text]) -> dict[str, Tensor]:
+    """Like `stack`; where "text" (L, D) differs in length, zeros stand behind and "text_length" (B,) says how long each is.
+    For networks without a mask, which `by_length` runs once per length."""
+    lengths = [len(text["text"]) for text in texts]
+    if len(set(lengths)) == 1:
+        return stack(texts)
+    padded = torch.nn.utils.rnn.pad_sequence([text["text"] for text in texts], batch_first=True)
+    rest = stack([{name: tensor for name, tensor in text.items() if name != "text"} for text in texts])
+    return {**rest, "text": padded, "text_length": torch.tensor(lengths)}
+
+
+def by_length(predict: Predict, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+    """`predict` for the samples of each "text_length" together, so that none is told what stands behind its text."""
+    if "text_length" not in conditioning:
+        return predict(noisy_BCHW, sigma_B, conditioning)
+    lengths = conditioning["text_length"]
+    parts: dict[int, Tensor] = {}
+    for length in sorted(set(lengths.tolist())):
+        rows = torch.nonzero(lengths == length).flatten()
+        alike = {name: tensor[rows] for name, tensor in conditioning.items() if name != "text_length"}
+        alike["text"] = alike["text"][:, :length]
+        parts |= dict(zip(rows.tolist(), predict(noisy_BCHW[rows], sigma_B[rows], alike), strict=True))
+    return torch.stack([parts[row] for row in range(len(lengths))])
+
+
+def pad_and_mask(texts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Texts (L, D) of unequal length as "text" (B, longest, D), zeros behind, and "text_mask" (B, longest), 1 = a token."""
+    lengths = torch.tensor([len(text) for text in texts])
+    mask = (torch.arange(int(lengths.max()))[None, :] < lengths[:, None]).long()
+    return {"text": torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True), "text_mask": mask}

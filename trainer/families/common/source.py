@@ -1,0 +1,200 @@
+"""Where a base model comes from: a diffusers folder or one safetensors file. Only headers are read until asked.
+
+Keys come without the `model.diffusion_model.` prefix of full checkpoints; the rest of such a file (VAE, encoders) stays
+reachable under its own names.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import ModelFileError
+from ...types import Shapes
+
+DENOISER_PREFIX = "model.diffusion_model."
+QUANTO_MAP = "quanto_qmap.json"
+PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
+MARKS = {"v_pred", "ztsnr"}
+"""Keys without weights that tell how a checkpoint predicts."""
+SCALES = (".scale_weight", ".weight_scale")
+"""What a weight is multiplied with that is stored as fp8 (ComfyUI's older and newer files)."""
+BESIDE = (".scale_input", ".input_scale", ".comfy_quant")
+"""What else such files hold per module: for arithmetic in fp8, which is not used here."""
+SCALED = "scaled_fp8"
+"""An empty tensor that older files are marked with."""
+LORA_MARKS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_a", ".lokr_w1", ".dora_scale")
+
+
+@dataclass
+class Source:
+    """A base on disk. `denoiser` lists the denoiser's tensors whatever the layout."""
+
+    path: Path
+    denoiser_files: tuple[Path, ...]
+    prefix: str = ""
+    config: dict[str, Any] | None = None
+    """The diffusers configuration of the denoiser; None for a file in the original layout."""
+    encoders: Path | None = None
+    """A diffusers folder with text encoders, tokenizers and VAE."""
+    headers: dict[Path, Shapes] = field(default_factory=dict)
+
+    @property
+    def is_diffusers(self) -> bool:
+        return self.config is not None
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Names and shapes of the denoiser's tensors, prefix removed."""
+        merged = {key: shape for file in self.denoiser_files for key, shape in self.headers[file].items()}
+        return {
+            key.removeprefix(self.prefix): shape
+            for key, shape in merged.items()
+            if (key.startswith(self.prefix) or key in MARKS) and not _is_scale(key)
+        }
+
+    @cached_property
+    def scheduler(self) -> dict[str, Any]:
+        """The diffusers folder's scheduler settings; empty for a file."""
+        file = self.path / "scheduler" / "scheduler_config.json"
+        return read_json(file) if file.is_file() else {}
+
+    @cached_property
+    def pipeline(self) -> str:
+        """Name of the diffusers folder's pipeline; "" for a file, or a folder that does not say."""
+        file = self.path / "model_index.json"
+        return str(read_json(file).get("_class_name", "")) if file.is_file() else ""
+
+    @cached_property
+    def quanto_map(self) -> dict[str, Any] | None:
+        """optimum-quanto's map of packed modules, if the denoiser's folder has one."""
+        file = self.denoiser_files[0].parent / QUANTO_MAP
+        return read_json(file) if self.is_diffusers and file.is_file() else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The denoiser's tensors, memory-mapped, prefix removed. Raises ModelFileError for weights packed in integers."""
+        tensors = {key: tensor for key, tensor in self._stored().items() if not _is_scale(key)}
+        packed = [key for key, t in tensors.items() if key.endswith(".weight") and not t.is_floating_point()]
+        if packed and self.quanto_map is None:
+            raise ModelFileError(
+                f"{self.path}: {packed[0]} is packed as {str(tensors[packed[0]].dtype).removeprefix('torch.')}, which cannot be trained on here: give the bf16, fp16 or fp8 file, with model.quantize where memory is short"
+            )
+        return tensors
+
+    def scales(self) -> dict[str, Tensor]:
+        """{weight: factor on it} of a scaled fp8 file, fp32. Raises ModelFileError for factors per row or block."""
+        found = {}
+        for key, tensor in self._stored().items():
+            if key.endswith(SCALES):
+                if tensor.numel() != 1:
+                    raise ModelFileError(
+                        f"{self.path}: {key} holds {tensor.numel()} factors; files with one per weight can be trained on, or give the bf16 file"
+                    )
+                found[f"{key.rpartition('.')[0]}.weight"] = tensor.reshape(()).float()
+        return found
+
+    def _stored(self) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return {
+            key.removeprefix(self.prefix): tensor
+            for file in self.denoiser_files
+            for key, tensor in load_file(file).items()
+            if key.startswith(self.prefix) and key not in MARKS
+        }
+
+    def encoder_folder(self) -> Path:
+        """The folder that encoders are loaded from. Raises ModelFileError if there is none."""
+        if self.encoders is None:
+            raise ModelFileError(
+                f"{self.path} holds no text encoders and tokenizers: set model.encoders to a diffusers folder that has them"
+            )
+        return self.encoders
+
+
+def _is_scale(key: str) -> bool:
+    return key.endswith((*SCALES, *BESIDE)) or key.rpartition(".")[2] == SCALED
+
+
+def open_source(base: str, encoders: str = "") -> Source:
+    """Look at a base model without loading it. Raises ModelFileError with what is wrong and what to do."""
+    path = Path(base).expanduser()
+    folder = _encoder_folder(encoders) if encoders else None
+    if not path.exists():
+        raise ModelFileError(f"model.base: {path} does not exist")
+    source = _open_folder(path, folder or path) if path.is_dir() else _open_file(path, folder)
+    refuse_lora(path, source.shapes)
+    return source
+
+
+def _encoder_folder(encoders: str) -> Path:
+    folder = Path(encoders).expanduser()
+    if not folder.is_dir():
+        raise ModelFileError(
+            f"model.encoders: {folder} is not a folder; give a diffusers folder with text_encoder, tokenizer and vae"
+        )
+    return folder
+
+
+def _open_folder(path: Path, encoders: Path) -> Source:
+    part = next((path / name for name in ("transformer", "unet") if (path / name).is_dir()), None)
+    if part is None:
+        raise ModelFileError(f"{path} has neither a transformer nor a unet folder: it is not a diffusers model")
+    config_file = part / "config.json"
+    if not config_file.is_file():
+        raise ModelFileError(f"{part} has no config.json: the diffusers folder is incomplete, copy it again")
+    files = tuple(sorted(part.glob("*.safetensors")))
+    plain = tuple(file for file in files if ".fp16" not in file.name)
+    files = plain or files
+    if not files:
+        raise ModelFileError(f"{part} has no .safetensors file (pickled .bin weights are not read, for safety)")
+    config = read_json(config_file)
+    return Source(path, files, config=config, encoders=encoders, headers={file: read_shapes(file) for file in files})
+
+
+def _open_file(path: Path, encoders: Path | None) -> Source:
+    suffix = path.suffix.lower()
+    if suffix in PICKLES:
+        raise ModelFileError(
+            f"{path} is a pickle, which can run code when opened: convert it to .safetensors first (ComfyUI's CheckpointSave, or safetensors.torch.save_file)"
+        )
+    if suffix == ".gguf":
+        raise ModelFileError(
+            f"{path} is a GGUF file: its packed weights cannot be trained on here, use the .safetensors file"
+        )
+    if suffix != ".safetensors":
+        raise ModelFileError(f"{path} is not a .safetensors file or a diffusers folder")
+    shapes = read_shapes(path)
+    prefix = DENOISER_PREFIX if any(key.startswith(DENOISER_PREFIX) for key in shapes) else ""
+    return Source(path, (path,), prefix=prefix, encoders=encoders, headers={path: shapes})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A diffusers folder's settings. Raises ModelFileError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is no JSON that can be read ({error}): copy it again") from error
+
+
+def read_shapes(path: Path) -> Shapes:
+    """Names and shapes in a safetensors file, read from its header. Raises ModelFileError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is damaged or cut short ({error}): download or copy it again") from error
+    except OSError as error:
+        raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def refuse_lora(path: Path, shapes: Shapes) -> None:
+    if any(mark in key for key in shapes for mark in LORA_MARKS):
+        raise ModelFileError(
+            f"model.base: {path} is a LoRA, not a base model; give it as network.init_from to start from it"
+        )

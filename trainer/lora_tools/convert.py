@@ -1,0 +1,227 @@
+"""One LoRA file in another layout: other names, projections split or put together, the same change of every weight.
+
+Fused to split is exact: the same A, rows of B. Split to fused is exact only if the rank may grow: three projections of
+rank r that were trained apart need 3 r. O out, I in, R rank.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import families
+from ..errors import ConfigError, ModelFileError, did_you_mean
+from ..families.common.family import Family, has_one_text_encoder
+from ..families.common.keymap import KeyMap, Part
+from ..families.common.lora_layouts import FORMATS, Spelling, Widths, spelled
+from ..families.common.lora_names import is_text_encoder, owners, spell, text_key_in
+from .factors import KOHYA, PEFT, Factors, LoraFile, Written, extended, new_dtype, open_lora, write_lora
+
+Modules = dict[str, Factors]
+"""{path: its adapter}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    family: str
+    format: str
+    modules_before: int
+    modules_after: int
+    split: int
+    """Fused modules that became several."""
+    fused: int
+    """Modules that several became."""
+    rank_before: int
+    rank_after: int
+    """The largest."""
+
+    def text(self) -> str:
+        lines = [f"{self.family}, {self.format}: {self.modules_before} modules became {self.modules_after}"]
+        if self.split:
+            lines.append(f"{self.split} fused modules were split, exactly: the same A, rows of B")
+        if self.fused:
+            lines.append(f"{self.fused} fused modules hold several that were trained apart, exactly, at rank {self.rank_after} instead of {self.rank_before}")  # fmt: skip
+        return "\n".join(lines)
+
+
+def convert(
+    source: Path,
+    target: Path,
+    format: str,
+    family: str = "auto",
+    dtype: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Conversion:
+    """Write `source` in the layout `format`. Raises ConfigError or ModelFileError if it cannot be, RunError."""
+    if format not in FORMATS:
+        raise ConfigError(f"format = {format!r}: {did_you_mean(format, list(FORMATS))}")
+    lora = open_lora(source)
+    owner = _family(lora, family)
+    texts = _text_modules(lora, format, owner)
+    layout = owner.lora_layouts[format]
+    keymap = owner.lora_map(_widths(lora))
+    old = _resolved(lora, owner, keymap)
+    new = rearranged(old, keymap, layout)
+    formats = {lora.dtype(key) for key in lora.modules}
+    stored = new_dtype(dtype, max(formats, key=lambda kind: kind.itemsize))
+    written = {}
+    for path, factors in new.modules.items():
+        written[spell(layout.prefix, path)] = as_written(factors, layout, stored)
+        progress(len(written), len(new.modules))
+    for key, name in texts.items():
+        written[name] = as_written(lora.factors(key), text_layout(format), stored)
+    done = Conversion(
+        family=owner.name, format=format, modules_before=len(lora.modules), modules_after=len(written),
+        split=new.split, fused=new.fused,
+        rank_before=max(factors.rank for _, factors in old.values()),
+        rank_after=max(factors.rank for factors in new.modules.values()),
+    )  # fmt: skip
+    write_lora(target, written, extended(lora.metadata, written, "convert", {"format": format}))
+    return done
+
+
+def _text_modules(lora: LoraFile, format: str, family: Family) -> dict[str, str]:
+    """{module of a text encoder: its name in the layout}; ComfyUI's and kohya's are the same. Raises ModelFileError."""
+    single = has_one_text_encoder(family)
+    texts = {key: text_key_in(format, key, single=single) for key in sorted(lora.modules) if is_text_encoder(key)}
+    if format != "diffusers":  # the same names in both, of encoders other than CLIP too
+        texts |= {key: key for key in texts if key.startswith("lora_te")}
+    strange = [key for key, name in texts.items() if name is None]
+    if strange:
+        raise ModelFileError(
+            f"{lora.path}: {len(strange)} modules are a text encoder's other than CLIP, first {strange[0]}: they are not converted to {format}"
+        )
+    if len(texts) == len(lora.modules):
+        raise ModelFileError(f"{lora.path} is of text encoders alone: nothing in it says of which family it is")
+    return {key: name for key, name in texts.items() if name is not None}
+
+
+def text_layout(format: str) -> Spelling:
+    """How the tensors of text encoders are written: as sd-scripts does, but for diffusers."""
+    return Spelling(prefix="", alpha=False) if format == "diffusers" else Spelling(prefix="", kohya=True)
+
+
+def _family(lora: LoraFile, wanted: str) -> Family:
+    """Raises ConfigError for an unknown name, ModelFileError if the keys do not tell."""
+    if wanted != "auto":
+        return families.get(wanted)
+    names = {name: family.lora_names for name, family in families.all_families().items()}
+    found = owners(names, {_known_to_hosts(key): width for key, width in _widths(lora).inputs.items()})
+    if len({id(families.get(name).lora_layouts) for name in found}) != 1:
+        known = " or ".join(found) or "no known family"
+        raise ModelFileError(
+            f"{lora.path} could be of {known} by its names: say which with --family ({', '.join(names)})"
+        )
+    return families.get(found[0])
+
+
+def _known_to_hosts(key: str) -> str:
+    """ComfyUI takes no unet. before a path, so no family's names have it; the same path after lora_unet_ they know."""
+    return spell("lora_unet_", key.removeprefix("unet.")) if key.startswith("unet.") else key
+
+
+def _widths(lora: LoraFile) -> Widths:
+    shapes = lora.file.shapes()
+    names = {key: lora.names(key) for key in lora.modules if not is_text_encoder(key)}
+    return Widths(
+        inputs={key: shapes[lora.modules[key][down]][1] for key, (down, _) in names.items()},
+        outputs={key: shapes[lora.modules[key][up]][0] for key, (_, up) in names.items()},
+    )
+
+
+def _resolved(lora: LoraFile, family: Family, keymap: KeyMap) -> dict[str, tuple[bool, Factors]]:
+    """{path: (whether it is the original file's, its adapter)}. Raises ModelFileError, listing what is not known."""
+    known = spelled(keymap, family.lora_names, family.lora_layouts)
+    own = [key for key in lora.modules if not is_text_encoder(key)]
+    strange = sorted(key for key in own if key not in known)
+    if strange:
+        raise ModelFileError(
+            f"{lora.path}: {len(strange)} of its {len(lora.modules)} modules are no {family.name} modules that can be converted, first {strange[0]}"
+        )
+    return {known[key][1]: (known[key][0], lora.factors(key)) for key in sorted(own)}
+
+
+@dataclass(kw_only=True)
+class Rearranged:
+    modules: Modules
+    split: int = 0
+    fused: int = 0
+
+
+def rearranged(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap, layout: Spelling) -> Rearranged:
+    """The adapters by the paths that a layout has. Exact."""
+    return to_original(old, keymap) if layout.original else to_diffusers(old, keymap)
+
+
+def to_diffusers(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rearranged:
+    """The adapters by diffusers paths. Exact."""
+    new = Rearranged(modules={})
+    for path, (original, factors) in old.items():
+        if not original:
+            new.modules[path] = factors
+            continue
+        parts = parts_of(keymap, path)
+        new.split += len(parts) > 1
+        for name, part in parts:
+            new.modules[name] = replace(factors, up_OR=_rows(factors.up_OR, part))
+    return new
+
+
+def to_original(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rearranged:
+    """The adapters by original paths. Exact; ranks add up where modules that were trained apart come together."""
+    new = Rearranged(modules={path: factors for path, (original, factors) in old.items() if original})
+    pieces: dict[str, list[tuple[Part, Factors]]] = {}
+    for path, (original, factors) in old.items():
+        if not original:
+            part = keymap[f"{path}.weight"]
+            pieces.setdefault(part.native.removesuffix(".weight"), []).append((part, factors))
+    for native, found in pieces.items():
+        new.modules[native] = fuse(found, total_rows(keymap, native))
+        new.fused += len(found) > 1
+    return new
+
+
+def parts_of(keymap: KeyMap, native: str) -> list[tuple[str, Part]]:
+    return [(key.removesuffix(".weight"), part) for key, part in keymap.items() if part.native == f"{native}.weight"]
+
+
+def total_rows(keymap: KeyMap, native: str) -> int:
+    """Rows of an original module; 0 if it is not cut into rows."""
+    return max((part.rows[1] for _, part in parts_of(keymap, native) if part.rows), default=0)
+
+
+def _rows(up_OR: Tensor, part: Part) -> Tensor:
+    rows = up_OR[part.rows[0] : part.rows[1]] if part.rows else up_OR
+    return torch.cat(rows.chunk(2)[::-1]) if part.swap_halves else rows
+
+
+def fuse(pieces: Sequence[tuple[Part, Factors]], rows: int) -> Factors:
+    """One adapter of `rows` rows from those of its parts; rows that no part covers do not change."""
+    if not rows:
+        [(part, factors)] = pieces
+        return replace(factors, up_OR=_rows(factors.up_OR, part))
+    ordered = sorted(pieces, key=lambda piece: piece[0].rows or (0, 0))
+    first = ordered[0][1]
+    if all(torch.equal(f.down_RI, first.down_RI) and f.scale == first.scale for _, f in ordered):
+        blocks, down, scale = [f.up_OR for _, f in ordered], first.down_RI, first.scale
+        offsets = [0] * len(ordered)  # split from one before: their A is the same
+    else:
+        same = len({f.scale for _, f in ordered}) == 1
+        scale = first.scale if same else 1.0
+        blocks = [f.up_OR if same else f.up_OR * f.scale for _, f in ordered]
+        down = torch.cat([f.down_RI for _, f in ordered])
+        ranks = [f.rank for _, f in ordered]
+        offsets = [sum(ranks[:i]) for i in range(len(ranks))]
+    up = torch.zeros(rows, down.shape[0])
+    for (part, _), block, offset in zip(ordered, blocks, offsets, strict=True):
+        assert part.rows is not None
+        up[part.rows[0] : part.rows[1], offset : offset + block.shape[1]] = block
+    return Factors(up_OR=up, down_RI=down, scale=scale)
+
+
+def as_written(factors: Factors, layout: Spelling, dtype: torch.dtype) -> Written:
+    if not layout.alpha:
+        factors = replace(factors, up_OR=factors.up_OR * factors.scale, scale=1.0)
+    return Written(factors=factors, dtype=dtype, names=KOHYA if layout.kohya else PEFT, alpha=layout.alpha)

@@ -1,0 +1,147 @@
+"""Looking into LoRA files."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ModelFileError
+from ..lora.host_formula import RANKED, split_key
+from ..storage.atomic import bits_of
+from ..storage.tensor_file import FORMATS, TensorFile
+
+NAMES = {kind: str(dtype).removeprefix("torch.") for dtype, kind in FORMATS.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraReport:
+    kinds: dict[str, int]
+    """{kind: number of modules}."""
+    ranks: dict[int, int]
+    """{rank: number of modules}."""
+    alphas: dict[str, int]
+    """{alpha, or "none": number of modules}."""
+    dtypes: tuple[str, ...]
+    tensors: int
+    bytes: int
+    block_norms: dict[str, float]
+    """{block: L2 norm of its factors}, the largest first."""
+    zero: tuple[str, ...]
+    """Tensors that are all zero: they change nothing."""
+    broken: tuple[str, ...]
+    """Tensors with NaN or infinite elements."""
+    unknown: tuple[str, ...]
+    """Tensors that are part of no known kind of adapter."""
+    metadata: dict[str, str]
+
+
+def inspect(path: Path) -> LoraReport:
+    """Raises ModelFileError if the file cannot be read or holds no adapter."""
+    file = TensorFile(path)
+    modules, unknown = modules_of(file)
+    if not modules:
+        raise ModelFileError(f"{path} holds no LoRA tensors; it begins with {', '.join(sorted(file.layout)[:3])}")
+    norms: dict[str, float] = defaultdict(float)
+    zero, broken, alphas = [], [], []
+    for key, parts in modules.items():
+        for name, tensor_key in parts.items():
+            tensor = file.get(tensor_key).float()
+            if not torch.isfinite(tensor).all():
+                broken.append(tensor_key)
+            elif name != "alpha" and not tensor.any():
+                zero.append(tensor_key)
+            if name not in ("alpha", "dora_scale"):
+                norms[block_of(key)] += tensor.square().sum().item()
+        alphas.append(f"{file.get(parts['alpha']).item():g}" if "alpha" in parts else "none")
+    return LoraReport(
+        kinds=_count(kind_of(parts) for parts in modules.values()),
+        ranks=_count(rank_of_shapes(file, parts) for parts in modules.values()),
+        alphas=_count(alphas),
+        dtypes=tuple(sorted({NAMES.get(kind, kind) for kind, _ in file.layout.values()})),
+        tensors=len(file.layout),
+        bytes=sum(bits_of(kind) * math.prod(shape) // 8 for kind, shape in file.layout.values()),
+        block_norms={name: value**0.5 for name, value in sorted(norms.items(), key=lambda item: -item[1])},
+        zero=tuple(sorted(zero)),
+        broken=tuple(sorted(broken)),
+        unknown=tuple(sorted(unknown)),
+        metadata=file.metadata,
+    )
+
+
+def modules_of(file: TensorFile) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """({module key: {suffix: tensor key}}, tensors of no known kind), from the header alone."""
+    modules: dict[str, dict[str, str]] = {}
+    unknown = []
+    for tensor in file.layout:
+        module, suffix = split_key(tensor)
+        if suffix is None:
+            unknown.append(tensor)
+        else:
+            modules.setdefault(module, {})[suffix] = tensor
+    return modules, unknown
+
+
+def rank_of_shapes(file: TensorFile, parts: Mapping[str, str]) -> int:
+    """Inner width; 0 where both factors of a LoKr are full."""
+    return next((file.layout[parts[name]][1][0] for name in RANKED if name in parts), 0)
+
+
+def input_width(file: TensorFile, parts: Mapping[str, str]) -> int:
+    """Input channels of the module, 0 if the adapter does not tell."""
+    for name in ("lora_A.weight", "lora_down.weight", "hada_w1_b"):
+        if name in parts:
+            return file.layout[parts[name]][1][1]
+    widths = [
+        next((file.layout[parts[n]][1][1] for n in (whole, f"{whole}_b") if n in parts), 0)
+        for whole in ("lokr_w1", "lokr_w2")
+    ]
+    return math.prod(widths)
+
+
+def _count(values: Iterable[Any]) -> dict[Any, int]:
+    counts: dict[Any, int] = defaultdict(int)
+    for value in values:
+        counts[value] += 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def kind_of(parts: Iterable[str]) -> str:
+    names = " ".join(parts)
+    base = "loha" if "hada" in names else "lokr" if "lokr" in names else "lora"
+    return f"{base} + dora_scale" if "dora_scale" in parts else base
+
+
+def block_of(key: str) -> str:
+    """The key up to its first number: "transformer.transformer_blocks.12", "lora_unet_down_blocks_1"."""
+    import re
+
+    match = re.match(r"^.*?\d+", key)
+    return match[0] if match else key.rsplit(".", 1)[0]
+
+
+def to_text(report: LoraReport, path: Path) -> str:
+    """For a person."""
+    lines = [
+        f"{path.name}: {_words(report.kinds)} modules, rank {_words(report.ranks)}, alpha {_words(report.alphas)}",
+        f"{report.tensors} tensors, {', '.join(report.dtypes)}, {report.bytes:,} bytes",
+    ]
+    for title, keys in (("all zero", report.zero), ("NaN or infinite", report.broken), ("unknown", report.unknown)):
+        if keys:
+            lines.append(f"{title}: {len(keys)} tensors, first {keys[0]}")
+    lines += ["norm per block:"] + [f"  {norm:9.4f}  {block}" for block, norm in report.block_norms.items()]
+    lines += ["metadata:"] + [f"  {key}: {_short(value)}" for key, value in sorted(report.metadata.items())]
+    return "\n".join(lines)
+
+
+def _words(counts: dict[Any, int]) -> str:
+    return ", ".join(f"{value} ({count})" for value, count in counts.items())
+
+
+def _short(value: str, most: int = 100) -> str:
+    text = json.dumps(value, ensure_ascii=False)[1:-1]
+    return text if len(text) <= most else text[:most] + "…"

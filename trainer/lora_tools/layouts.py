@@ -1,0 +1,140 @@
+"""A run's LoRA in other programs' layouts, and theirs in the run's: against the base model that they are for.
+
+What training writes for users can be in any layout; what is read to sweep or to start from too. Unlike `lora_convert`,
+which knows a file alone, the network here says how wide and how deep it is.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.denoiser import Denoiser
+from ..errors import ConfigError, ModelFileError
+from ..families.common.family import Family, has_one_text_encoder
+from ..families.common.keymap import KeyMap
+from ..families.common.lora_layouts import Spelling, Widths, spelled
+from ..families.common.lora_names import is_text_encoder, spell, text_key_in
+from ..lora.host_formula import group_by_module
+from .convert import as_written, rearranged, text_layout
+from .factors import KOHYA, PEFT, Factors
+
+Parts = Mapping[str, Tensor]
+"""{suffix: tensor} of one module."""
+
+
+@dataclass(kw_only=True)
+class Formats:
+    """The layouts of one network's LoRA files."""
+
+    family: Family
+    denoiser: Denoiser
+    """A skeleton is enough."""
+
+    @cached_property
+    def _own(self) -> dict[str, nn.Module]:
+        """{module key as this project writes it: module}."""
+        return {
+            self.denoiser.file_key(path): part
+            for path, part in self.denoiser.module.named_modules()
+            if isinstance(part, nn.Linear | nn.Conv2d)
+        }
+
+    @cached_property
+    def _keymap(self) -> KeyMap:
+        weights: dict[str, Any] = {key: part.weight for key, part in self._own.items()}
+        layers = getattr(self.denoiser.module.config, "layers_per_block", 2)
+        widths = Widths(
+            inputs={key: weight.shape[1] for key, weight in weights.items()},
+            outputs={key: weight.shape[0] for key, weight in weights.items()},
+            layers=layers if isinstance(layers, int) else layers[0],
+        )
+        return self.family.lora_map(widths)
+
+    def native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA of any layout as this project writes it; what no layout knows stays as it is, for others to name.
+
+        Raises ModelFileError for another layout's adapter that is no plain LoRA.
+        """
+        modules, _ = group_by_module(tensors)
+        texts, tensors = self._texts("native", modules, None), self._without_texts("native", modules, tensors)
+        known = spelled(self._keymap, self.family.lora_names, self.family.lora_layouts)
+        foreign = [key for key in modules if key not in self._own and key in known]
+        if not foreign:
+            return {**tensors, **texts}
+        old = {known[key][1]: (known[key][0], _factors(key, modules[key])) for key in sorted(foreign)}
+        dtype = max((tensors[key].dtype for key in tensors), key=lambda kind: kind.itemsize)
+        rest = {key: t for key, t in tensors.items() if not any(key.startswith(f"{name}.") for name in foreign)}
+        return rest | self._spelled(old, self.family.lora_layouts["native"], dtype) | texts
+
+    def written(self, tensors: Mapping[str, Tensor], format: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """This project's LoRA in another layout."""
+        modules, _ = group_by_module(tensors)
+        own = {key: parts for key, parts in modules.items() if not is_text_encoder(key)}
+        known = spelled(self._keymap, self.family.lora_names, self.family.lora_layouts)
+        lost = sorted(own.keys() - known.keys())
+        if lost:
+            raise ConfigError(
+                f"output.format = {format!r}: {len(lost)} modules have no name in that layout, first {lost[0]}; use native, or other targets"
+            )
+        old = {known[key][1]: (known[key][0], _factors(key, parts)) for key, parts in own.items()}
+        kept = self._without_texts(format, modules, tensors)
+        rest = {key: t.to(dtype) for key, t in kept.items() if is_text_encoder(key)}
+        return rest | self._texts(format, modules, dtype) | self._spelled(old, self.family.lora_layouts[format], dtype)
+
+    def _renamed(self, format: str, modules: Iterable[str]) -> dict[str, str]:
+        """{module of a text encoder: its name in the layout}, where that is another one."""
+        single = has_one_text_encoder(self.family)
+        begin = "lora_te" if format == "diffusers" else "text_encoder"
+        names = {key: text_key_in(format, key, single=single) for key in modules if key.startswith(begin)}
+        return {key: name for key, name in names.items() if name is not None}
+
+    def _texts(self, format: str, modules: Mapping[str, Parts], dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """Those modules under their new names. `dtype` None keeps each one's own."""
+        made: dict[str, Tensor] = {}
+        for key, name in self._renamed(format, modules).items():
+            stored = dtype or next(iter(modules[key].values())).dtype
+            made |= as_written(_factors(key, modules[key]), text_layout(format), stored).tensors(name)
+        return made
+
+    def _without_texts(self, format: str, modules: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        renamed = tuple(f"{key}." for key in self._renamed(format, modules))
+        return {key: tensor for key, tensor in tensors.items() if not key.startswith(renamed)}
+
+    def _spelled(
+        self, old: Mapping[str, tuple[bool, Factors]], layout: Spelling, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for path, factors in rearranged(old, self._keymap, layout).modules.items():
+            tensors |= as_written(factors, layout, dtype).tensors(spell(layout.prefix, path))
+        return tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a session writes its files, and reads them back to check them."""
+
+    formats: Formats
+    format: str
+
+    def write(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        return self.formats.written(tensors, self.format, dtype)
+
+    def read(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.formats.native(tensors)
+
+
+def _factors(key: str, parts: Parts) -> Factors:
+    """Raises ModelFileError unless it is a plain LoRA."""
+    down_name, up_name = KOHYA if KOHYA[0] in parts else PEFT
+    if set(parts) - {"alpha"} != {down_name, up_name}:
+        raise ModelFileError(
+            f"{key} ({', '.join(sorted(parts))}) is no plain LoRA, and only those are read in another program's layout: merge it into the base (merge-base) and extract a LoRA"
+        )
+    down, up = parts[down_name].float(), parts[up_name].float()
+    scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0
+    kernel = tuple(down.shape[1:]) if down.ndim > 2 else ()
+    return Factors(up_OR=up.flatten(1), down_RI=down.flatten(1), scale=scale, kernel=kernel)

@@ -1,0 +1,116 @@
+"""Checkpoints: `checkpoints/step-000100/{adapter.safetensors, optimizer.safetensors, state.json}`, whole or absent."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DivergedError, RunError
+from ..storage.atomic import TEMPORARY, whole_folder, write_json, write_tensors
+from ..training.loop import Training
+from ..training.optim import pack_state, unpack_state
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d+)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    step: int
+    folder: Path
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Finished checkpoints, oldest first. Half-written ones are not among them."""
+    found = [(match, path) for path in folder.glob("step-*") if (match := _NAME.match(path.name)) and path.is_dir()]
+    return sorted((Checkpoint(step=int(match[1]), folder=path) for match, path in found), key=lambda c: c.step)
+
+
+def save_checkpoint(folder: Path, training: Training) -> Checkpoint:
+    """Write the whole state of training. Raises RunError or DivergedError; an earlier checkpoint stays untouched."""
+    _check_finite(training)
+    target = folder / folder_name(training.step)
+    if target.exists():  # the same step of the same run: the same bytes
+        return Checkpoint(step=training.step, folder=target)
+    tensors: dict[str, Tensor] = {}
+    state = {
+        "format": FORMAT,
+        "step": training.step,
+        "optimizer": pack_state(training.optimizer.state_dict(), "optimizer", tensors),
+        "scaler": training.scaler.state_dict() if training.scaler is not None else None,
+        "ema": training.average is not None,
+    }
+    if training.average is not None:
+        tensors |= {f"ema.{name}": value.detach().cpu() for name, value in training.average.values.items()}
+    with whole_folder(target) as temporary:
+        adapter = {name: p.detach().cpu().contiguous() for name, p in training.adapter.parameters().items()}
+        write_tensors(temporary / "adapter.safetensors", adapter)
+        write_tensors(temporary / "optimizer.safetensors", tensors)
+        write_json(temporary / "state.json", state)
+    return Checkpoint(step=training.step, folder=target)
+
+
+def _check_finite(training: Training) -> None:
+    """A step whose loss and gradients were finite can still break the weights; such a state must not become the last one."""
+    broken = [name for name, p in training.adapter.parameters().items() if not torch.isfinite(p).all()]
+    if broken:
+        raise DivergedError(
+            f"{len(broken)} weights are no finite numbers after step {training.step}, first {broken[0]}: the last checkpoint is kept; lower optimizer.learning_rate"
+        )
+
+
+def load_checkpoint(checkpoint: Checkpoint, training: Training) -> None:
+    """Put the state back, bit for bit. Raises RunError if the checkpoint is damaged or of another set-up."""
+    from safetensors import SafetensorError
+
+    try:
+        state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
+        adapter = _read(checkpoint.folder / "adapter.safetensors")
+        tensors = _read(checkpoint.folder / "optimizer.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(
+            f"{checkpoint.folder} is damaged ({error}): delete it to continue from the one before"
+        ) from error
+    if state["format"] != FORMAT:
+        raise RunError(
+            f"{checkpoint.folder} has format {state['format']}, this version reads {FORMAT}: use the version that wrote it"
+        )
+    training.adapter.load(adapter)
+    training.optimizer.load_state_dict(unpack_state(state["optimizer"], tensors))
+    _load_average(training, state, tensors)
+    if training.scaler is not None and state["scaler"]:
+        training.scaler.load_state_dict(state["scaler"])
+    training.step = state["step"]
+
+
+def _load_average(training: Training, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    if training.average is None:
+        return
+    for name, value in training.average.values.items():
+        with torch.no_grad():
+            value.copy_(tensors[f"ema.{name}"])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read into memory, so that no map of a file stays open that a later run may replace."""
+    from safetensors.torch import load
+
+    return load(path.read_bytes())
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints; 0 keeps all."""
+    if keep:
+        for old in list_checkpoints(folder)[:-keep]:
+            doomed = old.folder.with_name(old.folder.name + TEMPORARY)  # a reader never sees it half deleted
+            old.folder.rename(doomed)
+            shutil.rmtree(doomed)

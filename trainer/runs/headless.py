@@ -1,0 +1,395 @@
+"""The headless runs: from a configuration to a trained LoRA. The only file that knows the whole order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..base_model import Base, open_base
+from ..config.dataset import DatasetConfig
+from ..config.run import TrainConfig
+from ..config.toml import Json, digest, fixed_settings, to_dict
+from ..config.unused import refuse_idle_options
+from ..data.batches import CachedBatches, Pick, Plan, Singles, make_plan
+from ..data.cache.captions import Texts
+from ..data.cache.fill import CacheReport, fill
+from ..data.cache.keys import EncoderIdentity, find_work
+from ..data.cache.online import Items, OnlineItems, SharedEncoders
+from ..data.cache.store import Cache
+from ..data.images.index import FileIndex
+from ..data.report import Report, epochs_text, make_report, refuse_warnings
+from ..data.sets.dataset import Dataset, build_dataset
+from ..data.sets.dataset_file import gather_sets
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.timesteps import NoiseLevels
+from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
+from ..distributed.sharding import check_sharding
+from ..errors import ConfigError, DataError, ModelFileError, StoppedError
+from ..lora.state_dict import check_fits
+from ..lora.targets import resolve_targets
+from ..lora_tools.layouts import Formats, Layout
+from ..storage.atomic import check_writable
+from ..storage.fingerprint import tensors_digest
+from ..training.held_out import HeldOut
+from ..training.loss_settings import check_objective, loss_settings, noise_levels
+from ..training.optim import check_optimizer
+from ..training.text_encoders import all_targets, check_text_training, load_with_text, rate_scales, with_text
+from ..types import Conditioning, Example, named_references, references_in
+from ..weights.devices import DTYPES, compute_dtype
+from .previews import check_pictures, make_pictures, picture_inputs
+from .reference_images import check_shown, unshown
+from .run_folder import Onlooker, RunFolder, environment
+from .session import Host, Outcome, Session, execute
+from .trackers import check_tracker
+
+PATCH = 16
+"""Pixels that one 2x2 patch of latents covers: the finest step that every network can take."""
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """Everything that is decided before a network is loaded."""
+
+    config: TrainConfig
+    base: Base
+    dataset: Dataset
+    report: Report
+    plan: Plan
+    targets: list[str]
+    cache: Cache
+    identity: EncoderIdentity
+    folder: RunFolder
+    processes: Processes
+    trigger: str
+    """The first trigger word of the sets, for the file's metadata."""
+
+    @cached_property
+    def encoders(self) -> SharedEncoders:
+        """For what is encoded while training."""
+        return SharedEncoders(partial(self.base.load_encoders, tiled=self.config.memory.vae_tiling))
+
+    @cached_property
+    def items(self) -> Items:
+        """Encoded images and texts."""
+        if self.config.memory.cache == "disk":
+            return self.cache
+        return OnlineItems(self.dataset.examples, self.identity.vae, self.encoders)
+
+
+def run_folder(config: TrainConfig, processes: Processes = ALONE) -> RunFolder:
+    kind = RunFolder if processes.rank == 0 else Onlooker
+    return kind(Path(config.output.directory).expanduser() / config.name)
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    return Path(config.output.cache or Path(config.output.directory) / "cache").expanduser()
+
+
+def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Prepared:
+    """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
+    refuse_idle_options(config)
+    check_optimizer(config.optimizer)
+    check_tracker(config.output.report)
+    check_sharding(config.memory.shard, processes, config.model.quantize)
+    if config.output.format != "native" and config.network.kind != "lora":
+        raise ConfigError(
+            f"output.format = {config.output.format!r}: only network.kind = 'lora' has a form in that layout; use native"
+        )
+    base = open_base(config.model, config.text)
+    base.check_encoders()
+    check_objective(config.objective, base.settings.objective)
+    if config.objective.guidance != 1.0 and not base.settings.guidance_embedding:
+        raise ConfigError(
+            f"objective.guidance = {config.objective.guidance}: {base.family.name} {base.variant} takes no guidance value; leave it out"
+        )
+    listed = gather_sets(config.dataset, config.dataset_files)
+    for name, value in _steps(listed.sets, config):
+        if value % PATCH:
+            raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
+    check_teachers(listed.sets, sharded=config.memory.shard)
+    check_passes(config, base)
+    shown = [one.reference_folders for one in listed.sets]
+    check_shown("dataset.references", shown, base)
+    check_pictures(config, base)
+    skeleton = base.skeleton()
+    targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
+    check_text_training(config, base)
+    fits: Denoiser = skeleton
+    if config.text.learning_rate:
+        fits = whole = with_text(skeleton, base)
+        targets = all_targets(targets, whole, base)
+    if config.network.init_from:
+        init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
+        check_fits(init, [fits.file_key(path) for path in targets], config.network)
+    index = FileIndex(cache_folder(config) / "files.json")
+    dataset = build_dataset(
+        listed.sets,
+        config.data,
+        base.family.bucket_step,
+        config.training.seed,
+        index,
+        partial(host.stage, "reading images"),
+    )
+    check_patience(config.validation.patience, dataset)
+    plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
+    check_batches(processes, plan.per_epoch)
+    alone = unshown("dataset.references", shown, base)
+    if alone and config.data.strict:
+        raise DataError(f"data.strict: {alone}")
+    for note in (*listed.notes, *([alone] if alone else [])):
+        host.log(note)
+    report = make_report(dataset)
+    host.log(report.text())
+    if config.data.strict:
+        refuse_warnings(report)
+    forward_passes = config.training.accumulation * processes.count
+    host.log(epochs_text(report, config.training.batch_size, forward_passes, config.training.steps))
+    return Prepared(
+        config=config,
+        base=base,
+        dataset=dataset,
+        report=report,
+        plan=plan,
+        targets=targets,
+        cache=Cache(cache_folder(config)),
+        identity=base.encoder_identity(tiled=config.memory.vae_tiling),
+        folder=run_folder(config, processes),
+        processes=processes,
+        trigger=next((one.trigger for one in listed.sets if one.trigger), ""),
+    )
+
+
+def check_passes(config: TrainConfig, base: Base) -> None:
+    """Raises ConfigError: processes that share a base must all run the same passes, and captions could ask for more in one."""
+    batch_size = config.training.batch_size
+    if config.memory.shard and base.settings.by_length and batch_size > 1:
+        raise ConfigError(
+            f"training.batch_size = {batch_size} does not go with memory.shard for {base.family.name}, which runs captions of unequal length apart: use batch_size = 1, and training.accumulation = {batch_size}"
+        )
+
+
+def check_teachers(sets: Sequence[DatasetConfig], *, sharded: bool) -> None:
+    """Raises ConfigError: processes that share a base must all run the same passes, and teaching takes one more."""
+    if sharded and any(one.teacher == "base" for one in sets):
+        raise ConfigError("dataset.teacher = 'base' does not go with memory.shard: use teacher = 'images', or one GPU")
+
+
+def _steps(sets: Sequence[DatasetConfig], config: TrainConfig) -> list[tuple[str, int]]:
+    """Every bucket step that is asked for, and where."""
+    own = [("dataset.bucket_step", one.bucket_step) for one in sets]
+    return [("data.bucket_step", config.data.bucket_step), *own]
+
+
+def check_patience(patience: int, dataset: Dataset) -> None:
+    """Raise ConfigError for early stopping without a held-out loss."""
+    if patience and not dataset.held_out:
+        raise ConfigError(
+            f"validation.patience = {patience} needs a held-out loss: set images aside (data.held_out_share, or a set with role = 'held_out')"
+        )
+
+
+def build_cache(prepared: Prepared, host: Host) -> CacheReport:
+    """Encode what the cache lacks; the encoders are loaded only for that and dropped afterwards. Online there is nothing to do."""
+    if prepared.config.memory.cache == "online":
+        host.log("memory.cache = 'online': every image and text is encoded when a batch needs it; nothing is kept")
+        return CacheReport(reused=0, encoded=0, bytes=0)
+    trains_text = bool(prepared.config.text.learning_rate)
+    work = find_work(prepared.cache, prepared.dataset, prepared.identity, texts=not trains_text)
+    if not work.count:
+        return CacheReport(reused=work.reused, encoded=0, bytes=0)
+    host.log(f"cache: {work.reused} items reused, {work.count} to encode")
+    encoders = prepared.base.load_encoders(tiled=prepared.config.memory.vae_tiling)
+
+    def progress(what: str, done: int, total: int) -> None:
+        host.stage(f"encoding {what}", done, total)
+        if host.should_stop():
+            raise StoppedError("stopped while encoding; what is done is kept, run it again to go on")
+
+    return fill(prepared.cache, work, encoders, prepared.config.memory.vae_batch, progress)
+
+
+def train(config: TrainConfig, host: Host) -> Outcome:
+    """The whole job: look, cache, load, train, save, check. Continues a run of this name if it is the same run.
+
+    Where a launcher has started several processes, each calls this with the same configuration; they train one LoRA.
+    """
+    with joined(config.model.device) as processes:
+        with main_first(processes):
+            prepared = prepare(config, host, processes)
+        return _train(prepared, host)
+
+
+def _train(prepared: Prepared, host: Host) -> Outcome:
+    config, folder, processes = prepared.config, prepared.folder, prepared.processes
+    folder.lock()
+    try:
+        fixed = _fixed(prepared)
+        processes.require_same("configuration, base or data set", digest([fixed, to_dict(config)]))
+        if config.output.loras:
+            check_writable(Path(config.output.loras).expanduser() / config.name)
+        here = environment(str(prepared.base.device), torch.get_num_threads(), processes.count)
+        if folder.exists():
+            folder.check_same(fixed, to_dict(config))
+            if folder.last_checkpoint() and (changed := folder.changed_environment(here)):
+                host.log(f"continuing on another set-up, not bit for bit as before: {'; '.join(changed)}")
+        folder.start(to_dict(config), fixed, here)
+        with folder.noting_failure():
+            folder.update(state="caching", error="")
+            _cache_once(prepared, host)
+            return execute(make_session(prepared), host)
+    finally:
+        folder.unlock()
+
+
+def _fixed(prepared: Prepared) -> Json:
+    """What must stay equal. Accumulation counts the forward passes of all processes: two with one each are one with two."""
+    fixed = fixed_settings(prepared.config, facts(prepared))
+    accumulation = prepared.config.training.accumulation * prepared.processes.count
+    return {**fixed, "training": {**fixed["training"], "accumulation": accumulation}}
+
+
+def _cache_once(prepared: Prepared, host: Host) -> None:
+    """Process 0 encodes what is missing while the others wait."""
+    if prepared.processes.rank == 0:
+        done = build_cache(prepared, host)
+        host.log(f"cache: {done.text()}")
+    prepared.processes.wait()
+    prepared.cache.reload()
+
+
+def facts(prepared: Prepared) -> dict[str, str]:
+    """Digests of what the paths in the configuration lead to."""
+    init = prepared.config.network.init_from
+    return {
+        "model": prepared.base.identity(),
+        "encoders": digest([prepared.identity.vae, prepared.identity.text]),
+        "data": prepared.dataset.digest,
+        "init": tensors_digest(read_lora(init)) if init else "",
+    }
+
+
+def make_session(prepared: Prepared) -> Session:
+    """Load the network and put everything together that training needs."""
+    config, base, main = prepared.config, prepared.base, prepared.processes.rank == 0
+    # Where the base is split, all processes must take part in every pass; else the first renders alone.
+    pictures = picture_inputs(config, base) if main or config.memory.shard else None
+    denoiser: Denoiser = base.load_denoiser(
+        config.model,
+        config.training.precision,
+        gradient_checkpointing=config.memory.gradient_checkpointing,
+        sharded=config.memory.shard,
+    )
+    if config.text.learning_rate:
+        denoiser = load_with_text(denoiser, base, config.objective.guidance)
+    held_out, levels = held_out_of(prepared)
+    formats = Formats(family=base.family, denoiser=base.skeleton())
+    samples = prepared.folder.path / "samples"
+    return Session(
+        folder=prepared.folder,
+        denoiser=denoiser,
+        targets=prepared.targets,
+        batches=dataset_batches(prepared, prepared.dataset.training),
+        prefetch=config.memory.prefetch,
+        held_out=held_out,
+        loss=loss_settings(config.objective, levels),
+        network=config.network,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        training=config.training,
+        validation=config.validation,
+        report=config.output.report,
+        previews=make_pictures(config, base, pictures, denoiser, samples, writes=main) if pictures else None,
+        compute_dtype=compute_dtype(config.training.precision, base.device),
+        lora_dtype=DTYPES[config.output.dtype],
+        metadata=_metadata(prepared, denoiser),
+        also=Path(config.output.loras).expanduser() if config.output.loras else None,
+        init=formats.native(read_lora(config.network.init_from)) if config.network.init_from else {},
+        rate_scales=rate_scales(config, base),
+        layout=Layout(formats=formats, format=config.output.format) if config.output.format != "native" else None,
+        processes=prepared.processes,
+        sharded=config.memory.shard,
+    )
+
+
+def held_out_of(prepared: Prepared) -> tuple[HeldOut, NoiseLevels]:
+    """The images set aside, and the law of noise levels they are measured under. Needs a filled cache to be read."""
+    config, settings = prepared.config, prepared.base.settings
+    batches = dataset_batches(prepared, prepared.dataset.held_out)
+    held_out = HeldOut(
+        batches=Singles(batches),
+        timesteps=config.validation.timesteps,
+        seed=config.training.seed,
+    )
+    return held_out, noise_levels(config.objective, settings.objective, settings.training_shift)
+
+
+def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBatches:
+    base, guidance = prepared.base, prepared.config.objective.guidance
+    family = base.family
+    encoded = Texts(prepared.items, prepared.identity, prepared.encoders)
+
+    def condition(picks: Sequence[Pick]) -> Conditioning:
+        if prepared.config.text.learning_rate:  # `WithText` reads them
+            return {"captions": [pick.caption for pick in picks], "geometries": [pick.view.geometry for pick in picks]}
+        texts = [encoded.of(pick.view, pick.caption) for pick in picks]
+        made = family.condition(texts, [pick.view.geometry for pick in picks], guidance)
+        made = {**made, **_references(prepared, picks)}
+        return {name: tensor.to(base.device) for name, tensor in made.items()}
+
+    return CachedBatches(
+        examples,
+        prepared.plan,
+        prepared.items,
+        prepared.identity.vae,
+        normalise=family.latent_space.to_model,
+        condition=condition,
+        device=base.device,
+    )
+
+
+def _references(prepared: Prepared, picks: Sequence[Pick]) -> dict[str, Tensor]:
+    """{"reference", "reference_2", …: (B, C, h, w) in model space}; a batch has as many for every image."""
+    if not picks[0].view.example.references:
+        return {}
+    raw_CHW = [references_in(prepared.items.get(pick.key)) for pick in picks]
+    to_model = prepared.base.family.latent_space.to_model
+    return named_references([to_model(torch.stack(column)) for column in zip(*raw_CHW, strict=True)])
+
+
+def _metadata(prepared: Prepared, denoiser: Denoiser) -> dict[str, object]:
+    config = prepared.config
+    return {
+        "title": config.name,
+        "architecture": prepared.base.variant,
+        "prediction": denoiser.objective.name,
+        "resolution": config.data.resolution,
+        "trigger": prepared.trigger,
+        "facts": {"dataset": prepared.dataset.digest, "base": prepared.base.identity()},
+        "training": {
+            "base_model_version": prepared.base.variant,
+            "learning_rate": config.optimizer.learning_rate,
+            "optimizer": config.optimizer.name,
+            "lr_scheduler": config.schedule.kind,
+            "num_train_images": len(prepared.dataset.training),
+            "max_train_steps": config.training.steps,
+            "batch_size_per_device": config.training.batch_size,
+            "gradient_accumulation_steps": config.training.accumulation,
+            "seed": config.training.seed,
+        },
+    }
+
+
+def read_lora(path: str | Path) -> dict[str, Tensor]:
+    """A LoRA file's tensors. Raises ModelFileError if it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(Path(path).expanduser().read_bytes())
+    except OSError as error:
+        raise ModelFileError(f"cannot read the LoRA {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise ModelFileError(f"the LoRA {path} is damaged ({error}): copy it again") from error

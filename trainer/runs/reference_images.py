@@ -1,0 +1,74 @@
+"""Reference images of edit models that are named for pictures: one image, or several that are shown together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..base_model import Base
+from ..config.toml import digest
+from ..data.images.load import check_readable, file_digest
+from ..errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Images that an edit model is shown together, in this order."""
+
+    digest: str
+    """Of their contents."""
+    paths: tuple[Path, ...]
+
+    @property
+    def label(self) -> str:
+        return " + ".join(path.name for path in self.paths)
+
+
+def read_references(option: str, given: Sequence[str | Sequence[str]]) -> tuple[Reference, ...]:
+    """Raises DataError for what is no readable image, ConfigError for two of one name."""
+    sets = [(one,) if isinstance(one, str) else one for one in given]
+    found = []
+    for number, names in enumerate(sets):
+        if not names:
+            raise ConfigError(f"{option}[{number}] is empty: name the images that are shown together")
+        paths = tuple(Path(name).expanduser() for name in names)
+        for path in paths:
+            if not path.is_file():
+                raise DataError(f"{option}: {path} is not a file")
+            check_readable(path)
+        contents = [file_digest(path) for path in paths]
+        found.append(Reference(digest=contents[0] if len(contents) == 1 else digest(contents), paths=paths))
+    labels = [reference.label for reference in found]
+    if len(set(labels)) != len(labels):
+        raise ConfigError(f"{option} = {list(given)}: two have the same file name, which labels them; rename one")
+    return tuple(found)
+
+
+def check_shown(option: str, given: Sequence[str | Sequence[str]], base: Base) -> None:
+    """Raise ConfigError if `option` shows more images together than the base looks at."""
+    most = max((1 if isinstance(one, str) else len(one) for one in given), default=0)
+    able = base.settings.references
+    if most <= able:
+        return
+    editors = [name for name, variant in base.family.variants.items() if variant.references >= most]
+    name = f"{base.family.name} {base.variant}"
+    if not able:
+        remedy = f"set model.variant = {editors[0]!r} if the file is one" if editors else "use an edit model"
+        raise ConfigError(f"{option}: {name} looks at no reference images; leave it out, or {remedy}")
+    remedy = f"set model.variant = {editors[-1]!r} if the file is one" if editors else "leave some out"
+    raise ConfigError(f"{option} shows {most} images together, and {name} looks at {able} at most: {remedy}")
+
+
+def check_references(option: str, given: Sequence[str | Sequence[str]], base: Base) -> None:
+    """Raise what `check_shown` and `read_references` raise, before anything is loaded."""
+    check_shown(option, given, base)
+    read_references(option, given)
+
+
+def unshown(option: str, given: Sequence[str | Sequence[str]], base: Base) -> str:
+    """What is to be said where an edit model is shown nothing; "" where that is no question."""
+    if not base.settings.references or any(given):
+        return ""
+    name = f"{base.family.name} {base.variant}"
+    return (
+        f"{name} is an edit model and {option} names no images: it works from the text alone, as the plain model does"
+    )

@@ -1,0 +1,277 @@
+"""A run on disk: `run.json`, `metrics.jsonl`, `log.txt`, `checkpoints/`, `loras/`, `samples/`, `strips/`, and its lock."""
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..config.toml import Json, changed_settings, differences
+from ..errors import LoomError, RunError, StoppedError
+from ..storage.atomic import remove_temporaries, write_bytes, write_json, write_tensors
+from ..training.early_stopping import lowest, recommended
+from ..types import StepResult
+from .checkpoint import Checkpoint, list_checkpoints
+
+RUN_FORMAT = 1
+_UPDATING = threading.Lock()
+WRITTEN = ("checkpoints", "loras", "samples", "strips", "strips/cells")
+"""Sub-folders of a run that files are written into."""
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "optimum-quanto", "numpy")
+
+
+class RunFolder:
+    """One run. Everything it writes is written whole or not at all; only `metrics.jsonl` and `log.txt` grow."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self._lock: Any = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def exists(self) -> bool:
+        return (self.path / "run.json").is_file()
+
+    def read(self) -> Json:
+        """run.json. Raises RunError if it is damaged."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.path / 'run.json'} cannot be read ({error}): choose another name for a new run"
+            ) from error
+
+    def lock(self) -> None:
+        """Claim the run for this process. Raises RunError if another one has it or the folder cannot be written."""
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / "lock", thread_local=False)
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(
+                f"run {self.name} is being trained by another process ({self.path / 'lock'}): wait for it, or use another name"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"cannot write to {self.path}: {error.strerror or error}; choose another output folder"
+            ) from error
+        for folder in (self.path, *(self.path / name for name in WRITTEN)):
+            remove_temporaries(folder)
+
+    def is_free(self) -> bool:
+        """Whether no living process trains this run."""
+        try:
+            self.lock()
+        except RunError:
+            return False
+        self.unlock()
+        return True
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def changed_environment(self, environment: Json) -> list[str]:
+        """Lines "libraries.torch: '2.4' -> '2.5'" for what exact resuming depends on."""
+        before = {**self.read().get("environment", {}), "pid": 0}
+        return differences(before, {**environment, "pid": 0}) if len(before) > 1 else []
+
+    def start(self, config: Json, fixed: Json, environment: Json) -> None:
+        """Write run.json of a new run, or of one that is continued (settings that may change are then replaced)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        created = self.read()["created"] if self.exists() else time.time()
+        self.update(
+            format=RUN_FORMAT, name=self.name, created=created, config=config, fixed=fixed, environment=environment
+        )
+
+    def update(self, **changes: Any) -> None:
+        """Merge into run.json, atomically: a node and the training thread may both have something to say."""
+        with _UPDATING:
+            data = self.read() if self.exists() else {}
+            write_json(self.path / "run.json", {**data, **changes, "updated": time.time()})
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Whatever ends the work inside the block is noted in run.json, and goes on."""
+        try:
+            yield
+        except StoppedError:
+            self._note("interrupted", "")
+            raise
+        except LoomError as error:
+            self._note("failed", str(error))
+            raise
+        except Exception as error:
+            self._note("failed", f"{type(error).__name__}: {error}")
+            raise
+        except BaseException:  # Ctrl-C pressed twice
+            self._note("interrupted", "")
+            raise
+
+    def _note(self, state: str, error: str) -> None:
+        with suppress(LoomError):  # the disk may be full, and the problem at hand is the one to report
+            self.update(state=state, error=error)
+
+    def check_same(self, fixed: Json, config: Json | None = None) -> None:
+        """Raise RunError listing what differs from the run on disk, unless it may be continued.
+
+        Of changed data only the digest is known; the settings that can have changed it are looked up in `config`.
+        """
+        record = self.read()
+        lines = changed_settings(record["fixed"], json.loads(json.dumps(fixed)))
+        if any(line.startswith("training.accumulation:") for line in lines):
+            lines.append("(it counts the forward passes of all processes together)")
+        if config is not None and any(line.startswith("facts.data:") for line in lines):
+            lines += _changed_sets(record["config"], json.loads(json.dumps(config)))
+        if lines:
+            raise RunError(
+                f"run {self.name} exists with another configuration: {'; '.join(lines)}. Only training.steps, save_every, keep, "
+                "and the memory, validation, sweep and output sections may change; use another name for a new run"
+            )
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        return next(reversed(list_checkpoints(self.checkpoints)), None)
+
+    def saved_step(self) -> int | None:
+        """Step of the last checkpoint."""
+        checkpoint = self.last_checkpoint()
+        return checkpoint.step if checkpoint else None
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop lines after a step: they belong to work that is done again."""
+        if self.metrics.is_file():
+            kept = [line for line in self.read_metrics() if line["step"] <= step]
+            write_bytes(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def read_metrics(self) -> list[Json]:
+        """All finished lines; a half-written last one is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = []
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+        return lines
+
+    def append_metrics(self, **values: Any) -> None:
+        self._append(self.metrics, json.dumps(values))
+
+    def append_step(self, result: StepResult) -> None:
+        self.append_metrics(
+            step=result.step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            learning_rate=result.learning_rate,
+            seconds=round(result.seconds, 4),
+        )
+
+    def log(self, text: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._append(self.path / "log.txt", "\n".join(f"{stamp} {line}" for line in text.splitlines()))
+
+    def _append(self, path: Path, line: str) -> None:
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}; free some space") from error
+
+    def lacks_low(self, step: int) -> bool:
+        """Whether the held-out loss was lowest at this step, of which there is no LoRA file."""
+        lines = self.read_metrics()
+        return any("held_out" in line for line in lines) and lowest(lines)[0] == step and not self.lora_file(step).is_file()  # fmt: skip
+
+    def recommended(self) -> Json | None:
+        """`watch.recommended` among the LoRA files of the run, with the file's name."""
+        lines = self.read_metrics()
+        found = recommended(lines, {step for step in (int(line["step"]) for line in lines) if self.lora_file(step).is_file()})  # fmt: skip
+        return found and {**found, "lora": self.lora_file(found["step"]).name}
+
+    def save_lora(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, also: Path | None
+    ) -> Path:
+        """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same below `also`."""
+        path = self.lora_file(step)
+        for folder in [path.parent, *([also / self.name] if also else [])]:
+            remove_temporaries(folder)
+            write_tensors(folder / path.name, tensors, metadata)
+        return path
+
+    def lora_file(self, step: int | None) -> Path:
+        """Where the LoRA of a step is, or the last one."""
+        return (
+            self.path
+            / "loras"
+            / (f"{self.name}.safetensors" if step is None else f"{self.name}-{step:06d}.safetensors")
+        )
+
+
+class Onlooker(RunFolder):
+    """The run for a process that is not the first of several: it reads, and leaves all writing to that one."""
+
+    def lock(self) -> None: ...
+
+    def unlock(self) -> None: ...
+
+    def update(self, **changes: Any) -> None: ...
+
+    def cut_metrics(self, step: int) -> None: ...
+
+    def _append(self, path: Path, line: str) -> None: ...
+
+    def save_lora(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, also: Path | None
+    ) -> Path:
+        return self.lora_file(step)
+
+
+def _changed_sets(old: Json, new: Json) -> list[str]:
+    """Lines "dataset.0.repeats: 1 -> 2", or one that says that the files themselves must have changed."""
+    before, after = ({str(i): d for i, d in enumerate(config.get("dataset", []))} for config in (old, new))
+    return differences(before, after, "dataset.") or ["(images, captions or masks in the folders changed)"]
+
+
+def environment(device: str, threads: int, processes: int = 1) -> Json:
+    """What exact resuming depends on: device, thread count, number of processes, library versions."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = "absent"
+    return {
+        "device": device,
+        "threads": threads,
+        "python": platform.python_version(),
+        "pid": os.getpid(),
+        "libraries": versions,
+        **({"processes": processes} if processes > 1 else {}),
+    }
+
+
+def new_name(root: Path, name: str) -> str:
+    """`name`, or the first of name-2, name-3 … that is free."""
+    number, candidate = 1, name
+    while (root / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate

@@ -1,0 +1,80 @@
+"""Curves for other programs: TensorBoard and Weights & Biases, both optional. `metrics.jsonl` is written in any case."""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..config.toml import digest
+from ..errors import ConfigError
+
+SKIPPED = ("step", "held_out_parts")
+
+
+class Tracker(Protocol):
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoTracker:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """Events in <run>/tensorboard; what a continued run does again replaces what was there."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils import tensorboard
+
+        make: Any = tensorboard.SummaryWriter
+        self._writer: Any = make(log_dir=str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of the project lora-loom, by the run's folder; WANDB_MODE=offline keeps it on this machine."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        import wandb
+
+        identity = digest(str(folder.resolve()))[:16]
+        self._run: Any = wandb.init(
+            project="lora-loom", name=folder.name, id=identity, resume="allow", dir=str(folder), reinit=True
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+TRACKERS: dict[str, Callable[[Path, int], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def check_tracker(kind: str) -> None:
+    """Raise ConfigError if its library is not installed."""
+    if kind != "none" and find_spec(kind) is None:
+        raise ConfigError(f"output.report = {kind!r}: {kind} is not installed; pip install {kind}, or set it to 'none'")
+
+
+def open_tracker(kind: str, folder: Path, step: int, log: Callable[[str], None]) -> Tracker:
+    """For a run that stands at `step`. A tracker that cannot be opened is said and left out: it stops no run."""
+    if kind == "none":
+        return NoTracker()
+    try:
+        return TRACKERS[kind](folder, step)
+    except Exception as error:  # noqa: BLE001 - its network and its account are no reason not to train
+        log(f"{kind} cannot be written ({type(error).__name__}: {error}); training goes on without it")
+        return NoTracker()

@@ -1,0 +1,74 @@
+"""A CLIP given as files, for how alike pictures and prompts are. N pictures, M others, D width of the common space.
+
+CLIP-I and CLIP-T as DreamBooth defines them (arXiv 2208.12242, 5.1): mean cosine between the embeddings of a generated
+picture and of the real images, and cosine between the embeddings of a picture and of its prompt.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelFileError
+
+Array = NDArray[np.float64]
+BATCH = 16
+
+
+class ClipFiles:
+    """A transformers CLIPModel with its processor in one folder. Nothing is downloaded."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ModelFileError for a folder that holds no CLIP."""
+        from transformers import CLIPModel, CLIPProcessor
+
+        if not (folder / "config.json").is_file():
+            raise ModelFileError(
+                f"encoder = {str(folder)!r} holds no config.json: name a folder with a CLIP model, its tokenizer and preprocessor as transformers saves them"
+            )
+        try:
+            self._model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+            self._processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ModelFileError(f"encoder = {str(folder)!r} is no usable CLIP: {error}") from error
+        self.name = f"CLIP ({folder.name})"
+
+    def pictures(self, paths: Sequence[Path]) -> list[Array]:
+        """Unit vectors, (D,) each."""
+        from PIL import Image
+
+        found: list[Array] = []
+        for start in range(0, len(paths), BATCH):
+            images = []
+            for path in paths[start : start + BATCH]:
+                with Image.open(path) as image:
+                    images.append(image.convert("RGB"))
+            found += self._run(self._model.get_image_features, images=images)
+        return found
+
+    def texts(self, prompts: Sequence[str]) -> list[Array]:
+        """Unit vectors, (D,) each; prompts are cut to the model's length."""
+        return self._run(self._model.get_text_features, text=list(prompts), padding=True, truncation=True)
+
+    def _run(self, features: Any, **inputs: Any) -> list[Array]:
+        import torch
+
+        with torch.no_grad():
+            made = features(**self._processor(return_tensors="pt", **inputs))
+        tensor = getattr(made, "pooler_output", made)  # transformers 5 wraps the features
+        return unit_rows(tensor.float().cpu().numpy())
+
+    def compare(self, first: Sequence[Array], second: Sequence[Array]) -> Array:
+        """Cosines, (N, M)."""
+        return cosines(first, second)
+
+
+def unit_rows(values_ND: Any) -> list[Array]:
+    rows = np.asarray(values_ND, dtype=np.float64)
+    return list(rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12))
+
+
+def cosines(first: Sequence[Array], second: Sequence[Array]) -> Array:
+    return np.stack(first) @ np.stack(second).T

@@ -1,0 +1,236 @@
+"""From a sheet on disk to its scores: losses, pictures and norms are found, then the files are written beside the sheet."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from ..config.run import TrainConfig
+from ..config.toml import Json, parse
+from ..data.sets.dataset_file import gather_sets
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.timesteps import NoiseLevels
+from ..errors import LoomError, ModelFileError, StoppedError
+from ..lora.host_formula import group_by_module
+from ..lora.patch import patched
+from ..lora_tools.layouts import Formats
+from ..runs.headless import build_cache, held_out_of, prepare, read_lora, run_folder
+from ..runs.run_folder import RunFolder
+from ..runs.session import Host
+from ..storage.atomic import write_bytes, write_json
+from ..storage.fingerprint import tensors_digest
+from ..sweep.cells import sheet_to_dict
+from ..sweep.run import Sheet, load_sheet
+from ..training.held_out import HeldOut, held_out_losses
+from ..types import Shot
+from ..weights.devices import compute_dtype
+from .image_statistics import Statistics, look_at
+from .report import plot, to_csv, to_text
+from .score import BASE_KEY, Evidence, Key, Losses, PictureEncoder, Score, candidates, score
+
+RECORDED = "recorded while the run trained, with the adapter's own numbers (the files are rounded copies of them)"
+MEASURED = "measured now, each file laid over the base as a host does it"
+
+
+class Progress(Protocol):
+    def stage(self, name: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    sheet: Sheet
+    score: Score
+    text: str
+    files: tuple[Path, ...]
+    """Table, CSV, JSON and plot."""
+    plot: Path
+
+
+def score_sheet(
+    folder: Path,
+    host: Host,
+    *,
+    name: str = "sheet",
+    config: TrainConfig | None = None,
+    triggers: Sequence[str] = (),
+    encoder: str = "",
+) -> Scored:
+    """Score a finished sweep. Without a configuration the one of the run that the folder belongs to is taken.
+
+    Raises RunError without a sheet, ModelFileError for an encoder that is none; what else is missing is said in the notes.
+    """
+    sheet = load_sheet(folder, name)
+    pictures: PictureEncoder = Statistics()
+    if encoder:
+        from .clip import ClipFiles
+
+        pictures = ClipFiles(Path(encoder).expanduser())
+    notes: list[str] = []
+    config = config or run_config(folder.resolve().parent, notes)
+    losses: Losses | None = None
+    training: list[Path] = []
+    words = list(triggers)
+    if config is not None:
+        sets = gather_sets(config.dataset, config.dataset_files).sets
+        words = words or [one.trigger for one in sets if one.trigger]
+        losses, training = _measure(sheet, config, host, notes)
+    run = run_folder(config) if config is not None else RunFolder(folder.resolve().parent)
+    if losses is None or len(losses.values) < 2:
+        losses = recorded_losses(run, sheet.shots, notes) or losses
+    evidence = gather(sheet.shots, pictures, training, losses, words, norms(sheet.loras), notes, host)
+    return write_score(sheet, score(sheet.shots, evidence), name, folder.resolve().parent.name)
+
+
+def run_config(folder: Path, notes: list[str]) -> TrainConfig | None:
+    """The configuration in a run's folder; none, with a note, where there is none that the command line can use."""
+    try:
+        record = RunFolder(folder).read()
+        return parse(record["config"], TrainConfig)
+    except (LoomError, KeyError):
+        notes.append(
+            f"{folder.name} has no configuration of the command line: losses as recorded, no training images (give --config RUN.toml)"
+        )
+        return None
+
+
+def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) -> tuple[Losses | None, list[Path]]:
+    """Held-out losses of the base and of every LoRA file of the sheet, and the training images."""
+    prepared = prepare(config, host)
+    training = [example.path for example in prepared.dataset.training if example.role == "train"]
+    if not prepared.dataset.held_out:
+        notes.append(
+            "held-out loss not measured: the run sets no images aside (data.held_out_share, or role = 'held_out')"
+        )
+        return None, training
+    build_cache(prepared, host)
+    base = prepared.base
+    denoiser = base.load_denoiser(config.model, config.training.precision)
+    held_out, levels = held_out_of(prepared)
+    host.log(f"held-out loss in {str(compute_dtype(config.training.precision, base.device)).removeprefix('torch.')}")
+    native = Formats(family=base.family, denoiser=denoiser).native
+    return measured_losses(sheet, denoiser, held_out, levels, host, notes, native, host.should_stop), training
+
+
+def measured_losses(
+    sheet: Sheet,
+    denoiser: Denoiser,
+    held_out: HeldOut,
+    levels: NoiseLevels,
+    progress: Progress,
+    notes: list[str],
+    native: Callable[[dict[str, Tensor]], Mapping[str, Tensor]],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Losses:
+    """Every candidate laid over the network in turn. What cannot be measured goes into the notes.
+
+    `native` turns a file's tensors into the network's own layout.
+    """
+    found = candidates(sheet.shots)
+    values: dict[Key, list[list[float]]] = {}
+    for done, candidate in enumerate(found):
+        digest, strength = candidate.key
+        try:
+            tensors = native(_intact(sheet.loras.get(digest), digest)) if digest else {}
+            with patched(denoiser, tensors, strength):
+                losses = held_out_losses(denoiser, held_out, levels, should_stop)
+        except ModelFileError as error:
+            notes.append(f"held-out loss of {candidate.label} not measured: {error}")
+            continue
+        if len(losses) < len(held_out.batches):
+            raise StoppedError("the scoring was stopped; run it again")
+        values[candidate.key] = losses
+        progress.stage("held-out loss", done + 1, len(found))
+    return Losses(values=values, source=MEASURED)
+
+
+def _intact(path: Path | None, digest: str) -> dict[str, Tensor]:
+    """The LoRA that was swept. Raises ModelFileError if its file is gone or holds something else by now."""
+    tensors = read_lora(path) if path is not None and path.is_file() else {}
+    if tensors_digest(tensors) != digest:
+        raise ModelFileError("its file is gone or was changed since the sweep")
+    return tensors
+
+
+def recorded_losses(run: RunFolder, shots: Sequence[Shot], notes: list[str]) -> Losses | None:
+    """What a run wrote into metrics.jsonl, for its own checkpoints at strength 1 and for the base."""
+    lines = {line["step"]: line["held_out_parts"] for line in run.read_metrics() if "held_out_parts" in line}
+    values: dict[Key, list[list[float]]] = {}
+    for candidate in candidates(shots):
+        file = candidate.shots[0].settings.get("lora_file", "")
+        is_own = file == f"{run.name}-{candidate.step or 0:06d}.safetensors" and candidate.key[1] == 1
+        if (candidate.key == BASE_KEY or is_own) and candidate.step in lines:
+            values[candidate.key] = lines[candidate.step]
+    shapes = {(len(rows), len(rows[0])) for rows in values.values() if rows}
+    if len(values) < 2:
+        return None
+    if len(shapes) > 1:
+        notes.append("recorded held-out losses not used: the run measured other images or noise levels in between")
+        return None
+    return Losses(values=values, source=RECORDED)
+
+
+def norms(loras: Mapping[str, Path]) -> dict[str, float]:
+    """{digest: Frobenius norm of all weight changes at strength 1}; files that are gone are left out."""
+    return {digest: adapter_norm(path) for digest, path in loras.items() if path.is_file()}
+
+
+def adapter_norm(path: Path) -> float:
+    """sqrt(sum over modules of |change|^2). Of DoRA the low-rank part alone: its gain needs the base's weights."""
+    from ..lora.host_formula import low_rank_change
+
+    modules, _ = group_by_module(read_lora(path))
+    return sum(float(low_rank_change(parts).double().square().sum()) for parts in modules.values()) ** 0.5
+
+
+def gather(
+    shots: Sequence[Shot],
+    encoder: PictureEncoder,
+    training: Sequence[Path],
+    losses: Losses | None,
+    triggers: Sequence[str],
+    norms: Mapping[str, float],
+    notes: Sequence[str],
+    progress: Progress,
+) -> Evidence:
+    """Look at every picture once."""
+    looks, features = {}, {}
+    for done, shot in enumerate(shots):
+        looks[shot.id] = look_at(shot.image)
+        [features[shot.id]] = encoder.pictures([shot.image])
+        progress.stage("looking at pictures", done + 1, len(shots))
+    prompts = sorted({shot.prompt for shot in shots})
+    texts = encoder.texts(prompts)
+    return Evidence(
+        losses=losses,
+        encoder=encoder,
+        looks=looks,
+        features=features,
+        training_looks=[look_at(path) for path in training],
+        training_features=encoder.pictures(training) if training else [],
+        training_names=[path.name for path in training],
+        prompt_features=dict(zip(prompts, texts, strict=True)) if texts else {},
+        triggers=triggers,
+        norms=norms,
+        notes=notes,
+    )
+
+
+def write_score(sheet: Sheet, made: Score, name: str, title: str, as_name: str = "") -> Scored:
+    """The sheet with its scores, so that strips frame the recommended cells, and table, CSV, JSON and plot beside it."""
+    shots = tuple(replace(shot, settings={**shot.settings, "scores": made.cells[shot.id]}) for shot in sheet.shots)
+    scored = replace(sheet, shots=shots, best=frozenset(made.best))
+    text = to_text(made)
+    stem = "scores" + name.removeprefix("sheet")
+    files = [sheet.folder / f"{stem}{suffix}" for suffix in (".txt", ".csv", ".json", ".png")]
+    contents = [text.encode() + b"\n", to_csv(made).encode("utf-8-sig"), _json(made.to_dict()), plot(made, title)]
+    for path, content in zip(files, contents, strict=True):
+        write_bytes(path, content)
+    write_json(sheet.folder / f"{as_name or name}.json", sheet_to_dict(shots, loras=sheet.loras, best=made.best))
+    return Scored(sheet=scored, score=made, text=text, files=tuple(files), plot=files[-1])
+
+
+def _json(data: Json) -> bytes:
+    return (json.dumps(data, indent=1) + "\n").encode()

@@ -1,0 +1,148 @@
+"""Writing files whole or not at all: a temporary name beside the target, fsync, then one rename."""
+
+import json
+import math
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ..errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEMPORARY = ".tmp"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Raises RunError if the disk is full or the folder cannot be written."""
+    with _whole_file(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_bytes(path, json.dumps(data, indent=1, sort_keys=True).encode())
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file. Raises RunError."""
+    from safetensors.torch import save
+
+    write_bytes(path, save(dict(tensors), dict(metadata) if metadata else None))
+
+
+def stream_tensors(
+    path: Path,
+    layout: Mapping[str, tuple[str, tuple[int, ...]]],
+    produce: "Callable[[str], Tensor]",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """A safetensors file written tensor by tensor, so that only one of them is in memory.
+
+    `layout` is {name: (safetensors' name of the number format, shape)}; `produce` is asked for each tensor once, in the
+    order of the file. Raises RunError.
+    """
+    names = sorted(layout, key=lambda name: (-bits_of(layout[name][0]), name))  # wide formats first: all stay aligned
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        kind, shape = layout[name]
+        start, end = end, end + math.prod(shape) * bits_of(kind) // 8
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with _whole_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            _write_tensor(file, produce(name), header[name], name)
+
+
+def _write_tensor(file: IO[bytes], tensor: "Tensor", entry: Mapping[str, Any], name: str) -> None:
+    import torch
+
+    start, end = entry["data_offsets"]
+    plain = tensor.detach().cpu().contiguous()
+    assert list(plain.shape) == entry["shape"], f"{name}: {tuple(plain.shape)} was announced as {entry['shape']}"
+    assert plain.nbytes == end - start, f"{name}: {plain.dtype} was announced as {entry['dtype']}"
+    if plain.numel():
+        file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def bits_of(kind: str) -> int:
+    """Width of a safetensors number format: 32 of F32, 8 of F8_E4M3 and of BOOL."""
+    return 8 if kind == "BOOL" else int(re.match(r"[A-Z]+(\d+)", kind)[1])  # type: ignore[index]
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under `path` complete or not at all. Raises RunError; an old `path` must not exist."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with _plain_errors(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            sync_folder(temporary)
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise RunError unless files can be written into a folder, which is made if it is not there."""
+    probe = folder / f"probe.{os.getpid()}{TEMPORARY}"
+    with _plain_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"")
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, pattern: str = "*") -> None:
+    """Delete what interrupted writes of the same names left behind. Only for whoever holds the folder's lock."""
+    for path in folder.glob(f"{pattern}{TEMPORARY}"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system lets a folder be opened."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under `path` complete or not at all. Raises RunError."""
+    with _plain_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY}")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another output folder"
+        ) from error

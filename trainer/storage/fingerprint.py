@@ -1,0 +1,79 @@
+"""Telling networks apart by their weights: never by file names, object ids or the order of keys.
+
+sha256 over the sorted (key, shape, dtype, 64 evenly spaced elements as fp32) of the original weights: reads a few pages
+of a memory-mapped file, and changes with any fine-tune.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelFileError
+
+ELEMENTS = 64
+
+
+def sample(tensor: Tensor) -> bytes:
+    """Up to 64 evenly spaced elements as little-endian fp32."""
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() > ELEMENTS:
+        flat = flat[torch.linspace(0, flat.numel() - 1, ELEMENTS, dtype=torch.float64).round().long().to(flat.device)]
+    return flat.float().cpu().numpy().tobytes()
+
+
+def weights_identity(tensors: Iterable[tuple[str, Tensor]], options: Mapping[str, Any] | None = None) -> str:
+    """Hex digest of named tensors and of anything else that changes what the network gives (plain JSON)."""
+    sha = hashlib.sha256(json.dumps(dict(options or {}), sort_keys=True).encode())
+    for key, tensor in sorted(tensors, key=lambda item: item[0]):
+        sha.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(sample(tensor))
+    return sha.hexdigest()
+
+
+def files_identity(files: Iterable[Path], prefix: str = "") -> str:
+    """`weights_identity` of the tensors of safetensors files whose keys start with `prefix`. Raises ModelFileError."""
+    return weights_identity(item for path in files for item in _tensors(path, prefix))
+
+
+def _tensors(path: Path, prefix: str) -> Iterable[tuple[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                if key.startswith(prefix):
+                    yield key, file.get_tensor(key)
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is damaged or cut short ({error}): download or copy it again") from error
+
+
+def folder_identity(folder: Path, parts: Iterable[str], options: Mapping[str, Any]) -> str:
+    """Digest of some sub-folders of a diffusers model: weights by `files_identity`, every small text file by its bytes.
+
+    The text files are configurations and tokenizers; parts that do not exist are left out.
+    """
+    sha = hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode())
+    for part in sorted(parts):
+        for path in sorted((folder / part).glob("*")) if (folder / part).is_dir() else []:
+            if path.suffix in (".json", ".txt", ".model"):
+                sha.update(f"{part}/{path.name}".encode() + path.read_bytes())
+        sha.update(files_identity(sorted((folder / part).glob("*.safetensors"))).encode())
+    return sha.hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of everything in a tensor: shape, dtype and bytes."""
+    plain = tensor.detach().cpu().contiguous()
+    raw = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    return hashlib.sha256(f"{tuple(plain.shape)} {plain.dtype}".encode() + raw).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of everything in named tensors; for small files, where no element may be missed."""
+    lines = [f"{name} {tensor_digest(tensor)}" for name, tensor in sorted(tensors.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

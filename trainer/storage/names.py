@@ -1,0 +1,23 @@
+"""Names that become folders and files."""
+
+from pathlib import PurePath, PurePosixPath
+
+from ..errors import ConfigError
+
+RESERVED_NAMES = {"cache", "con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+
+def check_name(name: str) -> str:
+    """A run's name becomes a folder and file names: refuse anything that could leave its folder or break a system."""
+    safe = bool(name) and len(name) <= 100 and all(c.isalnum() or c in "-_ ." for c in name)
+    safe = safe and name[0] not in ". -" and name[-1] not in ". " and PurePath(name).name == name
+    remedy = "use letters, digits, - _ . and spaces, at most 100, not starting or ending with a dot"
+    if not safe or name.split(".", maxsplit=1)[0].lower() in RESERVED_NAMES:
+        raise ConfigError(f"name = {name!r}: {remedy}")
+    return name
+
+
+def safe_name(name: str) -> str:
+    """A file name that a server gave, without folders and without what a file system may refuse."""
+    last = PurePosixPath(name.replace("\\", "/")).name
+    return "".join(c if c.isalnum() or c in "-_.+ ()" else "_" for c in last).strip(". ") or "file"

@@ -1,0 +1,86 @@
+"""The graph of one cell, for its PNG: nodes of ComfyUI that make just this picture when the file is dropped on its page.
+
+The page opens the API graph that it finds under "prompt" in a PNG's text. Where the model, the text encoder and the VAE come
+from is for the caller to say; the rest is a LoRA loader, prompts, a sampler and a decoder.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config.run import GuidanceConfig
+from ..types import Shot
+
+Link = list[Any]
+"""[node, number of its output]."""
+Add = Callable[..., Link]
+"""add(key, kind, **inputs): a node, as a link to its first output."""
+Say = Callable[[Add, str, str, Link], Link]
+"""say(add, key, text, clip): the conditioning of a prompt."""
+MakeGraph = Callable[[Shot, Path | None, GuidanceConfig], dict[str, str]]
+"""A cell's PNG entries, given its LoRA file; {} where there can be none."""
+
+
+def say_plainly(add: Add, key: str, text: str, clip: Link) -> Link:
+    return add(key, "CLIPTextEncode", clip=clip, text=text)
+
+
+def cell_graph(
+    shot: Shot,
+    guidance: GuidanceConfig,
+    above: Mapping[str, Any],
+    links: Mapping[str, Link],
+    *,
+    lora: str,
+    lora_to_clip: bool = False,
+    distilled: bool = False,
+    say: Say = say_plainly,
+) -> dict[str, str]:
+    """The PNG's text entries. `above` holds the nodes that `links` (model, clip, vae) lead to.
+
+    `lora` is a file as LoraLoader lists it, "" for none; `lora_to_clip` loads it into the text encoder too. `distilled`:
+    the network is fed a guidance value.
+    """
+    recipe = shot.settings
+    width, height = recipe["size"]
+    nodes: dict[str, Any] = dict(above)
+
+    def add(key: str, kind: str, **inputs: Any) -> Link:
+        nodes[f"cell_{key}"] = {"class_type": kind, "inputs": inputs}
+        return [f"cell_{key}", 0]
+
+    model, clip = links["model"], links["clip"]
+    if lora and lora_to_clip:
+        model = add(
+            "lora", "LoraLoader", model=model, clip=clip, lora_name=lora, strength_model=shot.strength,
+            strength_clip=shot.strength,
+        )  # fmt: skip
+        clip = [model[0], 1]
+    elif lora:
+        model = add("lora", "LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=shot.strength)
+    model = _guided(add, model, guidance)
+    said = [say(add, key, text, clip) for key, text in (("positive", shot.prompt), ("negative", shot.negative))]
+    if distilled:  # both sides are fed the value, as in the sweep
+        value = recipe["model_guidance"]
+        said = [
+            add(f"{link[0].removeprefix('cell_')}_guidance", "FluxGuidance", conditioning=link, guidance=value)
+            for link in said
+        ]
+    positive, negative = said
+    latent = add("latent", "EmptyLatentImage", width=width, height=height, batch_size=1)
+    made = add(
+        "sampler", "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=shot.seed,
+        steps=recipe["steps"], cfg=guidance.scale, sampler_name=recipe["sampler"], scheduler=recipe["scheduler"], denoise=1.0,
+    )  # fmt: skip
+    add("save", "SaveImage", images=add("decode", "VAEDecode", samples=made, vae=links["vae"]), filename_prefix="cell")
+    return {"prompt": json.dumps(nodes)}
+
+
+def _guided(add: Add, model: Link, guidance: GuidanceConfig) -> Link:
+    plain = {"eta": 1.0, "norm_threshold": 0.0, "momentum": 0.0}
+    if guidance.method == "apg":
+        plain = {name: getattr(guidance, name) for name in plain}
+    elif not guidance.rescale:
+        return model
+    return add("apg", "LoomAPG", model=model, **plain, rescale=guidance.rescale)

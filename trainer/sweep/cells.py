@@ -1,0 +1,289 @@
+"""A sweep: checkpoints x strengths x references x prompts x seeds x guidance, one picture each, and a row for the base.
+
+Every cell has an id made of what made it; a cell whose picture exists is not rendered again. The base model is loaded
+once; a LoRA is laid over it and taken off; each prompt is encoded once.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby, product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.run import GuidanceConfig
+from ..config.toml import digest
+from ..data.cache.references import encode_beside, reference_latents, reference_place
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.sample import SampleSettings, make_guidance, sample, start_noise
+from ..families.common.family import Encoders, Family, Text
+from ..families.common.lora_names import is_text_encoder
+from ..lora.patch import patched
+from ..runs.reference_images import Reference
+from ..training.text_encoders import TextModules, TextView
+from ..types import Geometry, Shot, Size, named_references
+from .cell_workflow import MakeGraph
+
+Paths = tuple[Path, ...]
+"""Reference images that are shown together; () for none."""
+
+BASE = "base"
+SHEET_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """A LoRA to compare: its label, its tensors' digest, where it lies."""
+
+    label: str
+    digest: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    loras: tuple[LoraFile, ...]
+    base: bool
+    strengths: tuple[float, ...]
+    prompts: tuple[str, ...]
+    negative: str
+    seeds: tuple[int, ...]
+    guidance: tuple[GuidanceConfig, ...]
+    references: tuple[Reference, ...] = ()
+    prompt_names: Mapping[str, str] = field(default_factory=dict)
+    """{prompt: name} of those that have one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """How a picture is made, whatever it shows: size, sampling, model."""
+
+    size: Size
+    steps: int
+    sampler: str
+    scheduler: str
+    model: str
+    """Digest of the base and of the encoders."""
+    model_guidance: float = 1.0
+    """Guidance value fed to guidance-distilled networks."""
+
+
+def count_cells(axes: Axes, renderings: Sequence[Rendering]) -> int:
+    """How many `plan_shots` would give."""
+    loras = axes.base + len(axes.loras) * len(axes.strengths)
+    others = (axes.references or (None,), axes.prompts, axes.seeds, axes.guidance, renderings)
+    return loras * prod(len(values) for values in others)
+
+
+def plan_shots(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> list[Shot]:
+    """All cells in reading order: base first, then by LoRA, strength, reference, prompt, seed, guidance, rendering."""
+    loras: list[tuple[LoraFile | None, float]] = [(None, 0.0)] if axes.base else []
+    loras += list(product(axes.loras, axes.strengths))
+    shots = []
+    shown: tuple[Reference | None, ...] = axes.references or (None,)
+    for (lora, strength), reference, prompt, seed, guidance, rendering in product(
+        loras, shown, axes.prompts, axes.seeds, axes.guidance, renderings
+    ):
+        recipe = {
+            "lora": lora.digest if lora else "",
+            "strength": strength,
+            "prompt": prompt,
+            "negative": axes.negative,
+            "seed": seed,
+            "guidance": guidance_recipe(guidance),
+            **asdict(rendering),
+            **({"reference": reference.digest} if reference else {}),
+        }
+        cell = digest(recipe)[:32]
+        shots.append(
+            Shot(
+                id=cell,
+                image=folder / f"{cell}.png",
+                checkpoint=lora.label if lora else BASE,
+                strength=strength,
+                prompt=prompt,
+                prompt_name=axes.prompt_names.get(prompt, ""),
+                negative=axes.negative,
+                seed=seed,
+                guidance=guidance.name,
+                reference=reference.label if reference else "",
+                settings={**recipe, "lora_file": lora.path.name if lora else ""},
+            )
+        )
+    return shots
+
+
+def guidance_recipe(guidance: GuidanceConfig) -> dict[str, Any]:
+    """What of a setting makes a picture. Options that came later are left out at rest, so that old cells keep their ids."""
+    recipe = {**asdict(guidance), "label": ""}
+    if not guidance.rescale:
+        recipe.pop("rescale")
+    return recipe
+
+
+def missing(shots: Sequence[Shot]) -> list[Shot]:
+    return [shot for shot in shots if not shot.image.is_file()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """What pictures are made with."""
+
+    denoiser: Denoiser
+    family: Family
+    encoders: Encoders
+    text_pixels: int = 0
+    """As in `Variant`: how large the text encoder is shown reference images."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.module.parameters()).device
+
+    @contextmanager
+    def with_lora(self, tensors: Mapping[str, Tensor], strength: float) -> Iterator[bool]:
+        """A LoRA laid over the network, and over the text encoders if it has modules of theirs; whether it has any."""
+        networks = getattr(self.encoders.text, "networks", None)
+        texts = {key: t for key, t in tensors.items() if is_text_encoder(key)} if networks else {}
+        rest = {key: t for key, t in tensors.items() if key not in texts}
+        with ExitStack() as stack:
+            if texts and strength and networks:
+                view = TextView(family=self.family.name, module=TextModules(networks()))
+                stack.enter_context(patched(view, texts, strength))
+            if rest or not texts:
+                stack.enter_context(patched(self.denoiser, rest, strength))
+            yield bool(texts) and bool(strength)
+
+    def encode(self, prompts: Collection[str], shown: Collection[Paths]) -> "Texts":
+        """Every prompt beside all that is shown; alone, if the text encoder sees nothing of it."""
+        if self.text_pixels and () not in shown:
+            pairs = product(sorted(prompts), shown)
+            return {pair: encode_beside(self.encoders, *pair, self.text_pixels) for pair in pairs}
+        alone = dict(zip(sorted(prompts), self.encoders.text.encode(sorted(prompts)), strict=True))
+        return {(prompt, paths): text for prompt, text in alone.items() for paths in shown}
+
+    def look_at(self, paths: Paths, size: Size) -> dict[str, Tensor]:
+        """{"reference", "reference_2", …: (1, C, h, w) model-space latents}, for a picture of this size."""
+        raw_CHW = [reference_latents(self.encoders, path, reference_place(path, size)) for path in paths]
+        to_model = self.family.latent_space.to_model
+        return named_references([to_model(latents.unsqueeze(0)).to(self.device) for latents in raw_CHW])
+
+
+Texts = Mapping[tuple[str, Paths], Text]
+"""{(prompt, reference images): what the text encoders say}."""
+
+
+def render(
+    shots: Sequence[Shot],
+    studio: Studio,
+    axes: Axes,
+    read: Callable[[Path], Mapping[str, Tensor]],
+    progress: Callable[[int, int], None],
+    graph: MakeGraph = lambda shot, lora, guidance: {},
+) -> Iterator[Shot]:
+    """Draw the given cells, LoRA by LoRA, and yield each after its picture was written, with its `graph`."""
+    paths = {reference.digest: reference.paths for reference in axes.references}
+    texts = studio.encode(*_asked(shots, paths))
+    files = {lora.digest: lora for lora in axes.loras}
+    guidance = {setting.name: setting for setting in axes.guidance}
+    done = 0
+    for (lora, strength), group in groupby(shots, key=lambda shot: (shot.settings["lora"], shot.strength)):
+        tensors = read(files[lora].path) if lora else {}
+        with studio.with_lora(tensors, strength) as reads_anew:
+            shots_here = list(group)
+            said = studio.encode(*_asked(shots_here, paths)) if reads_anew else texts
+            for shot in shots_here:
+                shown = paths.get(shot.settings.get("reference", ""), ())
+                picture = render_one(shot, studio, said, guidance[shot.guidance], shown)
+                entries = graph(shot, files[lora].path if lora else None, guidance[shot.guidance])
+                write_picture(picture, shot, entries)
+                done += 1
+                progress(done, len(shots))
+                yield shot
+
+
+def _asked(shots: Sequence[Shot], paths: Mapping[str, Paths]) -> tuple[set[str], set[Paths]]:
+    """Every text of these cells, and everything that is shown."""
+    texts = {text for shot in shots for text in (shot.prompt, shot.negative)}
+    return texts, {paths.get(shot.settings.get("reference", ""), ()) for shot in shots}
+
+
+def render_one(shot: Shot, studio: Studio, texts: Texts, guidance: GuidanceConfig, shown: Paths = ()) -> Tensor:
+    """(3, H, W) in [-1, 1]."""
+    recipe, family, encoders = shot.settings, studio.family, studio.encoders
+    width, height = recipe["size"]
+    geometry = Geometry.whole((width, height))
+    device = studio.device
+    references = studio.look_at(shown, (width, height))
+    positive, negative = (
+        {
+            **{name: tensor.to(device) for name, tensor in made.items()},
+            **references,
+        }
+        for made in (
+            family.condition([texts[prompt, shown]], [geometry], recipe["model_guidance"])
+            for prompt in (shot.prompt, shot.negative)
+        )
+    )
+    factor = encoders.image.factor
+    noise = start_noise((family.latent_space.channels, height // factor, width // factor), shot.seed, device)
+    settings = SampleSettings(
+        steps=recipe["steps"],
+        sampler=recipe["sampler"],
+        scheduler=recipe["scheduler"],
+        guidance=make_guidance(
+            guidance.method,
+            guidance.scale,
+            eta=guidance.eta,
+            norm_threshold=guidance.norm_threshold,
+            momentum=guidance.momentum,
+            rescale=guidance.rescale,
+        ),
+    )
+    latents = sample(studio.denoiser, noise, positive, negative, settings)
+    return encoders.image.decode(family.latent_space.to_raw(latents))[0].clamp(-1, 1).cpu()
+
+
+def write_picture(pixels_CHW: Tensor, shot: Shot, texts: Mapping[str, str] | None = None) -> None:
+    """A lossless PNG with the full recipe in its text, written whole or not at all. `texts` are further entries (ASCII)."""
+    import io
+    import json
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from ..storage.atomic import write_bytes
+
+    array = ((pixels_CHW.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    info = PngInfo()
+    info.add_itxt("lora_loom", json.dumps(shot_to_dict(shot)))
+    for name, text in (texts or {}).items():
+        info.add_text(name, text)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png", pnginfo=info)
+    write_bytes(shot.image, buffer.getvalue())
+
+
+def shot_to_dict(shot: Shot) -> dict[str, Any]:
+    """Plain data; the picture's path becomes its file name."""
+    return {**asdict(shot), "image": shot.image.name}
+
+
+def sheet_to_dict(
+    shots: Sequence[Shot], *, loras: Mapping[str, Path] | None = None, best: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`loras` says where the files of the digests lie; it stays out of the pictures, which people pass on."""
+    where = {digest: str(path) for digest, path in (loras or {}).items()}
+    return {
+        "version": SHEET_VERSION,
+        "cells": [shot_to_dict(shot) for shot in shots],
+        "loras": where,
+        "best": list(best),
+    }
+
+
+def sheet_from_dict(data: Mapping[str, Any], folder: Path) -> list[Shot]:
+    return [replace(Shot(**cell), image=folder / cell["image"]) for cell in data["cells"]]

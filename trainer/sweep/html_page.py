@@ -1,0 +1,123 @@
+"""A sweep as one HTML file that needs nothing else: zoom, the recipe of each cell, two cells under one slider. Also CSV, JSON.
+
+Nothing of a sheet is ever read as markup: it is JSON in an inert element, and the page's script puts it in as text.
+"""
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..types import Shot
+from .strip import Grid
+
+TEMPLATE = Path(__file__).with_name("html_page.html")
+LOSSLESS_BYTES = 64 * 2**20
+"""Sheets of more than this are shown as WebP, so that a browser can hold them; the PNG files beside stay as they are."""
+WEBP_QUALITY = 92
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of a text that a spreadsheet would compute."""
+
+
+def to_html(grids: Sequence[Grid], title: str) -> str:
+    """The page. Pictures are inside it as they are, or as WebP if they are too many."""
+    shots = {shot.id: shot for grid in grids for shot in grid.shots.values()}
+    lossless = sum(shot.image.stat().st_size for shot in shots.values()) <= LOSSLESS_BYTES
+    data = {
+        "title": title,
+        "note": "" if lossless else "Shown as WebP; the PNG files beside this page are lossless.",
+        "pages": [page_of(grid) for grid in grids],
+        "cells": {
+            cell: {"image": _image(shot.image, lossless), "recipe": recipe(shot)} for cell, shot in shots.items()
+        },
+    }
+    text = TEMPLATE.read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    parts = {"TITLE": html.escape(title), "SCRIPT_HASH": f"sha256-{digest}", "DATA": inert(data)}
+    return re.sub("@@([A-Z_]+)@@", lambda match: parts[match[1]], text)
+
+
+def inert(data: Any) -> str:
+    """JSON that cannot end the element it is in, or start another one."""
+    text = json.dumps(data, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def page_of(grid: Grid) -> dict[str, Any]:
+    return {
+        "title": grid.title,
+        "legend": grid.legend,
+        "caption": grid.caption,
+        "columns": grid.columns,
+        "rows": grid.rows,
+        "cells": [[_id(grid.shots.get((row, column))) for column in grid.columns] for row in grid.rows],
+        "best": sorted(grid.shots[place].id for place in grid.best),
+    }
+
+
+def _id(shot: Shot | None) -> str:
+    return shot.id if shot else ""
+
+
+def _image(path: Path, lossless: bool) -> str:
+    if lossless:
+        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(path) as image:
+        image.convert("RGB").save(buffer, "webp", quality=WEBP_QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def recipe(shot: Shot) -> dict[str, Any]:
+    """What made a cell, in the order in which people look for it."""
+    settings = shot.settings
+    width, height = settings.get("size", ("", ""))
+    return {
+        "checkpoint": shot.checkpoint,
+        "strength": shot.strength,
+        "prompt": shot.prompt,
+        "negative": shot.negative,
+        "seed": shot.seed,
+        "guidance": shot.guidance,
+        "reference": shot.reference,
+        "sampler": settings.get("sampler", ""),
+        "scheduler": settings.get("scheduler", ""),
+        "steps": settings.get("steps", ""),
+        "width": width,
+        "height": height,
+        "lora file": settings.get("lora_file", ""),
+        "image": shot.image.name,
+        **settings.get("scores", {}),
+    }
+
+
+def to_json(grids: Sequence[Grid], title: str) -> str:
+    """Pages and recipes for programs: where each cell stands, and what made it."""
+    shots = {shot.id: shot for grid in grids for shot in grid.shots.values()}
+    cells = {cell: recipe(shot) for cell, shot in shots.items()}
+    return json.dumps({"title": title, "pages": [page_of(grid) for grid in grids], "cells": cells}, indent=1) + "\n"
+
+
+def to_csv(shots: Sequence[Shot]) -> str:
+    """One line per cell. A text that a spreadsheet would compute gets an apostrophe before it."""
+    lines = [recipe(shot) for shot in shots]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _plain(value) for name, value in line.items()} for line in lines)
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

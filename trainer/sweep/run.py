@@ -1,0 +1,324 @@
+"""From a run (or a list of LoRA files) to a rendered sheet and its strips: the order of events and the side effects."""
+
+import glob
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+from ..base_model import Base, open_base
+from ..config.run import GuidanceConfig, SweepConfig, TrainConfig
+from ..config.toml import digest
+from ..data.cache.references import reference_place
+from ..diffusion.samplers import SAMPLERS, SCHEDULES
+from ..errors import ConfigError, RunError, StoppedError
+from ..eta import duration
+from ..families.common.comfy_loaders import from_input_folder, literally, loaders, sayer
+from ..lora_tools.layouts import Formats
+from ..runs.headless import read_lora, run_folder
+from ..runs.prompt_library import all_prompts
+from ..runs.reference_images import check_references, read_references, unshown
+from ..runs.session import Host
+from ..storage.atomic import write_bytes, write_json
+from ..storage.fingerprint import tensors_digest
+from ..types import Shot
+from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
+from .cell_workflow import MakeGraph, cell_graph
+from .cells import (
+    Axes,
+    LoraFile,
+    Rendering,
+    Studio,
+    count_cells,
+    missing,
+    plan_shots,
+    render,
+    sheet_from_dict,
+    sheet_to_dict,
+)
+from .html_page import to_csv, to_html, to_json
+from .strip import Grid, arrange, draw, split
+
+MOST_CELLS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A finished sweep on disk."""
+
+    folder: Path
+    """Holds sheet.json and cells/."""
+    shots: tuple[Shot, ...]
+    rendered: int
+    """Cells drawn this time; the others were there."""
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    """{digest: file}, as it was when the sheet was made."""
+    best: frozenset[str] = frozenset()
+    """Ids of the cells that a score recommends."""
+
+
+def checkpoint_loras(config: TrainConfig) -> list[Path]:
+    """The LoRA files a run has saved at its checkpoints, oldest first. Raises RunError if there are none."""
+    folder = run_folder(config)
+    files = sorted((folder.path / "loras").glob(f"{config.name}-*.safetensors"))
+    if not files:
+        raise RunError(
+            f"run {config.name} in {folder.path} has saved no LoRA yet: train it first, or name files with --lora"
+        )
+    return files
+
+
+def expanded(paths: Sequence[Path]) -> list[Path]:
+    """Folders as the LoRA files in them, patterns (* and ?) as what they match. Raises RunError where there is none."""
+    found: list[Path] = []
+    for path in (path.expanduser() for path in paths):
+        if path.is_dir():
+            here = sorted(path.glob("*.safetensors"))
+        elif not path.exists() and glob.has_magic(str(path)):
+            here = [Path(name) for name in sorted(glob.glob(str(path))) if name.endswith(".safetensors")]  # noqa: PTH207 - absolute patterns too
+        else:
+            here = [path]
+        if not here:
+            raise RunError(f"--lora {path} holds no .safetensors file: name LoRA files, a folder of them, or a pattern")
+        found += here
+    return list(dict.fromkeys(found))
+
+
+def lora_label(path: Path, run_name: str) -> str:
+    """ "step 100" for a checkpoint of the run, else the file's name."""
+    number = path.stem.removeprefix(f"{run_name}-")
+    return f"step {int(number)}" if number.isdecimal() else path.stem
+
+
+def read_loras(paths: Sequence[Path], run_name: str) -> tuple[LoraFile, ...]:
+    """Raises ModelFileError on a file that is no LoRA or damaged."""
+    return tuple(
+        LoraFile(
+            label=lora_label(path, run_name),
+            digest=tensors_digest(read_lora(path)),
+            path=path,
+        )
+        for path in paths
+    )
+
+
+def make_axes(sweep: SweepConfig, loras: tuple[LoraFile, ...], seed: int) -> Axes:
+    """Raises ConfigError for an empty or unreadable axis."""
+    prompts = all_prompts(sweep.prompts, sweep.prompt_library, "sweep.prompt_library")
+    if not prompts:
+        raise ConfigError("sweep.prompts is empty: give at least one prompt, or a sweep.prompt_library")
+    names = [setting.name for setting in sweep.guidance]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"sweep.guidance has two settings of the same name {names}: give them labels")
+    return Axes(
+        loras=loras,
+        base=sweep.base,
+        strengths=tuple(parse_numbers("sweep.strengths", sweep.strengths)),
+        prompts=tuple(prompts),
+        prompt_names={prompt: name for prompt, name in prompts.items() if name},
+        negative=sweep.negative,
+        seeds=tuple(parse_seeds("sweep.seeds", sweep.seeds, seed)),
+        guidance=sweep.guidance,
+        references=read_references("sweep.references", sweep.references),
+    )
+
+
+def make_renderings(config: TrainConfig, base: Base) -> tuple[Rendering, ...]:
+    """One for every size, number of steps and sampler. Raises ConfigError."""
+    width, height = (side or config.data.resolution for side in (config.sweep.width, config.sweep.height))
+    identity = base.encoder_identity()
+    plain = Rendering(
+        size=(width, height),
+        steps=config.sweep.steps,
+        sampler=config.sweep.sampler,
+        scheduler=config.sweep.scheduler,
+        model=digest([base.identity(), identity.vae, identity.text]),
+        model_guidance=config.objective.guidance,
+    )
+    made = vary(plain, sizes=config.sweep.sizes, step_counts=config.sweep.step_counts, samplers=config.sweep.samplers)
+    check_sizes(made, base.family.bucket_step, base.family.name)
+    return made
+
+
+def vary(
+    plain: Rendering,
+    *,
+    sizes: str,
+    step_counts: str,
+    samplers: str,
+    known: tuple[Collection[str], Collection[str]] = (tuple(SAMPLERS), tuple(SCHEDULES)),
+) -> tuple[Rendering, ...]:
+    """A rendering for each of the listed values; an empty list leaves `plain`'s. Raises ConfigError."""
+    every_size = parse_sizes("sweep.sizes", sizes) or [plain.size]
+    every_count = parse_counts("sweep.step_counts", step_counts) if step_counts.strip() else [plain.steps]
+    every_sampler = parse_samplers("sweep.samplers", samplers, *known) or [(plain.sampler, plain.scheduler)]
+    return tuple(
+        replace(plain, size=size, steps=steps, sampler=sampler, scheduler=scheduler)
+        for size, steps, (sampler, scheduler) in product(
+            dict.fromkeys(every_size), dict.fromkeys(every_count), dict.fromkeys(every_sampler)
+        )
+    )
+
+
+def check_sizes(renderings: Sequence[Rendering], step: int, whose: str) -> None:
+    """Raise ConfigError for a size that the model cannot make."""
+    for width, height in (rendering.size for rendering in renderings):
+        if width % step or height % step:
+            raise ConfigError(f"sweep size, width and height = {width}, {height}: {whose} needs multiples of {step}")
+
+
+def check_count(axes: Axes, renderings: Sequence[Rendering]) -> None:
+    """Raise ConfigError for a sheet that no page could show, before it is planned."""
+    if (count := count_cells(axes, renderings)) > MOST_CELLS:
+        raise ConfigError(f"the sweep has {count:,} cells, a sheet holds {MOST_CELLS:,}: take fewer values on its axes")
+
+
+@dataclass(kw_only=True)
+class Asking:
+    """Says after the second cell how long a large sweep will take; the first one also warms up."""
+
+    cells: int
+    limit: int
+    confirm: Callable[[str], bool]
+    _done: int = 0
+    _since: float = 0.0
+
+    def rendered(self) -> None:
+        """Call after each cell. Raises ConfigError if the sweep is large and nobody says yes."""
+        self._done += 1
+        now = time.perf_counter()
+        if self._done == 2 and self.cells > self.limit:
+            seconds = (self.cells - 2) * (now - self._since)
+            text = f"{self.cells:,} cells to render, about {duration(seconds)}"
+            if not self.confirm(text):
+                raise ConfigError(
+                    f"{text}; more than sweep.max_cells = {self.limit}: confirm it (--yes), raise max_cells, or take fewer values. The two rendered cells are kept"
+                )
+        self._since = now
+
+
+def sweep(
+    config: TrainConfig,
+    host: Host,
+    lora_files: Sequence[Path] = (),
+    confirm: Callable[[str], bool] = lambda question: False,
+) -> Sheet:
+    """Render what is missing and write `sheet.json`. A stopped sweep keeps its cells and goes on next time.
+
+    `confirm` is asked, with the time it will take, before more than `sweep.max_cells` are rendered.
+    """
+    base = open_base(config.model, config.text)
+    base.check_encoders()
+    check_references("sweep.references", config.sweep.references, base)
+    renderings = make_renderings(config, base)
+    axes = make_axes(
+        config.sweep, read_loras(expanded(lora_files) or checkpoint_loras(config), config.name), config.training.seed
+    )
+    folder = run_folder(config).path / "strips"
+    check_count(axes, renderings)
+    shots = plan_shots(axes, renderings, folder / "cells")
+    todo = missing(shots)
+    host.log(f"sweep: {len(shots)} cells, {len(shots) - len(todo)} already there")
+    if alone := unshown("sweep.references", config.sweep.references, base):
+        host.log(alone)
+    if todo:
+        studio = Studio(
+            denoiser=base.load_denoiser(config.model, config.training.precision),
+            family=base.family,
+            encoders=base.load_encoders(),
+            text_pixels=base.settings.text_pixels,
+        )
+
+        def progress(done: int, total: int) -> None:
+            host.stage("rendering", done, total)
+
+        formats = Formats(family=base.family, denoiser=studio.denoiser)
+        asking = Asking(cells=len(todo), limit=config.sweep.max_cells, confirm=confirm)
+        graph = graphs_of(config, base, axes)
+        for _ in render(todo, studio, axes, lambda path: formats.native(read_lora(path)), progress, graph):
+            asking.rendered()
+            if host.should_stop():
+                raise StoppedError("the sweep was stopped; finished cells are kept, run it again to go on")
+    loras = {lora.digest: lora.path.resolve() for lora in axes.loras}
+    write_json(folder / "sheet.json", sheet_to_dict(shots, loras=loras))
+    return Sheet(folder=folder, shots=tuple(shots), rendered=len(todo), loras=loras)
+
+
+def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
+    """The graph of each cell, with the base in ComfyUI's loaders."""
+    nodes, links = loaders(base.source, base.family.name, base.reading)
+    places = {reference.digest: reference.paths for reference in axes.references}
+
+    def make(shot: Shot, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
+        size = tuple(shot.settings["size"])
+        paths = places.get(shot.settings.get("reference", ""), ())
+        shown = [(from_input_folder(path.name), reference_place(path, size).target) for path in paths]
+        say = sayer(base.family.name, base.variant, base.reading, links["vae"], shown)
+        say = say if base.reading.prompt_weights else literally(say)
+        distilled = base.settings.guidance_embedding
+        # As LoraLoader lists it where output.loras is ComfyUI's folder; else to be chosen there.
+        name = f"{config.name}/{lora.name}" if lora and config.output.loras else lora.name if lora else ""
+        return cell_graph(shot, guidance, nodes, links, lora=name, lora_to_clip=True, distilled=distilled, say=say)
+
+    return make
+
+
+def load_sheet(folder: Path, name: str = "sheet") -> Sheet:
+    """A sheet from disk. Raises RunError if it is not there or damaged."""
+    try:
+        data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no finished sheet ({error}): run the sweep first") from error
+    return Sheet(
+        folder=folder,
+        shots=tuple(sheet_from_dict(data, folder / "cells")),
+        rendered=0,
+        loras={digest: Path(path) for digest, path in data.get("loras", {}).items()},
+        best=frozenset(data.get("best", ())),
+    )
+
+
+def write_strips(
+    sheet: Sheet,
+    *,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    title: str,
+    name: str = "strip",
+) -> list[Path]:
+    """One PNG per page in the sheet's folder: strip.png, strip-2.png, … Pages too large for one picture are split."""
+    pages = arrange(sheet.shots, columns=columns, rows=rows, title=title, best=sheet.best)
+    grids = [part for page in pages for part in split(page)]
+    return [
+        write_grid(grid, sheet.folder / (f"{name}-{i + 1}.png" if i else f"{name}.png")) for i, grid in enumerate(grids)
+    ]
+
+
+def write_tables(
+    sheet: Sheet, *, columns: Sequence[str], rows: Sequence[str], title: str, name: str = "strip"
+) -> list[Path]:
+    """The same as a page for a browser, and what made each cell for other programs: strip.html, strip.csv, strip.json."""
+    return write_page(
+        sheet, arrange(sheet.shots, columns=columns, rows=rows, title=title, best=sheet.best), title, name
+    )
+
+
+def write_page(sheet: Sheet, grids: Sequence[Grid], title: str, name: str) -> list[Path]:
+    """HTML, CSV and JSON of pages that are laid out already."""
+    shots = list({shot.id: shot for grid in grids for shot in grid.shots.values()}.values())
+    page, table, data = (sheet.folder / f"{name}.{kind}" for kind in ("html", "csv", "json"))
+    write_bytes(page, to_html(grids, title).encode())
+    write_bytes(table, to_csv(shots).encode("utf-8-sig"))  # with the mark that spreadsheets look for
+    write_bytes(data, to_json(grids, title).encode())
+    return [page, table, data]
+
+
+def write_grid(grid: Grid, path: Path) -> Path:
+    import io
+
+    buffer = io.BytesIO()
+    draw(grid).save(buffer, "png", optimize=True)
+    write_bytes(path, buffer.getvalue())
+    return path

@@ -1,0 +1,244 @@
+"""The strip: pictures of a sweep in a labelled grid, one PNG. Labels never shrink: text wraps, wide strips are split."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from ..drawing.fonts import length
+from ..drawing.text import BEST, INK, LEADING, LINE, MUTED, PAPER, wrap, write
+from ..types import Shot
+
+MARGIN, GAP = 24, 6
+MIN_CELL = 160
+"""Pictures smaller than this are shown enlarged, so that they can be judged."""
+
+MAX_SIDE = 8192
+"""Pages longer than this in pixels are split: pictures keep their size, and every program can open the file."""
+LABELS = 512
+"""What is kept free of MAX_SIDE for margins, title and headings."""
+SIDE = 1.2
+"""Widest row label over a cell's width."""
+FRAMED = "   ·   framed: recommended by the scores"
+FRAME = 4
+"""Width of the frame round the best cell, in pixels."""
+
+AXES: dict[str, Callable[[Shot], str]] = {
+    "checkpoint": lambda shot: shot.checkpoint,
+    "strength": lambda shot: f"strength {shot.strength:g}" if shot.strength else "",
+    "prompt": lambda shot: shot.prompt_name or shot.prompt or "(empty prompt)",
+    "seed": lambda shot: f"seed {shot.seed}",
+    "guidance": lambda shot: shot.guidance,
+    "reference": lambda shot: shot.reference,
+    "size": lambda shot: "{} x {}".format(*shot.settings["size"]) if "size" in shot.settings else "",
+    "steps": lambda shot: f"{shot.settings['steps']} steps" if "steps" in shot.settings else "",
+    "sampler": lambda shot: (
+        f"{shot.settings['sampler']}, {shot.settings['scheduler']}" if "sampler" in shot.settings else ""
+    ),
+}
+RENDERING = ("sampler", "steps", "size")
+"""Axes that stand together at the end of the legend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """One page: labels along both sides and a picture (or nothing) where they meet."""
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    cells: dict[tuple[str, str], Path]
+    """{(row, column): picture}."""
+    title: str
+    legend: str
+    caption: str = ""
+    """Under the pictures: the prompt, where all of them share it."""
+    shots: dict[tuple[str, str], Shot] = field(default_factory=dict)
+    """What made each picture."""
+    best: frozenset[tuple[str, str]] = frozenset()
+    """Cells with a frame."""
+
+
+def arrange(
+    shots: Sequence[Shot], *, columns: Sequence[str], rows: Sequence[str], title: str, best: Collection[str] = ()
+) -> list[Grid]:
+    """Cut a sweep into pages. Axes named on neither side split it; axes with one value go into the legend.
+
+    `best` holds the ids of cells to frame. Raises KeyError on an unknown axis.
+    """
+    for axis in (*columns, *rows):
+        AXES[axis]
+    varying = [axis for axis in AXES if len({AXES[axis](shot) for shot in shots if AXES[axis](shot)}) > 1]
+    rest = [axis for axis in varying if axis not in (*columns, *rows)]
+    across, down = ([axis for axis in side if axis in varying] for side in (columns, rows))
+    pages: dict[str, list[Shot]] = {}
+    for shot in shots:
+        pages.setdefault(label(shot, rest), []).append(shot)
+    grids = []
+    for members in pages.values():
+        page = label(members[0], [axis for axis in rest if axis != "prompt"])
+        places = {(label(shot, down), label(shot, across)): shot for shot in members}
+        grids.append(
+            Grid(
+                columns=_distinct(label(shot, across) for shot in members),
+                rows=_distinct(label(shot, down) for shot in members),
+                cells={place: shot.image for place, shot in places.items()},
+                title=f"{title}: {page}" if page else title,
+                legend=_legend(shots, [*varying, "prompt"]) + (FRAMED if best else ""),
+                caption=_caption(members),
+                shots=places,
+                best=frozenset(place for place, shot in places.items() if shot.id in best),
+            )
+        )
+    return grids
+
+
+def _caption(shots: Sequence[Shot]) -> str:
+    """The prompt in full, if there is one; of several, what the named ones stand for."""
+    prompts = list(dict.fromkeys((shot.prompt_name, shot.prompt or "(empty prompt)") for shot in shots))
+    if len(prompts) == 1:
+        return prompts[0][1]
+    return "\n".join(f"{name}: {prompt}" for name, prompt in prompts if name)
+
+
+def split(grid: Grid) -> list[Grid]:
+    """Pages no longer than MAX_SIDE where whole cells allow it, with as many cells each as the others."""
+    (width, _), height = _cell_size(grid), _rows(grid).height
+    parts = []
+    for rows in _shares(grid.rows, height):
+        for columns in _shares(grid.columns, width, int(width * SIDE) if any(grid.rows) else 0):
+            inside = {place for place in grid.cells if place[0] in rows and place[1] in columns}
+            part = replace(
+                grid,
+                rows=rows,
+                columns=columns,
+                cells={place: path for place, path in grid.cells.items() if place in inside},
+                shots={place: shot for place, shot in grid.shots.items() if place in inside},
+                best=grid.best & inside,
+            )
+            parts += [part] if inside else []
+    if len(parts) == 1:
+        return parts
+    return [replace(part, title=f"{grid.title} ({i + 1} of {len(parts)})") for i, part in enumerate(parts)]
+
+
+def _shares(labels: tuple[str, ...], side: int, reserved: int = 0) -> list[tuple[str, ...]]:
+    most = max(1, (MAX_SIDE - LABELS - reserved) // (side + GAP))
+    count = -(-len(labels) // most)
+    size = -(-len(labels) // count)
+    return [labels[i : i + size] for i in range(0, len(labels), size)]
+
+
+def panels(shots: Sequence[Shot], titles: dict[tuple[str, str], str], *, title: str) -> Grid:
+    """A three-panel page: `titles` maps (checkpoint, guidance) to a column heading, e.g. base, LoRA, LoRA + APG."""
+    chosen = [shot for shot in shots if (shot.checkpoint, shot.guidance) in titles]
+    varying = [axis for axis in ("prompt", "seed") if len({AXES[axis](shot) for shot in chosen}) > 1]
+    return Grid(
+        columns=tuple(titles.values()),
+        rows=_distinct(label(shot, varying) for shot in chosen),
+        cells={(label(shot, varying), titles[shot.checkpoint, shot.guidance]): shot.image for shot in chosen},
+        title=title,
+        legend=_legend(chosen, [*varying, "checkpoint", "guidance", "strength", "prompt"]),
+        caption=_caption(chosen),
+        shots={(label(shot, varying), titles[shot.checkpoint, shot.guidance]): shot for shot in chosen},
+    )
+
+
+def label(shot: Shot, axes: Sequence[str]) -> str:
+    return "\n".join(text for axis in axes if (text := AXES[axis](shot)))
+
+
+def _distinct(labels: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(labels))
+
+
+def _legend(shots: Sequence[Shot], varying: Sequence[str]) -> str:
+    """What is the same in every cell."""
+    first = shots[0]
+    parts = [text for axis in AXES if axis not in (*varying, *RENDERING) and (text := AXES[axis](first))]
+    if first.negative:
+        parts.append(f"negative: {first.negative}")
+    if made := ", ".join(text for axis in RENDERING if axis not in varying and (text := AXES[axis](first))):
+        parts.append(made)
+    return "   ·   ".join(parts)
+
+
+def draw(grid: Grid) -> Image.Image:
+    """The page as an RGB picture."""
+    cell_width, cell_height = _cell_size(grid)
+    rows = _rows(grid)
+    size, side, tall = rows.size, rows.side, rows.height
+    step = round(size * LEADING)
+    heads = [wrap(column, cell_width, size, bold=True) for column in grid.columns]
+    head = max((len(lines) for lines in heads), default=0) * step if any(grid.columns) else 0
+    width = max(2 * MARGIN + side + len(grid.columns) * (cell_width + GAP) - GAP, 420)
+    title = wrap(grid.title, width - 2 * MARGIN, size + 6, bold=True)
+    legend = wrap(grid.legend, width - 2 * MARGIN, size - 1)
+    top = MARGIN + len(title) * round((size + 6) * LEADING) + len(legend) * step + 10
+    caption = wrap(grid.caption, width - 2 * MARGIN - side, size) if grid.caption else []
+    bottom = top + head + len(grid.rows) * (tall + GAP) - GAP
+    height = bottom + (10 + len(caption) * step if caption else 0) + MARGIN
+    page = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(page)
+    y = write(pen, title, MARGIN, MARGIN, size + 6, INK, bold=True)
+    write(pen, legend, MARGIN, y, size - 1, MUTED)
+    for index, lines in enumerate(heads):
+        x = MARGIN + side + index * (cell_width + GAP)
+        write(pen, lines, x, top + head - len(lines) * step, size, INK, bold=True)
+    for down, row in enumerate(grid.rows):
+        y = top + head + down * (tall + GAP)
+        write(pen, rows.labels[down], MARGIN, y + 4, size, INK)
+        for across, column in enumerate(grid.columns):
+            x = MARGIN + side + across * (cell_width + GAP)
+            _place(page, pen, grid.cells.get((row, column)), (x, y, cell_width, cell_height))
+            if (row, column) in grid.best:
+                pen.rectangle((x, y, x + cell_width - 1, y + cell_height - 1), outline=BEST, width=FRAME)
+    write(pen, caption, MARGIN + side, bottom + 10, size, INK)
+    return page
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Rows of a page in pixels: font size, width of the labels, their lines, height of each row."""
+
+    size: int
+    side: int
+    labels: list[list[str]]
+    height: int
+
+
+def _rows(grid: Grid) -> _Rows:
+    """A row is as high as its pictures, or as the longest label: prompts do not run into the next row."""
+    width, height = _cell_size(grid)
+    size = max(13, min(width // 14, 26))
+    longest = max((length(line, size) for row in grid.rows for line in row.split("\n")), default=0)
+    side = ceil(min(longest, width * SIDE)) + (16 if any(grid.rows) else 0)
+    labels = [wrap(row, side - 16, size) if row else [] for row in grid.rows]
+    tall = max([height, *(4 + len(lines) * round(size * LEADING) for lines in labels)])
+    return _Rows(size=size, side=side, labels=labels, height=tall)
+
+
+def _cell_size(grid: Grid) -> tuple[int, int]:
+    """The largest picture's size, enlarged by a whole factor where pictures are small."""
+    sizes = []
+    for path in grid.cells.values():
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
+    factor = -(-MIN_CELL // max(width, 1)) if width < MIN_CELL else 1
+    return width * factor, height * factor
+
+
+def _place(page: Image.Image, pen: ImageDraw.ImageDraw, path: Path | None, box: tuple[int, int, int, int]) -> None:
+    x, y, width, height = box
+    if path is None:
+        pen.rectangle((x, y, x + width - 1, y + height - 1), outline=LINE)
+        return
+    with Image.open(path) as image:
+        scale = min(width / image.width, height / image.height)
+        shown = image.convert("RGB").resize(
+            (round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS
+        )
+    page.paste(shown, (x + (width - shown.width) // 2, y + (height - shown.height) // 2))

@@ -1,0 +1,142 @@
+"""The training loop: a generator of finished steps. Pausing, saving and stopping is leaving it; `run.py` acts."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..diffusion.denoiser import Denoiser
+from ..distributed.processes import ALONE, Processes
+from ..errors import DivergedError
+from ..lora.adapter import Adapter, Draw
+from ..runs.trackers import NoTracker, Tracker
+from ..types import Batch, StepResult
+from .early_stopping import Costs
+from .optim import clip_gradients, set_learning_rate
+from .step import LossSettings, Place, train_step
+
+
+class Batches(Protocol):
+    """All micro-batches of a run, by position; the same position always gives the same batch."""
+
+    def size(self, position: int) -> int:
+        """Number of samples, without loading them."""
+        ...
+
+    def at(self, position: int) -> Batch: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    loss: LossSettings
+    seed: int
+    accumulation: int = 1
+    clip_norm: float = 1.0
+
+
+class Average:
+    """Exponential moving average of the adapter, fp32: decay min((1 + n) / (10 + n), d) after n updates."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
+        """`step` counts the finished steps, this one included."""
+        decay = min((1 + step) / (10 + step), self.decay)
+        for name, value in self.values.items():
+            value.lerp_(parameters[name], 1 - decay)
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Everything that changes while a run trains; what a checkpoint holds."""
+
+    adapter: Adapter
+    optimizer: Optimizer
+    average: Average | None = None
+    scaler: Any = None
+    """torch.amp.GradScaler for float16 arithmetic, else None."""
+    step: int = 0
+    """Finished steps."""
+    costs: Costs = field(default_factory=Costs)
+    """Of this and earlier sessions; told, never used to decide anything."""
+    tracker: Tracker = field(default_factory=NoTracker)
+    """Where curves are also written."""
+
+
+def fit(
+    denoiser: Denoiser,
+    training: Training,
+    batches: Batches,
+    settings: LoopSettings,
+    rate_at: Callable[[int], float],
+    processes: Processes = ALONE,
+) -> Iterator[StepResult]:
+    """Take one optimizer step per item, for ever. Raises DivergedError before a bad step is taken."""
+    while True:
+        started = time.perf_counter()
+        loss = _accumulate(denoiser, training, batches, settings, processes)
+        norm = _finite_norm(training, loss, settings.clip_norm)
+        rate = set_learning_rate(training.optimizer, rate_at(training.step))
+        _move(training)
+        training.step += 1
+        if training.average is not None:
+            training.average.update(training.adapter.parameters(), training.step)
+        seconds = time.perf_counter() - started
+        yield StepResult(step=training.step, loss=loss, grad_norm=norm, learning_rate=rate, seconds=seconds)
+
+
+def _accumulate(
+    denoiser: Denoiser, training: Training, batches: Batches, settings: LoopSettings, processes: Processes
+) -> float:
+    """Gradients of the mean loss over all samples of the step, and that loss.
+
+    The micro-batches of a step are dealt out to the processes in turn: the step is that of one process which takes them all.
+    """
+    count = settings.accumulation * processes.count
+    first = training.step * count
+    samples = sum(batches.size(first + i) for i in range(count))
+    total = torch.zeros((), dtype=torch.float64)
+    try:
+        for micro_batch in range(processes.rank, count, processes.count):
+            place = Place(seed=settings.seed, step=training.step, micro_batch=micro_batch)
+            training.adapter.set_draw(Draw(seed=place.seed, step=place.step, micro_batch=place.micro_batch))
+            batch, off = batches.at(first + micro_batch), training.adapter.disabled
+            loss = train_step(denoiser, batch, settings.loss, place, off).sum() / samples
+            (loss if training.scaler is None else training.scaler.scale(loss)).backward()
+            total = total + loss.detach().double().cpu()
+    finally:
+        training.adapter.set_draw(None)
+    processes.sum_gradients(training.adapter.parameters().values())
+    return processes.sum(float(total))
+
+
+def _finite_norm(training: Training, loss: float, limit: float) -> float:
+    """Clip, and make sure that loss and gradients are finite numbers before the optimizer moves."""
+    if training.scaler is not None:
+        training.scaler.unscale_(training.optimizer)
+    norm = float(clip_gradients(training.adapter.parameters().values(), limit))
+    scale_may_fall = training.scaler is not None and training.scaler.get_scale() > 1
+    if not math.isfinite(loss) or not (math.isfinite(norm) or scale_may_fall):
+        training.optimizer.zero_grad(set_to_none=True)
+        what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
+        raise DivergedError(
+            f"{what} in step {training.step + 1}: lower optimizer.learning_rate, or set training.precision to bfloat16 or float32"
+        )
+    return norm
+
+
+def _move(training: Training) -> None:
+    if training.scaler is None:
+        training.optimizer.step()
+    else:  # skips the step by itself while it looks for a scale without overflow
+        training.scaler.step(training.optimizer)
+        training.scaler.update()
+    training.optimizer.zero_grad(set_to_none=True)

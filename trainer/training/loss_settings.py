@@ -1,0 +1,62 @@
+"""From the [objective] table to the objects of `diffusion/`: what is weighed, drawn and shifted how."""
+
+from collections.abc import Callable
+
+from ..config.run import ObjectiveConfig
+from ..diffusion.objectives import Objective
+from ..diffusion.timesteps import Beta, LogitNormal, Mode, NoiseLevels, ResolutionShift, TimestepLaw, Uniform
+from ..errors import ConfigError
+from .step import LossSettings
+
+LAWS: dict[str, Callable[[ObjectiveConfig], TimestepLaw]] = {
+    "uniform": lambda config: Uniform(),
+    "logit_normal": lambda config: LogitNormal(config.mean, config.std),
+    "mode": lambda config: Mode(config.mode_scale),
+    "beta": lambda config: Beta(*config.beta),
+}
+
+
+def check_objective(config: ObjectiveConfig, objective: Objective) -> None:
+    """Raise ConfigError for settings that mean nothing for what the model predicts."""
+    if objective.name == "flow":
+        for name in ("min_snr_gamma", "noise_offset"):
+            if value := getattr(config, name):
+                raise ConfigError(
+                    f"objective.{name} = {value}: it is made for epsilon and v models, this one is a flow model; set it to 0"
+                )
+        return
+    for name, default in (("mean", 0.0), ("std", 1.0)):
+        if config.timesteps == "auto" and (value := getattr(config, name)) != default:
+            raise ConfigError(
+                f"objective.{name} = {value}: this model predicts {objective.name} and is trained on uniform noise levels; set objective.timesteps = 'logit_normal', or leave it out"
+            )
+    if config.shift != "auto":
+        raise ConfigError(
+            f"objective.shift = {config.shift!r}: only flow models have a shift, this one predicts {objective.name}; leave it out"
+        )
+
+
+def noise_levels(config: ObjectiveConfig, objective: Objective, family_shift: float | ResolutionShift) -> NoiseLevels:
+    """The law of trained noise levels. auto: logit-normal with the family's shift for flow models, else uniform."""
+    law = config.timesteps
+    if law == "auto":
+        law = "logit_normal" if objective.name == "flow" else "uniform"
+    shift: float | ResolutionShift
+    if config.shift == "auto":
+        shift = family_shift
+    elif config.shift == "resolution":
+        shift = family_shift if isinstance(family_shift, ResolutionShift) else ResolutionShift()
+    else:
+        shift = config.shift
+    return NoiseLevels(law=LAWS[law](config), shift=shift, low=config.min_timestep, high=config.max_timestep)
+
+
+def loss_settings(config: ObjectiveConfig, levels: NoiseLevels) -> LossSettings:
+    return LossSettings(
+        noise_levels=levels,
+        kind=config.loss,
+        huber_delta=config.huber_delta,
+        min_snr_gamma=config.min_snr_gamma,
+        noise_offset=config.noise_offset,
+        normalised_masks=config.masked_loss == "normalised",
+    )

@@ -1,0 +1,126 @@
+"""Optimizers by name, all from kept libraries, and their state as plain tensors and JSON: no pickle anywhere."""
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..config.run import OptimizerConfig
+from ..errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    module: str
+    cls: str
+    install: str = ""
+    """Name of an optional library on the package index."""
+    defaults: Mapping[str, Any] | None = None
+    note: str = ""
+    can_fuse: bool = False
+    """All tensors in one kernel: an adapter has hundreds of small ones, and each would cost more in calls than in arithmetic."""
+
+
+OPTIMIZERS = {
+    "adamw": Entry(module="torch.optim", cls="AdamW", note="the safe choice", can_fuse=True),
+    "adamw8bit": Entry(module="bitsandbytes.optim", cls="AdamW8bit", install="bitsandbytes", note="state in 8 bits"),
+    "lion": Entry(module="lion_pytorch", cls="Lion", install="lion-pytorch", note="learning rate 3 to 10 times lower"),
+    "prodigy": Entry(
+        module="prodigyopt", cls="Prodigy", install="prodigyopt", note="finds its own rate: use learning_rate 1.0",
+        defaults={"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
+    ),
+    "adafactor": Entry(
+        module="transformers.optimization", cls="Adafactor", note="little state memory",
+        defaults={"relative_step": False, "scale_parameter": False, "warmup_init": False},
+    ),
+}  # fmt: skip
+
+
+RATE_SCALE = "rate_scale"
+"""Key of a group of parameters: factor on the learning rate. It is saved with the optimizer's state."""
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raise ConfigError for an unknown name, a missing library or an unknown option, before anything is loaded."""
+    if config.name not in OPTIMIZERS:
+        raise ConfigError(f"optimizer.name = {config.name!r}: {did_you_mean(config.name, list(OPTIMIZERS))}")
+    make_optimizer([nn.Parameter(torch.zeros(1))], config)
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, scaled: Iterable[tuple[float, list[nn.Parameter]]] = ()
+) -> Optimizer:
+    """`scaled` are further parameters, each group with a factor on the learning rate.
+
+    Raises ConfigError if the library is missing or refuses an option.
+    """
+    entry = OPTIMIZERS[config.name]
+    try:
+        cls: Callable[..., Optimizer] = getattr(importlib.import_module(entry.module), entry.cls)
+    except ImportError as error:
+        raise ConfigError(
+            f"optimizer.name = {config.name!r} needs the library {entry.install}: pip install {entry.install}"
+        ) from error
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()}
+    settings = {"lr": config.learning_rate, "weight_decay": 0.0, **(entry.defaults or {}), **options}
+    parameters, groups = list(parameters), [(factor, list(group)) for factor, group in scaled]
+    every = [*parameters, *(p for _, group in groups for p in group)]
+    if entry.can_fuse and "foreach" not in options and {p.device.type for p in every} <= {"cpu", "cuda"}:
+        settings = {"fused": True, **settings}
+    try:
+        given: Any = parameters
+        if groups:
+            given = [{"params": parameters}, *({"params": group, RATE_SCALE: factor} for factor, group in groups)]
+        optimizer = cls(given, **settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"optimizer.options = {config.options!r}: {config.name} refuses it ({error})") from error
+    for group in optimizer.param_groups:  # set afterwards: prodigyopt prints on standard output about it when made
+        group["weight_decay"] = config.weight_decay
+    return optimizer
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> float:
+    """Give every group this rate, times its own factor; returns that of the first (Prodigy multiplies it by its estimate)."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(RATE_SCALE, 1.0)
+    return rate * float(optimizer.param_groups[0].get("d", 1.0))
+
+
+Plain = Any
+"""JSON data in which {"tensor": name} stands for a tensor and {"items": …} for a dictionary with its own keys."""
+
+
+def pack_state(value: Any, name: str, tensors: dict[str, Tensor]) -> Plain:
+    """JSON for a state_dict; tensors go to `tensors` under a dotted name. Raises TypeError on anything else."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().clone()  # bitsandbytes shares one map between states
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"items": [[key, pack_state(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        packed = [pack_state(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
+        return {"list": packed, "tuple": isinstance(value, tuple)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}, which cannot be stored without pickle")
+
+
+def unpack_state(plain: Plain, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `pack_state`."""
+    if not isinstance(plain, dict):
+        return plain
+    if "tensor" in plain:
+        return tensors[plain["tensor"]].clone()
+    if "items" in plain:
+        return {key: unpack_state(item, tensors) for key, item in plain["items"]}
+    items = [unpack_state(item, tensors) for item in plain["list"]]
+    return tuple(items) if plain["tuple"] else items
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """L2 norm of all gradients, before they are scaled back to `limit` (0 = never)."""
+    return nn.utils.clip_grad_norm_(list(parameters), limit if limit > 0 else float("inf"))

@@ -1,0 +1,151 @@
+"""A LoRA on the text encoders too: network and encoders as one denoiser, whose texts are read anew in every step.
+
+Names in files are kohya's, lora_te_…, lora_te1_… and lora_te2_…, which ComfyUI takes for CLIP.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..base_model import Base
+from ..config.run import TrainConfig
+from ..diffusion.denoiser import Denoiser, Targets
+from ..diffusion.objectives import Objective
+from ..errors import ConfigError
+from ..families.common.family import Family, TrainableText
+from ..types import Conditioning
+
+NETWORK = "network"
+"""The denoiser's place among the modules."""
+TEXT_MODULES = re.compile(r"(^|\.)encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$")
+"""Attention and feed-forward, as sd-scripts' LoRA has them."""
+
+
+class TextModules(nn.ModuleDict):
+    """Text encoders by their names in LoRA files: te, te1, te2."""
+
+
+def text_key(path: str) -> str:
+    """ "te1.text_model.encoder.layers.0.mlp.fc1" in a file; newer versions of transformers leave text_model out of it."""
+    name, inner = path.split(".", 1)
+    return f"lora_{name}_text_model_" + inner.removeprefix("text_model.").replace(".", "_")
+
+
+def text_targets(name: str, module: nn.Module, unread: int = 0) -> list[str]:
+    """Paths of the modules of a text encoder that get an adapter, sorted, less those of the last `unread` layers."""
+    depth = int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    idle = re.compile(rf"(^|\.)layers\.({'|'.join(str(i) for i in range(depth - unread, depth)) or 'none'})\.")
+    found = (path for path, part in module.named_modules() if isinstance(part, nn.Linear) and TEXT_MODULES.search(path))
+    return sorted(f"{name}.{path}" for path in found if not idle.search(path))
+
+
+def unread_layers(base: Base, name: str, depth: int) -> int:
+    """How many of a text encoder's last layers nobody looks at: no gradient would reach them."""
+    settings = base.settings
+    lacking = max(0, settings.clip_depth - depth) and 1
+    layer = base.reading.clip_skip or settings.clip_layer
+    return 0 if name in settings.text_pooled else max(0, layer - 1 - lacking)
+
+
+def text_skeleton(base: Base) -> TextModules:
+    """The structure of the text encoders without their weights."""
+    import transformers
+
+    folder, found = base.source.encoder_folder(), {}
+    with torch.device("meta"):
+        for name, part in base.settings.text_parts.items():
+            config = transformers.AutoConfig.from_pretrained(folder / part)
+            config = getattr(config, "text_config", config)
+            found[name] = getattr(transformers, config.architectures[0])(config)
+    return TextModules(found)
+
+
+@dataclass(kw_only=True)
+class TextView:
+    """Text encoders as something that a LoRA file can be laid over."""
+
+    family: str
+    module: nn.Module
+
+    def file_key(self, module_path: str) -> str:
+        return text_key(module_path)
+
+
+@dataclass(kw_only=True)
+class WithText:
+    """A denoiser that reads its texts itself; its conditioning holds captions and geometries instead of encodings."""
+
+    inner: Denoiser
+    maker: Family
+    module: nn.Module
+    text: TrainableText | None
+    """None in a skeleton."""
+    guidance: float = 1.0
+
+    @property
+    def family(self) -> str:
+        return self.inner.family
+
+    @property
+    def objective(self) -> Objective:
+        return self.inner.objective
+
+    @property
+    def target_presets(self) -> Mapping[str, Targets]:
+        return self.inner.target_presets
+
+    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        assert self.text is not None
+        texts = self.text.read(conditioning["captions"])
+        made = self.maker.condition(texts, conditioning["geometries"], self.guidance)
+        placed = {name: tensor.to(noisy_BCHW.device) for name, tensor in made.items()}
+        return self.inner.predict(noisy_BCHW, sigma_B, placed)
+
+    def file_key(self, module_path: str) -> str:
+        inner = module_path.removeprefix(f"{NETWORK}.")
+        return self.inner.file_key(inner) if inner != module_path else text_key(module_path)
+
+
+def with_text(inner: Denoiser, base: Base, text: TrainableText | None = None, guidance: float = 1.0) -> WithText:
+    """Denoiser and text encoders in one; without `text` a skeleton."""
+    modules = text.networks() if text is not None else dict(text_skeleton(base).items())
+    together: dict[str, Any] = {NETWORK: inner.module, **modules}
+    return WithText(inner=inner, maker=base.family, module=nn.ModuleDict(together), text=text, guidance=guidance)
+
+
+def load_with_text(inner: Denoiser, base: Base, guidance: float) -> WithText:
+    """With the encoders on the device; the VAE is dropped again."""
+    return with_text(inner, base, cast(TrainableText, base.load_encoders().text), guidance)
+
+
+def all_targets(network_targets: list[str], skeleton: WithText, base: Base) -> list[str]:
+    """Paths in the whole of denoiser and text encoders."""
+    texts: list[str] = []
+    for name in base.settings.text_parts:
+        module: Any = skeleton.module.get_submodule(name)
+        texts += text_targets(name, module, unread_layers(base, name, module.config.num_hidden_layers))
+    return [f"{NETWORK}.{path}" for path in network_targets] + texts
+
+
+def rate_scales(config: TrainConfig, base: Base) -> dict[str, float]:
+    """{first part of a module path: factor on the learning rate}."""
+    factor = config.text.learning_rate / config.optimizer.learning_rate
+    return {f"{name}.": factor for name in base.settings.text_parts} if config.text.learning_rate else {}
+
+
+def check_text_training(config: TrainConfig, base: Base) -> None:
+    """Raise ConfigError where a LoRA on the text encoders cannot be trained as asked."""
+    rate = config.text.learning_rate
+    if not rate:
+        return
+    problem = ""
+    if not base.settings.text_parts:
+        problem = f"the text encoders of {base.family.name} are not trained; leave it out"
+    elif config.optimizer.name == "prodigy" and rate != config.optimizer.learning_rate:
+        problem = "prodigy finds one rate for all; use optimizer.learning_rate here too"
+    if problem:
+        raise ConfigError(f"text.learning_rate = {rate}: {problem}")

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from lora_loom.trainer.config.run import DataConfig, DatasetConfig
 from lora_loom.trainer.data.cache.fill import ITEMS_PER_SHARD, fill
-from lora_loom.trainer.data.cache.keys import EncoderIdentity, find_work
+from lora_loom.trainer.data.cache.keys import find_work
 from lora_loom.trainer.data.cache.maintenance import verify
 from lora_loom.trainer.data.cache.store import Cache
 from lora_loom.trainer.data.images.index import FileIndex
 from lora_loom.trainer.data.sets.dataset import build_dataset
 from lora_loom.trainer.families.common.family import Encoders
+from lora_loom.trainer.types import EncoderIdentity
 
 from .common import report
 from .data import write_pictures

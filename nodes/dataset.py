@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .sockets.names import CACHE, DATASET
-from .widgets import AUTO, CATEGORY, EDIT_PROMPTS, link, seed, text, widget
+from .sockets.names import AUTO, CACHE, DATASET
+from .widgets import CATEGORY, EDIT_PROMPTS, link, seed, text, widget
 
 if TYPE_CHECKING:
     from .sockets.values import DatasetValue

@@ -5,10 +5,10 @@ import typing
 from typing import Any
 
 from ..trainer.config.help_texts import texts
+from .sockets.names import ALONE, AUTO
 
 CATEGORY = "LoRA Loom"
 BIG = 2**31 - 1
-AUTO, ALONE = "auto", "captions alone"
 EDIT_PROMPTS = (
     [AUTO, ALONE, "qwen-image-edit", "qwen-image-edit-plus"],
     {

@@ -74,7 +74,7 @@ def test_no_import_cycle():
 
 def test_every_file_of_families_is_a_family_and_only_discovery_names_one():
     families = {path.stem for path in SOURCES if path.parent == ROOT / "trainer/families"} - {"__init__"}
-    for path in SOURCES:
+    for path in [path for path in SOURCES if path.is_relative_to(ROOT / "trainer")]:
         named = {
             name
             for name in imported(path, path.read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def test_every_file_of_families_is_a_family_and_only_discovery_names_one():
     ],
 )
 def test_the_rules_notice_a_forbidden_import(place, line):
-    assert not problems(ROOT / place, "from ..errors import LoomError\n" if place.startswith("trainer/d") else "")
+    assert not problems(ROOT / place, "import json")
     assert problems(ROOT / place, line)
 
 

@@ -6,7 +6,6 @@ import torch
 
 from . import families
 from .config.run import ModelConfig, TextConfig
-from .data.cache.keys import EncoderIdentity
 from .diffusion.denoiser import Denoiser
 from .distributed.sharding import shard
 from .errors import ConfigError
@@ -15,6 +14,7 @@ from .families.common.family import DEFAULT_READING, Encoders, Family, Loading, 
 from .families.common.modules import checkpoint_blocks
 from .families.common.source import Source, open_source
 from .storage.fingerprint import files_identity, folder_identity
+from .types import EncoderIdentity
 from .weights.devices import choose_device, compute_dtype, storage_dtype
 
 

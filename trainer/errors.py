@@ -67,3 +67,14 @@ def did_you_mean(word: str, known: list[str]) -> str:
     if near:
         return "did you mean " + " or ".join(repr(name) for name in near) + "?"
     return "known: " + ", ".join(sorted(known))
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """The first `most` names, for one line of a report."""
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+
+
+def problem_list(problems: list[str], most: int = 10) -> str:
+    """The first `most` problems, a line each, and how many more there are."""
+    more = f"\n… and {len(problems) - most} more" if len(problems) > most else ""
+    return "\n".join(problems[:most]) + more

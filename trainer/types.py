@@ -120,6 +120,16 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderIdentity:
+    """Fingerprints of the encoders that filled a cache: tensors are only reused for the same ones."""
+
+    vae: str
+    text: str
+    text_pixels: int = 0
+    """Area in pixels (as the side of a square) at which the text encoder sees reference images; 0 = it does not see them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one forward pass trains on. Latents are in model space, fp32."""
 

@@ -15,8 +15,7 @@ from ...trainer.config.run import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from ...trainer.data.cache.keys import EncoderIdentity
-from ...trainer.types import Example, Geometry
+from ...trainer.types import EncoderIdentity, Example, Geometry
 
 VERSION = 1
 

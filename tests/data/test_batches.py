@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_loom.trainer.data.batches import CachedBatches, Plan, Visit, make_plan
-from lora_loom.trainer.data.cache.keys import EncoderIdentity, views
+from lora_loom.trainer.data.cache.keys import views
 from lora_loom.trainer.data.cache.store import Cache, text_key
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.types import CaptionForms, Example, Geometry
+from lora_loom.trainer.types import CaptionForms, EncoderIdentity, Example, Geometry
 
 IDENTITY = EncoderIdentity(vae="vae", text="text")
 

@@ -12,10 +12,11 @@ from safetensors import safe_open
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.runs import headless as run_module
 from lora_loom.trainer.runs import trackers
+from lora_loom.trainer.runs.execute import execute
 from lora_loom.trainer.runs.headless import run_folder, train
-from lora_loom.trainer.runs.session import execute
+from lora_loom.trainer.runs.timings import Timings
 from lora_loom.trainer.runs.trackers import NoTracker, check_tracker, open_tracker
-from lora_loom.trainer.training.early_stopping import Costs, is_exhausted, judged, lowest, recommended
+from lora_loom.trainer.training.early_stopping import is_exhausted, judged, lowest, recommended
 from tests.conftest import SilentHost, make_config
 
 HELD_OUT = {"resolution": 64, "bucket_step": 32, "held_out_share": 0.34}
@@ -54,7 +55,7 @@ def watched(tmp_path, monkeypatch):
     def planted(denoiser, held_out, levels):
         return [[PLANTED[sum("held_out" in line for line in run_folder(config).read_metrics())]]]
 
-    monkeypatch.setattr("lora_loom.trainer.runs.session.held_out_losses", planted)
+    monkeypatch.setattr("lora_loom.trainer.runs.execute.held_out_losses", planted)
     return config
 
 
@@ -147,12 +148,12 @@ def test_the_average_is_shown_beside_the_live_adapter(tmp_path, monkeypatch):
 
 
 def test_costs_add_up():
-    costs = Costs(seconds={"training": 3.0, "pictures": 1.0})
+    costs = Timings(seconds={"training": 3.0, "pictures": 1.0})
     with costs.of("pictures"):
         pass
     assert sum(costs.shares().values()) == pytest.approx(1)
     assert costs.text() == "time: training 75.0%, pictures 25.0%"
-    assert Costs().shares() == {}
+    assert Timings().shares() == {}
 
 
 def test_tensorboard_holds_the_curves(tmp_path):

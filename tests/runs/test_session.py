@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lora_loom.trainer.errors import ConfigError, DataError, DivergedError, LoomError, ModelFileError, RunError
-from lora_loom.trainer.runs import session as session_module
+from lora_loom.trainer.runs import execute as execute_module
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
 from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.runs.run_folder import RunFolder, new_name
@@ -74,17 +74,17 @@ def test_adapters_move_and_the_base_does_not(tmp_path):
         def step(self, result, total):
             super().step(result, total)
 
-    original = session_module.inject
+    original = execute_module.inject
 
     def spying(root, *args, **kwargs):
         seen["root"] = root
         return original(root, *args, **kwargs)
 
-    session_module.inject = spying
+    execute_module.inject = spying
     try:
         outcome = train(config, Watching())
     finally:
-        session_module.inject = original
+        execute_module.inject = original
     after = {
         name.replace(".base_layer", ""): tensor_digest(p)
         for name, p in seen["root"].named_parameters()
@@ -176,7 +176,7 @@ def test_out_of_memory_names_the_settings_that_help(tmp_path, monkeypatch):
 
 
 def test_a_file_that_would_act_differently_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(session_module, "worst_disagreement", lambda *args: (0.3, "transformer.x"))
+    monkeypatch.setattr(execute_module, "worst_disagreement", lambda *args: (0.3, "transformer.x"))
     with pytest.raises(RunError, match=r"would act differently than it was trained: 3\.00e-01 in transformer\.x"):
         go(tmp_path)
 

@@ -16,8 +16,8 @@ from lora_loom.trainer.errors import ConfigError, ModelFileError
 from lora_loom.trainer.families.common.lora_names import is_text_encoder
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.lora_tools.inspect import inspect
+from lora_loom.trainer.runs.execute import _set_up
 from lora_loom.trainer.runs.headless import build_cache, make_session, prepare, train
-from lora_loom.trainer.runs.session import _set_up
 from lora_loom.trainer.sweep.run import sweep
 from lora_loom.trainer.training.text_encoders import text_key, unread_layers
 from tests.conftest import HOST_FIXTURES, SilentHost, make_config, tiny_folder

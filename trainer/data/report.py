@@ -8,11 +8,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, problem_list
 from ..types import Example, Size
 from .images.duplicates import near_duplicates
 from .sets.dataset import Dataset
-from .sets.scan import problem_list
 
 PASSES = {"a character": (2000, 7000), "a style": (8000, 12000)}
 """How many images are seen in all, as people who trained many LoRAs recommend: {what for: (least, most)}."""

@@ -16,7 +16,7 @@ from ..config.unused import refuse_idle_options
 from ..data.batches import CachedBatches, Pick, Plan, Singles, make_plan
 from ..data.cache.captions import Texts
 from ..data.cache.fill import CacheReport, fill
-from ..data.cache.keys import EncoderIdentity, find_work
+from ..data.cache.keys import find_work
 from ..data.cache.online import Items, OnlineItems, SharedEncoders
 from ..data.cache.store import Cache
 from ..data.images.index import FileIndex
@@ -27,22 +27,24 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.timesteps import NoiseLevels
 from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
 from ..distributed.sharding import check_sharding
-from ..errors import ConfigError, DataError, ModelFileError, StoppedError
+from ..errors import ConfigError, DataError, StoppedError
 from ..lora.state_dict import check_fits
 from ..lora.targets import resolve_targets
 from ..lora_tools.layouts import Formats, Layout
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
+from ..storage.tensor_file import read_lora
 from ..training.held_out import HeldOut
 from ..training.loss_settings import check_objective, loss_settings, noise_levels
 from ..training.optim import check_optimizer
 from ..training.text_encoders import all_targets, check_text_training, load_with_text, rate_scales, with_text
-from ..types import Conditioning, Example, named_references, references_in
+from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
 from ..weights.devices import DTYPES, compute_dtype
+from .execute import execute
 from .previews import check_pictures, make_pictures, picture_inputs
 from .reference_images import check_shown, unshown
 from .run_folder import Onlooker, RunFolder, environment
-from .session import Host, Outcome, Session, execute
+from .session import Host, Outcome, Session
 from .trackers import check_tracker
 
 PATCH = 16
@@ -380,16 +382,3 @@ def _metadata(prepared: Prepared, denoiser: Denoiser) -> dict[str, object]:
             "seed": config.training.seed,
         },
     }
-
-
-def read_lora(path: str | Path) -> dict[str, Tensor]:
-    """A LoRA file's tensors. Raises ModelFileError if it cannot be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return load(Path(path).expanduser().read_bytes())
-    except OSError as error:
-        raise ModelFileError(f"cannot read the LoRA {path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise ModelFileError(f"the LoRA {path} is damaged ({error}): copy it again") from error

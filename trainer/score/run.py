@@ -17,11 +17,12 @@ from ..errors import LoomError, ModelFileError, StoppedError
 from ..lora.host_formula import group_by_module
 from ..lora.patch import patched
 from ..lora_tools.layouts import Formats
-from ..runs.headless import build_cache, held_out_of, prepare, read_lora, run_folder
+from ..runs.headless import build_cache, held_out_of, prepare, run_folder
 from ..runs.run_folder import RunFolder
 from ..runs.session import Host
 from ..storage.atomic import write_bytes, write_json
 from ..storage.fingerprint import tensors_digest
+from ..storage.tensor_file import read_lora
 from ..sweep.cells import sheet_to_dict
 from ..sweep.run import Sheet, load_sheet
 from ..training.held_out import HeldOut, held_out_losses

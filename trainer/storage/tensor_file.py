@@ -50,3 +50,16 @@ class TensorFile:
     def gather(self, keys: Mapping[str, str]) -> dict[str, Tensor]:
         """{name: tensor} for {name: key}."""
         return {name: self.get(key) for name, key in keys.items()}
+
+
+def read_lora(path: str | Path) -> dict[str, Tensor]:
+    """A LoRA file's tensors. Raises ModelFileError if it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(Path(path).expanduser().read_bytes())
+    except OSError as error:
+        raise ModelFileError(f"cannot read the LoRA {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise ModelFileError(f"the LoRA {path} is damaged ({error}): copy it again") from error

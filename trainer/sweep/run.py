@@ -17,12 +17,13 @@ from ..errors import ConfigError, RunError, StoppedError
 from ..eta import duration
 from ..families.common.comfy_loaders import from_input_folder, literally, loaders, sayer
 from ..lora_tools.layouts import Formats
-from ..runs.headless import read_lora, run_folder
+from ..runs.headless import run_folder
 from ..runs.prompt_library import all_prompts
 from ..runs.reference_images import check_references, read_references, unshown
 from ..runs.session import Host
 from ..storage.atomic import write_bytes, write_json
 from ..storage.fingerprint import tensors_digest
+from ..storage.tensor_file import read_lora
 from ..types import Shot
 from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
 from .cell_workflow import MakeGraph, cell_graph

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,9 +14,7 @@ from ..diffusion.denoiser import Denoiser
 from ..distributed.processes import ALONE, Processes
 from ..errors import DivergedError
 from ..lora.adapter import Adapter, Draw
-from ..runs.trackers import NoTracker, Tracker
 from ..types import Batch, StepResult
-from .early_stopping import Costs
 from .optim import clip_gradients, set_learning_rate
 from .step import LossSettings, Place, train_step
 
@@ -65,10 +63,6 @@ class Training:
     """torch.amp.GradScaler for float16 arithmetic, else None."""
     step: int = 0
     """Finished steps."""
-    costs: Costs = field(default_factory=Costs)
-    """Of this and earlier sessions; told, never used to decide anything."""
-    tracker: Tracker = field(default_factory=NoTracker)
-    """Where curves are also written."""
 
 
 def fit(

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ....trainer.config.toml import digest
 from ....trainer.data.batches import Pick
-from ....trainer.data.cache.keys import EncoderIdentity, View, prompt_key, views
+from ....trainer.data.cache.keys import View, prompt_key, views
 from ....trainer.data.cache.store import Cache
 from ....trainer.errors import ConfigError
-from ....trainer.types import Conditioning, Example, Geometry, references_in
+from ....trainer.types import Conditioning, EncoderIdentity, Example, Geometry, references_in
 from .denoiser import latent_dims
 from .packing import pack, unpack
 

@@ -22,8 +22,8 @@ from ....trainer.data.sets.scan import scan
 from ....trainer.errors import ConfigError, DataError, LoomError
 from ....trainer.storage.atomic import write_bytes, write_json
 from ....trainer.types import Example, reference_name
+from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CacheValue, DatasetValue, example_from_json, example_to_json
-from ...widgets import ALONE, AUTO
 from ..paths import cache_folder, preview, resolve_file, resolve_folder
 from ..progress import Bar
 from .edit_prompts import chosen_reading, text_pixels

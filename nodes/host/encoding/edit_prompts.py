@@ -8,7 +8,7 @@ from torch import Tensor
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.qwen_text import EDIT_HEAD, TEMPLATE_TAIL
 from ....trainer.families.qwen_image import ANNOUNCE, VARIANTS
-from ...widgets import ALONE, AUTO
+from ...sockets.names import ALONE, AUTO
 
 PLUS = "qwen-image-edit-plus"
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"

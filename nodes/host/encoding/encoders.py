@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....trainer.data.cache.keys import EncoderIdentity
 from ....trainer.errors import ModelFileError
 from ....trainer.families.common.family import Encoders
 from ....trainer.storage.fingerprint import weights_identity
-from ...widgets import ALONE
+from ....trainer.types import EncoderIdentity
+from ...sockets.names import ALONE
 from ..backend.packing import is_plain, pack
 from .edit_prompts import tokens_beside
 

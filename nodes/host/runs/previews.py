@@ -22,8 +22,8 @@ from ....trainer.runs.prompt_library import all_prompts
 from ....trainer.runs.session import Session
 from ....trainer.runs.trackers import check_tracker
 from ....trainer.types import Geometry, Size
+from ...sockets.names import AUTO
 from ...sockets.values import ValidationValue
-from ...widgets import AUTO
 from ..backend.conditions import check_looks, network_inputs
 from ..backend.packing import unpack
 from ..backend.shadow import build_shadow

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ....trainer.errors import LoomError, RunError
-from ....trainer.runs.session import Outcome, Session, execute
+from ....trainer.runs.execute import execute
+from ....trainer.runs.session import Outcome, Session
 from ....trainer.types import StepResult
 
 POLL_S = 0.05

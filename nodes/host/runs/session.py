@@ -26,10 +26,10 @@ from ....trainer.diffusion.timesteps import NoiseLevels
 from ....trainer.errors import ConfigError
 from ....trainer.lora.state_dict import check_fits
 from ....trainer.lora.targets import resolve_targets
-from ....trainer.runs.headless import read_lora
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Session
 from ....trainer.storage.fingerprint import tensors_digest
+from ....trainer.storage.tensor_file import read_lora
 from ....trainer.training.held_out import HeldOut
 from ....trainer.training.loss_settings import check_objective, loss_settings, noise_levels
 from ....trainer.training.optim import check_optimizer

@@ -13,8 +13,8 @@ from torch import Tensor
 from ....trainer.config.run import GuidanceConfig, SweepConfig
 from ....trainer.config.toml import digest
 from ....trainer.errors import ConfigError, RunError
-from ....trainer.runs.headless import read_lora
 from ....trainer.storage.atomic import write_json
+from ....trainer.storage.tensor_file import read_lora
 from ....trainer.sweep.cell_workflow import MakeGraph
 from ....trainer.sweep.cells import BASE, Axes, Rendering, missing, plan_shots, sheet_to_dict, write_picture
 from ....trainer.sweep.run import (
@@ -34,8 +34,8 @@ from ....trainer.sweep.run import (
 )
 from ....trainer.sweep.strip import AXES, panels
 from ....trainer.types import Shot
+from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
-from ...widgets import ALONE, AUTO
 from ..encoding.edit_prompts import chosen_reading
 from ..encoding.encoders import clip_identity, model_identity, vae_identity
 from ..encoding.images import files_to_image

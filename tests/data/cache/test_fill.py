@@ -10,7 +10,7 @@ from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.config.run import DataConfig, DatasetConfig, ModelConfig
 from lora_loom.trainer.data.cache import fill as fill_module
 from lora_loom.trainer.data.cache.fill import fill
-from lora_loom.trainer.data.cache.keys import EncoderIdentity, find_work, views
+from lora_loom.trainer.data.cache.keys import find_work, views
 from lora_loom.trainer.data.cache.store import Cache, text_key
 from lora_loom.trainer.data.images.index import FileIndex
 from lora_loom.trainer.data.images.load import load_pixels
@@ -18,6 +18,7 @@ from lora_loom.trainer.data.sets.dataset import build_dataset
 from lora_loom.trainer.errors import DataError, RunError
 from lora_loom.trainer.families import get
 from lora_loom.trainer.families.common.family import Encoders
+from lora_loom.trainer.types import EncoderIdentity
 from tests.conftest import pictures, tiny_folder
 
 IDENTITY = EncoderIdentity(vae="v", text="t")

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from ...types import EncoderIdentity
 from .fill import encode_prompt
-from .keys import EncoderIdentity, View, prompt_key, prompt_of
+from .keys import View, prompt_key, prompt_of
 from .online import Items, Recent, SharedEncoders
 
 

@@ -3,19 +3,11 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ...types import Example, Geometry
+from ...types import EncoderIdentity, Example, Geometry
 from ..images.index import known_digest
 from ..sets.dataset import Dataset
 from .references import reference_place, shown_digest
 from .store import Cache, latent_key, text_key
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderIdentity:
-    vae: str
-    text: str
-    text_pixels: int = 0
-    """The text encoder is shown reference images, with the area of a square of this side in pixels; 0 = it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError
+from ...errors import DataError, problem_list
 from ...storage.atomic import write_json
 from ...types import Size
-from ..sets.scan import problem_list
 from .load import file_digest
 from .probe import can_fingerprint, look
 

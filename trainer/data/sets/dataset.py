@@ -9,7 +9,7 @@ from typing import Any
 
 from ...config.run import DataConfig, DatasetConfig
 from ...config.toml import digest
-from ...errors import DataError
+from ...errors import DataError, problem_list, some
 from ...seeding import permutation
 from ...types import Example, named_references
 from ..images.index import FileFacts, FileIndex, Progress
@@ -17,7 +17,7 @@ from ..images.load import file_digest, parse_colour
 from .buckets import Buckets
 from .captions import plain, variants
 from .placement import buckets_of, placements, stretched, why_left_out
-from .scan import ImageFile, problem_list, scan, some
+from .scan import ImageFile, scan
 
 MOST_STRETCHED = 0.05
 """Images that crop = "none" changes by more than this share are named in the report."""

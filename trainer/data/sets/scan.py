@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...config.dataset import DatasetConfig
-from ...errors import DataError
+from ...errors import DataError, problem_list, some
 from ...types import CaptionForms
 from ..images.load import SUFFIXES
 from .caption_files import concept_of, read_captions, sidecar
@@ -161,16 +161,6 @@ def _forms(config: DatasetConfig, texts: tuple[str, ...]) -> CaptionForms:
         secondary_separator=config.secondary_separator,
         tag_dropout=config.tag_dropout,
     )
-
-
-def some(names: list[str], most: int = 5) -> str:
-    """The first names, for a line of a report."""
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
-
-
-def problem_list(problems: list[str], most: int = 10) -> str:
-    more = f"\n… and {len(problems) - most} more" if len(problems) > most else ""
-    return "\n".join(problems[:most]) + more
 
 
 def _nothing_found(folder: Path, candidates: list[Path], *, recursive: bool) -> str:

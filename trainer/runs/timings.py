@@ -1,0 +1,31 @@
+"""Where the time of a run went: wall-clock seconds by activity."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True)
+class Timings:
+    """Wall-clock seconds of a run by what they went into, over all its sessions."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Count the block under a name; blocks do not nest."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+    def shares(self) -> dict[str, float]:
+        """Of the whole, largest first."""
+        total = sum(self.seconds.values())
+        ordered = sorted(self.seconds.items(), key=lambda item: -item[1])
+        return {what: seconds / total for what, seconds in ordered} if total else {}
+
+    def text(self) -> str:
+        return "time: " + ", ".join(f"{what} {share:.1%}" for what, share in self.shares().items())

@@ -39,7 +39,7 @@ class Workshop:
         self.torch, self.loom, self.folder = torch, loom, folder
         loom("trainer.demo.demo").write_data(folder / "input", seed=0)
         with torch.inference_mode():
-            self.model, self.clip, self.vae = loom("nodes.host.demo_model").load_demo()
+            self.model, self.clip, self.vae = loom("nodes.host.demo.model").load_demo()
         self.held_out = [self.example(path) for path in sorted((folder / "input" / "held_out").glob("*.png"))]
         self.images = [self.example(path) for path in sorted((folder / "input" / "images").glob("*.png"))]
 
@@ -107,7 +107,7 @@ class Workshop:
         import comfy.model_management
         import comfy.sd
 
-        loaded, shadow = self.loom("nodes.host.loaded"), self.loom("nodes.host.shadow")
+        loaded, shadow = self.loom("nodes.host.backend.denoiser"), self.loom("nodes.host.backend.shadow")
         with self.torch.inference_mode():
             patcher = self.model if lora is None else comfy.sd.load_lora_for_models(self.model, None, lora, 1.0, 0.0)[0]
             comfy.model_management.load_models_gpu(
@@ -119,7 +119,7 @@ class Workshop:
         return self._loss(denoiser)
 
     def _loss(self, denoiser: Any) -> float:
-        evaluate, timesteps = self.loom("trainer.evaluate"), self.loom("trainer.diffusion.timesteps")
+        evaluate, timesteps = self.loom("trainer.training.held_out"), self.loom("trainer.diffusion.timesteps")
         batches = [self._batch(latents.clone(), conditioning) for latents, conditioning in self.held_out]
         held_out = evaluate.HeldOut(batches=batches, timesteps=LEVELS, seed=0)
         return evaluate.held_out_loss(denoiser, held_out, timesteps.NoiseLevels(law=timesteps.Uniform()))
@@ -128,7 +128,7 @@ class Workshop:
         text, extra = conditioning[0]
         given = {"cross_attn": text, **extra, "noise": latents, "device": self.torch.device("cpu")}
         sample = {name: value.cond.clone() for name, value in self.model.model.extra_conds(**given).items()}
-        return self.loom("trainer.records").Batch(
+        return self.loom("trainer.types").Batch(
             latents_BCHW=self.model.model.process_latent_in(latents), conditioning={"samples": [sample]},
             weight_B=self.torch.ones(1), mask_B1HW=None, names=("x",),
         )  # fmt: skip

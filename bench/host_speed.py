@@ -96,9 +96,9 @@ class Ours:
 
         with torch.inference_mode():
             self.patcher = comfy.sd.load_diffusion_model(path, {"dtype": torch.bfloat16})
-        self.denoiser = loom("nodes.host.loaded").load_denoiser(self.patcher, compute_dtype=torch.bfloat16)
-        loom("trainer.frozen").compute_in(self.denoiser.module, torch.bfloat16)
-        config = loom("trainer.config")
+        self.denoiser = loom("nodes.host.backend.denoiser").load_denoiser(self.patcher, compute_dtype=torch.bfloat16)
+        loom("trainer.weights.frozen").compute_in(self.denoiser.module, torch.bfloat16)
+        config = loom("trainer.config.run")
         targets = loom("trainer.lora.targets").resolve_targets(
             self.denoiser.module, self.denoiser.target_presets, "all", ""
         )
@@ -109,12 +109,12 @@ class Ours:
             seed=0,
             compute_dtype=torch.bfloat16,
         )
-        loop, timesteps = loom("trainer.loop"), loom("trainer.diffusion.timesteps")
-        optimizer = loom("trainer.optim").make_optimizer(
+        loop, timesteps = loom("trainer.training.loop"), loom("trainer.diffusion.timesteps")
+        optimizer = loom("trainer.training.optim").make_optimizer(
             list(self.adapter.parameters().values()), config.OptimizerConfig()
         )
         training = loop.Training(adapter=self.adapter, optimizer=optimizer)
-        loss = loom("trainer.step").LossSettings(noise_levels=timesteps.NoiseLevels(law=timesteps.Uniform()))
+        loss = loom("trainer.training.step").LossSettings(noise_levels=timesteps.NoiseLevels(law=timesteps.Uniform()))
         settings = loop.LoopSettings(loss=loss, seed=0)
         self._steps = loop.fit(
             self.denoiser, training, self._data(torch, loom, latents, positive), settings, lambda _: learning_rate
@@ -123,7 +123,7 @@ class Ours:
     def _data(self, torch: Any, loom: Any, latents: Any, positive: Any) -> Any:
         given = {"cross_attn": positive[0][0], **positive[0][1], "noise": latents, "device": torch.device("cpu")}
         sample = {name: value.cond.clone() for name, value in self.patcher.model.extra_conds(**given).items()}
-        batch = loom("trainer.records").Batch(
+        batch = loom("trainer.types").Batch(
             latents_BCHW=self.patcher.model.process_latent_in(latents), conditioning={"samples": [sample]},
             weight_B=torch.ones(1), mask_B1HW=None, names=("x",),
         )  # fmt: skip

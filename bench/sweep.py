@@ -23,7 +23,7 @@ from lora_loom.trainer.demo.demo import ASSETS
 from lora_loom.trainer.diffusion.denoiser import Denoiser
 from lora_loom.trainer.lora.targets import resolve_targets
 from lora_loom.trainer.sweep import cells as sweep_module
-from lora_loom.trainer.sweep.cells import Axes, LoraFile, Rendering, Studio, plan_shots, render
+from lora_loom.trainer.sweep.cells import Axes, CellRenderer, Rendering, SweptLora, plan_cells, render
 
 from .common import report
 
@@ -62,34 +62,36 @@ def main(rounds: int = 6) -> None:
     torch.set_num_threads(1)
     config = ModelConfig(base=str(ASSETS), device="cpu")
     base = open_base(config)
-    studio = Studio(denoiser=base.load_denoiser(config, "float32"), family=base.family, encoders=base.load_encoders())
-    files = {f"lora {n}": random_lora(studio.denoiser, n) for n in range(2)}
-    loras = tuple(LoraFile(label=name, digest=name, path=Path(name)) for name in files)
+    renderer = CellRenderer(
+        denoiser=base.load_denoiser(config, "float32"), family=base.family, encoders=base.load_encoders()
+    )
+    files = {f"lora {n}": random_lora(renderer.denoiser, n) for n in range(2)}
+    loras = tuple(SweptLora(label=name, digest=name, path=Path(name)) for name in files)
     axes = Axes(
         loras=loras, base=False, strengths=(1.0,), prompts=PROMPTS, negative="", seeds=SEEDS,
         guidance=(GuidanceConfig(scale=4.0),),
     )  # fmt: skip
     how = Rendering(size=(SIDE, SIDE), steps=STEPS, sampler="euler", scheduler="normal", model="demo")
     folder = Path(tempfile.mkdtemp())
-    shots = plan_shots(axes, [how], folder)
+    cells = plan_cells(axes, [how], folder)
     inside = Clock()
     sweep_module.sample = inside.around(sweep_module.sample)
-    studio.encoders.image.decode = inside.around(studio.encoders.image.decode)  # type: ignore[method-assign]
+    renderer.encoders.image.decode = inside.around(renderer.encoders.image.decode)  # type: ignore[method-assign]
     ratios, cells = [], []
     try:
         for turn in range(rounds + 1):
             inside.seconds, started = 0.0, time.process_time()
-            for _ in render(shots, studio, axes, lambda path: files[path.name], lambda done, total: None):
+            for _ in render(cells, renderer, axes, lambda path: files[path.name], lambda done, total: None):
                 pass
             if turn:  # the first one also warms up
                 ratios.append((time.process_time() - started) / inside.seconds)
-                cells.append(inside.seconds / len(shots))
+                cells.append(inside.seconds / len(cells))
     finally:
         shutil.rmtree(folder)
     report(
         "sweep",
         {
-            "cells": len(shots),
+            "cells": len(cells),
             "modules per LoRA": len(files["lora 0"]) // 2,
             "seconds of sampling and decoding per cell": statistics.median(cells),
             "sweep / its own sampling and decoding (aim <= 1.05)": statistics.median(ratios),

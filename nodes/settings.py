@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .sockets.names import MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, VALIDATION
-from .widgets import CATEGORY, PROMPT_LIBRARY, seed, shown, text, widget
+from .widgets import CATEGORY, PROMPT_LIBRARY, reference_inputs, seed, text, widget
 
 if TYPE_CHECKING:
     from .sockets.values import MemoryValue, NetworkValue, ObjectiveValue, ValidationValue
@@ -269,7 +269,7 @@ class LoomValidation:
                     "report",
                     tooltip="Also write the curves for TensorBoard (into the run's folder) or Weights & Biases; the library must be installed.",
                 ),
-                **shown("every prompt"),
+                **reference_inputs("every prompt"),
             },
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .sockets.names import CACHE, CHECKPOINTS, GUIDANCE, RUN, SHEET
-from .widgets import CATEGORY, PROMPT_LIBRARY, link, shown, text, widget
+from .widgets import CATEGORY, PROMPT_LIBRARY, link, reference_inputs, text, widget
 
 if TYPE_CHECKING:
     from .sockets.values import CacheValue, CheckpointsValue, GuidanceValue, RunValue, SheetValue
@@ -163,7 +163,7 @@ class LoomSweep:
                     tooltip="With more cells to render than this, the node stops after two of them and says how long all would take.",
                 ),
                 "prompt_library": text("", PROMPT_LIBRARY),
-                **shown("the model"),
+                **reference_inputs("the model"),
             },
             "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
         }
@@ -233,8 +233,8 @@ class LoomScore:
     ) -> dict[str, Any]:
         from .host.sweep.scores import scored_sheet
 
-        value, table, plot, shown = scored_sheet(sheet, cache, model, clip_vision, trigger)
-        return {"ui": {"text": [table], "images": [shown]}, "result": (value, table, plot)}
+        value, table, plot, preview = scored_sheet(sheet, cache, model, clip_vision, trigger)
+        return {"ui": {"text": [table], "images": [preview]}, "result": (value, table, plot)}
 
 
 class LoomStrip:
@@ -267,11 +267,11 @@ class LoomStrip:
         }
 
     def run(self, sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> dict[str, Any]:
-        from .host.paths import shown
+        from .host.paths import display_path
         from .host.sweep.sheets import drawn_strip
 
         paths, image = drawn_strip(sheet, layout, columns, rows, title)
-        return {"ui": {"images": [shown(path) for path in paths]}, "result": (image, str(paths[0]))}
+        return {"ui": {"images": [display_path(path) for path in paths]}, "result": (image, str(paths[0]))}
 
 
 class LoomAPG:

@@ -55,7 +55,7 @@ def seed(tooltip: str) -> tuple[str, dict[str, Any]]:
     return "INT", {"default": 0, "min": 0, "max": 2**32 - 1, "control_after_generate": False, "tooltip": tooltip}
 
 
-def shown(what: str) -> dict[str, Any]:
+def reference_inputs(what: str) -> dict[str, Any]:
     """Sockets for reference images, and how prompts are read beside them; for nodes that make pictures."""
     return {
         "reference": link(

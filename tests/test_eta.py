@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.eta import Pace, duration
+from lora_loom.trainer.eta import Eta, duration
 
 
 @given(
@@ -15,7 +15,7 @@ from lora_loom.trainer.eta import Pace, duration
 )
 def test_a_steady_pace_is_told_exactly(start, total, seconds, jumps):
     now = 5.0
-    pace, done = Pace(lambda: now), start
+    pace, done = Eta(lambda: now), start
     assert pace.left("images", done, total) is None
     for jump in jumps:
         done, now = min(total, done + jump), now + jump * seconds

@@ -10,7 +10,7 @@ from .diffusion.denoiser import Denoiser
 from .distributed.sharding import shard
 from .errors import ConfigError
 from .families.common.encoders import encoder_parts, require_parts
-from .families.common.family import DEFAULT_READING, Encoders, Family, Loading, Reading, Variant
+from .families.common.family import DEFAULT_PROMPT_ENCODING, Encoders, Family, Loading, PromptEncoding, Variant
 from .families.common.modules import checkpoint_blocks
 from .families.common.source import Source, open_source
 from .storage.fingerprint import files_identity, folder_identity
@@ -24,7 +24,7 @@ class Base:
     family: Family
     variant: str
     device: torch.device
-    reading: Reading = DEFAULT_READING
+    reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
 
     @property
     def settings(self) -> Variant:
@@ -102,13 +102,13 @@ def open_base(config: ModelConfig, text: TextConfig | None = None) -> Base:
     return Base(source=source, family=family, variant=variant, device=choose_device(config.device), reading=reading)
 
 
-def _reading(text: TextConfig, family: Family, variant: str) -> Reading:
+def _reading(text: TextConfig, family: Family, variant: str) -> PromptEncoding:
     """Raises ConfigError for an option that would do nothing with this family."""
-    plain, heeded = Reading(), family.variants[variant].text_options
-    wanted = {field.name: getattr(text, field.name) for field in fields(Reading)}
+    plain, heeded = PromptEncoding(), family.variants[variant].text_options
+    wanted = {field.name: getattr(text, field.name) for field in fields(PromptEncoding)}
     for name, value in wanted.items():
         if value != getattr(plain, name) and name not in heeded:
             raise ConfigError(
                 f"text.{name} = {value!r} would do nothing: {family.name} {variant} has none; leave it out"
             )
-    return Reading(**wanted)
+    return PromptEncoding(**wanted)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-class Pace:
+class Eta:
     """Seconds left of what is counted, by its pace since it was first heard of; each name is counted apart."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

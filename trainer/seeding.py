@@ -5,12 +5,24 @@ global generator is never used.
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 Key = int | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepKey:
+    """Where in a run something random is drawn: noise and noise levels of a batch, dropout masks."""
+
+    seed: int
+    step: int
+    """Finished optimizer steps before this one."""
+    micro_batch: int
+    """Number of the forward pass within the step, over all processes."""
 
 
 def derive(seed: int, *keys: Key) -> int:

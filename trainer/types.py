@@ -161,7 +161,7 @@ class StepResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shot:
+class Cell:
     """One cell of a sweep: a picture and everything that made it."""
 
     id: str

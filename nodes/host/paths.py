@@ -56,7 +56,7 @@ def find_lora(name: str) -> Path:
     return Path(path)
 
 
-def shown(path: Path) -> dict[str, str]:
+def display_path(path: Path) -> dict[str, str]:
     """A picture in the output directory as ComfyUI's pages name it."""
     inner = path.relative_to(folder_paths.get_output_directory())
     return {"filename": inner.name, "subfolder": inner.parent.as_posix(), "type": "output"}

@@ -20,7 +20,7 @@ from ...trainer.types import EncoderIdentity, Example, Geometry
 VERSION = 1
 
 
-class Value:
+class SocketValue:
     """A record that a wire carries."""
 
     def to_json(self) -> str:
@@ -28,14 +28,14 @@ class Value:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetValue(Value):
+class DatasetValue(SocketValue):
     sets: tuple[DatasetConfig, ...]
     notes: tuple[str, ...] = ()
     """What a file of sets holds that was taken otherwise than written, or not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheValue(Value):
+class CacheValue(SocketValue):
     """A data set whose images and texts are in the cache."""
 
     folder: str
@@ -57,13 +57,13 @@ class CacheValue(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunValue(Value):
+class RunValue(SocketValue):
     name: str
     directory: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointsValue(Value):
+class CheckpointsValue(SocketValue):
     """LoRA files to compare; labels for people."""
 
     files: tuple[tuple[str, str], ...]
@@ -75,12 +75,12 @@ class CheckpointsValue(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidanceValue(Value):
+class GuidanceValue(SocketValue):
     settings: tuple[GuidanceConfig, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SheetValue(Value):
+class SheetValue(SocketValue):
     folder: str
     """Holds cells/ and the sheets made of them."""
     name: str
@@ -89,23 +89,23 @@ class SheetValue(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkValue(Value):
+class NetworkValue(SocketValue):
     network: NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerValue(Value):
+class OptimizerValue(SocketValue):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveValue(Value):
+class ObjectiveValue(SocketValue):
     objective: ObjectiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryValue(Value):
+class MemoryValue(SocketValue):
     memory: MemoryConfig
     precision: str
     quantize: str
@@ -113,7 +113,7 @@ class MemoryValue(Value):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationValue(Value):
+class ValidationValue(SocketValue):
     """Prompts to render while training; their encodings are in the cache, the decoder is shared from the VAE."""
 
     every: int

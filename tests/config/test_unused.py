@@ -7,7 +7,7 @@ import pytest
 from lora_loom.trainer.config import run as config_module
 from lora_loom.trainer.config.run import Section, TrainConfig
 from lora_loom.trainer.config.toml import parse
-from lora_loom.trainer.config.unused import RULES, refuse_idle_options
+from lora_loom.trainer.config.unused import RULES, refuse_unused_options
 from lora_loom.trainer.errors import ConfigError
 
 IDLE = [
@@ -95,14 +95,14 @@ def made(sections):
 @pytest.mark.parametrize(("sections", "message"), IDLE, ids=[message for _, message in IDLE])
 def test_idle_options_are_refused(sections, message):
     with pytest.raises(ConfigError) as error:
-        refuse_idle_options(made(sections))
+        refuse_unused_options(made(sections))
     assert message in str(error.value)
     assert "leave it out" in str(error.value)
 
 
 @pytest.mark.parametrize("sections", USED, ids=str)
 def test_options_in_use_are_not(sections):
-    refuse_idle_options(made(sections))
+    refuse_unused_options(made(sections))
 
 
 def test_every_rule_is_tested_and_names_a_field():

@@ -9,7 +9,7 @@ import pytest
 from lora_loom.trainer.config.dataset import DatasetConfig
 from lora_loom.trainer.config.run import TrainConfig
 from lora_loom.trainer.config.toml import parse, tomllib
-from lora_loom.trainer.config.unused import refuse_idle_options
+from lora_loom.trainer.config.unused import refuse_unused_options
 from lora_loom.trainer.data.sets.buckets import Buckets
 from lora_loom.trainer.data.sets.kohya import kohya_sets
 from lora_loom.trainer.data.sets.simpletuner import simpletuner_sets
@@ -26,7 +26,7 @@ def test_examples_in_toml(text):
         assert len([parse(one, DatasetConfig) for one in sets]) == 2
         assert notes == []
     else:
-        refuse_idle_options(parse({"name": "x", "model": {"base": "b"}, **data}, TrainConfig))
+        refuse_unused_options(parse({"name": "x", "model": {"base": "b"}, **data}, TrainConfig))
 
 
 def test_the_example_in_json():

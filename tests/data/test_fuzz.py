@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, features
 
 from lora_loom.trainer.data.images.load import load_pixels, upright_size
-from lora_loom.trainer.data.images.probe import look
+from lora_loom.trainer.data.images.probe import probe
 from lora_loom.trainer.data.sets.dataset_file import read_dataset_file
 from lora_loom.trainer.data.sets.tables import read_table
 from lora_loom.trainer.demo.scenes import random_scene
@@ -91,7 +91,7 @@ def check_images(tmp_path, count, seed):
         path.write_bytes(mutated(original.read_bytes(), rng))
         with soon(path.name):
             try:
-                seen = look(path, path.read_bytes())
+                seen = probe(path, path.read_bytes())
                 size = upright_size(path)
                 assert seen.size == size
                 place = Geometry(original=size, resized=(32, 32), crop_left=0, crop_top=0, target=(32, 32))

@@ -24,7 +24,7 @@ from lora_loom.trainer.data.contact_sheet import (
 )
 from lora_loom.trainer.data.images.duplicates import NEAR, SAME_COLOUR, near_duplicates
 from lora_loom.trainer.data.images.index import FileIndex
-from lora_loom.trainer.data.images.probe import look
+from lora_loom.trainer.data.images.probe import probe
 from lora_loom.trainer.data.report import epochs, epochs_text, make_report, refuse_warnings
 from lora_loom.trainer.data.sets.dataset import build_dataset
 from lora_loom.trainer.demo.scenes import random_scene
@@ -146,7 +146,7 @@ def test_flat_drawings_that_differ_are_not_taken_for_copies(tmp_path):
     scenes = [random_scene(rng).draw() for _ in range(150)]
     scenes[10].resize((300, 300)).save(buffer, "jpeg", quality=70)
     files = [_png(scene) for scene in scenes] + [buffer.getvalue()]
-    looks = [(seen.fingerprint, seen.colours) for seen in (look(tmp_path, content) for content in files)]
+    looks = [(seen.fingerprint, seen.colours) for seen in (probe(tmp_path, content) for content in files)]
     alone = near_duplicates([(mark, "") for mark, _ in looks])
     assert sum(map(len, alone)) > 15
     assert near_duplicates(looks) == [[10, 150]]

@@ -292,7 +292,7 @@ def check_split(tmp_path, whole, family, **sections):
     split = case(tmp_path, "split", family, memory={"shard": True, "gradient_checkpointing": True}, **sections)
     train_together(split)
     assert_close(last_state(split), last_state(whole), 1e-6)
-    assert run_folder(split).read()["disagreement"] < 5e-3
+    assert run_folder(split).read()["max_relative_error"] < 5e-3
 
 
 def test_a_split_base_trains_the_same(tmp_path, straight):

@@ -179,12 +179,12 @@ def test_training_and_sweeping_look_at_the_reference(tmp_path, before):
         tmp_path, before, sweep=settings, training={"steps": 2, "save_every": 0}, optimizer={"learning_rate": 0.1}
     )
     outcome = train(config, SilentHost())
-    assert (outcome.state, outcome.disagreement < 5e-3) == ("finished", True)
+    assert (outcome.state, outcome.max_relative_error < 5e-3) == ("finished", True)
     sheet = sweep(config, SilentHost(), [outcome.lora])
-    assert [(shot.checkpoint, shot.reference) for shot in sheet.shots] == [
+    assert [(cell.checkpoint, cell.reference) for cell in sheet.cells] == [
         ("base", "0.png"), ("base", "5.png"), ("run", "0.png"), ("run", "5.png"),
     ]  # fmt: skip
-    assert len({shot.image.read_bytes() for shot in sheet.shots}) == 4
+    assert len({cell.image.read_bytes() for cell in sheet.cells}) == 4
     assert sweep(config, SilentHost(), [outcome.lora]).rendered == 0
     Image.new("RGB", (90, 60), "red").save(before / "5.png")
     assert sweep(config, SilentHost(), [outcome.lora]).rendered == 2, "another picture under the same name"
@@ -195,7 +195,7 @@ def test_kontext_sweeps_with_references_too(tmp_path, before):
     model = {"base": str(tiny_folder("flux")), "variant": "kontext"}
     config = make_config("flux", tmp_path, model=model, sweep=settings, training={"steps": 1})
     outcome = train(config, SilentHost())
-    pixels = [shot.image.read_bytes() for shot in sweep(config, SilentHost(), [outcome.lora]).shots]
+    pixels = [cell.image.read_bytes() for cell in sweep(config, SilentHost(), [outcome.lora]).cells]
     assert len(set(pixels)) == 4
 
 

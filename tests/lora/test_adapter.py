@@ -6,7 +6,8 @@ from torch import nn
 
 from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.lora.adapter import Draw, dense_weight, inject, layer_parameters
+from lora_loom.trainer.lora.adapter import dense_weight, inject, layer_parameters
+from lora_loom.trainer.seeding import StepKey
 from lora_loom.trainer.training.optim import make_optimizer
 from lora_loom.trainer.weights.frozen import compute_in
 from lora_loom.trainer.weights.quantize import quantize
@@ -192,18 +193,18 @@ def test_dropout_is_a_function_of_its_place():
         adapter.set_draw(draw)
         return net(*inputs()).item()
 
-    here = Draw(seed=0, step=4, micro_batch=1)
+    here = StepKey(seed=0, step=4, micro_batch=1)
     plain = output(None)
     assert output(here) == output(here) != plain
     assert output(None) == plain
-    assert len({output(Draw(seed=s, step=t, micro_batch=m)) for s in (0, 1) for t in (4, 5) for m in (0, 1)}) == 8
+    assert len({output(StepKey(seed=s, step=t, micro_batch=m)) for s in (0, 1) for t in (4, 5) for m in (0, 1)}) == 8
 
 
 def test_dropout_keeps_the_mean():
     net = nn.Sequential(nn.Linear(400, 1))
     adapter = inject(net, ["0"], NetworkConfig(rank=1, dropout=0.25), seed=1)
     dropout = adapter.layers["0"].lora_dropout["default"]
-    dropout.draw = Draw(seed=0, step=0, micro_batch=0)
+    dropout.draw = StepKey(seed=0, step=0, micro_batch=0)
     kept = dropout(torch.ones(50, 400))
     assert kept.mean().item() == pytest.approx(1, abs=0.02)
     assert sorted(kept.unique().tolist()) == pytest.approx([0, 4 / 3])

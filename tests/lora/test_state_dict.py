@@ -10,7 +10,7 @@ from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.lora.adapter import dense_weight, inject
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
-from lora_loom.trainer.lora.state_dict import effective_alpha, to_file, to_training, worst_disagreement
+from lora_loom.trainer.lora.state_dict import effective_alpha, max_relative_error, to_file, to_training
 from tests.lora.test_adapter import PATHS, Net, inputs
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 5e-3}
@@ -49,7 +49,7 @@ def ids(network):
 def test_host_applies_what_was_trained(network, dtype):
     _, adapter = trained(network)
     file = to_file(adapter, key_of("transformer."), dtype)
-    error, _ = worst_disagreement(adapter, key_of("transformer."), file)
+    error, _ = max_relative_error(adapter, key_of("transformer."), file)
     assert error < TOLERANCE[dtype]
 
 
@@ -81,7 +81,7 @@ def test_unconverted_files_would_be_wrong(network):
         elif tensor.startswith("lokr"):
             raw[f"x.{path}.{tensor}"] = parameter.detach()
     full = any(f"x.{path}.lokr_w2" in raw for path in PATHS) or network.kind == "dora"
-    error, _ = worst_disagreement(adapter, key_of("x."), raw)
+    error, _ = max_relative_error(adapter, key_of("x."), raw)
     assert (error > 0.05) == full
 
 
@@ -98,7 +98,7 @@ def test_starting_from_another_alpha_keeps_the_effect():
     file = to_file(teacher, key_of("x."), torch.float32)
     pupil = inject(Net(), PATHS, NetworkConfig(rank=3, alpha=12.0), seed=9)
     pupil.load(to_training(pupil, key_of("x."), file))
-    assert worst_disagreement(pupil, key_of("x."), file)[0] < 1e-5
+    assert max_relative_error(pupil, key_of("x."), file)[0] < 1e-5
 
 
 @pytest.mark.parametrize(("prefix", "down"), [("transformer.", "lora_A"), ("lora_unet_", "lora_down")])
@@ -124,7 +124,7 @@ def test_fp16_keeps_tiny_factors(kind):
     source = torch.Generator().manual_seed(3)
     for parameter in adapter.parameters().values():
         parameter.data += 1e-6 * torch.randn(parameter.shape, generator=source)
-    error, _ = worst_disagreement(adapter, key_of("x."), to_file(adapter, key_of("x."), torch.float16))
+    error, _ = max_relative_error(adapter, key_of("x."), to_file(adapter, key_of("x."), torch.float16))
     assert error < 1e-3
 
 
@@ -137,7 +137,7 @@ def test_loha_keeps_the_promise_at_every_size(rank, size):
     for number, parameter in enumerate(adapter.parameters().values()):
         parameter.data += 1e-3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     file = to_file(adapter, key_of("x."), torch.bfloat16)
-    assert worst_disagreement(adapter, key_of("x."), file)[0] < TOLERANCE[torch.bfloat16]
+    assert max_relative_error(adapter, key_of("x."), file)[0] < TOLERANCE[torch.bfloat16]
     if size[0] >= 256:
         assert {tensor.dtype for key, tensor in file.items() if "hada" in key} == {torch.bfloat16}
 
@@ -146,19 +146,19 @@ def test_the_check_fails_for_wrong_files():
     _, adapter = trained(NetworkConfig(rank=3, alpha=2.0))
     file = to_file(adapter, key_of("x."), torch.float32)
     wrong_alpha = {**file, "x.first.alpha": torch.tensor(2.2)}
-    assert worst_disagreement(adapter, key_of("x."), wrong_alpha) == (pytest.approx(0.1, rel=1e-3), "x.first")
+    assert max_relative_error(adapter, key_of("x."), wrong_alpha) == (pytest.approx(0.1, rel=1e-3), "x.first")
     with pytest.raises(ModelFileError, match=r"lacks x\.first"):
-        worst_disagreement(adapter, key_of("x."), {k: v for k, v in file.items() if ".first." not in k})
+        max_relative_error(adapter, key_of("x."), {k: v for k, v in file.items() if ".first." not in k})
     with pytest.raises(ModelFileError, match="lacks"):
-        worst_disagreement(adapter, key_of("x."), {})
+        max_relative_error(adapter, key_of("x."), {})
     broken = {**file, "x.first.lora_A.weight": file["x.first.lora_A.weight"] * float("nan")}
-    assert not worst_disagreement(adapter, key_of("x."), broken)[0] <= 1
+    assert not max_relative_error(adapter, key_of("x."), broken)[0] <= 1
 
 
 def test_untrained_adapters_agree():
     for kind in ("lora", "dora", "loha", "lokr"):
         adapter = inject(Net(), PATHS, NetworkConfig(kind=kind, rank=3), seed=1)
-        assert worst_disagreement(adapter, key_of("x."), to_file(adapter, key_of("x."), torch.bfloat16))[0] < 1e-3
+        assert max_relative_error(adapter, key_of("x."), to_file(adapter, key_of("x."), torch.bfloat16))[0] < 1e-3
 
 
 @pytest.mark.parametrize(

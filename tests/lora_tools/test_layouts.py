@@ -14,7 +14,7 @@ from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.errors import ConfigError, ModelFileError
 from lora_loom.trainer.families.common.unet_names import to_diffusers_path, to_original_path
 from lora_loom.trainer.lora.adapter import inject
-from lora_loom.trainer.lora.state_dict import to_file, worst_disagreement
+from lora_loom.trainer.lora.state_dict import max_relative_error, to_file
 from lora_loom.trainer.lora.targets import resolve_targets
 from lora_loom.trainer.lora_tools.base_keys import recognise
 from lora_loom.trainer.lora_tools.convert import convert
@@ -160,7 +160,7 @@ def test_a_file_in_another_layout_says_what_was_trained(family, format):
     assert all(key.startswith(prefix) for key in written)
     if format == "kohya" and family == "sdxl":
         assert not [key for key in written if "down_blocks" in key or "up_blocks" in key]
-    error, where = worst_disagreement(adapter, denoiser.file_key, formats.native(written))
+    error, where = max_relative_error(adapter, denoiser.file_key, formats.native(written))
     assert error < 1e-5, where
 
 
@@ -181,7 +181,7 @@ def test_a_run_writes_the_layout_and_everything_reads_it(family, format, tmp_pat
     plain = make_config(family, tmp_path / "a", output={"directory": str(tmp_path / "a")}, **common)
     other = make_config(family, tmp_path / "b", output={"directory": str(tmp_path / "b"), "format": format}, **common)
     first, second = train(plain, SilentHost()), train(other, SilentHost())
-    assert second.disagreement < 5e-3
+    assert second.max_relative_error < 5e-3
     names = load_file(second.lora).keys()
     assert names != load_file(first.lora).keys()
     with safe_open(second.lora, "pt") as file:
@@ -190,7 +190,7 @@ def test_a_run_writes_the_layout_and_everything_reads_it(family, format, tmp_pat
     assert inspect(second.lora).unknown == ()
     pictures = []
     for config, outcome in ((plain, first), (other, second)):
-        with Image.open(sweep(config, SilentHost(), [outcome.lora]).shots[0].image) as image:
+        with Image.open(sweep(config, SilentHost(), [outcome.lora]).cells[0].image) as image:
             pictures.append(np.asarray(image, dtype=float))
     assert np.abs(pictures[0] - pictures[1]).mean() < 2, "the same LoRA, rounded another way"
     if family == "sdxl":  # the ranks stay, so a run can start from it

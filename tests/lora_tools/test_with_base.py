@@ -22,7 +22,7 @@ from lora_loom.trainer.lora_tools import merge_base
 from lora_loom.trainer.lora_tools.base_keys import check_one_family, native_places, own_places, places, recognise
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.lora_tools.layouts import Formats
-from lora_loom.trainer.lora_tools.merge_base import Patch, Place, compare, merge_file, patched, plan
+from lora_loom.trainer.lora_tools.merge_base import Patch, WeightSlice, compare, merge_file, patched, plan
 from lora_loom.trainer.lora_tools.resize import Keep
 from lora_loom.trainer.lora_tools.with_base import extract_lora, merge_into_base
 from lora_loom.trainer.storage.tensor_file import TensorFile
@@ -220,7 +220,7 @@ def test_scaled_weights_are_refused(tmp_path):
     save_file(
         {"a.lora_down.weight": torch.ones(1, 4), "a.lora_up.weight": torch.ones(4, 1)}, tmp_path / "l.safetensors"
     )
-    patches, _ = plan([(tmp_path / "l.safetensors", 1.0)], {"a": (Place("a.weight"),)})
+    patches, _ = plan([(tmp_path / "l.safetensors", 1.0)], {"a": (WeightSlice("a.weight"),)})
     with pytest.raises(ModelFileError, match="a.weight is stored with a scale"):
         list(merge_file(tmp_path / "base.safetensors", tmp_path / "new.safetensors", "", patches, {}))
 
@@ -229,7 +229,7 @@ def test_the_comparison_sees_a_single_wrong_number(tmp_path):
     save_file(
         {"a.lora_down.weight": torch.ones(1, 4), "a.lora_up.weight": torch.ones(4, 1)}, tmp_path / "l.safetensors"
     )
-    patch = Patch(module="a", place=Place("w"), file=TensorFile(tmp_path / "l.safetensors"),
+    patch = Patch(module="a", place=WeightSlice("w"), file=TensorFile(tmp_path / "l.safetensors"),
                   parts={"lora_down.weight": "a.lora_down.weight", "lora_up.weight": "a.lora_up.weight"}, strength=1.0)  # fmt: skip
     before = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     after = before + 1
@@ -255,7 +255,9 @@ def test_merging_holds_two_tensors_at_once(tmp_path, dtype):
     def private():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("RssAnon")) * 1024  # fmt: skip
 
-    patches, _ = plan([(tmp_path / "l.safetensors", 1.0)], {str(n): (Place(f"{n}.weight"),) for n in range(count)})
+    patches, _ = plan(
+        [(tmp_path / "l.safetensors", 1.0)], {str(n): (WeightSlice(f"{n}.weight"),) for n in range(count)}
+    )
     patches.pop("1.weight")  # one stays as it is
 
     def merge():
@@ -298,7 +300,7 @@ def test_a_few_rows_at_a_time_are_the_whole_at_once(kind, dora, tmp_path, monkey
     source = torch.Generator().manual_seed(0)
     parts, weight = adapter(kind, 24, 8, source, dora), torch.randn(40, 8, generator=source)
     save_file({f"m.{name}": tensor for name, tensor in parts.items()}, tmp_path / "l.safetensors")
-    patches, _ = plan([(tmp_path / "l.safetensors", 0.7)], {"m": (Place("w", (7, 31)),)})
+    patches, _ = plan([(tmp_path / "l.safetensors", 0.7)], {"m": (WeightSlice("w", (7, 31)),)})
     expected = weight.clone()
     expected[7:31] += weight_change(parts, expected[7:31], 0.7)
     monkeypatch.setattr(merge_base, "BLOCK", 8 * 5)

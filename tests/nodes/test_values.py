@@ -10,11 +10,15 @@ import torch
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from lora_loom.nodes.sockets import values
-from lora_loom.nodes.sockets.values import Value, example_from_json, example_to_json
+from lora_loom.nodes.sockets.values import SocketValue, example_from_json, example_to_json
 from lora_loom.trainer.config import run as config
 from lora_loom.trainer.types import Example, Geometry
 
-KINDS = [cls for cls in vars(values).values() if isinstance(cls, type) and issubclass(cls, Value) and cls is not Value]
+KINDS = [
+    cls
+    for cls in vars(values).values()
+    if isinstance(cls, type) and issubclass(cls, SocketValue) and cls is not SocketValue
+]
 
 
 def sample(kind):

@@ -16,7 +16,7 @@ from lora_loom.trainer.runs.execute import execute
 from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.runs.timings import Timings
 from lora_loom.trainer.runs.trackers import NoTracker, check_tracker, open_tracker
-from lora_loom.trainer.training.early_stopping import is_exhausted, judged, lowest, recommended
+from lora_loom.trainer.training.early_stopping import is_exhausted, lowest, recommended, selected_loss
 from tests.conftest import SilentHost, make_config
 
 HELD_OUT = {"resolution": 64, "bucket_step": 32, "held_out_share": 0.34}
@@ -35,7 +35,7 @@ def test_patience_ends_exactly_after_that_many_measurements_without_a_new_low(va
 
 
 def test_what_the_file_holds_is_judged():
-    assert judged({"held_out": 1.0, "held_out_ema": 0.5}) == 0.5
+    assert selected_loss({"held_out": 1.0, "held_out_ema": 0.5}) == 0.5
     assert not is_exhausted([{"step": 1, "loss": 2.0}], 1)
 
 

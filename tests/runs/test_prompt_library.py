@@ -7,7 +7,7 @@ import pytest
 from lora_loom.trainer.config.run import SweepConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.runs.prompt_library import read_library
-from lora_loom.trainer.sweep.cells import Rendering, plan_shots
+from lora_loom.trainer.sweep.cells import Rendering, plan_cells
 from lora_loom.trainer.sweep.run import make_axes
 from lora_loom.trainer.sweep.strip import arrange
 
@@ -66,13 +66,13 @@ def test_names_label_the_strip_and_change_no_cell(library, tmp_path):
     path = library({"night": "a cat at night, long and with many words", "day": "a cat by day"})
     named = make_axes(SweepConfig(prompts=("a dog",), prompt_library=str(path)), (), 0)
     bare = make_axes(SweepConfig(prompts=("a dog", "a cat at night, long and with many words", "a cat by day")), (), 0)
-    shots, same = (plan_shots(axes, [RENDERING], tmp_path) for axes in (named, bare))
-    assert [shot.id for shot in shots] == [shot.id for shot in same], "renaming a prompt renders nothing anew"
-    [grid] = arrange(shots, columns=["checkpoint"], rows=["prompt"], title="t")
+    cells, same = (plan_cells(axes, [RENDERING], tmp_path) for axes in (named, bare))
+    assert [cell.id for cell in cells] == [cell.id for cell in same], "renaming a prompt renders nothing anew"
+    [grid] = arrange(cells, columns=["checkpoint"], rows=["prompt"], title="t")
     assert grid.rows == ("a dog", "night", "day")
     assert grid.caption == "night: a cat at night, long and with many words\nday: a cat by day"
-    pages = arrange(shots, columns=["checkpoint"], rows=["seed"], title="t")
-    assert [page.caption for page in pages] == [shot.prompt for shot in shots]
+    pages = arrange(cells, columns=["checkpoint"], rows=["seed"], title="t")
+    assert [page.caption for page in pages] == [cell.prompt for cell in cells]
 
 
 def test_a_sweep_needs_a_prompt():

@@ -150,11 +150,11 @@ def test_two_references_are_shown_together(tmp_path, before, style, family, vari
     assert build_cache(prepare(config, SilentHost()), SilentHost()).encoded == (1 if family == "flux" else 3)
 
     outcome = train(config, SilentHost())
-    assert (outcome.state, outcome.disagreement < 5e-3) == ("finished", True)
+    assert (outcome.state, outcome.max_relative_error < 5e-3) == ("finished", True)
     assert len({path.read_bytes() for path in prepared.folder.path.glob("samples/step-000002-?.png")}) == 2
     sheet = sweep(config, SilentHost(), [outcome.lora])
-    assert [shot.reference for shot in sheet.shots] == ["0.png + 0.png", "0.png"] * 2
-    assert len({shot.image.read_bytes() for shot in sheet.shots}) == 4
+    assert [cell.reference for cell in sheet.cells] == ["0.png + 0.png", "0.png"] * 2
+    assert len({cell.image.read_bytes() for cell in sheet.cells}) == 4
 
 
 def test_more_references_than_the_model_looks_at(tmp_path, before, style):

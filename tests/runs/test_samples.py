@@ -49,7 +49,7 @@ def test_they_are_what_a_sweep_draws(family, variant, shown, tmp_path):
         f"step-{s:06d}-{n}.png" for s in (0, 2, 4) for n in (0, 1)
     ]
     assert [path for path in host.files if path.suffix == ".png"] == sorted(samples.iterdir())
-    cells = {(shot.checkpoint, shot.prompt): shot.image for shot in sweep(config, SilentHost()).shots}
+    cells = {(cell.checkpoint, cell.prompt): cell.image for cell in sweep(config, SilentHost()).cells}
     for step, label in ((0, "base"), (2, "step 2"), (4, "step 4")):  # the first picture's seed is the sweep's
         drawn = pixels(samples / f"step-{step:06d}-0.png")
         assert np.abs(drawn - pixels(cells[label, "a cat"])).max() <= 1
@@ -61,7 +61,7 @@ def test_they_are_what_a_sweep_draws(family, variant, shown, tmp_path):
 def test_text_encoders_that_are_trained_say_the_prompts(tmp_path):
     config = config_of("sd", tmp_path, text={"learning_rate": 0.01})
     train(config, SilentHost())
-    cells = {(shot.checkpoint, shot.prompt): shot.image for shot in sweep(config, SilentHost()).shots}
+    cells = {(cell.checkpoint, cell.prompt): cell.image for cell in sweep(config, SilentHost()).cells}
     drawn = pixels(tmp_path / "run" / "samples" / "step-000004-0.png")
     assert np.abs(drawn - pixels(cells["step 4", "a cat"])).max() <= 1
 

@@ -27,7 +27,7 @@ def go(tmp_path, stop_at=None, family="sd3", **sections):
 def test_what_a_run_leaves(tmp_path):
     outcome, host, folder = go(tmp_path, data={"held_out_share": 0.34}, output={"loras": str(tmp_path / "loras")})
     assert outcome.state == "finished"
-    assert outcome.disagreement < 5e-3
+    assert outcome.max_relative_error < 5e-3
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     checkpoint = {"adapter.safetensors", "optimizer.safetensors", "state.json"}
     expected = {f"run/checkpoints/step-00000{n}/{name}" for n in (3, 6) for name in checkpoint}
@@ -176,7 +176,7 @@ def test_out_of_memory_names_the_settings_that_help(tmp_path, monkeypatch):
 
 
 def test_a_file_that_would_act_differently_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute_module, "worst_disagreement", lambda *args: (0.3, "transformer.x"))
+    monkeypatch.setattr(execute_module, "max_relative_error", lambda *args: (0.3, "transformer.x"))
     with pytest.raises(RunError, match=r"would act differently than it was trained: 3\.00e-01 in transformer\.x"):
         go(tmp_path)
 

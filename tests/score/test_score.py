@@ -22,13 +22,13 @@ from lora_loom.trainer.score.report import plot, to_csv, to_text
 from lora_loom.trainer.score.run import MEASURED, RECORDED, adapter_norm, gather, score_sheet
 from lora_loom.trainer.score.score import BASE_KEY, Evidence, Losses, candidates, has_trigger, score, step_of, units_of
 from lora_loom.trainer.sweep.run import load_sheet, sweep, write_strips
-from lora_loom.trainer.types import Shot
+from lora_loom.trainer.types import Cell
 from tests.conftest import SilentHost, make_config
 
 LORAS = ("", "d1", "d2", "d3")
 
 
-def shots(tmp_path, colours=None, prompts=("a toad", "a house"), seeds=(0, 1, 2), strength=1.0):
+def cells(tmp_path, colours=None, prompts=("a toad", "a house"), seeds=(0, 1, 2), strength=1.0):
     """Flat pictures: base, step 10, step 20, step 30."""
     made = []
     for number, lora in enumerate(LORAS):
@@ -38,7 +38,7 @@ def shots(tmp_path, colours=None, prompts=("a toad", "a house"), seeds=(0, 1, 2)
                 colour = (colours or {}).get((number, prompt), (40 * number, 80, 20 * seed))
                 Image.new("RGB", (16, 16), colour).save(path)
                 made.append(
-                    Shot(
+                    Cell(
                         id=path.stem,
                         image=path,
                         checkpoint=f"step {number * 10}" if lora else "base",
@@ -73,14 +73,14 @@ def evidence(made, training=(), **changes):
 
 
 def test_the_planted_best_is_recommended_with_reason_and_runner_up(tmp_path):
-    made = shots(tmp_path)
+    made = cells(tmp_path)
     done = score(made, evidence(made, losses=losses(0.2)))
     chosen = done.recommendation
     assert chosen.choice == chosen.leading == "step 20"
     assert chosen.runner_up not in ("", "step 20")
     assert "lowest held-out loss" in chosen.text
     assert "95% interval" in chosen.text
-    assert set(done.best) == {shot.id for shot in made if shot.checkpoint == "step 20"}
+    assert set(done.best) == {cell.id for cell in made if cell.checkpoint == "step 20"}
     text = to_text(done)
     assert "recommended: step 20" in text
     assert f"runner-up: {chosen.runner_up}" in text
@@ -88,7 +88,7 @@ def test_the_planted_best_is_recommended_with_reason_and_runner_up(tmp_path):
 
 
 def test_noise_only_is_no_clear_winner_and_frames_nothing(tmp_path):
-    made = shots(tmp_path)
+    made = cells(tmp_path)
     done = score(made, evidence(made, losses=losses(0.0)))
     assert done.recommendation.choice == ""
     assert done.best == ()
@@ -98,7 +98,7 @@ def test_noise_only_is_no_clear_winner_and_frames_nothing(tmp_path):
 
 
 def test_an_interval_excludes_the_leaders_mean_exactly_where_the_lead_is_clear(tmp_path):
-    made = shots(tmp_path)
+    made = cells(tmp_path)
     for gap in (0.0, 0.01, 0.2):
         done = score(made, evidence(made, losses=losses(gap)))
         values = {row.label: row.values["held_out"] for row in done.rows}
@@ -109,7 +109,7 @@ def test_an_interval_excludes_the_leaders_mean_exactly_where_the_lead_is_clear(t
 
 
 def test_the_base_can_win(tmp_path):
-    made = shots(tmp_path)
+    made = cells(tmp_path)
     worse = losses(0.0)
     values = {key: (np.array(rows) + (0.5 if key[0] else 0)).tolist() for key, rows in worse.values.items()}
     assert score(made, evidence(made, losses=replace(worse, values=values))).recommendation.choice == "base"
@@ -125,7 +125,7 @@ def test_without_losses_the_training_images_decide_and_the_text_says_so(tmp_path
     training.mkdir()
     Image.new("RGB", (16, 16), (200, 30, 30)).save(training / "a.png")
     colours = {(n, p): (200 if n == 2 else 0, 30, 30) for n in range(4) for p in ("a toad", "a house")}
-    made = shots(tmp_path, colours)
+    made = cells(tmp_path, colours)
     done = score(made, evidence(made, [training / "a.png"]))
     assert done.recommendation.choice == "step 20"
     assert any("no held-out loss is known" in note for note in done.notes)
@@ -138,14 +138,14 @@ def test_without_losses_the_training_images_decide_and_the_text_says_so(tmp_path
 
 def test_drift_is_zero_for_the_base_and_sees_only_prompts_without_the_trigger(tmp_path):
     colours = {(n, "a house"): (60 * n, 60 * n, 0) for n in range(4)}
-    made = shots(tmp_path, colours)
+    made = cells(tmp_path, colours)
     done = score(made, evidence(made, triggers=["toad"], losses=losses(0.2)))
     drift = [row.values["drift"].mean for row in done.rows]
     assert drift[0] == pytest.approx(0)
     assert all(value > 0.1 for value in drift[1:])
-    assert all("drift" not in done.cells[shot.id] for shot in made if "toad" in shot.prompt)
+    assert all("drift" not in done.cells[cell.id] for cell in made if "toad" in cell.prompt)
     assert any("drift not measured" in note for note in score(made, evidence(made)).notes)
-    only = shots(tmp_path, prompts=("a toad",))
+    only = cells(tmp_path, prompts=("a toad",))
     assert any("a prompt without toad" in note for note in score(only, evidence(only, triggers=["toad"])).notes)
 
 
@@ -157,15 +157,15 @@ def test_triggers_are_whole_words(prompt, found):
 
 
 def test_spread_is_over_seeds(tmp_path):
-    made = shots(tmp_path)
-    cells = score(made, evidence(made, triggers=["toad"])).rows[1].values
-    assert cells["drift"].count == 3
-    single = [shot for shot in made if shot.seed == 0]
+    made = cells(tmp_path)
+    values = score(made, evidence(made, triggers=["toad"])).rows[1].values
+    assert values["drift"].count == 3
+    single = [cell for cell in made if cell.seed == 0]
     assert score(single, evidence(single, triggers=["toad"])).rows[1].values["drift"].spread is None
 
 
 def test_norms_follow_strength_and_growth_the_order(tmp_path):
-    made = shots(tmp_path, strength=0.5)
+    made = cells(tmp_path, strength=0.5)
     done = score(made, evidence(made, norms={"d1": 2.0, "d2": 3.0, "d3": 3.0}))
     assert [row.values["norm"].mean for row in done.rows[1:]] == [1.0, 1.5, 1.5]
     assert [row.values["growth"].mean for row in done.rows[2:]] == [1.5, 1.0]
@@ -198,14 +198,14 @@ def test_labels_give_steps():
 
 
 def test_candidates_are_loras_at_strengths(tmp_path):
-    made = shots(tmp_path) + [replace(s, id=s.id + "x", strength=0.5) for s in shots(tmp_path) if s.settings["lora"]]
+    made = cells(tmp_path) + [replace(s, id=s.id + "x", strength=0.5) for s in cells(tmp_path) if s.settings["lora"]]
     labels = [candidate.label for candidate in candidates(made)]
     assert labels[:2] == ["base", "step 10, strength 1"]
     assert "step 30, strength 0.5" in labels
 
 
 def test_reports(tmp_path):
-    made = shots(tmp_path)
+    made = cells(tmp_path)
     done = score(made, evidence(made, losses=losses(0.2), norms={"d1": 1.0}))
     rows = list(csv.DictReader(io.StringIO(to_csv(done))))
     assert [row["candidate"] for row in rows] == ["base", "step 10", "step 20", "step 30"]
@@ -248,7 +248,7 @@ def test_a_run_is_scored_from_its_own_record(finished):
     assert all(path.is_file() for path in done.files)
     sheet = load_sheet(folder)
     assert sheet.best == frozenset(done.score.best)
-    assert all(shot.settings["scores"] == done.score.cells[shot.id] for shot in sheet.shots)
+    assert all(cell.settings["scores"] == done.score.cells[cell.id] for cell in sheet.cells)
 
 
 def test_recorded_losses_stand_in_where_there_is_no_configuration(finished, tmp_path):
@@ -280,7 +280,7 @@ def test_a_lora_file_that_changed_is_not_measured(finished, tmp_path):
 def test_the_strip_frames_what_is_recommended(finished):
     folder = run_folder(finished).path / "strips"
     data = json.loads((folder / "sheet.json").read_text())
-    best = [cell["id"] for cell in data["cells"] if cell["checkpoint"] == "step 4"]
+    best = [cell_id["id"] for cell_id in data["cells"] if cell_id["checkpoint"] == "step 4"]
     (folder / "sheet-framed.json").write_text(json.dumps({**data, "best": best}))
     [path] = write_strips(
         load_sheet(folder, "sheet-framed"), columns=("checkpoint",), rows=("seed",), title="t", name="framed"
@@ -337,7 +337,7 @@ def test_a_clip_as_files(finished, tiny_clip):
     from lora_loom.trainer.score.clip import ClipFiles
 
     clip = ClipFiles(tiny_clip)
-    features = clip.pictures([shot.image for shot in done.sheet.shots[:2]])
+    features = clip.pictures([cell.image for cell in done.sheet.cells[:2]])
     assert np.diag(clip.compare(features, features)) == pytest.approx(1)
     first, second, again = clip.texts(["a cat", "zz", "a cat"])
     assert clip.compare([first], [again])[0, 0] == pytest.approx(1)

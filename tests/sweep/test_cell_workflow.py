@@ -8,7 +8,7 @@ from PIL import Image
 from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.config.run import GuidanceConfig
 from lora_loom.trainer.runs.headless import train
-from lora_loom.trainer.sweep.cells import plan_shots
+from lora_loom.trainer.sweep.cells import plan_cells
 from lora_loom.trainer.sweep.run import graphs_of, make_axes, make_renderings, sweep
 from tests.conftest import FAMILIES, SilentHost, make_config, pictures, tiny_folder
 
@@ -21,7 +21,7 @@ CASES = [
 
 
 def graphs(family, variant, shown, root, **sweep_options):
-    """(shot, graph) of every cell of a small sweep without LoRAs."""
+    """(cell, graph) of every cell of a small sweep without LoRAs."""
     options = {"prompts": ["a cat"], "negative": "blurred", "steps": 3, "seeds": "7", **sweep_options}
     if shown:
         options["references"] = [[str(pictures() / f"{number}.png") for number in range(1, shown + 1)]]
@@ -36,8 +36,8 @@ def graphs(family, variant, shown, root, **sweep_options):
     axes = make_axes(config.sweep, (), 0)
     make = graphs_of(config, base, axes)
     settings = {setting.name: setting for setting in axes.guidance}
-    shots = plan_shots(axes, make_renderings(config, base), root)
-    return [(shot, json.loads(make(shot, None, settings[shot.guidance])["prompt"])) for shot in shots]
+    cells = plan_cells(axes, make_renderings(config, base), root)
+    return [(cell, json.loads(make(cell, None, settings[cell.guidance])["prompt"])) for cell in cells]
 
 
 def check_links(graph):
@@ -49,7 +49,7 @@ def check_links(graph):
 
 @pytest.mark.parametrize(("family", "variant", "shown"), CASES)
 def test_every_family_has_a_graph(family, variant, shown, tmp_path):
-    [(shot, graph)] = graphs(family, variant, shown, tmp_path, guidance=[{"method": "apg", "scale": 3.0, "eta": 0.3}])
+    [(cell, graph)] = graphs(family, variant, shown, tmp_path, guidance=[{"method": "apg", "scale": 3.0, "eta": 0.3}])
     check_links(graph)
     sampler = graph["cell_sampler"]["inputs"]
     assert (sampler["seed"], sampler["steps"], sampler["cfg"], sampler["sampler_name"]) == (7, 3, 3.0, "euler")
@@ -62,15 +62,15 @@ def test_every_family_has_a_graph(family, variant, shown, tmp_path):
     assert names == [f"{number}.png" for number in range(1, shown + 1)]
     looked_at = [made for made in graph.values() if made["class_type"] == "ReferenceLatent"]
     assert len(looked_at) == 2 * shown, "of the prompt and of the negative prompt"
-    assert shot.prompt == "a cat"
+    assert cell.prompt == "a cat"
 
 
 def test_clip_skip_and_the_system_prompt_are_in_it(tmp_path):
     config = make_config("sd", tmp_path, text={"clip_skip": 2}, sweep={"prompts": ["a"]})
     base = open_base(config.model, config.text)
     axes = make_axes(config.sweep, (), 0)
-    [shot] = plan_shots(axes, make_renderings(config, base), tmp_path)
-    graph = json.loads(graphs_of(config, base, axes)(shot, None, GuidanceConfig())["prompt"])
+    [cell] = plan_cells(axes, make_renderings(config, base), tmp_path)
+    graph = json.loads(graphs_of(config, base, axes)(cell, None, GuidanceConfig())["prompt"])
     assert graph["skip"]["inputs"]["stop_at_clip_layer"] == -2
     assert graph["cell_positive"]["inputs"]["clip"] == ["skip", 0]
     [(_, lumina)] = graphs("lumina2", "auto", 0, tmp_path)
@@ -83,8 +83,8 @@ def test_parentheses_mean_the_same_there(tmp_path):
         config = make_config("sd", tmp_path, text={"prompt_weights": weights}, sweep={"prompts": ["a (red:1.2) cat"]})
         base = open_base(config.model, config.text)
         axes = make_axes(config.sweep, (), 0)
-        [shot] = plan_shots(axes, make_renderings(config, base), tmp_path)
-        graph = json.loads(graphs_of(config, base, axes)(shot, None, GuidanceConfig())["prompt"])
+        [cell] = plan_cells(axes, make_renderings(config, base), tmp_path)
+        graph = json.loads(graphs_of(config, base, axes)(cell, None, GuidanceConfig())["prompt"])
         assert graph["cell_positive"]["inputs"]["text"] == said
 
 
@@ -95,13 +95,13 @@ def test_the_pictures_of_a_sweep_carry_it(tmp_path):
         output={"directory": str(tmp_path), "loras": str(loras)},
     )  # fmt: skip
     train(config, SilentHost())
-    base, lora = sweep(config, SilentHost()).shots
-    for shot in (base, lora):
-        with Image.open(shot.image) as image:
+    base, lora = sweep(config, SilentHost()).cells
+    for cell in (base, lora):
+        with Image.open(cell.image) as image:
             graph = json.loads(image.info["prompt"])
-            assert json.loads(image.info["lora_loom"])["id"] == shot.id
+            assert json.loads(image.info["lora_loom"])["id"] == cell.id
         check_links(graph)
-        assert ("cell_lora" in graph) == (shot is lora)
+        assert ("cell_lora" in graph) == (cell is lora)
     loader = graph["cell_lora"]["inputs"]
     assert (loader["strength_model"], loader["strength_clip"]) == (0.7, 0.7)
     assert (loras / loader["lora_name"]).is_file()

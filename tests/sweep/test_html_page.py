@@ -17,13 +17,13 @@ from lora_loom.trainer.sweep import html_page as sheet_page
 from lora_loom.trainer.sweep.html_page import inert, to_csv, to_html
 from lora_loom.trainer.sweep.run import Sheet, write_tables
 from lora_loom.trainer.sweep.strip import arrange
-from tests.sweep.test_strip import sheet, shot
+from tests.sweep.test_strip import cell, sheet
 
 EVIL = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)> & \u2028 @@DATA@@ \"'"
 
 
-def page(shots, title="t", **options):
-    return to_html(arrange(shots, columns=("checkpoint",), rows=("prompt", "seed"), title=title, **options), title)
+def page(cells, title="t", **options):
+    return to_html(arrange(cells, columns=("checkpoint",), rows=("prompt", "seed"), title=title, **options), title)
 
 
 def data_of(text):
@@ -32,23 +32,23 @@ def data_of(text):
 
 
 def test_the_page_holds_every_cell_in_its_place(tmp_path):
-    shots = sheet(tmp_path)
-    data = data_of(page(shots, best={shots[5].id}))
+    cells = sheet(tmp_path)
+    data = data_of(page(cells, best={cells[5].id}))
     [only] = data["pages"]
     assert only["columns"] == ["base", "step 50", "step 100"]
     assert only["rows"][0] == "a cat\nseed 1"
-    for row, cells in zip(only["rows"], only["cells"], strict=True):
-        for column, cell in zip(only["columns"], cells, strict=True):
-            recipe = data["cells"][cell]["recipe"]
+    for row, ids in zip(only["rows"], only["cells"], strict=True):
+        for column, cell_id in zip(only["columns"], ids, strict=True):
+            recipe = data["cells"][cell_id]["recipe"]
             assert recipe["checkpoint"] == column
             assert f"{recipe['prompt']}\nseed {recipe['seed']}" == row
-    assert only["best"] == [shots[5].id]
+    assert only["best"] == [cells[5].id]
 
 
 def test_the_pictures_in_it_are_the_files_bit_for_bit(tmp_path):
-    shots = sheet(tmp_path)
-    data = data_of(page(shots))
-    for one in shots:
+    cells = sheet(tmp_path)
+    data = data_of(page(cells))
+    for one in cells:
         kind, content = data["cells"][one.id]["image"].split(",")
         assert kind == "data:image/png;base64"
         assert base64.b64decode(content) == one.image.read_bytes()
@@ -78,9 +78,9 @@ def test_it_works_offline_and_runs_nothing_but_its_own_script(tmp_path):
 def test_nothing_of_a_sheet_becomes_markup(tmp_path, where):
     values = {"checkpoint": "c", "prompt": "p", "guidance": "g", "title": "t", where: EVIL}
     title = values.pop("title")
-    shots = [shot(tmp_path, values["checkpoint"], values["prompt"], seed, values["guidance"]) for seed in (1, 2)]
-    text = page(shots, title)
-    plain = page([shot(tmp_path, "c", "p", seed, "g") for seed in (1, 2)])
+    cells = [cell(tmp_path, values["checkpoint"], values["prompt"], seed, values["guidance"]) for seed in (1, 2)]
+    text = page(cells, title)
+    plain = page([cell(tmp_path, "c", "p", seed, "g") for seed in (1, 2)])
     assert [tag.lower() for tag in re.findall(r"</?[a-zA-Z!][^\s>]*", text)] == [
         tag.lower() for tag in re.findall(r"</?[a-zA-Z!][^\s>]*", plain)
     ]
@@ -89,7 +89,7 @@ def test_nothing_of_a_sheet_becomes_markup(tmp_path, where):
         assert data["title"] == EVIL
         assert f"<title>{html.escape(EVIL)}</title>" in text
     else:
-        assert all(cell["recipe"][where] == EVIL for cell in data["cells"].values())
+        assert all(cell_id["recipe"][where] == EVIL for cell_id in data["cells"].values())
 
 
 @given(text=st.text(max_size=60))
@@ -99,22 +99,22 @@ def test_inert_json_reads_back_and_has_no_bracket(text):
 
 
 def test_the_table_has_a_line_for_every_cell_and_computes_nothing(tmp_path):
-    shots = [shot(tmp_path, "base", "=1+1", 1, strength=-0.5), shot(tmp_path, "a,b", 'say "x"\nnow', 2)]
-    lines = list(csv.DictReader(io.StringIO(to_csv(shots))))
+    cells = [cell(tmp_path, "base", "=1+1", 1, strength=-0.5), cell(tmp_path, "a,b", 'say "x"\nnow', 2)]
+    lines = list(csv.DictReader(io.StringIO(to_csv(cells))))
     assert [line["prompt"] for line in lines] == ["'=1+1", 'say "x"\nnow']
     assert [line["checkpoint"] for line in lines] == ["base", "a,b"]
     assert [line["strength"] for line in lines] == ["-0.5", "1.0"]
-    assert lines[0]["image"] == shots[0].image.name
+    assert lines[0]["image"] == cells[0].image.name
 
 
 def test_the_files_lie_beside_the_strip(tmp_path):
-    shots = sheet(tmp_path)
+    cells = sheet(tmp_path)
     written = write_tables(
-        Sheet(folder=tmp_path, shots=tuple(shots), rendered=0), columns=("checkpoint",), rows=("seed",), title="t"
+        Sheet(folder=tmp_path, cells=tuple(cells), rendered=0), columns=("checkpoint",), rows=("seed",), title="t"
     )
     assert [path.name for path in written] == ["strip.html", "strip.csv", "strip.json"]
     assert len(data_of(written[0].read_text())["pages"]) == 2
     data = json.loads(written[2].read_text())
-    assert {cell for page in data["pages"] for row in page["cells"] for cell in row} == set(data["cells"])
-    assert {recipe["image"] for recipe in data["cells"].values()} == {one.image.name for one in shots}
+    assert {cell_id for page in data["pages"] for row in page["cells"] for cell_id in row} == set(data["cells"])
+    assert {recipe["image"] for recipe in data["cells"].values()} == {one.image.name for one in cells}
     assert written[1].read_bytes().startswith(b"\xef\xbb\xbfcheckpoint,")

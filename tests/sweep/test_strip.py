@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw
 from lora_loom.trainer.drawing.fonts import font
 from lora_loom.trainer.drawing.text import BEST, wrap
 from lora_loom.trainer.sweep.strip import FRAME, MAX_SIDE, MIN_CELL, arrange, draw, panels, split
-from lora_loom.trainer.types import Shot
+from lora_loom.trainer.types import Cell
 
 
-def shot(tmp_path, checkpoint, prompt="a cat", seed=0, guidance="CFG 4", strength=1.0, size=(64, 64), colour=None):
+def cell(tmp_path, checkpoint, prompt="a cat", seed=0, guidance="CFG 4", strength=1.0, size=(64, 64), colour=None):
     colour = colour or (
         hash((checkpoint, prompt, seed, guidance, strength)) % 256,
         seed * 40 % 256,
@@ -21,7 +21,7 @@ def shot(tmp_path, checkpoint, prompt="a cat", seed=0, guidance="CFG 4", strengt
     path = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
     Image.new("RGB", size, colour).save(path)
     settings = {"sampler": "euler", "scheduler": "normal", "steps": 20, "size": list(size)}
-    return Shot(
+    return Cell(
         id=path.stem,
         image=path,
         checkpoint=checkpoint,
@@ -36,7 +36,7 @@ def shot(tmp_path, checkpoint, prompt="a cat", seed=0, guidance="CFG 4", strengt
 
 def sheet(tmp_path):
     return [
-        shot(tmp_path, checkpoint, prompt, seed, strength=0.0 if checkpoint == "base" else 1.0)
+        cell(tmp_path, checkpoint, prompt, seed, strength=0.0 if checkpoint == "base" else 1.0)
         for checkpoint in ("base", "step 50", "step 100")
         for prompt in ("a cat", "a dog")
         for seed in (1, 2)
@@ -68,8 +68,8 @@ def drawn_words(monkeypatch, grid):
 
 @pytest.mark.parametrize("name", ["meadow", "library", "Toadstool", "W", "fog"])
 def test_a_row_label_that_has_room_is_not_broken(tmp_path, monkeypatch, name):
-    shots = [shot(tmp_path, "base", prompt) for prompt in (name, "x")]
-    [grid] = arrange(shots, columns=("checkpoint",), rows=("prompt",), title="t")
+    cells = [cell(tmp_path, "base", prompt) for prompt in (name, "x")]
+    [grid] = arrange(cells, columns=("checkpoint",), rows=("prompt",), title="t")
     words, _ = drawn_words(monkeypatch, grid)
     assert name in [text for text, _ in words]
 
@@ -77,7 +77,7 @@ def test_a_row_label_that_has_room_is_not_broken(tmp_path, monkeypatch, name):
 def test_a_long_row_label_does_not_run_into_the_next_row(tmp_path, monkeypatch):
     prompts = [f"{word} " + "in a garden full of flowers and birds " * 12 for word in ("alpha", "omega")]
     [grid] = arrange(
-        [shot(tmp_path, "base", prompt) for prompt in prompts], columns=("checkpoint",), rows=("prompt",), title="t"
+        [cell(tmp_path, "base", prompt) for prompt in prompts], columns=("checkpoint",), rows=("prompt",), title="t"
     )
     words, page = drawn_words(monkeypatch, grid)
     starts = [next(y for text, y in words if text.startswith(word)) for word in ("alpha", "omega")]
@@ -96,10 +96,10 @@ def test_axes_left_out_make_pages(tmp_path):
 
 def test_every_cell_is_drawn_in_its_place(tmp_path):
     """Each picture has its own colour; the page must show them in reading order."""
-    shots = [
-        shot(tmp_path, f"step {c}", seed=s, colour=(40 + 60 * c, 60 + 100 * s, 10)) for c in range(3) for s in range(2)
+    cells = [
+        cell(tmp_path, f"step {c}", seed=s, colour=(40 + 60 * c, 60 + 100 * s, 10)) for c in range(3) for s in range(2)
     ]
-    [grid] = arrange(shots, columns=("checkpoint",), rows=("seed",), title="t")
+    [grid] = arrange(cells, columns=("checkpoint",), rows=("seed",), title="t")
     page = np.asarray(draw(grid))
     centres = {}
     for c in range(3):
@@ -113,8 +113,8 @@ def test_every_cell_is_drawn_in_its_place(tmp_path):
 
 
 def test_missing_cells_leave_a_frame(tmp_path):
-    shots = sheet(tmp_path)[:-1]
-    [grid] = arrange(shots, columns=("checkpoint",), rows=("prompt", "seed"), title="t")
+    cells = sheet(tmp_path)[:-1]
+    [grid] = arrange(cells, columns=("checkpoint",), rows=("prompt", "seed"), title="t")
     assert (
         draw(grid).size
         == draw(arrange(sheet(tmp_path), columns=("checkpoint",), rows=("prompt", "seed"), title="t")[0]).size
@@ -122,11 +122,11 @@ def test_missing_cells_leave_a_frame(tmp_path):
 
 
 def test_three_panels(tmp_path):
-    shots = [
-        shot(tmp_path, c, seed=s, guidance=g) for c in ("base", "step 9") for s in (1, 2) for g in ("CFG 4", "APG 4")
+    cells = [
+        cell(tmp_path, c, seed=s, guidance=g) for c in ("base", "step 9") for s in (1, 2) for g in ("CFG 4", "APG 4")
     ]
     titles = {("base", "CFG 4"): "Base", ("step 9", "CFG 4"): "LoRA", ("step 9", "APG 4"): "LoRA + APG"}
-    grid = panels(shots, titles, title="t")
+    grid = panels(cells, titles, title="t")
     assert grid.columns == ("Base", "LoRA", "LoRA + APG")
     assert grid.rows == ("seed 1", "seed 2")
     assert len(grid.cells) == 6
@@ -145,11 +145,11 @@ def test_wrapped_lines_fit_and_lose_nothing(text, width, size):
 
 
 def test_mixed_sizes_fit_the_largest_cell(tmp_path):
-    shots = [
-        shot(tmp_path, "a", size=(64, 128), colour=(250, 0, 0)),
-        shot(tmp_path, "b", size=(128, 64), colour=(0, 0, 250)),
+    cells = [
+        cell(tmp_path, "a", size=(64, 128), colour=(250, 0, 0)),
+        cell(tmp_path, "b", size=(128, 64), colour=(0, 0, 250)),
     ]
-    [grid] = arrange(shots, columns=("checkpoint", "size"), rows=(), title="t")
+    [grid] = arrange(cells, columns=("checkpoint", "size"), rows=(), title="t")
     page = np.asarray(draw(grid))
     red, blue = ((page == colour).all(-1).sum() for colour in ((250, 0, 0), (0, 0, 250)))
     assert red > 0
@@ -157,19 +157,19 @@ def test_mixed_sizes_fit_the_largest_cell(tmp_path):
 
 
 def test_long_titles_and_labels_stay_on_the_page(tmp_path):
-    shots = [
-        shot(tmp_path, "a checkpoint with a very long name " * 3, prompt="a prompt that goes on " * 8, seed=s)
+    cells = [
+        cell(tmp_path, "a checkpoint with a very long name " * 3, prompt="a prompt that goes on " * 8, seed=s)
         for s in (1, 2)
     ]
-    [grid] = arrange(shots, columns=("checkpoint",), rows=("prompt", "seed"), title="a title " * 30)
+    [grid] = arrange(cells, columns=("checkpoint",), rows=("prompt", "seed"), title="a title " * 30)
     page = np.asarray(draw(grid))
     assert (page[:, :8] == 255).all(), "nothing touches the left edge"
     assert (page[:, -8:] == 255).all(), "nothing is cut at the right edge"
 
 
 def test_a_single_strip_has_its_prompt_under_it(tmp_path):
-    shots = [shot(tmp_path, f"step {n}", colour=(9, 9, 250)) for n in range(3)]
-    [grid] = arrange(shots, columns=("checkpoint",), rows=(), title="t")
+    cells = [cell(tmp_path, f"step {n}", colour=(9, 9, 250)) for n in range(3)]
+    [grid] = arrange(cells, columns=("checkpoint",), rows=(), title="t")
     assert grid.caption == "a cat"
     assert "a cat" not in grid.legend
     page = np.asarray(draw(grid))
@@ -178,8 +178,8 @@ def test_a_single_strip_has_its_prompt_under_it(tmp_path):
 
 
 def test_the_best_cell_is_framed(tmp_path):
-    shots = [shot(tmp_path, f"step {n}", colour=(9, 9, 250)) for n in range(3)]
-    [grid] = arrange(shots, columns=("checkpoint",), rows=(), title="t", best={shots[1].id})
+    cells = [cell(tmp_path, f"step {n}", colour=(9, 9, 250)) for n in range(3)]
+    [grid] = arrange(cells, columns=("checkpoint",), rows=(), title="t", best={cells[1].id})
     assert "framed: recommended by the scores" in grid.legend
     frame = np.argwhere((np.asarray(draw(grid)) == BEST).all(-1))
     middle = (np.asarray(draw(grid)) == (9, 9, 250)).all(-1)
@@ -192,17 +192,17 @@ def test_the_best_cell_is_framed(tmp_path):
 def test_wide_and_tall_pages_are_split_and_keep_their_cells(tmp_path, count, rows, pages):
     path = tmp_path / "one.png"
     Image.new("RGB", (640, 640), (1, 2, 3)).save(path)
-    first = shot(tmp_path, "x")
-    shots = [
-        Shot(**{**vars(first), "id": f"{c}-{s}", "checkpoint": f"step {c}", "seed": s, "image": path})
+    first = cell(tmp_path, "x")
+    cells = [
+        Cell(**{**vars(first), "id": f"{c}-{s}", "checkpoint": f"step {c}", "seed": s, "image": path})
         for c in range(count)
         for s in range(rows)
     ]
-    [grid] = arrange(shots, columns=("checkpoint",), rows=("seed",), title="t")
+    [grid] = arrange(cells, columns=("checkpoint",), rows=("seed",), title="t")
     parts = split(grid)
     assert len(parts) == pages
     assert sorted(place for part in parts for place in part.cells) == sorted(grid.cells)
-    assert sum(len(part.shots) for part in parts) == count * rows
+    assert sum(len(part.cells) for part in parts) == count * rows
     for part in parts:
         size = draw(part).size
         assert max(size) <= MAX_SIDE

@@ -15,21 +15,30 @@ from lora_loom.trainer.errors import ConfigError, ModelFileError, RunError
 from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.sweep.cells import (
     Axes,
-    LoraFile,
     Rendering,
+    SweptLora,
     count_cells,
-    plan_shots,
+    plan_cells,
     sheet_from_dict,
     sheet_to_dict,
 )
-from lora_loom.trainer.sweep.run import Asking, check_count, expanded, load_sheet, lora_label, sweep, vary, write_strips
+from lora_loom.trainer.sweep.run import (
+    LargeSweepPrompt,
+    check_count,
+    expanded,
+    load_sheet,
+    lora_label,
+    sweep,
+    vary,
+    write_strips,
+)
 from tests.conftest import FAMILIES, SilentHost, make_config
 
 RENDERING = Rendering(size=(64, 64), steps=2, sampler="euler", scheduler="normal", model="m")
 
 
 def axes(tmp_path, **changes):
-    loras = tuple(LoraFile(label=f"step {n}", digest=f"d{n}", path=tmp_path / f"{n}.safetensors") for n in (1, 2))
+    loras = tuple(SweptLora(label=f"step {n}", digest=f"d{n}", path=tmp_path / f"{n}.safetensors") for n in (1, 2))
     values = {
         "loras": loras,
         "base": True,
@@ -43,11 +52,11 @@ def axes(tmp_path, **changes):
 
 
 def test_base_comes_once_and_first(tmp_path):
-    shots = plan_shots(axes(tmp_path, strengths=(0.5, 1.0)), [RENDERING], tmp_path)
-    assert len(shots) == (1 + 2 * 2) * 2 * 2
-    assert [shot.checkpoint for shot in shots[:4]] == ["base"] * 4
-    assert all(shot.strength == 0 for shot in shots[:4])
-    assert len({shot.id for shot in shots}) == len(shots)
+    cells = plan_cells(axes(tmp_path, strengths=(0.5, 1.0)), [RENDERING], tmp_path)
+    assert len(cells) == (1 + 2 * 2) * 2 * 2
+    assert [cell.checkpoint for cell in cells[:4]] == ["base"] * 4
+    assert all(cell.strength == 0 for cell in cells[:4])
+    assert len({cell.id for cell in cells}) == len(cells)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +65,8 @@ def test_base_comes_once_and_first(tmp_path):
     ids=str,
 )
 def test_ids_follow_what_makes_a_cell(tmp_path, change):
-    before = {shot.id for shot in plan_shots(axes(tmp_path), [RENDERING], tmp_path)}
-    after = {shot.id for shot in plan_shots(axes(tmp_path, **change), [RENDERING], tmp_path)}
+    before = {cell.id for cell in plan_cells(axes(tmp_path), [RENDERING], tmp_path)}
+    after = {cell.id for cell in plan_cells(axes(tmp_path, **change), [RENDERING], tmp_path)}
     assert before != after
     for other in (
         replace(RENDERING, steps=3),
@@ -65,20 +74,20 @@ def test_ids_follow_what_makes_a_cell(tmp_path, change):
         replace(RENDERING, model="n"),
         replace(RENDERING, sampler="heun"),
     ):
-        assert before.isdisjoint(shot.id for shot in plan_shots(axes(tmp_path), [other], tmp_path))
+        assert before.isdisjoint(cell.id for cell in plan_cells(axes(tmp_path), [other], tmp_path))
 
 
 def test_ids_do_not_follow_names_and_labels(tmp_path):
     renamed = axes(tmp_path, loras=tuple(replace(lora, label="x" + lora.label, path=tmp_path / "y") for lora in axes(tmp_path).loras),
                    guidance=(GuidanceConfig(label="mine"),))  # fmt: skip
-    assert [s.id for s in plan_shots(axes(tmp_path), [RENDERING], tmp_path)] == [
-        s.id for s in plan_shots(renamed, [RENDERING], tmp_path)
+    assert [s.id for s in plan_cells(axes(tmp_path), [RENDERING], tmp_path)] == [
+        s.id for s in plan_cells(renamed, [RENDERING], tmp_path)
     ]
 
 
 def test_a_new_seed_only_adds_cells(tmp_path):
-    few = {shot.id for shot in plan_shots(axes(tmp_path), [RENDERING], tmp_path)}
-    many = {shot.id for shot in plan_shots(axes(tmp_path, seeds=(0, 1, 2)), [RENDERING], tmp_path)}
+    few = {cell.id for cell in plan_cells(axes(tmp_path), [RENDERING], tmp_path)}
+    many = {cell.id for cell in plan_cells(axes(tmp_path, seeds=(0, 1, 2)), [RENDERING], tmp_path)}
     assert few < many
 
 
@@ -96,9 +105,9 @@ def test_more_values_on_any_axis_only_add_cells(before, after):
             samplers="",
         )
         chosen = axes(folder, prompts=tuple("abc"[:prompts]), seeds=tuple(range(seeds)))
-        shots = plan_shots(chosen, renderings, folder)
-        assert len(shots) == count_cells(chosen, renderings) == len({shot.id for shot in shots})
-        return {shot.id for shot in shots}
+        cells = plan_cells(chosen, renderings, folder)
+        assert len(cells) == count_cells(chosen, renderings) == len({cell.id for cell in cells})
+        return {cell.id for cell in cells}
 
     more = [max(pair) for pair in zip(before, after, strict=True)]
     assert ids(*before) <= ids(*more)
@@ -106,8 +115,8 @@ def test_more_values_on_any_axis_only_add_cells(before, after):
 
 def test_a_cell_keeps_the_id_it_had_before_there_were_other_axes(tmp_path):
     """Written down once: whoever changes it makes everybody render everything anew."""
-    shots = plan_shots(axes(tmp_path), [RENDERING], tmp_path)
-    assert shots[0].id == "4e81a550165d1521dcb486a6a8f23bc9"
+    cells = plan_cells(axes(tmp_path), [RENDERING], tmp_path)
+    assert cells[0].id == "4e81a550165d1521dcb486a6a8f23bc9"
 
 
 def test_an_immense_sweep_is_refused_before_it_is_planned(tmp_path):
@@ -120,7 +129,7 @@ def test_a_large_sweep_asks_with_a_time_after_two_cells():
     asked = []
 
     def asking(answer):
-        return Asking(cells=1001, limit=1000, confirm=lambda text: asked.append(text) or answer)
+        return LargeSweepPrompt(cells=1001, limit=1000, confirm=lambda text: asked.append(text) or answer)
 
     going = asking(True)
     for _ in range(4):
@@ -131,15 +140,15 @@ def test_a_large_sweep_asks_with_a_time_after_two_cells():
     stopped.rendered()
     with pytest.raises(ConfigError, match="more than sweep.max_cells = 1000"):
         stopped.rendered()
-    small = Asking(cells=1000, limit=1000, confirm=lambda text: pytest.fail("asked"))
+    small = LargeSweepPrompt(cells=1000, limit=1000, confirm=lambda text: pytest.fail("asked"))
     for _ in range(3):
         small.rendered()
 
 
 def test_sheets_survive_json(tmp_path):
-    shots = plan_shots(axes(tmp_path), [RENDERING], tmp_path)
-    restored = sheet_from_dict(json.loads(json.dumps(sheet_to_dict(shots))), tmp_path)
-    assert [(s.id, s.image, s.prompt) for s in restored] == [(s.id, s.image, s.prompt) for s in shots]
+    cells = plan_cells(axes(tmp_path), [RENDERING], tmp_path)
+    restored = sheet_from_dict(json.loads(json.dumps(sheet_to_dict(cells))), tmp_path)
+    assert [(s.id, s.image, s.prompt) for s in restored] == [(s.id, s.image, s.prompt) for s in cells]
 
 
 SWEEP = {"prompts": ["a red circle"], "seeds": "0,1", "steps": 2, "guidance": [{"scale": 2.0}]}
@@ -162,21 +171,21 @@ def finished(request, tmp_path_factory):
 def test_a_run_becomes_a_sheet(finished):
     sheet = sweep(finished, SilentHost())
     assert sheet.rendered == 6
-    assert [shot.checkpoint for shot in sheet.shots] == ["base"] * 2 + ["step 2"] * 2 + ["step 4"] * 2
+    assert [cell.checkpoint for cell in sheet.cells] == ["base"] * 2 + ["step 2"] * 2 + ["step 4"] * 2
     pixels = {}
-    for shot in sheet.shots:
-        with Image.open(shot.image) as image:
+    for cell in sheet.cells:
+        with Image.open(cell.image) as image:
             assert image.size == (64, 64)
             recipe = json.loads(image.info["lora_loom"])
-            pixels[shot.checkpoint, shot.seed] = image.tobytes()
-        assert (recipe["prompt"], recipe["seed"], recipe["id"]) == (shot.prompt, shot.seed, shot.id)
+            pixels[cell.checkpoint, cell.seed] = image.tobytes()
+        assert (recipe["prompt"], recipe["seed"], recipe["id"]) == (cell.prompt, cell.seed, cell.id)
     assert len(set(pixels.values())) == 6, "every checkpoint and seed gives another picture"
 
 
 def test_a_second_sweep_renders_nothing_and_a_lost_cell_comes_back_equal(finished, monkeypatch):
     sheet = sweep(finished, SilentHost())
     assert sheet.rendered == 0
-    lost = sheet.shots[3].image
+    lost = sheet.cells[3].image
     before = Image.open(lost).tobytes()
     lost.unlink()
     again = sweep(finished, SilentHost())
@@ -189,10 +198,10 @@ def test_a_second_sweep_renders_nothing_and_a_lost_cell_comes_back_equal(finishe
 def test_the_base_is_bit_identical_after_a_sweep(finished):
     """Cells rendered after others equal cells rendered alone: nothing of a LoRA stays behind."""
     sheet = sweep(finished, SilentHost())
-    base = next(shot for shot in sheet.shots if shot.checkpoint == "base")
+    base = next(cell for cell in sheet.cells if cell.checkpoint == "base")
     before = Image.open(base.image).tobytes()
-    for shot in sheet.shots:
-        shot.image.unlink()
+    for cell in sheet.cells:
+        cell.image.unlink()
     config = replace(finished, sweep=replace(finished.sweep, strengths="0.5,1"))
     sweep(config, SilentHost())
     assert Image.open(base.image).tobytes() == before
@@ -208,12 +217,12 @@ def test_sizes_steps_and_samplers_are_axes(finished):
         sweep=replace(few, base=False, sizes="64x64, 128x64", step_counts="1,2", samplers="euler/normal, heun/karras"),
     )
     sheet = sweep(config, SilentHost())
-    assert (len(sheet.shots), sheet.rendered) == (2 * 8, 2 * 7)
-    sizes = {tuple(shot.settings["size"]) for shot in sheet.shots}
+    assert (len(sheet.cells), sheet.rendered) == (2 * 8, 2 * 7)
+    sizes = {tuple(cell.settings["size"]) for cell in sheet.cells}
     assert sizes == {(64, 64), (128, 64)}
-    for shot in sheet.shots:
-        with Image.open(shot.image) as image:
-            assert image.size == tuple(shot.settings["size"])
+    for cell in sheet.cells:
+        with Image.open(cell.image) as image:
+            assert image.size == tuple(cell.settings["size"])
     pages = write_strips(sheet, columns=("steps",), rows=("sampler",), title="t", name="axes")
     assert len(pages) == 2 * 2, "checkpoints and sizes"
     sweep(finished, SilentHost())
@@ -253,10 +262,10 @@ def test_strengths_and_other_files(tmp_path, finished):
     loras = sorted((run_folder(finished).path / "loras").glob("run-*"))
     config = replace(finished, sweep=replace(finished.sweep, strengths="0-1 [2]", seeds="0", base=False))
     sheet = sweep(config, SilentHost(), loras[:1])
-    assert [shot.strength for shot in sheet.shots] == [0.0, 1.0]
+    assert [cell.strength for cell in sheet.cells] == [0.0, 1.0]
     plain = sweep(finished, SilentHost())
-    base = next(shot for shot in plain.shots if shot.checkpoint == "base" and shot.seed == 0)
-    assert Image.open(sheet.shots[0].image).tobytes() == Image.open(base.image).tobytes(), "strength 0 is the base"
+    base = next(cell for cell in plain.cells if cell.checkpoint == "base" and cell.seed == 0)
+    assert Image.open(sheet.cells[0].image).tobytes() == Image.open(base.image).tobytes(), "strength 0 is the base"
 
 
 def test_folders_and_patterns_are_expanded(tmp_path):

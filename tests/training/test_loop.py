@@ -11,10 +11,11 @@ from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching
 from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
 from lora_loom.trainer.errors import DivergedError
 from lora_loom.trainer.lora.adapter import inject
+from lora_loom.trainer.seeding import StepKey
 from lora_loom.trainer.training.held_out import HeldOut, held_out_loss
 from lora_loom.trainer.training.loop import Average, LoopSettings, Training, fit
 from lora_loom.trainer.training.optim import make_optimizer
-from lora_loom.trainer.training.step import LossSettings, Place, draw, sample_loss, train_step
+from lora_loom.trainer.training.step import LossSettings, draw, sample_loss, train_step
 from lora_loom.trainer.types import Batch
 
 LOSS = LossSettings(noise_levels=NoiseLevels(law=Uniform()))
@@ -110,7 +111,7 @@ def test_accumulation_is_the_mean_over_all_samples():
         parameter.data += 0.1
     batches = ToyBatches()
     total = (
-        sum(train_step(denoiser, batches.at(2 + i), LOSS, Place(seed=0, step=1, micro_batch=i)).sum() for i in (0, 1))
+        sum(train_step(denoiser, batches.at(2 + i), LOSS, StepKey(seed=0, step=1, micro_batch=i)).sum() for i in (0, 1))
         / 3
     )
     total.backward()
@@ -124,7 +125,7 @@ def test_accumulation_is_the_mean_over_all_samples():
 
 def test_sample_weights_scale_the_loss():
     denoiser, batch = ToyDenoiser(), ToyBatches().at(0)
-    place = Place(seed=0, step=0, micro_batch=0)
+    place = StepKey(seed=0, step=0, micro_batch=0)
     plain = train_step(denoiser, batch, LOSS, place)
     weighted = Batch(**{**batch.__dict__, "weight_B": torch.tensor([0.5, 2.0])})
     assert torch.allclose(train_step(denoiser, weighted, LOSS, place), plain * torch.tensor([0.5, 2.0]))
@@ -136,7 +137,7 @@ def taught(flags, batch=None):
 
 def test_samples_taught_by_the_base_cost_what_the_adapter_changed():
     """Nothing at the start; later the squared difference of what network and base predict. The others learn as ever."""
-    denoiser, place = ToyDenoiser(), Place(seed=0, step=0, micro_batch=0)
+    denoiser, place = ToyDenoiser(), StepKey(seed=0, step=0, micro_batch=0)
     state, batch = training(denoiser), taught([True, False])
     off = state.adapter.disabled
     plain = train_step(denoiser, ToyBatches().at(0), LOSS, place)
@@ -177,17 +178,17 @@ def test_the_base_as_teacher_draws_the_adapter_back(kind):
 
 def test_noise_and_levels_are_functions_of_place_and_slot():
     denoiser, batch = ToyDenoiser(), ToyBatches().at(0)
-    noise, sigma = draw(denoiser, batch, LOSS, Place(seed=0, step=3, micro_batch=1))
-    again, _ = draw(denoiser, batch, LOSS, Place(seed=0, step=3, micro_batch=1))
+    noise, sigma = draw(denoiser, batch, LOSS, StepKey(seed=0, step=3, micro_batch=1))
+    again, _ = draw(denoiser, batch, LOSS, StepKey(seed=0, step=3, micro_batch=1))
     assert torch.equal(noise, again)
     assert not torch.equal(noise[0], noise[1])
     assert sigma[0] != sigma[1]
     single = Batch(**{**batch.__dict__, "latents_BCHW": batch.latents_BCHW[:1]})
-    assert torch.equal(draw(denoiser, single, LOSS, Place(seed=0, step=3, micro_batch=1))[0][0], noise[0])
+    assert torch.equal(draw(denoiser, single, LOSS, StepKey(seed=0, step=3, micro_batch=1))[0][0], noise[0])
     for other in (
-        Place(seed=1, step=3, micro_batch=1),
-        Place(seed=0, step=4, micro_batch=1),
-        Place(seed=0, step=3, micro_batch=0),
+        StepKey(seed=1, step=3, micro_batch=1),
+        StepKey(seed=0, step=4, micro_batch=1),
+        StepKey(seed=0, step=3, micro_batch=0),
     ):
         assert not torch.equal(draw(denoiser, batch, LOSS, other)[0], noise)
 

@@ -49,7 +49,7 @@ def finished(request, tmp_path_factory):
 
 def test_the_file_holds_both_under_the_hosts_names(finished):
     made, outcome, _ = finished
-    assert outcome.disagreement < 1e-4
+    assert outcome.max_relative_error < 1e-4
     tensors = load_file(outcome.lora)
     texts = {key.split(".")[0] for key in tensors if is_text_encoder(key)}
     assert texts
@@ -93,11 +93,11 @@ def test_a_sweep_reads_the_prompts_through_the_trained_encoders(finished, tmp_pa
     save_file(network_only, tmp_path / "network.safetensors")
     save_file(text_only, tmp_path / "text.safetensors")
     files = [outcome.lora, tmp_path / "network.safetensors", tmp_path / "text.safetensors"]
-    shots = sweep(made, SilentHost(), files).shots
+    cells = sweep(made, SilentHost(), files).cells
     pictures = {}
-    for shot in shots:
-        with Image.open(shot.image) as image:
-            pictures[shot.checkpoint] = np.asarray(image, dtype=int)
+    for cell in cells:
+        with Image.open(cell.image) as image:
+            pictures[cell.checkpoint] = np.asarray(image, dtype=int)
     assert len(pictures) == 4
     values = list(pictures.values())
     assert all(np.abs(a - b).max() > 0 for i, a in enumerate(values) for b in values[:i])
@@ -170,7 +170,7 @@ def test_diffusers_loads_what_is_written_for_it(family, tmp_path):
     made = config(family, tmp_path, rate=0.1, output={"directory": str(tmp_path), "dtype": "float32", "format": "diffusers"},
                   training={"steps": 2, "save_every": 2}, sweep={"prompts": ["a cat"], "steps": 1})  # fmt: skip
     outcome = train(made, SilentHost())
-    assert outcome.disagreement < 1e-4
+    assert outcome.max_relative_error < 1e-4
     pipeline = pipeline_of(family)
     pipeline.load_lora_weights(str(outcome.lora.parent), weight_name=outcome.lora.name)
     convert(outcome.lora, tmp_path / "native.safetensors", "native", family)
@@ -186,7 +186,7 @@ def test_diffusers_loads_what_is_written_for_it(family, tmp_path):
             assert torch.allclose(layer.get_delta_weight(layer.active_adapters[0]), change, atol=1e-6), key
             seen += 1
     assert seen == len({key.split(".")[0] for key in native if is_text_encoder(key)}) > 4
-    base, tuned = sweep(made, SilentHost(), [outcome.lora]).shots
+    base, tuned = sweep(made, SilentHost(), [outcome.lora]).cells
     assert base.image.read_bytes() != tuned.image.read_bytes()
 
 

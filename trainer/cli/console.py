@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ..eta import Pace, duration
+from ..eta import Eta, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ class JsonHost:
 
     def __init__(self, stop: StopSignal | None = None, folder: "RunFolder | None" = None) -> None:
         self.stop, self.folder = stop, folder
-        self.pace = Pace()
+        self.pace = Eta()
 
     def _seconds_left(self, name: str, done: int, total: int) -> dict[str, float]:
         left = self.pace.left(name, done, total)

@@ -40,7 +40,7 @@ def train(
         "state": outcome.state,
         "step": outcome.step,
         "lora": str(outcome.lora),
-        "disagreement": outcome.disagreement,
+        "max_relative_error": outcome.max_relative_error,
         "best": outcome.best,
     }
     report(as_json, f"{outcome.state} at step {outcome.step}: {outcome.lora}", **values)
@@ -75,7 +75,7 @@ def sweep(
         }
         strips, tables = write_strips(sheet, **layout), write_tables(sheet, **layout)
     shown = [str(path) for path in strips]
-    report(as_json, f"{sheet.rendered} cells rendered; {', '.join(map(str, [*strips, *tables]))}", cells=len(sheet.shots), rendered=sheet.rendered, strips=shown, tables=[str(path) for path in tables])  # fmt: skip
+    report(as_json, f"{sheet.rendered} cells rendered; {', '.join(map(str, [*strips, *tables]))}", cells=len(sheet.cells), rendered=sheet.rendered, strips=shown, tables=[str(path) for path in tables])  # fmt: skip
 
 
 @app.command()

@@ -63,7 +63,7 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def refuse_idle_options(config: TrainConfig) -> None:
+def refuse_unused_options(config: TrainConfig) -> None:
     """Raise ConfigError naming every option that is set and would have no effect."""
     problems = [
         f"{place}.{name} = {getattr(section, name)!r} would do nothing: {reason}; leave it out, or change that"

@@ -22,7 +22,7 @@ from .cache.online import Items
 from .sets.captions import caption_at
 
 Normalise = Callable[[torch.Tensor], torch.Tensor]
-Condition = Callable[[Sequence["Pick"]], Conditioning]
+Condition = Callable[[Sequence["PickedExample"]], Conditioning]
 
 
 class Visit(NamedTuple):
@@ -78,7 +78,7 @@ def make_plan(examples: Sequence[Example], batch_size: int, seed: int) -> Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick:
+class PickedExample:
     """One sample of a batch: how the image is seen, and with which caption."""
 
     view: View
@@ -113,7 +113,7 @@ class CachedBatches:
     def at(self, position: int) -> Batch:
         return self.collate([self.pick(visit) for visit in self.plan.at(position)])
 
-    def pick(self, visit: Visit) -> Pick:
+    def pick(self, visit: Visit) -> PickedExample:
         """A function of the seed, the epoch, and the example: its content, its size, and which of its repeats it is."""
         example, ways = self.examples[visit.number], self._views[visit.number]
         width, height = example.geometry.target
@@ -121,9 +121,9 @@ class CachedBatches:
         view, latent = ways[int(uniform(*key, "flip") * len(ways))]
         dropped = uniform(*key, "caption dropout") < example.caption_dropout
         caption = "" if dropped else caption_at(example, *key)
-        return Pick(view=view, key=latent, caption=caption)
+        return PickedExample(view=view, key=latent, caption=caption)
 
-    def collate(self, picks: Sequence[Pick]) -> Batch:
+    def collate(self, picks: Sequence[PickedExample]) -> Batch:
         """A batch of given samples, on the device."""
         items = [self.cache.get(pick.key) for pick in picks]
         return Batch(
@@ -138,7 +138,7 @@ class CachedBatches:
     def single(self, number: int) -> Batch:
         """Example `number` alone, upright, with its first caption."""
         view, latent = self._views[number][0]
-        return self.collate([Pick(view=view, key=latent, caption=view.example.captions[0])])
+        return self.collate([PickedExample(view=view, key=latent, caption=view.example.captions[0])])
 
 
 class Singles(Sequence[Batch]):
@@ -156,7 +156,7 @@ class Singles(Sequence[Batch]):
         return self.batches.single(range(len(self))[number])
 
 
-def _by_base(picks: Sequence[Pick], device: torch.device) -> torch.Tensor | None:
+def _by_base(picks: Sequence[PickedExample], device: torch.device) -> torch.Tensor | None:
     flags = [pick.view.example.teacher == "base" for pick in picks]
     return torch.tensor(flags, device=device) if any(flags) else None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..types import Batch
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     def size(self, position: int) -> int: ...
 
     def at(self, position: int) -> Batch: ...
@@ -25,7 +25,7 @@ class Prefetched:
     """Batches of a source, the following ones read in the background. A context manager: leaving it ends the threads."""
 
     def __init__(
-        self, source: Source, device: torch.device, *, ahead: int = 1, stride: int = 1, workers: int = 1
+        self, source: BatchSource, device: torch.device, *, ahead: int = 1, stride: int = 1, workers: int = 1
     ) -> None:
         """`stride`: after position p this process needs p + stride. `ahead` = 0 reads each batch when it is asked for."""
         self.source, self.ahead, self.stride = source, ahead, stride

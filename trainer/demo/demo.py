@@ -18,7 +18,7 @@ from ..score.report import verdict
 from ..score.run import score_sheet
 from ..sweep.run import Sheet, sweep, write_grid, write_strips
 from ..sweep.strip import panels
-from ..types import Shot
+from ..types import Cell
 from .concept import mean_score
 from .scenes import BACKGROUNDS, CONCEPT, ConceptScene, Scene, random_concept_scene, random_scene
 
@@ -189,11 +189,11 @@ def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 
     scored = score_sheet(sweep(config, host).folder, host, config=config, triggers=[CONCEPT])
     sheet = scored.sheet
     strips = write_strips(sheet, columns=("checkpoint",), rows=("prompt", "seed"), title="LoRA Loom demo")
-    last = sheet.shots[-1].checkpoint
+    last = sheet.cells[-1].checkpoint
     titles = {("base", "CFG 4"): "Base", (last, "CFG 4"): "LoRA", (last, "APG 4"): "LoRA + APG"}
-    panel = write_grid(panels(sheet.shots, titles, title="Base, LoRA, LoRA with APG"), sheet.folder / "panels.png")
+    panel = write_grid(panels(sheet.cells, titles, title="Base, LoRA, LoRA with APG"), sheet.folder / "panels.png")
     losses = {line["step"]: line["held_out"] for line in run_folder(config).read_metrics() if "held_out" in line}
-    scores = {name: mean_score([shot.image for shot in shots]) for name, shots in _by_checkpoint(sheet)}
+    scores = {name: mean_score([cell.image for cell in cells]) for name, cells in _by_checkpoint(sheet)}
     return Lesson(losses=losses, scores=scores, strips=(*strips, panel), verdict=verdict(scored.score))
 
 
@@ -208,7 +208,7 @@ def _to_text(lesson: Lesson) -> str:
     return "\n".join([*lines, lesson.verdict, *(f"strip: {path}" for path in lesson.strips)])
 
 
-def _by_checkpoint(sheet: Sheet) -> Iterator[tuple[str, list[Shot]]]:
+def _by_checkpoint(sheet: Sheet) -> Iterator[tuple[str, list[Cell]]]:
     """(checkpoint, its cells with plain CFG), base first."""
-    for name in dict.fromkeys(shot.checkpoint for shot in sheet.shots):
-        yield name, [shot for shot in sheet.shots if shot.checkpoint == name and shot.guidance.startswith("CFG")]
+    for name in dict.fromkeys(cell.checkpoint for cell in sheet.cells):
+        yield name, [cell for cell in sheet.cells if cell.checkpoint == name and cell.guidance.startswith("CFG")]

@@ -27,12 +27,12 @@ from .common.encoders import (
     require_parts,
 )
 from .common.family import (
-    DEFAULT_READING,
+    DEFAULT_PROMPT_ENCODING,
     DiffusersDenoiser,
     Encoders,
     LatentSpace,
     Loading,
-    Reading,
+    PromptEncoding,
     Text,
     Tiny,
     Variant,
@@ -256,7 +256,7 @@ class Flux:
         return ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 
     def load_encoders(
-        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+        self, source: Source, variant: str, loading: Loading, reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
     ) -> Encoders:
         from transformers import CLIPTextModel, T5EncoderModel
 

@@ -17,12 +17,12 @@ from ..errors import ModelFileError
 from ..types import Conditioning, Geometry, Shapes
 from .common.encoders import KlCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
 from .common.family import (
-    DEFAULT_READING,
+    DEFAULT_PROMPT_ENCODING,
     DiffusersDenoiser,
     Encoders,
     LatentSpace,
     Loading,
-    Reading,
+    PromptEncoding,
     Text,
     Tiny,
     Variant,
@@ -238,7 +238,7 @@ class Lumina2:
         return ("text_encoder", "tokenizer", "vae")
 
     def load_encoders(
-        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+        self, source: Source, variant: str, loading: Loading, reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
     ) -> Encoders:
         from transformers import Gemma2Model
 

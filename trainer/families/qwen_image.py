@@ -22,12 +22,12 @@ from ..errors import ModelFileError
 from ..types import Conditioning, Geometry, Shapes, references_in
 from .common.encoders import FrameCodec, load_codec, load_network, load_tokenizer, require_parts
 from .common.family import (
-    DEFAULT_READING,
+    DEFAULT_PROMPT_ENCODING,
     DiffusersDenoiser,
     Encoders,
     LatentSpace,
     Loading,
-    Reading,
+    PromptEncoding,
     Text,
     Tiny,
     Variant,
@@ -217,7 +217,7 @@ class QwenImage:
         return ("text_encoder", "tokenizer", "vae")
 
     def load_encoders(
-        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+        self, source: Source, variant: str, loading: Loading, reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
     ) -> Encoders:
         from transformers import Qwen2_5_VLForConditionalGeneration
 

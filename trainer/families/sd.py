@@ -21,11 +21,11 @@ from .common.encoders import (
     require_parts,
 )
 from .common.family import (
-    DEFAULT_READING,
+    DEFAULT_PROMPT_ENCODING,
     Encoders,
     LatentSpace,
     Loading,
-    Reading,
+    PromptEncoding,
     Text,
     Tiny,
     Variant,
@@ -133,7 +133,7 @@ class SD:
         return ("text_encoder", "tokenizer", "vae")
 
     def load_encoders(
-        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+        self, source: Source, variant: str, loading: Loading, reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
     ) -> Encoders:
         from transformers import CLIPTextModel
 

@@ -28,12 +28,12 @@ from .common.encoders import (
     side_by_side,
 )
 from .common.family import (
-    DEFAULT_READING,
+    DEFAULT_PROMPT_ENCODING,
     DiffusersDenoiser,
     Encoders,
     LatentSpace,
     Loading,
-    Reading,
+    PromptEncoding,
     Text,
     Tiny,
     Variant,
@@ -263,7 +263,7 @@ class SD3:
         return (*(f"{kind}{s}" for s in [*clips, *t5] for kind in ("text_encoder", "tokenizer")), "vae")
 
     def load_encoders(
-        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+        self, source: Source, variant: str, loading: Loading, reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
     ) -> Encoders:
         from transformers import CLIPTextModelWithProjection, T5EncoderModel
 

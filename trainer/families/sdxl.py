@@ -21,11 +21,11 @@ from .common.encoders import (
     side_by_side,
 )
 from .common.family import (
-    DEFAULT_READING,
+    DEFAULT_PROMPT_ENCODING,
     Encoders,
     LatentSpace,
     Loading,
-    Reading,
+    PromptEncoding,
     Text,
     Tiny,
     Variant,
@@ -144,7 +144,7 @@ class SDXL:
         return ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 
     def load_encoders(
-        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+        self, source: Source, variant: str, loading: Loading, reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
     ) -> Encoders:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 

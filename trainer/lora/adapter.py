@@ -18,20 +18,11 @@ from torch import Tensor, nn
 
 from ..config.run import NetworkConfig
 from ..errors import ConfigError
-from ..seeding import generator
+from ..seeding import StepKey, generator
 from ..weights.frozen import dense
 
 NAME = "default"
 """PEFT's name of the one adapter."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """Where in the run a dropout mask is drawn."""
-
-    seed: int
-    step: int
-    micro_batch: int
 
 
 class SeededDropout(nn.Module):
@@ -40,7 +31,7 @@ class SeededDropout(nn.Module):
     def __init__(self, probability: float, path: str) -> None:
         super().__init__()
         self.probability, self.path = probability, path
-        self.draw: Draw | None = None
+        self.draw: StepKey | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.draw is None:
@@ -73,7 +64,7 @@ class Adapter:
         """{"module path|tensor": parameter}, in a fixed order."""
         return self._parameters
 
-    def set_draw(self, draw: Draw | None) -> None:
+    def set_draw(self, draw: StepKey | None) -> None:
         """Switch dropout on for one forward and backward pass, or off."""
         for dropout in self._dropouts:
             dropout.draw = draw

@@ -203,7 +203,7 @@ DORA_FLOOR = 1e-3
 """DoRA's change is a small difference of large numbers: below this share of |W|, rounding of its fp32 gain shows."""
 
 
-def written_out(tensors: Mapping[str, Tensor]) -> Change:
+def reference_arithmetic(tensors: Mapping[str, Tensor]) -> Change:
     """The host's arithmetic as `host_formula` writes it out."""
     modules, unknown = group_by_module(tensors)
     if unknown:
@@ -218,12 +218,12 @@ def written_out(tensors: Mapping[str, Tensor]) -> Change:
 
 
 @torch.no_grad()
-def worst_disagreement(
+def max_relative_error(
     adapter: Adapter,
     file_key: FileKey,
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Tensor] | None = None,
-    arithmetic: Arithmetic = written_out,
+    arithmetic: Arithmetic = reference_arithmetic,
 ) -> tuple[float, str]:
     """Largest |dW_host - dW_trained| / |dW_trained| over the modules, in float64, and the module where it is.
 

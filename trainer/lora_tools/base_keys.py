@@ -13,17 +13,17 @@ from ..families.common.lora_names import NATIVE_PREFIXES, LoraNames, is_text_enc
 from ..storage.tensor_file import TensorFile
 from ..types import Shapes
 from .inspect import input_width, modules_of
-from .merge_base import Place
+from .merge_base import WeightSlice
 from .text_encoder_keys import text_parts
 
 WEIGHT = ".weight"
 
 
-Found = dict[str, tuple[Place, ...]]
+KeyMatch = dict[str, tuple[WeightSlice, ...]]
 """{path or module key: where its weight is}, as merge_base.Places."""
 
 
-def places(base: Base) -> Found:
+def places(base: Base) -> KeyMatch:
     """{module key of a LoRA file: where its weight is}. Only headers are read."""
     spellings = [(base.family.lora_names.prefixes, diffusers_places(base)), (NATIVE_PREFIXES, native_places(base))]
     return {
@@ -34,7 +34,7 @@ def places(base: Base) -> Found:
     }
 
 
-def own_places(base: Base) -> Found:
+def own_places(base: Base) -> KeyMatch:
     """The same under the one name that this project writes."""
     names = base.family.lora_names
     prefix, found = (names.prefixes[0], diffusers_places(base)) if names.prefixes else (NATIVE_PREFIXES[0], native_places(base))  # fmt: skip
@@ -42,14 +42,14 @@ def own_places(base: Base) -> Found:
     return {key: place for key, place in spelled.items() if names.matches(key)}
 
 
-def native_places(base: Base) -> Found:
+def native_places(base: Base) -> KeyMatch:
     """{original path: where its weight is}; in a diffusers folder a fused module lies in several tensors."""
     shapes = base.source.shapes
     if not base.source.is_diffusers:
-        return {key.removesuffix(WEIGHT): (Place(key),) for key, s in shapes.items() if _is_matrix(key, s)}
+        return {key.removesuffix(WEIGHT): (WeightSlice(key),) for key, s in shapes.items() if _is_matrix(key, s)}
     if not any(layout.original for layout in base.family.lora_layouts.values()):
         return {}
-    found: dict[str, list[Place]] = {}
+    found: dict[str, list[WeightSlice]] = {}
     whole = {part.native: part.rows[1] for part in _by_rows(base) if part.rows}
     for key, part in _folder_map(base).items():
         if key.endswith(WEIGHT) and key in shapes:
@@ -86,28 +86,28 @@ def _by_rows(base: Base) -> list[Part]:
     return sorted((part for part in _folder_map(base).values() if part.rows), key=lambda part: part.rows or (0, 0))
 
 
-def _pieces(key: str, part: Part, height: int, total: int) -> list[Place]:
+def _pieces(key: str, part: Part, height: int, total: int) -> list[WeightSlice]:
     """Where rows of an original module lie in a diffusers tensor."""
     if part.swap_halves:
         half = height // 2
-        return [Place(key, (half, height), (0, height)), Place(key, (0, half), (half, height))]
-    return [Place(key, None, (part.rows[0], total) if part.rows else None)]
+        return [WeightSlice(key, (half, height), (0, height)), WeightSlice(key, (0, half), (half, height))]
+    return [WeightSlice(key, None, (part.rows[0], total) if part.rows else None)]
 
 
-def _height(piece: Place, shapes: Shapes) -> int:
+def _height(piece: WeightSlice, shapes: Shapes) -> int:
     return piece.rows[1] - piece.rows[0] if piece.rows else shapes[piece.key][0]
 
 
-def diffusers_places(base: Base) -> Found:
+def diffusers_places(base: Base) -> KeyMatch:
     """{diffusers path of a Linear or convolution: where its weight is}.
 
     Rows that an original file keeps in another order (shift and scale of the last modulation) are left out.
     """
     shapes = base.source.shapes
     if base.source.is_diffusers:
-        return {key.removesuffix(WEIGHT): (Place(key),) for key, s in shapes.items() if _is_matrix(key, s)}
+        return {key.removesuffix(WEIGHT): (WeightSlice(key),) for key, s in shapes.items() if _is_matrix(key, s)}
     return {
-        key.removesuffix(WEIGHT): (Place(part.native, part.rows),)
+        key.removesuffix(WEIGHT): (WeightSlice(part.native, part.rows),)
         for key, part in base.family.key_map(shapes).items()
         if key.endswith(WEIGHT) and len(shapes.get(part.native, ())) > 1 and not part.swap_halves
     }

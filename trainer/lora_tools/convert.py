@@ -15,7 +15,7 @@ from .. import families
 from ..errors import ConfigError, ModelFileError, did_you_mean
 from ..families.common.family import Family, has_one_text_encoder
 from ..families.common.keymap import KeyMap, Part
-from ..families.common.lora_layouts import FORMATS, Spelling, Widths, spelled
+from ..families.common.lora_layouts import FORMATS, KeyLayout, Widths, spelled
 from ..families.common.lora_names import is_text_encoder, owners, spell, text_key_in
 from .factors import KOHYA, PEFT, Factors, LoraFile, Written, extended, new_dtype, open_lora, write_lora
 
@@ -98,9 +98,9 @@ def _text_modules(lora: LoraFile, format: str, family: Family) -> dict[str, str]
     return {key: name for key, name in texts.items() if name is not None}
 
 
-def text_layout(format: str) -> Spelling:
+def text_layout(format: str) -> KeyLayout:
     """How the tensors of text encoders are written: as sd-scripts does, but for diffusers."""
-    return Spelling(prefix="", alpha=False) if format == "diffusers" else Spelling(prefix="", kohya=True)
+    return KeyLayout(prefix="", alpha=False) if format == "diffusers" else KeyLayout(prefix="", kohya=True)
 
 
 def _family(lora: LoraFile, wanted: str) -> Family:
@@ -150,7 +150,7 @@ class Rearranged:
     fused: int = 0
 
 
-def rearranged(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap, layout: Spelling) -> Rearranged:
+def rearranged(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap, layout: KeyLayout) -> Rearranged:
     """The adapters by the paths that a layout has. Exact."""
     return to_original(old, keymap) if layout.original else to_diffusers(old, keymap)
 
@@ -221,7 +221,7 @@ def fuse(pieces: Sequence[tuple[Part, Factors]], rows: int) -> Factors:
     return Factors(up_OR=up, down_RI=down, scale=scale)
 
 
-def as_written(factors: Factors, layout: Spelling, dtype: torch.dtype) -> Written:
+def as_written(factors: Factors, layout: KeyLayout, dtype: torch.dtype) -> Written:
     if not layout.alpha:
         factors = replace(factors, up_OR=factors.up_OR * factors.scale, scale=1.0)
     return Written(factors=factors, dtype=dtype, names=KOHYA if layout.kohya else PEFT, alpha=layout.alpha)

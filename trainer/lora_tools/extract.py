@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..storage.tensor_file import TensorFile
 from .factors import Factors, Written
-from .merge_base import Place, Places
+from .merge_base import Places, WeightSlice
 from .resize import Cut, Cuts, Keep
 
 BLOCK = 1024
@@ -44,7 +44,7 @@ class Difference:
     def __init__(self, read_old: Reader, read_new: Reader) -> None:
         self.read_old, self.read_new = read_old, read_new
 
-    def __call__(self, *places: Place) -> Tensor:
+    def __call__(self, *places: WeightSlice) -> Tensor:
         """new - old of a module's weight, fp32, its rows from one place or several."""
         ordered = sorted(places, key=lambda place: place.of_module or (0, 0))
         parts = [place.of(self.read_new(place.key)).float() - place.of(self.read_old(place.key)).float() for place in ordered]  # fmt: skip
@@ -124,4 +124,4 @@ def extract(differences: Iterable[tuple[str, Tensor]], keep: Keep, dtype: torch.
 def outside_energy(keys: Iterable[str], inside: Places, difference: Difference) -> float:
     """Squared norm of the difference of all tensors that no module covers."""
     covered = {place.key for places in inside.values() for place in places}
-    return sum(difference(Place(key)).double().square().sum().item() for key in keys if key not in covered)
+    return sum(difference(WeightSlice(key)).double().square().sum().item() for key in keys if key not in covered)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ModelFileError
 from ..storage.atomic import stream_tensors
-from ..storage.tensor_file import FORMATS, Layout, TensorFile
+from ..storage.tensor_file import FORMATS, TensorFile, TensorHeader
 from .inspect import modules_of
 
 PEFT, KOHYA = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
@@ -127,7 +127,7 @@ def write_lora(path: Path, modules: Mapping[str, Written], metadata: Mapping[str
     tensors: dict[str, Tensor] = {}
     for key, written in modules.items():
         tensors |= written.tensors(key)
-    layout: Layout = {name: (FORMATS[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    layout: TensorHeader = {name: (FORMATS[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
     stream_tensors(path, layout, tensors.__getitem__, metadata)
 
 

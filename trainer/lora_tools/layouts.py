@@ -16,7 +16,7 @@ from ..diffusion.denoiser import Denoiser
 from ..errors import ConfigError, ModelFileError
 from ..families.common.family import Family, has_one_text_encoder
 from ..families.common.keymap import KeyMap
-from ..families.common.lora_layouts import Spelling, Widths, spelled
+from ..families.common.lora_layouts import KeyLayout, Widths, spelled
 from ..families.common.lora_names import is_text_encoder, spell, text_key_in
 from ..lora.host_formula import group_by_module
 from .convert import as_written, rearranged, text_layout
@@ -105,7 +105,7 @@ class Formats:
         return {key: tensor for key, tensor in tensors.items() if not key.startswith(renamed)}
 
     def _spelled(
-        self, old: Mapping[str, tuple[bool, Factors]], layout: Spelling, dtype: torch.dtype
+        self, old: Mapping[str, tuple[bool, Factors]], layout: KeyLayout, dtype: torch.dtype
     ) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for path, factors in rearranged(old, self._keymap, layout).modules.items():

@@ -23,12 +23,12 @@ SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".comfy_quant")
 """Tensors beside a weight that is stored as scaled numbers."""
 BLOCK = 2**19
 """Numbers of a tensor that are changed or compared at once; its rows are never cut."""
-Places = Mapping[str, tuple["Place", ...]]
+Places = Mapping[str, tuple["WeightSlice", ...]]
 """{module key: where its weight is}: one place, or several that together hold all of its rows."""
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightSlice:
     """(A part of) a module's weight in a file: the tensor, and which of its rows if several modules share it."""
 
     key: str
@@ -46,7 +46,7 @@ class Patch:
     """One module of one LoRA at one place, to be read when it is needed."""
 
     module: str
-    place: Place
+    place: WeightSlice
     file: TensorFile
     parts: Mapping[str, str]
     strength: float

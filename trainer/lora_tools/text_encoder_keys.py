@@ -11,9 +11,9 @@ from pathlib import Path
 from ..base_model import Base
 from ..storage.tensor_file import TensorFile
 from ..types import Shapes
-from .merge_base import Place
+from .merge_base import WeightSlice
 
-Found = dict[str, tuple[Place, ...]]
+Found = dict[str, tuple[WeightSlice, ...]]
 SINGLE = ("lora_te_", "lora_te1_", "text_encoder.")
 FIRST = ("lora_te1_", "lora_te_", "text_encoder.")
 SECOND = ("lora_te2_", "text_encoder_2.")
@@ -67,7 +67,7 @@ def _folder_part(path: Path, name: str, prefixes: tuple[str, ...]) -> TextPart |
     return _part(tuple(files), mark, found, FIRST if several and prefixes == SINGLE else prefixes) if found else None
 
 
-def _part(files: tuple[Path, ...], mark: str, found: dict[str, Place], prefixes: tuple[str, ...]) -> TextPart:
+def _part(files: tuple[Path, ...], mark: str, found: dict[str, WeightSlice], prefixes: tuple[str, ...]) -> TextPart:
     spelled = {prefix: {_spell(prefix, path): (place,) for path, place in found.items()} for prefix in prefixes}
     every: Found = {key: places for keys in spelled.values() for key, places in keys.items()}
     return TextPart(files=files, mark=mark, places=every, own=tuple(spelled[prefixes[0]]))
@@ -77,16 +77,19 @@ def _spell(prefix: str, path: str) -> str:
     return prefix + (path.replace(".", "_") if prefix.endswith("_") else path)
 
 
-def _modules(shapes: Shapes, stem: str) -> Iterator[tuple[str, Place]]:
+def _modules(shapes: Shapes, stem: str) -> Iterator[tuple[str, WeightSlice]]:
     """(path as transformers has it, where its weight is)."""
     for key, shape in shapes.items():
         if match := _PLAIN.fullmatch(key):
-            yield f"text_model.encoder.layers.{match[1]}.{match[2]}", Place(stem + key)
+            yield f"text_model.encoder.layers.{match[1]}.{match[2]}", WeightSlice(stem + key)
         elif match := _OPEN_CLIP.fullmatch(key):
             layer = f"text_model.encoder.layers.{match[1]}"
             if match[2] in _RENAMED:
-                yield f"{layer}.{_RENAMED[match[2]]}", Place(stem + key)
+                yield f"{layer}.{_RENAMED[match[2]]}", WeightSlice(stem + key)
             else:
                 rows = shape[0] // 3
                 for number, letter in enumerate("qkv"):
-                    yield f"{layer}.self_attn.{letter}_proj", Place(stem + key, (number * rows, (number + 1) * rows))
+                    yield (
+                        f"{layer}.self_attn.{letter}_proj",
+                        WeightSlice(stem + key, (number * rows, (number + 1) * rows)),
+                    )

@@ -19,7 +19,7 @@ from ..storage.tensor_file import TensorFile
 from .base_keys import own_places, places
 from .extract import Difference, ExtractReport, Reader, extract, outside_energy
 from .factors import KOHYA, PEFT, extended, new_dtype, write_lora
-from .merge_base import BaseReport, Patch, Place, merge_file, plan
+from .merge_base import BaseReport, Patch, WeightSlice, merge_file, plan
 from .resize import Keep
 from .text_encoder_keys import text_parts
 
@@ -58,7 +58,7 @@ def merge_into_base(
     )
 
 
-def _absolute(found: tuple[Place, ...], prefix: str) -> tuple[Place, ...]:
+def _absolute(found: tuple[WeightSlice, ...], prefix: str) -> tuple[WeightSlice, ...]:
     """By the names that the file has."""
     return tuple(replace(place, key=prefix + place.key) for place in found)
 

@@ -12,7 +12,7 @@ from ..distributed.processes import telling_of_lost_peers
 from ..errors import RunError
 from ..lora.adapter import inject
 from ..lora.metadata import describe, in_layout
-from ..lora.state_dict import to_file, to_training, worst_disagreement
+from ..lora.state_dict import max_relative_error, to_file, to_training
 from ..storage.fingerprint import tensors_digest
 from ..training.early_stopping import is_exhausted, lowest
 from ..training.held_out import held_out_losses, mean_loss, rounded
@@ -152,7 +152,7 @@ class TrainingRun:
             self._serve(due=True)
             if self._measures_at(result.step):
                 self._measure()
-                self._keep_low()
+                self._keep_best()
                 enough = self._is_enough(result.step)
             while not last and not enough and processes.from_main(self.host.between_steps):
                 self._serve(due=False)
@@ -180,21 +180,25 @@ class TrainingRun:
         with self.timings.of("saving"):
             save_checkpoint(folder.checkpoints, self.training)
             path = folder.save_lora(
-                tensors, self._metadata(self.training.step, tensors), self.training.step, self.session.also
+                tensors, self._metadata(self.training.step, tensors), self.training.step, self.session.publish_folder
             )
             prune(folder.checkpoints, self.session.training.keep)
         folder.update(step=self.training.step, lora=path.name)
         self.host.saved(self.training.step, path)
 
-    def _keep_low(self) -> None:
+    def _keep_best(self) -> None:
         """Whoever stops early wants the step before it got worse: with patience, every new low has its LoRA file."""
         folder, step = self.session.folder, self.training.step
-        if not self.session.validation.patience or not self.session.processes.from_main(lambda: folder.lacks_low(step)):
+        if not self.session.validation.patience or not self.session.processes.from_main(
+            lambda: folder.lacks_best(step)
+        ):
             return
         tensors = self._file()
         if self.session.main:
             with self.timings.of("saving"):
-                self.host.saved(step, folder.save_lora(tensors, self._metadata(step, tensors), step, self.session.also))
+                self.host.saved(
+                    step, folder.save_lora(tensors, self._metadata(step, tensors), step, self.session.publish_folder)
+                )
 
     def _render(self) -> None:
         assert self.session.previews is not None
@@ -248,7 +252,7 @@ class TrainingRun:
         """The last LoRA file under its plain name, checked against what a host will compute from it."""
         tensors = self._file()
         read = self.session.layout.read(tensors) if self.session.layout else tensors
-        error, where = worst_disagreement(
+        error, where = max_relative_error(
             self.training.adapter,
             self.session.denoiser.file_key,
             read,
@@ -260,7 +264,7 @@ class TrainingRun:
                 f"the LoRA file would act differently than it was trained: {error:.2e} in {where}; set output.dtype = 'float32' and report this"
             )
         path = self.session.folder.save_lora(
-            tensors, self._metadata(self.training.step, tensors), None, self.session.also
+            tensors, self._metadata(self.training.step, tensors), None, self.session.publish_folder
         )
         self.session.processes.wait()
         self.host.log(
@@ -269,7 +273,7 @@ class TrainingRun:
         self.host.saved(self.training.step, path)
         if best := self.session.processes.from_main(self.session.folder.recommended):
             self.host.log(f"by the held-out loss: {best['lora']}. {best['reason']}. How sure that is: sweep and score")
-        return Outcome(state=state, step=self.training.step, lora=path, disagreement=error, best=best)
+        return Outcome(state=state, step=self.training.step, lora=path, max_relative_error=error, best=best)
 
 
 def _due(step: int, every: int) -> bool:

@@ -12,9 +12,9 @@ from ..base_model import Base, open_base
 from ..config.dataset import DatasetConfig
 from ..config.run import TrainConfig
 from ..config.toml import Json, digest, fixed_settings, to_dict
-from ..config.unused import refuse_idle_options
-from ..data.batches import CachedBatches, Pick, Plan, Singles, make_plan
-from ..data.cache.captions import Texts
+from ..config.unused import refuse_unused_options
+from ..data.batches import CachedBatches, PickedExample, Plan, Singles, make_plan
+from ..data.cache.captions import EncodedCaptions
 from ..data.cache.fill import CacheReport, fill
 from ..data.cache.keys import find_work
 from ..data.cache.online import Items, OnlineItems, SharedEncoders
@@ -41,9 +41,9 @@ from ..training.text_encoders import all_targets, check_text_training, load_with
 from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
 from ..weights.devices import DTYPES, compute_dtype
 from .execute import execute
-from .previews import check_pictures, make_pictures, picture_inputs
-from .reference_images import check_shown, unshown
-from .run_folder import Onlooker, RunFolder, environment
+from .previews import check_samples, make_samples, sample_inputs
+from .reference_images import check_reference_use, unused_references
+from .run_folder import ReadOnlyRunFolder, RunFolder, environment
 from .session import Host, Outcome, Session
 from .trackers import check_tracker
 
@@ -82,7 +82,7 @@ class Prepared:
 
 
 def run_folder(config: TrainConfig, processes: Processes = ALONE) -> RunFolder:
-    kind = RunFolder if processes.rank == 0 else Onlooker
+    kind = RunFolder if processes.rank == 0 else ReadOnlyRunFolder
     return kind(Path(config.output.directory).expanduser() / config.name)
 
 
@@ -92,7 +92,7 @@ def cache_folder(config: TrainConfig) -> Path:
 
 def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Prepared:
     """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
-    refuse_idle_options(config)
+    refuse_unused_options(config)
     check_optimizer(config.optimizer)
     check_tracker(config.output.report)
     check_sharding(config.memory.shard, processes, config.model.quantize)
@@ -114,8 +114,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_teachers(listed.sets, sharded=config.memory.shard)
     check_passes(config, base)
     shown = [one.reference_folders for one in listed.sets]
-    check_shown("dataset.references", shown, base)
-    check_pictures(config, base)
+    check_reference_use("dataset.references", shown, base)
+    check_samples(config, base)
     skeleton = base.skeleton()
     targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
     check_text_training(config, base)
@@ -138,7 +138,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_patience(config.validation.patience, dataset)
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
     check_batches(processes, plan.per_epoch)
-    alone = unshown("dataset.references", shown, base)
+    alone = unused_references("dataset.references", shown, base)
     if alone and config.data.strict:
         raise DataError(f"data.strict: {alone}")
     for note in (*listed.notes, *([alone] if alone else [])):
@@ -277,7 +277,7 @@ def make_session(prepared: Prepared) -> Session:
     """Load the network and put everything together that training needs."""
     config, base, main = prepared.config, prepared.base, prepared.processes.rank == 0
     # Where the base is split, all processes must take part in every pass; else the first renders alone.
-    pictures = picture_inputs(config, base) if main or config.memory.shard else None
+    pictures = sample_inputs(config, base) if main or config.memory.shard else None
     denoiser: Denoiser = base.load_denoiser(
         config.model,
         config.training.precision,
@@ -303,11 +303,11 @@ def make_session(prepared: Prepared) -> Session:
         training=config.training,
         validation=config.validation,
         report=config.output.report,
-        previews=make_pictures(config, base, pictures, denoiser, samples, writes=main) if pictures else None,
+        previews=make_samples(config, base, pictures, denoiser, samples, writes=main) if pictures else None,
         compute_dtype=compute_dtype(config.training.precision, base.device),
         lora_dtype=DTYPES[config.output.dtype],
         metadata=_metadata(prepared, denoiser),
-        also=Path(config.output.loras).expanduser() if config.output.loras else None,
+        publish_folder=Path(config.output.loras).expanduser() if config.output.loras else None,
         init=formats.native(read_lora(config.network.init_from)) if config.network.init_from else {},
         rate_scales=rate_scales(config, base),
         layout=Layout(formats=formats, format=config.output.format) if config.output.format != "native" else None,
@@ -331,9 +331,9 @@ def held_out_of(prepared: Prepared) -> tuple[HeldOut, NoiseLevels]:
 def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBatches:
     base, guidance = prepared.base, prepared.config.objective.guidance
     family = base.family
-    encoded = Texts(prepared.items, prepared.identity, prepared.encoders)
+    encoded = EncodedCaptions(prepared.items, prepared.identity, prepared.encoders)
 
-    def condition(picks: Sequence[Pick]) -> Conditioning:
+    def condition(picks: Sequence[PickedExample]) -> Conditioning:
         if prepared.config.text.learning_rate:  # `WithText` reads them
             return {"captions": [pick.caption for pick in picks], "geometries": [pick.view.geometry for pick in picks]}
         texts = [encoded.of(pick.view, pick.caption) for pick in picks]
@@ -352,7 +352,7 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
     )
 
 
-def _references(prepared: Prepared, picks: Sequence[Pick]) -> dict[str, Tensor]:
+def _references(prepared: Prepared, picks: Sequence[PickedExample]) -> dict[str, Tensor]:
     """{"reference", "reference_2", …: (B, C, h, w) in model space}; a batch has as many for every image."""
     if not picks[0].view.example.references:
         return {}

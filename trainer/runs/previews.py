@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..base_model import Base
 from ..config.run import TrainConfig
-from ..data.cache.references import encode_beside, reference_latents, reference_place
+from ..data.cache.references import encode_with_references, reference_latents, reference_placement
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import CFG
 from ..diffusion.sample import SampleSettings, sample, start_noise
@@ -24,8 +24,8 @@ from .reference_images import check_references, read_references
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """One picture per pair of conditionings; the session's `Previews`, headless and in a host."""
+class Samples:
+    """One picture per pair of conditionings; the session's `SampleRenderer`, headless and in a host."""
 
     every: int
     """Steps between renderings; 0 only on request."""
@@ -64,7 +64,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class SampleInputs:
     """What is made before the network is loaded, so that it and the text encoders are never in memory together."""
 
     codec: ImageCodec
@@ -77,7 +77,7 @@ def prompts_of(config: TrainConfig) -> tuple[str, ...]:
     return tuple(all_prompts(asked.prompts, asked.prompt_library, "validation.prompt_library"))
 
 
-def check_pictures(config: TrainConfig, base: Base) -> None:
+def check_samples(config: TrainConfig, base: Base) -> None:
     """Raise ConfigError or DataError for what could not be rendered, before anything is loaded."""
     if not prompts_of(config):
         return
@@ -94,7 +94,7 @@ def _size(config: TrainConfig) -> Size:
     return width, height
 
 
-def picture_inputs(config: TrainConfig, base: Base) -> Inputs | None:
+def sample_inputs(config: TrainConfig, base: Base) -> SampleInputs | None:
     """Encode prompts and reference images; None without a prompt. Only the VAE is kept."""
     prompts = prompts_of(config)
     if not prompts:
@@ -108,7 +108,7 @@ def picture_inputs(config: TrainConfig, base: Base) -> Inputs | None:
         texts = (prompt, config.validation.negative)
         pair = [{**_said(config, base, encoders, text, paths), **references} for text in texts]
         conditions.append((pair[0], pair[1]))
-    return Inputs(codec=encoders.image, conditions=conditions)
+    return SampleInputs(codec=encoders.image, conditions=conditions)
 
 
 def _said(config: TrainConfig, base: Base, encoders: Encoders, text: str, shown: Sequence[Path]) -> Conditioning:
@@ -116,7 +116,7 @@ def _said(config: TrainConfig, base: Base, encoders: Encoders, text: str, shown:
     if config.text.learning_rate:  # read anew by the encoders that are trained
         return {"captions": [text], "geometries": [geometry]}
     if shown and base.settings.text_pixels:
-        encoded = encode_beside(encoders, text, shown, base.settings.text_pixels)
+        encoded = encode_with_references(encoders, text, shown, base.settings.text_pixels)
     else:
         [encoded] = encoders.text.encode([text])
     made = base.family.condition([encoded], [geometry], config.objective.guidance)
@@ -125,20 +125,20 @@ def _said(config: TrainConfig, base: Base, encoders: Encoders, text: str, shown:
 
 def _looked_at(config: TrainConfig, base: Base, encoders: Encoders, shown: Sequence[Path]) -> Mapping[str, Tensor]:
     """{"reference", "reference_2", …: (1, C, h, w) in model space}."""
-    raw_CHW = [reference_latents(encoders, path, reference_place(path, _size(config))) for path in shown]
+    raw_CHW = [reference_latents(encoders, path, reference_placement(path, _size(config))) for path in shown]
     to_model = base.family.latent_space.to_model
     return named_references([to_model(latents.unsqueeze(0)).to(base.device) for latents in raw_CHW])
 
 
-def make_pictures(
-    config: TrainConfig, base: Base, inputs: Inputs, denoiser: Denoiser, folder: Path, *, writes: bool
-) -> Pictures:
+def make_samples(
+    config: TrainConfig, base: Base, inputs: SampleInputs, denoiser: Denoiser, folder: Path, *, writes: bool
+) -> Samples:
     asked, (width, height), codec = config.validation, _size(config), inputs.codec
 
     def decode(latents_BCHW: Tensor) -> Tensor:
         return (codec.decode(base.family.latent_space.to_raw(latents_BCHW))[0].float() + 1) / 2
 
-    return Pictures(
+    return Samples(
         every=asked.render_every or config.training.save_every or config.training.steps,
         folder=folder,
         denoiser=denoiser,

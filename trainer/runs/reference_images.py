@@ -43,7 +43,7 @@ def read_references(option: str, given: Sequence[str | Sequence[str]]) -> tuple[
     return tuple(found)
 
 
-def check_shown(option: str, given: Sequence[str | Sequence[str]], base: Base) -> None:
+def check_reference_use(option: str, given: Sequence[str | Sequence[str]], base: Base) -> None:
     """Raise ConfigError if `option` shows more images together than the base looks at."""
     most = max((1 if isinstance(one, str) else len(one) for one in given), default=0)
     able = base.settings.references
@@ -59,12 +59,12 @@ def check_shown(option: str, given: Sequence[str | Sequence[str]], base: Base) -
 
 
 def check_references(option: str, given: Sequence[str | Sequence[str]], base: Base) -> None:
-    """Raise what `check_shown` and `read_references` raise, before anything is loaded."""
-    check_shown(option, given, base)
+    """Raise what `check_reference_use` and `read_references` raise, before anything is loaded."""
+    check_reference_use(option, given, base)
     read_references(option, given)
 
 
-def unshown(option: str, given: Sequence[str | Sequence[str]], base: Base) -> str:
+def unused_references(option: str, given: Sequence[str | Sequence[str]], base: Base) -> str:
     """What is to be said where an edit model is shown nothing; "" where that is no question."""
     if not base.settings.references or any(given):
         return ""

@@ -195,7 +195,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror or error}; free some space") from error
 
-    def lacks_low(self, step: int) -> bool:
+    def lacks_best(self, step: int) -> bool:
         """Whether the held-out loss was lowest at this step, of which there is no LoRA file."""
         lines = self.read_metrics()
         return any("held_out" in line for line in lines) and lowest(lines)[0] == step and not self.lora_file(step).is_file()  # fmt: skip
@@ -207,11 +207,11 @@ class RunFolder:
         return found and {**found, "lora": self.lora_file(found["step"]).name}
 
     def save_lora(
-        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, also: Path | None
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, publish_folder: Path | None
     ) -> Path:
         """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same below `also`."""
         path = self.lora_file(step)
-        for folder in [path.parent, *([also / self.name] if also else [])]:
+        for folder in [path.parent, *([publish_folder / self.name] if publish_folder else [])]:
             remove_temporaries(folder)
             write_tensors(folder / path.name, tensors, metadata)
         return path
@@ -225,7 +225,7 @@ class RunFolder:
         )
 
 
-class Onlooker(RunFolder):
+class ReadOnlyRunFolder(RunFolder):
     """The run for a process that is not the first of several: it reads, and leaves all writing to that one."""
 
     def lock(self) -> None: ...
@@ -239,7 +239,7 @@ class Onlooker(RunFolder):
     def _append(self, path: Path, line: str) -> None: ...
 
     def save_lora(
-        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, also: Path | None
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, publish_folder: Path | None
     ) -> Path:
         return self.lora_file(step)
 

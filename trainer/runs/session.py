@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.run import NetworkConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
 from ..diffusion.denoiser import Denoiser
 from ..distributed.processes import ALONE, Processes
-from ..lora.state_dict import Arithmetic, written_out
+from ..lora.state_dict import Arithmetic, reference_arithmetic
 from ..training.held_out import HeldOut
 from ..training.loop import Batches
 from ..training.step import LossSettings
@@ -59,7 +59,7 @@ class Host(Protocol):
         ...
 
 
-class Layout(Protocol):
+class LoraFileFormat(Protocol):
     """Another program's names for a LoRA file."""
 
     @property
@@ -72,7 +72,7 @@ class Layout(Protocol):
         ...
 
 
-class Previews(Protocol):
+class SampleRenderer(Protocol):
     """Renders the validation prompts with the adapter as it is."""
 
     @property
@@ -102,23 +102,23 @@ class Session:
     lora_dtype: torch.dtype
     metadata: Mapping[str, Any]
     """Arguments of `lora.metadata.describe` that are known before training."""
-    also: Path | None = None
+    publish_folder: Path | None = None
     """Folder where LoRA files appear too, e.g. models/loras/lora_loom."""
     report: str = "none"
     """Where curves are also written: none, tensorboard or wandb."""
     prefetch: int = 1
     """Batches that are read while a step computes."""
-    previews: Previews | None = None
+    previews: SampleRenderer | None = None
     init: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of a LoRA file to start from."""
     rate_scales: Mapping[str, float] = field(default_factory=dict)
     """{beginning of module paths: factor on the learning rate}."""
-    layout: "Layout | None" = None
+    layout: "LoraFileFormat | None" = None
     """Another layout for the LoRA files than the one that is trained in."""
-    arithmetic: Arithmetic = written_out
+    arithmetic: Arithmetic = reference_arithmetic
     """What a host computes from a LoRA file; inside ComfyUI it is ComfyUI itself."""
     processes: Processes = ALONE
-    """All processes execute equal sessions; those of the others have an `Onlooker` as folder."""
+    """All processes execute equal sessions; those of the others have an `ReadOnlyRunFolder` as folder."""
     sharded: bool = False
     """The base is split over the processes: none can compute without the others."""
 
@@ -134,7 +134,7 @@ class Outcome:
     step: int
     lora: Path
     """The last LoRA file."""
-    disagreement: float
+    max_relative_error: float
     """Largest relative difference between the file's effect in a host and the trained one."""
     best: Mapping[str, Any] | None = None
     """Step, loss, LoRA file, runner-up and reason of what the held-out loss recommends; none without measurements."""

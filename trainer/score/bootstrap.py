@@ -20,7 +20,7 @@ MIN_UNITS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RankedCandidate:
     """Where a candidate stands."""
 
     name: str
@@ -37,14 +37,14 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    places: tuple[Place, ...]
+    places: tuple[RankedCandidate, ...]
     """Best mean first."""
     leads: dict[str, tuple[float, float, float]]
     """{rival of the first: (mean lead, low, high)}, positive where the first is better."""
     units: int
 
     @property
-    def first(self) -> Place:
+    def first(self) -> RankedCandidate:
         return self.places[0]
 
     @property
@@ -83,10 +83,10 @@ def rank(
     )
 
 
-def _place(name: str, values_U: Array, means_R: Array, ranks_R: NDArray[np.int64]) -> Place:
+def _place(name: str, values_U: Array, means_R: Array, ranks_R: NDArray[np.int64]) -> RankedCandidate:
     low, high = interval(means_R, len(values_U))
     rank_low, rank_high = np.quantile(ranks_R, [0.05, 0.95], method="nearest")
-    return Place(
+    return RankedCandidate(
         name=name,
         mean=float(values_U.mean()),
         low=low,

@@ -26,7 +26,7 @@ COPY_NEIGHBOURS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class ImageFeatures:
     """Statistics of one picture. Unit vectors, or zeros for a picture of one colour."""
 
     colour: Array
@@ -37,17 +37,17 @@ class Look:
     """(COPY_SIDE, COPY_SIDE, 3) in [0, 1]."""
 
 
-def look_at(path: Path) -> Look:
+def image_features(path: Path) -> ImageFeatures:
     with Image.open(path) as image:
         return describe(image)
 
 
-def describe(image: Image.Image) -> Look:
+def describe(image: Image.Image) -> ImageFeatures:
     """The picture is taken as it is seen: turned by its EXIF tag, laid on white."""
     upright = ImageOps.exif_transpose(image).convert("RGBA")
     white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
     picture = Image.alpha_composite(white, upright).convert("RGB")
-    return Look(
+    return ImageFeatures(
         colour=_colours(_pixels(picture, 64)),
         edges=_edges(_pixels(picture.convert("L"), 128)),
         structure=_unit(_centred(_pixels(picture.convert("L"), STRUCTURE))),
@@ -91,7 +91,7 @@ def _edges(grey_HW: Array) -> Array:
     return _unit(histogram.reshape(-1))
 
 
-def likeness(first: Look, second: Look) -> dict[str, float]:
+def likeness(first: ImageFeatures, second: ImageFeatures) -> dict[str, float]:
     """{"colour", "edges", "structure"}, each 0 (nothing in common) to 1 (equal)."""
     return {
         "colour": float(np.minimum(first.colour, second.colour).sum()),
@@ -108,18 +108,18 @@ def _cosine(first: Array, second: Array) -> float:
 
 
 class Statistics:
-    """Stands in where there is no encoder. A picture's features are its `Look`."""
+    """Stands in where there is no encoder. A picture's features are its `ImageFeatures`."""
 
     name = "colour, edge and structure statistics (no encoder)"
 
-    def pictures(self, paths: Sequence[Path]) -> list[Look]:
-        return [look_at(path) for path in paths]
+    def pictures(self, paths: Sequence[Path]) -> list[ImageFeatures]:
+        return [image_features(path) for path in paths]
 
-    def texts(self, prompts: Sequence[str]) -> list[Look]:
+    def texts(self, prompts: Sequence[str]) -> list[ImageFeatures]:
         """None: statistics of pictures know no words."""
         return []
 
-    def compare(self, first: Sequence[Look], second: Sequence[Look]) -> Array:
+    def compare(self, first: Sequence[ImageFeatures], second: Sequence[ImageFeatures]) -> Array:
         """Mean of the three statistics, (N, M)."""
         return np.array([[sum(likeness(a, b).values()) / 3 for b in second] for a in first])
 
@@ -139,7 +139,7 @@ class Nearest:
         return self.correlation >= COPY_CORRELATION and not self.ratio > COPY_RATIO
 
 
-def nearest(picture: Look, training: Sequence[Look]) -> Nearest:
+def nearest(picture: ImageFeatures, training: Sequence[ImageFeatures]) -> Nearest:
     """Whether a picture repeats a training image (memorisation).
 
     Near in itself is not enough where all images are much alike, so the distance is also set against that to the next

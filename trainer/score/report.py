@@ -4,7 +4,7 @@ import csv
 import io
 from typing import Any
 
-from .score import COLUMNS, Row, Score, Value
+from .score import COLUMNS, Score, ScoreRow, ScoreValue
 
 INK, ACCENT, PALE, SECOND = "#1c1e22", "#3b6fd4", "#b9c9ea", "#c2582b"
 
@@ -34,7 +34,7 @@ def verdict(score: Score) -> str:
     return "\n".join([chosen.text, f"runner-up: {chosen.runner_up}", *(f"caution: {text}" for text in chosen.cautions)])
 
 
-def _cell(value: Value | None) -> str:
+def _cell(value: ScoreValue | None) -> str:
     if value is None:
         return "-"
     text = f"{value.mean:.4g}"
@@ -58,7 +58,7 @@ def to_csv(score: Score) -> str:
     return buffer.getvalue()
 
 
-def _numbers(row: Row, names: list[str]) -> list[Any]:
+def _numbers(row: ScoreRow, names: list[str]) -> list[Any]:
     found: list[Any] = []
     for name in names:
         value = row.values.get(name)
@@ -147,12 +147,12 @@ def _panel(axes: Any, score: Score, name: str) -> None:
     axes.grid(alpha=0.25)
 
 
-def _is_one_strength(rows: list[Row]) -> bool:
+def _is_one_strength(rows: list[ScoreRow]) -> bool:
     steps = [row.step for row in rows]
     return len(set(steps)) == len(steps)
 
 
-def _bars(rows: list[Row], name: str, means: list[float]) -> list[list[float]]:
+def _bars(rows: list[ScoreRow], name: str, means: list[float]) -> list[list[float]]:
     """Below and above each mean: the interval of its distance to the leading one where there is one, else the spread."""
     below, above = [], []
     for row, mean in zip(rows, means, strict=True):

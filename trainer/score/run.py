@@ -26,11 +26,11 @@ from ..storage.tensor_file import read_lora
 from ..sweep.cells import sheet_to_dict
 from ..sweep.run import Sheet, load_sheet
 from ..training.held_out import HeldOut, held_out_losses
-from ..types import Shot
+from ..types import Cell
 from ..weights.devices import compute_dtype
-from .image_statistics import Statistics, look_at
+from .image_statistics import Statistics, image_features
 from .report import plot, to_csv, to_text
-from .score import BASE_KEY, Evidence, Key, Losses, PictureEncoder, Score, candidates, score
+from .score import BASE_KEY, Evidence, Losses, PictureEncoder, RowKey, Score, candidates, score
 
 RECORDED = "recorded while the run trained, with the adapter's own numbers (the files are rounded copies of them)"
 MEASURED = "measured now, each file laid over the base as a host does it"
@@ -80,9 +80,9 @@ def score_sheet(
         losses, training = _measure(sheet, config, host, notes)
     run = run_folder(config) if config is not None else RunFolder(folder.resolve().parent)
     if losses is None or len(losses.values) < 2:
-        losses = recorded_losses(run, sheet.shots, notes) or losses
-    evidence = gather(sheet.shots, pictures, training, losses, words, norms(sheet.loras), notes, host)
-    return write_score(sheet, score(sheet.shots, evidence), name, folder.resolve().parent.name)
+        losses = recorded_losses(run, sheet.cells, notes) or losses
+    evidence = gather(sheet.cells, pictures, training, losses, words, norms(sheet.loras), notes, host)
+    return write_score(sheet, score(sheet.cells, evidence), name, folder.resolve().parent.name)
 
 
 def run_config(folder: Path, notes: list[str]) -> TrainConfig | None:
@@ -129,8 +129,8 @@ def measured_losses(
 
     `native` turns a file's tensors into the network's own layout.
     """
-    found = candidates(sheet.shots)
-    values: dict[Key, list[list[float]]] = {}
+    found = candidates(sheet.cells)
+    values: dict[RowKey, list[list[float]]] = {}
     for done, candidate in enumerate(found):
         digest, strength = candidate.key
         try:
@@ -155,12 +155,12 @@ def _intact(path: Path | None, digest: str) -> dict[str, Tensor]:
     return tensors
 
 
-def recorded_losses(run: RunFolder, shots: Sequence[Shot], notes: list[str]) -> Losses | None:
+def recorded_losses(run: RunFolder, cells: Sequence[Cell], notes: list[str]) -> Losses | None:
     """What a run wrote into metrics.jsonl, for its own checkpoints at strength 1 and for the base."""
     lines = {line["step"]: line["held_out_parts"] for line in run.read_metrics() if "held_out_parts" in line}
-    values: dict[Key, list[list[float]]] = {}
-    for candidate in candidates(shots):
-        file = candidate.shots[0].settings.get("lora_file", "")
+    values: dict[RowKey, list[list[float]]] = {}
+    for candidate in candidates(cells):
+        file = candidate.cells[0].settings.get("lora_file", "")
         is_own = file == f"{run.name}-{candidate.step or 0:06d}.safetensors" and candidate.key[1] == 1
         if (candidate.key == BASE_KEY or is_own) and candidate.step in lines:
             values[candidate.key] = lines[candidate.step]
@@ -187,7 +187,7 @@ def adapter_norm(path: Path) -> float:
 
 
 def gather(
-    shots: Sequence[Shot],
+    cells: Sequence[Cell],
     encoder: PictureEncoder,
     training: Sequence[Path],
     losses: Losses | None,
@@ -198,18 +198,18 @@ def gather(
 ) -> Evidence:
     """Look at every picture once."""
     looks, features = {}, {}
-    for done, shot in enumerate(shots):
-        looks[shot.id] = look_at(shot.image)
-        [features[shot.id]] = encoder.pictures([shot.image])
-        progress.stage("looking at pictures", done + 1, len(shots))
-    prompts = sorted({shot.prompt for shot in shots})
+    for done, cell in enumerate(cells):
+        looks[cell.id] = image_features(cell.image)
+        [features[cell.id]] = encoder.pictures([cell.image])
+        progress.stage("looking at pictures", done + 1, len(cells))
+    prompts = sorted({cell.prompt for cell in cells})
     texts = encoder.texts(prompts)
     return Evidence(
         losses=losses,
         encoder=encoder,
         looks=looks,
         features=features,
-        training_looks=[look_at(path) for path in training],
+        training_looks=[image_features(path) for path in training],
         training_features=encoder.pictures(training) if training else [],
         training_names=[path.name for path in training],
         prompt_features=dict(zip(prompts, texts, strict=True)) if texts else {},
@@ -221,15 +221,15 @@ def gather(
 
 def write_score(sheet: Sheet, made: Score, name: str, title: str, as_name: str = "") -> Scored:
     """The sheet with its scores, so that strips frame the recommended cells, and table, CSV, JSON and plot beside it."""
-    shots = tuple(replace(shot, settings={**shot.settings, "scores": made.cells[shot.id]}) for shot in sheet.shots)
-    scored = replace(sheet, shots=shots, best=frozenset(made.best))
+    cells = tuple(replace(cell, settings={**cell.settings, "scores": made.cells[cell.id]}) for cell in sheet.cells)
+    scored = replace(sheet, cells=cells, best=frozenset(made.best))
     text = to_text(made)
     stem = "scores" + name.removeprefix("sheet")
     files = [sheet.folder / f"{stem}{suffix}" for suffix in (".txt", ".csv", ".json", ".png")]
     contents = [text.encode() + b"\n", to_csv(made).encode("utf-8-sig"), _json(made.to_dict()), plot(made, title)]
     for path, content in zip(files, contents, strict=True):
         write_bytes(path, content)
-    write_json(sheet.folder / f"{as_name or name}.json", sheet_to_dict(shots, loras=sheet.loras, best=made.best))
+    write_json(sheet.folder / f"{as_name or name}.json", sheet_to_dict(cells, loras=sheet.loras, best=made.best))
     return Scored(sheet=scored, score=made, text=text, files=tuple(files), plot=files[-1])
 
 

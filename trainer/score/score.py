@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Shot
+from ..types import Cell
 from .bootstrap import LEVEL, MIN_UNITS, RESAMPLES, Ranking, rank
-from .image_statistics import Look, Nearest, nearest
+from .image_statistics import ImageFeatures, Nearest, nearest
 
-Key = tuple[str, float]
+RowKey = tuple[str, float]
 """(digest of the LoRA, "" for the base; strength)."""
-BASE_KEY: Key = ("", 0.0)
+BASE_KEY: RowKey = ("", 0.0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PictureEncoder(Protocol):
 class Losses:
     """Held-out losses of candidates."""
 
-    values: Mapping[Key, Sequence[Sequence[float]]]
+    values: Mapping[RowKey, Sequence[Sequence[float]]]
     """{candidate: [[loss per noise level] per image]}, equal shapes."""
     source: str
     """How they came about, in words."""
@@ -72,14 +72,14 @@ class Losses:
 class Candidate:
     """A LoRA at a strength, or the base."""
 
-    key: Key
+    key: RowKey
     label: str
     step: int | None
-    shots: tuple[Shot, ...]
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Value:
+class ScoreValue:
     mean: float
     spread: float | None
     """Standard deviation over seeds; none with a single one, and for what has no seeds."""
@@ -92,10 +92,10 @@ class Value:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ScoreRow:
     label: str
     step: int | None
-    values: dict[str, Value]
+    values: dict[str, ScoreValue]
     """{column: value}; a measure that could not be taken is not there."""
 
 
@@ -114,7 +114,7 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
     """In the sheet's order."""
     recommendation: Recommendation | None
     cells: dict[str, dict[str, float]]
@@ -135,11 +135,11 @@ class Evidence:
 
     losses: Losses | None
     encoder: PictureEncoder
-    looks: Mapping[str, Look]
+    looks: Mapping[str, ImageFeatures]
     """{cell id: statistics}, for near copies."""
     features: Mapping[str, Any]
     """{cell id: the encoder's features}."""
-    training_looks: Sequence[Look] = ()
+    training_looks: Sequence[ImageFeatures] = ()
     training_features: Sequence[Any] = ()
     training_names: Sequence[str] = ()
     prompt_features: Mapping[str, Any] = field(default_factory=dict)
@@ -149,11 +149,11 @@ class Evidence:
     notes: Sequence[str] = ()
 
 
-def candidates(shots: Sequence[Shot]) -> list[Candidate]:
+def candidates(cells: Sequence[Cell]) -> list[Candidate]:
     """The sheet's LoRAs at their strengths, in its order."""
-    groups: dict[Key, list[Shot]] = {}
-    for shot in shots:
-        groups.setdefault((shot.settings["lora"], shot.strength), []).append(shot)
+    groups: dict[RowKey, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.settings["lora"], cell.strength), []).append(cell)
     strengths = {key[1] for key in groups if key[0]}
     return [
         Candidate(
@@ -161,7 +161,7 @@ def candidates(shots: Sequence[Shot]) -> list[Candidate]:
             label=members[0].checkpoint
             + (f", strength {key[1]:g}" if key[0] and (len(strengths) > 1 or key[1] != 1) else ""),
             step=step_of(members[0].checkpoint),
-            shots=tuple(members),
+            cells=tuple(members),
         )
         for key, members in groups.items()
     ]
@@ -173,11 +173,11 @@ def step_of(label: str) -> int | None:
     return 0 if label == "base" else int(match[1]) if match else None
 
 
-def setting_of(shot: Shot) -> tuple[Any, ...]:
+def setting_of(cell: Cell) -> tuple[Any, ...]:
     """What a cell shares with its counterparts under other candidates."""
-    recipe = shot.settings
+    recipe = cell.settings
     rest = tuple(str(recipe.get(name)) for name in ("size", "steps", "sampler", "scheduler"))
-    return (shot.prompt, shot.negative, shot.reference, shot.seed, shot.guidance, *rest)
+    return (cell.prompt, cell.negative, cell.reference, cell.seed, cell.guidance, *rest)
 
 
 def has_trigger(prompt: str, triggers: Sequence[str]) -> bool:
@@ -185,71 +185,73 @@ def has_trigger(prompt: str, triggers: Sequence[str]) -> bool:
     return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) for word in triggers if word)
 
 
-def score(shots: Sequence[Shot], evidence: Evidence) -> Score:
+def score(cells: Sequence[Cell], evidence: Evidence) -> Score:
     """Raises ValueError for a sheet without cells."""
-    if not shots:
+    if not cells:
         raise ValueError("a sheet without cells cannot be scored")
-    found = candidates(shots)
+    found = candidates(cells)
     notes = [*evidence.notes, f"likeness by {evidence.encoder.name}"]
-    cells: dict[str, dict[str, float]] = {shot.id: {} for shot in shots}
-    _likeness(shots, evidence, cells, notes)
-    _drift(shots, evidence, cells, notes)
-    near = _copies(shots, evidence, cells)
-    rankings = _rankings(found, evidence, cells, notes)
-    rows = _rows(found, evidence, cells, rankings)
+    by_cell: dict[str, dict[str, float]] = {cell.id: {} for cell in cells}
+    _likeness(cells, evidence, by_cell, notes)
+    _drift(cells, evidence, by_cell, notes)
+    near = _copies(cells, evidence, by_cell)
+    rankings = _rankings(found, evidence, by_cell, notes)
+    rows = _rows(found, evidence, by_cell, rankings)
     recommendation = _recommend(rankings, _cautions(found, near, evidence)) if rankings else None
     choice = recommendation.choice if recommendation else ""
-    best = next((candidate.shots for candidate in found if candidate.label == choice), ())
+    best = next((candidate.cells for candidate in found if candidate.label == choice), ())
     return Score(
         rows=rows,
         recommendation=recommendation,
-        cells=cells,
-        best=tuple(shot.id for shot in best),
+        cells=by_cell,
+        best=tuple(cell.id for cell in best),
         ranking=tuple(asdict(place) for place in rankings[1].places) if rankings else (),
         notes=tuple(notes),
     )
 
 
-def _likeness(shots: Sequence[Shot], evidence: Evidence, cells: dict[str, dict[str, float]], notes: list[str]) -> None:
+def _likeness(
+    cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[str, float]], notes: list[str]
+) -> None:
     encoder, features = evidence.encoder, evidence.features
     if evidence.training_features:
-        matrix_NM = encoder.compare([features[shot.id] for shot in shots], evidence.training_features)
-        for shot, row in zip(shots, matrix_NM, strict=True):
-            cells[shot.id]["training_likeness"] = float(row.mean())
+        matrix_NM = encoder.compare([features[cell.id] for cell in cells], evidence.training_features)
+        for cell, row in zip(cells, matrix_NM, strict=True):
+            by_cell[cell.id]["training_likeness"] = float(row.mean())
     if evidence.prompt_features:
-        for shot in shots:
-            [[cosine]] = encoder.compare([features[shot.id]], [evidence.prompt_features[shot.prompt]])
-            cells[shot.id]["prompt_likeness"] = float(cosine)
+        for cell in cells:
+            [[cosine]] = encoder.compare([features[cell.id]], [evidence.prompt_features[cell.prompt]])
+            by_cell[cell.id]["prompt_likeness"] = float(cosine)
     else:
         notes.append("likeness to the prompt not measured: it needs a CLIP with its text encoder (--encoder FOLDER)")
 
 
-def _drift(shots: Sequence[Shot], evidence: Evidence, cells: dict[str, dict[str, float]], notes: list[str]) -> None:
+def _drift(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[str, float]], notes: list[str]) -> None:
     """How far a cell is from the base's, where nothing asks for what was trained."""
     if not any(evidence.triggers):
         notes.append("drift not measured: name the trained word (--trigger), and sweep a prompt without it")
         return
-    base = {setting_of(shot): shot for shot in shots if not shot.settings["lora"]}
-    plain = [shot for shot in shots if not has_trigger(shot.prompt, evidence.triggers) and setting_of(shot) in base]
+    base = {setting_of(cell): cell for cell in cells if not cell.settings["lora"]}
+    plain = [cell for cell in cells if not has_trigger(cell.prompt, evidence.triggers) and setting_of(cell) in base]
     if not plain:
         notes.append(
             "drift not measured: it needs the base in the sheet, and a prompt without " + " / ".join(evidence.triggers)
         )
-    for shot in plain:
-        pair = evidence.features[shot.id], evidence.features[base[setting_of(shot)].id]
+    for cell in plain:
+        pair = evidence.features[cell.id], evidence.features[base[setting_of(cell)].id]
         [[alike]] = evidence.encoder.compare(pair[:1], pair[1:])
-        cells[shot.id]["drift"] = max(0.0, 1 - float(alike))
+        by_cell[cell.id]["drift"] = max(0.0, 1 - float(alike))
 
 
-def _copies(shots: Sequence[Shot], evidence: Evidence, cells: dict[str, dict[str, float]]) -> dict[str, Nearest]:
+def _copies(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[str, float]]) -> dict[str, Nearest]:
     """{cell id: the training image it repeats}."""
     if not evidence.training_looks:
         return {}
-    found = {shot.id: nearest(evidence.looks[shot.id], evidence.training_looks) for shot in shots}
-    for cell, near in found.items():
-        cells[cell]["copies"] = float(near.is_copy)
-        cells[cell]["nearest_correlation"] = near.correlation
-    return {cell: near for cell, near in found.items() if near.is_copy}
+    found = {cell.id: nearest(evidence.looks[cell.id], evidence.training_looks) for cell in cells}
+    for cell_id, near in found.items():
+        by_cell[cell_id]["copies"] = float(near.is_copy)
+        by_cell[cell_id]["nearest_correlation"] = near.correlation
+    return {cell_id: near for cell_id, near in found.items() if near.is_copy}
 
 
 def units_of(losses_IL: Sequence[Sequence[float]]) -> list[float]:
@@ -260,7 +262,7 @@ def units_of(losses_IL: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _rankings(
-    found: Sequence[Candidate], evidence: Evidence, cells: Mapping[str, Mapping[str, float]], notes: list[str]
+    found: Sequence[Candidate], evidence: Evidence, by_cell: Mapping[str, Mapping[str, float]], notes: list[str]
 ) -> tuple[str, Ranking] | None:
     """(measure that decides, ranking by it); none where nothing can decide."""
     losses = evidence.losses
@@ -275,7 +277,7 @@ def _rankings(
         notes.append("nothing decides: neither a held-out loss nor the training images are known")
         return None
     notes.append("no held-out loss is known, so likeness to the training images decides; it also rewards copying")
-    settings = set.intersection(*({setting_of(shot) for shot in candidate.shots} for candidate in found))
+    settings = set.intersection(*({setting_of(cell) for cell in candidate.cells} for candidate in found))
     triggered = {s for s in settings if has_trigger(s[0], evidence.triggers)} or settings
     order = sorted(triggered, key=str)
     if len(found) < 2 or not order:
@@ -283,7 +285,7 @@ def _rankings(
         return None
     rows = []
     for candidate in found:
-        by_setting = {setting_of(shot): cells[shot.id]["training_likeness"] for shot in candidate.shots}
+        by_setting = {setting_of(cell): by_cell[cell.id]["training_likeness"] for cell in candidate.cells}
         rows.append([by_setting[setting] for setting in order])
     return "training_likeness", rank([candidate.label for candidate in found], rows, lower_is_better=False)
 
@@ -296,31 +298,31 @@ def _words(losses: Losses) -> str:
 def _rows(
     found: Sequence[Candidate],
     evidence: Evidence,
-    cells: Mapping[str, Mapping[str, float]],
+    by_cell: Mapping[str, Mapping[str, float]],
     rankings: tuple[str, Ranking] | None,
-) -> tuple[Row, ...]:
-    rows: list[Row] = []
+) -> tuple[ScoreRow, ...]:
+    rows: list[ScoreRow] = []
     before: dict[float, float] = {}
     for candidate in found:
-        values: dict[str, Value] = {}
+        values: dict[str, ScoreValue] = {}
         if evidence.losses is not None and candidate.key in evidence.losses.values:
             rows_IL = evidence.losses.values[candidate.key]
-            values["held_out"] = Value(mean=float(np.mean(rows_IL)), spread=None, count=len(rows_IL))
+            values["held_out"] = ScoreValue(mean=float(np.mean(rows_IL)), spread=None, count=len(rows_IL))
         for name in ("training_likeness", "prompt_likeness", "drift", "copies"):
-            if by_seed := _by_seed(candidate.shots, cells, name):
+            if by_seed := _by_seed(candidate.cells, by_cell, name):
                 values[name] = _value(by_seed)
         digest, strength = candidate.key
         if digest in evidence.norms:
             norm = abs(strength) * evidence.norms[digest]
-            values["norm"] = Value(mean=norm, spread=None, count=1)
+            values["norm"] = ScoreValue(mean=norm, spread=None, count=1)
             if before.get(strength):
-                values["growth"] = Value(mean=norm / before[strength], spread=None, count=1)
+                values["growth"] = ScoreValue(mean=norm / before[strength], spread=None, count=1)
             before[strength] = norm
         if rankings and candidate.label in rankings[1].leads:
             measure, ranking = rankings
             low, high = _against_first(candidate.label, measure, ranking)
             values[measure] = replace(values[measure], low=low, high=high)
-        rows.append(Row(label=candidate.label, step=candidate.step, values=values))
+        rows.append(ScoreRow(label=candidate.label, step=candidate.step, values=values))
     return tuple(rows)
 
 
@@ -332,28 +334,28 @@ def _against_first(label: str, measure: str, ranking: Ranking) -> tuple[float, f
     return min(ends), max(ends)
 
 
-def _by_seed(shots: Sequence[Shot], cells: Mapping[str, Mapping[str, float]], name: str) -> list[float]:
+def _by_seed(cells: Sequence[Cell], by_cell: Mapping[str, Mapping[str, float]], name: str) -> list[float]:
     """Means over everything else, one per seed."""
     groups: dict[int, list[float]] = {}
-    for shot in shots:
-        if name in cells[shot.id]:
-            groups.setdefault(shot.seed, []).append(cells[shot.id][name])
+    for cell in cells:
+        if name in by_cell[cell.id]:
+            groups.setdefault(cell.seed, []).append(by_cell[cell.id][name])
     return [float(np.mean(values)) for values in groups.values()]
 
 
-def _value(numbers: Sequence[float]) -> Value:
+def _value(numbers: Sequence[float]) -> ScoreValue:
     spread = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-    return Value(mean=float(np.mean(numbers)), spread=spread, count=len(numbers))
+    return ScoreValue(mean=float(np.mean(numbers)), spread=spread, count=len(numbers))
 
 
 def _cautions(found: Sequence[Candidate], near: Mapping[str, Nearest], evidence: Evidence) -> dict[str, list[str]]:
     """{candidate: what speaks against it}."""
     cautions: dict[str, list[str]] = {}
     for candidate in found:
-        copies = [near[shot.id] for shot in candidate.shots if shot.id in near]
+        copies = [near[cell.id] for cell in candidate.cells if cell.id in near]
         if copies and candidate.key[0]:
             names = ", ".join(sorted({evidence.training_names[copy.index] for copy in copies})[:3])
-            what = f"{len(copies)} of {len(candidate.shots)} pictures nearly copy training images ({names})"
+            what = f"{len(copies)} of {len(candidate.cells)} pictures nearly copy training images ({names})"
             cautions.setdefault(candidate.label, []).append(what)
     return cautions
 

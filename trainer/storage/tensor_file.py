@@ -15,7 +15,7 @@ FORMATS = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 """{number format: its name in a safetensors header}."""
-Layout = dict[str, tuple[str, tuple[int, ...]]]
+TensorHeader = dict[str, tuple[str, tuple[int, ...]]]
 """{tensor: (name of its number format, shape)}, in the order of the file."""
 
 
@@ -34,7 +34,7 @@ class TensorFile:
         except OSError as error:
             raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
         self.metadata: dict[str, str] = dict(self._file.metadata() or {})
-        self.layout: Layout = {}
+        self.layout: TensorHeader = {}
         for key in self._file.keys():  # noqa: SIM118 - not a dict
             part = self._file.get_slice(key)
             self.layout[key] = (str(part.get_dtype()), tuple(part.get_shape()))

@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run import GuidanceConfig
-from ..types import Shot
+from ..types import Cell
 
 Link = list[Any]
 """[node, number of its output]."""
 Add = Callable[..., Link]
 """add(key, kind, **inputs): a node, as a link to its first output."""
-Say = Callable[[Add, str, str, Link], Link]
+PromptNode = Callable[[Add, str, str, Link], Link]
 """say(add, key, text, clip): the conditioning of a prompt."""
-MakeGraph = Callable[[Shot, Path | None, GuidanceConfig], dict[str, str]]
+MakeGraph = Callable[[Cell, Path | None, GuidanceConfig], dict[str, str]]
 """A cell's PNG entries, given its LoRA file; {} where there can be none."""
 
 
-def say_plainly(add: Add, key: str, text: str, clip: Link) -> Link:
+def plain_prompt_node(add: Add, key: str, text: str, clip: Link) -> Link:
     return add(key, "CLIPTextEncode", clip=clip, text=text)
 
 
 def cell_graph(
-    shot: Shot,
+    cell: Cell,
     guidance: GuidanceConfig,
     above: Mapping[str, Any],
     links: Mapping[str, Link],
@@ -35,14 +35,14 @@ def cell_graph(
     lora: str,
     lora_to_clip: bool = False,
     distilled: bool = False,
-    say: Say = say_plainly,
+    say: PromptNode = plain_prompt_node,
 ) -> dict[str, str]:
     """The PNG's text entries. `above` holds the nodes that `links` (model, clip, vae) lead to.
 
     `lora` is a file as LoraLoader lists it, "" for none; `lora_to_clip` loads it into the text encoder too. `distilled`:
     the network is fed a guidance value.
     """
-    recipe = shot.settings
+    recipe = cell.settings
     width, height = recipe["size"]
     nodes: dict[str, Any] = dict(above)
 
@@ -53,14 +53,14 @@ def cell_graph(
     model, clip = links["model"], links["clip"]
     if lora and lora_to_clip:
         model = add(
-            "lora", "LoraLoader", model=model, clip=clip, lora_name=lora, strength_model=shot.strength,
-            strength_clip=shot.strength,
+            "lora", "LoraLoader", model=model, clip=clip, lora_name=lora, strength_model=cell.strength,
+            strength_clip=cell.strength,
         )  # fmt: skip
         clip = [model[0], 1]
     elif lora:
-        model = add("lora", "LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=shot.strength)
+        model = add("lora", "LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=cell.strength)
     model = _guided(add, model, guidance)
-    said = [say(add, key, text, clip) for key, text in (("positive", shot.prompt), ("negative", shot.negative))]
+    said = [say(add, key, text, clip) for key, text in (("positive", cell.prompt), ("negative", cell.negative))]
     if distilled:  # both sides are fed the value, as in the sweep
         value = recipe["model_guidance"]
         said = [
@@ -70,7 +70,7 @@ def cell_graph(
     positive, negative = said
     latent = add("latent", "EmptyLatentImage", width=width, height=height, batch_size=1)
     made = add(
-        "sampler", "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=shot.seed,
+        "sampler", "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=cell.seed,
         steps=recipe["steps"], cfg=guidance.scale, sampler_name=recipe["sampler"], scheduler=recipe["scheduler"], denoise=1.0,
     )  # fmt: skip
     add("save", "SaveImage", images=add("decode", "VAEDecode", samples=made, vae=links["vae"]), filename_prefix="cell")

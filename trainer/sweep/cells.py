@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config.run import GuidanceConfig
 from ..config.toml import digest
-from ..data.cache.references import encode_beside, reference_latents, reference_place
+from ..data.cache.references import encode_with_references, reference_latents, reference_placement
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.sample import SampleSettings, make_guidance, sample, start_noise
 from ..families.common.family import Encoders, Family, Text
@@ -25,7 +25,7 @@ from ..families.common.lora_names import is_text_encoder
 from ..lora.patch import patched
 from ..runs.reference_images import Reference
 from ..training.text_encoders import TextModules, TextView
-from ..types import Geometry, Shot, Size, named_references
+from ..types import Cell, Geometry, Size, named_references
 from .cell_workflow import MakeGraph
 
 Paths = tuple[Path, ...]
@@ -36,7 +36,7 @@ SHEET_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraFile:
+class SweptLora:
     """A LoRA to compare: its label, its tensors' digest, where it lies."""
 
     label: str
@@ -46,7 +46,7 @@ class LoraFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    loras: tuple[LoraFile, ...]
+    loras: tuple[SweptLora, ...]
     base: bool
     strengths: tuple[float, ...]
     prompts: tuple[str, ...]
@@ -73,17 +73,17 @@ class Rendering:
 
 
 def count_cells(axes: Axes, renderings: Sequence[Rendering]) -> int:
-    """How many `plan_shots` would give."""
+    """How many `plan_cells` would give."""
     loras = axes.base + len(axes.loras) * len(axes.strengths)
     others = (axes.references or (None,), axes.prompts, axes.seeds, axes.guidance, renderings)
     return loras * prod(len(values) for values in others)
 
 
-def plan_shots(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> list[Shot]:
+def plan_cells(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> list[Cell]:
     """All cells in reading order: base first, then by LoRA, strength, reference, prompt, seed, guidance, rendering."""
-    loras: list[tuple[LoraFile | None, float]] = [(None, 0.0)] if axes.base else []
+    loras: list[tuple[SweptLora | None, float]] = [(None, 0.0)] if axes.base else []
     loras += list(product(axes.loras, axes.strengths))
-    shots = []
+    cells = []
     shown: tuple[Reference | None, ...] = axes.references or (None,)
     for (lora, strength), reference, prompt, seed, guidance, rendering in product(
         loras, shown, axes.prompts, axes.seeds, axes.guidance, renderings
@@ -98,11 +98,11 @@ def plan_shots(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
             **asdict(rendering),
             **({"reference": reference.digest} if reference else {}),
         }
-        cell = digest(recipe)[:32]
-        shots.append(
-            Shot(
-                id=cell,
-                image=folder / f"{cell}.png",
+        cell_id = digest(recipe)[:32]
+        cells.append(
+            Cell(
+                id=cell_id,
+                image=folder / f"{cell_id}.png",
                 checkpoint=lora.label if lora else BASE,
                 strength=strength,
                 prompt=prompt,
@@ -114,7 +114,7 @@ def plan_shots(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
                 settings={**recipe, "lora_file": lora.path.name if lora else ""},
             )
         )
-    return shots
+    return cells
 
 
 def guidance_recipe(guidance: GuidanceConfig) -> dict[str, Any]:
@@ -125,12 +125,12 @@ def guidance_recipe(guidance: GuidanceConfig) -> dict[str, Any]:
     return recipe
 
 
-def missing(shots: Sequence[Shot]) -> list[Shot]:
-    return [shot for shot in shots if not shot.image.is_file()]
+def missing(cells: Sequence[Cell]) -> list[Cell]:
+    return [cell for cell in cells if not cell.image.is_file()]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Studio:
+class CellRenderer:
     """What pictures are made with."""
 
     denoiser: Denoiser
@@ -157,67 +157,69 @@ class Studio:
                 stack.enter_context(patched(self.denoiser, rest, strength))
             yield bool(texts) and bool(strength)
 
-    def encode(self, prompts: Collection[str], shown: Collection[Paths]) -> "Texts":
+    def encode(self, prompts: Collection[str], shown: Collection[Paths]) -> "EncodedTexts":
         """Every prompt beside all that is shown; alone, if the text encoder sees nothing of it."""
         if self.text_pixels and () not in shown:
             pairs = product(sorted(prompts), shown)
-            return {pair: encode_beside(self.encoders, *pair, self.text_pixels) for pair in pairs}
+            return {pair: encode_with_references(self.encoders, *pair, self.text_pixels) for pair in pairs}
         alone = dict(zip(sorted(prompts), self.encoders.text.encode(sorted(prompts)), strict=True))
         return {(prompt, paths): text for prompt, text in alone.items() for paths in shown}
 
     def look_at(self, paths: Paths, size: Size) -> dict[str, Tensor]:
         """{"reference", "reference_2", …: (1, C, h, w) model-space latents}, for a picture of this size."""
-        raw_CHW = [reference_latents(self.encoders, path, reference_place(path, size)) for path in paths]
+        raw_CHW = [reference_latents(self.encoders, path, reference_placement(path, size)) for path in paths]
         to_model = self.family.latent_space.to_model
         return named_references([to_model(latents.unsqueeze(0)).to(self.device) for latents in raw_CHW])
 
 
-Texts = Mapping[tuple[str, Paths], Text]
+EncodedTexts = Mapping[tuple[str, Paths], Text]
 """{(prompt, reference images): what the text encoders say}."""
 
 
 def render(
-    shots: Sequence[Shot],
-    studio: Studio,
+    cells: Sequence[Cell],
+    renderer: CellRenderer,
     axes: Axes,
     read: Callable[[Path], Mapping[str, Tensor]],
     progress: Callable[[int, int], None],
-    graph: MakeGraph = lambda shot, lora, guidance: {},
-) -> Iterator[Shot]:
+    graph: MakeGraph = lambda cell, lora, guidance: {},
+) -> Iterator[Cell]:
     """Draw the given cells, LoRA by LoRA, and yield each after its picture was written, with its `graph`."""
     paths = {reference.digest: reference.paths for reference in axes.references}
-    texts = studio.encode(*_asked(shots, paths))
+    texts = renderer.encode(*_asked(cells, paths))
     files = {lora.digest: lora for lora in axes.loras}
     guidance = {setting.name: setting for setting in axes.guidance}
     done = 0
-    for (lora, strength), group in groupby(shots, key=lambda shot: (shot.settings["lora"], shot.strength)):
+    for (lora, strength), group in groupby(cells, key=lambda cell: (cell.settings["lora"], cell.strength)):
         tensors = read(files[lora].path) if lora else {}
-        with studio.with_lora(tensors, strength) as reads_anew:
+        with renderer.with_lora(tensors, strength) as reads_anew:
             shots_here = list(group)
-            said = studio.encode(*_asked(shots_here, paths)) if reads_anew else texts
-            for shot in shots_here:
-                shown = paths.get(shot.settings.get("reference", ""), ())
-                picture = render_one(shot, studio, said, guidance[shot.guidance], shown)
-                entries = graph(shot, files[lora].path if lora else None, guidance[shot.guidance])
-                write_picture(picture, shot, entries)
+            said = renderer.encode(*_asked(shots_here, paths)) if reads_anew else texts
+            for cell in shots_here:
+                shown = paths.get(cell.settings.get("reference", ""), ())
+                picture = render_one(cell, renderer, said, guidance[cell.guidance], shown)
+                entries = graph(cell, files[lora].path if lora else None, guidance[cell.guidance])
+                write_picture(picture, cell, entries)
                 done += 1
-                progress(done, len(shots))
-                yield shot
+                progress(done, len(cells))
+                yield cell
 
 
-def _asked(shots: Sequence[Shot], paths: Mapping[str, Paths]) -> tuple[set[str], set[Paths]]:
+def _asked(cells: Sequence[Cell], paths: Mapping[str, Paths]) -> tuple[set[str], set[Paths]]:
     """Every text of these cells, and everything that is shown."""
-    texts = {text for shot in shots for text in (shot.prompt, shot.negative)}
-    return texts, {paths.get(shot.settings.get("reference", ""), ()) for shot in shots}
+    texts = {text for cell in cells for text in (cell.prompt, cell.negative)}
+    return texts, {paths.get(cell.settings.get("reference", ""), ()) for cell in cells}
 
 
-def render_one(shot: Shot, studio: Studio, texts: Texts, guidance: GuidanceConfig, shown: Paths = ()) -> Tensor:
+def render_one(
+    cell: Cell, renderer: CellRenderer, texts: EncodedTexts, guidance: GuidanceConfig, shown: Paths = ()
+) -> Tensor:
     """(3, H, W) in [-1, 1]."""
-    recipe, family, encoders = shot.settings, studio.family, studio.encoders
+    recipe, family, encoders = cell.settings, renderer.family, renderer.encoders
     width, height = recipe["size"]
     geometry = Geometry.whole((width, height))
-    device = studio.device
-    references = studio.look_at(shown, (width, height))
+    device = renderer.device
+    references = renderer.look_at(shown, (width, height))
     positive, negative = (
         {
             **{name: tensor.to(device) for name, tensor in made.items()},
@@ -225,11 +227,11 @@ def render_one(shot: Shot, studio: Studio, texts: Texts, guidance: GuidanceConfi
         }
         for made in (
             family.condition([texts[prompt, shown]], [geometry], recipe["model_guidance"])
-            for prompt in (shot.prompt, shot.negative)
+            for prompt in (cell.prompt, cell.negative)
         )
     )
     factor = encoders.image.factor
-    noise = start_noise((family.latent_space.channels, height // factor, width // factor), shot.seed, device)
+    noise = start_noise((family.latent_space.channels, height // factor, width // factor), cell.seed, device)
     settings = SampleSettings(
         steps=recipe["steps"],
         sampler=recipe["sampler"],
@@ -243,11 +245,11 @@ def render_one(shot: Shot, studio: Studio, texts: Texts, guidance: GuidanceConfi
             rescale=guidance.rescale,
         ),
     )
-    latents = sample(studio.denoiser, noise, positive, negative, settings)
+    latents = sample(renderer.denoiser, noise, positive, negative, settings)
     return encoders.image.decode(family.latent_space.to_raw(latents))[0].clamp(-1, 1).cpu()
 
 
-def write_picture(pixels_CHW: Tensor, shot: Shot, texts: Mapping[str, str] | None = None) -> None:
+def write_picture(pixels_CHW: Tensor, cell: Cell, texts: Mapping[str, str] | None = None) -> None:
     """A lossless PNG with the full recipe in its text, written whole or not at all. `texts` are further entries (ASCII)."""
     import io
     import json
@@ -259,31 +261,31 @@ def write_picture(pixels_CHW: Tensor, shot: Shot, texts: Mapping[str, str] | Non
 
     array = ((pixels_CHW.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     info = PngInfo()
-    info.add_itxt("lora_loom", json.dumps(shot_to_dict(shot)))
+    info.add_itxt("lora_loom", json.dumps(cell_to_dict(cell)))
     for name, text in (texts or {}).items():
         info.add_text(name, text)
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "png", pnginfo=info)
-    write_bytes(shot.image, buffer.getvalue())
+    write_bytes(cell.image, buffer.getvalue())
 
 
-def shot_to_dict(shot: Shot) -> dict[str, Any]:
+def cell_to_dict(cell: Cell) -> dict[str, Any]:
     """Plain data; the picture's path becomes its file name."""
-    return {**asdict(shot), "image": shot.image.name}
+    return {**asdict(cell), "image": cell.image.name}
 
 
 def sheet_to_dict(
-    shots: Sequence[Shot], *, loras: Mapping[str, Path] | None = None, best: Sequence[str] = ()
+    cells: Sequence[Cell], *, loras: Mapping[str, Path] | None = None, best: Sequence[str] = ()
 ) -> dict[str, Any]:
     """`loras` says where the files of the digests lie; it stays out of the pictures, which people pass on."""
     where = {digest: str(path) for digest, path in (loras or {}).items()}
     return {
         "version": SHEET_VERSION,
-        "cells": [shot_to_dict(shot) for shot in shots],
+        "cells": [cell_to_dict(cell) for cell in cells],
         "loras": where,
         "best": list(best),
     }
 
 
-def sheet_from_dict(data: Mapping[str, Any], folder: Path) -> list[Shot]:
-    return [replace(Shot(**cell), image=folder / cell["image"]) for cell in data["cells"]]
+def sheet_from_dict(data: Mapping[str, Any], folder: Path) -> list[Cell]:
+    return [replace(Cell(**cell), image=folder / cell["image"]) for cell in data["cells"]]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..types import Shot
+from ..types import Cell
 from .strip import Grid
 
 TEMPLATE = Path(__file__).with_name("html_page.html")
@@ -27,14 +27,14 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def to_html(grids: Sequence[Grid], title: str) -> str:
     """The page. Pictures are inside it as they are, or as WebP if they are too many."""
-    shots = {shot.id: shot for grid in grids for shot in grid.shots.values()}
-    lossless = sum(shot.image.stat().st_size for shot in shots.values()) <= LOSSLESS_BYTES
+    cells = {cell.id: cell for grid in grids for cell in grid.cells.values()}
+    lossless = sum(cell.image.stat().st_size for cell in cells.values()) <= LOSSLESS_BYTES
     data = {
         "title": title,
         "note": "" if lossless else "Shown as WebP; the PNG files beside this page are lossless.",
         "pages": [page_of(grid) for grid in grids],
         "cells": {
-            cell: {"image": _image(shot.image, lossless), "recipe": recipe(shot)} for cell, shot in shots.items()
+            cell_id: {"image": _image(cell.image, lossless), "recipe": recipe(cell)} for cell_id, cell in cells.items()
         },
     }
     text = TEMPLATE.read_text(encoding="utf-8")
@@ -58,13 +58,13 @@ def page_of(grid: Grid) -> dict[str, Any]:
         "caption": grid.caption,
         "columns": grid.columns,
         "rows": grid.rows,
-        "cells": [[_id(grid.shots.get((row, column))) for column in grid.columns] for row in grid.rows],
-        "best": sorted(grid.shots[place].id for place in grid.best),
+        "cells": [[_id(grid.cells.get((row, column))) for column in grid.columns] for row in grid.rows],
+        "best": sorted(grid.cells[place].id for place in grid.best),
     }
 
 
-def _id(shot: Shot | None) -> str:
-    return shot.id if shot else ""
+def _id(cell: Cell | None) -> str:
+    return cell.id if cell else ""
 
 
 def _image(path: Path, lossless: bool) -> str:
@@ -78,39 +78,39 @@ def _image(path: Path, lossless: bool) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def recipe(shot: Shot) -> dict[str, Any]:
+def recipe(cell: Cell) -> dict[str, Any]:
     """What made a cell, in the order in which people look for it."""
-    settings = shot.settings
+    settings = cell.settings
     width, height = settings.get("size", ("", ""))
     return {
-        "checkpoint": shot.checkpoint,
-        "strength": shot.strength,
-        "prompt": shot.prompt,
-        "negative": shot.negative,
-        "seed": shot.seed,
-        "guidance": shot.guidance,
-        "reference": shot.reference,
+        "checkpoint": cell.checkpoint,
+        "strength": cell.strength,
+        "prompt": cell.prompt,
+        "negative": cell.negative,
+        "seed": cell.seed,
+        "guidance": cell.guidance,
+        "reference": cell.reference,
         "sampler": settings.get("sampler", ""),
         "scheduler": settings.get("scheduler", ""),
         "steps": settings.get("steps", ""),
         "width": width,
         "height": height,
         "lora file": settings.get("lora_file", ""),
-        "image": shot.image.name,
+        "image": cell.image.name,
         **settings.get("scores", {}),
     }
 
 
 def to_json(grids: Sequence[Grid], title: str) -> str:
     """Pages and recipes for programs: where each cell stands, and what made it."""
-    shots = {shot.id: shot for grid in grids for shot in grid.shots.values()}
-    cells = {cell: recipe(shot) for cell, shot in shots.items()}
-    return json.dumps({"title": title, "pages": [page_of(grid) for grid in grids], "cells": cells}, indent=1) + "\n"
+    cells = {cell.id: cell for grid in grids for cell in grid.cells.values()}
+    recipes = {cell_id: recipe(cell) for cell_id, cell in cells.items()}
+    return json.dumps({"title": title, "pages": [page_of(grid) for grid in grids], "cells": recipes}, indent=1) + "\n"
 
 
-def to_csv(shots: Sequence[Shot]) -> str:
+def to_csv(cells: Sequence[Cell]) -> str:
     """One line per cell. A text that a spreadsheet would compute gets an apostrophe before it."""
-    lines = [recipe(shot) for shot in shots]
+    lines = [recipe(cell) for cell in cells]
     names = list(dict.fromkeys(name for line in lines for name in line))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")

@@ -11,30 +11,30 @@ from pathlib import Path
 from ..base_model import Base, open_base
 from ..config.run import GuidanceConfig, SweepConfig, TrainConfig
 from ..config.toml import digest
-from ..data.cache.references import reference_place
+from ..data.cache.references import reference_placement
 from ..diffusion.samplers import SAMPLERS, SCHEDULES
 from ..errors import ConfigError, RunError, StoppedError
 from ..eta import duration
-from ..families.common.comfy_loaders import from_input_folder, literally, loaders, sayer
+from ..families.common.comfy_loaders import from_input_folder, literally, loaders, prompt_nodes
 from ..lora_tools.layouts import Formats
 from ..runs.headless import run_folder
 from ..runs.prompt_library import all_prompts
-from ..runs.reference_images import check_references, read_references, unshown
+from ..runs.reference_images import check_references, read_references, unused_references
 from ..runs.session import Host
 from ..storage.atomic import write_bytes, write_json
 from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
-from ..types import Shot
+from ..types import Cell
 from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
 from .cell_workflow import MakeGraph, cell_graph
 from .cells import (
     Axes,
-    LoraFile,
+    CellRenderer,
     Rendering,
-    Studio,
+    SweptLora,
     count_cells,
     missing,
-    plan_shots,
+    plan_cells,
     render,
     sheet_from_dict,
     sheet_to_dict,
@@ -51,7 +51,7 @@ class Sheet:
 
     folder: Path
     """Holds sheet.json and cells/."""
-    shots: tuple[Shot, ...]
+    cells: tuple[Cell, ...]
     rendered: int
     """Cells drawn this time; the others were there."""
     loras: Mapping[str, Path] = field(default_factory=dict)
@@ -93,10 +93,10 @@ def lora_label(path: Path, run_name: str) -> str:
     return f"step {int(number)}" if number.isdecimal() else path.stem
 
 
-def read_loras(paths: Sequence[Path], run_name: str) -> tuple[LoraFile, ...]:
+def read_loras(paths: Sequence[Path], run_name: str) -> tuple[SweptLora, ...]:
     """Raises ModelFileError on a file that is no LoRA or damaged."""
     return tuple(
-        LoraFile(
+        SweptLora(
             label=lora_label(path, run_name),
             digest=tensors_digest(read_lora(path)),
             path=path,
@@ -105,7 +105,7 @@ def read_loras(paths: Sequence[Path], run_name: str) -> tuple[LoraFile, ...]:
     )
 
 
-def make_axes(sweep: SweepConfig, loras: tuple[LoraFile, ...], seed: int) -> Axes:
+def make_axes(sweep: SweepConfig, loras: tuple[SweptLora, ...], seed: int) -> Axes:
     """Raises ConfigError for an empty or unreadable axis."""
     prompts = all_prompts(sweep.prompts, sweep.prompt_library, "sweep.prompt_library")
     if not prompts:
@@ -177,7 +177,7 @@ def check_count(axes: Axes, renderings: Sequence[Rendering]) -> None:
 
 
 @dataclass(kw_only=True)
-class Asking:
+class LargeSweepPrompt:
     """Says after the second cell how long a large sweep will take; the first one also warms up."""
 
     cells: int
@@ -219,13 +219,13 @@ def sweep(
     )
     folder = run_folder(config).path / "strips"
     check_count(axes, renderings)
-    shots = plan_shots(axes, renderings, folder / "cells")
-    todo = missing(shots)
-    host.log(f"sweep: {len(shots)} cells, {len(shots) - len(todo)} already there")
-    if alone := unshown("sweep.references", config.sweep.references, base):
+    cells = plan_cells(axes, renderings, folder / "cells")
+    todo = missing(cells)
+    host.log(f"sweep: {len(cells)} cells, {len(cells) - len(todo)} already there")
+    if alone := unused_references("sweep.references", config.sweep.references, base):
         host.log(alone)
     if todo:
-        studio = Studio(
+        renderer = CellRenderer(
             denoiser=base.load_denoiser(config.model, config.training.precision),
             family=base.family,
             encoders=base.load_encoders(),
@@ -235,16 +235,16 @@ def sweep(
         def progress(done: int, total: int) -> None:
             host.stage("rendering", done, total)
 
-        formats = Formats(family=base.family, denoiser=studio.denoiser)
-        asking = Asking(cells=len(todo), limit=config.sweep.max_cells, confirm=confirm)
+        formats = Formats(family=base.family, denoiser=renderer.denoiser)
+        asking = LargeSweepPrompt(cells=len(todo), limit=config.sweep.max_cells, confirm=confirm)
         graph = graphs_of(config, base, axes)
-        for _ in render(todo, studio, axes, lambda path: formats.native(read_lora(path)), progress, graph):
+        for _ in render(todo, renderer, axes, lambda path: formats.native(read_lora(path)), progress, graph):
             asking.rendered()
             if host.should_stop():
                 raise StoppedError("the sweep was stopped; finished cells are kept, run it again to go on")
     loras = {lora.digest: lora.path.resolve() for lora in axes.loras}
-    write_json(folder / "sheet.json", sheet_to_dict(shots, loras=loras))
-    return Sheet(folder=folder, shots=tuple(shots), rendered=len(todo), loras=loras)
+    write_json(folder / "sheet.json", sheet_to_dict(cells, loras=loras))
+    return Sheet(folder=folder, cells=tuple(cells), rendered=len(todo), loras=loras)
 
 
 def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
@@ -252,16 +252,16 @@ def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
     nodes, links = loaders(base.source, base.family.name, base.reading)
     places = {reference.digest: reference.paths for reference in axes.references}
 
-    def make(shot: Shot, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
-        size = tuple(shot.settings["size"])
-        paths = places.get(shot.settings.get("reference", ""), ())
-        shown = [(from_input_folder(path.name), reference_place(path, size).target) for path in paths]
-        say = sayer(base.family.name, base.variant, base.reading, links["vae"], shown)
+    def make(cell: Cell, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
+        size = tuple(cell.settings["size"])
+        paths = places.get(cell.settings.get("reference", ""), ())
+        shown = [(from_input_folder(path.name), reference_placement(path, size).target) for path in paths]
+        say = prompt_nodes(base.family.name, base.variant, base.reading, links["vae"], shown)
         say = say if base.reading.prompt_weights else literally(say)
         distilled = base.settings.guidance_embedding
         # As LoraLoader lists it where output.loras is ComfyUI's folder; else to be chosen there.
         name = f"{config.name}/{lora.name}" if lora and config.output.loras else lora.name if lora else ""
-        return cell_graph(shot, guidance, nodes, links, lora=name, lora_to_clip=True, distilled=distilled, say=say)
+        return cell_graph(cell, guidance, nodes, links, lora=name, lora_to_clip=True, distilled=distilled, say=say)
 
     return make
 
@@ -274,7 +274,7 @@ def load_sheet(folder: Path, name: str = "sheet") -> Sheet:
         raise RunError(f"{folder} holds no finished sheet ({error}): run the sweep first") from error
     return Sheet(
         folder=folder,
-        shots=tuple(sheet_from_dict(data, folder / "cells")),
+        cells=tuple(sheet_from_dict(data, folder / "cells")),
         rendered=0,
         loras={digest: Path(path) for digest, path in data.get("loras", {}).items()},
         best=frozenset(data.get("best", ())),
@@ -290,7 +290,7 @@ def write_strips(
     name: str = "strip",
 ) -> list[Path]:
     """One PNG per page in the sheet's folder: strip.png, strip-2.png, … Pages too large for one picture are split."""
-    pages = arrange(sheet.shots, columns=columns, rows=rows, title=title, best=sheet.best)
+    pages = arrange(sheet.cells, columns=columns, rows=rows, title=title, best=sheet.best)
     grids = [part for page in pages for part in split(page)]
     return [
         write_grid(grid, sheet.folder / (f"{name}-{i + 1}.png" if i else f"{name}.png")) for i, grid in enumerate(grids)
@@ -302,16 +302,16 @@ def write_tables(
 ) -> list[Path]:
     """The same as a page for a browser, and what made each cell for other programs: strip.html, strip.csv, strip.json."""
     return write_page(
-        sheet, arrange(sheet.shots, columns=columns, rows=rows, title=title, best=sheet.best), title, name
+        sheet, arrange(sheet.cells, columns=columns, rows=rows, title=title, best=sheet.best), title, name
     )
 
 
 def write_page(sheet: Sheet, grids: Sequence[Grid], title: str, name: str) -> list[Path]:
     """HTML, CSV and JSON of pages that are laid out already."""
-    shots = list({shot.id: shot for grid in grids for shot in grid.shots.values()}.values())
+    cells = list({cell.id: cell for grid in grids for cell in grid.cells.values()}.values())
     page, table, data = (sheet.folder / f"{name}.{kind}" for kind in ("html", "csv", "json"))
     write_bytes(page, to_html(grids, title).encode())
-    write_bytes(table, to_csv(shots).encode("utf-8-sig"))  # with the mark that spreadsheets look for
+    write_bytes(table, to_csv(cells).encode("utf-8-sig"))  # with the mark that spreadsheets look for
     write_bytes(data, to_json(grids, title).encode())
     return [page, table, data]
 

@@ -1,16 +1,15 @@
 """The strip: pictures of a sweep in a labelled grid, one PNG. Labels never shrink: text wraps, wide strips are split."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from ..drawing.fonts import length
 from ..drawing.text import BEST, INK, LEADING, LINE, MUTED, PAPER, wrap, write
-from ..types import Shot
+from ..types import Cell
 
 MARGIN, GAP = 24, 6
 MIN_CELL = 160
@@ -26,17 +25,17 @@ FRAMED = "   ·   framed: recommended by the scores"
 FRAME = 4
 """Width of the frame round the best cell, in pixels."""
 
-AXES: dict[str, Callable[[Shot], str]] = {
-    "checkpoint": lambda shot: shot.checkpoint,
-    "strength": lambda shot: f"strength {shot.strength:g}" if shot.strength else "",
-    "prompt": lambda shot: shot.prompt_name or shot.prompt or "(empty prompt)",
-    "seed": lambda shot: f"seed {shot.seed}",
-    "guidance": lambda shot: shot.guidance,
-    "reference": lambda shot: shot.reference,
-    "size": lambda shot: "{} x {}".format(*shot.settings["size"]) if "size" in shot.settings else "",
-    "steps": lambda shot: f"{shot.settings['steps']} steps" if "steps" in shot.settings else "",
-    "sampler": lambda shot: (
-        f"{shot.settings['sampler']}, {shot.settings['scheduler']}" if "sampler" in shot.settings else ""
+AXES: dict[str, Callable[[Cell], str]] = {
+    "checkpoint": lambda cell: cell.checkpoint,
+    "strength": lambda cell: f"strength {cell.strength:g}" if cell.strength else "",
+    "prompt": lambda cell: cell.prompt_name or cell.prompt or "(empty prompt)",
+    "seed": lambda cell: f"seed {cell.seed}",
+    "guidance": lambda cell: cell.guidance,
+    "reference": lambda cell: cell.reference,
+    "size": lambda cell: "{} x {}".format(*cell.settings["size"]) if "size" in cell.settings else "",
+    "steps": lambda cell: f"{cell.settings['steps']} steps" if "steps" in cell.settings else "",
+    "sampler": lambda cell: (
+        f"{cell.settings['sampler']}, {cell.settings['scheduler']}" if "sampler" in cell.settings else ""
     ),
 }
 RENDERING = ("sampler", "steps", "size")
@@ -49,20 +48,18 @@ class Grid:
 
     columns: tuple[str, ...]
     rows: tuple[str, ...]
-    cells: dict[tuple[str, str], Path]
-    """{(row, column): picture}."""
+    cells: dict[tuple[str, str], Cell]
+    """{(row, column): cell}; a place may be empty."""
     title: str
     legend: str
     caption: str = ""
     """Under the pictures: the prompt, where all of them share it."""
-    shots: dict[tuple[str, str], Shot] = field(default_factory=dict)
-    """What made each picture."""
     best: frozenset[tuple[str, str]] = frozenset()
     """Cells with a frame."""
 
 
 def arrange(
-    shots: Sequence[Shot], *, columns: Sequence[str], rows: Sequence[str], title: str, best: Collection[str] = ()
+    cells: Sequence[Cell], *, columns: Sequence[str], rows: Sequence[str], title: str, best: Collection[str] = ()
 ) -> list[Grid]:
     """Cut a sweep into pages. Axes named on neither side split it; axes with one value go into the legend.
 
@@ -70,34 +67,33 @@ def arrange(
     """
     for axis in (*columns, *rows):
         AXES[axis]
-    varying = [axis for axis in AXES if len({AXES[axis](shot) for shot in shots if AXES[axis](shot)}) > 1]
+    varying = [axis for axis in AXES if len({AXES[axis](cell) for cell in cells if AXES[axis](cell)}) > 1]
     rest = [axis for axis in varying if axis not in (*columns, *rows)]
     across, down = ([axis for axis in side if axis in varying] for side in (columns, rows))
-    pages: dict[str, list[Shot]] = {}
-    for shot in shots:
-        pages.setdefault(label(shot, rest), []).append(shot)
+    pages: dict[str, list[Cell]] = {}
+    for cell in cells:
+        pages.setdefault(label(cell, rest), []).append(cell)
     grids = []
     for members in pages.values():
         page = label(members[0], [axis for axis in rest if axis != "prompt"])
-        places = {(label(shot, down), label(shot, across)): shot for shot in members}
+        places = {(label(cell, down), label(cell, across)): cell for cell in members}
         grids.append(
             Grid(
-                columns=_distinct(label(shot, across) for shot in members),
-                rows=_distinct(label(shot, down) for shot in members),
-                cells={place: shot.image for place, shot in places.items()},
+                columns=_distinct(label(cell, across) for cell in members),
+                rows=_distinct(label(cell, down) for cell in members),
                 title=f"{title}: {page}" if page else title,
-                legend=_legend(shots, [*varying, "prompt"]) + (FRAMED if best else ""),
+                legend=_legend(cells, [*varying, "prompt"]) + (FRAMED if best else ""),
                 caption=_caption(members),
-                shots=places,
-                best=frozenset(place for place, shot in places.items() if shot.id in best),
+                cells=places,
+                best=frozenset(place for place, cell in places.items() if cell.id in best),
             )
         )
     return grids
 
 
-def _caption(shots: Sequence[Shot]) -> str:
+def _caption(cells: Sequence[Cell]) -> str:
     """The prompt in full, if there is one; of several, what the named ones stand for."""
-    prompts = list(dict.fromkeys((shot.prompt_name, shot.prompt or "(empty prompt)") for shot in shots))
+    prompts = list(dict.fromkeys((cell.prompt_name, cell.prompt or "(empty prompt)") for cell in cells))
     if len(prompts) == 1:
         return prompts[0][1]
     return "\n".join(f"{name}: {prompt}" for name, prompt in prompts if name)
@@ -114,8 +110,7 @@ def split(grid: Grid) -> list[Grid]:
                 grid,
                 rows=rows,
                 columns=columns,
-                cells={place: path for place, path in grid.cells.items() if place in inside},
-                shots={place: shot for place, shot in grid.shots.items() if place in inside},
+                cells={place: cell for place, cell in grid.cells.items() if place in inside},
                 best=grid.best & inside,
             )
             parts += [part] if inside else []
@@ -131,32 +126,31 @@ def _shares(labels: tuple[str, ...], side: int, reserved: int = 0) -> list[tuple
     return [labels[i : i + size] for i in range(0, len(labels), size)]
 
 
-def panels(shots: Sequence[Shot], titles: dict[tuple[str, str], str], *, title: str) -> Grid:
+def panels(cells: Sequence[Cell], titles: dict[tuple[str, str], str], *, title: str) -> Grid:
     """A three-panel page: `titles` maps (checkpoint, guidance) to a column heading, e.g. base, LoRA, LoRA + APG."""
-    chosen = [shot for shot in shots if (shot.checkpoint, shot.guidance) in titles]
-    varying = [axis for axis in ("prompt", "seed") if len({AXES[axis](shot) for shot in chosen}) > 1]
+    chosen = [cell for cell in cells if (cell.checkpoint, cell.guidance) in titles]
+    varying = [axis for axis in ("prompt", "seed") if len({AXES[axis](cell) for cell in chosen}) > 1]
     return Grid(
         columns=tuple(titles.values()),
-        rows=_distinct(label(shot, varying) for shot in chosen),
-        cells={(label(shot, varying), titles[shot.checkpoint, shot.guidance]): shot.image for shot in chosen},
+        rows=_distinct(label(cell, varying) for cell in chosen),
         title=title,
         legend=_legend(chosen, [*varying, "checkpoint", "guidance", "strength", "prompt"]),
         caption=_caption(chosen),
-        shots={(label(shot, varying), titles[shot.checkpoint, shot.guidance]): shot for shot in chosen},
+        cells={(label(cell, varying), titles[cell.checkpoint, cell.guidance]): cell for cell in chosen},
     )
 
 
-def label(shot: Shot, axes: Sequence[str]) -> str:
-    return "\n".join(text for axis in axes if (text := AXES[axis](shot)))
+def label(cell: Cell, axes: Sequence[str]) -> str:
+    return "\n".join(text for axis in axes if (text := AXES[axis](cell)))
 
 
 def _distinct(labels: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(labels))
 
 
-def _legend(shots: Sequence[Shot], varying: Sequence[str]) -> str:
+def _legend(cells: Sequence[Cell], varying: Sequence[str]) -> str:
     """What is the same in every cell."""
-    first = shots[0]
+    first = cells[0]
     parts = [text for axis in AXES if axis not in (*varying, *RENDERING) and (text := AXES[axis](first))]
     if first.negative:
         parts.append(f"negative: {first.negative}")
@@ -223,20 +217,20 @@ def _rows(grid: Grid) -> _Rows:
 def _cell_size(grid: Grid) -> tuple[int, int]:
     """The largest picture's size, enlarged by a whole factor where pictures are small."""
     sizes = []
-    for path in grid.cells.values():
-        with Image.open(path) as image:
+    for cell in grid.cells.values():
+        with Image.open(cell.image) as image:
             sizes.append(image.size)
     width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
     factor = -(-MIN_CELL // max(width, 1)) if width < MIN_CELL else 1
     return width * factor, height * factor
 
 
-def _place(page: Image.Image, pen: ImageDraw.ImageDraw, path: Path | None, box: tuple[int, int, int, int]) -> None:
+def _place(page: Image.Image, pen: ImageDraw.ImageDraw, cell: Cell | None, box: tuple[int, int, int, int]) -> None:
     x, y, width, height = box
-    if path is None:
+    if cell is None:
         pen.rectangle((x, y, x + width - 1, y + height - 1), outline=LINE)
         return
-    with Image.open(path) as image:
+    with Image.open(cell.image) as image:
         scale = min(width / image.width, height / image.height)
         shown = image.convert("RGB").resize(
             (round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS

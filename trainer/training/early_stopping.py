@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
-def judged(line: Mapping[str, Any]) -> float:
+def selected_loss(line: Mapping[str, Any]) -> float:
     """The held-out loss of what the LoRA file holds: of the average where there is one."""
     return float(line.get("held_out_ema", line["held_out"]))
 
@@ -14,14 +14,14 @@ def lowest(lines: Sequence[Mapping[str, Any]]) -> tuple[int, float, int]:
     measured = [line for line in lines if "held_out" in line]
     if not measured:
         raise ValueError("no held-out loss was measured")
-    best = min(range(len(measured)), key=lambda i: judged(measured[i]))
-    return int(measured[best]["step"]), judged(measured[best]), len(measured) - 1 - best
+    best = min(range(len(measured)), key=lambda i: selected_loss(measured[i]))
+    return int(measured[best]["step"]), selected_loss(measured[best]), len(measured) - 1 - best
 
 
 def recommended(lines: Sequence[Mapping[str, Any]], steps: Collection[int]) -> dict[str, Any] | None:
     """Which of the steps with a LoRA file to take by the held-out loss alone, with the reason and the runner-up; None if
     fewer than two steps were measured. `lora-loom score` says how sure such a lead is."""
-    losses = {int(line["step"]): judged(line) for line in lines if "held_out" in line and int(line["step"]) > 0}
+    losses = {int(line["step"]): selected_loss(line) for line in lines if "held_out" in line and int(line["step"]) > 0}
     ranked = sorted((loss, step) for step, loss in losses.items() if step in steps)
     if len(ranked) < 2:
         return None
@@ -29,7 +29,7 @@ def recommended(lines: Sequence[Mapping[str, Any]], steps: Collection[int]) -> d
     reason = f"step {step} has the lowest held-out loss ({loss:.5f}) of {len(ranked)} measured LoRA files; runner-up: step {runner_up} ({second:.5f})"
     if last not in (step, runner_up):
         reason += f"; the last step, {last}, has {losses[last]:.5f}"
-    base = next((judged(line) for line in lines if "held_out" in line and int(line["step"]) == 0), None)
+    base = next((selected_loss(line) for line in lines if "held_out" in line and int(line["step"]) == 0), None)
     if base is not None and base <= loss:
         reason += f"; but the base without a LoRA has {base:.5f}, which none of them beats"
     return {"step": step, "held_out": loss, "runner_up": runner_up, "reason": reason}

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from ..diffusion.denoiser import Denoiser
 from ..distributed.processes import ALONE, Processes
 from ..errors import DivergedError
-from ..lora.adapter import Adapter, Draw
+from ..lora.adapter import Adapter
+from ..seeding import StepKey
 from ..types import Batch, StepResult
 from .optim import clip_gradients, set_learning_rate
-from .step import LossSettings, Place, train_step
+from .step import LossSettings, train_step
 
 
 class Batches(Protocol):
@@ -100,8 +101,8 @@ def _accumulate(
     total = torch.zeros((), dtype=torch.float64)
     try:
         for micro_batch in range(processes.rank, count, processes.count):
-            place = Place(seed=settings.seed, step=training.step, micro_batch=micro_batch)
-            training.adapter.set_draw(Draw(seed=place.seed, step=place.step, micro_batch=place.micro_batch))
+            place = StepKey(seed=settings.seed, step=training.step, micro_batch=micro_batch)
+            training.adapter.set_draw(StepKey(seed=place.seed, step=place.step, micro_batch=place.micro_batch))
             batch, off = batches.at(first + micro_batch), training.adapter.disabled
             loss = train_step(denoiser, batch, settings.loss, place, off).sum() / samples
             (loss if training.scaler is None else training.scaler.scale(loss)).backward()

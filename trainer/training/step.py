@@ -10,7 +10,7 @@ from torch import Tensor
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.loss import draw_noise, element_loss, min_snr_weight, per_sample
 from ..diffusion.timesteps import NoiseLevels
-from ..seeding import generator
+from ..seeding import StepKey, generator
 from ..types import Batch
 
 Switch = Callable[[], AbstractContextManager[object]]
@@ -26,17 +26,8 @@ class LossSettings:
     normalised_masks: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where in a run a batch is trained; with the seed it decides noise and noise levels."""
-
-    seed: int
-    step: int
-    micro_batch: int
-
-
 def train_step(
-    denoiser: Denoiser, batch: Batch, settings: LossSettings, place: Place, without_adapter: Switch = nullcontext
+    denoiser: Denoiser, batch: Batch, settings: LossSettings, place: StepKey, without_adapter: Switch = nullcontext
 ) -> Tensor:
     """Weighted loss of each sample, (B,). No side effects but the graph.
 
@@ -51,7 +42,7 @@ def train_step(
     return sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings, by_base_BCHW) * batch.weight_B
 
 
-def draw(denoiser: Denoiser, batch: Batch, settings: LossSettings, place: Place) -> tuple[Tensor, Tensor]:
+def draw(denoiser: Denoiser, batch: Batch, settings: LossSettings, place: StepKey) -> tuple[Tensor, Tensor]:
     """Noise (B, C, H, W) and noise levels (B,): functions of the place and the slot in the batch alone."""
     latents = batch.latents_BCHW
     height, width = latents.shape[-2:]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....trainer.config.toml import digest
-from ....trainer.data.batches import Pick
+from ....trainer.data.batches import PickedExample
 from ....trainer.data.cache.keys import View, prompt_key, views
 from ....trainer.data.cache.store import Cache
 from ....trainer.errors import ConfigError
@@ -76,7 +76,7 @@ def fill_conditions(
                 wanted[source.key(view, key, caption)] = (view, key, caption)
     cache.touch(wanted)
     if shown := next((one for one in wanted.values() if one[0].example.references), None):
-        check_looks(model, *_given(cache, source, *shown))
+        check_accepts_references(model, *_given(cache, source, *shown))
     missing = cache.missing(sorted(wanted))
     for start in range(0, len(missing), ITEMS_PER_SHARD):
         chunk = missing[start : start + ITEMS_PER_SHARD]
@@ -98,7 +98,7 @@ def _given(cache: Cache, source: ConditionSource, view: View, view_key: str, cap
     return text, view.geometry, source.values, source.factor, item["latents"].shape[0], references
 
 
-def check_looks(model: Any, *given: Any) -> None:
+def check_accepts_references(model: Any, *given: Any) -> None:
     """Raise ConfigError for a model to which reference images are nothing; `given` as for `network_inputs`, with some."""
     if network_inputs(model, *given).keys() == network_inputs(model, *given[:-1]).keys():
         raise ConfigError(
@@ -145,10 +145,10 @@ def size_conditions(class_name: str, geometry: Geometry) -> dict[str, int]:
     }
 
 
-def condition(cache: Cache, source: ConditionSource) -> Callable[[Sequence[Pick]], Conditioning]:
+def condition(cache: Cache, source: ConditionSource) -> Callable[[Sequence[PickedExample]], Conditioning]:
     """For the engine's batches: read the inputs of picked samples. Touches nothing of ComfyUI."""
 
-    def read(picks: Sequence[Pick]) -> Conditioning:
+    def read(picks: Sequence[PickedExample]) -> Conditioning:
         samples = [unpack(cache.get(source.key(pick.view, pick.key, pick.caption))) for pick in picks]
         return {"samples": samples}
 

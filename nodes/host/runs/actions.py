@@ -11,7 +11,7 @@ from ...sockets.values import RunValue
 from ..paths import lora_name, root, run_folder
 from ..progress import Bar
 from .plots import loss_image
-from .previews import add_previews
+from .previews import add_samples
 from .queue import POLL_S, Job
 from .records import Existing, choose, keep_graph, list_runs, summary
 from .server import REGISTRY
@@ -43,7 +43,7 @@ def _submit(
     notes: list[str] = []
     named = replace(request, name=folder.name)
     session = make_session(patcher, named, dataset, folder, known, bar.update, notes.append)
-    add_previews(session, patcher, named)
+    add_samples(session, patcher, named)
     folder.start(named.config(), named.fixed(known), environment(str(patcher.load_device), torch.get_num_threads()))
     keep_graph(folder, graph, node_id)
     for note in notes:

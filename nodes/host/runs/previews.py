@@ -10,21 +10,26 @@ import torch
 from torch import Tensor
 
 from ....trainer.config.toml import digest
-from ....trainer.data.cache.references import encode_beside, reference_latents, reference_place, shown_digest
+from ....trainer.data.cache.references import (
+    encode_with_references,
+    reference_latents,
+    reference_placement,
+    references_digest,
+)
 from ....trainer.data.cache.store import CODE_VERSION, Cache, text_key
 from ....trainer.data.images.load import file_digest
 from ....trainer.diffusion.guidance import CFG
 from ....trainer.diffusion.sample import SampleSettings
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Encoders
-from ....trainer.runs.previews import Pictures
+from ....trainer.runs.previews import Samples
 from ....trainer.runs.prompt_library import all_prompts
 from ....trainer.runs.session import Session
 from ....trainer.runs.trackers import check_tracker
 from ....trainer.types import Geometry, Size
 from ...sockets.names import AUTO
 from ...sockets.values import ValidationValue
-from ..backend.conditions import check_looks, network_inputs
+from ..backend.conditions import check_accepts_references, network_inputs
 from ..backend.packing import unpack
 from ..backend.shadow import build_shadow
 from ..encoding.edit_prompts import chosen_reading, text_pixels
@@ -69,7 +74,9 @@ def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, 
     reading = chosen_reading(str(options.get("edit_prompts", AUTO)), clip, max(map(len, sets), default=0))
     identity, text = vae_identity(vae), clip_identity(clip)
     size = (int(options.get("width", 512)), int(options.get("height", 512)))
-    room = Room(cache=Cache(cache_folder()), encoders=host_encoders(vae, clip, reading), vae=identity, text=text)
+    room = ValidationCache(
+        cache=Cache(cache_folder()), encoders=host_encoders(vae, clip, reading), vae=identity, text=text
+    )
     shown = tuple(room.shown([Path(path) for path in paths], size, text_pixels(reading)) for paths in sets)
     room.read({*lines, negative}, sets, text_pixels(reading))
     with torch.inference_mode(False):
@@ -97,7 +104,7 @@ def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class ValidationCache:
     """Where prompts and reference images of validation pictures are kept until the run begins."""
 
     cache: Cache
@@ -110,16 +117,16 @@ class Room:
         """A set of reference images as `ValidationValue.references` has it; their latents are in the cache afterwards."""
         keys = []
         for path in paths:
-            target = reference_place(path, size).target
+            target = reference_placement(path, size).target
             key = digest(["shown latents", CODE_VERSION, file_digest(path), target, self.vae])
             if self.cache.missing([key]):
-                latents_CHW = reference_latents(self.encoders, path, reference_place(path, size))
+                latents_CHW = reference_latents(self.encoders, path, reference_placement(path, size))
                 self.cache.put({key: {"latents": latents_CHW}})
             keys.append(key)
         return self._seen(paths, pixels), tuple(keys)
 
     def _seen(self, paths: Sequence[Path], pixels: int) -> str:
-        return shown_digest([file_digest(path) for path in paths], pixels) if pixels else ""
+        return references_digest([file_digest(path) for path in paths], pixels) if pixels else ""
 
     def read(self, prompts: Collection[str], sets: Sequence[Sequence[str]], pixels: int) -> None:
         """Every prompt is in the cache afterwards: beside each set, or alone where nothing is seen."""
@@ -130,14 +137,14 @@ class Room:
                 key = text_key(prompt, self.text, seen)
                 if self.cache.missing([key]):
                     made = (
-                        encode_beside(self.encoders, prompt, paths, pixels)
+                        encode_with_references(self.encoders, prompt, paths, pixels)
                         if seen
                         else self.encoders.text.encode([prompt])[0]
                     )
                     self.cache.put({key: made})
 
 
-def add_previews(session: Session, patcher: Any, request: TrainRequest) -> None:
+def add_samples(session: Session, patcher: Any, request: TrainRequest) -> None:
     """Give the session its previews if the graph asks for them. Node thread: calls the model's `extra_conds`."""
     value = request.validation
     if value is None:
@@ -156,14 +163,14 @@ def add_previews(session: Session, patcher: Any, request: TrainRequest) -> None:
         latents = [cache.get(key)["latents"].unsqueeze(0) for key in keys]
         given = (text, geometry, denoiser.settings.conditions, factor, channels, latents)
         if latents:
-            check_looks(model, *given)
+            check_accepts_references(model, *given)
         made = network_inputs(model, *given)
         return {name: _normal(item) for name, item in made.items()}
 
     to_raw, made = latent_normaliser(model, inverse=True), decoder
     shown = value.references or (("", ()),)
     pairs = [(inputs(prompt, *one), inputs(value.negative, *one)) for prompt, one in product(value.prompts, shown)]
-    session.previews = Pictures(
+    session.previews = Samples(
         every=value.every,
         folder=session.folder.path / "samples",
         denoiser=denoiser,

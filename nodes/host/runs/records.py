@@ -18,7 +18,7 @@ GRAPH_FILE = "graph.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class RunChoice:
     folder: RunFolder
     job: Job | None = None
     """Active in this process: attach to it."""
@@ -34,11 +34,11 @@ def candidates(name: str) -> Iterator[RunFolder]:
         number += 1
 
 
-def choose(name: str, fixed: Json, steps: int, existing: Existing, registry: Registry) -> Choice:
+def choose(name: str, fixed: Json, steps: int, existing: Existing, registry: Registry) -> RunChoice:
     """Raises RunError listing the differing fields if `resume` meets another configuration of the same name."""
     for folder in candidates(name):
         if not folder.exists():
-            return Choice(folder=folder)
+            return RunChoice(folder=folder)
         job = registry.active(folder.name)
         lines = changed_settings(folder.read()["fixed"], json.loads(json.dumps(fixed)))
         if lines and existing == "resume":
@@ -48,12 +48,12 @@ def choose(name: str, fixed: Json, steps: int, existing: Existing, registry: Reg
         if lines:
             continue
         if job is not None:
-            return Choice(folder=folder, job=job)
+            return RunChoice(folder=folder, job=job)
         record = folder.read()
         if record.get("state") == "finished" and record.get("step", 0) >= steps:
-            return Choice(folder=folder, is_finished=True)
+            return RunChoice(folder=folder, is_finished=True)
         if existing == "resume":
-            return Choice(folder=folder)
+            return RunChoice(folder=folder)
     raise AssertionError("candidates never end")
 
 

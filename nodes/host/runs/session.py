@@ -160,7 +160,7 @@ def make_session(
         compute_dtype=denoiser.compute_dtype,
         lora_dtype=DTYPES[request.lora_dtype],
         metadata=_metadata(request, denoiser, dataset, known),
-        also=lora_folder(),
+        publish_folder=lora_folder(),
         init=init,
         arithmetic=host_arithmetic(patcher.model),
     )

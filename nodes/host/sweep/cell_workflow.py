@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ....trainer.config.run import GuidanceConfig
-from ....trainer.data.cache.references import reference_place
-from ....trainer.families.common.comfy_loaders import Show, sayer
-from ....trainer.families.common.family import DEFAULT_READING
+from ....trainer.data.cache.references import reference_placement
+from ....trainer.families.common.comfy_loaders import Show, prompt_nodes
+from ....trainer.families.common.family import DEFAULT_PROMPT_ENCODING
 from ....trainer.runs.reference_images import Reference
 from ....trainer.sweep.cell_workflow import MakeGraph, cell_graph
-from ....trainer.types import Shot, Size
+from ....trainer.types import Cell, Size
 from ..backend.families import known
 from ..encoding.reference_images import NAMES
 from ..paths import is_inside, lora_folder, lora_root
@@ -23,10 +23,10 @@ def cell_graphs(
     graph: Mapping[str, Any] | None, node_id: Any, model: Any, references: Sequence[Reference] = (), reading: str = ""
 ) -> MakeGraph:
     """What makes a cell's PNG entries: {} where the queued graph is not known, or a LoRA lies where no loader lists it.
-    `references` and `reading` as in the sweep's studio."""
+    `references` and `reading` as in the sweep's renderer."""
     inputs = graph[str(node_id)]["inputs"] if graph and str(node_id) in graph else {}
     if not graph or not all(isinstance(inputs.get(name), list) for name in SOURCES):
-        return lambda shot, lora, guidance: {}
+        return lambda cell, lora, guidance: {}
     links = {name: inputs[name] for name in SOURCES}
     family = known(type(model.model).__name__)
     is_distilled = family is not None and "guidance" in family.conditions
@@ -34,17 +34,17 @@ def cell_graphs(
     above = upstream(graph, [str(link[0]) for link in [*links.values(), *sockets]])
     numbers = {reference.digest: number for number, reference in enumerate(references)}
 
-    def make(shot: Shot, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
+    def make(cell: Cell, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
         name = listed_name(lora) if lora is not None else ""
         if name is None:
             return {}
         shown: list[tuple[Show, Size]] = []
-        if digest := shot.settings.get("reference"):
-            number, size = numbers[digest], tuple(shot.settings["size"])
-            sizes = [reference_place(path, size).target for path in references[number].paths]
+        if digest := cell.settings.get("reference"):
+            number, size = numbers[digest], tuple(cell.settings["size"])
+            sizes = [reference_placement(path, size).target for path in references[number].paths]
             shown = [(_picture(socket, number), target) for socket, target in zip(sockets, sizes, strict=True)]
-        say = sayer("", reading, DEFAULT_READING, links["vae"], shown)
-        return cell_graph(shot, guidance, above, links, lora=name, distilled=is_distilled, say=say)
+        say = prompt_nodes("", reading, DEFAULT_PROMPT_ENCODING, links["vae"], shown)
+        return cell_graph(cell, guidance, above, links, lora=name, distilled=is_distilled, say=say)
 
     return make
 

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from ....trainer.config.run import GuidanceConfig
-from ....trainer.data.cache.references import reference_latents, reference_place, shown_place
+from ....trainer.data.cache.references import reference_latents, reference_placement, vision_placement
 from ....trainer.data.images.load import load_pixels
 from ....trainer.runs.reference_images import Reference
-from ....trainer.types import Geometry, Shot, Size
-from ..backend.conditions import check_looks
+from ....trainer.types import Cell, Geometry, Size
+from ..backend.conditions import check_accepts_references
 from ..encoding.edit_prompts import text_pixels, tokens_beside
 from ..encoding.encoders import host_encoders
 from .apg import add_guidance
 
-Conditioning = list[Any]
+ComfyConditioning = list[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Studio:
+class ComfyRenderer:
     """What all cells share: encoders, and what they have encoded."""
 
     vae: Any
@@ -34,62 +34,65 @@ class Studio:
     model_guidance: float
     factor: int
     """Pixels per latent row or column."""
-    _texts: dict[tuple[str, str], Conditioning] = field(default_factory=dict)
+    _texts: dict[tuple[str, str], ComfyConditioning] = field(default_factory=dict)
     _latents: dict[tuple[str, Size], list[Tensor]] = field(default_factory=dict)
 
-    def prepare(self, shots: Sequence[Shot], model: Any) -> None:
+    def prepare(self, cells: Sequence[Cell], model: Any) -> None:
         """Encode every text and reference image of these cells, once. Raises ConfigError if the MODEL looks at none."""
-        for shot in shots:
-            for prompt in (shot.prompt, shot.negative):
-                self._said(shot, prompt)
-        for shot in shots:  # after all texts: the text encoder and the VAE may not fit on the device together
-            if shot.reference:
-                self._looked_at(shot)
-        if shown := next((shot for shot in shots if shot.reference), None):
+        for cell in cells:
+            for prompt in (cell.prompt, cell.negative):
+                self._said(cell, prompt)
+        for cell in cells:  # after all texts: the text encoder and the VAE may not fit on the device together
+            if cell.reference:
+                self._looked_at(cell)
+        if shown := next((cell for cell in cells if cell.reference), None):
             self._check(shown, model.model)
 
-    def _check(self, shot: Shot, model: Any) -> None:
-        [[tensor, extra], *_] = self.conditioning(shot, shot.prompt)
+    def _check(self, cell: Cell, model: Any) -> None:
+        [[tensor, extra], *_] = self.conditioning(cell, cell.prompt)
         text = {"cross_attn": tensor, **extra}
         latents = [one.squeeze(2) if one.ndim == 5 else one for one in text.pop("reference_latents")]
-        size: Size = tuple(shot.settings["size"])
-        check_looks(model, text, Geometry.whole(size), {}, self.factor, latents[0].shape[1], latents)
+        size: Size = tuple(cell.settings["size"])
+        check_accepts_references(model, text, Geometry.whole(size), {}, self.factor, latents[0].shape[1], latents)
 
-    def conditioning(self, shot: Shot, prompt: str) -> Conditioning:
+    def conditioning(self, cell: Cell, prompt: str) -> ComfyConditioning:
         """As ComfyUI's nodes make it of the prompt, the references and the guidance value."""
-        more = {"reference_latents": self._looked_at(shot)} if shot.reference else {}
-        said = self._said(shot, prompt)
+        more = {"reference_latents": self._looked_at(cell)} if cell.reference else {}
+        said = self._said(cell, prompt)
         return [[tensor, {**extra, "guidance": self.model_guidance, **more}] for tensor, extra in said]
 
-    def _said(self, shot: Shot, prompt: str) -> Conditioning:
-        shown = shot.settings.get("reference", "")
+    def _said(self, cell: Cell, prompt: str) -> ComfyConditioning:
+        shown = cell.settings.get("reference", "")
         if (prompt, shown) not in self._texts:
             self._texts[prompt, shown] = self._encoded(prompt, self.references.get(shown, ()))
         return self._texts[prompt, shown]
 
-    def _encoded(self, prompt: str, paths: Sequence[Path]) -> Conditioning:
+    def _encoded(self, prompt: str, paths: Sequence[Path]) -> ComfyConditioning:
         pixels = text_pixels(self.reading)
         if not paths or not pixels:
             return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
-        pictures = [load_pixels(path, shown_place(path, pixels)) for path in paths]
+        pictures = [load_pixels(path, vision_placement(path, pixels)) for path in paths]
         tokens = tokens_beside(self.clip, self.reading, prompt, pictures)
         return self.clip.encode_from_tokens_scheduled(tokens)
 
-    def _looked_at(self, shot: Shot) -> list[Tensor]:
+    def _looked_at(self, cell: Cell) -> list[Tensor]:
         """Raw latents of its references as a VAEEncode node gives them."""
-        shown, size = shot.settings["reference"], tuple(shot.settings["size"])
+        shown, size = cell.settings["reference"], tuple(cell.settings["size"])
         if (shown, size) not in self._latents:
             film = getattr(self.vae, "latent_dim", 2) == 3
             encoders = host_encoders(self.vae, self.clip)
             made = [
-                reference_latents(encoders, p, reference_place(p, size)).unsqueeze(0) for p in self.references[shown]
+                reference_latents(encoders, p, reference_placement(p, size)).unsqueeze(0)
+                for p in self.references[shown]
             ]
             self._latents[shown, size] = [latents.unsqueeze(2) if film else latents for latents in made]
         return self._latents[shown, size]
 
 
-def open_studio(vae: Any, clip: Any, reading: str, references: Sequence[Reference], model_guidance: float) -> Studio:
-    return Studio(
+def open_renderer(
+    vae: Any, clip: Any, reading: str, references: Sequence[Reference], model_guidance: float
+) -> ComfyRenderer:
+    return ComfyRenderer(
         vae=vae,
         clip=clip,
         reading=reading,
@@ -113,18 +116,18 @@ def with_guidance(model: Any, guidance: GuidanceConfig) -> Any:
     return add_guidance(model, 1.0, 0.0, 0.0, guidance.rescale) if guidance.rescale else model
 
 
-def render(model: Any, studio: Studio, shot: Shot, scale: float) -> Tensor:
+def render(model: Any, renderer: ComfyRenderer, cell: Cell, scale: float) -> Tensor:
     """(3, H, W) in [-1, 1]."""
     import comfy.sample
 
-    recipe = shot.settings
-    latents = empty_latents(model, studio.vae, recipe["size"], studio.factor)
+    recipe = cell.settings
+    latents = empty_latents(model, renderer.vae, recipe["size"], renderer.factor)
     made = comfy.sample.sample(
-        model, comfy.sample.prepare_noise(latents, shot.seed), recipe["steps"], scale, recipe["sampler"],
-        recipe["scheduler"], studio.conditioning(shot, shot.prompt), studio.conditioning(shot, shot.negative), latents,
-        seed=shot.seed, disable_pbar=True,
+        model, comfy.sample.prepare_noise(latents, cell.seed), recipe["steps"], scale, recipe["sampler"],
+        recipe["scheduler"], renderer.conditioning(cell, cell.prompt), renderer.conditioning(cell, cell.negative), latents,
+        seed=cell.seed, disable_pbar=True,
     )  # fmt: skip
-    pixels: Tensor = studio.vae.decode(made)
+    pixels: Tensor = renderer.vae.decode(made)
     return pixels.reshape(-1, *pixels.shape[-3:])[0].movedim(-1, 0).float().cpu() * 2 - 1
 
 

@@ -23,7 +23,7 @@ from ..backend.denoiser import bring_to_device, load_denoiser
 from ..encoding.clip_vision import HostVision
 from ..encoding.datasets import read_listing
 from ..encoding.images import files_to_image
-from ..paths import shown
+from ..paths import display_path
 from ..progress import Bar
 from ..runs.session import HELD_OUT_LEVELS, host_noise_levels, open_batches, place_weights, sampled_identity
 
@@ -48,7 +48,7 @@ def scored_sheet(
     progress, notes = NodeProgress(), []  # type: ignore[var-annotated]
     losses = _losses(loaded, dataset, cache, run, model, progress, notes)
     evidence = gather(
-        loaded.shots,
+        loaded.cells,
         HostVision(clip_vision) if clip_vision is not None else Statistics(),
         [example.path for example in dataset.training if example.role == "train" and example.path.is_file()],
         losses,
@@ -58,9 +58,9 @@ def scored_sheet(
         progress,
     )
     name = f"{sheet.name}-scored"
-    done = write_score(loaded, score(loaded.shots, evidence), sheet.name, sheet.title, name)
+    done = write_score(loaded, score(loaded.cells, evidence), sheet.name, sheet.title, name)
     value = SheetValue(folder=sheet.folder, name=name, title=sheet.title)
-    return value, done.text, files_to_image([done.plot]), shown(done.plot)
+    return value, done.text, files_to_image([done.plot]), display_path(done.plot)
 
 
 def _losses(
@@ -85,7 +85,7 @@ def _losses(
             "held-out loss unknown: these checkpoints are of no run on this cache; connect model to measure it"
         )
         return None
-    found = recorded_losses(run, sheet.shots, notes)
+    found = recorded_losses(run, sheet.cells, notes)
     if found is None:
         notes.append("held-out loss unknown: the run recorded none for these checkpoints; connect model to measure it")
     return found

@@ -16,9 +16,9 @@ from ....trainer.errors import ConfigError, RunError
 from ....trainer.storage.atomic import write_json
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.sweep.cell_workflow import MakeGraph
-from ....trainer.sweep.cells import BASE, Axes, Rendering, missing, plan_shots, sheet_to_dict, write_picture
+from ....trainer.sweep.cells import BASE, Axes, Rendering, missing, plan_cells, sheet_to_dict, write_picture
 from ....trainer.sweep.run import (
-    Asking,
+    LargeSweepPrompt,
     Sheet,
     check_count,
     check_sizes,
@@ -33,7 +33,7 @@ from ....trainer.sweep.run import (
     write_tables,
 )
 from ....trainer.sweep.strip import AXES, panels
-from ....trainer.types import Shot
+from ....trainer.types import Cell
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
 from ..encoding.edit_prompts import chosen_reading
@@ -44,12 +44,14 @@ from ..paths import find_lora, is_inside, library_path, lora_root, root, run_fol
 from ..progress import Bar
 from .cell_workflow import cell_graphs
 from .sampler_names import sampler_names
-from .sampling import Studio, open_studio, render, with_guidance, with_lora
+from .sampling import ComfyRenderer, open_renderer, render, with_guidance, with_lora
 
-Pick = Literal["all", "every nth", "last n"]
+CheckpointPick = Literal["all", "every nth", "last n"]
 
 
-def collect(run: RunValue | None, files: str, pick: Pick, number: int, *, include_base: bool) -> CheckpointsValue:
+def collect(
+    run: RunValue | None, files: str, pick: CheckpointPick, number: int, *, include_base: bool
+) -> CheckpointsValue:
     """Raises ConfigError or RunError if there is nothing to compare."""
     if run is not None and files.strip():
         raise ConfigError(f"files = {files!r} beside a run: disconnect the run, or clear files")
@@ -87,7 +89,7 @@ def _of_files(text: str) -> list[tuple[str, str]]:
     return [(Path(os.path.relpath(path, common)).with_suffix("").as_posix(), str(path)) for path in found]
 
 
-def picked(files: Sequence[tuple[str, str]], pick: Pick, number: int) -> list[tuple[str, str]]:
+def picked(files: Sequence[tuple[str, str]], pick: CheckpointPick, number: int) -> list[tuple[str, str]]:
     if pick == "last n":
         return list(files[-number:])
     if pick == "every nth":
@@ -120,18 +122,18 @@ def rendered_sheet(
     renderings = _renderings(model, vae, clip, options, reading)
     check_count(axes, renderings)
     folder = Path(checkpoints.directory)
-    shots = plan_shots(axes, renderings, folder / "cells")
-    todo = missing(shots)
+    cells = plan_cells(axes, renderings, folder / "cells")
+    todo = missing(cells)
     if todo:
-        asking = Asking(cells=len(todo), limit=options.get("max_cells", 1000), confirm=lambda question: False)
+        asking = LargeSweepPrompt(cells=len(todo), limit=options.get("max_cells", 1000), confirm=lambda question: False)
         make_graph = cell_graphs(options.get("prompt"), options.get("node_id"), model, axes.references, reading)
-        studio = open_studio(vae, clip, reading, axes.references, renderings[0].model_guidance)
-        _render_all(todo, model, studio, axes, asking, make_graph)
-    name = "sheet-" + digest([shot.id for shot in shots])[:16]
+        renderer = open_renderer(vae, clip, reading, axes.references, renderings[0].model_guidance)
+        _render_all(todo, model, renderer, axes, asking, make_graph)
+    name = "sheet-" + digest([cell.id for cell in cells])[:16]
     loras = {lora.digest: lora.path for lora in axes.loras}
-    write_json(folder / f"{name}.json", sheet_to_dict(shots, loras=loras))
+    write_json(folder / f"{name}.json", sheet_to_dict(cells, loras=loras))
     value = SheetValue(folder=str(folder), name=name, title=checkpoints.title)
-    return value, files_to_image([shot.image for shot in shots])
+    return value, files_to_image([cell.image for cell in cells])
 
 
 def _labelled(checkpoints: CheckpointsValue) -> Any:
@@ -159,24 +161,24 @@ def _renderings(model: Any, vae: Any, clip: Any, options: Mapping[str, Any], rea
 
 
 def _render_all(
-    todo: Sequence[Shot],
+    todo: Sequence[Cell],
     model: Any,
-    studio: Studio,
+    renderer: ComfyRenderer,
     axes: Axes,
-    asking: Asking,
+    asking: LargeSweepPrompt,
     make_graph: MakeGraph,
 ) -> None:
     """LoRA by LoRA, so that each is patched in once. Every text is encoded before, so that the encoder is loaded once."""
-    studio.prepare(todo, model)
+    renderer.prepare(todo, model)
     files = {lora.digest: lora.path for lora in axes.loras}
     settings = {setting.name: setting for setting in axes.guidance}
     bar, done = Bar(), 0
-    for (lora, strength), group in groupby(todo, key=lambda shot: (shot.settings["lora"], shot.strength)):
+    for (lora, strength), group in groupby(todo, key=lambda cell: (cell.settings["lora"], cell.strength)):
         patched = with_lora(model, read_lora(files[lora]), strength) if lora else model
-        for shot in group:
-            guidance = settings[shot.guidance]
-            picture = render(with_guidance(patched, guidance), studio, shot, guidance.scale)
-            write_picture(picture, shot, make_graph(shot, files.get(lora), guidance))
+        for cell in group:
+            guidance = settings[cell.guidance]
+            picture = render(with_guidance(patched, guidance), renderer, cell, guidance.scale)
+            write_picture(picture, cell, make_graph(cell, files.get(lora), guidance))
             asking.rendered()
             done += 1
             bar.update(done, len(todo))
@@ -188,7 +190,7 @@ def drawn_strip(sheet: SheetValue, layout: str, columns: str, rows: str, title: 
     heading = title.strip() or sheet.title
     name = "strip-" + digest([sheet.name, layout, columns, rows, heading])[:16]
     if layout == "panels":
-        grid = panels(loaded.shots, panel_titles(loaded), title=heading)
+        grid = panels(loaded.cells, panel_titles(loaded), title=heading)
         paths = [write_grid(grid, loaded.folder / f"{name}.png")]
         write_page(loaded, [grid], heading, name)
     else:
@@ -208,12 +210,12 @@ def axes_of(text: str, what: str) -> list[str]:
 
 def panel_titles(sheet: Sheet) -> dict[tuple[str, str], str]:
     """Base, last LoRA, and the last LoRA with APG. Raises ConfigError if the sheet lacks one of them."""
-    guidance = list(dict.fromkeys(shot.guidance for shot in sheet.shots))
-    methods = {shot.guidance: shot.settings["guidance"]["method"] for shot in sheet.shots}
+    guidance = list(dict.fromkeys(cell.guidance for cell in sheet.cells))
+    methods = {cell.guidance: cell.settings["guidance"]["method"] for cell in sheet.cells}
     plain = next((name for name in guidance if methods[name] == "cfg"), None)
     apg = next((name for name in guidance if methods[name] == "apg"), None)
-    last = sheet.shots[-1].checkpoint
-    if plain is None or apg is None or last == BASE or not any(shot.checkpoint == BASE for shot in sheet.shots):
+    last = sheet.cells[-1].checkpoint
+    if plain is None or apg is None or last == BASE or not any(cell.checkpoint == BASE for cell in sheet.cells):
         raise ConfigError(
             "layout panels needs the base, a LoRA, and guidance of both kinds: include_base on, and two LoomGuidance nodes (cfg and apg) chained"
         )

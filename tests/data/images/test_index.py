@@ -12,7 +12,7 @@ from PIL import Image
 from lora_loom.trainer.data.images import index as index_module
 from lora_loom.trainer.data.images import probe as look_module
 from lora_loom.trainer.data.images.index import FileIndex
-from lora_loom.trainer.data.images.probe import look
+from lora_loom.trainer.data.images.probe import probe
 from lora_loom.trainer.demo.scenes import random_scene
 from tests.conftest import pictures
 
@@ -137,10 +137,10 @@ def test_a_cut_is_found_wherever_it_is(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     random_scene(random.Random(3)).draw().resize((300, 200)).save(path)
     whole = path.read_bytes()
-    assert look(path, whole).size == (300, 200)
+    assert probe(path, whole).size == (300, 200)
     for share in (0.3, 0.6, 0.9, 0.99):
         with pytest.raises(index_module.DataError, match=f"a.{suffix} is damaged"):
-            look(path, whole[: int(share * len(whole))])
+            probe(path, whole[: int(share * len(whole))])
 
 
 def test_fingerprints_are_near_for_copies_and_far_for_others(tmp_path):
@@ -153,7 +153,7 @@ def test_fingerprints_are_near_for_copies_and_far_for_others(tmp_path):
     def fingerprint(image, kind="png", **options):
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
-        return int(look(tmp_path, buffer.getvalue()).fingerprint, 16)
+        return int(probe(tmp_path, buffer.getvalue()).fingerprint, 16)
 
     prints = [fingerprint(scene) for scene in scenes]
     for scene, mark in zip(scenes, prints, strict=True):

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.data.sets.captions import Drawn, Plain, caption_at, forms_of, plain, render, split_tags, variants
+from lora_loom.trainer.data.sets.captions import (
+    Drawn,
+    PlainCaption,
+    caption_at,
+    forms_of,
+    plain,
+    render,
+    split_tags,
+    variants,
+)
 from lora_loom.trainer.types import CaptionForms, Example, Geometry
 
 words = st.text("abcdefgh ", min_size=1, max_size=6).filter(lambda w: w.strip() == w)
@@ -23,7 +32,7 @@ forms = st.builds(
 
 
 def made(text, choice=None, **options):
-    return render(text, CaptionForms(texts=(text,), **options), choice or Plain())
+    return render(text, CaptionForms(texts=(text,), **options), choice or PlainCaption())
 
 
 @given(forms=forms, key=st.integers(0, 1000))
@@ -50,7 +59,7 @@ def test_trigger_and_ending_stay_around_everything(forms: CaptionForms, key):
 def test_the_same_place_gives_the_same_text(forms: CaptionForms, key):
     text = forms.texts[0]
     assert render(text, forms, Drawn(3, "x", key)) == render(text, forms, Drawn(3, "x", key))
-    assert render(text, forms, Plain()) == plain(forms)[0]
+    assert render(text, forms, PlainCaption()) == plain(forms)[0]
 
 
 @given(forms=forms, limit=st.integers(2, 30), seed=st.integers(0, 5))

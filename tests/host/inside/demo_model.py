@@ -28,7 +28,7 @@ def in_host(loom, folder, prompt):
     """Through ComfyUI's sampler and VAE, in inference mode as the executor runs nodes."""
     import comfy.sample
 
-    demo = loom("nodes.host.demo_model").load_demo(folder)
+    demo = loom("nodes.host.demo.model").load_demo(folder)
     model, clip, vae = demo
     with torch.inference_mode():
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
@@ -71,10 +71,10 @@ def lora_effect(model, clip, noise, positive, empty):
 
 
 def in_engine(loom, folder, prompt, raw_latents):
-    base = loom("trainer.base_model").open_base(loom("trainer.config").ModelConfig(base=str(folder), device="cpu"))
-    config = loom("trainer.config").ModelConfig(base=str(folder), device="cpu")
+    base = loom("trainer.base_model").open_base(loom("trainer.config.run").ModelConfig(base=str(folder), device="cpu"))
+    config = loom("trainer.config.run").ModelConfig(base=str(folder), device="cpu")
     denoiser, encoders = base.load_denoiser(config, "float32"), base.load_encoders()
-    sample = loom("trainer.sample")
+    sample = loom("trainer.diffusion.sample")
     family = loom("trainer.families.sd3").FAMILY
     positive, negative = (family.condition(encoders.text.encode([text]), [], 1.0) for text in (prompt, ""))
     settings = sample.SampleSettings(

@@ -30,7 +30,7 @@ def gradients(adapter, loss):
 def adapted(loom, denoiser, module):
     """An adapter of fixed, visible size on every layer that any preset names."""
     targets = loom("trainer.lora.targets").resolve_targets(denoiser.module, denoiser.target_presets, "all", "")
-    network = loom("trainer.config").NetworkConfig(rank=2)
+    network = loom("trainer.config.run").NetworkConfig(rank=2)
     adapter = loom("trainer.lora.adapter").inject(module, targets, network, seed=0)
     with torch.no_grad():
         for index, parameter in enumerate(adapter.parameters().values()):
@@ -39,7 +39,7 @@ def adapted(loom, denoiser, module):
 
 
 def case(loom, name):
-    load = loom("nodes.host.loaded").load_denoiser
+    load = loom("nodes.host.backend.denoiser").load_denoiser
     patcher = toy_model(name)
     inputs = toy_inputs(TOYS[name])
     latents = inputs["latents"].unsqueeze(2) if TOYS[name].video else inputs["latents"]
@@ -67,7 +67,7 @@ def case(loom, name):
                 elif isinstance(module, torch.nn.Conv2d):
                     module.__class__ = torch.nn.Conv2d
         if how == "checkpointed":
-            found["blocks"] = loom("nodes.host.checkpointing").checkpoint_blocks(
+            found["blocks"] = loom("nodes.host.backend.checkpointing").checkpoint_blocks(
                 denoiser.module, denoiser.settings.blocks
             )
         adapter = adapted(loom, plain, denoiser.module)
@@ -104,8 +104,8 @@ def host_prediction(patcher, name, inputs, noisy):
 
 
 def shared_bytes(loom, patcher):
-    storages = loom("nodes.host.share").storages
-    denoiser = loom("nodes.host.loaded").load_denoiser(patcher)
+    storages = loom("nodes.host.backend.share_storage").storages
+    denoiser = loom("nodes.host.backend.denoiser").load_denoiser(patcher)
     theirs = {a: size for t in patcher.model.diffusion_model.state_dict().values() for a, size in storages(t).items()}
     mine = {a: size for t in denoiser.module.state_dict().values() for a, size in storages(t).items()}
     return {"base": sum(theirs.values()), "shared": sum(size for a, size in mine.items() if a in theirs), "extra": sum(size for a, size in mine.items() if a not in theirs)}  # fmt: skip

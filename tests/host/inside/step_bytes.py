@@ -22,7 +22,7 @@ def batches(loom, patcher, name):
     inputs = toy_inputs(TOYS[name])
     latents = inputs["latents"].unsqueeze(2) if TOYS[name].video else inputs["latents"]
     samples = [conditions(patcher, name, row, latents) for row in (0, 1)]
-    batch = loom("trainer.records").Batch(
+    batch = loom("trainer.types").Batch(
         latents_BCHW=inputs["latents"], conditioning={"samples": samples}, weight_B=torch.ones(2), mask_B1HW=None,
         names=("a", "b"),
     )  # fmt: skip
@@ -30,20 +30,20 @@ def batches(loom, patcher, name):
 
 
 def case(loom, name, dtype):
-    storages, config = loom("nodes.host.share").storages, loom("trainer.config")
+    storages, config = loom("nodes.host.backend.share_storage").storages, loom("trainer.config.run")
     patcher = toy_model(name, dtype)
     data = batches(loom, patcher, name)
     before = living(storages)
-    denoiser = loom("nodes.host.loaded").load_denoiser(patcher, compute_dtype=torch.float32)
-    loom("trainer.frozen").compute_in(denoiser.module, torch.float32)
+    denoiser = loom("nodes.host.backend.denoiser").load_denoiser(patcher, compute_dtype=torch.float32)
+    loom("trainer.weights.frozen").compute_in(denoiser.module, torch.float32)
     targets = loom("trainer.lora.targets").resolve_targets(denoiser.module, denoiser.target_presets, "default", "")
     adapter = loom("trainer.lora.adapter").inject(
         denoiser.module, targets, config.NetworkConfig(rank=4), seed=0, compute_dtype=torch.float32
     )
     parameters = list(adapter.parameters().values())
-    optimizer = loom("trainer.optim").make_optimizer(parameters, config.OptimizerConfig())
-    loop, timesteps = loom("trainer.loop"), loom("trainer.diffusion.timesteps")
-    loss = loom("trainer.step").LossSettings(noise_levels=timesteps.NoiseLevels(law=timesteps.Uniform()))
+    optimizer = loom("trainer.training.optim").make_optimizer(parameters, config.OptimizerConfig())
+    loop, timesteps = loom("trainer.training.loop"), loom("trainer.diffusion.timesteps")
+    loss = loom("trainer.training.step").LossSettings(noise_levels=timesteps.NoiseLevels(law=timesteps.Uniform()))
     training = loop.Training(adapter=adapter, optimizer=optimizer)
     steps = loop.fit(denoiser, training, data, loop.LoopSettings(loss=loss, seed=0), lambda _: 1e-3)
     for _ in range(STEPS):

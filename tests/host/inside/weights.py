@@ -12,7 +12,7 @@ def setting(loom, patcher, name="sd3", dtype=None):
         {key: v.clone() if isinstance(v, torch.Tensor) else v for key, v in conditions(patcher, name, row, inputs["latents"]).items()}
         for row in (0, 1)
     ]  # fmt: skip
-    denoiser = loom("nodes.host.loaded").load_denoiser(patcher, compute_dtype=dtype)
+    denoiser = loom("nodes.host.backend.denoiser").load_denoiser(patcher, compute_dtype=dtype)
     noisy = denoiser.objective.add_noise(inputs["latents"], inputs["noise"], inputs["sigma"])
     return denoiser, noisy, inputs["sigma"], samples
 
@@ -25,7 +25,7 @@ def saved_bytes(loom, denoiser, noisy, sigma, samples):
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    loom("trainer.frozen").compute_in(denoiser.module, denoiser.compute_dtype)
+    loom("trainer.weights.frozen").compute_in(denoiser.module, denoiser.compute_dtype)
     adapter = adapted(loom, denoiser, denoiser.module)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = loss_of(denoiser, noisy, sigma, samples, torch.ones_like(noisy))
@@ -81,7 +81,7 @@ def packed_pair():
 
 
 def compare(loom, patcher, plain):
-    storages = loom("nodes.host.share").storages
+    storages = loom("nodes.host.backend.share_storage").storages
     denoiser, *rest = setting(loom, patcher, dtype=torch.float32)
     theirs = {a for t in patcher.model.diffusion_model.parameters() for a in storages(t)}
     linears = {a: size for t in denoiser.module.parameters() if t.ndim == 2 for a, size in storages(t).items()}
@@ -99,7 +99,7 @@ def refusals(loom):
         patcher = toy_model("sd3").clone()
         change(patcher)
         try:
-            loom("nodes.host.loaded").load_denoiser(patcher)
+            loom("nodes.host.backend.denoiser").load_denoiser(patcher)
             found[label] = ""
         except loom("trainer.errors").ModelFileError as error:
             found[label] = str(error)
@@ -133,12 +133,12 @@ def file_check(loom):
         trained = denoiser.predict(noisy, sigma, {"samples": samples})
     state = loom("trainer.lora.state_dict")
     tensors = state.to_file(adapter, denoiser.file_key, torch.float32, None)
-    arithmetic = loom("nodes.host.check").host_arithmetic(patcher.model)
+    arithmetic = loom("nodes.host.backend.lora_check").host_arithmetic(patcher.model)
     alpha = next(key for key in tensors if key.endswith(".alpha"))
 
     def outcome(changed):
         try:
-            return state.worst_disagreement(adapter, denoiser.file_key, changed, None, arithmetic)[0]
+            return state.max_relative_error(adapter, denoiser.file_key, changed, None, arithmetic)[0]
         except loom("trainer.errors").LoomError as error:
             return str(error)
 
@@ -183,21 +183,21 @@ def references(loom):
     for name in ("flux-dev", "qwen"):
         patcher = toy_model(name)
         inputs = toy_inputs(TOYS[name])
-        cond = loom("nodes.host.conditions")
-        geometry = loom("trainer.records").Geometry(
+        cond = loom("nodes.host.backend.conditions")
+        geometry = loom("trainer.types").Geometry(
             original=(96, 64), resized=(96, 64), crop_left=0, crop_top=0, target=(96, 64)
         )
         text = {
             "cross_attn": inputs["text"][:1],
             **({"pooled_output": inputs["pooled"][:1]} if "pooled" in inputs else {}),
         }
-        denoiser = loom("nodes.host.loaded").load_denoiser(patcher)
+        denoiser = loom("nodes.host.backend.denoiser").load_denoiser(patcher)
         predicted = []
         for references in ([], [inputs["latents"][:1]], [inputs["latents"][1:]]):
             made = cond.network_inputs(
                 patcher.model, text, geometry, dict(TOYS[name].extra), 8, TOYS[name].channels, references
             )
-            packing = loom("nodes.host.packing")
+            packing = loom("nodes.host.backend.packing")
             sample = packing.unpack(packing.pack(made))  # as it goes through the cache
             with torch.no_grad():
                 predicted.append(denoiser.predict(inputs["noise"][:1], inputs["sigma"][:1], {"samples": [sample]}))
@@ -217,7 +217,7 @@ def originals(loom):
     with torch.inference_mode():
         management.load_models_gpu([patched])
     now = patcher.model.diffusion_model.get_parameter(key.removeprefix("diffusion_model."))
-    shadow = loom("nodes.host.loaded").load_denoiser(patcher).module.get_parameter(key.removeprefix("diffusion_model."))
+    shadow = loom("nodes.host.backend.denoiser").load_denoiser(patcher).module.get_parameter(key.removeprefix("diffusion_model."))
     return {"patched in": not torch.equal(now, before), "shadow is the base": torch.equal(shadow, before)}
 
 

@@ -8,7 +8,7 @@ from .keys import View, prompt_key, prompt_of
 from .online import Items, Recent, SharedEncoders
 
 
-class Texts:
+class EncodedCaptions:
     """What the text encoders give for a caption."""
 
     def __init__(self, cache: Items, identity: EncoderIdentity, encoders: SharedEncoders) -> None:

@@ -23,7 +23,7 @@ from ...types import named_references
 from ..images.index import known_digest
 from ..images.load import load_mask, load_pixels
 from .keys import Prompt, View, Work, reference_geometries
-from .references import encode_beside
+from .references import encode_with_references
 from .store import Cache
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ def encode_prompt(prompt: Prompt, encoders: Encoders, text_pixels: int) -> dict[
     if view is None:
         return encoders.text.encode([prompt.text])[0]
     how = (view.example.references, text_pixels, view.example.background)
-    return encode_beside(encoders, prompt.text, *how, flip=view.geometry.flip)
+    return encode_with_references(encoders, prompt.text, *how, flip=view.geometry.flip)
 
 
 def load_view(view: View) -> Loaded:

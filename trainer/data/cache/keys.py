@@ -6,7 +6,7 @@ from functools import cached_property
 from ...types import EncoderIdentity, Example, Geometry
 from ..images.index import known_digest
 from ..sets.dataset import Dataset
-from .references import reference_place, shown_digest
+from .references import reference_placement, references_digest
 from .store import Cache, latent_key, text_key
 
 
@@ -48,7 +48,9 @@ def prompt_key(view: View, caption: str, identity: EncoderIdentity) -> str:
     """In the cache: of a caption, as it is read for this view."""
     if not _is_shown(view, identity):
         return text_key(caption, identity.text)
-    shown = shown_digest(view.reference_digests, identity.text_pixels, view.example.background, flip=view.geometry.flip)
+    shown = references_digest(
+        view.reference_digests, identity.text_pixels, view.example.background, flip=view.geometry.flip
+    )
     return text_key(caption, identity.text, shown)
 
 
@@ -112,4 +114,4 @@ def find_work(cache: Cache, dataset: Dataset, identity: EncoderIdentity, *, text
 def reference_geometries(view: View) -> list[Geometry]:
     """How a view's reference images are resized: to about the area of its target, in their own proportions."""
     place = view.geometry
-    return [reference_place(path, place.target, flip=place.flip) for path in view.example.references]
+    return [reference_placement(path, place.target, flip=place.flip) for path in view.example.references]

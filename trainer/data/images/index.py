@@ -17,7 +17,7 @@ from ...errors import DataError, problem_list
 from ...storage.atomic import write_json
 from ...types import Size
 from .load import file_digest
-from .probe import can_fingerprint, look
+from .probe import can_fingerprint, probe
 
 Progress = Callable[[int, int], None]
 VERSION = 3
@@ -184,7 +184,7 @@ def _read(path: Path, *, focused: bool) -> FileFacts | str:
     try:
         status = path.stat()
         content = path.read_bytes()
-        seen = look(path, content, focused=focused)
+        seen = probe(path, content, focused=focused)
     except DataError as error:
         return str(error)
     except OSError as error:

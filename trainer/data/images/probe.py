@@ -19,7 +19,7 @@ FIELDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class ImageProbe:
     digest: str
     """sha256 of the content."""
     size: Size
@@ -32,7 +32,7 @@ class Look:
     """Where it draws the eye, see `saliency.focus`; empty if nobody asked."""
 
 
-def look(path: Path, content: bytes, *, focused: bool = False) -> Look:
+def probe(path: Path, content: bytes, *, focused: bool = False) -> ImageProbe:
     """Raises DataError for what is no readable image. `path` is only for its messages; `focused` asks for `focus`."""
     with opened(path, content) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
@@ -40,7 +40,7 @@ def look(path: Path, content: bytes, *, focused: bool = False) -> Look:
         image.draft(None, (THUMBNAIL, THUMBNAIL))  # JPEG only: scaled while decoding; every byte is still read
         image.load()
         small = thumbnail(image)
-        return Look(
+        return ImageProbe(
             digest=hashlib.sha256(content).hexdigest(),
             size=size,
             fingerprint=fingerprint(small),

@@ -1,7 +1,7 @@
 """The caption of an image: what is varied from visit to visit, and every text that can come of it.
 
 The order is: wildcards, then tags are dropped and shuffled, then trigger, prefix and suffix are put around. Every choice is
-asked of a `Choice`, so the same code makes the plain form, a random one, and, trying all answers, all of them.
+asked of a `CaptionChoice`, so the same code makes the plain form, a random one, and, trying all answers, all of them.
 """
 
 import math
@@ -18,7 +18,7 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 """Stand for {{ and }} while wildcards are replaced: two characters that no text uses (Unicode keeps them for private use)."""
 
 
-class Choice(Protocol):
+class CaptionChoice(Protocol):
     """Who decides."""
 
     def below(self, count: int) -> int:
@@ -28,7 +28,7 @@ class Choice(Protocol):
     def chance(self, probability: float) -> bool: ...
 
 
-class Plain:
+class PlainCaption:
     """The caption as it was written: the first of every wildcard, no tag moved or dropped."""
 
     def below(self, count: int) -> int:
@@ -67,7 +67,7 @@ class _Replay:
         return False
 
 
-def render(text: str, forms: CaptionForms, choice: Choice) -> str:
+def render(text: str, forms: CaptionForms, choice: CaptionChoice) -> str:
     """One text made of a caption."""
     if forms.wildcards:
         text = _without_wildcards(text, choice)
@@ -78,7 +78,7 @@ def render(text: str, forms: CaptionForms, choice: Choice) -> str:
     return " ".join(part for part in (forms.before, text, forms.after) if part)
 
 
-def _without_wildcards(text: str, choice: Choice) -> str:
+def _without_wildcards(text: str, choice: CaptionChoice) -> str:
     """Innermost braces first, so that wildcards may hold wildcards."""
     text = text.replace("{{", _OPEN).replace("}}", _CLOSE)
     found = 1
@@ -92,7 +92,7 @@ def _without_wildcards(text: str, choice: Choice) -> str:
     return text.replace(_OPEN, "{").replace(_CLOSE, "}")
 
 
-def _rearranged(text: str, forms: CaptionForms, choice: Choice) -> str:
+def _rearranged(text: str, forms: CaptionForms, choice: CaptionChoice) -> str:
     start, tags, end = _parts(text, forms)
     kept = [tag for tag in tags if not (forms.tag_dropout and choice.chance(forms.tag_dropout))]
     if forms.shuffle:
@@ -168,7 +168,7 @@ def variants(forms: CaptionForms, limit: int, seed: int) -> tuple[tuple[str, ...
 
 def _some_forms(text: str, forms: CaptionForms, limit: int, seed: int) -> list[str]:
     """The plain form and draws. Without dropout all orders are equally likely, so that a second time means nothing."""
-    found = [render(text, forms, Plain())]
+    found = [render(text, forms, PlainCaption())]
     for number in range(8 * limit):
         drawn = render(text, forms, Drawn(seed, "caption variant", text, number))
         if forms.tag_dropout or drawn not in found:
@@ -180,7 +180,7 @@ def _some_forms(text: str, forms: CaptionForms, limit: int, seed: int) -> list[s
 
 def plain(forms: CaptionForms) -> tuple[str, ...]:
     """Every caption as it was written."""
-    return tuple(render(text, forms, Plain()) for text in forms.texts)
+    return tuple(render(text, forms, PlainCaption()) for text in forms.texts)
 
 
 def caption_at(example: Example, seed: int, *keys: Key) -> str:

@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class DatasetFile:
     sets: tuple[DatasetConfig, ...]
     notes: tuple[str, ...] = ()
     """What was taken otherwise than written, or not at all."""

@@ -31,7 +31,7 @@ class Dataset:
     unreadable: tuple[tuple[Path, str], ...] = ()
     """(file, reason) of images that cannot be used and were left out."""
     looks: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
-    """(perceptual hash, mean colours) of each image, as in `look.Look`; the hash may be ""."""
+    """(perceptual hash, mean colours) of each image, as in `probe.ImageProbe`; the hash may be ""."""
 
     @property
     def training(self) -> list[Example]:

@@ -13,7 +13,7 @@ from typing import Any
 from ...config.dataset import DatasetConfig
 from ...config.toml import parse, read_toml
 from ...errors import ConfigError, DataError, LoomError
-from .checks import Json, Listed
+from .checks import DatasetFile, Json
 from .kohya import kohya_sets
 from .simpletuner import simpletuner_sets
 
@@ -22,7 +22,7 @@ Find = Callable[[str, str], str]
 """(path as written, option) to the path that is used. Raises ConfigError if it may not be used."""
 
 
-def read_dataset_file(path: Path, find: Find | None = None) -> Listed:
+def read_dataset_file(path: Path, find: Find | None = None) -> DatasetFile:
     """The sets of a file. `find` judges every path in it; by default they start from the file's folder.
 
     Raises ConfigError or DataError that names the file.
@@ -42,16 +42,16 @@ def read_dataset_file(path: Path, find: Find | None = None) -> Listed:
         raise type(error)(f"{path}: {error}") from error
     if not sets:
         raise DataError(f"{path} describes no images: {'; '.join(notes) or 'add a set'}")
-    return Listed(sets=tuple(sets), notes=tuple(f"{path.name}: {note}" for note in notes))
+    return DatasetFile(sets=tuple(sets), notes=tuple(f"{path.name}: {note}" for note in notes))
 
 
-def gather_sets(sets: Sequence[DatasetConfig], files: Sequence[str]) -> Listed:
+def gather_sets(sets: Sequence[DatasetConfig], files: Sequence[str]) -> DatasetFile:
     """The sets of a configuration and of the files that it names. Raises ConfigError if nothing is trained on."""
     listed = [read_dataset_file(Path(file).expanduser()) for file in files]
     found = (*sets, *(one for each in listed for one in each.sets))
     if not any(one.role == "train" for one in found):
         raise ConfigError("no set has role = 'train': give one set role = 'train'")
-    return Listed(sets=found, notes=tuple(note for each in listed for note in each.notes))
+    return DatasetFile(sets=found, notes=tuple(note for each in listed for note in each.notes))
 
 
 def _with_paths(config: DatasetConfig, base: Path, find: Find | None) -> DatasetConfig:

@@ -30,7 +30,7 @@ class ImageFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ScannedFolder:
     images: list[ImageFile]
     notes: list[str]
     """What the user should know, e.g. entries of a table without a file."""
@@ -41,7 +41,7 @@ def find_images(config: DatasetConfig) -> list[ImageFile]:
     return scan(config).images
 
 
-def scan(config: DatasetConfig) -> Found:
+def scan(config: DatasetConfig) -> ScannedFolder:
     """The images of one set and what is to be said of them. Raises DataError naming every problem at once."""
     base = Path(config.folder).expanduser()
     if not base.is_dir():
@@ -67,7 +67,7 @@ def scan(config: DatasetConfig) -> Found:
             images.append(ImageFile(path=path, forms=forms, mask=mask, references=shown, repeats=repeats))
     if problems:
         raise DataError(problem_list(problems))
-    return Found(images=images, notes=notes + tables.notes())
+    return ScannedFolder(images=images, notes=notes + tables.notes())
 
 
 def _folders(base: Path, config: DatasetConfig, notes: list[str]) -> list[tuple[Path, int, str]]:

@@ -15,7 +15,7 @@ from ...errors import DataError
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 FILE_FIELDS = ("file_name", "filename", "file", "image", "image_path", "path")
 CAPTION_FIELDS = ("text", "caption", "captions", "prompt", "tags", "description")
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 
 @dataclass
@@ -61,7 +61,7 @@ def read_table(path: Path, caption_field: str = "", file_field: str = "") -> Tab
     return Table(path=path, captions=captions)
 
 
-def texts_of(row: Row, caption_field: str, where: str) -> list[str]:
+def texts_of(row: TableRow, caption_field: str, where: str) -> list[str]:
     """The captions in a row: a text, several, or kohya's caption followed by its tags."""
     fields = [caption_field] if caption_field else [name for name in CAPTION_FIELDS if row.get(name)][:1]
     if caption_field and caption_field not in row:
@@ -83,11 +83,11 @@ def texts_of(row: Row, caption_field: str, where: str) -> list[str]:
     raise DataError(f"{where}: {fields[0]} = {str(value)[:80]!r} is no text")
 
 
-def _shown(row: Row) -> str:
+def _shown(row: TableRow) -> str:
     return ", ".join(str(name) for name in row) or "nothing"
 
 
-def _file_of(row: Row, file_field: str, where: str) -> str:
+def _file_of(row: TableRow, file_field: str, where: str) -> str:
     for name in [file_field] if file_field else FILE_FIELDS:
         value = row.get(name)
         if isinstance(value, str) and value.strip():
@@ -104,7 +104,7 @@ def _stem(name: str) -> str:
     return str(Path(name).with_suffix("").as_posix())
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _json_lines(path: Path) -> Iterator[TableRow]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -121,7 +121,7 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     return data
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[TableRow]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             yield from csv.DictReader(file)
@@ -129,7 +129,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             raise DataError(f"{path} is not valid CSV: {error}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[TableRow]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -151,7 +151,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path} is not valid parquet: {error}") from error
 
 
-def _kohya_rows(path: Path) -> Iterator[Row]:
+def _kohya_rows(path: Path) -> Iterator[TableRow]:
     """{image: {"caption": …, "tags": …}}"""
     data = _mapping(path.read_text(encoding="utf-8-sig"), str(path))
     for name, row in data.items():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...types import Size, reference_name
-from .family import Reading
+from .family import PromptEncoding
 from .lumina2_prompt import system_prompt, worded
 from .prompt_weights import escaped
 from .source import Source
@@ -51,7 +51,7 @@ SHOWN = {
 too, but of a size of its own."""
 
 
-def loaders(source: Source, family: str, reading: Reading) -> tuple[Nodes, dict[str, Link]]:
+def loaders(source: Source, family: str, reading: PromptEncoding) -> tuple[Nodes, dict[str, Link]]:
     """(nodes, {"model", "clip", "vae": where they come out)."""
     name = source.path.name if source.path.is_file() else f"{source.path.name}.safetensors"
     if source.path.is_dir() and family in FOLDERS:
@@ -82,8 +82,8 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def sayer(
-    family: str, variant: str, reading: Reading, vae: Link, references: Sequence[tuple[Show, Size]]
+def prompt_nodes(
+    family: str, variant: str, reading: PromptEncoding, vae: Link, references: Sequence[tuple[Show, Size]]
 ) -> Callable[..., Link]:
     """How a prompt becomes a conditioning (`cell_graph.Say`). `references`: what adds the node that a picture comes out of,
     and the size that the picture is brought to for the network."""

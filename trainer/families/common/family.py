@@ -13,7 +13,7 @@ from ...diffusion.objectives import Objective
 from ...diffusion.timesteps import ResolutionShift
 from ...types import Conditioning, Geometry, Shapes
 from .keymap import KeyMap
-from .lora_layouts import Spelling, Widths
+from .lora_layouts import KeyLayout, Widths
 from .lora_names import LoraNames
 from .source import Source
 
@@ -42,7 +42,7 @@ class Variant:
     by_length: bool = False
     """Texts of unequal length are run one length at a time: there is no mask that could hide what stands behind one."""
     text_options: tuple[str, ...] = ()
-    """Fields of `Reading` that this family heeds."""
+    """Fields of `PromptEncoding` that this family heeds."""
     text_parts: Mapping[str, str] = field(default_factory=dict)
     """{name in LoRA files: folder} of the text encoders that can have a LoRA of their own."""
     text_pooled: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class TrainableText(TextEncoder, Protocol):
         ...
 
 
-class ShownTextEncoder(TextEncoder, Protocol):
+class VisionTextEncoder(TextEncoder, Protocol):
     """Of an edit model whose text encoder sees the reference images (`Variant.text_pixels`)."""
 
     def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[Text]:
@@ -137,7 +137,7 @@ class Loading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class PromptEncoding:
     """How texts are read, where a family leaves a choice; the fields of `config_data.TextConfig`."""
 
     clip_tokens: int = 225
@@ -146,7 +146,7 @@ class Reading:
     system_prompt: str = "auto"
 
 
-DEFAULT_READING = Reading()
+DEFAULT_PROMPT_ENCODING = PromptEncoding()
 
 
 def has_one_text_encoder(family: "Family") -> bool:
@@ -188,7 +188,7 @@ class Family(Protocol):
         ...
 
     @property
-    def lora_layouts(self) -> Mapping[str, Spelling]:
+    def lora_layouts(self) -> Mapping[str, KeyLayout]:
         """{native, diffusers, kohya: how LoRA files of that layout are written}."""
         ...
 
@@ -203,7 +203,7 @@ class Family(Protocol):
         ...
 
     def load_encoders(
-        self, source: Source, variant: str, loading: Loading, reading: Reading = DEFAULT_READING
+        self, source: Source, variant: str, loading: Loading, reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
     ) -> Encoders: ...
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:

@@ -14,7 +14,7 @@ FORMATS = ("native", "diffusers", "kohya")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spelling:
+class KeyLayout:
     prefix: str
     original: bool = False
     """Paths of the original file, q k v often as one; else those of diffusers."""
@@ -25,20 +25,20 @@ class Spelling:
 
 
 DIT = {
-    "native": Spelling(prefix="transformer."),
-    "diffusers": Spelling(prefix="transformer.", alpha=False),
-    "kohya": Spelling(prefix="lora_unet_", original=True, kohya=True),
+    "native": KeyLayout(prefix="transformer."),
+    "diffusers": KeyLayout(prefix="transformer.", alpha=False),
+    "kohya": KeyLayout(prefix="lora_unet_", original=True, kohya=True),
 }
 """Transformers whose projections are trained apart."""
-FUSED_DIT = {**DIT, "native": Spelling(prefix="diffusion_model.", original=True)}
+FUSED_DIT = {**DIT, "native": KeyLayout(prefix="diffusion_model.", original=True)}
 """Transformers that are trained as in the original file."""
 UNET = {
-    "native": Spelling(prefix="lora_unet_", kohya=True),
-    "diffusers": Spelling(prefix="unet.", alpha=False),
-    "kohya": Spelling(prefix="lora_unet_", kohya=True),
+    "native": KeyLayout(prefix="lora_unet_", kohya=True),
+    "diffusers": KeyLayout(prefix="unet.", alpha=False),
+    "kohya": KeyLayout(prefix="lora_unet_", kohya=True),
 }
 
-UNET_ORIGINAL = {**UNET, "kohya": Spelling(prefix="lora_unet_", original=True, kohya=True)}
+UNET_ORIGINAL = {**UNET, "kohya": KeyLayout(prefix="lora_unet_", original=True, kohya=True)}
 """SDXL, for which sd-scripts writes the original file's paths."""
 
 ORIGINAL_PREFIXES = ("diffusion_model.", "lora_unet_")
@@ -69,7 +69,7 @@ class Widths:
         return max((rows for key, rows in self.outputs.items() if re.search(ending, key)), default=0)
 
 
-def spelled(keymap: KeyMap, names: LoraNames, layouts: Mapping[str, Spelling]) -> dict[str, tuple[bool, str]]:
+def spelled(keymap: KeyMap, names: LoraNames, layouts: Mapping[str, KeyLayout]) -> dict[str, tuple[bool, str]]:
     """{module key, as any loader spells it: (original?, path)} for the modules of a map."""
     diffusers = [key.removesuffix(".weight") for key in keymap if key.endswith(".weight")]
     originals = {part.native.removesuffix(".weight") for key, part in keymap.items() if key.endswith(".weight")}

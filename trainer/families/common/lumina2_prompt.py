@@ -1,6 +1,6 @@
 """What Lumina2 reads before a prompt, for its text encoder and for graphs."""
 
-from .family import Reading
+from .family import PromptEncoding
 
 SYSTEM_PROMPT = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment"
@@ -9,7 +9,7 @@ SYSTEM_PROMPT = (
 PROMPT_START = " <Prompt Start> "
 
 
-def system_prompt(reading: Reading) -> str:
+def system_prompt(reading: PromptEncoding) -> str:
     """What stands before every prompt but the empty one; "" for nothing."""
     return SYSTEM_PROMPT if reading.system_prompt == "auto" else reading.system_prompt.strip()
 

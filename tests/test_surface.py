@@ -6,6 +6,7 @@ To record it anew after such a change: LOOM_RECORD_SURFACE=1 pytest tests/test_s
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import typer
@@ -28,7 +29,7 @@ def config_fields():
                 fields[field.name] = [
                     str(getattr(field.type, "__name__", field.type))
                     if isinstance(field.type, type)
-                    else str(field.type),
+                    else re.sub(r"lora_loom\.[\w.]+\.", "", str(field.type)),
                     repr(default),
                 ]
             sections[cls.__name__] = fields

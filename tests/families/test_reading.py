@@ -19,6 +19,7 @@ from lora_loom.trainer.families.common.family import stack_repeating
 from lora_loom.trainer.families.common.prompt_weights import escaped, segments
 from lora_loom.trainer.families.common.tiny import random_network, tiny_t5
 from lora_loom.trainer.runs.headless import train
+from lora_loom.trainer.types import Geometry
 from scripts import toy_texts
 from scripts.host_toys import toy_tensor
 from tests.conftest import HOST_FIXTURES, SilentHost, make_config, pictures, tiny_folder
@@ -150,7 +151,7 @@ def test_unequal_texts_batch_as_cross_attention_sees_them(name):
     if name == "sd":
         texts = [{"text": text["text"]} for text in texts]
     assert stack_repeating(texts)["text"].shape == (2, 12, width)
-    place = families.base.Geometry(original=(64, 64), resized=(64, 64), crop_left=0, crop_top=0, target=(64, 64))
+    place = Geometry(original=(64, 64), resized=(64, 64), crop_left=0, crop_top=0, target=(64, 64))
     noisy, sigma = torch.randn(2, 4, 8, 8, generator=source), torch.tensor([1.0, 1.0])
     together = tiny.denoiser.predict(noisy, sigma, family.condition(texts, [place, place], 1.0))
     for i, text in enumerate(texts):

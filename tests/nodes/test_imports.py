@@ -18,7 +18,7 @@ def heavy():
     return sorted(name for name in {heavy!r} if name in sys.modules)
 pack = importlib.import_module("lora_loom")
 found["registered"] = sorted(pack.NODE_CLASS_MAPPINGS)
-found["own"] = sorted(name for name in sys.modules if name.startswith("lora_loom.trainer.config.run"))
+found["own"] = sorted(name for name in sys.modules if name.startswith("lora_loom.trainer.config."))
 for cls in pack.NODE_CLASS_MAPPINGS.values():
     cls.INPUT_TYPES()
 found["after registration"] = heavy()

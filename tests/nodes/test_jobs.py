@@ -30,7 +30,7 @@ def until(condition, timeout=10):
 @pytest.fixture
 def office(host, tmp_path, monkeypatch):
     """Registry, its switch, its events, and a function that makes a job of `steps` sham steps."""
-    jobs = host("jobs")
+    jobs = host("runs.queue")
     busy, events = Busy(), []
     registry = jobs.Registry(busy=busy, emit=lambda kind, data: events.append((kind, data)))
 

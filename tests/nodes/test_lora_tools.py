@@ -19,7 +19,7 @@ class Bar:
 
 @pytest.fixture
 def loras(host, monkeypatch):
-    module = host("loras")
+    module = host("lora_files")
     monkeypatch.setattr(module, "Bar", Bar)
     return module
 

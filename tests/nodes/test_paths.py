@@ -78,7 +78,7 @@ def test_files_outside_a_run_or_of_other_types_are_not_served(host, name):
     (run / "samples").mkdir(parents=True)
     for file in (run / "x.exe", run / "lock", run.parent / "run.json"):
         file.write_text("x")
-    assert host("routes").servable(run, name) is None
+    assert host("runs.routes").servable(run, name) is None
 
 
 def test_a_link_in_a_run_is_followed_before_a_file_is_served(host):
@@ -87,8 +87,8 @@ def test_a_link_in_a_run_is_followed_before_a_file_is_served(host):
     (host.base / "secret.txt").write_text("x")
     (run / "log.txt").symlink_to(host.base / "secret.txt")
     (run / "run.json").write_text("{}")
-    assert host("routes").servable(run, "log.txt") is None
-    assert host("routes").servable(run, "run.json") == run / "run.json"
+    assert host("runs.routes").servable(run, "log.txt") is None
+    assert host("runs.routes").servable(run, "run.json") == run / "run.json"
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,4 @@ def test_a_link_in_a_run_is_followed_before_a_file_is_served(host):
     ],
 )
 def test_actions_come_from_our_own_pages_as_json(host, kind, origin, refused):
-    assert bool(host("routes").why_refused(kind, origin, "host:8188")) == refused
+    assert bool(host("runs.routes").why_refused(kind, origin, "host:8188")) == refused

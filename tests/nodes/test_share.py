@@ -17,7 +17,7 @@ def inference(tensor):
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_a_shared_tensor_is_normal_and_copies_nothing(host, dtype):
     original = inference((torch.rand(6, 4) * 100).to(dtype)).t()[1:, ::2]
-    shared = host("share").share(original)
+    shared = host("backend.share_storage").share(original)
     assert original.is_inference()
     assert not shared.is_inference()
     assert shared.data_ptr() == original.data_ptr()
@@ -30,7 +30,7 @@ def test_autograd_runs_through_it(host):
     x = torch.rand(2, 4, requires_grad=True)
     with pytest.raises(RuntimeError, match="Inference tensors"):
         torch.nn.functional.linear(x, weight).sum().backward()
-    torch.nn.functional.linear(x, host("share").share(weight)).sum().backward()
+    torch.nn.functional.linear(x, host("backend.share_storage").share(weight)).sum().backward()
     assert torch.allclose(x.grad, weight.sum(0).expand(2, 4))
 
 
@@ -49,7 +49,7 @@ class Packed:
 
 def test_packed_tensors_are_rebuilt_from_shared_parts(host):
     packed = Packed(inference(torch.zeros(4, 4, dtype=torch.uint8)), "layout", Params(inference(torch.ones(1)), (4, 4)))
-    share = host("share")
+    share = host("backend.share_storage")
     shared = share.share(packed)
     assert share.storages(shared) == share.storages(packed)
     assert not shared._qdata.is_inference()
@@ -99,11 +99,11 @@ def network():
 
 
 def shadow_of(host, network):
-    return host("shadow").build_shadow(network, dict(network.state_dict()))
+    return host("backend.shadow").build_shadow(network, dict(network.state_dict()))
 
 
 def test_every_byte_of_a_shadow_is_the_originals(host, network):
-    storages = host("share").storages
+    storages = host("backend.share_storage").storages
     shadow = shadow_of(host, network)
     theirs = {a for t in network.state_dict().values() for a in storages(t)}
     mine = {a: size for t in shadow.state_dict().values() for a, size in storages(t).items()}
@@ -134,7 +134,7 @@ def test_gradients_through_in_place_blocks_are_exact(host, network, checkpointin
 
     shadow = shadow_of(host, network)
     if checkpointing:
-        assert host("checkpointing").checkpoint_blocks(shadow, ["Block"]) == 2
+        assert host("backend.checkpointing").checkpoint_blocks(shadow, ["Block"]) == 2
     x = torch.randn(4, 8)
     first, second = x.clone().requires_grad_(), x.clone().requires_grad_()
     made, expected = shadow(first * 1), reference(second)

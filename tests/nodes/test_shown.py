@@ -14,7 +14,7 @@ def images(*shades):
 
 
 def test_image_n_of_every_socket_or_its_only_one(host):
-    kept_references = host("shown").kept_references
+    kept_references = host("encoding.reference_images").kept_references
     kept = kept_references([images(0.1, 0.5), images(0.9), None])
     assert [len(paths) for paths in kept] == [2, 2]
     assert kept[0][0] != kept[1][0]
@@ -37,7 +37,7 @@ def test_image_n_of_every_socket_or_its_only_one(host):
 )
 def test_sockets_that_do_not_go_together(host, sockets, message):
     with pytest.raises(ConfigError, match=message):
-        host("shown").kept_references(sockets)
+        host("encoding.reference_images").kept_references(sockets)
 
 
 class QwenImageTokenizer:

@@ -73,7 +73,7 @@ def test_the_lora_name_links_to_a_list_and_is_a_str():
 
 
 def test_conditioning_is_packed_and_unpacked_in_order(host):
-    packing = host("packing")
+    packing = host("backend.packing")
     given = {
         "cross_attn": torch.rand(1, 4, 2), "guidance": 1.0, "sizes": [1, [2, 3]], "nothing": None,
         "ref_latents": [torch.full((1,), float(i)) for i in range(12)], "odd[name": "text",

@@ -93,14 +93,14 @@ def test_digest_follows_content_not_place(tmp_path):
 
 
 def test_an_unknown_background_stops_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(index_module, "look", lambda path, content: pytest.fail(f"read {path}"))
+    monkeypatch.setattr(index_module, "probe", lambda path, content: pytest.fail(f"read {path}"))
     with pytest.raises(ConfigError, match=r"dataset\.background = 'whitee': use a colour name"):
         build(tmp_path, [DatasetConfig(folder=str(pictures()), background="whitee")])
 
 
 def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
     build(tmp_path)
-    monkeypatch.setattr(index_module, "look", lambda path, content: pytest.fail(f"read {path}"))
+    monkeypatch.setattr(index_module, "probe", lambda path, content: pytest.fail(f"read {path}"))
     build(tmp_path)
 
 

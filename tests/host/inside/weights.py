@@ -217,7 +217,11 @@ def originals(loom):
     with torch.inference_mode():
         management.load_models_gpu([patched])
     now = patcher.model.diffusion_model.get_parameter(key.removeprefix("diffusion_model."))
-    shadow = loom("nodes.host.backend.denoiser").load_denoiser(patcher).module.get_parameter(key.removeprefix("diffusion_model."))
+    shadow = (
+        loom("nodes.host.backend.denoiser")
+        .load_denoiser(patcher)
+        .module.get_parameter(key.removeprefix("diffusion_model."))
+    )
     return {"patched in": not torch.equal(now, before), "shadow is the base": torch.equal(shadow, before)}
 
 

@@ -1,41 +1,40 @@
-"""The nodes: one file per subject, each a form and a call. Nothing heavy is imported until a node runs."""
-
-from typing import Any
+"""The nodes: one file per subject. A node class lists its inputs and calls `nodes/host`; nothing heavy is imported until it runs."""
 
 from .dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
 from .demo import LoomDemoModel
 from .lora_tools import LoomLoraInspect, LoomLoraMerge, LoomLoraResize
+from .node import LoomNode
 from .settings import LoomMemory, LoomNetwork, LoomObjective, LoomOptimizer, LoomValidation
 from .sweep import LoomAPG, LoomCheckpoints, LoomGuidance, LoomScore, LoomStrip, LoomSweep
 from .train import LoomRun, LoomTrain, LoomWait
 
-TITLES: dict[type, str] = {
-    LoomDemoModel: "Loom Demo Model",
-    LoomDataset: "Loom Dataset (folder)",
-    LoomDatasetImages: "Loom Dataset (images)",
-    LoomDatasetFile: "Loom Dataset (file)",
-    LoomCache: "Loom Cache",
-    LoomNetwork: "Loom Network",
-    LoomOptimizer: "Loom Optimizer",
-    LoomObjective: "Loom Objective",
-    LoomMemory: "Loom Memory",
-    LoomValidation: "Loom Validation",
-    LoomTrain: "Loom Train LoRA",
-    LoomWait: "Loom Wait for Run",
-    LoomRun: "Loom Run (from disk)",
-    LoomCheckpoints: "Loom Checkpoints",
-    LoomGuidance: "Loom Guidance",
-    LoomSweep: "Loom Sweep",
-    LoomScore: "Loom Score",
-    LoomStrip: "Loom Strip",
-    LoomAPG: "Loom APG",
-    LoomLoraInspect: "Loom LoRA Inspect",
-    LoomLoraResize: "Loom LoRA Resize",
-    LoomLoraMerge: "Loom LoRA Merge",
-}
+NODES: tuple[type[LoomNode], ...] = (
+    LoomDemoModel,
+    LoomDataset,
+    LoomDatasetImages,
+    LoomDatasetFile,
+    LoomCache,
+    LoomNetwork,
+    LoomOptimizer,
+    LoomObjective,
+    LoomMemory,
+    LoomValidation,
+    LoomTrain,
+    LoomWait,
+    LoomRun,
+    LoomCheckpoints,
+    LoomGuidance,
+    LoomSweep,
+    LoomScore,
+    LoomStrip,
+    LoomAPG,
+    LoomLoraInspect,
+    LoomLoraResize,
+    LoomLoraMerge,
+)
 
-NODE_CLASS_MAPPINGS: dict[str, Any] = {cls.__name__: cls for cls in TITLES}
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {cls.__name__: title for cls, title in TITLES.items()}
+NODE_CLASS_MAPPINGS: dict[str, type[LoomNode]] = {node.__name__: node for node in NODES}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {node.__name__: node.TITLE for node in NODES}
 WEB_DIRECTORY = "./web"
 
 

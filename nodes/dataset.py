@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .node import InputTypes, LoomNode, NodeOutput, Widget
 from .sockets.names import AUTO, CACHE, DATASET
-from .widgets import CATEGORY, EDIT_PROMPTS, link, seed, text, widget
+from .widgets import EDIT_PROMPTS, link, seed, text, widget
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .host.comfy_types import Clip, Vae
     from .sockets.values import DatasetValue
 
 _PREVIOUS = link(DATASET, "Another data set; both are trained together.")
 
 
-def _common() -> dict[str, Any]:
+def _common() -> dict[str, Widget]:
     return {
         "trigger": widget("DatasetConfig", "trigger"),
         "repeats": widget("DatasetConfig", "repeats", min=1, max=10_000),
@@ -24,12 +28,12 @@ def _common() -> dict[str, Any]:
     }
 
 
-def _advanced(name: str, **changes: Any) -> Any:
+def _advanced(name: str, **changes: object) -> Widget:
     """A widget that pages with an "advanced" fold show there."""
     return widget("DatasetConfig", name, **changes, advanced=True)
 
 
-def _caption_forms() -> dict[str, Any]:
+def _caption_forms() -> dict[str, Widget]:
     """How captions vary. At the end of a form: saved workflows list widgets by position."""
     return {
         "lines": _advanced("lines"),
@@ -51,7 +55,7 @@ def _caption_forms() -> dict[str, Any]:
     }
 
 
-def _sizes() -> dict[str, Any]:
+def _sizes() -> dict[str, Widget]:
     return {
         "resolutions": _list(
             "resolutions",
@@ -70,22 +74,21 @@ def _sizes() -> dict[str, Any]:
     }
 
 
-def _list(name: str, tooltip: str) -> Any:
+def _list(name: str, tooltip: str) -> Widget:
     return "STRING", {"default": "", "tooltip": tooltip, "advanced": True}
 
 
-class LoomDataset:
+class LoomDataset(LoomNode):
     """A folder of captioned images."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Dataset (folder)"
     DESCRIPTION = "A folder of images with captions, for training a LoRA. A folder path is enough; everything else has a sane default."
     RETURN_TYPES = (DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "contact_sheet", "report")
     OUTPUT_TOOLTIPS = ("To LoomCache.", "Every image with its caption.", "What was found.")
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "folder": text(
@@ -121,30 +124,31 @@ class LoomDataset:
         }
 
     @classmethod
-    def IS_CHANGED(cls, **options: Any) -> str:
+    def IS_CHANGED(cls, **options: object) -> str:
         """Changes when any file does that the set is made of: images, captions, masks, reference images, tables."""
         from .host.encoding.datasets import folder_state
 
         return folder_state({**options, "folder": options.get("folder") or ""})
 
-    def run(self, folder: str, captions: str, previous: DatasetValue | None = None, **options: Any) -> tuple[Any, ...]:
+    def run(
+        self, folder: str, captions: str, previous: DatasetValue | None = None, **options: object
+    ) -> tuple[DatasetValue, Tensor, str]:
         from .host.encoding.datasets import add_folder
 
         return add_folder(previous, {"folder": folder, "captions": captions, **options})
 
 
-class LoomDatasetImages:
+class LoomDatasetImages(LoomNode):
     """Images from the graph."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Dataset (images)"
     DESCRIPTION = "Images that come from other nodes, with captions as text: one line each, or one for all. They are written to the cache at once."
     RETURN_TYPES = (DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "contact_sheet", "report")
     OUTPUT_TOOLTIPS = ("To LoomCache.", "Every image with its caption.", "What was taken.")
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "images": link("IMAGE", "The images to train on."),
@@ -164,18 +168,25 @@ class LoomDatasetImages:
         }
 
     def run(
-        self, images: Any, captions: str, masks: Any = None, previous: DatasetValue | None = None, **options: Any
-    ) -> tuple[Any, ...]:
+        self,
+        images: Tensor,
+        captions: str,
+        masks: Tensor | None = None,
+        references: Tensor | None = None,
+        references_2: Tensor | None = None,
+        references_3: Tensor | None = None,
+        previous: DatasetValue | None = None,
+        **options: object,
+    ) -> tuple[DatasetValue, Tensor, str]:
         from .host.encoding.datasets import add_images
 
-        shown = [options.pop(name, None) for name in ("references", "references_2", "references_3")]
-        return add_images(previous, images, captions, masks, options, shown)
+        return add_images(previous, images, captions, masks, options, [references, references_2, references_3])
 
 
-class LoomDatasetFile:
+class LoomDatasetFile(LoomNode):
     """Sets as other trainers describe them."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Dataset (file)"
     DESCRIPTION = "The sets of a file: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables. What it asks for that is not done here is said in the report."
     RETURN_TYPES = (DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "contact_sheet", "report")
@@ -184,10 +195,9 @@ class LoomDatasetFile:
         "Every image with its caption.",
         "What was found, and what of the file was not taken.",
     )
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "path": text(
@@ -199,22 +209,22 @@ class LoomDatasetFile:
         }
 
     @classmethod
-    def IS_CHANGED(cls, path: str | None = None, **options: Any) -> str:
+    def IS_CHANGED(cls, path: str | None = None, **options: object) -> str:
         """Changes when the file does, or any file that its sets are made of."""
         from .host.encoding.datasets import file_state
 
         return file_state(path or "")
 
-    def run(self, path: str, previous: DatasetValue | None = None) -> tuple[Any, ...]:
+    def run(self, path: str, previous: DatasetValue | None = None) -> tuple[DatasetValue, Tensor, str]:
         from .host.encoding.datasets import add_file
 
         return add_file(previous, path)
 
 
-class LoomCache:
+class LoomCache(LoomNode):
     """Latents and text encodings on disk."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Cache"
     DESCRIPTION = "Encodes every image and caption once and keeps the result on disk. An unchanged data set encodes nothing; one edited image or caption encodes just that."
     RETURN_TYPES = (CACHE, "STRING", "IMAGE")
     RETURN_NAMES = ("cache", "report", "contact_sheet")
@@ -223,11 +233,10 @@ class LoomCache:
         "What the set is, what is odd about it, what was reused and what was encoded.",
         "Every image with the crop that is trained; odd ones first.",
     )
-    FUNCTION = "run"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "dataset": link(DATASET, "From LoomDataset."),
@@ -264,14 +273,14 @@ class LoomCache:
     def run(
         self,
         dataset: DatasetValue,
-        vae: Any,
-        clip: Any,
+        vae: Vae,
+        clip: Clip,
         seed: int = 0,
         vae_batch: int = 1,
         vae_tiling: bool = False,
         edit_prompts: str = AUTO,
         **data: Any,
-    ) -> dict[str, Any]:
+    ) -> NodeOutput:
         from ..trainer.config.run import DataConfig, MemoryConfig
         from .host.encoding.datasets import fill_cache
 

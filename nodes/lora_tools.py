@@ -1,9 +1,18 @@
 """LoomLoraInspect, LoomLoraResize, LoomLoraMerge: work on LoRA files."""
 
-from typing import Any
+from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from .node import InputTypes, LoomNode, NodeOutput, Widget
 from .train import ANY
-from .widgets import CATEGORY, link, text
+from .widgets import link, text
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .host.comfy_types import Clip, ModelPatcher
+    from .host.lora_files import MergeInputs, ResizeInputs
 
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
 METHODS = ["rank", "sv_ratio", "sv_fro", "sv_cumulative"]
@@ -12,13 +21,13 @@ _RESULT_NAMES = ("lora_name", "report")
 _RESULT_TOOLTIPS = ("The new file, for LoraLoader.", "What was kept, and what it costs.")
 
 
-def _lora(tooltip: str) -> tuple[list[str], dict[str, Any]]:
+def _lora(tooltip: str) -> Widget:
     from .host.sweep.sampler_names import lora_names
 
     return lora_names(), {"tooltip": tooltip}
 
 
-def _keep(least_rank: int, rank: int, rank_help: str) -> dict[str, Any]:
+def _keep(least_rank: int, rank: int, rank_help: str) -> dict[str, Widget]:
     return {
         "rank": ("INT", {"default": rank, "min": least_rank, "max": 4096, "tooltip": rank_help}),
         "method": (
@@ -42,18 +51,18 @@ def _keep(least_rank: int, rank: int, rank_help: str) -> dict[str, Any]:
     }
 
 
-def _save_as(default: str) -> Any:
+def _save_as(default: str) -> Widget:
     return text(
         default,
         "Name of the new file in models/loras/lora_loom, without an ending. A file of this name is replaced only if one of these nodes made it.",
     )
 
 
-class _ChangesWithItsFiles:
+class _ChangesWithItsFiles(LoomNode):
     """A node that runs again once a file which it reads has changed."""
 
     @classmethod
-    def IS_CHANGED(cls, **inputs: Any) -> str:
+    def IS_CHANGED(cls, **inputs: object) -> str:
         from .host.lora_files import stamps
 
         return stamps([value for name, value in inputs.items() if name.startswith("lora")])
@@ -62,15 +71,14 @@ class _ChangesWithItsFiles:
 class LoomLoraInspect(_ChangesWithItsFiles):
     """Look into a LoRA file."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom LoRA Inspect"
     DESCRIPTION = "What a LoRA file holds: whose it is, which keys ComfyUI matches, ranks, norms per block, broken tensors, metadata."
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("report",)
-    FUNCTION = "run"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {"lora_name": _lora("The file, as LoraLoader lists it.")},
             "optional": {
@@ -79,7 +87,7 @@ class LoomLoraInspect(_ChangesWithItsFiles):
             },
         }
 
-    def run(self, lora_name: str, model: Any = None, clip: Any = None) -> dict[str, Any]:
+    def run(self, lora_name: str, model: ModelPatcher | None = None, clip: Clip | None = None) -> NodeOutput:
         from .host.lora_files import inspected
 
         report = inspected(lora_name, model, clip)
@@ -89,16 +97,15 @@ class LoomLoraInspect(_ChangesWithItsFiles):
 class LoomLoraResize(_ChangesWithItsFiles):
     """A LoRA of fewer ranks."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom LoRA Resize"
     DESCRIPTION = "Makes a LoRA smaller by singular values, and says how much of its change is kept."
     RETURN_TYPES = _RESULTS
     RETURN_NAMES = _RESULT_NAMES
     OUTPUT_TOOLTIPS = _RESULT_TOOLTIPS
-    FUNCTION = "run"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "lora_name": _lora("The file, as LoraLoader lists it."),
@@ -107,26 +114,25 @@ class LoomLoraResize(_ChangesWithItsFiles):
             }
         }
 
-    def run(self, **options: Any) -> dict[str, Any]:
+    def run(self, **inputs: Unpack[ResizeInputs]) -> NodeOutput:
         from .host.lora_files import resized
 
-        name, report = resized(**options)
+        name, report = resized(inputs)
         return {"ui": {"text": [report]}, "result": (name, report)}
 
 
 class LoomLoraMerge(_ChangesWithItsFiles):
     """Two LoRAs as one."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom LoRA Merge"
     DESCRIPTION = "The exact weighted sum of two LoRAs' changes as one file; chain several. Its rank is cut afterwards if rank or a method says so."
     RETURN_TYPES = _RESULTS
     RETURN_NAMES = _RESULT_NAMES
     OUTPUT_TOOLTIPS = _RESULT_TOOLTIPS
-    FUNCTION = "run"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         weight = ("FLOAT", {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.05, "tooltip": "Its strength in the sum; 0 leaves it out."})  # fmt: skip
         return {
             "required": {
@@ -139,8 +145,8 @@ class LoomLoraMerge(_ChangesWithItsFiles):
             }
         }
 
-    def run(self, **options: Any) -> dict[str, Any]:
+    def run(self, **inputs: Unpack[MergeInputs]) -> NodeOutput:
         from .host.lora_files import merged
 
-        name, report = merged(**options)
+        name, report = merged(inputs)
         return {"ui": {"text": [report]}, "result": (name, report)}

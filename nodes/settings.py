@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .node import InputTypes, LoomNode
 from .sockets.names import MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, VALIDATION
-from .widgets import CATEGORY, PROMPT_LIBRARY, reference_inputs, seed, text, widget
+from .widgets import PROMPT_LIBRARY, reference_inputs, seed, text, widget
 
 if TYPE_CHECKING:
-    from .sockets.values import MemoryValue, NetworkValue, ObjectiveValue, ValidationValue
+    from torch import Tensor
 
-SETTINGS = f"{CATEGORY}/settings"
+    from .host.comfy_types import Clip, Vae
+    from .sockets.values import MemoryValue, NetworkValue, ObjectiveValue, OptimizerValue, ValidationValue
+
+SETTINGS = f"{LoomNode.CATEGORY}/settings"
 PREDICTED = "regex: and a pattern, or a preset: default, attention, attention+mlp, all, and conv for UNets."
 
 
-class LoomNetwork:
+class LoomNetwork(LoomNode):
     """The adapter."""
 
+    TITLE = "Loom Network"
     CATEGORY = SETTINGS
     DESCRIPTION = "Kind, size and places of the adapter. Text encoders are trained by the command line only."
     RETURN_TYPES = (NETWORK,)
     RETURN_NAMES = ("network",)
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "kind": widget("NetworkConfig", "kind"),
@@ -58,17 +62,17 @@ class LoomNetwork:
         return (NetworkValue(network=NetworkConfig(alpha=alpha or None, **options)),)
 
 
-class LoomOptimizer:
+class LoomOptimizer(LoomNode):
     """How weights move."""
 
+    TITLE = "Loom Optimizer"
     CATEGORY = SETTINGS
     DESCRIPTION = "Optimizer and learning-rate schedule, with a picture of the curve."
     RETURN_TYPES = (OPTIMIZER, "IMAGE")
     RETURN_NAMES = ("optimizer", "curve")
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "name": (
@@ -107,7 +111,7 @@ class LoomOptimizer:
         clip_norm: float = 1.0,
         steps_shown: int = 1000,
         **shape: Any,
-    ) -> tuple[Any, ...]:
+    ) -> tuple[OptimizerValue, Tensor]:
         from ..trainer.config.run import OptimizerConfig, ScheduleConfig
         from ..trainer.training.optim import check_optimizer
         from .host.runs.plots import curve_image
@@ -119,17 +123,17 @@ class LoomOptimizer:
         return value, curve_image(value.schedule, steps_shown)
 
 
-class LoomObjective:
+class LoomObjective(LoomNode):
     """What is learnt at which noise."""
 
+    TITLE = "Loom Objective"
     CATEGORY = SETTINGS
     DESCRIPTION = "Noise levels and loss. The defaults suit the model that is trained: it is asked what it predicts and how it is shifted."
     RETURN_TYPES = (OBJECTIVE,)
     RETURN_NAMES = ("objective",)
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "timesteps": widget("ObjectiveConfig", "timesteps"),
@@ -173,17 +177,17 @@ def parse_shift(written: str) -> Any:
     return None
 
 
-class LoomMemory:
+class LoomMemory(LoomNode):
     """What it costs."""
 
+    TITLE = "Loom Memory"
     CATEGORY = SETTINGS
     DESCRIPTION = "Memory, precision, and how long training may be held up by other prompts."
     RETURN_TYPES = (MEMORY,)
     RETURN_NAMES = ("memory",)
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "gradient_checkpointing": widget("MemoryConfig", "gradient_checkpointing"),
@@ -217,19 +221,19 @@ class LoomMemory:
         return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
 
 
-class LoomValidation:
+class LoomValidation(LoomNode):
     """Pictures while training."""
 
+    TITLE = "Loom Validation"
     CATEGORY = SETTINGS
     DESCRIPTION = (
         "Prompts that are rendered while training, from the live adapter. They are encoded here, when the node runs."
     )
     RETURN_TYPES = (VALIDATION,)
     RETURN_NAMES = ("validation",)
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "vae": ("VAE", {"tooltip": "Decodes the pictures; its weights are shared, not copied."}),
@@ -274,13 +278,13 @@ class LoomValidation:
         }
 
     @classmethod
-    def IS_CHANGED(cls, prompt_library: str | None = None, **inputs: Any) -> str:
+    def IS_CHANGED(cls, prompt_library: str | None = None, **inputs: object) -> str:
         """Changes when the library's file does."""
         from .host.paths import library_state
 
         return library_state(prompt_library or "")
 
-    def run(self, vae: Any, clip: Any, prompts: str, **options: Any) -> tuple[ValidationValue]:
+    def run(self, vae: Vae, clip: Clip, prompts: str, **options: Any) -> tuple[ValidationValue]:
         from .host.runs.previews import prepare_validation
 
         return (prepare_validation(vae, clip, prompts, options),)

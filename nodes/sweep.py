@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .node import InputTypes, LoomNode, NodeOutput, Widget
 from .sockets.names import CACHE, CHECKPOINTS, GUIDANCE, RUN, SHEET
-from .widgets import CATEGORY, PROMPT_LIBRARY, link, reference_inputs, text, widget
+from .widgets import PROMPT_LIBRARY, link, reference_inputs, text, widget
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Unpack
+
+    from .host.comfy_types import Clip, ClipVision, ModelPatcher, Vae
+    from .host.sweep.sheets import CheckpointPick, SweepInputs
     from .sockets.values import CacheValue, CheckpointsValue, GuidanceValue, RunValue, SheetValue
 
 AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler, separated by commas. An axis named on neither side splits the strip into pages."
 
 
-def _apg() -> dict[str, Any]:
+def _apg() -> dict[str, Widget]:
     return {
         "eta": widget("GuidanceConfig", "eta", min=-10.0, max=10.0, step=0.05),
         "norm_threshold": widget("GuidanceConfig", "norm_threshold", max=1000.0, step=0.5),
@@ -21,21 +27,20 @@ def _apg() -> dict[str, Any]:
     }
 
 
-def _rescale() -> Any:
+def _rescale() -> Widget:
     return widget("GuidanceConfig", "rescale", max=1.0, step=0.05)
 
 
-class LoomCheckpoints:
+class LoomCheckpoints(LoomNode):
     """LoRA files to compare."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Checkpoints"
     DESCRIPTION = "The LoRAs that a run has saved so far, or any LoRA files, for LoomSweep."
     RETURN_TYPES = (CHECKPOINTS,)
     RETURN_NAMES = ("checkpoints",)
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "include_base": (
@@ -59,30 +64,29 @@ class LoomCheckpoints:
         }
 
     @classmethod
-    def IS_CHANGED(cls, **inputs: Any) -> str:
+    def IS_CHANGED(cls, **inputs: object) -> str:
         from .host.runs.actions import states
 
         return states()
 
     def run(
-        self, include_base: bool, pick: Any, n: int, run: RunValue | None = None, files: str = ""
+        self, include_base: bool, pick: CheckpointPick, n: int, run: RunValue | None = None, files: str = ""
     ) -> tuple[CheckpointsValue]:
         from .host.sweep.sheets import collect
 
         return (collect(run, files, pick, n, include_base=include_base),)
 
 
-class LoomGuidance:
+class LoomGuidance(LoomNode):
     """A guidance setting."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Guidance"
     DESCRIPTION = "One guidance setting for LoomSweep to compare; chain several."
     RETURN_TYPES = (GUIDANCE,)
     RETURN_NAMES = ("guidance",)
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "label": widget("GuidanceConfig", "label"),
@@ -104,18 +108,17 @@ class LoomGuidance:
         return (GuidanceValue(settings=(*(previous.settings if previous else ()), setting)),)
 
 
-class LoomSweep:
+class LoomSweep(LoomNode):
     """Render checkpoints x strengths x prompts x seeds x guidance."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Sweep"
     DESCRIPTION = "Renders every combination with ComfyUI's own sampler. Cells that exist already are kept."
     RETURN_TYPES = (SHEET, "IMAGE")
     RETURN_NAMES = ("sheet", "images")
     OUTPUT_TOOLTIPS = ("To LoomStrip.", "All cells, in reading order.")
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         from .host.sweep.sampler_names import sampler_names
 
         samplers, schedulers = sampler_names()
@@ -169,7 +172,7 @@ class LoomSweep:
         }
 
     @classmethod
-    def IS_CHANGED(cls, prompt_library: str | None = None, **inputs: Any) -> str:
+    def IS_CHANGED(cls, prompt_library: str | None = None, **inputs: object) -> str:
         """Changes when the library's file does."""
         from .host.paths import library_state
 
@@ -177,22 +180,22 @@ class LoomSweep:
 
     def run(
         self,
-        model: Any,
-        clip: Any,
-        vae: Any,
+        model: ModelPatcher,
+        clip: Clip,
+        vae: Vae,
         checkpoints: CheckpointsValue,
         guidance: GuidanceValue | None = None,
-        **options: Any,
-    ) -> tuple[Any, ...]:
+        **inputs: Unpack[SweepInputs],
+    ) -> tuple[SheetValue, Tensor]:
         from .host.sweep.sheets import rendered_sheet
 
-        return rendered_sheet(model, vae, clip, checkpoints, guidance, options)
+        return rendered_sheet(model, vae, clip, checkpoints, guidance, inputs)
 
 
-class LoomScore:
+class LoomScore(LoomNode):
     """Which checkpoint to take."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Score"
     DESCRIPTION = "Says which checkpoint of a sheet to take, how sure that is, and which comes second; LoomStrip then frames it. Held-out loss decides; likeness, drift, near copies and adapter norm stand beside it."
     RETURN_TYPES = (SHEET, "STRING", "IMAGE")
     RETURN_NAMES = ("sheet", "table", "plot")
@@ -201,11 +204,10 @@ class LoomScore:
         "Measures, recommendation, runner-up, and how each was taken.",
         "Every measure over the steps.",
     )
-    FUNCTION = "run"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "sheet": link(SHEET, "From LoomSweep."),
@@ -227,29 +229,28 @@ class LoomScore:
         self,
         sheet: SheetValue,
         cache: CacheValue,
-        model: Any = None,
-        clip_vision: Any = None,
+        model: ModelPatcher | None = None,
+        clip_vision: ClipVision | None = None,
         trigger: str = "",
-    ) -> dict[str, Any]:
+    ) -> NodeOutput:
         from .host.sweep.scores import scored_sheet
 
         value, table, plot, preview = scored_sheet(sheet, cache, model, clip_vision, trigger)
         return {"ui": {"text": [table], "images": [preview]}, "result": (value, table, plot)}
 
 
-class LoomStrip:
+class LoomStrip(LoomNode):
     """A labelled grid."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Strip"
     DESCRIPTION = "Lays a sheet out as a labelled strip, saves it beside the run as PNG, as a page for a browser (HTML), as CSV and as JSON, and shows it."
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("strip", "path")
     OUTPUT_TOOLTIPS = ("One image per page.", "The first page's file.")
-    FUNCTION = "run"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "sheet": link(SHEET, "From LoomSweep or LoomScore."),
@@ -266,7 +267,7 @@ class LoomStrip:
             },
         }
 
-    def run(self, sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> dict[str, Any]:
+    def run(self, sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> NodeOutput:
         from .host.paths import display_path
         from .host.sweep.sheets import drawn_strip
 
@@ -274,23 +275,24 @@ class LoomStrip:
         return {"ui": {"images": [display_path(path) for path in paths]}, "result": (image, str(paths[0]))}
 
 
-class LoomAPG:
+class LoomAPG(LoomNode):
     """Adaptive projected guidance for any sampler."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom APG"
     DESCRIPTION = "Adaptive projected guidance (arXiv 2410.02416) at the sampler's own cfg: less burnt colour at high scales. With eta 1, no threshold and no momentum it is plain CFG. rescale gives contrast back (arXiv 2305.08891)."
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {"model": link("MODEL", "Any model; at cfg 1 nothing changes."), **_apg()},
             "optional": {"rescale": _rescale()},
         }
 
-    def run(self, model: Any, eta: float, norm_threshold: float, momentum: float, rescale: float = 0.0) -> tuple[Any]:
+    def run(
+        self, model: ModelPatcher, eta: float, norm_threshold: float, momentum: float, rescale: float = 0.0
+    ) -> tuple[ModelPatcher]:
         from .host.sweep.apg import add_guidance
 
         return (add_guidance(model, eta, norm_threshold, momentum, rescale),)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .node import InputTypes, LoomNode, NodeOutput
 from .sockets.names import CACHE, MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, RUN, VALIDATION
-from .widgets import CATEGORY, link, seed, text, widget
+from .widgets import link, seed, text, widget
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .host.comfy_types import Graph
+    from .host.runs.session import TrainRequest
     from .sockets.values import (
         CacheValue,
         MemoryValue,
@@ -40,19 +45,18 @@ _RUN_TOOLTIPS = (
 )
 
 
-class LoomTrain:
+class LoomTrain(LoomNode):
     """Train a LoRA on the loaded model."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Train LoRA"
     DESCRIPTION = "Trains a LoRA on the weights that ComfyUI has already loaded, in the background by default: the queue stays usable."
     RETURN_TYPES = _RUN_OUTPUTS
     RETURN_NAMES = _RUN_NAMES
     OUTPUT_TOOLTIPS = _RUN_TOOLTIPS
-    FUNCTION = "run"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "model": link(
@@ -107,13 +111,13 @@ class LoomTrain:
         }
 
     @classmethod
-    def IS_CHANGED(cls, name: str, **options: Any) -> str:
+    def IS_CHANGED(cls, name: str, **options: object) -> str:
         """Only whether there is something to start: an unchanged graph queued again starts nothing, a failed run goes on."""
         from .host.runs.actions import needs_start
 
         return needs_start(name)
 
-    def run(self, prompt: Any = None, node_id: Any = None, **inputs: Any) -> dict[str, Any]:
+    def run(self, prompt: Graph | None = None, node_id: str | None = None, **inputs: Any) -> NodeOutput:
         from .host.runs.actions import start
 
         run, lora_name, curve = start(
@@ -122,7 +126,7 @@ class LoomTrain:
         return {"ui": {"loom_run": [run.name]}, "result": (run, lora_name, curve)}
 
 
-def _request(inputs: dict[str, Any]) -> Any:
+def _request(inputs: dict[str, Any]) -> TrainRequest:
     """The settings groups, or their defaults, and this node's own widgets as one request."""
     from dataclasses import replace
 
@@ -158,44 +162,42 @@ def _request(inputs: dict[str, Any]) -> Any:
     )
 
 
-class LoomWait:
+class LoomWait(LoomNode):
     """Wait for a run."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Wait for Run"
     DESCRIPTION = "Waits until a run has ended, then gives its LoRA. Raises the run's error. Cancel ends the waiting, not the run."
     RETURN_TYPES = _RUN_OUTPUTS
     RETURN_NAMES = _RUN_NAMES
     OUTPUT_TOOLTIPS = _RUN_TOOLTIPS
-    FUNCTION = "run"
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {"required": {"run": link(RUN, "From LoomTrain or LoomRun.")}}
 
     @classmethod
-    def IS_CHANGED(cls, **inputs: Any) -> str:
+    def IS_CHANGED(cls, **inputs: object) -> str:
         from .host.runs.actions import states
 
         return states()
 
-    def run(self, run: RunValue) -> tuple[Any, ...]:
+    def run(self, run: RunValue) -> tuple[RunValue, str, Tensor]:
         from .host.runs.actions import wait
 
         return wait(run)
 
 
-class LoomRun:
+class LoomRun(LoomNode):
     """A run on disk."""
 
-    CATEGORY = CATEGORY
+    TITLE = "Loom Run (from disk)"
     DESCRIPTION = "A run that was trained before, by name."
     RETURN_TYPES = (RUN,)
     RETURN_NAMES = ("run",)
-    FUNCTION = "run"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
+    def INPUT_TYPES(cls) -> InputTypes:
         return {"required": {"name": text("my-lora", "Name of the run.")}}
 
     @classmethod

@@ -2,14 +2,13 @@
 
 import dataclasses
 import typing
-from typing import Any
 
 from ..trainer.config.help_texts import texts
+from .node import Widget
 from .sockets.names import ALONE, AUTO
 
-CATEGORY = "LoRA Loom"
 BIG = 2**31 - 1
-EDIT_PROMPTS = (
+EDIT_PROMPTS: Widget = (
     [AUTO, ALONE, "qwen-image-edit", "qwen-image-edit-plus"],
     {
         "default": AUTO,
@@ -19,14 +18,14 @@ EDIT_PROMPTS = (
 PROMPT_LIBRARY = 'More prompts from a JSON file, {"name": "prompt", …}, relative to ComfyUI\'s input directory. The names label the strip.'
 
 
-def widget(section: str, name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
+def widget(section: str, name: str, **changes: object) -> Widget:
     """The form entry of a field of a configuration class, by their names; `changes` override default, min, max, step
     or tooltip. By name, so that the configuration is read when a form is asked for, not while ComfyUI starts."""
     from ..trainer.config import run as config
 
     cls = getattr(config, section)
     field = next(field for field in dataclasses.fields(cls) if field.name == name)
-    options: dict[str, Any] = {"tooltip": texts(cls)[name]}
+    options: dict[str, object] = {"tooltip": texts(cls)[name]}
     if field.default is not dataclasses.MISSING:
         options["default"] = field.default
     kind = typing.get_type_hints(cls)[name]
@@ -41,21 +40,21 @@ def widget(section: str, name: str, **changes: Any) -> tuple[Any, dict[str, Any]
     return "STRING", {**options, **changes}
 
 
-def link(kind: str, tooltip: str) -> tuple[str, dict[str, Any]]:
+def link(kind: str, tooltip: str) -> Widget:
     """A socket."""
     return kind, {"tooltip": tooltip}
 
 
-def text(default: str, tooltip: str, *, multiline: bool = False) -> tuple[str, dict[str, Any]]:
+def text(default: str, tooltip: str, *, multiline: bool = False) -> Widget:
     return "STRING", {"default": default, "multiline": multiline, "tooltip": tooltip}
 
 
-def seed(tooltip: str) -> tuple[str, dict[str, Any]]:
+def seed(tooltip: str) -> Widget:
     """A seed that stays: a new number after every prompt would make another run, or encode anew."""
     return "INT", {"default": 0, "min": 0, "max": 2**32 - 1, "control_after_generate": False, "tooltip": tooltip}
 
 
-def reference_inputs(what: str) -> dict[str, Any]:
+def reference_inputs(what: str) -> dict[str, Widget]:
     """Sockets for reference images, and how prompts are read beside them; for nodes that make pictures."""
     return {
         "reference": link(

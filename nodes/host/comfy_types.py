@@ -23,7 +23,7 @@ class GraphNode(TypedDict):
     """A node of a queued graph (ComfyUI's API format). An input is a value, or a link [node id, output number]."""
 
     class_type: str
-    inputs: dict[str, Any]
+    inputs: dict[str, object]
 
 
 Graph: TypeAlias = Mapping[str, GraphNode]
@@ -92,14 +92,14 @@ class BaseModel(Protocol):
     def get_dtype(self) -> torch.dtype:
         """The dtype of its weights."""
 
-    def extra_conds(self, **conditioning: Any) -> dict[str, Cond]:
+    def extra_conds(self, **conditioning: object) -> dict[str, Cond]:
         """The network's arguments for a conditioning, besides latents and timestep."""
 
 
 class ModelOptions(TypedDict, total=False):
     """Of a MODEL: functions and settings for the sampler that other nodes have added."""
 
-    transformer_options: dict[str, Any]
+    transformer_options: dict[str, object]
     model_function_wrapper: Callable[..., Tensor]
 
 
@@ -108,7 +108,7 @@ class ModelPatcher(Protocol):
 
     load_device: torch.device
     model_options: ModelOptions
-    patches: dict[str, list[Any]]
+    patches: dict[str, list[object]]
 
     @property
     def model(self) -> BaseModel:
@@ -136,7 +136,7 @@ class PreCfgArguments(TypedDict):
 
     conds_out: list[Tensor]
     """The prediction of the prompt, that of the negative prompt, others."""
-    conds: list[Any]
+    conds: list[object]
     """Their conditionings; None for one that was skipped."""
     cond_scale: float
     sigma: Tensor
@@ -168,10 +168,10 @@ class Clip(Protocol):
     def patcher(self) -> KeyPatched:
         """The patcher of the network."""
 
-    def tokenize(self, text: str, **options: Any) -> object:
+    def tokenize(self, text: str, **options: object) -> object:
         """Tokens as `encode_from_tokens_scheduled` takes them. Options are the tokenizer's own: images, llama_template."""
 
-    def encode_from_tokens_scheduled(self, tokens: Any) -> ComfyConditioning:
+    def encode_from_tokens_scheduled(self, tokens: object) -> ComfyConditioning:
         """One entry, or several where a schedule or hooks are connected."""
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ...trainer.errors import ConfigError, LoomError
 from ...trainer.lora_tools.base_keys import check_one_family, recognise
@@ -13,6 +13,7 @@ from ...trainer.lora_tools.merge import merge_loras
 from ...trainer.lora_tools.resize import Keep, resize
 from ...trainer.storage.names import check_name
 from ...trainer.storage.tensor_file import TensorFile
+from .comfy_types import Clip, ModelPatcher
 from .paths import find_lora, is_inside, lora_folder, lora_root
 from .progress import Bar
 
@@ -20,7 +21,7 @@ MAKERS = {"resize", "merge"}
 """Entries of loom.history that these nodes write."""
 
 
-def stamps(names: Sequence[Any]) -> str:
+def stamps(names: Sequence[object]) -> str:
     """Changes with the files' content; names that come over a link are not known yet."""
     found = []
     for name in names:
@@ -32,7 +33,7 @@ def stamps(names: Sequence[Any]) -> str:
     return "; ".join(found)
 
 
-def inspected(name: str, model: Any = None, clip: Any = None) -> str:
+def inspected(name: str, model: ModelPatcher | None = None, clip: Clip | None = None) -> str:
     """The report of `lora-loom inspect`, with what ComfyUI's own key map matches if a model or CLIP is given."""
     path = find_lora(name)
     head, _, rest = to_text(inspect(path), path).partition("\n")
@@ -42,10 +43,10 @@ def inspected(name: str, model: Any = None, clip: Any = None) -> str:
     return "\n".join([*lines, rest])
 
 
-def _matching(path: Path, model: Any, clip: Any) -> str:
+def _matching(path: Path, model: ModelPatcher | None, clip: Clip | None) -> str:
     from comfy.lora import model_lora_keys_clip, model_lora_keys_unet
 
-    known: dict[str, Any] = {}
+    known: dict[str, object] = {}
     if model is not None:
         known = model_lora_keys_unet(model.model, known)
     if clip is not None:
@@ -57,23 +58,50 @@ def _matching(path: Path, model: Any, clip: Any) -> str:
     return line + "".join(f"\n  left out: {key}" for key in [*lost, *unknown])
 
 
-def resized(*, lora_name: str, rank: int, method: str, amount: float, dtype: str, save_as: str) -> tuple[str, str]:
-    """(name of the new file, report)."""
-    source, target = find_lora(lora_name), new_file(save_as, [lora_name])
-    done = resize(source, target, Keep(rank=rank, method=method, amount=amount), dtype, Bar().update)
+class NewFileInputs(TypedDict):
+    """The inputs of a node that writes a LoRA file: what is kept of each module, and where the file goes."""
+
+    rank: int
+    method: str
+    amount: float
+    dtype: str
+    save_as: str
+
+
+class ResizeInputs(NewFileInputs):
+    """The inputs of LoomLoraResize."""
+
+    lora_name: str
+
+
+class MergeInputs(NewFileInputs):
+    """The inputs of LoomLoraMerge."""
+
+    lora_1: str
+    weight_1: float
+    lora_2: str
+    weight_2: float
+
+
+def resized(inputs: ResizeInputs) -> tuple[str, str]:
+    """(name of the new file, report). Raises LoomError before anything is written."""
+    source, target = find_lora(inputs["lora_name"]), new_file(inputs["save_as"], [inputs["lora_name"]])
+    done = resize(source, target, _keep(inputs), inputs["dtype"], Bar().update)
     return listed(target), done.text()
 
 
-def merged(
-    *, lora_1: str, weight_1: float, lora_2: str, weight_2: float, rank: int, method: str, amount: float, dtype: str, save_as: str
-) -> tuple[str, str]:  # fmt: skip
-    """(name of the new file, report)."""
-    sources = [(find_lora(lora_1), weight_1), (find_lora(lora_2), weight_2)]
-    target = new_file(save_as, [lora_1, lora_2])
+def merged(inputs: MergeInputs) -> tuple[str, str]:
+    """(name of the new file, report). Raises LoomError before anything is written."""
+    sources = [(find_lora(inputs["lora_1"]), inputs["weight_1"]), (find_lora(inputs["lora_2"]), inputs["weight_2"])]
+    target = new_file(inputs["save_as"], [inputs["lora_1"], inputs["lora_2"]])
     check_one_family([path for path, weight in sources if weight])
-    keep = Keep(rank=rank, method=method, amount=amount) if rank or amount or method != "rank" else None
-    done = merge_loras(sources, target, keep, dtype, Bar().update)
+    is_exact = not inputs["rank"] and not inputs["amount"] and inputs["method"] == "rank"
+    done = merge_loras(sources, target, None if is_exact else _keep(inputs), inputs["dtype"], Bar().update)
     return listed(target), done.text()
+
+
+def _keep(inputs: NewFileInputs) -> Keep:
+    return Keep(rank=inputs["rank"], method=inputs["method"], amount=inputs["amount"])
 
 
 def new_file(save_as: str, sources: Sequence[str]) -> Path:

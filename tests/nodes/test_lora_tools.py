@@ -80,19 +80,19 @@ def test_a_file_that_is_not_ours_is_never_replaced(host, loras):
     before = change(host, "lora_loom/mine.safetensors")
     options = {"lora_name": a, **PLAIN, "rank": 2}
     with pytest.raises(ConfigError, match="exists and was not made by this node"):
-        loras.resized(save_as="mine", **options)
+        loras.resized(dict(save_as="mine", **options))
     assert torch.equal(change(host, "lora_loom/mine.safetensors"), before)
     for _ in range(2):  # queued again: the same file anew
-        assert loras.resized(save_as="ours", **options)[0] == "lora_loom/ours.safetensors"
+        assert loras.resized(dict(save_as="ours", **options))[0] == "lora_loom/ours.safetensors"
     with pytest.raises(ConfigError, match="is one of the files that are read"):
-        loras.resized(save_as="ours", **{**options, "lora_name": "lora_loom/ours.safetensors"})
+        loras.resized(dict(save_as="ours", **{**options, "lora_name": "lora_loom/ours.safetensors"}))
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "/etc/x", "a\0b", "con"])
 def test_names_cannot_leave_the_folder(host, loras, name):
     a = lora(host, "a.safetensors")
     with pytest.raises(ConfigError, match="name"):
-        loras.resized(lora_name=a, save_as=name, **{**PLAIN, "rank": 2})
+        loras.resized(dict(lora_name=a, save_as=name, **{**PLAIN, "rank": 2}))
 
 
 def test_a_linked_folder_is_followed_before_it_is_judged(host, loras):
@@ -100,7 +100,7 @@ def test_a_linked_folder_is_followed_before_it_is_judged(host, loras):
     (host.base / "elsewhere").mkdir()
     (host.base / "models" / "loras" / "lora_loom").symlink_to(host.base / "elsewhere")
     with pytest.raises(ConfigError, match="leads out of"):
-        loras.resized(lora_name=a, save_as="x", **{**PLAIN, "rank": 2})
+        loras.resized(dict(lora_name=a, save_as="x", **{**PLAIN, "rank": 2}))
     assert not list((host.base / "elsewhere").iterdir())
 
 
@@ -108,9 +108,9 @@ def test_what_cannot_work_is_told_before_anything_is_written(host, loras):
     a = lora(host, "a.safetensors", width=3072)
     other = lora(host, "sd.safetensors", key="lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", width=768)  # fmt: skip
     with pytest.raises(ModelFileError, match=r"a.safetensors is made for .*flux.*, .*sd.safetensors for sd"):
-        loras.merged(lora_1=a, weight_1=1.0, lora_2=other, weight_2=1.0, save_as="m", **PLAIN)
+        loras.merged(dict(lora_1=a, weight_1=1.0, lora_2=other, weight_2=1.0, save_as="m", **PLAIN))
     with pytest.raises(ConfigError, match="needs a method"):
-        loras.resized(lora_name=a, save_as="m", **{**PLAIN, "amount": 0.9})
+        loras.resized(dict(lora_name=a, save_as="m", **{**PLAIN, "amount": 0.9}))
     with pytest.raises(ConfigError, match="no LoRA 'gone.safetensors'"):
         loras.inspected("gone.safetensors")
     assert not (host.base / "models" / "loras" / "lora_loom").exists()

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ....trainer.errors import ModelFileError
 from ....trainer.score.clip import cosines, unit_rows
+from ..comfy_types import ClipVision
 from .images import files_to_image
 
 Features = NDArray[np.float64]
@@ -17,7 +17,7 @@ Features = NDArray[np.float64]
 class HostVision:
     """The engine's picture encoder over ComfyUI's. It has no text tower, so prompts are not compared. Node thread only."""
 
-    def __init__(self, clip_vision: Any) -> None:
+    def __init__(self, clip_vision: ClipVision) -> None:
         self._model = clip_vision
         self.name = f"the connected CLIP_VISION ({type(clip_vision.model).__name__})"
 

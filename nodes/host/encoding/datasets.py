@@ -1,9 +1,8 @@
 """What the data set nodes do: folders and graph images become sets of the engine, and the cache is filled."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from ....trainer.storage.atomic import write_bytes, write_json
 from ....trainer.types import Example, reference_name
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CacheValue, DatasetValue, example_from_json, example_to_json
+from ..comfy_types import Clip, Vae
 from ..paths import cache_folder, preview, resolve_file, resolve_folder
 from ..progress import Bar
 from .edit_prompts import chosen_reading, text_pixels
@@ -33,7 +33,7 @@ from .images import from_image, mask_to_picture, to_image, to_png
 LISTS: dict[str, type[int] | type[float]] = {"resolutions": int, "megapixels": float, "aspects": float}
 
 
-def folder_state(options: Mapping[str, Any]) -> str:
+def folder_state(options: Json) -> str:
     """Digest of names, sizes and times of every file that a set is made of; the message of the error where there is one."""
     try:
         return digest(_set_state(_allowed_paths(options)))
@@ -51,7 +51,7 @@ def file_state(name: str) -> str:
         return str(error)
 
 
-def _set_state(options: Mapping[str, Any]) -> list[Json]:
+def _set_state(options: Json) -> list[Json]:
     deep = bool(options.get("recursive")) or options.get("layout") == "kohya"
     state = _files_state(Path(options["folder"]), recursive=deep)
     masks = [] if options.get("masks") == "alpha" else [options.get("masks")]
@@ -73,7 +73,7 @@ def _file_state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _allowed_paths(options: Mapping[str, Any]) -> Json:
+def _allowed_paths(options: Json) -> Json:
     """The options with every path in full. Raises ConfigError for one that may not be used."""
     folder = resolve_folder(options["folder"], "folder")
     checked = {**options, "folder": str(folder)}
@@ -88,7 +88,7 @@ def _allowed_paths(options: Mapping[str, Any]) -> Json:
     return checked
 
 
-def add_folder(previous: DatasetValue | None, options: Mapping[str, Any]) -> tuple[DatasetValue, Tensor, str]:
+def add_folder(previous: DatasetValue | None, options: Json) -> tuple[DatasetValue, Tensor, str]:
     """(data set, contact sheet, report). Raises ConfigError or DataError naming every problem."""
     checked = _allowed_paths(options)
     for name, kind in LISTS.items():
@@ -140,7 +140,7 @@ def add_images(
     images: Tensor,
     captions: str,
     masks: Tensor | None,
-    options: Mapping[str, Any],
+    options: Json,
     references: Sequence[Tensor | None] = (),
 ) -> tuple[DatasetValue, Tensor, str]:
     """Write the images below the cache, named by their content, and add that folder. Raises DataError."""
@@ -189,8 +189,8 @@ def add_images(
 
 def fill_cache(
     value: DatasetValue,
-    vae: Any,
-    clip: Any,
+    vae: Vae,
+    clip: Clip,
     data: DataConfig,
     seed: int,
     memory: MemoryConfig,

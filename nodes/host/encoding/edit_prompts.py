@@ -1,7 +1,6 @@
 """How the text encoder of an edit model reads prompts beside reference images, as ComfyUI's own nodes for it do."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -9,13 +8,14 @@ from ....trainer.errors import ConfigError
 from ....trainer.families.common.qwen_text import EDIT_HEAD, TEMPLATE_TAIL
 from ....trainer.families.qwen_image import ANNOUNCE, VARIANTS
 from ...sockets.names import ALONE, AUTO
+from ..comfy_types import Clip
 
 PLUS = "qwen-image-edit-plus"
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 """Stands for a picture in a prompt; the tokenizer puts it there."""
 
 
-def chosen_reading(asked: str, clip: Any, shown: int) -> str:
+def chosen_reading(asked: str, clip: Clip, shown: int) -> str:
     """The reading for `edit_prompts` = `asked`, where `shown` reference images are shown together at most.
 
     Raises ConfigError for a reading that this text encoder, or the number of images, does not allow.
@@ -44,7 +44,7 @@ def text_pixels(reading: str) -> int:
     return 0 if reading == ALONE else VARIANTS[reading].text_pixels
 
 
-def tokens_beside(clip: Any, reading: str, prompt: str, pictures_CHW: Sequence[Tensor]) -> Any:
+def tokens_beside(clip: Clip, reading: str, prompt: str, pictures_CHW: Sequence[Tensor]) -> object:
     """Tokens of a prompt and its pictures, RGB in [-1, 1], sides multiples of 28 pixels."""
     images = [((picture + 1) / 2).movedim(0, -1).unsqueeze(0) for picture in pictures_CHW]
     if reading not in ANNOUNCE:

@@ -1,8 +1,7 @@
 """ComfyUI's VAE and CLIP as the engine's encoders, and who they are. Node thread only: both load models."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,13 +12,14 @@ from ....trainer.storage.fingerprint import weights_identity
 from ....trainer.types import EncoderIdentity
 from ...sockets.names import ALONE
 from ..backend.packing import is_plain, pack
+from ..comfy_types import Clip, KeyPatched, ModelPatcher, Vae
 from .edit_prompts import tokens_beside
 
 
 class HostImages:
     """A ComfyUI VAE: pixels RGB in [-1, 1] to raw latents (C, h, w), the time axis of video VAEs taken off."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Vae) -> None:
         self.vae = vae
         self.tiled = False
 
@@ -52,7 +52,7 @@ class HostImages:
 class HostText:
     """A ComfyUI CLIP: what CLIPTextEncode would give, or the node for an edit model, as flat tensors."""
 
-    def __init__(self, clip: Any, reading: str = ALONE) -> None:
+    def __init__(self, clip: Clip, reading: str = ALONE) -> None:
         """`reading`, as of `reading.chosen_reading`, is how prompts are read that have reference images."""
         self.clip, self.reading = clip, reading
 
@@ -65,7 +65,7 @@ class HostText:
         pairs = zip(prompts, pictures, strict=True)
         return [self._item(tokens_beside(self.clip, self.reading, *pair)) for pair in pairs]
 
-    def _item(self, tokens: Any) -> dict[str, Tensor]:
+    def _item(self, tokens: object) -> dict[str, Tensor]:
         conditioning = self.clip.encode_from_tokens_scheduled(tokens)
         if len(conditioning) != 1:
             raise ModelFileError(
@@ -76,16 +76,16 @@ class HostText:
         return pack({"cross_attn": cross_attention, **kept})
 
 
-def host_encoders(vae: Any, clip: Any, reading: str = ALONE) -> Encoders:
+def host_encoders(vae: Vae, clip: Clip, reading: str = ALONE) -> Encoders:
     return Encoders(HostText(clip, reading), HostImages(vae))
 
 
-def encoder_identity(vae: Any, clip: Any, *, tiled: bool = False, text_pixels: int = 0) -> EncoderIdentity:
+def encoder_identity(vae: Vae, clip: Clip, *, tiled: bool = False, text_pixels: int = 0) -> EncoderIdentity:
     """By original weights, patches and settings; equal after a restart or reload, whatever else the queue did."""
     return EncoderIdentity(vae=vae_identity(vae, tiled=tiled), text=clip_identity(clip), text_pixels=text_pixels)
 
 
-def vae_identity(vae: Any, *, tiled: bool = False) -> str:
+def vae_identity(vae: Vae, *, tiled: bool = False) -> str:
     network = vae.first_stage_model
     options = {
         "class": type(network).__name__,
@@ -100,7 +100,7 @@ def vae_identity(vae: Any, *, tiled: bool = False) -> str:
     return weights_identity(_with_patches(patcher), options)
 
 
-def clip_identity(clip: Any) -> str:
+def clip_identity(clip: Clip) -> str:
     options = {
         "class": type(clip.cond_stage_model).__name__,
         "tokenizer": type(clip.tokenizer).__name__,
@@ -111,13 +111,13 @@ def clip_identity(clip: Any) -> str:
     return weights_identity(_with_patches(clip.patcher), options)
 
 
-def model_identity(patcher: Any, objective_options: dict[str, Any]) -> str:
+def model_identity(patcher: ModelPatcher, objective_options: Mapping[str, object]) -> str:
     """Of a MODEL: its unpatched weights, class, and how it samples."""
     options = {"class": type(patcher.model).__name__, **objective_options}
     return weights_identity(_with_patches(patcher), options)
 
 
-def _with_patches(patcher: Any) -> Iterable[tuple[str, Tensor]]:
+def _with_patches(patcher: KeyPatched) -> Iterable[tuple[str, Tensor]]:
     """Original weights, and for every patch its strength and tensors, under names that say where they belong."""
     for key, chain in patcher.get_key_patches().items():
         original, *patches = chain
@@ -133,7 +133,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor._qdata if hasattr(tensor, "_qdata") else tensor
 
 
-def _tensors_of(value: Any) -> list[Tensor]:
+def _tensors_of(value: object) -> list[Tensor]:
     """All tensors in a patch: nested tuples, or an adapter object with `weights`."""
     if isinstance(value, Tensor):
         return [value]
@@ -146,5 +146,5 @@ def _tensors_of(value: Any) -> list[Tensor]:
     return []
 
 
-def _sorted_text(value: Any) -> str:
+def _sorted_text(value: object) -> str:
     return str(sorted(value.items())) if isinstance(value, dict) else str(value)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -12,7 +12,17 @@ from ..paths import cache_folder
 from .images import from_image, to_png
 
 NAMES = ("reference", "reference_2", "reference_3")
-"""Sockets whose images are shown together."""
+"""Inputs whose images are used together."""
+
+
+class ReferenceInputs(TypedDict, total=False):
+    """Inputs of a node that takes reference images: IMAGE batches, (B, H, W, 3) in [0, 1]."""
+
+    reference: Tensor | None
+    reference_2: Tensor | None
+    reference_3: Tensor | None
+    edit_prompts: str
+    """How the text encoder of an edit model reads prompts, as of `edit_prompts.chosen_encoding`."""
 
 
 def kept_references(sockets: Sequence[Tensor | None]) -> tuple[tuple[str, ...], ...]:
@@ -47,5 +57,6 @@ def _kept(image_HWC: Tensor, name: str) -> str:
     return str(path)
 
 
-def sockets_of(options: Any) -> list[Tensor | None]:
-    return [options.get(name) for name in NAMES]
+def reference_batches(inputs: ReferenceInputs) -> list[Tensor | None]:
+    """The IMAGE batches in the order of `NAMES`; None for an input that is not connected."""
+    return [inputs.get("reference"), inputs.get("reference_2"), inputs.get("reference_3")]

@@ -32,9 +32,10 @@ from ...sockets.values import ValidationValue
 from ..backend.conditions import check_accepts_references, network_inputs
 from ..backend.packing import unpack
 from ..backend.shadow import build_shadow
+from ..comfy_types import Clip, Vae
 from ..encoding.edit_prompts import chosen_reading, text_pixels
 from ..encoding.encoders import clip_identity, host_encoders, vae_identity
-from ..encoding.reference_images import kept_references, sockets_of
+from ..encoding.reference_images import NAMES, kept_references
 from ..paths import cache_folder, library_path
 from .session import TrainRequest, latent_normaliser
 
@@ -62,7 +63,7 @@ class Decoder:
         )
 
 
-def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, Any]) -> ValidationValue:
+def prepare_validation(vae: Vae, clip: Clip, prompts: str, options: Mapping[str, Any]) -> ValidationValue:
     """Encode the prompts and share the decoder. Raises ConfigError without a prompt, or without the library for the curves."""
     check_tracker(str(options.get("report", "none")))
     lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
@@ -70,7 +71,7 @@ def prepare_validation(vae: Any, clip: Any, prompts: str, options: Mapping[str, 
     if not lines:
         raise ConfigError("validation.prompts is empty: write at least one prompt, or name a prompt_library")
     negative = str(options.get("negative", ""))
-    sets = kept_references(sockets_of(options))
+    sets = kept_references([options.get(name) for name in NAMES])
     reading = chosen_reading(str(options.get("edit_prompts", AUTO)), clip, max(map(len, sets), default=0))
     identity, text = vae_identity(vae), clip_identity(clip)
     size = (int(options.get("width", 512)), int(options.get("height", 512)))

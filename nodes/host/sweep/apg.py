@@ -6,15 +6,17 @@ latents; this one has none of the three. Predictions are denoised latents for ev
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....trainer.diffusion.guidance import APG, Momentum, rescale
+from ..comfy_types import ModelPatcher, PreCfgArguments
 
 
-def add_guidance(patcher: Any, eta: float, norm_threshold: float, momentum: float, phi: float = 0.0) -> Any:
+def add_guidance(
+    patcher: ModelPatcher, eta: float, norm_threshold: float, momentum: float, phi: float = 0.0
+) -> ModelPatcher:
     """A clone of the MODEL that samples with APG at the sampler's own scale, then gives `phi` of its contrast back.
 
     With eta 1, no threshold and no momentum APG is CFG, so this is also how plain CFG is rescaled.
@@ -26,10 +28,10 @@ def add_guidance(patcher: Any, eta: float, norm_threshold: float, momentum: floa
 
 def before_cfg(
     eta: float, norm_threshold: float, momentum: float, phi: float = 0.0
-) -> Callable[[dict[str, Any]], list[Tensor]]:
+) -> Callable[[PreCfgArguments], list[Tensor]]:
     state = _State(Momentum(momentum))
 
-    def function(arguments: dict[str, Any]) -> list[Tensor]:
+    def function(arguments: PreCfgArguments) -> list[Tensor]:
         predictions: list[Tensor] = arguments["conds_out"]
         scale = float(arguments["cond_scale"])
         if scale in (0.0, 1.0) or len(predictions) < 2 or arguments["conds"][1] is None:
@@ -53,9 +55,9 @@ class _State:
     """The running average of one sampling run. A run is told by the very tensor of its sigmas, which each run makes anew."""
 
     momentum: Momentum
-    sigmas: Any = field(default=None)
+    sigmas: object = field(default=None)
 
-    def of(self, arguments: dict[str, Any]) -> Momentum:
+    def of(self, arguments: PreCfgArguments) -> Momentum:
         sigmas = arguments.get("model_options", {}).get("transformer_options", {}).get("sample_sigmas")
         if sigmas is not self.sigmas:
             self.sigmas, self.momentum = sigmas, Momentum(self.momentum.momentum)

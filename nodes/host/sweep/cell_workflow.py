@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ....trainer.config.run import GuidanceConfig
 from ....trainer.data.cache.references import reference_placement
@@ -13,6 +12,7 @@ from ....trainer.runs.reference_images import Reference
 from ....trainer.sweep.cell_workflow import MakeGraph, cell_graph
 from ....trainer.types import Cell, Size
 from ..backend.families import known
+from ..comfy_types import Graph, GraphNode, ModelPatcher
 from ..encoding.reference_images import NAMES
 from ..paths import is_inside, lora_folder, lora_root
 
@@ -20,17 +20,17 @@ SOURCES = ("model", "clip", "vae")
 
 
 def cell_graphs(
-    graph: Mapping[str, Any] | None, node_id: Any, model: Any, references: Sequence[Reference] = (), reading: str = ""
+    graph: Graph | None, node_id: object, model: ModelPatcher, references: Sequence[Reference] = (), reading: str = ""
 ) -> MakeGraph:
     """What makes a cell's PNG entries: {} where the queued graph is not known, or a LoRA lies where no loader lists it.
     `references` and `reading` as in the sweep's renderer."""
     inputs = graph[str(node_id)]["inputs"] if graph and str(node_id) in graph else {}
-    if not graph or not all(isinstance(inputs.get(name), list) for name in SOURCES):
+    links = _links(inputs, SOURCES)
+    if not graph or len(links) < len(SOURCES):
         return lambda cell, lora, guidance: {}
-    links = {name: inputs[name] for name in SOURCES}
     family = known(type(model.model).__name__)
     is_distilled = family is not None and "guidance" in family.conditions
-    sockets = [inputs[name] for name in NAMES if isinstance(inputs.get(name), list)]
+    sockets = list(_links(inputs, NAMES).values())
     above = upstream(graph, [str(link[0]) for link in [*links.values(), *sockets]])
     numbers = {reference.digest: number for number, reference in enumerate(references)}
 
@@ -49,7 +49,12 @@ def cell_graphs(
     return make
 
 
-def _picture(socket: list[Any], number: int) -> Show:
+def _links(inputs: Mapping[str, object], names: Sequence[str]) -> dict[str, list[object]]:
+    """Of the inputs named, those that are linked: {name: [node id, output number]}."""
+    return {name: value for name in names if isinstance(value := inputs.get(name), list)}
+
+
+def _picture(socket: list[object], number: int) -> Show:
     """An image of the batch that comes over a socket; of a single one for all, that one."""
     return lambda add, key: add(key, "ImageFromBatch", image=socket, batch_index=number, length=1)
 
@@ -63,9 +68,9 @@ def listed_name(lora: Path) -> str | None:
     return None
 
 
-def upstream(graph: Mapping[str, Any], wanted: list[str]) -> dict[str, Any]:
+def upstream(graph: Graph, wanted: list[str]) -> dict[str, GraphNode]:
     """The nodes named, and all that they are linked to."""
-    found: dict[str, Any] = {}
+    found: dict[str, GraphNode] = {}
     while wanted:
         key = wanted.pop()
         if key in found or key not in graph:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,19 +13,18 @@ from ....trainer.data.images.load import load_pixels
 from ....trainer.runs.reference_images import Reference
 from ....trainer.types import Cell, Geometry, Size
 from ..backend.conditions import check_accepts_references
+from ..comfy_types import BaseModel, Clip, ComfyConditioning, ModelPatcher, Vae
 from ..encoding.edit_prompts import text_pixels, tokens_beside
 from ..encoding.encoders import host_encoders
 from .apg import add_guidance
-
-ComfyConditioning = list[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComfyRenderer:
     """What all cells share: encoders, and what they have encoded."""
 
-    vae: Any
-    clip: Any
+    vae: Vae
+    clip: Clip
     reading: str
     """How prompts are read that have reference images."""
     references: Mapping[str, tuple[Path, ...]]
@@ -37,7 +35,7 @@ class ComfyRenderer:
     _texts: dict[tuple[str, str], ComfyConditioning] = field(default_factory=dict)
     _latents: dict[tuple[str, Size], list[Tensor]] = field(default_factory=dict)
 
-    def prepare(self, cells: Sequence[Cell], model: Any) -> None:
+    def prepare(self, cells: Sequence[Cell], model: ModelPatcher) -> None:
         """Encode every text and reference image of these cells, once. Raises ConfigError if the MODEL looks at none."""
         for cell in cells:
             for prompt in (cell.prompt, cell.negative):
@@ -48,7 +46,7 @@ class ComfyRenderer:
         if shown := next((cell for cell in cells if cell.reference), None):
             self._check(shown, model.model)
 
-    def _check(self, cell: Cell, model: Any) -> None:
+    def _check(self, cell: Cell, model: BaseModel) -> None:
         [[tensor, extra], *_] = self.conditioning(cell, cell.prompt)
         text = {"cross_attn": tensor, **extra}
         latents = [one.squeeze(2) if one.ndim == 5 else one for one in text.pop("reference_latents")]
@@ -90,7 +88,7 @@ class ComfyRenderer:
 
 
 def open_renderer(
-    vae: Any, clip: Any, reading: str, references: Sequence[Reference], model_guidance: float
+    vae: Vae, clip: Clip, reading: str, references: Sequence[Reference], model_guidance: float
 ) -> ComfyRenderer:
     return ComfyRenderer(
         vae=vae,
@@ -102,7 +100,7 @@ def open_renderer(
     )
 
 
-def with_lora(model: Any, tensors: Mapping[str, Tensor], strength: float) -> Any:
+def with_lora(model: ModelPatcher, tensors: Mapping[str, Tensor], strength: float) -> ModelPatcher:
     """A clone of the MODEL with a LoRA, as LoraLoaderModelOnly makes it."""
     import comfy.sd
 
@@ -110,13 +108,13 @@ def with_lora(model: Any, tensors: Mapping[str, Tensor], strength: float) -> Any
     return patched
 
 
-def with_guidance(model: Any, guidance: GuidanceConfig) -> Any:
+def with_guidance(model: ModelPatcher, guidance: GuidanceConfig) -> ModelPatcher:
     if guidance.method == "apg":
         return add_guidance(model, guidance.eta, guidance.norm_threshold, guidance.momentum, guidance.rescale)
     return add_guidance(model, 1.0, 0.0, 0.0, guidance.rescale) if guidance.rescale else model
 
 
-def render(model: Any, renderer: ComfyRenderer, cell: Cell, scale: float) -> Tensor:
+def render(model: ModelPatcher, renderer: ComfyRenderer, cell: Cell, scale: float) -> Tensor:
     """(3, H, W) in [-1, 1]."""
     import comfy.sample
 
@@ -131,7 +129,7 @@ def render(model: Any, renderer: ComfyRenderer, cell: Cell, scale: float) -> Ten
     return pixels.reshape(-1, *pixels.shape[-3:])[0].movedim(-1, 0).float().cpu() * 2 - 1
 
 
-def empty_latents(model: Any, vae: Any, size: tuple[int, int], factor: int) -> Tensor:
+def empty_latents(model: ModelPatcher, vae: Vae, size: tuple[int, int], factor: int) -> Tensor:
     """Zeros as EmptyLatentImage gives them, in the model's own channels and dimensions."""
     latent_format = model.get_model_object("latent_format")
     width, height = size

@@ -1,13 +1,12 @@
 """Scores in the graph: the engine's, with losses from the connected model or from the run's own record. Node thread only."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....trainer.config.run import ObjectiveConfig
-from ....trainer.config.toml import parse
+from ....trainer.config.toml import Json, parse
 from ....trainer.data.batches import Singles, make_plan
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError
@@ -20,6 +19,7 @@ from ....trainer.training.held_out import HeldOut
 from ....trainer.weights.frozen import compute_in
 from ...sockets.values import CacheValue, SheetValue
 from ..backend.denoiser import bring_to_device, load_denoiser
+from ..comfy_types import ClipVision, ModelPatcher
 from ..encoding.clip_vision import HostVision
 from ..encoding.datasets import read_listing
 from ..encoding.images import files_to_image
@@ -39,7 +39,7 @@ class NodeProgress:
 
 
 def scored_sheet(
-    sheet: SheetValue, cache: CacheValue, model: Any, clip_vision: Any, trigger: str
+    sheet: SheetValue, cache: CacheValue, model: ModelPatcher | None, clip_vision: ClipVision | None, trigger: str
 ) -> tuple[SheetValue, str, Tensor, dict[str, str]]:
     """(the sheet with its scores, table, plot, how a page shows that). Raises LoomError for a sheet or a cache that is gone."""
     loaded = load_sheet(Path(sheet.folder), sheet.name)
@@ -68,7 +68,7 @@ def _losses(
     dataset: Dataset,
     cache: CacheValue,
     run: RunFolder,
-    model: Any,
+    model: ModelPatcher | None,
     progress: NodeProgress,
     notes: list[str],
 ) -> Losses | None:
@@ -96,8 +96,8 @@ def _measured(
     sheet: Sheet,
     dataset: Dataset,
     cache: CacheValue,
-    record: Any,
-    patcher: Any,
+    record: Json,
+    patcher: ModelPatcher,
     progress: NodeProgress,
     notes: list[str],
 ) -> Losses:
@@ -126,7 +126,7 @@ def _measured(
     return measured_losses(sheet, denoiser, held_out, host_noise_levels(objective, denoiser), progress, notes, dict)
 
 
-def _objective(record: Any) -> ObjectiveConfig:
+def _objective(record: Json) -> ObjectiveConfig:
     """The run's own, so that noise levels are shifted as in training; the defaults for files of no run."""
     try:
         return parse(record["config"]["objective"], ObjectiveConfig)

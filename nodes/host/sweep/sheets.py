@@ -2,11 +2,11 @@
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from ....trainer.errors import ConfigError, RunError
 from ....trainer.storage.atomic import write_json
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.sweep.cell_workflow import MakeGraph
-from ....trainer.sweep.cells import BASE, Axes, Rendering, missing, plan_cells, sheet_to_dict, write_picture
+from ....trainer.sweep.cells import BASE, Axes, Rendering, SweptLora, missing, plan_cells, sheet_to_dict, write_picture
 from ....trainer.sweep.run import (
     LargeSweepPrompt,
     Sheet,
@@ -36,10 +36,11 @@ from ....trainer.sweep.strip import AXES, panels
 from ....trainer.types import Cell
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
+from ..comfy_types import Clip, Graph, ModelPatcher, Vae
 from ..encoding.edit_prompts import chosen_reading
 from ..encoding.encoders import clip_identity, model_identity, vae_identity
 from ..encoding.images import files_to_image
-from ..encoding.reference_images import kept_references, sockets_of
+from ..encoding.reference_images import ReferenceInputs, kept_references, reference_batches
 from ..paths import find_lora, is_inside, library_path, lora_root, root, run_folder
 from ..progress import Bar
 from .cell_workflow import cell_graphs
@@ -47,6 +48,29 @@ from .sampler_names import sampler_names
 from .sampling import ComfyRenderer, open_renderer, render, with_guidance, with_lora
 
 CheckpointPick = Literal["all", "every nth", "last n"]
+
+
+class SweepInputs(ReferenceInputs, total=False):
+    """The inputs of LoomSweep besides its links. A workflow of an earlier version lacks those that came later."""
+
+    prompts: str
+    negative: str
+    prompt_library: str
+    strengths: str
+    seeds: str
+    width: int
+    height: int
+    steps: int
+    sampler: str
+    scheduler: str
+    sizes: str
+    step_counts: str
+    samplers: str
+    model_guidance: float
+    max_cells: int
+    prompt: Graph | None
+    """The queued graph, with this node's id in it."""
+    node_id: str | None
 
 
 def collect(
@@ -98,35 +122,35 @@ def picked(files: Sequence[tuple[str, str]], pick: CheckpointPick, number: int) 
 
 
 def rendered_sheet(
-    model: Any,
-    vae: Any,
-    clip: Any,
+    model: ModelPatcher,
+    vae: Vae,
+    clip: Clip,
     checkpoints: CheckpointsValue,
     guidance: GuidanceValue | None,
-    options: Mapping[str, Any],
+    inputs: SweepInputs,
 ) -> tuple[SheetValue, Tensor]:
     """Render what is missing. Cells that exist are kept, so a cancelled sweep goes on where it was."""
     sweep = SweepConfig(
-        prompts=tuple(line.strip() for line in options["prompts"].splitlines() if line.strip()),
-        prompt_library=library_path(options.get("prompt_library", "")),
-        negative=options.get("negative", ""),
-        seeds=options["seeds"],
-        strengths=options["strengths"],
+        prompts=tuple(line.strip() for line in inputs["prompts"].splitlines() if line.strip()),
+        prompt_library=library_path(inputs.get("prompt_library", "")),
+        negative=inputs.get("negative", ""),
+        seeds=inputs["seeds"],
+        strengths=inputs["strengths"],
         guidance=guidance.settings if guidance else (GuidanceConfig(),),
         base=checkpoints.include_base,
-        references=kept_references(sockets_of(options)),
+        references=kept_references(reference_batches(inputs)),
     )
     axes = make_axes(sweep, _labelled(checkpoints), 0)
     most = max((len(one.paths) for one in axes.references), default=0)
-    reading = chosen_reading(options.get("edit_prompts", AUTO), clip, most)
-    renderings = _renderings(model, vae, clip, options, reading)
+    reading = chosen_reading(inputs.get("edit_prompts", AUTO), clip, most)
+    renderings = _renderings(model, vae, clip, inputs, reading)
     check_count(axes, renderings)
     folder = Path(checkpoints.directory)
     cells = plan_cells(axes, renderings, folder / "cells")
     todo = missing(cells)
     if todo:
-        asking = LargeSweepPrompt(cells=len(todo), limit=options.get("max_cells", 1000), confirm=lambda question: False)
-        make_graph = cell_graphs(options.get("prompt"), options.get("node_id"), model, axes.references, reading)
+        asking = LargeSweepPrompt(cells=len(todo), limit=inputs.get("max_cells", 1000), confirm=lambda question: False)
+        make_graph = cell_graphs(inputs.get("prompt"), inputs.get("node_id"), model, axes.references, reading)
         renderer = open_renderer(vae, clip, reading, axes.references, renderings[0].model_guidance)
         _render_all(todo, model, renderer, axes, asking, make_graph)
     name = "sheet-" + digest([cell.id for cell in cells])[:16]
@@ -136,33 +160,38 @@ def rendered_sheet(
     return value, files_to_image([cell.image for cell in cells])
 
 
-def _labelled(checkpoints: CheckpointsValue) -> Any:
+def _labelled(checkpoints: CheckpointsValue) -> tuple[SweptLora, ...]:
     loras = read_loras([Path(path) for _, path in checkpoints.files], "")
     return tuple(replace(lora, label=label) for lora, (label, _) in zip(loras, checkpoints.files, strict=True))
 
 
-def _renderings(model: Any, vae: Any, clip: Any, options: Mapping[str, Any], reading: str) -> tuple[Rendering, ...]:
+def _renderings(model: ModelPatcher, vae: Vae, clip: Clip, inputs: SweepInputs, reading: str) -> tuple[Rendering, ...]:
     """Raises ConfigError for a size the VAE cannot make, or an unknown sampler."""
     sampling = model.get_model_object("model_sampling")
     how = {"sampling": type(sampling).__name__, "sigma_max": float(sampling.sigma_max)}
     seen = [] if reading == ALONE else [reading]
     plain = Rendering(
-        size=(options["width"], options["height"]),
-        steps=options["steps"],
-        sampler=options["sampler"],
-        scheduler=options["scheduler"],
+        size=(inputs["width"], inputs["height"]),
+        steps=inputs["steps"],
+        sampler=inputs["sampler"],
+        scheduler=inputs["scheduler"],
         model=digest([model_identity(model, how), vae_identity(vae), clip_identity(clip), *seen]),
-        model_guidance=options.get("model_guidance", 3.5),
+        model_guidance=inputs.get("model_guidance", 3.5),
     )
-    lists = {name: options.get(name, "") for name in ("sizes", "step_counts", "samplers")}
-    made = vary(plain, **lists, known=sampler_names())
+    made = vary(
+        plain,
+        sizes=inputs.get("sizes", ""),
+        step_counts=inputs.get("step_counts", ""),
+        samplers=inputs.get("samplers", ""),
+        known=sampler_names(),
+    )
     check_sizes(made, int(vae.spacial_compression_encode()), "this VAE")
     return made
 
 
 def _render_all(
     todo: Sequence[Cell],
-    model: Any,
+    model: ModelPatcher,
     renderer: ComfyRenderer,
     axes: Axes,
     asking: LargeSweepPrompt,
@@ -195,9 +224,8 @@ def drawn_strip(sheet: SheetValue, layout: str, columns: str, rows: str, title: 
         write_page(loaded, [grid], heading, name)
     else:
         sides = [axes_of(text, what) for text, what in ((columns, "columns"), (rows, "rows"))]
-        sheet_layout: Any = {"columns": sides[0], "rows": sides[1], "title": heading, "name": name}
-        paths = write_strips(loaded, **sheet_layout)
-        write_tables(loaded, **sheet_layout)
+        paths = write_strips(loaded, columns=sides[0], rows=sides[1], title=heading, name=name)
+        write_tables(loaded, columns=sides[0], rows=sides[1], title=heading, name=name)
     return paths, files_to_image(paths)
 
 

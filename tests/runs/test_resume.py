@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_loom.trainer.diffusion.denoiser import Targets
+from lora_loom.trainer.lora.targets import resolve_targets
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
 from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.storage.atomic import TEMPORARY
@@ -156,6 +158,30 @@ def test_resume_is_exact_everywhere(case, tmp_path):
 
 PLAIN = {"family": "sd3", "optimizer": "adamw", "kind": "lora", "ema": 0.9, "dropout": 0.2, "accumulation": 2,
          "checkpointing": False, "caption_dropout": 0.4, "flip": True, "captions": "varied"}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["run.json", "checkpoint"])
+def test_a_run_goes_on_with_its_modules_when_a_preset_comes_to_mean_others(tmp_path, monkeypatch, place):
+    def config(name):
+        return config_of(PLAIN, tmp_path / name)
+
+    train(config("straight"), SilentHost())
+    train(config("halved"), SilentHost(stop_at=2))
+    folder = run_folder(config("halved"))
+    modules = folder.read()["modules"]
+    if place == "checkpoint":  # all that runs of earlier versions have
+        folder.update(modules=None)
+
+    def narrower(module, presets, wanted, exclude):
+        changed = {**presets, wanted: Targets(pattern=r"blocks\.0\.ff\.net\.0\.proj$")}
+        return resolve_targets(module, changed, wanted, exclude)
+
+    monkeypatch.setattr("lora_loom.trainer.runs.headless.resolve_targets", narrower)
+    assert train(config("halved"), SilentHost()).state == "finished"
+    assert last_state(tmp_path / "halved") == last_state(tmp_path / "straight")
+    assert folder.read()["modules"] == modules
+    train(config("new"), SilentHost())
+    assert run_folder(config("new")).read()["modules"] == ["transformer_blocks.0.ff.net.0.proj"]
 
 
 def test_extending_a_finished_run(tmp_path):

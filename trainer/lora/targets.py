@@ -1,7 +1,7 @@
 """Which modules get an adapter: a preset of the family or the user's own regular expression, resolved to exact paths."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -33,6 +33,11 @@ def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: s
             )
         return kept
     return found
+
+
+def still_there(module: nn.Module, paths: Sequence[str]) -> bool:
+    """Whether all of these modules are in the network."""
+    return {path for path, _ in module.named_modules()}.issuperset(paths)
 
 
 def _pattern(presets: Mapping[str, Targets], wanted: str) -> re.Pattern[str]:

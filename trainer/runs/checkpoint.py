@@ -68,6 +68,22 @@ def _check_finite(training: Training) -> None:
         )
 
 
+def adapter_modules(checkpoint: Checkpoint) -> list[str]:
+    """Paths of the modules whose adapters the checkpoint holds, sorted. Raises RunError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    path = checkpoint.folder / "adapter.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            return sorted({name.partition("|")[0] for name in file.keys()})  # noqa: SIM118 - it is not a dict
+    except (OSError, SafetensorError) as error:
+        raise _damaged(checkpoint, error) from error
+
+
+def _damaged(checkpoint: Checkpoint, error: Exception) -> RunError:
+    return RunError(f"{checkpoint.folder} is damaged ({error}): delete it to continue from the one before")
+
+
 def load_checkpoint(checkpoint: Checkpoint, training: Training) -> None:
     """Put the state back, bit for bit. Raises RunError if the checkpoint is damaged or of another set-up."""
     from safetensors import SafetensorError
@@ -77,9 +93,7 @@ def load_checkpoint(checkpoint: Checkpoint, training: Training) -> None:
         adapter = _read(checkpoint.folder / "adapter.safetensors")
         tensors = _read(checkpoint.folder / "optimizer.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(
-            f"{checkpoint.folder} is damaged ({error}): delete it to continue from the one before"
-        ) from error
+        raise _damaged(checkpoint, error) from error
     if state["format"] != FORMAT:
         raise RunError(
             f"{checkpoint.folder} has format {state['format']}, this version reads {FORMAT}: use the version that wrote it"

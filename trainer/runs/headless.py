@@ -37,10 +37,11 @@ from ..storage.tensor_file import read_lora
 from ..training.held_out import HeldOut
 from ..training.loss_settings import check_objective, loss_settings, noise_levels
 from ..training.optim import check_optimizer
-from ..training.text_encoders import all_targets, check_text_training, load_with_text, rate_scales, with_text
+from ..training.text_encoders import WithText, all_targets, check_text_training, load_with_text, rate_scales, with_text
 from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
 from ..weights.devices import DTYPES, compute_dtype
 from .execute import execute
+from .modules import modules_of_run
 from .previews import check_samples, make_samples, sample_inputs
 from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
@@ -117,12 +118,10 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_reference_use("dataset.references", shown, base)
     check_samples(config, base)
     skeleton = base.skeleton()
-    targets = resolve_targets(skeleton.module, skeleton.target_presets, config.network.targets, config.network.exclude)
     check_text_training(config, base)
-    fits: Denoiser = skeleton
-    if config.text.learning_rate:
-        fits = whole = with_text(skeleton, base)
-        targets = all_targets(targets, whole, base)
+    fits: Denoiser = with_text(skeleton, base) if config.text.learning_rate else skeleton
+    folder = run_folder(config, processes)
+    targets = modules_of_run(folder, fits.module, partial(_new_targets, config, base, skeleton, fits))
     if config.network.init_from:
         init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
         check_fits(init, [fits.file_key(path) for path in targets], config.network)
@@ -158,10 +157,17 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         targets=targets,
         cache=Cache(cache_folder(config)),
         identity=base.encoder_identity(tiled=config.memory.vae_tiling),
-        folder=run_folder(config, processes),
+        folder=folder,
         processes=processes,
         trigger=next((one.trigger for one in listed.sets if one.trigger), ""),
     )
+
+
+def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Denoiser) -> list[str]:
+    """What the configuration names, by what presets mean in this version."""
+    network = config.network
+    targets = resolve_targets(skeleton.module, skeleton.target_presets, network.targets, network.exclude)
+    return all_targets(targets, whole, base) if isinstance(whole, WithText) else targets
 
 
 def check_passes(config: TrainConfig, base: Base) -> None:
@@ -237,7 +243,7 @@ def _train(prepared: Prepared, host: Host) -> Outcome:
             folder.check_same(fixed, to_dict(config))
             if folder.last_checkpoint() and (changed := folder.changed_environment(here)):
                 host.log(f"continuing on another set-up, not bit for bit as before: {'; '.join(changed)}")
-        folder.start(to_dict(config), fixed, here)
+        folder.start(to_dict(config), fixed, here, prepared.targets)
         with folder.noting_failure():
             folder.update(state="caching", error="")
             _cache_once(prepared, host)

@@ -5,7 +5,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..errors import LoomError, RunError, StoppedError
 from ..storage.atomic import remove_temporaries, write_bytes, write_json, write_tensors
 from ..training.early_stopping import lowest, recommended
 from ..types import StepResult
-from .checkpoint import Checkpoint, list_checkpoints
+from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 
 RUN_FORMAT = 1
 _UPDATING = threading.Lock()
@@ -93,12 +93,22 @@ class RunFolder:
         before = {**self.read().get("environment", {}), "pid": 0}
         return differences(before, {**environment, "pid": 0}) if len(before) > 1 else []
 
-    def start(self, config: Json, fixed: Json, environment: Json) -> None:
-        """Write run.json of a new run, or of one that is continued (settings that may change are then replaced)."""
+    def start(self, config: Json, fixed: Json, environment: Json, modules: Sequence[str] = ()) -> None:
+        """Write run.json of a new run, or of one that is continued (settings that may change are then replaced).
+
+        `modules` are the paths of the modules that get an adapter: what a preset of `config` means may change between
+        versions, what a run trains may not.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         created = self.read()["created"] if self.exists() else time.time()
         self.update(
-            format=RUN_FORMAT, name=self.name, created=created, config=config, fixed=fixed, environment=environment
+            format=RUN_FORMAT,
+            name=self.name,
+            created=created,
+            config=config,
+            fixed=fixed,
+            environment=environment,
+            modules=list(modules),
         )
 
     def update(self, **changes: Any) -> None:
@@ -145,6 +155,14 @@ class RunFolder:
                 f"run {self.name} exists with another configuration: {'; '.join(lines)}. Only training.steps, save_every, keep, "
                 "and the memory, validation, sweep and output sections may change; use another name for a new run"
             )
+
+    def recorded_modules(self) -> list[str]:
+        """Paths of the modules that the run trains, sorted; [] if it has not begun to. Runs of earlier versions say it in
+        their checkpoints only. Raises RunError if the last one is damaged."""
+        if not self.exists():
+            return []
+        checkpoint = self.last_checkpoint()
+        return self.read().get("modules") or (adapter_modules(checkpoint) if checkpoint else [])
 
     def last_checkpoint(self) -> Checkpoint | None:
         return next(reversed(list_checkpoints(self.checkpoints)), None)

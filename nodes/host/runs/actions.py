@@ -44,7 +44,8 @@ def _submit(
     named = replace(request, name=folder.name)
     session = make_session(patcher, named, dataset, folder, known, bar.update, notes.append)
     add_samples(session, patcher, named)
-    folder.start(named.config(), named.fixed(known), environment(str(patcher.load_device), torch.get_num_threads()))
+    here = environment(str(patcher.load_device), torch.get_num_threads())
+    folder.start(named.config(), named.fixed(known), here, session.targets)
     keep_graph(folder, graph, node_id)
     for note in notes:
         folder.log(note)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ....trainer.diffusion.timesteps import NoiseLevels
 from ....trainer.errors import ConfigError
 from ....trainer.lora.state_dict import check_fits
 from ....trainer.lora.targets import resolve_targets
+from ....trainer.runs.modules import modules_of_run
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Session
 from ....trainer.storage.fingerprint import tensors_digest
@@ -129,9 +131,7 @@ def make_session(
         patcher, compute_dtype=None if request.memory.precision == "auto" else DTYPES[request.memory.precision]
     )
     check_objective(request.objective, denoiser.objective)
-    targets = resolve_targets(
-        denoiser.module, denoiser.target_presets, request.network.targets, request.network.exclude
-    )
+    targets = modules_of_run(folder, denoiser.module, partial(_new_targets, request.network, denoiser))
     init = _initial_weights(request.network, denoiser, targets)
     _say_what_is_known(denoiser, targets, log)
     training = request.training
@@ -164,6 +164,10 @@ def make_session(
         init=init,
         arithmetic=host_arithmetic(patcher.model),
     )
+
+
+def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser) -> list[str]:
+    return resolve_targets(denoiser.module, denoiser.target_presets, network.targets, network.exclude)
 
 
 def validation_config(value: ValidationValue | None, dataset: Dataset) -> ValidationConfig:

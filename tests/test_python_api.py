@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,15 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def run_example(folder, text):
+    """Run an example as its reader would: pasted into a file of its own."""
+    file = folder / "example.py"
+    file.write_text(text, encoding="utf-8")
+    runpy.run_path(str(file))
+
+
 def test_the_example_of_training_runs(place, capsys):
-    exec(compile(TRAINING, "docs/python-api.md", "exec"), {})
+    run_example(place, TRAINING)
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("finished 8 ")
     assert (place / told[1]).suffix == ".png"
@@ -44,7 +52,7 @@ def test_the_example_of_a_server_runs(place, capsys, monkeypatch):
     monkeypatch.setenv("LORA_LOOM_SERVER", fake.url)
     (place / "flow.api.json").write_text(json.dumps(GRAPH))
     try:
-        exec(compile(SERVER, "docs/python-api.md", "exec"), {})
+        run_example(place, SERVER)
     finally:
         fake.kill()
     told = capsys.readouterr().out.splitlines()

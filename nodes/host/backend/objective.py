@@ -25,8 +25,9 @@ class HostObjective:
         ancestors = {cls.__name__ for cls in type(model_sampling).__mro__}
         known = [kind for name, kind in KINDS.items() if name in ancestors]
         exact = not ancestors & {"EDM", "X0", "IMG_TO_IMG", "IMG_TO_IMG_FLOW"}
-        self._closed_form = bool(known) and exact
         self.name = known[0] if known else type(model_sampling).__name__
+        unit_data = float(getattr(self._sampling, "sigma_data", 1.0)) == 1.0  # which the closed form of v assumes
+        self._closed_form = bool(known) and exact and (self.name != "v" or unit_data)
         self._sigmas = self._sampling.sigmas.detach().clone().float()
 
     @property

@@ -72,20 +72,31 @@ def test_no_import_cycle():
     )
 
 
-def test_every_file_of_families_is_a_family_and_only_discovery_names_one():
-    families = {path.stem for path in SOURCES if path.parent == ROOT / "trainer/families"} - {"__init__"}
-    for path in [path for path in SOURCES if path.is_relative_to(ROOT / "trainer")]:
-        named = {
-            name
-            for name in imported(path, path.read_text(encoding="utf-8"))
-            if name.removeprefix("trainer.families.") in families
-        }
-        assert not named or path.parent == ROOT / "trainer/families", f"{path} names {named}"
-        assert (
-            path.parent != ROOT / "trainer/families"
-            or path.stem not in families
-            or "FAMILY = " in path.read_text(encoding="utf-8")
-        )
+FAMILIES = ROOT / "trainer/families"
+
+
+def test_every_file_of_families_is_a_family():
+    for path in SOURCES:
+        if path.parent == FAMILIES and path.stem != "__init__":
+            assert "\nFAMILY = " in path.read_text(encoding="utf-8"), path
+
+
+def families_named(path, source):
+    """Modules of families that a file outside of their folder imports: only discovery may name one."""
+    known = {f"trainer.families.{one.stem}" for one in SOURCES if one.parent == FAMILIES and one.stem != "__init__"}
+    return imported(path, source) & known if path.parent != FAMILIES else set()
+
+
+@PATHS
+def test_only_discovery_names_a_family(path):
+    assert not families_named(path, path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("place", ["trainer/sweep/run.py", "nodes/host/demo/model.py"])
+def test_the_rule_notices_a_file_that_names_a_family(place):
+    stem = "." * (1 + place.count("/")) + "trainer.families"
+    assert families_named(ROOT / place, f"def f():\n    from {stem}.flux import VARIANTS")
+    assert not families_named(ROOT / place, f"def f():\n    from {stem} import detect")
 
 
 @pytest.mark.parametrize(

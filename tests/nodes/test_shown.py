@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from lora_loom.nodes.host.encoding.edit_prompts import chosen_reading, tokens_beside
+from lora_loom.nodes.widgets import EDIT_PROMPTS
 from lora_loom.trainer.config.run import SweepConfig
 from lora_loom.trainer.errors import ConfigError
+from lora_loom.trainer.families import edit_variants
 from lora_loom.trainer.sweep.run import make_axes
 
 
@@ -64,6 +66,25 @@ class Clip:
 )
 def test_how_prompts_are_read(asked, tokenizer, shown, reading):
     assert chosen_reading(asked, Clip(tokenizer), shown) == reading
+
+
+def test_the_choices_of_the_form_are_the_edit_models_of_the_families():
+    """The form is made before torch is loaded, so it holds the names by itself."""
+    assert EDIT_PROMPTS[0] == ["auto", "captions alone", *edit_variants()]
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokenizer", "shown", "message"),
+    [
+        ("qwen-image-edit", object(), 1, r"this text encoder \(object\) takes no images"),
+        ("qwen-image-edit", QwenImageTokenizer(), 0, "there are no reference images"),
+        ("qwen-image-edit", QwenImageTokenizer(), 2, "a prompt has 2 reference images, and this model takes 1 at most"),
+        ("qwen-image-edi", QwenImageTokenizer(), 1, "did you mean 'qwen-image-edit'"),
+    ],
+)
+def test_readings_that_cannot_be(asked, tokenizer, shown, message):
+    with pytest.raises(ConfigError, match=message):
+        chosen_reading(asked, Clip(tokenizer), shown)
 
 
 def test_pictures_are_announced_by_number():

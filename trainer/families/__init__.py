@@ -6,7 +6,7 @@ from functools import cache
 
 from ..errors import ConfigError, ModelFileError, did_you_mean
 from ..types import Shapes
-from .common.family import Family
+from .common.family import EditPrompt, Family, Variant
 from .common.source import Source
 
 
@@ -49,3 +49,12 @@ def choose(name: str, variant: str, source: Source) -> tuple[Family, str]:
     if variant not in found.variants:
         raise ConfigError(f"model.variant = {variant!r}: {did_you_mean(variant, list(found.variants))}")
     return found, variant
+
+
+def edit_variants() -> dict[str, tuple[Variant, EditPrompt]]:
+    """{variant: (its settings, how ComfyUI encodes its prompts)} of edit models whose text encoder sees the reference images."""
+    return {
+        name: (family.variants[name], edit)
+        for family in all_families().values()
+        for name, edit in family.comfy.edit_prompts.items()
+    }

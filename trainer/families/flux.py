@@ -28,6 +28,7 @@ from .common.encoders import (
 )
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
+    ComfyModel,
     DiffusersDenoiser,
     Encoders,
     LatentSpace,
@@ -83,6 +84,13 @@ LORA_NAMES = LoraNames(
     native=r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02]|mod\.lin)|single_blocks\.\d+\.(linear[12]|modulation\.lin)"
     r"|img_in|txt_in|final_layer\.(linear|adaLN_modulation\.1)|(time|guidance|vector)_in\.(in|out)_layer",
     sizes={r"attn[._]to_q$": (3072,)},
+)
+COMFY = ComfyModel(
+    model_classes=("Flux",),
+    block_classes=("DoubleStreamBlock", "SingleStreamBlock"),
+    clip_loader="DualCLIPLoader",
+    clip_inputs={"clip_name1": "t5xxl_fp16.safetensors", "clip_name2": "clip_l.safetensors", "type": "flux"},
+    vae_name="ae.safetensors",
 )
 HEAD = 128
 """Width of an attention head where the file has no query norm to tell."""
@@ -227,6 +235,7 @@ class Flux:
     target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
     lora_layouts = DIT
+    comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
         double = widths.blocks("transformer_blocks", "double_blocks")

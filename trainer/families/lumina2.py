@@ -18,6 +18,7 @@ from ..types import Conditioning, Geometry, Shapes
 from .common.encoders import KlCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
+    ComfyModel,
     DiffusersDenoiser,
     Encoders,
     LatentSpace,
@@ -63,6 +64,16 @@ LORA_NAMES = LoraNames(
     native=r"((context|noise)_refiner|layers)\.\d+\.(attention\.(qkv|out)|feed_forward\.w[123]|adaLN_modulation\.1)"
     r"|cap_embedder\.1|x_embedder|t_embedder\.mlp\.[02]|final_layer\.(linear|adaLN_modulation\.1)",
     sizes={r"attention[._]qkv$": (2304,)},
+)
+
+
+COMFY = ComfyModel(
+    model_classes=("Lumina2",),
+    block_classes=("JointTransformerBlock",),
+    clip_loader="CLIPLoader",
+    clip_inputs={"clip_name": "gemma_2_2b_fp16.safetensors", "type": "lumina2"},
+    vae_name="ae.safetensors",
+    wording=lambda prompt, reading: worded(prompt, system_prompt(reading)),
 )
 
 
@@ -200,6 +211,7 @@ class Lumina2:
     target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
     lora_layouts = FUSED_DIT
+    comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
         """With q, k and v apart, as diffusers has them."""

@@ -23,7 +23,9 @@ from ..types import Conditioning, Geometry, Shapes, references_in
 from .common.encoders import FrameCodec, load_codec, load_network, load_tokenizer, require_parts
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
+    ComfyModel,
     DiffusersDenoiser,
+    EditPrompt,
     Encoders,
     LatentSpace,
     Loading,
@@ -37,7 +39,7 @@ from .common.keymap import KeyMap, Part, count_blocks
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
-from .common.qwen_text import QwenText, template_tokens
+from .common.qwen_text import EDIT_HEAD, TEMPLATE_TAIL, QwenText, template_tokens
 from .common.source import Source
 from .common.tiny import random_network, tiny_frame_vae, tiny_qwen
 
@@ -76,6 +78,28 @@ LORA_NAMES = LoraNames(
     diffusers=_MODULES,
     native=_MODULES,
     sizes={r"attn[._]to_q$": (3072,), r"add[._]q[._]proj$": (3072,)},
+)
+
+
+COMFY = ComfyModel(
+    model_classes=("QwenImage",),
+    block_classes=("QwenImageTransformerBlock",),
+    clip_loader="CLIPLoader",
+    clip_inputs={"clip_name": "qwen_2.5_vl_7b_fp8_scaled.safetensors", "type": "qwen_image"},
+    vae_name="qwen_image_vae.safetensors",
+    edit_prompts={
+        "qwen-image-edit": EditPrompt(
+            tokenizer="QwenImageTokenizer", node="TextEncodeQwenImageEdit", image_inputs=("image",)
+        ),
+        "qwen-image-edit-plus": EditPrompt(
+            tokenizer="QwenImageTokenizer",
+            node="TextEncodeQwenImageEditPlus",
+            image_inputs=("image1", "image2", "image3"),
+            announcement=ANNOUNCE["qwen-image-edit-plus"],
+            image_token="<|vision_start|><|image_pad|><|vision_end|>",
+            template=f"{EDIT_HEAD}{{}}{TEMPLATE_TAIL}",
+        ),
+    },
 )
 
 
@@ -185,6 +209,7 @@ class QwenImage:
     target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
     lora_layouts = DIT
+    comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
         depth = widths.blocks("transformer_blocks")

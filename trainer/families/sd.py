@@ -22,6 +22,7 @@ from .common.encoders import (
 )
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
+    ComfyModel,
     Encoders,
     LatentSpace,
     Loading,
@@ -66,6 +67,16 @@ VARIANTS = {
 }
 
 
+COMFY = ComfyModel(
+    model_classes=("BaseModel",),  # the plain base class: SD1 and SD2 have none of their own
+    block_classes=("BasicTransformerBlock", "ResBlock"),
+    clip_loader="CLIPLoader",
+    clip_inputs={"clip_name": "clip_l.safetensors", "type": "stable_diffusion"},
+    vae_name="vae-ft-mse-840000-ema-pruned.safetensors",
+    loads_folders=True,
+)
+
+
 class SDText:
     """One CLIP: the last hidden state after the final norm (a diffusers SD2 encoder is cut one layer short for that)."""
 
@@ -98,6 +109,7 @@ class SD:
     target_presets: Mapping[str, Targets] = UNET_TARGETS
     lora_names = unet_lora_names((768, 1024))
     lora_layouts = UNET
+    comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
         return unet_lora_map(widths, bare=(0,))

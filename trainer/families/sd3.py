@@ -29,6 +29,7 @@ from .common.encoders import (
 )
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
+    ComfyModel,
     DiffusersDenoiser,
     Encoders,
     LatentSpace,
@@ -86,6 +87,19 @@ LORA_NAMES = LoraNames(
     native=r"joint_blocks\.\d+\.(x|context)_block\.(attn2?\.(qkv|proj)|mlp\.fc[12]|adaLN_modulation\.1)|context_embedder"
     r"|x_embedder\.proj|final_layer\.(linear|adaLN_modulation\.1)|[ty]_embedder\.mlp\.[02]",
     sizes={r"attn[._]to_q$": (1536, 2432)},
+)
+
+
+COMFY = ComfyModel(
+    model_classes=("SD3",),
+    block_classes=("JointBlock",),
+    clip_loader="TripleCLIPLoader",
+    clip_inputs={
+        "clip_name1": "clip_l.safetensors",
+        "clip_name2": "clip_g.safetensors",
+        "clip_name3": "t5xxl_fp16.safetensors",
+    },
+    vae_name="sd3_vae.safetensors",
 )
 
 
@@ -171,14 +185,6 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
     return config, native_keys(depth, hidden, dual=dual, qk_norm=qk_norm)
 
 
-def original_layout(source: Source) -> dict[str, Tensor]:
-    """The weights of a diffusers folder under their original names, as other programs load them."""
-    config = source.config or {}
-    hidden = config["num_attention_heads"] * config["attention_head_dim"]
-    dual, qk_norm = config["dual_attention_layers"], config["qk_norm"] is not None
-    return to_native(source.tensors(), native_keys(config["num_layers"], hidden, dual=dual, qk_norm=qk_norm))
-
-
 @dataclass(kw_only=True)
 class SD3Denoiser(DiffusersDenoiser):
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
@@ -229,6 +235,7 @@ class SD3:
     target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
     lora_layouts = DIT
+    comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
         """One block more than the file reaches to, as only the network's last has its modulation the other way round."""
@@ -245,6 +252,12 @@ class SD3:
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
+
+    def original_layout(self, source: Source) -> dict[str, Tensor]:
+        config = source.config or {}
+        hidden = config["num_attention_heads"] * config["attention_head_dim"]
+        dual, qk_norm = config["dual_attention_layers"], config["qk_norm"] is not None
+        return to_native(source.tensors(), native_keys(config["num_layers"], hidden, dual=dual, qk_norm=qk_norm))
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SD3Denoiser:
         from diffusers import SD3Transformer2DModel

@@ -22,6 +22,7 @@ from .common.encoders import (
 )
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
+    ComfyModel,
     Encoders,
     LatentSpace,
     Loading,
@@ -62,6 +63,17 @@ VARIANTS = {
         objective=VPrediction(zero_terminal_snr=True), guidance_scale=6.0, text_options=CLIP_OPTIONS
     ),
 }
+
+
+COMFY = ComfyModel(
+    model_classes=("SDXL",),
+    block_classes=("BasicTransformerBlock", "ResBlock"),
+    clip_loader="DualCLIPLoader",
+    clip_inputs={"clip_name1": "clip_l.safetensors", "clip_name2": "clip_g.safetensors", "type": "sdxl"},
+    vae_name="sdxl_vae.safetensors",
+    loads_folders=True,
+    crop_classes=("SDXL", "SDXLRefiner", "SDXL_instructpix2pix"),
+)
 
 
 class SDXLText:
@@ -114,6 +126,7 @@ class SDXL:
     target_presets: Mapping[str, Targets] = UNET_TARGETS
     lora_names = unet_lora_names((2048,))
     lora_layouts = UNET_ORIGINAL
+    comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
         return unet_lora_map(widths)

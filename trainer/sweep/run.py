@@ -249,14 +249,18 @@ def sweep(
 
 def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
     """The graph of each cell, with the base in ComfyUI's loaders."""
-    nodes, links = loaders(base.source, base.family.name, base.reading)
+    nodes, links = loaders(base.source, base.family.comfy, base.reading)
     places = {reference.digest: reference.paths for reference in axes.references}
+    comfy = base.family.comfy
+
+    def wording(prompt: str) -> str:
+        return comfy.wording(prompt, base.reading)
 
     def make(cell: Cell, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
         size = tuple(cell.settings["size"])
         paths = places.get(cell.settings.get("reference", ""), ())
         shown = [(from_input_folder(path.name), reference_placement(path, size).target) for path in paths]
-        say = prompt_nodes(base.family.name, base.variant, base.reading, links["vae"], shown)
+        say = prompt_nodes(links["vae"], shown, comfy.edit_prompts.get(base.variant), wording)
         say = say if base.reading.prompt_weights else literally(say)
         distilled = base.settings.guidance_embedding
         # As LoraLoader lists it where output.loras is ComfyUI's folder; else to be chosen there.

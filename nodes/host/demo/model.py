@@ -56,10 +56,15 @@ def load_network(folder: str, **options: Any) -> Any:
     """A ModelPatcher through ComfyUI's own loader. `options` are its own, which differ by version."""
     import comfy.sd
 
+    from ....trainer.families import detect
+    from ....trainer.families.common.family import WritesOriginal
     from ....trainer.families.common.source import open_source
-    from ....trainer.families.sd3 import original_layout
 
-    model = comfy.sd.load_diffusion_model_state_dict(original_layout(open_source(folder)), **options)
+    source = open_source(folder)
+    family, _ = detect(source.shapes, folder)
+    if not isinstance(family, WritesOriginal):
+        raise ModelFileError(f"{folder} is a {family.name} model, whose folders cannot be given to ComfyUI from here")
+    model = comfy.sd.load_diffusion_model_state_dict(family.original_layout(source), **options)
     if model is None:
         raise ModelFileError(f"this version of ComfyUI does not recognise the network in {folder}")
     model.cached_patcher_init = (load_network, (folder,))  # how newer hosts make a copy of their own

@@ -1,53 +1,55 @@
-"""How the text encoder of an edit model reads prompts beside reference images, as ComfyUI's own nodes for it do."""
+"""How ComfyUI's text encoder reads a prompt together with reference images, as ComfyUI's own nodes for edit models do."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from ....trainer.errors import ConfigError
-from ....trainer.families.common.qwen_text import EDIT_HEAD, TEMPLATE_TAIL
-from ....trainer.families.qwen_image import ANNOUNCE, VARIANTS
+from ....trainer.errors import ConfigError, did_you_mean
+from ....trainer.families import edit_variants
 from ...sockets.names import ALONE, AUTO
 from ..comfy_types import Clip
 
-PLUS = "qwen-image-edit-plus"
-PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
-"""Stands for a picture in a prompt; the tokenizer puts it there."""
-
 
 def chosen_reading(asked: str, clip: Clip, shown: int) -> str:
-    """The reading for `edit_prompts` = `asked`, where `shown` reference images are shown together at most.
+    """The reading for `edit_prompts` = `asked`, where a prompt has at most `shown` reference images.
 
-    Raises ConfigError for a reading that this text encoder, or the number of images, does not allow.
+    A reading is the name of an edit model's variant, or ALONE. AUTO is the variant that takes the most images, where the
+    text encoder sees images and there are some. Raises ConfigError for a reading that this text encoder, or the number of
+    images, does not allow.
     """
     tokenizer = type(clip.tokenizer)
-    sees = any(cls.__name__ == "QwenImageTokenizer" for cls in tokenizer.__mro__)
+    known = edit_variants()
+    classes = {cls.__name__ for cls in tokenizer.__mro__}
+    seen = {name: variant for name, (variant, edit) in known.items() if edit.tokenizer in classes}
     if asked == AUTO:
-        return PLUS if sees and shown else ALONE
+        return max(seen, key=lambda name: seen[name].references) if seen and shown else ALONE
     if asked == ALONE:
         return ALONE
-    if not sees:
+    if asked not in known:
+        raise ConfigError(f"edit_prompts = {asked!r}: {did_you_mean(asked, [AUTO, ALONE, *known])}")
+    if asked not in seen:
         raise ConfigError(
-            f"edit_prompts = {asked!r}: this text encoder ({tokenizer.__name__}) is shown no images; connect Qwen-Image's, or choose {AUTO}"
+            f"edit_prompts = {asked!r}: this text encoder ({tokenizer.__name__}) takes no images; connect the edit model's own, or choose {AUTO}"
         )
     if not shown:
         raise ConfigError(f"edit_prompts = {asked!r}: there are no reference images; give some, or choose {AUTO}")
-    if shown > (most := VARIANTS[asked].references):
+    if shown > (most := seen[asked].references):
         raise ConfigError(
-            f"edit_prompts = {asked!r}: {shown} reference images are shown together, and this model looks at {most} at most"
+            f"edit_prompts = {asked!r}: a prompt has {shown} reference images, and this model takes {most} at most"
         )
     return asked
 
 
 def text_pixels(reading: str) -> int:
-    """As in `EncoderIdentity`."""
-    return 0 if reading == ALONE else VARIANTS[reading].text_pixels
+    """The side in pixels of a square with the area of an image that the text encoder sees; 0 where it sees none."""
+    return 0 if reading == ALONE else edit_variants()[reading][0].text_pixels
 
 
-def tokens_beside(clip: Clip, reading: str, prompt: str, pictures_CHW: Sequence[Tensor]) -> object:
-    """Tokens of a prompt and its pictures, RGB in [-1, 1], sides multiples of 28 pixels."""
-    images = [((picture + 1) / 2).movedim(0, -1).unsqueeze(0) for picture in pictures_CHW]
-    if reading not in ANNOUNCE:
+def tokens_beside(clip: Clip, reading: str, prompt: str, images_CHW: Sequence[Tensor]) -> object:
+    """Tokens of a prompt and its images, which are RGB in [-1, 1] with sides of multiples of 28 pixels."""
+    images = [((image + 1) / 2).movedim(0, -1).unsqueeze(0) for image in images_CHW]
+    _, edit = edit_variants()[reading]
+    if not edit.announcement:
         return clip.tokenize(prompt, images=images)
-    announced = "".join(ANNOUNCE[reading].format(i + 1) + PICTURE for i in range(len(images)))
-    return clip.tokenize(announced + prompt, images=images, llama_template=f"{EDIT_HEAD}{{}}{TEMPLATE_TAIL}")
+    announced = "".join(edit.announcement.format(i + 1) + edit.image_token for i in range(len(images)))
+    return clip.tokenize(announced + prompt, images=images, llama_template=edit.template)

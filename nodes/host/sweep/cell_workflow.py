@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ....trainer.config.run import GuidanceConfig
 from ....trainer.data.cache.references import reference_placement
+from ....trainer.families import edit_variants
 from ....trainer.families.common.comfy_loaders import Show, prompt_nodes
-from ....trainer.families.common.family import DEFAULT_PROMPT_ENCODING
 from ....trainer.runs.reference_images import Reference
 from ....trainer.sweep.cell_workflow import MakeGraph, cell_graph
 from ....trainer.types import Cell, Size
@@ -30,6 +30,7 @@ def cell_graphs(
         return lambda cell, lora, guidance: {}
     family = known(type(model.model).__name__)
     is_distilled = family is not None and "guidance" in family.conditions
+    _, edit = edit_variants().get(reading, (None, None))
     sockets = list(_links(inputs, NAMES).values())
     above = upstream(graph, [str(link[0]) for link in [*links.values(), *sockets]])
     numbers = {reference.digest: number for number, reference in enumerate(references)}
@@ -43,7 +44,7 @@ def cell_graphs(
             number, size = numbers[digest], tuple(cell.settings["size"])
             sizes = [reference_placement(path, size).target for path in references[number].paths]
             shown = [(_picture(socket, number), target) for socket, target in zip(sockets, sizes, strict=True)]
-        say = prompt_nodes("", reading, DEFAULT_PROMPT_ENCODING, links["vae"], shown)
+        say = prompt_nodes(links["vae"], shown, edit)
         return cell_graph(cell, guidance, above, links, lora=name, distilled=is_distilled, say=say)
 
     return make

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,57 @@ class PromptEncoding:
 DEFAULT_PROMPT_ENCODING = PromptEncoding()
 
 
+def unchanged(prompt: str, reading: PromptEncoding) -> str:
+    """The wording of families whose text encoder is given the prompt alone."""
+    return prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditPrompt:
+    """How ComfyUI encodes a prompt together with reference images, as one variant of a family was trained."""
+
+    tokenizer: str
+    """Class of ComfyUI's tokenizer that can put images into a prompt, or a base class of it, by name."""
+    node: str
+    """The node that does it. It could add the images' latents too, but of a size of its own."""
+    image_inputs: tuple[str, ...]
+    """The node's inputs for the reference images, in order."""
+    announcement: str = ""
+    """Put before each image's tokens, with {} for its number from 1; "" leaves the place of the images to the tokenizer."""
+    image_token: str = ""
+    """Stands for an image in an announced prompt."""
+    template: str = ""
+    """What surrounds an announced prompt, with {} for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComfyModel:
+    """What ComfyUI calls the parts of a family: classes of its code, loader nodes, and names of files.
+
+    Files on a machine may have other names than those given here, which are the ones that the models are usually passed on
+    under; a user of a graph chooses them again in the loaders.
+    """
+
+    model_classes: tuple[str, ...]
+    """Classes of comfy.model_base that hold networks of this family, by exact name."""
+    block_classes: tuple[str, ...]
+    """Classes of the network's blocks, whose activations gradient checkpointing recomputes."""
+    clip_loader: str
+    """The node that loads the text encoders."""
+    clip_inputs: Mapping[str, str]
+    """Its inputs."""
+    vae_name: str
+    """File of the VAE."""
+    loads_folders: bool = False
+    """ComfyUI's DiffusersLoader loads diffusers folders of this family whole."""
+    crop_classes: tuple[str, ...] = ()
+    """Classes of comfy.model_base whose conditioning holds the image's original size and its crop."""
+    edit_prompts: Mapping[str, EditPrompt] = field(default_factory=dict)
+    """{variant: how its prompts are encoded together with reference images}."""
+    wording: Callable[[str, PromptEncoding], str] = unchanged
+    """The text that ComfyUI's text encoder node must be given for a prompt."""
+
+
 def has_one_text_encoder(family: "Family") -> bool:
     """Whether its one text encoder goes without a number in LoRA files."""
     return any("te" in variant.text_parts for variant in family.variants.values())
@@ -170,7 +221,14 @@ class Family(Protocol):
         ...
 
     @property
-    def target_presets(self) -> Mapping[str, Targets]: ...
+    def target_presets(self) -> Mapping[str, Targets]:
+        """By diffusers names; the loaded backend finds the same weights through `key_map`."""
+        ...
+
+    @property
+    def comfy(self) -> ComfyModel:
+        """What ComfyUI calls the family's parts."""
+        ...
 
     def detect(self, shapes: Shapes) -> str | None:
         """The variant that tensors of these names and shapes belong to, None for another family's."""
@@ -212,6 +270,15 @@ class Family(Protocol):
 
     def tiny(self, seed: int = 0) -> "Tiny":
         """Random networks of CPU size, of the first variant."""
+        ...
+
+
+@runtime_checkable
+class WritesOriginal(Protocol):
+    """A family that can give a diffusers folder's weights under the names of the original file."""
+
+    def original_layout(self, source: Source) -> dict[str, Tensor]:
+        """The weights of a diffusers folder as other programs load them."""
         ...
 
 

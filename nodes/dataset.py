@@ -28,6 +28,21 @@ def _common() -> dict[str, Widget]:
     }
 
 
+class FormerRoles:
+    """Accepts the roles of workflows that an earlier version saved, which the drop-down list no longer offers."""
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, role: str | None = None) -> bool | str:
+        """True, or what is wrong with the role. A role that comes from another node (None) is checked when the node runs."""
+        from ..trainer.config.aliases import current_options
+        from ..trainer.errors import did_you_mean
+
+        known = widget("DatasetConfig", "role")[0]
+        if role is None or current_options("dataset", {"role": role})["role"] in known:
+            return True
+        return f"role = {role!r}: {did_you_mean(role, list(known))}"
+
+
 def _advanced(name: str, **changes: object) -> Widget:
     """A widget that pages with an "advanced" fold show there."""
     return widget("DatasetConfig", name, **changes, advanced=True)
@@ -78,7 +93,7 @@ def _list(name: str, tooltip: str) -> Widget:
     return "STRING", {"default": "", "tooltip": tooltip, "advanced": True}
 
 
-class LoomDataset(LoomNode):
+class LoomDataset(FormerRoles, LoomNode):
     """A folder of captioned images."""
 
     TITLE = "Loom Dataset (folder)"
@@ -138,7 +153,7 @@ class LoomDataset(LoomNode):
         return add_folder(previous, {"folder": folder, "captions": captions, **options})
 
 
-class LoomDatasetImages(LoomNode):
+class LoomDatasetImages(FormerRoles, LoomNode):
     """Images from the graph."""
 
     TITLE = "Loom Dataset (images)"
@@ -281,9 +296,12 @@ class LoomCache(LoomNode):
         edit_prompts: str = AUTO,
         **data: Any,
     ) -> NodeOutput:
+        from ..trainer.config.aliases import current_options
         from ..trainer.config.run import DataConfig, MemoryConfig
         from .host.encoding.datasets import fill_cache
 
-        memory = MemoryConfig(vae_batch=vae_batch, vae_tiling=vae_tiling)
-        value, report, sheet, shown = fill_cache(dataset, vae, clip, DataConfig(**data), seed, memory, edit_prompts)
+        memory = MemoryConfig(vae_batch_size=vae_batch, vae_tiling=vae_tiling)
+        value, report, sheet, shown = fill_cache(
+            dataset, vae, clip, DataConfig(**current_options("data", data)), seed, memory, edit_prompts
+        )
         return {"ui": {"text": [report], "images": [shown]}, "result": (value, report, sheet)}

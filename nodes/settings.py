@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .sockets.values import MemoryValue, NetworkValue, ObjectiveValue, OptimizerValue, ValidationValue
 
 SETTINGS = f"{LoomNode.CATEGORY}/settings"
-PREDICTED = "regex: and a pattern, or a preset: default, attention, attention+mlp, all, and conv for UNets."
+PRESETS = "regex: and a pattern, or a preset: default, attention, attention+mlp, all, and conv for UNets."
 
 
 class LoomNetwork(LoomNode):
@@ -42,7 +42,7 @@ class LoomNetwork(LoomNode):
                         "tooltip": "The change of a weight is scaled by alpha / rank; 0 means alpha = rank.",
                     },
                 ),
-                "targets": text("default", f"Which layers get an adapter: {PREDICTED}"),
+                "targets": widget("NetworkConfig", "targets", tooltip=f"Which modules get an adapter: {PRESETS}"),
             },
             "optional": {
                 "exclude": widget("NetworkConfig", "exclude"),
@@ -56,9 +56,11 @@ class LoomNetwork(LoomNode):
         }
 
     def run(self, alpha: float, **options: Any) -> tuple[NetworkValue]:
+        from ..trainer.config.aliases import current_options
         from ..trainer.config.run import NetworkConfig
         from .sockets.values import NetworkValue
 
+        options = current_options("network", options)
         return (NetworkValue(network=NetworkConfig(alpha=alpha or None, **options)),)
 
 
@@ -112,15 +114,16 @@ class LoomOptimizer(LoomNode):
         steps_shown: int = 1000,
         **shape: Any,
     ) -> tuple[OptimizerValue, Tensor]:
+        from ..trainer.config.aliases import current_options
         from ..trainer.config.run import OptimizerConfig, ScheduleConfig
         from ..trainer.training.optim import check_optimizer
         from .host.runs.plots import curve_image
         from .sockets.values import OptimizerValue
 
-        optimizer = OptimizerConfig(name=name, weight_decay=weight_decay, clip_norm=clip_norm)
+        optimizer = OptimizerConfig(name=name, weight_decay=weight_decay, max_grad_norm=clip_norm)
         check_optimizer(optimizer)
-        value = OptimizerValue(optimizer=optimizer, schedule=ScheduleConfig(kind=schedule, **shape))  # type: ignore[arg-type]
-        return value, curve_image(value.schedule, steps_shown)
+        law = ScheduleConfig(**current_options("schedule", {"kind": schedule, **shape}))
+        return OptimizerValue(optimizer=optimizer, schedule=law), curve_image(law, steps_shown)
 
 
 class LoomObjective(LoomNode):
@@ -158,9 +161,11 @@ class LoomObjective(LoomNode):
         }
 
     def run(self, shift: str, **options: Any) -> tuple[ObjectiveValue]:
+        from ..trainer.config.aliases import current_options
         from ..trainer.config.run import ObjectiveConfig
         from .sockets.values import ObjectiveValue
 
+        options = current_options("objective", options)
         return (ObjectiveValue(objective=ObjectiveConfig(shift=parse_shift(shift), **options)),)
 
 

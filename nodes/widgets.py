@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 
+from ..trainer.config.aliases import current_options
 from ..trainer.config.help_texts import texts
 from .node import Widget
 from .sockets.names import ALONE, AUTO
@@ -19,13 +20,20 @@ PROMPT_LIBRARY = 'More prompts from a JSON file, {"name": "prompt", …}, relati
 
 
 def widget(section: str, name: str, **changes: object) -> Widget:
-    """The form entry of a field of a configuration class, by their names; `changes` override default, min, max, step
-    or tooltip. By name, so that the configuration is read when a form is asked for, not while ComfyUI starts."""
+    """The input for a field of a configuration class; `changes` override default, min, max, step or tooltip.
+
+    An input whose id is an older name of the field keeps its id, which saved workflows hold, and shows the present name.
+    The class goes by its name, so that the configuration is imported when a form is asked for, not while ComfyUI starts.
+    """
     from ..trainer.config import run as config
 
     cls = getattr(config, section)
+    [new] = current_options(cls.table, {name: None})
+    options: dict[str, object] = {"tooltip": texts(cls)[new]}
+    if new != name:
+        options["display_name"] = new
+    name = new
     field = next(field for field in dataclasses.fields(cls) if field.name == name)
-    options: dict[str, object] = {"tooltip": texts(cls)[name]}
     if field.default is not dataclasses.MISSING:
         options["default"] = field.default
     kind = typing.get_type_hints(cls)[name]

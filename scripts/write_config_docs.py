@@ -15,7 +15,7 @@ it true. Any option can be given on the command line too: `lora-loom train run.t
 paths start from the folder the command is run in.
 
 An unknown option is an error with the nearest known name. A run can be continued after changing `training.steps`,
-`training.save_every`, `training.keep` and anything in `memory` (but `vae_tiling`, which changes the latents), `validation`, `sweep` and `output`; other changes need a new name.
+`training.save_every`, `training.keep_checkpoints` and anything in `memory` (but `vae_tiling`, which changes the latents), `validation`, `sweep` and `output`; other changes need a new name.
 
 ```toml
 name = "my-cat"

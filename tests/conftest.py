@@ -102,7 +102,7 @@ def make_config(family: str, root: Path, **sections):
         "model": {"base": str(tiny_folder(family))},
         "dataset": [{"folder": str(pictures())}],
         "data": {"resolution": 64, "bucket_step": 32},
-        "network": {"rank": 2, "targets": "attention"},
+        "network": {"rank": 2, "target_modules": "attention"},
         "optimizer": {"learning_rate": 1e-3},
         "training": {"steps": 6, "batch_size": 2, "save_every": 3},
         "memory": {"gradient_checkpointing": False},

@@ -116,7 +116,7 @@ def test_looking_after_a_cache(toml, tmp_path):
 
 def test_json_lines(toml):
     result = run(
-        "train", toml, "--json", "--set", f"output.cache={toml.parent / 'its own'}", "--set", "memory.vae_batch=2"
+        "train", toml, "--json", "--set", f"output.cache={toml.parent / 'its own'}", "--set", "memory.vae_batch_size=2"
     )
     lines = events(result)
     kinds = [line["event"] for line in lines]

@@ -84,7 +84,7 @@ def test_a_run_is_bit_for_bit_the_same_with_and_without(tmp_path):
     """Stopped and continued with another setting, too: what is read ahead is no part of a run."""
     from safetensors.torch import load_file
 
-    options = {"training": {"steps": 4, "batch_size": 2, "save_every": 2, "accumulation": 2}}
+    options = {"training": {"steps": 4, "batch_size": 2, "save_every": 2, "gradient_accumulation_steps": 2}}
     results = []
     for name, settings in {"none": [0], "changed": [0, 2]}.items():
         for number, prefetch in enumerate(settings):

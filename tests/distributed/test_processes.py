@@ -71,15 +71,15 @@ def train_together(config, count=2, host=lambda rank: SilentHost()):
 
 
 CASE = {
-    "data": {"held_out_share": 0.17},
+    "data": {"validation_split": 0.17},
     "network": {"dropout": 0.2},
-    "training": {"steps": 4, "save_every": 2, "batch_size": 1, "ema": 0.9},
+    "training": {"steps": 4, "save_every": 2, "batch_size": 1, "ema_decay": 0.9},
 }
 
 
 def case(tmp_path, name, family="sd3", accumulation=1, **sections):
     tables = {key: {**CASE.get(key, {}), **sections.get(key, {})} for key in {*CASE, *sections}}
-    tables["training"] = {"accumulation": accumulation, **tables["training"]}
+    tables["training"] = {"gradient_accumulation_steps": accumulation, **tables["training"]}
     return make_config(family, tmp_path / name, **tables)
 
 
@@ -180,7 +180,8 @@ def test_continuing_with_another_number_of_processes(tmp_path, straight):
     changed = case(tmp_path, "changed")
     train_together(changed, host=lambda rank: SilentHost(stop_at=2))
     with pytest.raises(
-        RunError, match=r"training\.accumulation: 2 -> 1; \(it counts the forward passes of all processes"
+        RunError,
+        match=r"training\.gradient_accumulation_steps: 2 -> 1; \(it counts the forward passes of all processes",
     ):
         train(changed, SilentHost())
     same = case(tmp_path, "changed", accumulation=2)
@@ -242,7 +243,7 @@ def failing(tmp_path, config_of, count=2):
 
 
 def test_more_processes_than_batches(tmp_path):
-    config = case(tmp_path, "run", training={"batch_size": 6}, data={"held_out_share": 0.0, "buckets": "off"})
+    config = case(tmp_path, "run", training={"batch_size": 6}, data={"validation_split": 0.0, "buckets": "off"})
     said = failing(tmp_path, lambda rank: config)
     assert said[0].startswith("ConfigError: 2 processes for 1 batches per epoch: start at most 1")
     assert said[1].startswith("PeerError"), "one message is enough"
@@ -300,7 +301,7 @@ def test_a_split_base_trains_the_same(tmp_path, straight):
     check_split(tmp_path, straight, "sd3")
 
 
-PROMPTED = {"prompts": ["a cat"], "sampling_steps": 1, "guidance_scale": 2.0}
+PROMPTED = {"prompts": ["a cat"], "sample_steps": 1, "guidance_scale": 2.0}
 
 
 def test_pictures_and_early_stopping_in_two_processes(tmp_path):
@@ -344,7 +345,8 @@ def test_processes_that_share_a_base_run_the_same_passes(tmp_path):
     """SD3 runs a batch once per length of its captions, which another process's batch may have fewer of: that would hang."""
     config = case(tmp_path, "run", training={"batch_size": 2}, memory={"shard": True})
     with pytest.raises(
-        ConfigError, match=r"training\.batch_size = 2 does not go with memory\.shard for sd3.*accumulation = 2"
+        ConfigError,
+        match=r"training\.batch_size = 2 does not go with memory\.shard for sd3.*gradient_accumulation_steps = 2",
     ):
         check_passes(config, open_base(config.model))
     check_passes(case(tmp_path, "one", memory={"shard": True}), open_base(config.model))

@@ -19,7 +19,7 @@ from lora_loom.trainer.runs.trackers import NoTracker, check_tracker, open_track
 from lora_loom.trainer.training.early_stopping import is_exhausted, lowest, recommended, selected_loss
 from tests.conftest import SilentHost, make_config
 
-HELD_OUT = {"resolution": 64, "bucket_step": 32, "held_out_share": 0.34}
+HELD_OUT = {"resolution": 64, "bucket_step": 32, "validation_split": 0.34}
 
 
 def lines(values):
@@ -136,7 +136,7 @@ def test_the_average_is_shown_beside_the_live_adapter(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_module, "execute", with_pictures)
     host = SilentHost()
-    config = make_config("sd3", tmp_path, training={"steps": 4, "ema": 0.9}, optimizer={"learning_rate": 0.1})
+    config = make_config("sd3", tmp_path, training={"steps": 4, "ema_decay": 0.9}, optimizer={"learning_rate": 0.1})
     train(config, host)
     seen = {(step, kind): weight for step, kind, weight in shown[0].seen}
     assert list(seen) == [(0, ""), (2, ""), (2, "ema"), (4, ""), (4, "ema")]

@@ -63,7 +63,7 @@ def test_retention_never_deletes_the_last_good_one(tmp_path, monkeypatch, keep):
     plain, calls = loop.train_step, iter(range(100))
     monkeypatch.setattr(loop, "train_step", lambda *a: plain(*a) * (float("nan") if next(calls) == 7 else 1.0))
     with pytest.raises(DivergedError):
-        go(tmp_path, training={"steps": 12, "save_every": 2, "keep": keep})
+        go(tmp_path, training={"steps": 12, "save_every": 2, "keep_checkpoints": keep})
     kept = [c.step for c in list_checkpoints(tmp_path / "run" / "checkpoints")]
     assert kept == [4, 6][-keep:]
     assert load_file(tmp_path / "run" / "checkpoints" / "step-000006" / "adapter.safetensors")
@@ -192,7 +192,7 @@ def test_leftovers_of_a_kill_are_cleaned_everywhere(tmp_path):
 
 def test_a_kill_between_saving_and_measuring_leaves_no_gap(tmp_path):
     """Held-out losses of a continued run are those of an unbroken one, each once."""
-    options = {"data": {"held_out_share": 0.34}}
+    options = {"data": {"validation_split": 0.34}}
     _, _, folder = go(tmp_path / "whole", **options)
     whole = [line for line in folder.read_metrics() if "held_out" in line]
     _, _, folder = go(tmp_path, stop_at=3, **options)
@@ -367,7 +367,7 @@ def test_a_lora_to_start_from_that_cannot_be_used(tmp_path):
 
 def test_guidance_for_a_model_that_takes_none(tmp_path):
     with pytest.raises(ConfigError, match=r"objective\.guidance = 3\.5: sd3 sd3 takes no guidance value"):
-        go(tmp_path, objective={"guidance": 3.5})
+        go(tmp_path, objective={"guidance_scale": 3.5})
 
 
 def test_two_threads_may_write_the_same_record(tmp_path):

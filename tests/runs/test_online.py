@@ -32,7 +32,7 @@ def config_of(family, scenes, cache, name="run", **sections):
         sections |= {"model": {"base": str(tiny_folder("flux")), "variant": "kontext"}}
         dataset["references"] = str(scenes / "before")
     return make_config(
-        family, scenes, name=name, dataset=[dataset], data={"resolution": 64, "bucket_step": 32, "held_out_share": 0.2},
+        family, scenes, name=name, dataset=[dataset], data={"resolution": 64, "bucket_step": 32, "validation_split": 0.2},
         memory={"cache": cache}, output={"directory": str(scenes), "cache": str(scenes / f"cache-{name}")}, **sections,
     )  # fmt: skip
 

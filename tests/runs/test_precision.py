@@ -37,8 +37,8 @@ def test_mixed_precision(tmp_path, family, stored, precision):
         tmp_path,
         family=family,
         model={"base": make_config(family, tmp_path).model.base, "dtype": stored},
-        network={"targets": targets},
-        training={"steps": 3, "precision": precision, "ema": 0.9},
+        network={"target_modules": targets},
+        training={"steps": 3, "precision": precision, "ema_decay": 0.9},
     )
     assert outcome.state == "finished"
     last = list_checkpoints(folder.checkpoints)[-1].folder

@@ -128,7 +128,7 @@ def paired(tmp_path, folders, variant="kontext", family="flux", **sections):
 def test_two_references_are_shown_together(tmp_path, before, style, family, variant):
     """Their order counts, a changed one is encoded again, and a run and its pictures look at both."""
     references = [[str(before / "0.png"), str(style / "0.png")], str(before / "0.png")]
-    pictures_of = {"prompts": ["a cat"], "references": references, "sampling_steps": 1, "render_every": 2}
+    pictures_of = {"prompts": ["a cat"], "references": references, "sample_steps": 1, "sample_every": 2}
     settings = {"prompts": ["a cat"], "references": references, "steps": 1}
     config = paired(
         tmp_path, [before, style], variant, family,

@@ -11,8 +11,8 @@ from lora_loom.trainer.runs.headless import prepare, train
 from lora_loom.trainer.sweep.run import sweep
 from tests.conftest import SilentHost, make_config, pictures, tiny_folder
 
-HOW = {"sampling_steps": 2, "guidance_scale": 3.0, "seed": 5, "negative": "blurred"}
-SWEPT = {"steps": 2, "guidance": [{"scale": 3.0}], "negative": "blurred"}
+HOW = {"sample_steps": 2, "guidance_scale": 3.0, "seed": 5, "negative_prompt": "blurred"}
+SWEPT = {"steps": 2, "guidance": [{"scale": 3.0}], "negative_prompt": "blurred"}
 
 
 def pixels(path):
@@ -68,7 +68,7 @@ def test_text_encoders_that_are_trained_say_the_prompts(tmp_path):
 
 def test_the_run_is_bit_for_bit_the_one_without(tmp_path):
     made = []
-    for name, validation in (("with", {**HOW, "prompts": ["a cat"], "render_every": 1}), ("without", {})):
+    for name, validation in (("with", {**HOW, "prompts": ["a cat"], "sample_every": 1}), ("without", {})):
         config = config_of("sd", tmp_path / name, validation=validation, network={"rank": 2, "dropout": 0.2})
         made.append(load_file(train(config, SilentHost()).lora))
     assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
@@ -77,7 +77,7 @@ def test_the_run_is_bit_for_bit_the_one_without(tmp_path):
 
 def test_the_average_is_rendered_too(tmp_path):
     config = config_of(
-        "sd", tmp_path, training={"steps": 2, "save_every": 2, "batch_size": 2, "ema": 0.5}, prompts=["a cat"]
+        "sd", tmp_path, training={"steps": 2, "save_every": 2, "batch_size": 2, "ema_decay": 0.5}, prompts=["a cat"]
     )
     train(config, SilentHost())
     names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
@@ -93,7 +93,7 @@ def test_the_average_is_rendered_too(tmp_path):
             r"validation\.references: sd sd1 looks at no reference",
         ),
         ({"prompts": ["a"], "width": 60}, ConfigError, r"validation\.width = 60: sd needs multiples of"),
-        ({"sampling_steps": 4}, ConfigError, r"validation\.sampling_steps = 4 would do nothing: no prompt is rendered"),
+        ({"sample_steps": 4}, ConfigError, r"validation\.sample_steps = 4 would do nothing: no prompt is rendered"),
         (
             {"prompt_library": "nowhere.json"},
             ConfigError,

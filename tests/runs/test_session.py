@@ -25,7 +25,7 @@ def go(tmp_path, stop_at=None, family="sd3", **sections):
 
 
 def test_what_a_run_leaves(tmp_path):
-    outcome, host, folder = go(tmp_path, data={"held_out_share": 0.34}, output={"loras": str(tmp_path / "loras")})
+    outcome, host, folder = go(tmp_path, data={"validation_split": 0.34}, output={"loras": str(tmp_path / "loras")})
     assert outcome.state == "finished"
     assert outcome.max_relative_error < 5e-3
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -104,7 +104,7 @@ def test_a_finished_run_is_returned_not_repeated(tmp_path):
 
 
 def test_retention_keeps_the_newest_and_all_loras(tmp_path):
-    _, _, folder = go(tmp_path, training={"steps": 8, "save_every": 2, "keep": 2})
+    _, _, folder = go(tmp_path, training={"steps": 8, "save_every": 2, "keep_checkpoints": 2})
     assert [c.step for c in list_checkpoints(folder.checkpoints)] == [6, 8]
     assert len(list((folder.path / "loras").glob("run-*.safetensors"))) == 4
 
@@ -118,7 +118,7 @@ def test_stopping_saves(tmp_path):
 
 def test_average_is_what_is_saved(tmp_path):
     outcome, host, folder = go(
-        tmp_path, training={"ema": 0.5}, data={"held_out_share": 0.34}, output={"dtype": "float32"}
+        tmp_path, training={"ema_decay": 0.5}, data={"validation_split": 0.34}, output={"dtype": "float32"}
     )
     assert all(set(values) == {"held_out", "held_out_ema"} for values in host.measures.values())
     last = list_checkpoints(folder.checkpoints)[-1].folder
@@ -189,7 +189,7 @@ def test_a_changed_configuration_is_refused_with_its_fields(tmp_path):
         go(tmp_path, optimizer={"learning_rate": 0.01})
     outcome, host, _ = go(
         tmp_path,
-        training={"steps": 8, "save_every": 2, "keep": 3},
+        training={"steps": 8, "save_every": 2, "keep_checkpoints": 3},
         memory={"gradient_checkpointing": True},
         validation={"timesteps": 2},
     )
@@ -300,8 +300,8 @@ BAD = [
     ),
     ({"data": {"bucket_step": 24}}, ConfigError, "data.bucket_step = 24: use a multiple of 16"),
     ({"training": {"batch_size": 99}}, ConfigError, "the set gives only 6 images"),
-    ({"network": {"targets": "attn"}}, ConfigError, "did you mean 'attention'"),
-    ({"network": {"targets": "regex:nothing_here"}}, ConfigError, "matches none"),
+    ({"network": {"target_modules": "attn"}}, ConfigError, "did you mean 'attention'"),
+    ({"network": {"target_modules": "regex:nothing_here"}}, ConfigError, "matches none"),
     ({"optimizer": {"name": "adamx"}}, ConfigError, "did you mean"),
     ({"objective": {"min_snr_gamma": 5.0}}, ConfigError, "made for epsilon and v models"),
     ({"objective": {"shift": 3.0}, "family": "sd"}, ConfigError, "only flow models have a shift"),

@@ -226,9 +226,9 @@ def finished(tmp_path_factory):
         "sd3",
         tmp_path_factory.mktemp("score"),
         sweep=SWEEP,
-        data={"resolution": 64, "bucket_step": 32, "held_out_share": 0.34},
+        data={"resolution": 64, "bucket_step": 32, "validation_split": 0.34},
         optimizer={"learning_rate": 0.01},
-        training={"steps": 4, "save_every": 2, "ema": 0.5},
+        training={"steps": 4, "save_every": 2, "ema_decay": 0.5},
         output={"dtype": "float32"},
     )
     train(config, SilentHost())

@@ -19,12 +19,12 @@ def levels(objective=FLOW, family_shift=3.0, **settings):
 @pytest.mark.parametrize(
     ("settings", "law"),
     [
-        ({"timesteps": "uniform"}, Uniform()),
-        ({"timesteps": "logit_normal", "mean": 0.5, "std": 0.8}, LogitNormal(0.5, 0.8)),
-        ({"timesteps": "mode", "mode_scale": 0.7}, Mode(0.7)),
-        ({"timesteps": "beta", "beta": (2.0, 3.0)}, Beta(2.0, 3.0)),
+        ({"timestep_sampling": "uniform"}, Uniform()),
+        ({"timestep_sampling": "logit_normal", "logit_mean": 0.5, "logit_std": 0.8}, LogitNormal(0.5, 0.8)),
+        ({"timestep_sampling": "mode", "mode_scale": 0.7}, Mode(0.7)),
+        ({"timestep_sampling": "beta", "beta": (2.0, 3.0)}, Beta(2.0, 3.0)),
         ({}, LogitNormal(0.0, 1.0)),
-        ({"mean": -0.3}, LogitNormal(-0.3, 1.0)),
+        ({"logit_mean": -0.3}, LogitNormal(-0.3, 1.0)),
     ],
     ids=str,
 )
@@ -76,8 +76,12 @@ def test_losses():
         (FLOW, {"noise_offset": 0.1}, "objective.noise_offset = 0.1: it is made for epsilon and v"),
         (EPSILON, {"shift": 3.0}, "objective.shift = 3.0: only flow models have a shift, this one predicts epsilon"),
         (V, {"shift": "resolution"}, "objective.shift = 'resolution': only flow models"),
-        (EPSILON, {"mean": 0.5}, "objective.mean = 0.5: this model predicts epsilon and is trained on uniform"),
-        (V, {"std": 2.0}, "objective.std = 2.0: this model predicts v"),
+        (
+            EPSILON,
+            {"logit_mean": 0.5},
+            "objective.logit_mean = 0.5: this model predicts epsilon and is trained on uniform",
+        ),
+        (V, {"logit_std": 2.0}, "objective.logit_std = 2.0: this model predicts v"),
     ],
     ids=str,
 )
@@ -89,7 +93,7 @@ def test_settings_that_mean_nothing(objective, settings, message):
 
 @pytest.mark.parametrize(
     ("objective", "settings"),
-    [(FLOW, {"mean": 0.5, "shift": 3.0}), (EPSILON, {"timesteps": "logit_normal", "mean": 0.5, "noise_offset": 0.1}), (V, {"min_snr_gamma": 5.0})],
+    [(FLOW, {"logit_mean": 0.5, "shift": 3.0}), (EPSILON, {"timestep_sampling": "logit_normal", "logit_mean": 0.5, "noise_offset": 0.1}), (V, {"min_snr_gamma": 5.0})],
     ids=str,
 )  # fmt: skip
 def test_settings_that_mean_something(objective, settings):

@@ -37,8 +37,8 @@ def test_restarts_jump_back_to_the_top():
     assert curve(kind="restarts", cycles=1) == pytest.approx(curve(kind="cosine"))
 
 
-def test_floor():
-    values = curve(kind="cosine", floor=0.1)
+def test_min_lr_ratio():
+    values = curve(kind="cosine", min_lr_ratio=0.1)
     assert values[0] == 1.0
     assert 0.1 < values[-1] < 0.101
 
@@ -57,9 +57,9 @@ def test_warmup_as_share_and_as_steps():
     warmup=st.floats(0, 0.9),
     cycles=st.integers(1, 5),
     power=st.floats(0.2, 4),
-    floor=st.floats(0, 1),
+    min_lr_ratio=st.floats(0, 1),
 )
-def test_every_step_trains_and_none_exceeds_the_peak(kind, total, warmup, cycles, power, floor):
-    config = ScheduleConfig(kind=kind, warmup=warmup, cycles=cycles, power=power, floor=floor)
+def test_every_step_trains_and_none_exceeds_the_peak(kind, total, warmup, cycles, power, min_lr_ratio):
+    config = ScheduleConfig(kind=kind, warmup=warmup, cycles=cycles, power=power, min_lr_ratio=min_lr_ratio)
     for step in range(total):
         assert 0 < lr_factor(step, total, config) <= 1 + 1e-12

@@ -30,7 +30,7 @@ HOSTS_KEY = re.compile(
 
 
 def config(family, root, rate=1e-3, **sections):
-    network = {"rank": 2, "targets": "attention"}
+    network = {"rank": 2, "target_modules": "attention"}
     common = {
         "text": {"learning_rate": rate},
         "network": network,

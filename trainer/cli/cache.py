@@ -64,7 +64,7 @@ def _write_report(prepared: "Prepared", folder: Path) -> None:
     from ..storage.atomic import write_bytes, write_json
 
     training, found = prepared.config.training, prepared.report
-    forward_passes = training.accumulation * prepared.processes.count
+    forward_passes = training.gradient_accumulation_steps * prepared.processes.count
     place = (training.batch_size, forward_passes, training.steps)
     write_bytes(folder / "report.txt", f"{found.text()}\n{epochs_text(found, *place)}\n".encode())
     write_json(folder / "report.json", {**found.to_dict(), "training": epochs(found, *place)})

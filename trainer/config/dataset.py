@@ -5,13 +5,13 @@ from typing import Literal
 
 from .section import Section, require
 
-Role = Literal["train", "regularisation", "held_out"]
+Role = Literal["train", "regularisation", "validation"]
 MOST_VARIANTS = 1000
 MOST_MEGAPIXELS = 70.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig(Section):
+class DatasetConfig(Section, table="dataset"):
     folder: str
     """Folder of images: png, jpg, webp, avif, bmp, gif (first frame)."""
     recursive: bool = False
@@ -28,7 +28,7 @@ class DatasetConfig(Section):
     """Column of the table, or key of the JSON file, that holds the caption; empty tries text, caption, prompt, tags, description."""
     file_field: str = ""
     """Column of the table that names the file; empty tries file_name, filename, file, image, image_path, path."""
-    lines: Literal["all", "first", "each"] = "all"
+    caption_lines: Literal["all", "first", "each"] = "all"
     """Caption of several lines: all is one caption, first takes the first line, each makes every line a caption of its own."""
     trigger: str = ""
     """Word put before every caption, so that the LoRA can be called by it."""
@@ -55,7 +55,7 @@ class DatasetConfig(Section):
     repeats: int = 1
     """How often each image is seen per epoch. 1 = once."""
     role: Role = "train"
-    """train; regularisation (ordinary pictures that keep the base's world, counted apart); held_out (loss only)."""
+    """train; regularisation (ordinary pictures that keep the base's world, counted apart); validation (loss only)."""
     weight: float = 1.0
     """Factor on the loss of these images; for regularisation images kohya's prior loss weight."""
     teacher: Literal["images", "base"] = "images"
@@ -98,7 +98,7 @@ class DatasetConfig(Section):
     """Images with a larger width / height are left out, and named in the report; 0 keeps all."""
     downsample: int = 0
     """Images above max_size are reduced to this size and then cropped, so that the crop shows a part of them; 0 off."""
-    measure: Literal["side", "area"] = "side"
+    size_metric: Literal["side", "area"] = "side"
     """What min_size, max_size and downsample measure: the shorter side, or the side of the square of equal area."""
 
     @property
@@ -155,7 +155,7 @@ class DatasetConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Section):
+class DataConfig(Section, table="data"):
     resolution: int = 1024
     """Side in pixels of the square whose area every bucket has. The strongest lever on quality and on time."""
     buckets: Literal["pixel_area", "pixel", "kohya", "off"] = "pixel_area"
@@ -170,7 +170,7 @@ class DataConfig(Section):
     """Let images smaller than their bucket be enlarged; off makes smaller buckets for them (kohya's no_upscale)."""
     strict: bool = False
     """Treat what the report warns of as errors: unreadable files, doubles, enlarged images, missing captions, images left out."""
-    held_out_share: float = 0.0
+    validation_split: float = 0.0
     """Share of the training images set aside, by seed, for the held-out loss. 0.1 is usual with 40 images or more."""
 
     def __post_init__(self) -> None:
@@ -180,11 +180,11 @@ class DataConfig(Section):
             remedy = f"it must be at least data.bucket_step = {self.bucket_step}"
             require(self.resolution >= self.bucket_step, "data.resolution", self.resolution, remedy)
         require(0 < self.min_side <= self.max_side, "data.min_side", self.min_side, f"use 1 to {self.max_side}")
-        require(0 <= self.held_out_share < 1, "data.held_out_share", self.held_out_share, "use 0 up to below 1")
+        require(0 <= self.validation_split < 1, "data.validation_split", self.validation_split, "use 0 up to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig(Section):
+class TextConfig(Section, table="text"):
     clip_tokens: Literal[75, 150, 225] = 225
     """How much of a long caption CLIP reads: one, two or three chunks of 75 tokens, laid out as ComfyUI does. SD, SDXL and SD3."""
     clip_skip: int = 0

@@ -22,7 +22,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(Section):
+class ModelConfig(Section, table="model"):
     base: str
     """A diffusers folder, or one .safetensors file in the original layout."""
     family: str = "auto"
@@ -43,7 +43,7 @@ class ModelConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(Section):
+class NetworkConfig(Section, table="network"):
     kind: Literal["lora", "dora", "loha", "lokr"] = "lora"
     """The adapter: LoRA, weight-decomposed LoRA, Hadamard product or Kronecker product."""
     rank: int = 16
@@ -52,9 +52,9 @@ class NetworkConfig(Section):
     """The change of a weight is scaled by alpha / rank; none means alpha = rank."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead, which keeps large ranks trainable (arXiv 2312.03732). lora and dora only."""
-    targets: str = "default"
+    target_modules: str = "default"
     """A preset of the family (attention, attention+mlp, all, conv …) or "regex:" and a pattern for module paths."""
-    exclude: str = ""
+    exclude_modules: str = ""
     """Regular expression: matching module paths are left alone."""
     dropout: float = 0.0
     """Probability that an input of the adapter is dropped while training. lora and dora only."""
@@ -80,14 +80,14 @@ class NetworkConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Section):
+class OptimizerConfig(Section, table="optimizer"):
     name: str = "adamw"
     """adamw, adamw8bit, lion, prodigy, adafactor. The list is `optim.OPTIMIZERS`."""
     learning_rate: float = 1e-4
     """Peak learning rate. 1e-4 for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """Gradients longer than this (L2, all adapters together) are scaled back to it; 0 switches it off."""
     options: dict[str, float | int | bool | list[float]] = field(default_factory=dict)
     """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
@@ -98,20 +98,22 @@ class OptimizerConfig(Section):
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
         for name, place in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
             require(name not in self.options, "optimizer.options", self.options, f"set optimizer.{place} instead")
-        require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "use 0 (off) or more (1.0 is usual)")
+        require(
+            self.max_grad_norm >= 0, "optimizer.max_grad_norm", self.max_grad_norm, "use 0 (off) or more (1.0 is usual)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig(Section):
+class ScheduleConfig(Section, table="schedule"):
     kind: Literal["constant", "linear", "cosine", "restarts", "polynomial"] = "constant"
-    """How the learning rate falls after the warm-up, to `floor` at the last step."""
+    """How the learning rate falls after the warm-up, to `min_lr_ratio` at the last step."""
     warmup: float = 0.0
     """Linear warm-up: a share of all steps if below 1, else a number of steps."""
     cycles: int = 1
     """Cosine cycles of restarts."""
     power: float = 1.0
     """Exponent of polynomial."""
-    floor: float = 0.0
+    min_lr_ratio: float = 0.0
     """Lowest learning rate as a share of the peak."""
 
     def __post_init__(self) -> None:
@@ -119,16 +121,21 @@ class ScheduleConfig(Section):
         require(self.warmup >= 0, "schedule.warmup", self.warmup, remedy)
         require(self.cycles >= 1, "schedule.cycles", self.cycles, "use 1 or more")
         require(self.power > 0, "schedule.power", self.power, "use a number above 0")
-        require(0 <= self.floor <= 1, "schedule.floor", self.floor, "use 0 to 1, a share of the learning rate")
+        require(
+            0 <= self.min_lr_ratio <= 1,
+            "schedule.min_lr_ratio",
+            self.min_lr_ratio,
+            "use 0 to 1, a share of the learning rate",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig(Section):
-    timesteps: Literal["auto", "uniform", "logit_normal", "mode", "beta"] = "auto"
+class ObjectiveConfig(Section, table="objective"):
+    timestep_sampling: Literal["auto", "uniform", "logit_normal", "mode", "beta"] = "auto"
     """Which noise levels are trained how often; auto is logit_normal for flow models and uniform for the others."""
-    mean: float = 0.0
+    logit_mean: float = 0.0
     """Mean of logit_normal: above 0 trains composition more, below 0 detail."""
-    std: float = 1.0
+    logit_std: float = 1.0
     """Width of logit_normal."""
     mode_scale: float = 1.29
     """Strength s of mode sampling (SD3 paper, 3.1)."""
@@ -150,11 +157,11 @@ class ObjectiveConfig(Section):
     """Adds a constant per channel to the noise, 0.05 to 0.1, for darker darks. Epsilon and v models only."""
     masked_loss: Literal["normalised", "plain"] = "normalised"
     """normalised divides by the mask's own sum, plain by the picture's size (small masks then train weakly)."""
-    guidance: float = 1.0
+    guidance_scale: float = 1.0
     """Guidance value fed to guidance-distilled models (Flux dev) while training. 1.0 keeps the distillation."""
 
     def __post_init__(self) -> None:
-        require(self.std > 0, "objective.std", self.std, "use a number above 0")
+        require(self.logit_std > 0, "objective.logit_std", self.logit_std, "use a number above 0")
         require(
             0 <= self.min_timestep < self.max_timestep <= 1,
             "objective.min_timestep",
@@ -176,39 +183,41 @@ class ObjectiveConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(Section):
+class TrainingConfig(Section, table="training"):
     steps: int = 1000
     """Optimizer steps of the whole run."""
     batch_size: int = 1
     """Images per forward pass."""
-    accumulation: int = 1
+    gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
     seed: int = 0
     """Decides everything random: initial weights, order, noise, timesteps, dropout."""
     save_every: int = 250
     """Steps between checkpoints; 0 saves only at the end."""
-    keep: int = 0
+    keep_checkpoints: int = 0
     """How many checkpoints to keep for resuming, newest first; 0 keeps all. Their LoRA files always stay."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Adapters are always float32."""
-    ema: float = 0.0
+    ema_decay: float = 0.0
     """Decay of an exponential moving average of the adapter, e.g. 0.995; 0 off. When on, LoRA files hold the average."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation"):
+        for name in ("steps", "batch_size", "gradient_accumulation_steps"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "use 1 or more")
         require(self.save_every >= 0, "training.save_every", self.save_every, "use 0 (only at the end) or more")
-        require(self.keep >= 0, "training.keep", self.keep, "use 0 (keep all) or more")
-        require(0 <= self.ema < 1, "training.ema", self.ema, "use 0 (off) up to below 1")
+        require(
+            self.keep_checkpoints >= 0, "training.keep_checkpoints", self.keep_checkpoints, "use 0 (keep all) or more"
+        )
+        require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "use 0 (off) up to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryConfig(Section):
+class MemoryConfig(Section, table="memory"):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: much less memory, about a third more time."""
     cache: Literal["disk", "online"] = "disk"
     """disk encodes every image and text once and keeps it; online keeps nothing: encoders stay in memory, every step waits for them."""
-    vae_batch: int = 1
+    vae_batch_size: int = 1
     """Images encoded at once while caching; halved by itself where memory runs out."""
     vae_tiling: bool = False
     """Encode large images in tiles: much less memory, slightly different latents (they are cached apart)."""
@@ -218,12 +227,12 @@ class MemoryConfig(Section):
     """Split the frozen base over the GPUs of a run with several processes (FSDP): for one larger than a GPU. Slower."""
 
     def __post_init__(self) -> None:
-        require(self.vae_batch >= 1, "memory.vae_batch", self.vae_batch, "use 1 or more")
+        require(self.vae_batch_size >= 1, "memory.vae_batch_size", self.vae_batch_size, "use 1 or more")
         require(self.prefetch >= 0, "memory.prefetch", self.prefetch, "use 0 (off) or more (1 is enough)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationConfig(Section):
+class ValidationConfig(Section, table="validation"):
     every: int = 0
     """Steps between measurements of the held-out loss; 0 measures at checkpoints and at the end."""
     timesteps: int = 4
@@ -234,15 +243,15 @@ class ValidationConfig(Section):
     """Prompts that are rendered while training, from the live adapter, into <run>/samples; the base comes first."""
     prompt_library: str = ""
     """More of them from a JSON file, {"name": "prompt", …}."""
-    render_every: int = 0
+    sample_every: int = 0
     """Steps between renderings; 0 renders at checkpoints."""
-    negative: str = ""
+    negative_prompt: str = ""
     """Negative prompt of every picture."""
     references: tuple[str | tuple[str, ...], ...] = ()
     """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
     seed: int = 0
     """Of the first picture; the next ones count up."""
-    sampling_steps: int = 20
+    sample_steps: int = 20
     """Sampling steps (Euler)."""
     guidance_scale: float = 0.0
     """Classifier-free guidance; 0 is the family's usual scale, 1 switches it off."""
@@ -253,10 +262,8 @@ class ValidationConfig(Section):
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "validation.every", self.every, "use 0 (at checkpoints) or more")
-        require(self.render_every >= 0, "validation.render_every", self.render_every, "use 0 (at checkpoints) or more")
-        require(
-            self.sampling_steps >= 1, "validation.sampling_steps", self.sampling_steps, "use 1 or more (20 is usual)"
-        )
+        require(self.sample_every >= 0, "validation.sample_every", self.sample_every, "use 0 (at checkpoints) or more")
+        require(self.sample_steps >= 1, "validation.sample_steps", self.sample_steps, "use 1 or more (20 is usual)")
         require(self.guidance_scale >= 0, "validation.guidance_scale", self.guidance_scale, "use 0 (the usual) or more")
         require(self.width >= 0 and self.height >= 0, "validation.width", (self.width, self.height), "use 0 or pixels")
         require(self.patience >= 0, "validation.patience", self.patience, "use 0 (off) or more (3 to 5 is usual)")
@@ -264,14 +271,14 @@ class ValidationConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputConfig(Section):
+class OutputConfig(Section, table="output"):
     directory: str = "output"
     """Runs are written below this folder, as <directory>/<name>/."""
     loras: str = ""
     """Where LoRA files also appear, e.g. ComfyUI's models/loras; empty keeps them in the run's folder only."""
     cache: str = ""
     """Folder of cached latents and text; empty means <directory>/cache."""
-    report: Literal["none", "tensorboard", "wandb"] = "none"
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
     """Also write the curves for TensorBoard (<run>/tensorboard) or Weights & Biases; the library must be installed."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the saved LoRA."""
@@ -280,7 +287,7 @@ class OutputConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidanceConfig(Section):
+class GuidanceConfig(Section, table="sweep.guidance"):
     label: str = ""
     """Name in the strip; empty makes one from the settings."""
     method: Literal["cfg", "apg"] = "cfg"
@@ -310,12 +317,12 @@ class GuidanceConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(Section):
+class SweepConfig(Section, table="sweep"):
     prompts: tuple[str, ...] = ()
     """Prompts to render."""
     prompt_library: str = ""
     """More of them from a JSON file, {"name": "prompt", …}; the names label the strip."""
-    negative: str = ""
+    negative_prompt: str = ""
     """Negative prompt of every cell."""
     references: tuple[str | tuple[str, ...], ...] = ()
     """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""

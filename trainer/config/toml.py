@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, did_you_mean
+from .aliases import Note, current_option, current_options, current_tree, log_note
 from .run import TrainConfig
 
 if sys.version_info >= (3, 11):
@@ -25,17 +26,24 @@ FREE_ON_RESUME = {
     "validation": None,
     "sweep": None,
     "output": None,
-    "training": {"steps", "save_every", "keep"},
+    "training": {"steps", "save_every", "keep_checkpoints"},
 }
 """Sections, or fields of a section, that may change when a run is continued."""
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> TrainConfig:
-    """Read a TOML file and apply `a.b=c` overrides. Raises ConfigError."""
-    data = read_toml(path)
+def load(path: Path, overrides: Iterable[str] = (), note: Note = log_note) -> TrainConfig:
+    """Read a TOML file and apply `a.b=c` overrides. Raises ConfigError.
+
+    `note` receives a sentence for each option that goes by an older name.
+    """
+    noted: dict[str, None] = {}
+    data = current_tree(read_toml(path), noted.setdefault)
     for override in overrides:
-        _override(data, override)
-    return parse(data, TrainConfig)
+        _override(data, override, noted.setdefault)
+    config = parse(data, TrainConfig, noted.setdefault)
+    for text in noted:
+        note(text)
+    return config
 
 
 def read_toml(path: Path) -> Json:
@@ -48,12 +56,15 @@ def read_toml(path: Path) -> Json:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
-def _override(data: Json, text: str) -> None:
+def _override(data: Json, text: str, note: Note) -> None:
     """Set data[a][b] for "a.b=c"; c is read as a TOML value and, where that fails, as a plain string."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"--set {text!r}: write section.field=value, e.g. training.steps=500")
-    *parents, last = name.strip().split(".")
+    written = name.strip().split(".")
+    *parents, last = current_option(written)
+    if last != written[-1]:
+        note(f"{written[0]}.{written[-1]} is now {written[0]}.{last}")
     target: Any = data
     for part in parents:
         target = _child(target, part, text)
@@ -85,10 +96,15 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def parse(data: Mapping[str, Any], kind: type[T]) -> T:
-    """Check plain data against a dataclass of config.py and build it. Raises ConfigError naming every problem."""
+def parse(data: Mapping[str, Any], kind: type[T], note: Note = log_note) -> T:
+    """Check plain data against a section of the configuration and build it. Raises ConfigError naming every problem.
+
+    `note` receives a sentence for each option that goes by an older name.
+    """
     import pydantic
 
+    table = getattr(kind, "table", "")
+    data = current_options(table, data, note) if table else current_tree(data, note)
     try:
         text = json.dumps(data)
     except TypeError as error:
@@ -171,8 +187,11 @@ def differences(old: Json, new: Json, prefix: str = "") -> list[str]:
 
 
 def changed_settings(old: Json, new: Json) -> list[str]:
-    """`differences` between what was fixed for a run and what is asked for now. Options that the run's version did not have
-    yet count as they are by default, so that it can be continued."""
+    """`differences` between what was fixed for a run and what is asked for now, under the present names of the options.
+
+    Options that the run's version did not have yet count as they are by default, so that it can be continued.
+    """
+    old = current_tree(old)
     plain = to_dict(parse({"name": "x", "model": {"base": "x"}, "dataset": [{"folder": "x"}]}, TrainConfig))
     filled = dict(old)
     for section, asked in new.items():

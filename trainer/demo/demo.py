@@ -47,14 +47,14 @@ role = "regularisation"
 
 [[dataset]]                      # measured, never trained on
 folder = {held_out}
-role = "held_out"
+role = "validation"
 
 [data]
 resolution = 128
 
 [network]
 rank = 16
-targets = "attention+mlp"
+target_modules = "attention+mlp"
 
 [optimizer]
 learning_rate = {learning_rate}
@@ -71,7 +71,7 @@ seed = {seed}
 
 [memory]
 gradient_checkpointing = false
-vae_batch = 4
+vae_batch_size = 4
 
 [validation]
 timesteps = 8

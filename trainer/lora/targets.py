@@ -22,14 +22,14 @@ def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: s
         leaves = sorted({re.sub(r"\d+", "N", path) for path in paths})
         near = did_you_mean(wanted.removeprefix("regex:"), leaves)
         raise ConfigError(
-            f"network.targets = {wanted!r} matches none of the {len(paths)} Linear and Conv2d modules; {near}"
+            f"network.target_modules = {wanted!r} matches none of the {len(paths)} Linear and Conv2d modules; {near}"
         )
     if exclude:
-        left_out = _compile("network.exclude", exclude)
+        left_out = _compile("network.exclude_modules", exclude)
         kept = [path for path in found if not left_out.search(path)]
         if not kept:
             raise ConfigError(
-                f"network.exclude = {exclude!r} leaves none of the {len(found)} targets: make it narrower"
+                f"network.exclude_modules = {exclude!r} leaves none of the {len(found)} targets: make it narrower"
             )
         return kept
     return found
@@ -42,10 +42,10 @@ def still_there(module: nn.Module, paths: Sequence[str]) -> bool:
 
 def _pattern(presets: Mapping[str, Targets], wanted: str) -> re.Pattern[str]:
     if wanted.startswith("regex:"):
-        return _compile("network.targets", wanted.removeprefix("regex:"))
+        return _compile("network.target_modules", wanted.removeprefix("regex:"))
     if wanted not in presets:
         raise ConfigError(
-            f"network.targets = {wanted!r}: {did_you_mean(wanted, list(presets))}, or regex: and a pattern"
+            f"network.target_modules = {wanted!r}: {did_you_mean(wanted, list(presets))}, or regex: and a pattern"
         )
     return re.compile(presets[wanted].pattern)
 

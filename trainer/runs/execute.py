@@ -58,8 +58,8 @@ def _set_up(session: Session, host: Host) -> Training:
         adapter.load(to_training(adapter, session.denoiser.file_key, session.init))
     parameters = adapter.parameters()
     training = Training(adapter=adapter, optimizer=_optimizer(session, parameters))
-    if session.training.ema:
-        training.average = Average(parameters, session.training.ema)
+    if session.training.ema_decay:
+        training.average = Average(parameters, session.training.ema_decay)
     if session.compute_dtype == torch.float16:
         training.scaler = torch.amp.GradScaler(next(iter(parameters.values())).device.type)
     count = sum(parameter.numel() for parameter in parameters.values())
@@ -97,8 +97,8 @@ class TrainingRun:
         settings = LoopSettings(
             loss=self.session.loss,
             seed=self.session.training.seed,
-            accumulation=self.session.training.accumulation,
-            clip_norm=self.session.optimizer.clip_norm,
+            accumulation=self.session.training.gradient_accumulation_steps,
+            clip_norm=self.session.optimizer.max_grad_norm,
         )
         total, processes = self.session.training.steps, self.session.processes
         measured = processes.from_main(
@@ -182,7 +182,7 @@ class TrainingRun:
             path = folder.save_lora(
                 tensors, self._metadata(self.training.step, tensors), self.training.step, self.session.publish_folder
             )
-            prune(folder.checkpoints, self.session.training.keep)
+            prune(folder.checkpoints, self.session.training.keep_checkpoints)
         folder.update(step=self.training.step, lora=path.name)
         self.host.saved(self.training.step, path)
 

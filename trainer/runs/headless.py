@@ -95,7 +95,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
     refuse_unused_options(config)
     check_optimizer(config.optimizer)
-    check_tracker(config.output.report)
+    check_tracker(config.output.report_to)
     check_sharding(config.memory.shard, processes, config.model.quantize)
     if config.output.format != "native" and config.network.kind != "lora":
         raise ConfigError(
@@ -104,9 +104,9 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     base = open_base(config.model, config.text)
     base.check_encoders()
     check_objective(config.objective, base.settings.objective)
-    if config.objective.guidance != 1.0 and not base.settings.guidance_embedding:
+    if config.objective.guidance_scale != 1.0 and not base.settings.guidance_embedding:
         raise ConfigError(
-            f"objective.guidance = {config.objective.guidance}: {base.family.name} {base.variant} takes no guidance value; leave it out"
+            f"objective.guidance_scale = {config.objective.guidance_scale}: {base.family.name} {base.variant} takes no guidance value; leave it out"
         )
     listed = gather_sets(config.dataset, config.dataset_files)
     for name, value in _steps(listed.sets, config):
@@ -146,7 +146,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     host.log(report.text())
     if config.data.strict:
         refuse_warnings(report)
-    forward_passes = config.training.accumulation * processes.count
+    forward_passes = config.training.gradient_accumulation_steps * processes.count
     host.log(epochs_text(report, config.training.batch_size, forward_passes, config.training.steps))
     return Prepared(
         config=config,
@@ -166,7 +166,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
 def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Denoiser) -> list[str]:
     """What the configuration names, by what presets mean in this version."""
     network = config.network
-    targets = resolve_targets(skeleton.module, skeleton.target_presets, network.targets, network.exclude)
+    targets = resolve_targets(skeleton.module, skeleton.target_presets, network.target_modules, network.exclude_modules)
     return all_targets(targets, whole, base) if isinstance(whole, WithText) else targets
 
 
@@ -175,7 +175,7 @@ def check_passes(config: TrainConfig, base: Base) -> None:
     batch_size = config.training.batch_size
     if config.memory.shard and base.settings.by_length and batch_size > 1:
         raise ConfigError(
-            f"training.batch_size = {batch_size} does not go with memory.shard for {base.family.name}, which runs captions of unequal length apart: use batch_size = 1, and training.accumulation = {batch_size}"
+            f"training.batch_size = {batch_size} does not go with memory.shard for {base.family.name}, which runs captions of unequal length apart: use batch_size = 1, and training.gradient_accumulation_steps = {batch_size}"
         )
 
 
@@ -195,7 +195,7 @@ def check_patience(patience: int, dataset: Dataset) -> None:
     """Raise ConfigError for early stopping without a held-out loss."""
     if patience and not dataset.held_out:
         raise ConfigError(
-            f"validation.patience = {patience} needs a held-out loss: set images aside (data.held_out_share, or a set with role = 'held_out')"
+            f"validation.patience = {patience} needs a held-out loss: set images aside (data.validation_split, or a set with role = 'validation')"
         )
 
 
@@ -216,7 +216,7 @@ def build_cache(prepared: Prepared, host: Host) -> CacheReport:
         if host.should_stop():
             raise StoppedError("stopped while encoding; what is done is kept, run it again to go on")
 
-    return fill(prepared.cache, work, encoders, prepared.config.memory.vae_batch, progress)
+    return fill(prepared.cache, work, encoders, prepared.config.memory.vae_batch_size, progress)
 
 
 def train(config: TrainConfig, host: Host) -> Outcome:
@@ -255,8 +255,8 @@ def _train(prepared: Prepared, host: Host) -> Outcome:
 def _fixed(prepared: Prepared) -> Json:
     """What must stay equal. Accumulation counts the forward passes of all processes: two with one each are one with two."""
     fixed = fixed_settings(prepared.config, facts(prepared))
-    accumulation = prepared.config.training.accumulation * prepared.processes.count
-    return {**fixed, "training": {**fixed["training"], "accumulation": accumulation}}
+    accumulation = prepared.config.training.gradient_accumulation_steps * prepared.processes.count
+    return {**fixed, "training": {**fixed["training"], "gradient_accumulation_steps": accumulation}}
 
 
 def _cache_once(prepared: Prepared, host: Host) -> None:
@@ -291,7 +291,7 @@ def make_session(prepared: Prepared) -> Session:
         sharded=config.memory.shard,
     )
     if config.text.learning_rate:
-        denoiser = load_with_text(denoiser, base, config.objective.guidance)
+        denoiser = load_with_text(denoiser, base, config.objective.guidance_scale)
     held_out, levels = held_out_of(prepared)
     formats = Formats(family=base.family, denoiser=base.skeleton())
     samples = prepared.folder.path / "samples"
@@ -308,7 +308,7 @@ def make_session(prepared: Prepared) -> Session:
         schedule=config.schedule,
         training=config.training,
         validation=config.validation,
-        report=config.output.report,
+        report=config.output.report_to,
         previews=make_samples(config, base, pictures, denoiser, samples, writes=main) if pictures else None,
         compute_dtype=compute_dtype(config.training.precision, base.device),
         lora_dtype=DTYPES[config.output.dtype],
@@ -335,7 +335,7 @@ def held_out_of(prepared: Prepared) -> tuple[HeldOut, NoiseLevels]:
 
 
 def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBatches:
-    base, guidance = prepared.base, prepared.config.objective.guidance
+    base, guidance = prepared.base, prepared.config.objective.guidance_scale
     family = base.family
     encoded = EncodedCaptions(prepared.items, prepared.identity, prepared.encoders)
 
@@ -384,7 +384,7 @@ def _metadata(prepared: Prepared, denoiser: Denoiser) -> dict[str, object]:
             "num_train_images": len(prepared.dataset.training),
             "max_train_steps": config.training.steps,
             "batch_size_per_device": config.training.batch_size,
-            "gradient_accumulation_steps": config.training.accumulation,
+            "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
             "seed": config.training.seed,
         },
     }

@@ -105,7 +105,7 @@ def sample_inputs(config: TrainConfig, base: Base) -> SampleInputs | None:
     conditions = []
     for prompt, paths in product(prompts, shown or [()]):
         references = _looked_at(config, base, encoders, paths)
-        texts = (prompt, config.validation.negative)
+        texts = (prompt, config.validation.negative_prompt)
         pair = [{**_said(config, base, encoders, text, paths), **references} for text in texts]
         conditions.append((pair[0], pair[1]))
     return SampleInputs(codec=encoders.image, conditions=conditions)
@@ -119,7 +119,7 @@ def _said(config: TrainConfig, base: Base, encoders: Encoders, text: str, shown:
         encoded = encode_with_references(encoders, text, shown, base.settings.text_pixels)
     else:
         [encoded] = encoders.text.encode([text])
-    made = base.family.condition([encoded], [geometry], config.objective.guidance)
+    made = base.family.condition([encoded], [geometry], config.objective.guidance_scale)
     return {name: tensor.to(base.device) for name, tensor in made.items()}
 
 
@@ -139,13 +139,13 @@ def make_samples(
         return (codec.decode(base.family.latent_space.to_raw(latents_BCHW))[0].float() + 1) / 2
 
     return Samples(
-        every=asked.render_every or config.training.save_every or config.training.steps,
+        every=asked.sample_every or config.training.save_every or config.training.steps,
         folder=folder,
         denoiser=denoiser,
         decode=decode,
         conditions=inputs.conditions,
         settings=SampleSettings(
-            steps=asked.sampling_steps,
+            steps=asked.sample_steps,
             sampler="euler",
             scheduler="normal",
             guidance=CFG(asked.guidance_scale or base.settings.guidance_scale),

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config.aliases import current_tree
 from ..config.toml import Json, changed_settings, differences
 from ..errors import LoomError, RunError, StoppedError
 from ..storage.atomic import remove_temporaries, write_bytes, write_json, write_tensors
@@ -146,13 +147,13 @@ class RunFolder:
         """
         record = self.read()
         lines = changed_settings(record["fixed"], json.loads(json.dumps(fixed)))
-        if any(line.startswith("training.accumulation:") for line in lines):
+        if any(line.startswith("training.gradient_accumulation_steps:") for line in lines):
             lines.append("(it counts the forward passes of all processes together)")
         if config is not None and any(line.startswith("facts.data:") for line in lines):
             lines += _changed_sets(record["config"], json.loads(json.dumps(config)))
         if lines:
             raise RunError(
-                f"run {self.name} exists with another configuration: {'; '.join(lines)}. Only training.steps, save_every, keep, "
+                f"run {self.name} exists with another configuration: {'; '.join(lines)}. Only training.steps, save_every, keep_checkpoints, "
                 "and the memory, validation, sweep and output sections may change; use another name for a new run"
             )
 
@@ -264,7 +265,7 @@ class ReadOnlyRunFolder(RunFolder):
 
 def _changed_sets(old: Json, new: Json) -> list[str]:
     """Lines "dataset.0.repeats: 1 -> 2", or one that says that the files themselves must have changed."""
-    before, after = ({str(i): d for i, d in enumerate(config.get("dataset", []))} for config in (old, new))
+    before, after = ({str(i): d for i, d in enumerate(current_tree(c).get("dataset", []))} for c in (old, new))
     return differences(before, after, "dataset.") or ["(images, captions or masks in the folders changed)"]
 
 

@@ -66,7 +66,9 @@ TRACKERS: dict[str, Callable[[Path, int], Tracker]] = {"tensorboard": TensorBoar
 def check_tracker(kind: str) -> None:
     """Raise ConfigError if its library is not installed."""
     if kind != "none" and find_spec(kind) is None:
-        raise ConfigError(f"output.report = {kind!r}: {kind} is not installed; pip install {kind}, or set it to 'none'")
+        raise ConfigError(
+            f"output.report_to = {kind!r}: {kind} is not installed; pip install {kind}, or set it to 'none'"
+        )
 
 
 def open_tracker(kind: str, folder: Path, step: int, log: Callable[[str], None]) -> Tracker:

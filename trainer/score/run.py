@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..config.aliases import no_note
 from ..config.run import TrainConfig
 from ..config.toml import Json, parse
 from ..data.sets.dataset_file import gather_sets
@@ -89,7 +90,7 @@ def run_config(folder: Path, notes: list[str]) -> TrainConfig | None:
     """The configuration in a run's folder; none, with a note, where there is none that the command line can use."""
     try:
         record = RunFolder(folder).read()
-        return parse(record["config"], TrainConfig)
+        return parse(record["config"], TrainConfig, no_note)
     except (LoomError, KeyError):
         notes.append(
             f"{folder.name} has no configuration of the command line: losses as recorded, no training images (give --config RUN.toml)"
@@ -103,7 +104,7 @@ def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) ->
     training = [example.path for example in prepared.dataset.training if example.role == "train"]
     if not prepared.dataset.held_out:
         notes.append(
-            "held-out loss not measured: the run sets no images aside (data.held_out_share, or role = 'held_out')"
+            "held-out loss not measured: the run sets no images aside (data.validation_split, or role = 'validation')"
         )
         return None, training
     build_cache(prepared, host)

@@ -119,7 +119,7 @@ def make_axes(sweep: SweepConfig, loras: tuple[SweptLora, ...], seed: int) -> Ax
         strengths=tuple(parse_numbers("sweep.strengths", sweep.strengths)),
         prompts=tuple(prompts),
         prompt_names={prompt: name for prompt, name in prompts.items() if name},
-        negative=sweep.negative,
+        negative=sweep.negative_prompt,
         seeds=tuple(parse_seeds("sweep.seeds", sweep.seeds, seed)),
         guidance=sweep.guidance,
         references=read_references("sweep.references", sweep.references),
@@ -136,7 +136,7 @@ def make_renderings(config: TrainConfig, base: Base) -> tuple[Rendering, ...]:
         sampler=config.sweep.sampler,
         scheduler=config.sweep.scheduler,
         model=digest([base.identity(), identity.vae, identity.text]),
-        model_guidance=config.objective.guidance,
+        model_guidance=config.objective.guidance_scale,
     )
     made = vary(plain, sizes=config.sweep.sizes, step_counts=config.sweep.step_counts, samplers=config.sweep.samplers)
     check_sizes(made, base.family.bucket_step, base.family.name)

@@ -10,7 +10,7 @@ from .step import LossSettings
 
 LAWS: dict[str, Callable[[ObjectiveConfig], TimestepLaw]] = {
     "uniform": lambda config: Uniform(),
-    "logit_normal": lambda config: LogitNormal(config.mean, config.std),
+    "logit_normal": lambda config: LogitNormal(config.logit_mean, config.logit_std),
     "mode": lambda config: Mode(config.mode_scale),
     "beta": lambda config: Beta(*config.beta),
 }
@@ -25,10 +25,10 @@ def check_objective(config: ObjectiveConfig, objective: Objective) -> None:
                     f"objective.{name} = {value}: it is made for epsilon and v models, this one is a flow model; set it to 0"
                 )
         return
-    for name, default in (("mean", 0.0), ("std", 1.0)):
-        if config.timesteps == "auto" and (value := getattr(config, name)) != default:
+    for name, default in (("logit_mean", 0.0), ("logit_std", 1.0)):
+        if config.timestep_sampling == "auto" and (value := getattr(config, name)) != default:
             raise ConfigError(
-                f"objective.{name} = {value}: this model predicts {objective.name} and is trained on uniform noise levels; set objective.timesteps = 'logit_normal', or leave it out"
+                f"objective.{name} = {value}: this model predicts {objective.name} and is trained on uniform noise levels; set objective.timestep_sampling = 'logit_normal', or leave it out"
             )
     if config.shift != "auto":
         raise ConfigError(
@@ -38,7 +38,7 @@ def check_objective(config: ObjectiveConfig, objective: Objective) -> None:
 
 def noise_levels(config: ObjectiveConfig, objective: Objective, family_shift: float | ResolutionShift) -> NoiseLevels:
     """The law of trained noise levels. auto: logit-normal with the family's shift for flow models, else uniform."""
-    law = config.timesteps
+    law = config.timestep_sampling
     if law == "auto":
         law = "logit_normal" if objective.name == "flow" else "uniform"
     shift: float | ResolutionShift

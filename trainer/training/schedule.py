@@ -46,4 +46,4 @@ def lr_factor(step: int, total: int, config: ScheduleConfig) -> float:
     if step < warmup:
         return (step + 1) / warmup
     t = (step - warmup) / max(total - warmup, 1)
-    return config.floor + (1 - config.floor) * LAWS[config.kind](min(t, 1.0), config)
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * LAWS[config.kind](min(t, 1.0), config)

@@ -46,7 +46,7 @@ def demo_data() -> DatasetValue:
     sets: dict[str, dict[str, Any]] = {
         "images": {"caption_dropout": 0.1},
         "scenes": {"role": "regularisation"},
-        "held_out": {"role": "held_out"},
+        "held_out": {"role": "validation"},
     }
     configs = (parse({"folder": str(folder / name), **options}, DatasetConfig) for name, options in sets.items())
     return DatasetValue(sets=tuple(configs))

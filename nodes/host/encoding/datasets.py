@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ....trainer.config.aliases import no_note
 from ....trainer.config.run import DataConfig, DatasetConfig, MemoryConfig
 from ....trainer.config.toml import Json, digest, parse, to_dict
 from ....trainer.data.cache.fill import fill
@@ -93,7 +94,7 @@ def add_folder(previous: DatasetValue | None, options: Json) -> tuple[DatasetVal
     checked = _allowed_paths(options)
     for name, kind in LISTS.items():
         checked[name] = number_list(str(checked.get(name) or ""), kind, name)
-    return _added(previous, [parse(checked, DatasetConfig)])
+    return _added(previous, [parse(checked, DatasetConfig, no_note)])
 
 
 def add_file(previous: DatasetValue | None, name: str) -> tuple[DatasetValue, Tensor, str]:
@@ -184,7 +185,7 @@ def add_images(
         "masks": str(folder / "masks") if mask_contents else "",
         "references": [str(place) for place in shown_folders] or "",
     }
-    return _added(previous, [parse(config, DatasetConfig)])
+    return _added(previous, [parse(config, DatasetConfig, no_note)])
 
 
 def fill_cache(
@@ -217,7 +218,7 @@ def fill_cache(
     identity = encoder_identity(vae, clip, tiled=memory.vae_tiling, text_pixels=text_pixels(reading))
     cache = Cache(folder)
     work = find_work(cache, dataset, identity)
-    done = fill(cache, work, encoders, memory.vae_batch, lambda what, count, total: bar.update(count, total))
+    done = fill(cache, work, encoders, memory.vae_batch_size, lambda what, count, total: bar.update(count, total))
     listing = write_listing(folder, dataset)
     record = CacheValue(
         folder=str(folder),

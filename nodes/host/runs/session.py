@@ -70,7 +70,7 @@ class TrainRequest:
     def fixed(self, facts: Json) -> Json:
         """What must stay equal for a run to be continued."""
         training = to_dict(self.training)
-        for free in ("steps", "save_every", "keep"):
+        for free in ("steps", "save_every", "keep_checkpoints"):
             training.pop(free)
         return {
             "network": to_dict(self.network),
@@ -135,7 +135,7 @@ def make_session(
     init = _initial_weights(request.network, denoiser, targets)
     _say_what_is_known(denoiser, targets, log)
     training = request.training
-    log(epochs_text(make_report(dataset), training.batch_size, training.accumulation, training.steps))
+    log(epochs_text(make_report(dataset), training.batch_size, training.gradient_accumulation_steps, training.steps))
     prepare_weights(denoiser, patcher, request, log)
     levels = host_noise_levels(request.objective, denoiser)
     plan = make_plan(dataset.training, request.training.batch_size, request.training.seed)
@@ -167,7 +167,7 @@ def make_session(
 
 
 def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser) -> list[str]:
-    return resolve_targets(denoiser.module, denoiser.target_presets, network.targets, network.exclude)
+    return resolve_targets(denoiser.module, denoiser.target_presets, network.target_modules, network.exclude_modules)
 
 
 def validation_config(value: ValidationValue | None, dataset: Dataset) -> ValidationConfig:
@@ -176,7 +176,7 @@ def validation_config(value: ValidationValue | None, dataset: Dataset) -> Valida
         return ValidationConfig()
     if value.patience and not dataset.held_out:
         raise ConfigError(
-            f"patience = {value.patience} needs a held-out loss: set images aside (LoomCache held_out_share, or a LoomDataset of role held_out)"
+            f"patience = {value.patience} needs a held-out loss: set images aside (LoomCache held_out_share, or a LoomDataset of role validation)"
         )
     return ValidationConfig(every=value.measure_every, patience=value.patience)
 
@@ -261,7 +261,7 @@ def place_weights(denoiser: LoadedDenoiser, patcher: Any, log: Callable[[str], N
 
 def _condition_values(denoiser: LoadedDenoiser, objective: ObjectiveConfig) -> dict[str, float]:
     return {
-        name: objective.guidance if name == "guidance" else value
+        name: objective.guidance_scale if name == "guidance" else value
         for name, value in denoiser.settings.conditions.items()
     }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ....trainer.config.aliases import no_note
 from ....trainer.config.run import ObjectiveConfig
 from ....trainer.config.toml import Json, parse
 from ....trainer.data.batches import Singles, make_plan
@@ -74,7 +75,7 @@ def _losses(
 ) -> Losses | None:
     if not dataset.held_out:
         notes.append(
-            "held-out loss not measured: set images aside (LoomCache held_out_share, or a LoomDataset of role held_out)"
+            "held-out loss not measured: set images aside (LoomCache held_out_share, or a LoomDataset of role validation)"
         )
         return None
     record = run.read() if run.exists() else {}
@@ -129,6 +130,6 @@ def _measured(
 def _objective(record: Json) -> ObjectiveConfig:
     """The run's own, so that noise levels are shifted as in training; the defaults for files of no run."""
     try:
-        return parse(record["config"]["objective"], ObjectiveConfig)
+        return parse(record["config"]["objective"], ObjectiveConfig, no_note)
     except (LoomError, KeyError):
         return ObjectiveConfig()

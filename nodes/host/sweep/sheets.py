@@ -133,7 +133,7 @@ def rendered_sheet(
     sweep = SweepConfig(
         prompts=tuple(line.strip() for line in inputs["prompts"].splitlines() if line.strip()),
         prompt_library=library_path(inputs.get("prompt_library", "")),
-        negative=inputs.get("negative", ""),
+        negative_prompt=inputs.get("negative", ""),
         seeds=inputs["seeds"],
         strengths=inputs["strengths"],
         guidance=guidance.settings if guidance else (GuidanceConfig(),),

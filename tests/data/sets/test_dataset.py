@@ -33,17 +33,17 @@ def test_every_image_becomes_an_example(tmp_path):
 
 
 def test_held_out_share_is_seeded(tmp_path):
-    chosen = [{e.path.name for e in build(tmp_path, seed=seed, held_out_share=0.34).held_out} for seed in range(6)]
+    chosen = [{e.path.name for e in build(tmp_path, seed=seed, validation_split=0.34).held_out} for seed in range(6)]
     assert all(len(names) == 2 for names in chosen)
-    assert chosen[0] == {e.path.name for e in build(tmp_path, seed=0, held_out_share=0.34).held_out}
+    assert chosen[0] == {e.path.name for e in build(tmp_path, seed=0, validation_split=0.34).held_out}
     assert len({frozenset(names) for names in chosen}) > 1
 
 
 def test_held_out_share_must_leave_something(tmp_path):
     with pytest.raises(DataError, match="of 6 images is 0"):
-        build(tmp_path, held_out_share=0.01)
+        build(tmp_path, validation_split=0.01)
     with pytest.raises(DataError, match="of 6 images is 6"):
-        build(tmp_path, held_out_share=0.99)
+        build(tmp_path, validation_split=0.99)
 
 
 def test_roles_and_options_reach_the_examples(tmp_path):
@@ -51,7 +51,7 @@ def test_roles_and_options_reach_the_examples(tmp_path):
     sets = [
         DatasetConfig(folder=folder, repeats=3, weight=0.5, caption_dropout=0.2, flip=True),
         DatasetConfig(folder=folder, role="regularisation", teacher="base"),
-        DatasetConfig(folder=folder, role="held_out"),
+        DatasetConfig(folder=folder, role="validation"),
     ]
     dataset = build(tmp_path, sets)
     first = dataset.examples[0]
@@ -162,12 +162,12 @@ def test_several_resolutions_of_the_same_set(tmp_path):
 
 def test_an_image_is_held_out_at_all_its_resolutions(tmp_path):
     sets = one_set(resolutions=(48, 64)) + one_set(resolutions=(96,))
-    dataset = build(tmp_path, sets, held_out_share=0.34)
+    dataset = build(tmp_path, sets, validation_split=0.34)
     aside = {e.path for e in dataset.held_out}
     assert len(aside) == 2
     assert not aside & {e.path for e in dataset.training}
     assert len(dataset.held_out) == 6
-    assert {e.path for e in build(tmp_path, held_out_share=0.34).held_out} == aside, "the same share by the same seed"
+    assert {e.path for e in build(tmp_path, validation_split=0.34).held_out} == aside, "the same share by the same seed"
 
 
 def test_a_set_has_its_own_buckets(tmp_path):
@@ -179,7 +179,7 @@ def test_a_set_has_its_own_buckets(tmp_path):
 
 
 def test_images_of_another_size_are_left_out_and_named(tmp_path):
-    dataset = build(tmp_path, one_set(min_size=65, measure="area"))
+    dataset = build(tmp_path, one_set(min_size=65, size_metric="area"))
     assert [e.path.name for e in dataset.examples] == ["1.png", "3.png", "5.png"]
     assert (
         "3 left out, smaller than min_size = 65: 0.png (64 x 64), 2.png (64 x 64), 4.png (64 x 64)"
@@ -194,7 +194,7 @@ def test_images_of_another_size_are_left_out_and_named(tmp_path):
         "3 left out, wider than max_aspect = 1: 1.png (96 x 64)"
         in make_report(build(tmp_path, one_set(max_aspect=1.0))).text()
     )
-    assert "larger than max_size = 70" in make_report(build(tmp_path, one_set(max_size=70, measure="area"))).text()
+    assert "larger than max_size = 70" in make_report(build(tmp_path, one_set(max_size=70, size_metric="area"))).text()
 
 
 def test_large_images_are_reduced_before_the_crop(tmp_path):
@@ -253,6 +253,6 @@ def test_texts_are_known_in_advance_or_said_to_be_made_anew(tmp_path):
 
 def test_held_out_images_are_measured_with_their_plain_caption(tmp_path):
     sets = one_set(shuffle_tags=True, caption_variants=0)
-    [first, *_] = build(tmp_path, sets, held_out_share=0.5).held_out
+    [first, *_] = build(tmp_path, sets, validation_split=0.5).held_out
     assert first.live is None
     assert first.captions == ((pictures() / f"{first.path.stem}.txt").read_text().strip(),)

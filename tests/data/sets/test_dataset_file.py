@@ -121,7 +121,7 @@ def test_kohyas_toml(folder):
         repeats=10,
         captions="sidecar",
         caption="sks cat",
-        lines="each",
+        caption_lines="each",
         prefix="sks,",
         wildcards=True,
         shuffle_tags=True,
@@ -135,7 +135,7 @@ def test_kohyas_toml(folder):
         upscale=False,
     ), "one of the two kept tokens is the prefix's, which never moves"
     assert reg.teacher == "base"
-    assert (reg.role, reg.shuffle_tags, reg.lines, reg.masks) == ("regularisation", False, "first", "alpha")
+    assert (reg.role, reg.shuffle_tags, reg.caption_lines, reg.masks) == ("regularisation", False, "first", "alpha")
     assert (table.captions, table.metadata) == ("metadata", str(folder / "meta.json"))
     assert (table.resolutions, table.buckets, table.crop) == ((572,), "off", "random")
     assert [[image.repeats for image in scan(one).images] for one in listed.sets] == [[10, 10], [1], [1, 1]]
@@ -160,7 +160,7 @@ def test_simpletuners_json(folder):
         recursive=True,
         repeats=10,
         captions="sidecar",
-        lines="each",
+        caption_lines="each",
         prefix="sks,",
         shuffle_tags=True,
         keep_tokens=1,
@@ -172,11 +172,11 @@ def test_simpletuners_json(folder):
         min_size=500,
         max_size=2000,
         downsample=1500,
-        measure="area",
+        size_metric="area",
     ), "nine repeats more are ten times seen"
     assert (world.role, world.teacher) == ("regularisation", "base"), "its regularisation is parent and student"
     assert (world.captions, world.caption) == ("fixed", "a photo")
-    assert (world.buckets, world.resolutions, world.min_size, world.measure) == ("pixel", (512,), 256, "side")
+    assert (world.buckets, world.resolutions, world.min_size, world.size_metric) == ("pixel", (512,), 256, "side")
     assert world.crop == "none"
     assert plain(scan(cats).images[0].forms) == ("sks, a cat, sofa", "sks, a kitten, bed")
 
@@ -200,7 +200,7 @@ def test_nothing_is_ever_deleted(folder, name):
 
 def test_square_crops_are_measured_by_their_side(folder):
     [one] = read(folder, [{"instance_data_dir": "cat", "crop": True, "minimum_image_size": 512}]).sets
-    assert (one.buckets, one.crop, one.measure, one.min_size) == ("off", "random", "side", 512)
+    assert (one.buckets, one.crop, one.size_metric, one.min_size) == ("off", "random", "side", 512)
 
 
 def test_aspect_limits_and_faces(folder):
@@ -239,10 +239,10 @@ def test_reference_images_of_edit_models(folder):
 
 
 def test_our_own_toml(folder):
-    text = '[[dataset]]\nfolder = "cat"\nresolutions = [512, 768]\n\n[[dataset]]\nfolder = "reg"\nrole = "held_out"\n'
+    text = '[[dataset]]\nfolder = "cat"\nresolutions = [512, 768]\n\n[[dataset]]\nfolder = "reg"\nrole = "validation"\n'
     first, second = read(folder, text).sets
     assert first == DatasetConfig(folder=str(folder / "cat"), resolutions=(512, 768))
-    assert (second.folder, second.role) == (str(folder / "reg"), "held_out")
+    assert (second.folder, second.role) == (str(folder / "reg"), "validation")
 
 
 @pytest.mark.parametrize(
@@ -287,10 +287,10 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_sets_of_a_run_come_from_its_tables_and_from_files(folder):
-    own = DatasetConfig(folder="x", role="held_out")
+    own = DatasetConfig(folder="x", role="validation")
     (folder / "sets.toml").write_text(KOHYA)
     listed = gather_sets([own], [str(folder / "sets.toml")])
-    assert [one.role for one in listed.sets] == ["held_out", "train", "regularisation", "train"]
+    assert [one.role for one in listed.sets] == ["validation", "train", "regularisation", "train"]
     assert listed.notes
     with pytest.raises(ConfigError, match="no set has role = 'train'"):
         gather_sets([own], [])

@@ -256,9 +256,9 @@ def test_a_json_file_beside_the_image(tmp_path):
 def test_several_lines(tmp_path):
     put(tmp_path, "a.png", "a cat\n\n a kitten \n")
     assert captions(tmp_path) == ["a cat\n\n a kitten"]
-    assert captions(tmp_path, lines="first") == ["a cat"]
+    assert captions(tmp_path, caption_lines="first") == ["a cat"]
     [image] = find_images(
-        DatasetConfig(folder=str(tmp_path), lines="each", trigger="sks", prefix="photo,", suffix="end")
+        DatasetConfig(folder=str(tmp_path), caption_lines="each", trigger="sks", prefix="photo,", suffix="end")
     )
     assert plain(image.forms) == ("sks photo, a cat end", "sks photo, a kitten end")
 

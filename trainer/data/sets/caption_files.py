@@ -77,7 +77,9 @@ def read_captions(image: Path, kind: str, config: DatasetConfig, listed: list[st
             "folder": [_from_folder(image)],
             "fixed": [],
         }[kind]
-    texts = [text for one in found for text in _lines(one, config.lines)] or _lines(fallback, config.lines)
+    texts = [text for one in found for text in _lines(one, config.caption_lines)] or _lines(
+        fallback, config.caption_lines
+    )
     if not texts:
         raise DataError(f"{image} has no caption: {_remedy(image, kind)}")
     return tuple(texts)

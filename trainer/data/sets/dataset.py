@@ -19,6 +19,8 @@ from .captions import plain, variants
 from .placement import buckets_of, placements, stretched, why_left_out
 from .scan import ImageFile, scan
 
+HELD_OUT = "held_out"
+"""Role of an example that is not trained on, as caches and digests have always had it; "validation" in the options."""
 MOST_STRETCHED = 0.05
 """Images that crop = "none" changes by more than this share are named in the report."""
 
@@ -36,11 +38,11 @@ class Dataset:
     @property
     def training(self) -> list[Example]:
         """What is trained on, regularisation included."""
-        return [example for example in self.examples if example.role != "held_out"]
+        return [example for example in self.examples if example.role != HELD_OUT]
 
     @property
     def held_out(self) -> list[Example]:
-        return [example for example in self.examples if example.role == "held_out"]
+        return [example for example in self.examples if example.role == HELD_OUT]
 
     @property
     def captions(self) -> list[str]:
@@ -79,7 +81,7 @@ def build_dataset(
     if not any(example.role == "train" for example in examples):
         raise DataError(problem_list(["no image is left to train on", *notes, *survey.problems.values()]))
     return Dataset(
-        examples=tuple(_with_held_out(examples, data.held_out_share, seed)),
+        examples=tuple(_with_held_out(examples, data.validation_split, seed)),
         notes=tuple(notes),
         unreadable=tuple(survey.problems.items()),
         looks={path: (known.fingerprint, known.colours) for path, known in survey.facts.items()},
@@ -118,7 +120,7 @@ def _examples(
                 repeats=image.repeats,
                 weight=config.weight,
                 caption_dropout=config.caption_dropout,
-                role=config.role,
+                role=HELD_OUT if config.role == "validation" else config.role,
                 teacher=config.teacher if config.role == "regularisation" else "images",
                 mask=image.mask,
                 references=image.references,
@@ -160,7 +162,7 @@ def _with_held_out(examples: list[Example], share: float, seed: int) -> list[Exa
     count = round(share * len(images))
     if share and count in (0, len(images)):
         raise DataError(
-            f"data.held_out_share = {share} of {len(images)} images is {count}: use more images or another share"
+            f"data.validation_split = {share} of {len(images)} images is {count}: use more images or another share"
         )
     chosen = {images[i] for i in permutation(len(images), seed, "held out")[:count]}
     return [_held_out(e) if e.role == "train" and e.path in chosen else e for e in examples]
@@ -181,5 +183,5 @@ def _content(path: Path | None) -> str:
 def _held_out(example: Example) -> Example:
     """Measured in one way only: upright, with its first caption in its plain form."""
     return replace(
-        example, role="held_out", may_flip=False, caption_dropout=0.0, captions=example.captions[:1], live=None
+        example, role=HELD_OUT, may_flip=False, caption_dropout=0.0, captions=example.captions[:1], live=None
     )

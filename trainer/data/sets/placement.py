@@ -33,7 +33,7 @@ def buckets_of(config: DatasetConfig, data: DataConfig, step: int) -> list[Bucke
 
 def why_left_out(size: Size, config: DatasetConfig) -> str:
     """Why the set does not take an image of this size and shape; "" if it does."""
-    value = measured(size, config.measure)
+    value = measured(size, config.size_metric)
     if config.min_size and value < config.min_size:
         return f"smaller than min_size = {config.min_size}"
     if config.max_size and value > config.max_size and not config.downsample:
@@ -49,7 +49,7 @@ def why_left_out(size: Size, config: DatasetConfig) -> str:
 def placements(known: FileFacts, config: DatasetConfig, buckets: Sequence[Buckets], seed: int) -> tuple[Geometry, ...]:
     """How an image is resized and cropped, once per resolution. A random place follows from the seed and its content."""
     size = known.size
-    value, least_scale = measured(size, config.measure), 0.0
+    value, least_scale = measured(size, config.size_metric), 0.0
     if config.downsample and value > config.max_size:
         least_scale = config.downsample / value
     made = []

@@ -23,7 +23,7 @@ INSTEAD = {
     "slider_strength": "there are no sliders here",
     "start_epoch": "continue the run with other sets",
     "start_step": "continue the run with other sets",
-    "timestep_sampling_offset": "use objective.mean",
+    "timestep_sampling_offset": "use objective.logit_mean",
     "train_batch_size": "set training.batch_size",
     "video": "only images are trained",
     "conditioning": "make the reference images beforehand and name their folder",
@@ -90,7 +90,7 @@ def _set(entry: Mapping[str, Any], helpers: Mapping[str, Mapping[str, Any]], not
     return {
         "folder": text_of(entry, "instance_data_dir"),
         "recursive": True,
-        "role": "held_out" if _kind(entry) == "eval" else role,
+        "role": "validation" if _kind(entry) == "eval" else role,
         "teacher": "base" if regularisation else "images",
         "repeats": whole_of(entry, "repeats") + 1,
         **_captions(entry, notes, where),
@@ -109,7 +109,7 @@ def _captions(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
         "captions": "fixed" if only else CAPTIONS[strategy],
         "caption": prompt if only else "",
         "prefix": prompt if switch_of(entry, "prepend_instance_prompt") and not only else "",
-        "lines": "all" if switch_of(entry, "disable_multiline_split") or strategy != "textfile" else "each",
+        "caption_lines": "all" if switch_of(entry, "disable_multiline_split") or strategy != "textfile" else "each",
     }
     if strategy == "parquet" and not only:
         table = entry.get("parquet")
@@ -152,7 +152,7 @@ def _sizes(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
     square = switch_of(entry, "crop") and text_of(entry, "crop_aspect", "square") == "square"
     made: Json = {
         "buckets": "off" if square else "pixel" if kind == "pixel" else "pixel_area",
-        "measure": "side" if square or kind == "pixel" else "area",
+        "size_metric": "side" if square or kind == "pixel" else "area",
         "min_size": _pixels(entry, "minimum_image_size", kind),
         "min_aspect": number_of(entry, "minimum_aspect_ratio"),
         "max_aspect": number_of(entry, "maximum_aspect_ratio"),

@@ -20,9 +20,10 @@ def test_channel_order_is_channel_row_column():
     assert pack(latents).tolist() == [[[1, 2, 3, 4, 5, 6, 7, 8]]]
 
 
-def test_odd_sides_are_refused():
-    with pytest.raises(ValueError, match="3 x 4"):
-        pack(torch.zeros(1, 1, 3, 4))
+@pytest.mark.parametrize("size", [(3, 4), (4, 3), (5, 5)])
+def test_odd_sides_are_refused(size):
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]}"):
+        pack(torch.zeros(1, 1, *size))
 
 
 def test_position_ids_follow_the_tokens():
@@ -42,6 +43,21 @@ def test_places_of_references_worked_by_hand():
     4 + 8 > 16 + 12 is false, so below at row 8; 12 high, 16 wide. In patches of 2: (0, 0), (0, 4), (4, 0).
     """
     assert reference_places([(8, 8), (8, 4), (4, 16)]) == [(0, 0), (0, 4), (4, 0)]
+
+
+def test_four_equal_references_worked_by_hand():
+    """8 x 8 latents each. Below the first (8 + 8 > 8 + 8 is false), then to its right (8 + 16 > 8 + 8), then below again
+    (8 + 16 > 8 + 16 is false), at row 16: none lies over another."""
+    assert reference_places([(8, 8)] * 4) == [(0, 0), (4, 0), (0, 4), (8, 0)]
+
+
+@given(sizes=st.lists(st.tuples(sides, sides), min_size=1, max_size=6))
+def test_no_two_references_share_a_position(sizes):
+    taken = set()
+    for (rows, columns), (top, left) in zip(sizes, reference_places(sizes), strict=True):
+        mine = {(top + y, left + x) for y in range(rows // 2) for x in range(columns // 2)}
+        assert not taken & mine
+        taken |= mine
 
 
 def test_ids_of_a_reference_worked_by_hand():

@@ -87,9 +87,10 @@ def test_unknown_schedule_lists_the_known():
         schedule(Epsilon(), "nromal", 3)
 
 
-def test_progress_counts_every_step():
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_progress_counts_every_step(sampler):
     seen = []
-    SAMPLERS["heun"](
+    SAMPLERS[sampler](
         gaussian_denoiser(1.0), torch.ones(1, 1), schedule(Epsilon(), "normal", 5), lambda *p: seen.append(p)
     )
     assert seen == [(i + 1, 5) for i in range(5)]

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_loom.trainer.errors import ModelFileError
-from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
+from lora_loom.trainer.lora.host_formula import group_by_module, needs_whole_weight, weight_change
 from tests.conftest import HOST_FIXTURES
 
 RECORDED = load_file(HOST_FIXTURES / "adapters.safetensors")
@@ -41,3 +41,20 @@ def test_grouping():
     modules, unknown = group_by_module(tensors)
     assert {key: set(parts) for key, parts in modules.items()} == {"a.b": {"lora_A.weight", "alpha"}}
     assert unknown == ["c.diff"]
+
+
+def test_scales_of_columns_need_the_whole_weight_also_where_it_is_square():
+    columns, rows = torch.rand(1, 8), torch.rand(8, 1)
+    assert needs_whole_weight({"dora_scale": columns}, 8)
+    assert needs_whole_weight({"dora_scale": columns}, 5)
+    assert not needs_whole_weight({"dora_scale": rows}, 8)
+    assert not needs_whole_weight({}, 8)
+
+
+@pytest.mark.parametrize("span", [(0, 12), (0, 5), (3, 9), (4, 8), (7, 12)])
+def test_some_rows_of_a_kronecker_product_are_the_rows_of_the_whole(span):
+    """Heights of 4: a span begins and ends within one, at one, or is all of them."""
+    source = torch.Generator().manual_seed(0)
+    parts = {"lokr_w1": torch.randn(3, 2, generator=source), "lokr_w2": torch.randn(4, 3, generator=source)}
+    whole, base = weight_change(parts, torch.zeros(12, 6)), torch.zeros(span[1] - span[0], 6)
+    assert torch.equal(weight_change(parts, base, span=(span[0], 12)), whole[span[0] : span[1]])

@@ -93,10 +93,11 @@ def test_files_convert_back_for_training(network):
         assert torch.allclose(values[name], parameter, rtol=1e-5, atol=1e-6), name
 
 
-def test_starting_from_another_alpha_keeps_the_effect():
-    _, teacher = trained(NetworkConfig(rank=3, alpha=1.0))
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_starting_from_another_alpha_keeps_the_effect(kind):
+    _, teacher = trained(NetworkConfig(kind=kind, rank=3, alpha=1.0))
     file = to_file(teacher, key_of("x."), torch.float32)
-    pupil = inject(Net(), PATHS, NetworkConfig(rank=3, alpha=12.0), seed=9)
+    pupil = inject(Net(), PATHS, NetworkConfig(kind=kind, rank=3, alpha=12.0), seed=9)
     pupil.load(to_training(pupil, key_of("x."), file))
     assert max_relative_error(pupil, key_of("x."), file)[0] < 1e-5
 
@@ -126,6 +127,32 @@ def test_fp16_keeps_tiny_factors(kind):
         parameter.data += 1e-6 * torch.randn(parameter.shape, generator=source)
     error, _ = max_relative_error(adapter, key_of("x."), to_file(adapter, key_of("x."), torch.float16))
     assert error < 1e-3
+
+
+@pytest.mark.parametrize("silent", ["lora_A", "lora_B"])
+def test_fp16_keeps_a_module_that_does_nothing_at_zero(silent):
+    """A module that no gradient has reached has a factor of zeros: it must not become 0 / 0 when factors are balanced."""
+    _, adapter = trained(NetworkConfig(rank=3))
+    for name, parameter in adapter.parameters().items():
+        if name.startswith("first|") and silent in name:
+            parameter.data.zero_()
+    file = to_file(adapter, key_of("x."), torch.float16)
+    assert all(tensor.isfinite().all() for tensor in file.values())
+    assert not file[f"x.first.{silent}.weight"].any()
+    [other] = {"lora_A", "lora_B"} - {silent}
+    assert torch.equal(file[f"x.first.{other}.weight"], adapter.parameters()[f"first|{other}.weight"].half())
+
+
+def test_the_scale_of_dora_has_the_shape_that_hosts_divide_by():
+    """(O, 1) of a linear weight, (O, 1, 1, 1) of a convolution's: of shape (O), a host's division by (O, 1) gives (O, O)."""
+    _, adapter = trained(NetworkConfig(kind="dora", rank=3))
+    file = to_file(adapter, key_of("x."), torch.bfloat16)
+    shapes = {path: tuple(file[f"x.{path}.dora_scale"].shape) for path in PATHS}
+    weights = {path: dense_weight(adapter.layers[path].get_base_layer()).shape for path in PATHS}
+    assert shapes == {path: (size[0], *[1] * (len(size) - 1)) for path, size in weights.items()}
+    assert {len(shape) for shape in shapes.values()} == {2, 4}
+    assert {file[f"x.{path}.dora_scale"].dtype for path in PATHS} == {torch.float32}
+    assert {tuple(tensor.shape) for key, tensor in file.items() if key.endswith(".alpha")} == {()}
 
 
 @pytest.mark.parametrize("rank", [1, 2, 16])

@@ -111,7 +111,9 @@ def test_the_laws_of_d14(keep, count):
 @pytest.mark.parametrize("alpha", [2.0, None])
 def test_a_resized_file_acts_as_its_dense_approximation(tmp_path, style, alpha):
     source = lora_file(tmp_path / "a.safetensors", style=style, alpha=alpha)
-    report = resize(source, tmp_path / "b.safetensors", Keep(rank=2))
+    steps = []
+    report = resize(source, tmp_path / "b.safetensors", Keep(rank=2), progress=lambda *step: steps.append(step))
+    assert steps == [(done + 1, len(SHAPES)) for done in range(len(SHAPES))]
     before, after = changes(source), changes(tmp_path / "b.safetensors")
     assert before.keys() == after.keys()
     for key, whole in before.items():
@@ -273,6 +275,9 @@ def test_a_streamed_file_reads_back_equal(tmp_path_factory, parts):
         {"a": "ü"},
     )
     read = load_file(path)
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    assert (8 + length) % 8 == 0, "so that every tensor can be mapped where it lies"
+    assert path.stat().st_size == 8 + length + sum(tensor.nbytes for tensor in tensors.values())
     assert sorted(asked) == sorted(tensors)
     assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():

@@ -106,3 +106,26 @@ def test_a_link_in_a_run_is_followed_before_a_file_is_served(host):
 )
 def test_actions_come_from_our_own_pages_as_json(host, kind, origin, refused):
     assert bool(host("runs.routes").why_refused(kind, origin, "host:8188")) == refused
+
+
+def test_loras_are_named_as_loraloader_lists_them(host):
+    paths = host("paths")
+    assert paths.lora_name("my-run").replace("\\", "/") == "lora_loom/my-run/my-run.safetensors"
+    assert paths.lora_name("my-run", 250).replace("\\", "/") == "lora_loom/my-run/my-run-000250.safetensors"
+    file = paths.lora_root() / paths.lora_name("my-run", 250)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    assert paths.find_lora(paths.lora_name("my-run", 250)) == file
+    assert file.is_relative_to(paths.lora_folder())
+    with pytest.raises(ConfigError, match=r"no LoRA .*my-run\.safetensors"):
+        paths.find_lora(paths.lora_name("my-run"))
+
+
+def test_images_are_named_as_the_page_asks_for_them(host):
+    """`/view?filename=…&subfolder=…&type=…`: the file must be where that leads to."""
+    paths = host("paths")
+    shown = paths.preview("curve.png", b"content")
+    assert shown == {"filename": "curve.png", "subfolder": "lora_loom", "type": "temp"}
+    assert (host.base / "temp" / shown["subfolder"] / shown["filename"]).read_bytes() == b"content"
+    inside = host.base / "output" / "lora_loom" / "run" / "samples" / "a.png"
+    assert paths.display_path(inside) == {"filename": "a.png", "subfolder": "lora_loom/run/samples", "type": "output"}

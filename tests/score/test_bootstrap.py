@@ -75,3 +75,19 @@ def test_student_quantiles(freedom):
 def test_holes_are_refused():
     with pytest.raises(ValueError, match="finite numbers"):
         rank(["a", "b"], [[1.0, float("nan")], [1.0, 2.0]], lower_is_better=True)
+
+
+def test_one_candidate_alone_is_no_winner():
+    ranking = rank(["a"], [[1.0] * 8], lower_is_better=True)
+    assert ranking.first.name == "a"
+    assert ranking.tied == ()
+    assert not ranking.is_clear
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [(["a", "b"], [[], []]), ([], []), (["a", "b"], [[1.0, 2.0]]), (["a"], [[1.0, float("nan")]]), (["a"], [1.0, 2.0])],
+)
+def test_candidates_without_a_number_for_every_unit_are_refused(names, values):
+    with pytest.raises(ValueError, match="need one row of finite numbers each"):
+        rank(names, values, lower_is_better=True)

@@ -1,5 +1,6 @@
 """The loop as an order of events: accumulation, clipping, finite checks before the optimizer moves, averages."""
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,7 +13,7 @@ from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
 from lora_loom.trainer.errors import DivergedError
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.seeding import StepKey
-from lora_loom.trainer.training.held_out import HeldOut, held_out_loss
+from lora_loom.trainer.training.held_out import HeldOut, held_out_loss, held_out_losses, mean_loss
 from lora_loom.trainer.training.loop import Average, LoopSettings, Training, fit
 from lora_loom.trainer.training.optim import make_optimizer
 from lora_loom.trainer.training.step import LossSettings, draw, sample_loss, train_step
@@ -281,3 +282,8 @@ def test_held_out_loss_repeats_and_follows_only_the_adapter():
     take(fit(denoiser, state, ToyBatches(), settings(), lambda step: 1e-2), 3)
     assert held_out_loss(denoiser, held, LOSS.noise_levels) != first
     assert held.positions() == [0.125, 0.375, 0.625, 0.875]
+    losses = held_out_losses(denoiser, held, LOSS.noise_levels)
+    assert [len(row) for row in losses] == [4, 4, 4]
+    assert held_out_loss(denoiser, held, LOSS.noise_levels) == pytest.approx(sum(map(sum, losses)) / 12, rel=1e-12)
+    assert mean_loss([[1.0, 2.0], [3.0, 6.0]]) == 3.0
+    assert math.isnan(mean_loss([]))

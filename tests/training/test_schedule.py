@@ -46,6 +46,9 @@ def test_min_lr_ratio():
 def test_warmup_as_share_and_as_steps():
     assert warmup_steps(ScheduleConfig(warmup=0.1), 200) == 20
     assert warmup_steps(ScheduleConfig(warmup=15), 200) == 15
+    assert warmup_steps(ScheduleConfig(warmup=1), 200) == 1, "one step, not the whole run"
+    assert warmup_steps(ScheduleConfig(warmup=0.999), 200) == 200
+    assert warmup_steps(ScheduleConfig(warmup=2), 200) == 2
     values = curve(kind="linear", warmup=10)
     assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert values[10] == 1.0

@@ -123,6 +123,14 @@ def test_kohya_takes_the_nearest_ratio():
     assert buckets.target((640, 384)) == (640, 384)
 
 
+def test_kohya_takes_the_larger_of_two_buckets_that_are_equally_near():
+    """The ratio of the image is as far from 3 as from 4, as nearly as whole sides can say it."""
+    buckets = Buckets(method="kohya", resolution=512, step=256, min_side=256, max_side=1024)
+    assert {(768, 256), (1024, 256)} <= set(buckets.kohya_list)
+    assert buckets.target((121_635, 35_113)) == (1024, 256)
+    assert buckets.target((35_113, 121_635)) == (256, 1024)
+
+
 def test_no_upscale():
     small = (300, 200)
     assert Buckets(method="kohya", resolution=512, step=64, upscale=False).target(small) == (256, 192)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -206,6 +207,8 @@ def test_large_images_are_reduced_before_the_crop(tmp_path):
     first, second = (e.geometry for e in build(tmp_path, sets).examples)
     assert (first.resized, first.target, first.crop_left) == ((128, 128), (64, 64), 32)
     assert second.resized == (64, 64)
+    (exact, _) = (e.geometry for e in build(tmp_path, [replace(sets[0], max_size=400)]).examples)
+    assert exact.resized == (64, 64), "an image of just that size is not too large"
 
 
 def test_places_of_the_crop(tmp_path):

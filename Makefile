@@ -2,18 +2,28 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OLDEST ?= .venv-oldest
 # Installed first, so that nothing pulls in gigabytes of CUDA. A plain CPU machine elsewhere:
 #   make test TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow check bench size clean
+.PHONY: demo test test-oldest test-slow check bench size clean
 
 demo: $(VENV)/.ready
 	$(BIN)/lora-loom demo
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+
+# Every lower bound that pyproject.toml states, in an environment of its own (about 7 GB where the registry's old torch is
+# a CUDA build; UV_TORCH_BACKEND=cpu takes PyTorch's own CPU builds). Not a part of .ci/run.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e ".[dev]"
+	$(OLDEST)/bin/uv pip list --quiet --python $(OLDEST)
+	$(OLDEST)/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m slow
@@ -32,7 +42,7 @@ size:
 	@wc -l $$(git ls-files '*.py' | grep -v '^tests/') | sort -n
 
 clean:
-	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDEST) .bench .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

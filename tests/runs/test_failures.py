@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -383,3 +384,11 @@ def test_two_threads_may_write_the_same_record(tmp_path):
         list(threads.map(note, range(64)))
     record = RunFolder(tmp_path / "run").read()
     assert all(record[f"fact{number}"] == number for number in range(64))
+
+
+def test_a_missing_quantization_library_is_named_before_anything_is_loaded(tmp_path, monkeypatch):
+    """requirements.txt leaves optimum-quanto out, so that no host's torch is replaced: many will not have it."""
+    monkeypatch.setitem(sys.modules, "optimum.quanto", None)
+    monkeypatch.setattr(run_module, "open_base", lambda *arguments: pytest.fail("the base was opened"))
+    with pytest.raises(ConfigError, match=r"quantize = 'int8' needs the library optimum-quanto: pip install"):
+        train(make_config("sd", tmp_path, model={"quantize": "int8"}), SilentHost())

@@ -40,6 +40,7 @@ from ..training.optim import check_optimizer
 from ..training.text_encoders import WithText, all_targets, check_text_training, load_with_text, rate_scales, with_text
 from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
 from ..weights.devices import DTYPES, compute_dtype
+from ..weights.quantize import check_quantize
 from .execute import execute
 from .modules import modules_of_run
 from .previews import check_samples, make_samples, sample_inputs
@@ -96,6 +97,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     refuse_unused_options(config)
     check_optimizer(config.optimizer)
     check_tracker(config.output.report_to)
+    check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)
     if config.output.format != "native" and config.network.kind != "lora":
         raise ConfigError(

@@ -1,14 +1,33 @@
 """A frozen base packed by optimum-quanto: int8, int4, int2 or float8 weights that are unpacked on each use."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..errors import ConfigError
 from .frozen import FrozenLinear, dense, is_packed
 
 KINDS = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
+
+
+def check_quantize(kind: str) -> None:
+    """Raise ConfigError if a quantized base is asked for and cannot be made here."""
+    if kind != "none":
+        require_quanto(f"quantize = {kind!r}")
+
+
+def require_quanto(what: str) -> None:
+    """Raise ConfigError if optimum-quanto is missing.
+
+    requirements.txt leaves it out: it asks for torch 2.6, and pip would replace a host's older torch for it.
+    """
+    if find_spec("optimum") is None or find_spec("optimum.quanto") is None:
+        raise ConfigError(
+            f"{what} needs the library optimum-quanto: pip install optimum-quanto (it asks for torch 2.6 or newer, this is {torch.__version__})"
+        )
 
 
 def quantize(

@@ -38,7 +38,7 @@ from ....trainer.training.optim import check_optimizer
 from ....trainer.types import Example
 from ....trainer.weights.devices import DTYPES
 from ....trainer.weights.frozen import compute_in
-from ....trainer.weights.quantize import quantize, stored_bytes
+from ....trainer.weights.quantize import check_quantize, quantize, stored_bytes
 from ...sockets.values import CacheValue, MemoryValue, ValidationValue
 from ..backend.checkpointing import checkpoint_blocks
 from ..backend.conditions import ConditionSource, condition, fill_conditions
@@ -91,6 +91,7 @@ def check_request(patcher: Any, request: TrainRequest) -> Dataset:
     """Everything that can be refused without touching a weight. Raises LoomError."""
     refuse_patches(patcher)
     check_optimizer(request.optimizer)
+    check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
     make_plan(dataset.training, request.training.batch_size, request.training.seed)
     return dataset

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError, ModelFileError
 from ...types import Shapes
 from ...weights.frozen import FrozenLinear, compute_in
-from ...weights.quantize import quantize
+from ...weights.quantize import quantize, require_quanto
 from .family import Loading
 from .keymap import KeyMap, listing, to_diffusers
 from .source import Source
@@ -118,7 +118,8 @@ def _place_rest(module: nn.Module, loading: Loading) -> None:
 
 
 def unpack_quanto(cls: type[nn.Module], source: Source, loading: Loading) -> nn.Module:
-    """A network whose weights optimum-quanto has packed already; they stay packed."""
+    """A network whose weights optimum-quanto has packed already; they stay packed. Raises ConfigError without the library."""
+    require_quanto(f"{source.path} is quantized and")
     from optimum.quanto import requantize
 
     with torch.device("meta"):

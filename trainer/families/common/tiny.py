@@ -93,11 +93,12 @@ def tiny_gemma(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
 def tiny_qwen(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 48, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2 * tokens,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+            "rope_parameters": rope, "rope_scaling": rope,  # transformers 5 reads the first, 4 the second
             "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
         },
         vision_config={

@@ -208,7 +208,7 @@ class LoomDatasetFile(LoomNode):
     OUTPUT_TOOLTIPS = (
         "To LoomCache.",
         "Every image with its caption.",
-        "What was found, and what of the file was not taken.",
+        "What was found, and which options of the file were ignored.",
     )
 
     @classmethod

@@ -1,7 +1,7 @@
-"""The engine. What is listed here is its Python interface (docs/python-api.md); each name is imported when it is first used."""
+"""The training engine. The names listed here are its public Python interface (docs/python-api.md); each is imported on first use."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .base_model import open_base as open_base
@@ -83,8 +83,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _FROM[name].rpartition(".")
-    return getattr(importlib.import_module(f".{module}", __name__), attribute)
+    value: object = getattr(importlib.import_module(f".{module}", __name__), attribute)
+    return value

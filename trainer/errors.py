@@ -1,66 +1,68 @@
-"""Problems a user can mend. Every message says what is wrong, the value, and the remedy."""
+"""Errors that a user can fix. Every message states what is wrong, the value, and the remedy."""
+
+from collections.abc import Sequence
 
 
 class LoomError(Exception):
-    """Base of everything that is reported in one plain line instead of a traceback."""
+    """Base class of the errors that are reported as one plain line instead of a traceback. `exit_code` ends the command line."""
 
     exit_code = 1
 
 
 class ConfigError(LoomError):
-    """A setting that cannot work: unknown, of the wrong type, or out of range."""
+    """A setting is unknown, has the wrong type, or is out of range."""
 
     exit_code = 2
 
 
 class DataError(LoomError):
-    """Images or captions that cannot be used as they are."""
+    """Images or captions cannot be used as they are."""
 
     exit_code = 3
 
 
 class ModelFileError(LoomError):
-    """A base model, LoRA or encoder file that is missing, damaged or of the wrong kind."""
+    """A base model, LoRA or encoder file is missing, damaged or of the wrong kind."""
 
     exit_code = 4
 
 
 class RunError(LoomError):
-    """A run that cannot start, continue or be written."""
+    """A run cannot start, continue or be written."""
 
     exit_code = 5
 
 
 class PeerError(RunError):
-    """Another process of the run has ended; what it said before is the cause."""
+    """Another process of the run has ended. Its own message, printed before, is the cause."""
 
 
 class StoppedError(RunError):
-    """Someone asked for a stop before there was anything to save; what is done is kept."""
+    """A stop was requested before there was anything to save. Finished work (the cache) is kept."""
 
     exit_code = 130
 
 
 class DivergedError(LoomError):
-    """The loss or a gradient stopped being a finite number."""
+    """The loss or a gradient is no longer finite."""
 
     exit_code = 6
 
 
 class ServerError(LoomError):
-    """A ComfyUI server that cannot be reached, was lost for good, or answers what no ComfyUI does."""
+    """A ComfyUI server cannot be reached, the connection was lost for good, or the reply is not one that ComfyUI sends."""
 
     exit_code = 7
 
 
 class WorkflowError(LoomError):
-    """A workflow that the server refuses, or a node of it that failed."""
+    """The server rejected a workflow, or one of its nodes failed."""
 
     exit_code = 8
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """The end of an error message: the nearest known names, else all of them."""
+    """The end of an error message: "did you mean" with the nearest known names, or "known:" with all of them."""
     import difflib
 
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
@@ -69,12 +71,12 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return "known: " + ", ".join(sorted(known))
 
 
-def some(names: list[str], most: int = 5) -> str:
-    """The first `most` names, for one line of a report."""
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first `most` names, and how many more there are, for one line of a report."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def problem_list(problems: list[str], most: int = 10) -> str:
-    """The first `most` problems, a line each, and how many more there are."""
+    """The first `most` problems, one per line, and how many more there are."""
     more = f"\n… and {len(problems) - most} more" if len(problems) > most else ""
     return "\n".join(problems[:most]) + more

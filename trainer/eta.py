@@ -1,18 +1,21 @@
-"""How long something will still take."""
+"""Estimates of the remaining time of counted tasks."""
 
 import time
 from collections.abc import Callable
 
 
 class Eta:
-    """Seconds left of what is counted, by its pace since it was first heard of; each name is counted apart."""
+    """Remaining seconds of counted tasks, from the mean rate since each task was first reported. Tasks are told apart by name."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._first: dict[str, tuple[float, int, int]] = {}
 
     def left(self, name: str, done: int, total: int) -> float | None:
-        """None while nothing is known: at the first word, and when the counting begins anew."""
+        """Seconds left of the task `name`, of which `done` of `total` are finished.
+
+        None at the task's first report, and when its count has started over.
+        """
         now = self._clock()
         since, start, last = self._first.get(name, (now, done, done))
         if done < last:
@@ -22,7 +25,7 @@ class Eta:
 
 
 def duration(seconds: float) -> str:
-    """ "40 s", "12 min", "3.5 h"."""
+    """A duration in words: "40 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,6 @@
-"""What the stages hand to each other. Tensor shapes: B batch, C channels, H W latent rows and columns."""
+"""The values that the stages of training pass to each other. Tensor shapes: B batch, C channels, H W latent rows, columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,20 +10,30 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+Json = dict[str, object]
+"""A JSON object. Its values are checked where they are read."""
+
+Progress = Callable[[int, int], None]
+"""A callback that receives (finished, total) of one counted task. It may raise to cancel the task."""
+
+StageProgress = Callable[[str, int, int], None]
+"""A callback like `Progress` whose first argument names the stage ("images", "captions")."""
+
 Conditioning = Mapping[str, Any]
-"""Everything the network is told beside the noisy latents and sigma. The files backend: tensors with the batch first; the
-loaded backend: {"samples": one mapping per sample}."""
+"""The inputs of the denoiser other than the noisy latents and sigma. In the files backend these are tensors whose first
+dimension is the batch; in the loaded backend they are {"samples": one mapping per sample}."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Names and shapes of the tensors in a file."""
+"""{tensor name: shape} of a file, as its header states them."""
 
 
 def reference_name(number: int) -> str:
-    """What reference image `number`, from 0, is called in a conditioning and in the cache."""
+    """The name of reference image `number`, counted from 0, in a conditioning and in the cache."""
     return f"reference_{number + 1}" if number else "reference"
 
 
 def named_references(values: Sequence[Value]) -> dict[str, Value]:
+    """The values under the names that `reference_name` gives them, in order."""
     return {reference_name(number): value for number, value in enumerate(values)}
 
 
@@ -32,21 +42,8 @@ def references_in(named: Mapping[str, Value]) -> list[Value]:
     return [named[name] for number in range(len(named)) if (name := reference_name(number)) in named]
 
 
-STATES = (
-    "queued",
-    "caching",
-    "running",
-    "yielding",
-    "paused",
-    "stopping",
-    "finished",
-    "failed",
-    "interrupted",
-    "stopped",
-)
-"""Of a run."""
 ACTIVE = {"queued", "caching", "running", "yielding", "paused", "stopping"}
-"""Those in which somebody trains it, or will."""
+"""The states of a run that has not ended. A run that has ended is finished, failed, interrupted or stopped."""
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -54,7 +51,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How one image became its bucket: resized to cover it, then cropped. All in pixels."""
+    """How an image is fitted to its bucket: it is resized to cover the bucket, then cropped. All sizes are in pixels."""
 
     original: Size
     resized: Size
@@ -65,19 +62,19 @@ class Geometry:
 
     @classmethod
     def whole(cls, size: Size) -> "Geometry":
-        """Of a picture that is neither resized nor cropped, one that is made for instance."""
+        """The geometry of an image that is neither resized nor cropped, for instance a generated one."""
         return cls(original=size, resized=size, crop_left=0, crop_top=0, target=size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionForms:
-    """What an image's captions are made of, and how they vary from visit to visit."""
+    """The captions of an image, and how they vary each time the image is drawn."""
 
     texts: tuple[str, ...]
-    """The captions as they were found; one of them at a visit."""
+    """The captions as they were read. One of them is chosen each time the image is drawn."""
     before: str = ""
     after: str = ""
-    """Text around every caption, which stays as it is."""
+    """Text that is put before and after every caption. It is never shuffled or dropped."""
     wildcards: bool = False
     shuffle: bool = False
     keep_tokens: int = 0
@@ -89,49 +86,49 @@ class CaptionForms:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image as training will see it."""
+    """One image of a dataset at one size, with everything that training needs to know about it."""
 
     path: Path
     digest: str
     """sha256 of the file's bytes."""
     captions: tuple[str, ...]
-    """Every text that can occur, the plain form first; one of them at a visit."""
+    """Every text that can occur, the plain form first. One of them is chosen each time the image is drawn."""
     geometry: Geometry
     repeats: int = 1
-    """How often it is seen per epoch."""
+    """How often the image is used per epoch."""
     weight: float = 1.0
-    """Factor on its loss."""
+    """Factor on the image's loss."""
     caption_dropout: float = 0.0
     """Probability that the caption is replaced by the empty prompt."""
     role: str = "train"
     """train, regularisation or held_out."""
     teacher: str = "images"
-    """images, or base: the target is what the base predicts without the adapter."""
+    """images: the target is the usual one; base: the target is the prediction of the base model without the adapter."""
     may_flip: bool = False
-    """The mirror image is trained too, one of the two per visit."""
+    """The mirror image is trained too. One of the two is chosen each time the image is drawn."""
     background: str = "white"
-    """Colour under transparent pixels."""
+    """Colour that transparent pixels are composited on."""
     references: tuple[Path, ...] = ()
-    """Images that an edit model is shown together, beside the noise."""
+    """Reference images of an edit model, all used together."""
     mask: Path | None = None
-    """Image whose brightness weights the loss; the image itself where its own alpha is meant."""
+    """Image whose brightness weights the loss. The example's own path means its alpha channel."""
     live: CaptionForms | None = None
-    """Where given, every visit makes a new text of it and `captions` holds the plain forms only."""
+    """Dynamic captions: where given, a new text is made of it each time the image is drawn, and `captions` holds the plain forms only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderIdentity:
-    """Fingerprints of the encoders that filled a cache: tensors are only reused for the same ones."""
+    """Fingerprints of the encoders that filled a cache. Cached tensors are only reused by the same encoders."""
 
     vae: str
     text: str
     text_pixels: int = 0
-    """Area in pixels (as the side of a square) at which the text encoder sees reference images; 0 = it does not see them."""
+    """Area at which the text encoder reads reference images, as the side of a square in pixels. 0: it reads the text alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one forward pass trains on. Latents are in model space, fp32."""
+    """The samples of one forward pass. Latents are in model space, fp32; the mask has values in [0, 1]."""
 
     latents_BCHW: "Tensor"
     conditioning: Conditioning
@@ -139,30 +136,33 @@ class Batch:
     mask_B1HW: "Tensor | None"
     names: tuple[str, ...]
     by_base_B: "Tensor | None" = None
-    """Where True, the target is what the base predicts without the adapter; None if that is nowhere."""
+    """True for samples whose target is the prediction of the base model without the adapter; None if there are none."""
 
     @property
     def size(self) -> int:
+        """The number of samples."""
         return int(self.latents_BCHW.shape[0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """One optimizer step, after it was taken."""
+    """The measurements of one optimizer step, after it was taken."""
 
     step: int
-    """Steps taken so far, this one included."""
+    """Number of optimizer steps taken so far, including this one."""
     loss: float
-    """Mean over the samples of the step."""
+    """Mean loss over the samples of the step."""
     grad_norm: float
-    """L2 norm before clipping."""
+    """L2 norm of the gradient of all trainable parameters, before clipping."""
     learning_rate: float
+    """Learning rate of the first parameter group at this step."""
     seconds: float
+    """Wall time of the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell of a sweep: a picture and everything that made it."""
+    """One cell of a sweep: a generated image and the settings that produced it."""
 
     id: str
     image: Path
@@ -173,7 +173,7 @@ class Cell:
     seed: int
     guidance: str
     reference: str = ""
-    """File names of the images that an edit model was shown together."""
+    """File names of the reference images, which an edit model uses together."""
     prompt_name: str = ""
-    """What a prompt library calls the prompt."""
+    """The prompt's name in a prompt library; "" for a prompt that is not from one."""
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -101,7 +101,7 @@ def test_looking_after_a_cache(toml, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     result = run("cache", "verify", folder)
     assert result.exit_code == 3
-    assert "1 damaged ones were moved to quarantine/, 6 items will be encoded again" in result.stdout
+    assert "1 damaged shards were moved to quarantine/, 6 items will be encoded again" in result.stdout
     assert events(run("cache", toml, "--set", own, "--json"))[-1]["encoded"] == 6
     other = tmp_path / "other.toml"
     other.write_text(toml.read_text().replace("resolution = 64", "resolution = 32"))

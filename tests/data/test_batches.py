@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.data.batches import CachedBatches, Plan, Visit, make_plan
+from lora_loom.trainer.data.batches import CachedBatches, Draw, Plan, make_plan
 from lora_loom.trainer.data.cache.keys import views
 from lora_loom.trainer.data.cache.store import Cache, text_key
 from lora_loom.trainer.errors import ConfigError
@@ -42,12 +42,12 @@ def test_an_epoch_sees_each_example_as_often_as_it_repeats(plan: Plan, epoch):
         batch = plan.at(position)
         assert 1 <= len(batch) <= plan.batch_size
         [bucket] = [b for b in plan.buckets if batch[0].number in b]
-        assert {visit.number for visit in batch} <= set(bucket), "one bucket per batch"
+        assert {draw.number for draw in batch} <= set(bucket), "one bucket per batch"
         seen.update(batch)
-    assert max(seen.values()) == 1, "no visit twice"
+    assert max(seen.values()) == 1, "no draw twice"
     times = Counter(number for bucket in plan.buckets for number in bucket)
     assert {(number, turn) for number, _, turn in seen} == {(n, turn) for n in times for turn in range(times[n])}
-    assert {visit.epoch for visit in seen} == {epoch}
+    assert {draw.epoch for draw in seen} == {epoch}
 
 
 @given(plan=plans)
@@ -72,7 +72,7 @@ def test_last_partial_batches_stay():
 
 def test_a_batch_larger_than_the_set():
     with pytest.raises(
-        ConfigError, match=r"batch_size = 8: the set gives only 3 images per epoch; use at most 3, or raise"
+        ConfigError, match=r"batch_size = 8: the dataset gives only 3 images per epoch; use at most 3, or raise"
     ):
         make_plan([example(i) for i in range(3)], 8, 0)
 
@@ -132,7 +132,7 @@ def test_several_captions_take_turns(batches):
     one = example(0)
     two = Example(**{**one.__dict__, "captions": ("x", "y", "z")})
     made = batches([two], 1)
-    picks = Counter(made.pick(Visit(0, epoch, 0)).caption for epoch in range(300))
+    picks = Counter(made.pick(Draw(0, epoch, 0)).caption for epoch in range(300))
     assert set(picks) == {"x", "y", "z"}
     assert min(picks.values()) > 60
 
@@ -146,11 +146,11 @@ def test_what_is_seen_in_an_epoch_depends_on_the_example_alone(seed, sizes, more
         options = {"repeats": 2, "may_flip": True, "caption_dropout": 0.2, "live": forms}
         plan = make_plan(examples := [example(i, **options) for i in numbers], min(size, 2 * len(numbers)), seed)
         made = CachedBatches(examples, plan, None, "vae", normalise=None, condition=None, device=None)
-        visits = [visit for position in range(2 * plan.per_epoch) for visit in plan.at(position)]
-        picks = [(visit, made.pick(visit)) for visit in visits]
+        draws = [draw for position in range(2 * plan.per_epoch) for draw in plan.at(position)]
+        picks = [(draw, made.pick(draw)) for draw in draws]
         return {
-            (examples[visit.number].digest, visit.epoch, visit.turn): (pick.caption, pick.view.geometry.flip)
-            for visit, pick in picks
+            (examples[draw.number].digest, draw.epoch, draw.turn): (pick.caption, pick.view.geometry.flip)
+            for draw, pick in picks
         }
 
     one, other = seen([0, 1, 2, 3], sizes[0]), seen([*range(4, 4 + more), 3, 1, 0, 2], sizes[1])

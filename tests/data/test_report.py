@@ -71,9 +71,9 @@ def test_everything_odd_is_named(tmp_path, odd):
     for words in (
         "10 train images",
         "sizes: 32 x 48 to 200 x 150",
-        "1 images are smaller than their bucket and were enlarged: tiny.png",
+        "1 images are smaller than their bucket and are upscaled: tiny.png",
         "broken.png is not an image that can be read",
-        "1 groups look alike: again.jpg = original.png",
+        "1 groups are near-duplicates: again.jpg = original.png",
         "1 groups are the same file under several names: 0.png = copy of 0.png",
     ):
         assert words in text
@@ -92,9 +92,9 @@ def test_strict_refuses_every_warning_at_once(tmp_path, odd):
 def test_without_fingerprints_it_says_so(tmp_path):
     from dataclasses import replace
 
-    dataset = replace(build(tmp_path, pictures()), looks={})
+    dataset = replace(build(tmp_path, pictures()), fingerprints={})
     assert make_report(dataset).near_duplicates is None
-    assert "not looked for: pip install imagehash" in make_report(dataset).text()
+    assert "not searched for: pip install imagehash" in make_report(dataset).text()
 
 
 def test_steps_of_an_epoch_and_the_usual_ones(tmp_path):

@@ -276,7 +276,7 @@ def test_a_file_that_lost_a_tensor(toy_name, tmp_path):
         ("model.ckpt", b"x", "is a pickle, which can run code .* convert it to .safetensors"),
         ("model.gguf", b"GGUF", "is a GGUF file"),
         ("model.txt", b"x", r"is not a \.safetensors file or a diffusers folder"),
-        ("cut.safetensors", b'\x10\x00\x00\x00\x00\x00\x00\x00{"a"', "is damaged or cut short"),
+        ("cut.safetensors", b'\x10\x00\x00\x00\x00\x00\x00\x00{"a"', "is damaged or truncated"),
     ],
 )
 def test_files_that_are_no_base(tmp_path, name, content, message):
@@ -287,7 +287,7 @@ def test_files_that_are_no_base(tmp_path, name, content, message):
 
 def test_a_truncated_base(toy_file):
     toy_file.write_bytes(toy_file.read_bytes()[:-1000])
-    with pytest.raises(ModelFileError, match="damaged or cut short"):
+    with pytest.raises(ModelFileError, match="damaged or truncated"):
         open_source(str(toy_file))
 
 

@@ -154,7 +154,7 @@ def test_texts_are_kept_per_reference(tmp_path, before):
     Image.new("RGB", (90, 60), "red").save(before / "1.png")
     again = prepare(config, SilentHost())
     work = find_work(again.cache, again.dataset, again.identity)
-    assert {prompt.beside.example.path.name for prompt in work.prompts.values()} == {"1.png"}
+    assert {prompt.view.example.path.name for prompt in work.prompts.values()} == {"1.png"}
     assert {view.example.path.name for view in work.views.values()} == {"1.png"}
     assert len(work.prompts) == 2, "the caption and the empty prompt"
 

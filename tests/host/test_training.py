@@ -189,7 +189,7 @@ def test_the_cache_shows_its_report_and_the_crops(server, bases):
     assert (pixels(server, record, "sheet") == shown(server, record["outputs"]["cache"]["images"][0])).all()
     assert "2 train images" in report
     assert "broken.png" in report
-    assert "smaller than their bucket and were enlarged: small.png" in report
+    assert "smaller than their bucket and are upscaled: small.png" in report
     assert "encoded" in report
     sheet = pixels(server, record, "sheet")
     frame = (sheet == np.array(CROP)).all(-1)

@@ -8,7 +8,7 @@ from PIL import Image
 from lora_loom.nodes.dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
 from lora_loom.nodes.sockets.values import DatasetValue
 from lora_loom.trainer.config.dataset import DatasetConfig
-from lora_loom.trainer.data.sets.scan import find_images
+from lora_loom.trainer.data.sets.scan import scan
 from lora_loom.trainer.errors import ConfigError
 
 
@@ -77,7 +77,7 @@ def test_a_file_of_sets(host, cats):
     assert [one.repeats for one in value.sets] == [1, 3]
     assert value.notes == (
         "before",
-        "sets.toml: datasets 1, subset 1: batch_size = 2 is not taken; set training.batch_size",
+        "sets.toml: datasets 1, subset 1: batch_size = 2 is ignored; set training.batch_size",
     )
     assert value.notes[1] in report.splitlines()
     assert f"{cats}: 2 images, train, each seen 3 x per epoch" in report
@@ -165,7 +165,7 @@ def test_graph_images_may_have_captions_that_vary(host):
     )
     [one] = made.sets
     assert one == DatasetConfig(folder=one.folder, captions="sidecar", shuffle_tags=True, prefix="sks,")
-    assert [image.caption for image in find_images(one)] == ["sks, a, b, c", "sks, d"]
+    assert [image.caption for image in scan(one).images] == ["sks, a, b, c", "sks, d"]
     assert "2 images, train, each seen 1 x per epoch" in report
 
 

@@ -271,11 +271,11 @@ def spoilt_base(kind, folder):
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [
-        ("truncated", ModelFileError, "is damaged or cut short .*download or copy it again"),
+        ("truncated", ModelFileError, "is damaged or truncated .*download or copy it again"),
         ("a LoRA", ModelFileError, r"is a LoRA, not a base model; give it as network\.init_from"),
         ("of another family", ModelFileError, "is a sd3 model, not flux: set model.family = 'sd3' or auto"),
         ("with a damaged configuration", ModelFileError, r"config\.json is no JSON .*copy it again"),
-        ("of damaged encoders", ModelFileError, "is damaged or cut short"),
+        ("of damaged encoders", ModelFileError, "is damaged or truncated"),
         ("without a tensor", ModelFileError, r"1 missing \(proj_out\.weight\)"),
     ],
 )
@@ -329,7 +329,7 @@ def test_images_that_cannot_be_used(tmp_path, monkeypatch):
     (folder / "1.png").write_text("no picture")
     (folder / "2.png").write_bytes(b"")
     (folder / "3.txt").unlink()
-    with pytest.raises(DataError, match=r"3\.png has no caption: write 3\.txt beside it"):
+    with pytest.raises(DataError, match=r"3\.png has no caption: write 3\.txt next to it"):
         train(make_config("sd3", tmp_path / "out", dataset=[{"folder": str(folder)}]), SilentHost())
     (folder / "3.txt").write_text("a thing")
     strict = make_config("sd3", tmp_path / "out", dataset=[{"folder": str(folder)}], data={"strict": True})

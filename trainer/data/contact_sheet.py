@@ -1,4 +1,4 @@
-"""A contact sheet: every image of a set with its name and caption, the crop that training will see, and what is odd about it."""
+"""A contact sheet: every image of a dataset with its name, caption, crop and warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,63 +17,69 @@ from .sets.dataset import Dataset
 CELL, GAP, MARGIN = 192, 14, 20
 NAME, SMALL, LINE_HEIGHT = 12, 11, 16
 TEXT_LINES = 3
-"""Of the caption."""
+"""Number of lines of the caption that are printed."""
 MAX_CELLS = 120
 CROP = BEST
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
+    """The content of one cell of a contact sheet."""
+
     path: Path
     caption: str
     geometry: Geometry | None = None
-    """Where known, what is cut off is pale and the crop is framed."""
+    """Where given, the area that is cropped away is pale and the crop is framed."""
     note: str = ""
-    """Sizes, or how often it is seen."""
+    """Sizes, or repeats."""
     warning: str = ""
 
 
 def thumbnails(dataset: Dataset, report: Report) -> list[Thumbnail]:
-    """One per example, warnings first, so that a long set shows them on its first page."""
+    """One thumbnail per example. Those with warnings come first, so that a large dataset has them on its first page."""
     copies = {name for group in report.copies for name in group}
     alike = {name for group in report.near_duplicates or [] for name in group}
-    name, found = namer(dataset), []
+    name, cells = namer(dataset), []
     for example in dataset.examples:
-        place, factor = example.geometry, enlargement(example)
-        said = [f"enlarged {factor:.2f} x"] if factor > 1 else []
-        said += ["the same file twice"] if name(example.path) in copies else []
-        said += ["looks like another"] if name(example.path) in alike else []
+        geometry, factor = example.geometry, enlargement(example)
+        warnings = [f"upscaled {factor:.2f} x"] if factor > 1 else []
+        warnings += ["the same file twice"] if name(example.path) in copies else []
+        warnings += ["near-duplicate"] if name(example.path) in alike else []
         role = "" if example.role == "train" else f"{example.role.replace('_', ' ')}, "
-        seen = f", {example.repeats} x" if example.repeats > 1 else ""
-        note = f"{role}{_size(place.original)} → {_size(place.target)}{seen}"
-        found.append(
+        repeats = f", {example.repeats} x" if example.repeats > 1 else ""
+        note = f"{role}{_size(geometry.original)} → {_size(geometry.target)}{repeats}"
+        cells.append(
             Thumbnail(
-                path=example.path, caption=example.captions[0], geometry=place, note=note, warning=", ".join(said)
+                path=example.path,
+                caption=example.captions[0],
+                geometry=geometry,
+                note=note,
+                warning=", ".join(warnings),
             )
         )
-    return sorted(found, key=lambda one: not one.warning)
+    return sorted(cells, key=lambda cell: not cell.warning)
 
 
-def contact_sheet(shown: Sequence[Thumbnail], title: str, columns: int = 6) -> Image.Image:
-    """RGB. Sets of more than 120 images show the first 120 and say so; `contact_sheets` has all of them."""
-    if len(shown) > MAX_CELLS:
-        title = f"{title} (the first {MAX_CELLS} of {len(shown)})"
-    return _page(shown[:MAX_CELLS], title, columns)
+def contact_sheet(cells: Sequence[Thumbnail], title: str, columns: int = 6) -> Image.Image:
+    """The first 120 thumbnails as one RGB image; the title says so if there are more. `contact_sheets` draws all of them."""
+    if len(cells) > MAX_CELLS:
+        title = f"{title} (the first {MAX_CELLS} of {len(cells)})"
+    return _page(cells[:MAX_CELLS], title, columns)
 
 
-def contact_sheets(shown: Sequence[Thumbnail], title: str, columns: int = 6) -> list[Image.Image]:
-    """All of them, 120 a page."""
-    pages = [shown[start : start + MAX_CELLS] for start in range(0, len(shown), MAX_CELLS)] or [shown]
+def contact_sheets(cells: Sequence[Thumbnail], title: str, columns: int = 6) -> list[Image.Image]:
+    """All thumbnails, 120 per page."""
+    pages = [cells[start : start + MAX_CELLS] for start in range(0, len(cells), MAX_CELLS)] or [cells]
     return [
         _page(page, f"{title}, page {number} of {len(pages)}" if len(pages) > 1 else title, columns)
         for number, page in enumerate(pages, 1)
     ]
 
 
-def _page(shown: Sequence[Thumbnail], title: str, columns: int) -> Image.Image:
-    columns = min(columns, max(len(shown), 3))
-    lines = [1 + bool(one.note) + bool(one.warning) + len(_caption(one)) for one in shown]
-    rows = [max(lines[start : start + columns]) for start in range(0, len(shown), columns)]
+def _page(cells: Sequence[Thumbnail], title: str, columns: int) -> Image.Image:
+    columns = min(columns, max(len(cells), 3))
+    lines = [1 + bool(cell.note) + bool(cell.warning) + len(_caption(cell)) for cell in cells]
+    rows = [max(lines[start : start + columns]) for start in range(0, len(cells), columns)]
     width = 2 * MARGIN + columns * (CELL + GAP) - GAP
     heading = wrap(title, width - 2 * MARGIN, 17, bold=True)
     y = MARGIN + len(heading) * 23 + 8
@@ -82,15 +88,15 @@ def _page(shown: Sequence[Thumbnail], title: str, columns: int) -> Image.Image:
     pen = ImageDraw.Draw(page)
     write(pen, heading, MARGIN, MARGIN, 17, INK, bold=True)
     for row, count in enumerate(rows):
-        for column, thumbnail in enumerate(shown[row * columns : (row + 1) * columns]):
+        for column, thumbnail in enumerate(cells[row * columns : (row + 1) * columns]):
             _cell(page, pen, thumbnail, MARGIN + column * (CELL + GAP), y)
         y += CELL + count * LINE_HEIGHT + GAP
     return page
 
 
 def _cell(page: Image.Image, pen: ImageDraw.ImageDraw, thumbnail: Thumbnail, x: int, y: int) -> None:
-    picture = _picture(thumbnail)
-    page.paste(picture, (x + (CELL - picture.width) // 2, y + (CELL - picture.height) // 2))
+    image = _cropped(thumbnail)
+    page.paste(image, (x + (CELL - image.width) // 2, y + (CELL - image.height) // 2))
     pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), outline=BEST if thumbnail.warning else LINE)
     y += CELL + 3
     write(pen, [shortened(thumbnail.path.name, CELL)], x, y, NAME, INK)
@@ -108,7 +114,7 @@ def _caption(thumbnail: Thumbnail) -> list[str]:
 
 
 def shortened(name: str, width: int) -> str:
-    """A name that fits, its middle left out: the ends tell files apart. Line breaks and the like become spaces."""
+    """A name of at most `width` pixels. Its middle is left out, since the ends tell files apart; control characters become spaces."""
     name = "".join(letter if letter.isprintable() else " " for letter in name)
     keep, short = len(name), name
     while length(short, NAME) > width and keep > 2:
@@ -117,8 +123,8 @@ def shortened(name: str, width: int) -> str:
     return short
 
 
-def _picture(thumbnail: Thumbnail) -> Image.Image:
-    """The image in a cell; outside the crop it is pale, around the crop there is a frame."""
+def _cropped(thumbnail: Thumbnail) -> Image.Image:
+    """The image of a thumbnail: pale outside the crop, with a frame around the crop."""
     try:
         with opened(thumbnail.path) as image:
             image.draft(None, (2 * CELL, 2 * CELL))  # JPEGs are decoded no larger than needed
@@ -126,13 +132,13 @@ def _picture(thumbnail: Thumbnail) -> Image.Image:
     except DataError:
         return _unreadable()
     flat = ImageOps.contain(flat, (CELL, CELL), Image.Resampling.LANCZOS)
-    place = thumbnail.geometry
-    if place is None:
+    geometry = thumbnail.geometry
+    if geometry is None:
         return flat
-    across, down = flat.width / place.resized[0], flat.height / place.resized[1]
-    left, top = round(place.crop_left * across), round(place.crop_top * down)
-    right = min(flat.width, round((place.crop_left + place.target[0]) * across))
-    bottom = min(flat.height, round((place.crop_top + place.target[1]) * down))
+    across, down = flat.width / geometry.resized[0], flat.height / geometry.resized[1]
+    left, top = round(geometry.crop_left * across), round(geometry.crop_top * down)
+    right = min(flat.width, round((geometry.crop_left + geometry.target[0]) * across))
+    bottom = min(flat.height, round((geometry.crop_top + geometry.target[1]) * down))
     if (left, top, right, bottom) != (0, 0, flat.width, flat.height):
         pale = Image.blend(flat, Image.new("RGB", flat.size, PAPER), 0.65)
         pale.paste(flat.crop((left, top, right, bottom)), (left, top))

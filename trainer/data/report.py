@@ -1,4 +1,4 @@
-"""What a data set is and what became of each image: as text, as JSON, and as a list of warnings."""
+"""The report on a dataset: sizes, buckets and captions, with warnings about single images, as text and as JSON."""
 
 import os
 from collections import Counter, defaultdict
@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from ..errors import DataError, problem_list
-from ..types import Example, Size
+from ..errors import DataError, problem_list, some
+from ..types import Example, Json, Size
 from .images.duplicates import near_duplicates
 from .sets.dataset import Dataset
 
 PASSES = {"a character": (2000, 7000), "a style": (8000, 12000)}
-"""How many images are seen in all, as people who trained many LoRAs recommend: {what for: (least, most)}."""
-SHOWN = 5
-"""Names in a line of the text; the JSON has all."""
+"""{kind of LoRA: (least, most)} images that are used in a run in all, as experienced users recommend."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
+    """A bucket and the number of its images; `per_epoch` counts each as often as it repeats."""
+
     width: int
     height: int
     images: int
@@ -29,51 +29,51 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Names are paths below the folder that all images share."""
+    """Figures about a dataset. Images are named by their paths below the folder that all share. Fields are the keys of the JSON."""
 
     roles: dict[str, int]
-    """{role: images}; an image at several sizes counts once."""
+    """{role: number of images}. An image at several sizes counts once."""
     smallest: Size
     median: Size
-    """By area."""
+    """The median by area."""
     largest: Size
     buckets: list[Bucket]
-    """Of what is trained on."""
+    """The buckets of the images that are trained on."""
     repeats: dict[str, int]
-    """{how often an image is seen per epoch: how many images}."""
+    """{repeats per epoch: number of images}."""
     per_epoch: int
-    """Images seen per epoch, each as often as it repeats."""
+    """Number of images per epoch, each counted as often as it repeats."""
     captions: int
-    """Different captions."""
+    """Number of different captions."""
     without_caption: list[str]
     copies: list[list[str]]
-    """Groups of files with the same content under several names."""
+    """Groups of files with identical content."""
     near_duplicates: list[list[str]] | None
-    """Groups of images that look alike; None if nobody looked, for want of imagehash."""
+    """Groups of near-duplicates; None if they were not searched for because imagehash is missing."""
     enlarged: dict[str, float]
-    """{name: factor} of images smaller than their bucket."""
+    """{name: factor} of images that are upscaled because they are smaller than their bucket."""
     unreadable: dict[str, str]
-    """{name: reason}; left out."""
+    """{name: reason} of images that were left out because they cannot be read."""
     notes: list[str]
-    """What else is to be known of the sets, images that were left out and why among it."""
+    """Other notes about the sets, among them which images were left out and why."""
 
     @property
     def warnings(self) -> list[str]:
-        """What `data.strict` refuses."""
-        found = [f"left out, {reason}" for reason in self.unreadable.values()]
+        """The problems for which `data.strict` refuses a dataset."""
+        warnings = [f"left out, {reason}" for reason in self.unreadable.values()]
         for names, what in (
             (self.without_caption, "have no caption"),
-            (list(self.enlarged), "are smaller than their bucket and were enlarged"),
+            (list(self.enlarged), "are smaller than their bucket and are upscaled"),
             ([_group(group) for group in self.copies], "groups are the same file under several names"),
-            ([_group(group) for group in self.near_duplicates or []], "groups look alike"),
+            ([_group(group) for group in self.near_duplicates or []], "groups are near-duplicates"),
         ):
             if names:
                 kind = what if what.startswith("groups") else f"images {what}"
-                found.append(f"{len(names)} {kind}: {_some(names)}")
-        return found + self.notes
+                warnings.append(f"{len(names)} {kind}: {some(names)}")
+        return warnings + self.notes
 
     def text(self) -> str:
-        """In words."""
+        """The report in lines of plain text."""
         total = sum(self.roles.values())
         roles = ", ".join(f"{count} {role.replace('_', ' ')}" for role, count in self.roles.items())
         lines = [f"{roles} images" if len(self.roles) > 1 or "train" not in self.roles else f"{total} train images"]
@@ -86,16 +86,17 @@ class Report:
             lines.append("  repeats: " + ", ".join(f"{n} images {r} x per epoch" for r, n in self.repeats.items()))
         lines.append(f"  {self.captions} different captions")
         if self.near_duplicates is None:
-            lines.append("  images that look alike were not looked for: pip install imagehash")
+            lines.append("  near-duplicates were not searched for: pip install imagehash")
         lines += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, warnings included."""
+    def to_dict(self) -> Json:
+        """The report as a JSON object, including the warnings."""
         return {**asdict(self), "warnings": self.warnings}
 
 
 def make_report(dataset: Dataset) -> Report:
+    """The report on a dataset, computed from its examples."""
     images = list({example.path: example for example in dataset.examples}.values())
     name = namer(dataset)
     areas = sorted((example.geometry.original for example in images), key=lambda size: size[0] * size[1])
@@ -105,7 +106,7 @@ def make_report(dataset: Dataset) -> Report:
     for example in images:
         by_content[example.digest].append(name(example.path))
     once = list({example.digest: example for example in images}.values())
-    looks = [dataset.looks.get(example.path, ("", "")) for example in once]
+    fingerprints = [dataset.fingerprints.get(example.path, ("", "")) for example in once]
     training = dataset.training
     return Report(
         roles={role: roles[role] for role in order if roles[role]},
@@ -118,8 +119,8 @@ def make_report(dataset: Dataset) -> Report:
         captions=len({caption for example in dataset.examples for caption in example.captions}),
         without_caption=[name(e.path) for e in images if not any(caption.strip() for caption in e.captions)],
         copies=[names for names in by_content.values() if len(names) > 1],
-        near_duplicates=[[name(once[i].path) for i in group] for group in near_duplicates(looks)]
-        if any(fingerprint for fingerprint, _ in looks)
+        near_duplicates=[[name(once[i].path) for i in group] for group in near_duplicates(fingerprints)]
+        if any(fingerprint for fingerprint, _ in fingerprints)
         else None,
         enlarged={name(e.path): round(factor, 2) for e in training if (factor := enlargement(e)) > 1},
         unreadable={name(path): reason for path, reason in dataset.unreadable},
@@ -128,19 +129,30 @@ def make_report(dataset: Dataset) -> Report:
 
 
 def enlargement(example: Example) -> float:
-    """How much larger than its file an image is trained."""
-    place = example.geometry
-    return max(place.resized[0] / place.original[0], place.resized[1] / place.original[1])
+    """The factor by which an image is resized to its bucket, in the direction in which it is larger."""
+    geometry = example.geometry
+    return max(geometry.resized[0] / geometry.original[0], geometry.resized[1] / geometry.original[1])
 
 
 def refuse_warnings(report: Report) -> None:
-    """For `data.strict`. Raises DataError naming every warning."""
+    """Raise DataError that names every warning, if there are any. `data.strict` requests this."""
     if report.warnings:
         raise DataError(problem_list([f"data.strict: {warning}" for warning in report.warnings]))
 
 
-def epochs(report: Report, batch_size: int, accumulation: int, steps: int) -> dict[str, Any]:
-    """How steps and epochs relate, and how many steps people recommend. `accumulation` counts all forward passes of a step."""
+class Epochs(TypedDict):
+    """How the steps of a run relate to epochs."""
+
+    seen_per_epoch: int
+    batches_per_epoch: int
+    steps_per_epoch: int
+    epochs: float
+    recommended_steps: dict[str, list[int]]
+    """{kind of LoRA: [least, most]}, see `PASSES`."""
+
+
+def epochs(report: Report, batch_size: int, accumulation: int, steps: int) -> Epochs:
+    """How steps and epochs relate, and the recommended numbers of steps. `accumulation` counts all forward passes of a step."""
     batches = sum(ceil(bucket.per_epoch / batch_size) for bucket in report.buckets)
     per_step = batch_size * accumulation
     return {
@@ -155,11 +167,14 @@ def epochs(report: Report, batch_size: int, accumulation: int, steps: int) -> di
 
 
 def epochs_text(report: Report, batch_size: int, accumulation: int, steps: int) -> str:
-    found = epochs(report, batch_size, accumulation, steps)
-    ranges = ", ".join(f"{low} to {high} steps for {name}" for name, (low, high) in found["recommended_steps"].items())
+    """The result of `epochs` in two lines."""
+    figures = epochs(report, batch_size, accumulation, steps)
+    ranges = ", ".join(
+        f"{low} to {high} steps for {name}" for name, (low, high) in figures["recommended_steps"].items()
+    )
     return (
-        f"seen per epoch: {found['seen_per_epoch']} images in {found['batches_per_epoch']} batches = {found['steps_per_epoch']} steps\n"
-        f"{steps} steps are {found['epochs']:.1f} epochs; usual at this batch size: {ranges}"
+        f"per epoch: {figures['seen_per_epoch']} images in {figures['batches_per_epoch']} batches = {figures['steps_per_epoch']} steps\n"
+        f"{steps} steps are {figures['epochs']:.1f} epochs; usual at this batch size: {ranges}"
     )
 
 
@@ -173,7 +188,7 @@ def _buckets(training: Sequence[Example]) -> list[Bucket]:
 
 
 def namer(dataset: Dataset) -> Callable[[Path], str]:
-    """Names as short as they can be: below the folder that all share."""
+    """A function that names images by their paths below the folder that all share."""
     paths = [example.path for example in dataset.examples] + [path for path, _ in dataset.unreadable]
     common = os.path.commonpath([path.parent for path in paths])
     return lambda path: Path(os.path.relpath(path, common)).as_posix()
@@ -185,7 +200,3 @@ def _size(size: Size) -> str:
 
 def _group(names: Sequence[str]) -> str:
     return " = ".join(names[:3]) + (f" = {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

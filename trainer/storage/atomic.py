@@ -1,4 +1,4 @@
-"""Writing files whole or not at all: a temporary name beside the target, fsync, then one rename."""
+"""Atomic writing of files and folders: a temporary name next to the target, fsync, then one rename."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, TypedDict
 
 from ..errors import RunError
 
@@ -20,17 +20,18 @@ TEMPORARY = ".tmp"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Raises RunError if the disk is full or the folder cannot be written."""
+    """Write a file atomically. Raises RunError if the disk is full or the folder is not writable."""
     with _whole_file(path) as file:
         file.write(content)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
+    """Write a value as indented JSON with sorted keys, atomically. Raises RunError."""
     write_bytes(path, json.dumps(data, indent=1, sort_keys=True).encode())
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file. Raises RunError."""
+    """Write a safetensors file atomically. Raises RunError."""
     from safetensors.torch import save
 
     write_bytes(path, save(dict(tensors), dict(metadata) if metadata else None))
@@ -42,27 +43,36 @@ def stream_tensors(
     produce: "Callable[[str], Tensor]",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """A safetensors file written tensor by tensor, so that only one of them is in memory.
+    """Write a safetensors file tensor by tensor, so that only one of them is in memory.
 
-    `layout` is {name: (safetensors' name of the number format, shape)}; `produce` is asked for each tensor once, in the
-    order of the file. Raises RunError.
+    `layout` is {name: (dtype as in a safetensors header, shape)}. `produce` is called once for each tensor, in the order of
+    the file. Raises RunError.
     """
-    names = sorted(layout, key=lambda name: (-bits_of(layout[name][0]), name))  # wide formats first: all stay aligned
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    names = sorted(
+        layout, key=lambda name: (-bits_of(layout[name][0]), name)
+    )  # wide dtypes first, so that all tensors are aligned
+    entries: dict[str, _Entry] = {}
     end = 0
     for name in names:
-        kind, shape = layout[name]
-        start, end = end, end + math.prod(shape) * bits_of(kind) // 8
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+        dtype, shape = layout[name]
+        start, end = end, end + math.prod(shape) * bits_of(dtype) // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    head = {"__metadata__": dict(metadata)} if metadata else {}
+    text = json.dumps({**head, **entries}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with _whole_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            _write_tensor(file, produce(name), header[name], name)
+            _write_tensor(file, produce(name), entries[name], name)
 
 
-def _write_tensor(file: IO[bytes], tensor: "Tensor", entry: Mapping[str, Any], name: str) -> None:
+class _Entry(TypedDict):
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+def _write_tensor(file: IO[bytes], tensor: "Tensor", entry: _Entry, name: str) -> None:
     import torch
 
     start, end = entry["data_offsets"]
@@ -73,14 +83,14 @@ def _write_tensor(file: IO[bytes], tensor: "Tensor", entry: Mapping[str, Any], n
         file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def bits_of(kind: str) -> int:
-    """Width of a safetensors number format: 32 of F32, 8 of F8_E4M3 and of BOOL."""
-    return 8 if kind == "BOOL" else int(re.match(r"[A-Z]+(\d+)", kind)[1])  # type: ignore[index]
+def bits_of(dtype: str) -> int:
+    """Bits per element of a dtype as in a safetensors header: 32 for F32, 8 for F8_E4M3 and for BOOL."""
+    return 8 if dtype == "BOOL" else int(re.match(r"[A-Z]+(\d+)", dtype)[1])  # type: ignore[index]
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under `path` complete or not at all. Raises RunError; an old `path` must not exist."""
+    """A temporary folder that is renamed to `path` when the context ends without an error. `path` must not exist. Raises RunError."""
     temporary = path.with_name(path.name + TEMPORARY)
     with _plain_errors(path):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -95,7 +105,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise RunError unless files can be written into a folder, which is made if it is not there."""
+    """Raise RunError unless files can be written into a folder, which is created if necessary."""
     probe = folder / f"probe.{os.getpid()}{TEMPORARY}"
     with _plain_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,13 +116,13 @@ def check_writable(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path, pattern: str = "*") -> None:
-    """Delete what interrupted writes of the same names left behind. Only for whoever holds the folder's lock."""
+    """Delete the temporary files of interrupted writes. The caller must hold the folder's lock."""
     for path in folder.glob(f"{pattern}{TEMPORARY}"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames in a folder survive a power cut, where the system lets a folder be opened."""
+    """Make renames in a folder survive a power failure, on systems where a folder can be opened."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -123,7 +133,7 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under `path` complete or not at all. Raises RunError."""
+    """A temporary file that is renamed to `path` when the context ends without an error. Raises RunError."""
     with _plain_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY}")

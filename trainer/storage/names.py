@@ -1,4 +1,4 @@
-"""Names that become folders and files."""
+"""Checks of names that become folders and files."""
 
 from pathlib import PurePath, PurePosixPath
 
@@ -8,7 +8,10 @@ RESERVED_NAMES = {"cache", "con", "prn", "aux", "nul", *(f"{port}{n}" for port i
 
 
 def check_name(name: str) -> str:
-    """A run's name becomes a folder and file names: refuse anything that could leave its folder or break a system."""
+    """The name of a run, which becomes the name of a folder and of files.
+
+    Raises ConfigError for a name that could leave its folder or that some operating system does not accept.
+    """
     safe = bool(name) and len(name) <= 100 and all(c.isalnum() or c in "-_ ." for c in name)
     safe = safe and name[0] not in ". -" and name[-1] not in ". " and PurePath(name).name == name
     remedy = "use letters, digits, - _ . and spaces, at most 100, not starting or ending with a dot"
@@ -18,6 +21,6 @@ def check_name(name: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A file name that a server gave, without folders and without what a file system may refuse."""
+    """A file name from a server, without folders and without characters that some file system does not accept."""
     last = PurePosixPath(name.replace("\\", "/")).name
     return "".join(c if c.isalnum() or c in "-_.+ ()" else "_" for c in last).strip(". ") or "file"

@@ -1,8 +1,8 @@
-"""A safetensors file opened for reading: its header at once, its tensors one by one."""
+"""Reading safetensors files: the header at once, the tensors one by one."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -14,46 +14,84 @@ FORMATS = {
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-"""{number format: its name in a safetensors header}."""
+"""{dtype: its name in a safetensors header}."""
 TensorHeader = dict[str, tuple[str, tuple[int, ...]]]
-"""{tensor: (name of its number format, shape)}, in the order of the file."""
+"""{tensor name: (dtype as in a safetensors header, shape)}, in the order of the file."""
+
+
+class TensorSlice(Protocol):
+    """What is used of the slices of safetensors, which has no type annotations."""
+
+    def get_dtype(self) -> str:
+        """The dtype as in the header."""
+        ...
+
+    def get_shape(self) -> list[int]:
+        """The shape, known without reading the data."""
+        ...
+
+
+class OpenTensors(Protocol):
+    """What is used of the files that `safetensors.safe_open` opens, which has no type annotations."""
+
+    def metadata(self) -> Mapping[str, str] | None:
+        """The file's metadata, if it has any."""
+        ...
+
+    def keys(self) -> list[str]:
+        """The names of the tensors."""
+        ...
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The tensor on the CPU, memory-mapped where the system allows it."""
+        ...
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Shape and dtype of a tensor, without its data."""
+        ...
+
+
+def open_tensors(path: Path) -> OpenTensors:
+    """Open a safetensors file. Raises SafetensorError or OSError."""
+    from safetensors import safe_open
+
+    return cast(OpenTensors, safe_open(path, framework="pt"))
 
 
 class TensorFile:
-    """Raises ModelFileError if the file is missing or damaged."""
+    """An open safetensors file. Raises ModelFileError if it is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
-        opener: Any = safe_open
         self.path = path
         try:
-            self._file = opener(path, framework="pt")
+            self._file = open_tensors(path)
         except SafetensorError as error:
-            raise ModelFileError(f"{path} is damaged or no safetensors file ({error})") from error
+            raise ModelFileError(f"{path} is damaged or not a safetensors file ({error})") from error
         except OSError as error:
             raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
         self.metadata: dict[str, str] = dict(self._file.metadata() or {})
         self.layout: TensorHeader = {}
         for key in self._file.keys():  # noqa: SIM118 - not a dict
-            part = self._file.get_slice(key)
-            self.layout[key] = (str(part.get_dtype()), tuple(part.get_shape()))
+            entry = self._file.get_slice(key)
+            self.layout[key] = (entry.get_dtype(), tuple(entry.get_shape()))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{tensor name: shape}, from the header."""
         return {key: shape for key, (_, shape) in self.layout.items()}
 
     def get(self, key: str) -> Tensor:
         """The stored tensor, memory-mapped where the system allows it."""
-        tensor: Tensor = self._file.get_tensor(key)
-        return tensor
+        return self._file.get_tensor(key)
 
     def gather(self, keys: Mapping[str, str]) -> dict[str, Tensor]:
-        """{name: tensor} for {name: key}."""
+        """The stored tensors of several keys under other names, given as {name: key}."""
         return {name: self.get(key) for name, key in keys.items()}
 
 
 def read_lora(path: str | Path) -> dict[str, Tensor]:
-    """A LoRA file's tensors. Raises ModelFileError if it cannot be read."""
+    """All tensors of a LoRA file, in memory. Raises ModelFileError if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -170,7 +170,7 @@ def test_an_image_that_changes_while_it_is_cached_is_not_cached_as_what_it_was(t
     shutil.copytree(pictures(), folder)
     data = dataset(tmp_path, folder)
     Image.new("RGB", (64, 64), "teal").save(folder / "5.png")
-    with pytest.raises(DataError, match=r"5\.png has changed since it was looked at: run this again"):
+    with pytest.raises(DataError, match=r"5\.png has changed since the dataset was read: run this again"):
         run(tmp_path, data, encoders)
     assert run(tmp_path, dataset(tmp_path, folder), encoders)[1].encoded == 8
 

@@ -12,7 +12,7 @@ from scipy.ndimage import fourier_gaussian
 from lora_loom.trainer.config.run import DataConfig, DatasetConfig
 from lora_loom.trainer.data.images.index import FileIndex
 from lora_loom.trainer.data.images.probe import THUMBNAIL, thumbnail
-from lora_loom.trainer.data.images.saliency import BINS, SIDE, focus, place, spectral_residual
+from lora_loom.trainer.data.images.saliency import BINS, SIDE, crop_position, focus, spectral_residual
 from lora_loom.trainer.data.sets.dataset import build_dataset
 
 
@@ -34,7 +34,7 @@ def found(image):
 
 @given(x=st.integers(24, 360), y=st.integers(24, 104), seed=st.integers(0, 20))
 def test_what_stands_out_stays_in(x, y, seed):
-    left, _ = place(found(landscape((x, y), seed=seed)), (384, 128), (128, 128))
+    left, _ = crop_position(found(landscape((x, y), seed=seed)), (384, 128), (128, 128))
     assert left * 256 <= x <= left * 256 + 128
 
 
@@ -42,7 +42,8 @@ def test_what_stands_out_stays_in(x, y, seed):
 def test_the_mirror_image_is_cropped_mirrored(x, seed):
     image = landscape((x, 64), seed=seed)
     one, other = (
-        place(found(i), (384, 128), (128, 128))[0] for i in (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+        crop_position(found(i), (384, 128), (128, 128))[0]
+        for i in (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     )
     assert one == pytest.approx(1 - other, abs=0.06)
 
@@ -52,9 +53,9 @@ def test_the_mirror_image_is_cropped_mirrored(x, seed):
     target=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     spare=st.tuples(st.integers(0, 300), st.integers(0, 300)),
 )
-def test_a_place_is_within_the_image_and_the_best_there_is(sums, target, spare):
+def test_a_crop_is_within_the_image_and_the_best_there_is(sums, target, spare):
     resized = (target[0] + spare[0], target[1] + spare[1])
-    shares = place(sums.hex(), resized, target)
+    shares = crop_position(sums.hex(), resized, target)
     assert all(0 <= share <= 1 for share in shares)
 
     def held(values, whole, part, start):
@@ -72,7 +73,7 @@ def test_a_place_is_within_the_image_and_the_best_there_is(sums, target, spare):
 
 def test_a_blank_image_is_cropped_in_the_middle():
     assert not spectral_residual(np.full((THUMBNAIL, THUMBNAIL), 7.0)).any()
-    assert place(found(Image.new("RGB", (300, 100), "teal")), (300, 100), (100, 100)) == (0.5, 0.5)
+    assert crop_position(found(Image.new("RGB", (300, 100), "teal")), (300, 100), (100, 100)) == (0.5, 0.5)
 
 
 def test_a_data_set_is_cropped_by_it(tmp_path):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_loom.trainer.data.sets.captions import (
-    Drawn,
     PlainCaption,
+    RandomCaption,
     caption_at,
     forms_of,
     plain,
@@ -39,7 +39,7 @@ def made(text, choice=None, **options):
 def test_tags_are_only_moved_and_dropped(forms: CaptionForms, key):
     [text] = forms.texts
     before, bare = split_tags(text, ","), CaptionForms(**{**forms.__dict__, "before": "", "after": ""})
-    after = split_tags(render(text, bare, Drawn(key)), ",")
+    after = split_tags(render(text, bare, RandomCaption(key)), ",")
     assert not Counter(after) - Counter(before), "nothing is invented"
     assert after[: forms.keep_tokens] == before[: forms.keep_tokens], "the first ones stay, and in their order"
     if not forms.tag_dropout:
@@ -50,7 +50,7 @@ def test_tags_are_only_moved_and_dropped(forms: CaptionForms, key):
 
 @given(forms=forms, key=st.integers(0, 1000))
 def test_trigger_and_ending_stay_around_everything(forms: CaptionForms, key):
-    text = render(forms.texts[0], forms, Drawn(key))
+    text = render(forms.texts[0], forms, RandomCaption(key))
     assert text.startswith(forms.before)
     assert text.endswith(forms.after)
 
@@ -58,7 +58,7 @@ def test_trigger_and_ending_stay_around_everything(forms: CaptionForms, key):
 @given(forms=forms, key=st.integers(0, 1000))
 def test_the_same_place_gives_the_same_text(forms: CaptionForms, key):
     text = forms.texts[0]
-    assert render(text, forms, Drawn(3, "x", key)) == render(text, forms, Drawn(3, "x", key))
+    assert render(text, forms, RandomCaption(3, "x", key)) == render(text, forms, RandomCaption(3, "x", key))
     assert render(text, forms, PlainCaption()) == plain(forms)[0]
 
 
@@ -69,7 +69,7 @@ def test_texts_in_advance(forms: CaptionForms, limit, seed):
     assert len(texts) <= limit
     assert (texts, complete) == variants(forms, limit, seed)
     if complete:
-        assert all(render(forms.texts[0], forms, Drawn(key)) in texts for key in range(50))
+        assert all(render(forms.texts[0], forms, RandomCaption(key)) in texts for key in range(50))
     elif forms.tag_dropout:
         assert len(texts) == limit
     else:
@@ -96,13 +96,13 @@ def test_too_many_forms_are_not_counted_out():
 
 
 def test_all_orders_are_equally_likely():
-    counts = Counter(made("a, b, c", Drawn(0, key), shuffle=True) for key in range(3000))
+    counts = Counter(made("a, b, c", RandomCaption(0, key), shuffle=True) for key in range(3000))
     assert len(counts) == 6
     assert min(counts.values()) > 400
 
 
 def test_dropout_has_its_rate_and_spares_what_is_kept():
-    texts = [made("a, b, c, d", Drawn(0, key), tag_dropout=0.25, keep_tokens=1) for key in range(2000)]
+    texts = [made("a, b, c, d", RandomCaption(0, key), tag_dropout=0.25, keep_tokens=1) for key in range(2000)]
     assert all(text.startswith("a") for text in texts)
     assert sum(len(split_tags(text, ",")) - 1 for text in texts) / 6000 == pytest.approx(0.75, abs=0.02)
 
@@ -127,11 +127,11 @@ def test_wildcards(text, expected):
 
 def test_separators():
     options = {"shuffle": True, "keep_separator": "|||"}
-    texts = {made("a, b ||| c, d ||| e", Drawn(0, key), **options) for key in range(30)}
+    texts = {made("a, b ||| c, d ||| e", RandomCaption(0, key), **options) for key in range(30)}
     assert texts == {"a, b, c, d, e", "a, b, d, c, e"}
-    texts = {made("a;;;b, c", Drawn(0, key), shuffle=True, secondary_separator=";;;") for key in range(30)}
+    texts = {made("a;;;b, c", RandomCaption(0, key), shuffle=True, secondary_separator=";;;") for key in range(30)}
     assert texts == {"a, b, c", "c, a, b"}, "tied together"
-    assert made("b a", Drawn(1), shuffle=True, tag_separator=" ") in ("a b", "b a")
+    assert made("b a", RandomCaption(1), shuffle=True, tag_separator=" ") in ("a b", "b a")
     assert made("a. b", shuffle=True, tag_separator=".") == "a. b"
 
 

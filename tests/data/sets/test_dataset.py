@@ -61,7 +61,7 @@ def test_roles_and_options_reach_the_examples(tmp_path):
     assert [e.teacher for e in dataset.examples] == ["images"] * 6 + ["base"] * 6 + ["images"] * 6
     assert len(dataset.held_out) == 6
     text = make_report(dataset).text() + epochs_text(make_report(dataset), batch_size=2, accumulation=1, steps=24)
-    assert "seen per epoch: 24 images in 12 batches = 12 steps" in text
+    assert "per epoch: 24 images in 12 batches = 12 steps" in text
     assert "24 steps are 2.0 epochs" in text
     assert "bucket 80 x 48: 12 per epoch" in text
 
@@ -71,7 +71,7 @@ def test_enlarged_images_are_named(tmp_path):
     folder.mkdir()
     Image.new("RGB", (20, 20)).save(folder / "dot.png")
     dataset = build(tmp_path, [DatasetConfig(folder=str(folder))])
-    assert "smaller than their bucket and were enlarged: dot.png" in make_report(dataset).text()
+    assert "smaller than their bucket and are upscaled: dot.png" in make_report(dataset).text()
 
 
 def test_digest_follows_content_not_place(tmp_path):
@@ -158,7 +158,7 @@ def test_several_resolutions_of_the_same_set(tmp_path):
     assert len(dataset.examples) == 18
     square = [e.geometry.target for e in dataset.examples if e.path.name == "0.png"]
     assert square == [(48, 48), (64, 64), (96, 96)], "0.01024 million pixels are 101 x 101"
-    assert "seen per epoch: 36 images" in epochs_text(make_report(dataset), 2, 1, 10)
+    assert "per epoch: 36 images" in epochs_text(make_report(dataset), 2, 1, 10)
 
 
 def test_an_image_is_held_out_at_all_its_resolutions(tmp_path):
@@ -230,7 +230,7 @@ def test_stretched_images_are_named(tmp_path):
     assert "stretched" not in make_report(build(tmp_path, one_set(crop="none", buckets="pixel", bucket_step=16))).text()
 
 
-def test_texts_are_known_in_advance_or_said_to_be_made_anew(tmp_path):
+def test_texts_are_known_in_advance_or_noted_to_be_drawn_each_time(tmp_path):
     folder = tmp_path / "tags"
     folder.mkdir()
     Image.new("RGB", (64, 64)).save(folder / "a.png")
@@ -250,7 +250,7 @@ def test_texts_are_known_in_advance_or_said_to_be_made_anew(tmp_path):
     live = made(caption_variants=0)
     assert live.examples[0].captions == ("a, b, c, d, e",)
     assert live.examples[0].live is not None
-    assert "captions are made and encoded anew at every visit" in make_report(live).text()
+    assert "a new caption is drawn and encoded each time an image is used" in make_report(live).text()
     assert len({drawn.digest, complete.digest, live.digest}) == 3
 
 

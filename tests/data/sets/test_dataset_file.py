@@ -1,4 +1,4 @@
-"""Files that other trainers read: what they mean here, and what of them is not taken is said."""
+"""Files that other trainers read: what they mean here, and what of them is ignored is reported."""
 
 import json
 
@@ -142,14 +142,14 @@ def test_kohyas_toml(folder):
     assert plain(scan(table).images[0].forms) == ("x, y",)
 
 
-def test_what_of_kohyas_toml_is_not_taken_is_said(folder):
+def test_what_of_kohyas_toml_is_ignored_is_reported(folder):
     notes = read(folder, KOHYA).notes
-    assert "sets.toml: datasets 1, subset 1: color_aug = True is not taken; there is none here" in notes
-    assert "sets.toml: datasets 1, subset 1: batch_size = 4 is not taken; set training.batch_size" in notes
-    assert "sets.toml: datasets 1, subset 1: unknown and not taken: no_such_thing" in notes
-    assert "sets.toml: datasets 1, subset 2, custom_attributes: unknown and not taken: other" in notes
-    assert any("resolution = [512, 640] is taken as its area, a square of 572 pixels" in note for note in notes)
-    assert any("random_crop is taken as one place per image" in note for note in notes)
+    assert "sets.toml: datasets 1, subset 1: color_aug = True is ignored; there is no such option here" in notes
+    assert "sets.toml: datasets 1, subset 1: batch_size = 4 is ignored; set training.batch_size" in notes
+    assert "sets.toml: datasets 1, subset 1: unknown options are ignored: no_such_thing" in notes
+    assert "sets.toml: datasets 1, subset 2, custom_attributes: unknown options are ignored: other" in notes
+    assert any("resolution = [512, 640] is interpreted as its area, a square of 572 pixels" in note for note in notes)
+    assert any("random_crop is one position per image" in note for note in notes)
 
 
 def test_simpletuners_json(folder):
@@ -181,18 +181,18 @@ def test_simpletuners_json(folder):
     assert plain(scan(cats).images[0].forms) == ("sks, a cat, sofa", "sks, a kitten, bed")
 
 
-def test_what_of_simpletuners_json_is_not_taken_is_said(folder):
+def test_what_of_simpletuners_json_is_ignored_is_reported(folder):
     notes = "\n".join(read(folder, TUNER).notes)
-    assert "cats: probability = 0.5 is not taken; use repeats" in notes
-    assert "cats: unknown and not taken: brand_new" in notes
-    assert "cats, caption_shuffle: seed = 7 is not taken; the run's seed decides" in notes
-    assert "off: disabled, left out" in notes
+    assert "cats: probability = 0.5 is ignored; use repeats" in notes
+    assert "cats: unknown options are ignored: brand_new" in notes
+    assert "cats, caption_shuffle: seed = 7 is ignored; the run's seed decides" in notes
+    assert "off: left out because it is disabled" in notes
     assert "cache" not in notes, "where its caches lie matters to nobody here"
 
 
 @pytest.mark.parametrize("name", ["delete_unwanted_images", "delete_problematic_images", "delete_nsfw_images"])
 def test_nothing_is_ever_deleted(folder, name):
-    with pytest.raises(ConfigError, match=rf"cats: {name} = True: images are never deleted here; take it out"):
+    with pytest.raises(ConfigError, match=rf"cats: {name} = True: images are never deleted here; remove this option"):
         read(folder, [{**TUNER[0], name: True}, *TUNER[1:]])
     with pytest.raises(ConfigError, match="never deleted"):
         read(folder, [TUNER[4], {**TUNER[2], name: True}])
@@ -208,7 +208,7 @@ def test_aspect_limits_and_faces(folder):
     listed = read(folder, [{**entry, "minimum_aspect_ratio": 0.5, "maximum_aspect_ratio": 2.0}])
     [one] = listed.sets
     assert (one.min_aspect, one.max_aspect, one.crop) == (0.5, 2.0, "saliency")
-    assert "set 1: crop_style = 'face' is taken as 'saliency'" in "\n".join(listed.notes)
+    assert "set 1: crop_style = 'face' is interpreted as 'saliency'" in "\n".join(listed.notes)
 
 
 def test_captions_from_parquet_columns(folder):
@@ -217,7 +217,7 @@ def test_captions_from_parquet_columns(folder):
     listed = read(folder, [{**entry, "parquet": table}])
     [one] = listed.sets
     assert (one.captions, one.file_field, one.caption_field) == ("metadata", "id", "long")
-    assert "set 1, parquet: unknown and not taken: fallback_caption_column" in listed.notes[0]
+    assert "set 1, parquet: unknown options are ignored: fallback_caption_column" in listed.notes[0]
 
 
 def test_reference_images_of_edit_models(folder):
@@ -254,16 +254,16 @@ def test_our_own_toml(folder):
         ("a.toml", '[[dataset]]\nfolder = "cat"\n[training]', "it holds dataset, training"),
         ("a.toml", '[[dataset]]\nfoldr = "cat"', "set 1 (no folder): folder is missing"),
         ("a.toml", '[[dataset]]\nfolder = "cat"\nrepeats = 0', "set 1 (cat): dataset.repeats = 0"),
-        ("a.toml", "datasets = 3", "[[datasets]] is no list of tables"),
-        ("a.toml", "[[datasets]]\nsubsets = [1]", "[datasets.subsets] is no table"),
-        ("a.toml", "general = 1\n[[datasets]]", "[general] is no table"),
+        ("a.toml", "datasets = 3", "datasets = 3 is not a list of tables: write [[datasets]]"),
+        ("a.toml", "[[datasets]]\nsubsets = [1]", "datasets.subsets = 1 is not a table"),
+        ("a.toml", "general = 1\n[[datasets]]", "general = 1 is not a table: write [general]"),
         ("a.toml", "[[datasets]]", "describes no images"),
         ("a.toml", "[[datasets]]\nresolution = 'x'\n[[datasets.subsets]]", "subset 1: resolution = 'x': use one number"),
         ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 'x'", "num_repeats = 'x': use a number"),
         ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 3", "image_dir = 3: use a text"),
         ("a.json", "{", "is not valid JSON"),
-        ("a.json", "{}", "it is no list of data sets"),
-        ("a.json", "[1]", "it is no list of data sets"),
+        ("a.json", "{}", "it is not a list of datasets"),
+        ("a.json", "[1]", "it is not a list of datasets"),
         ("a.json", "[]", "describes no images: add a set"),
         ("a.json", '[{"instance_data_dir": "cat", "type": "aws"}]', "type = 'aws': only local can be read; copy"),
         ("a.json", '[{"dataset_type": "video"}]', "dataset_type = 'video': only image and eval can be read"),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lora_loom.trainer.config.run import DatasetConfig
 from lora_loom.trainer.data.sets.captions import plain
-from lora_loom.trainer.data.sets.scan import find_images, scan
+from lora_loom.trainer.data.sets.scan import scan
 from lora_loom.trainer.errors import DataError
 
 
@@ -22,7 +22,7 @@ def put(folder, name, caption=None):
 
 
 def captions(folder, **options):
-    return [image.caption for image in find_images(DatasetConfig(folder=str(folder), **options))]
+    return [image.caption for image in scan(DatasetConfig(folder=str(folder), **options)).images]
 
 
 def test_sidecars_with_trigger(tmp_path):
@@ -43,7 +43,7 @@ def test_other_sources(tmp_path):
 def test_auto_means_sidecars_as_soon_as_there_is_one(tmp_path):
     put(tmp_path, "a.png", "a cat")
     put(tmp_path, "b.png")
-    with pytest.raises(DataError, match=r"b\.png has no caption: write b\.txt beside it"):
+    with pytest.raises(DataError, match=r"b\.png has no caption: write b\.txt next to it"):
         captions(tmp_path)
     assert captions(tmp_path, caption="fallback") == ["a cat", "fallback"]
 
@@ -51,9 +51,9 @@ def test_auto_means_sidecars_as_soon_as_there_is_one(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "name", "remedy"),
     [
-        ("sidecar", "a.png", r"write a\.txt beside it"),
+        ("sidecar", "a.png", r"write a\.txt next to it"),
         ("filename", "___.png", "give it a name"),
-        ("folder", "7_/a.png", "put it in a folder named"),
+        ("folder", "7_/a.png", "put it in a folder whose name describes it"),
     ],
 )
 def test_missing_caption_names_file_and_remedy(tmp_path, kind, name, remedy):
@@ -105,7 +105,7 @@ def test_caption_in_another_encoding(tmp_path):
 def test_references(tmp_path):
     put(tmp_path / "images", "a.png", "make it red")
     put(tmp_path / "before", "a.jpg")
-    [image] = find_images(DatasetConfig(folder=str(tmp_path / "images"), references=str(tmp_path / "before")))
+    [image] = scan(DatasetConfig(folder=str(tmp_path / "images"), references=str(tmp_path / "before"))).images
     assert image.references == (tmp_path / "before" / "a.jpg",)
     assert image.mask is None
 
@@ -118,9 +118,9 @@ def test_masks(tmp_path):
     with pytest.raises(DataError, match=r"a\.png has no counterpart for dataset\.masks: put a\.png into"):
         captions(tmp_path / "images", **options)
     put(masks, "a.webp")
-    [image] = find_images(DatasetConfig(folder=str(tmp_path / "images"), **options))
+    [image] = scan(DatasetConfig(folder=str(tmp_path / "images"), **options)).images
     assert image.mask == masks / "a.webp"
-    [image] = find_images(DatasetConfig(folder=str(tmp_path / "images"), masks="alpha"))
+    [image] = scan(DatasetConfig(folder=str(tmp_path / "images"), masks="alpha")).images
     assert image.mask == image.path
 
 
@@ -161,7 +161,7 @@ def test_a_parquet_table(tmp_path):
         ),
         tmp_path / "metadata.parquet",
     )
-    [first, second] = find_images(DatasetConfig(folder=str(tmp_path)))
+    [first, second] = scan(DatasetConfig(folder=str(tmp_path))).images
     assert (first.forms.texts, second.forms.texts) == (("a cat", "a kitten"), ("a dog",))
     parquet.write_table(pyarrow.table({"image": [{"bytes": b"x"}], "text": ["a"]}), tmp_path / "metadata.parquet")
     with pytest.raises(DataError, match="the images are inside the table, in image; write them to files"):
@@ -212,13 +212,13 @@ def test_what_a_table_lacks_and_what_it_has_too_much(tmp_path):
     [
         ("metadata.jsonl", "{", r"metadata\.jsonl, line 1 is not valid JSON"),
         ("metadata.jsonl", "[1]", r"metadata\.jsonl, line 1 holds '\[1\]'"),
-        ("metadata.jsonl", '{"text": "x"}', r"metadata\.jsonl, row 1 names no file, it has text: add file_name"),
+        ("metadata.jsonl", '{"text": "x"}', r"metadata\.jsonl, row 1 does not name a file, it has text: add file_name"),
         (
             "metadata.jsonl",
             '{"file_name": "a.png", "size": 3}',
             "row 1 has no caption, it has file_name, size: name one",
         ),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', "row 1: text = '3' is no text"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', "row 1: text = '3' is not text"),
         ("metadata.json", '{"a": "x"}', r"metadata\.json: 'a' holds 'x'"),
         ("metadata.csv", "", r"a\.png has no caption"),
         ("metadata.jsonl", "\xe4", r"metadata\.jsonl is not UTF-8"),
@@ -230,7 +230,7 @@ def test_tables_that_cannot_be_used(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message):
         captions(tmp_path, captions="metadata")
     (tmp_path / name).unlink()
-    with pytest.raises(DataError, match=r"a\.png: no metadata\.jsonl, \.csv, \.parquet or \.json beside it"):
+    with pytest.raises(DataError, match=r"a\.png: no metadata\.jsonl, \.csv, \.parquet or \.json next to it"):
         captions(tmp_path, captions="metadata")
 
 
@@ -243,13 +243,13 @@ def test_a_json_file_beside_the_image(tmp_path):
         ('{"tags": ["cat", "sofa"]}', ("cat, sofa",)),
     ]:
         path.write_text(content)
-        [image] = find_images(DatasetConfig(folder=str(tmp_path), captions="json"))
+        [image] = scan(DatasetConfig(folder=str(tmp_path), captions="json")).images
         assert image.forms.texts == expected
     path.write_text("{")
     with pytest.raises(DataError, match=r"a\.json is not valid JSON"):
         captions(tmp_path, captions="json")
     path.unlink()
-    with pytest.raises(DataError, match=r"a\.png has no caption: write a\.json beside it"):
+    with pytest.raises(DataError, match=r"a\.png has no caption: write a\.json next to it"):
         captions(tmp_path, captions="json")
 
 
@@ -257,9 +257,9 @@ def test_several_lines(tmp_path):
     put(tmp_path, "a.png", "a cat\n\n a kitten \n")
     assert captions(tmp_path) == ["a cat\n\n a kitten"]
     assert captions(tmp_path, caption_lines="first") == ["a cat"]
-    [image] = find_images(
+    [image] = scan(
         DatasetConfig(folder=str(tmp_path), caption_lines="each", trigger="sks", prefix="photo,", suffix="end")
-    )
+    ).images
     assert plain(image.forms) == ("sks photo, a cat end", "sks photo, a kitten end")
 
 
@@ -275,7 +275,7 @@ def test_kohyas_folders(tmp_path):
         ("b.png", "my cat", 30),
         ("c.png", "dog", 6),
     ], "N times repeats, and the concept where there is no caption file"
-    assert found.notes == [f"{tmp_path}: not in a folder named N_concept, left alone: notes, e.png"]
+    assert found.notes == [f"{tmp_path}: ignored because not in a folder named N_concept: notes, e.png"]
     (tmp_path / "e.png").unlink()
     with pytest.raises(DataError, match=r"holds no images .*sub-folders are named as kohya's .*layout = 'kohya'"):
         captions(tmp_path)

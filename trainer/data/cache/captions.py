@@ -1,4 +1,4 @@
-"""Encoded captions for training: from the cache, or made when they are needed, where every visit has a new text."""
+"""Encoded captions for training: read from the cache, or encoded on demand where every draw has a new text."""
 
 from torch import Tensor
 
@@ -9,15 +9,16 @@ from .online import Items, Recent, SharedEncoders
 
 
 class EncodedCaptions:
-    """What the text encoders give for a caption."""
+    """The outputs of the text encoders for captions, as the conditioning of a batch needs them."""
 
     def __init__(self, cache: Items, identity: EncoderIdentity, encoders: SharedEncoders) -> None:
-        """The encoders are loaded when the first text is not in the cache."""
+        """The encoders are loaded when a text is requested that is not in the cache."""
         self._cache, self._identity, self._encoders = cache, identity, encoders
         self._recent = Recent()
 
     def of(self, view: View, caption: str) -> dict[str, Tensor]:
-        """Encoded one by one, so that the result does not depend on what else is in a batch."""
+        """The tensors of one caption for one view, on the CPU. Texts are encoded one at a time, so that the result does not depend
+        on the rest of the batch."""
         key = prompt_key(view, caption, self._identity)
         if not self._cache.missing([key]):
             return self._cache.get(key)
@@ -25,5 +26,5 @@ class EncodedCaptions:
 
     def _encoded(self, view: View, caption: str) -> dict[str, Tensor]:
         with self._encoders.use() as encoders:
-            made = encode_prompt(prompt_of(view, caption, self._identity), encoders, self._identity.text_pixels)
-        return {name: tensor.cpu() for name, tensor in made.items()}
+            encoded = encode_prompt(prompt_of(view, caption, self._identity), encoders, self._identity.text_pixels)
+        return {name: tensor.cpu() for name, tensor in encoded.items()}

@@ -1,7 +1,7 @@
-"""Filling the cache: every image through the VAE, every text through the encoders, once.
+"""Filling the cache: every image is encoded once by the VAE, every text once by the text encoders.
 
-While a batch is encoded, the next ones are read and the last ones are written, so that the encoder never waits. What is
-encoded together does not depend on where an earlier run was cut off: shards end where batches end.
+While one batch is encoded, the next ones are read and the previous ones are written, so that the encoder never waits. The
+composition of batches does not depend on where an earlier run was interrupted, because shards end where batches end.
 """
 
 import time
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import DataError, RunError
 from ...families.common.family import Encoders
-from ...types import named_references
+from ...types import StageProgress, named_references
 from ..images.index import known_digest
 from ..images.load import load_mask, load_pixels
 from .keys import Prompt, View, Work, reference_geometries
@@ -27,52 +27,60 @@ from .references import encode_with_references
 from .store import Cache
 
 T = TypeVar("T")
-Progress = Callable[[str, int, int], None]
+R = TypeVar("R")
 TEXT_BATCH = 8
 ITEMS_PER_SHARD = 32
 BYTES_PER_SHARD = 64_000_000
-"""A shard ends with the batch that takes it over one of these: a kill costs what is in two of them at most."""
+"""A shard ends with the batch that exceeds one of these limits. An interruption loses at most the content of two shards."""
 SECONDS_PER_SHARD = 20.0
-"""Slow encoders write earlier."""
+"""Slow encoders write a shard after this time even if it is small."""
 AHEAD = 2
-"""Batches of images that are read in advance."""
+"""Number of batches of images that are read in advance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheReport:
+    """How many items were in the cache, how many were encoded, and the bytes of tensors written."""
+
     reused: int
     encoded: int
     bytes: int
     notes: tuple[str, ...] = ()
-    """What did not go as asked, e.g. a smaller batch because memory ran out."""
+    """What differed from the settings, for instance a smaller batch because memory ran out."""
 
     def text(self) -> str:
+        """The report as one line, followed by the notes."""
         line = f"{self.reused} items reused, {self.encoded} encoded, {self.bytes:,} bytes written"
         return "\n".join([line, *self.notes])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """Pixels of one view and of what belongs to it, in [-1, 1]; masks in [0, 1]."""
+class LoadedView:
+    """The pixels of one view and of its reference images, in [-1, 1]; the mask in [0, 1]."""
 
     pixels_CHW: Tensor
     mask_1HW: Tensor | None
     references_CHW: tuple[Tensor, ...]
 
 
-def fill(cache: Cache, work: Work, encoders: Encoders, vae_batch: int, progress: Progress) -> CacheReport:
-    """Encode what is missing. Leaving it half-way, by an exception of `progress` for instance, keeps all that was encoded."""
+def fill(cache: Cache, work: Work, encoders: Encoders, vae_batch: int, progress: StageProgress) -> CacheReport:
+    """Encode everything that the cache lacks, `vae_batch` images at a time. If `progress` raises, what was encoded is kept.
+
+    Raises DataError if an image has changed, RunError if memory or disk space runs out.
+    """
     images = _Halving("images", vae_batch, "set memory.vae_tiling = true, or lower data.resolution")
     texts = _Halving("captions", TEXT_BATCH, "free GPU memory, or use a smaller text encoder")
     with _Writer(cache, -(-ITEMS_PER_SHARD // vae_batch) * vae_batch) as writer:
         _fill_images(work, encoders, images, writer, progress)
     with _Writer(cache, ITEMS_PER_SHARD) as text_writer:
         _fill_texts(work, encoders, texts, text_writer, progress)
-    notes = tuple(note for half in (images, texts) for note in half.notes)
+    notes = tuple(note for halving in (images, texts) for note in halving.notes)
     return CacheReport(reused=work.reused, encoded=work.count, bytes=writer.bytes + text_writer.bytes, notes=notes)
 
 
-def _fill_images(work: Work, encoders: Encoders, halving: "_Halving", writer: "_Writer", progress: Progress) -> None:
+def _fill_images(
+    work: Work, encoders: Encoders, halving: "_Halving", writer: "_Writer", progress: StageProgress
+) -> None:
     by_size: dict[object, list[str]] = defaultdict(list)
     for key, view in work.views.items():
         by_size[view.geometry.target].append(key)
@@ -85,48 +93,52 @@ def _fill_images(work: Work, encoders: Encoders, halving: "_Halving", writer: "_
         progress("images", done, len(work.views))
 
 
-def _fill_texts(work: Work, encoders: Encoders, halving: "_Halving", writer: "_Writer", progress: Progress) -> None:
+def _fill_texts(
+    work: Work, encoders: Encoders, halving: "_Halving", writer: "_Writer", progress: StageProgress
+) -> None:
     done = 0
     for chunk in _chunks(list(work.prompts), TEXT_BATCH):
-        alone = [key for key in chunk if work.prompts[key].beside is None]
-        items = halving(encoders.text.encode, [work.prompts[key].text for key in alone])
-        writer.add(dict(zip(alone, items, strict=True)))
-        beside = [key for key in chunk if work.prompts[key].beside is not None]
-        writer.add({key: encode_prompt(work.prompts[key], encoders, work.text_pixels) for key in beside})
+        text_only = [key for key in chunk if work.prompts[key].view is None]
+        items = halving(encoders.text.encode, [work.prompts[key].text for key in text_only])
+        writer.add(dict(zip(text_only, items, strict=True)))
+        with_images = [key for key in chunk if work.prompts[key].view is not None]
+        writer.add({key: encode_prompt(work.prompts[key], encoders, work.text_pixels) for key in with_images})
         done += len(chunk)
         progress("captions", done, len(work.prompts))
 
 
 def encode_prompt(prompt: Prompt, encoders: Encoders, text_pixels: int) -> dict[str, Tensor]:
-    """One prompt by itself, beside its images where it has some."""
-    view = prompt.beside
+    """The text encoder's outputs for one prompt, read together with the reference images of its view if it has one."""
+    view = prompt.view
     if view is None:
         return encoders.text.encode([prompt.text])[0]
     how = (view.example.references, text_pixels, view.example.background)
     return encode_with_references(encoders, prompt.text, *how, flip=view.geometry.flip)
 
 
-def load_view(view: View) -> Loaded:
-    """Raises DataError if the image is no longer the one that was looked at."""
+def load_view(view: View) -> LoadedView:
+    """Read the files of a view. Raises DataError if the image has changed since the dataset was built."""
     example = view.example
     if known_digest(example.path) != example.digest:
-        raise DataError(f"{example.path} has changed since it was looked at: run this again")
+        raise DataError(f"{example.path} has changed since the dataset was read: run this again")
     mask = None
     if example.mask is not None:
         mask = load_mask(example.mask, view.geometry, from_alpha=example.mask == example.path)
-    shown = zip(example.references, reference_geometries(view), strict=True)
-    return Loaded(
+    references = zip(example.references, reference_geometries(view), strict=True)
+    return LoadedView(
         pixels_CHW=load_pixels(example.path, view.geometry, example.background),
         mask_1HW=mask,
-        references_CHW=tuple(load_pixels(path, place, example.background) for path, place in shown),
+        references_CHW=tuple(load_pixels(path, geometry, example.background) for path, geometry in references),
     )
 
 
 def encode_views(
-    views: Sequence[Loaded], encoders: Encoders, halving: "_Halving | None" = None
+    views: Sequence[LoadedView], encoders: Encoders, halving: "_Halving | None" = None
 ) -> list[dict[str, Tensor]]:
-    """Per view {"latents": (C, h, w) raw} and, where there are such, {"mask": (1, h, w)} and {"reference",
-    "reference_2", …: (C, h, w) raw}."""
+    """For each view {"latents": (C, h, w)}, and "mask": (1, h, w), "reference", "reference_2", …: (C, h, w) where it has them.
+
+    Latents are raw, as the VAE gives them, in fp32 on the CPU; masks are averaged down to the size of the latents.
+    """
     encode = halving or _Halving("images", len(views), "")
     raws = encode(
         lambda part: list(encoders.image.encode(torch.stack(list(part))).float().cpu()), [v.pixels_CHW for v in views]
@@ -136,28 +148,26 @@ def encode_views(
         item = {"latents": raw_CHW}
         if view.mask_1HW is not None:
             item["mask"] = F.interpolate(view.mask_1HW.unsqueeze(0), size=raw_CHW.shape[-2:], mode="area")[0]
-        seen = [encoders.image.encode(one_CHW.unsqueeze(0))[0].float().cpu() for one_CHW in view.references_CHW]
-        item |= named_references(seen)
+        references = [encoders.image.encode(ref_CHW.unsqueeze(0))[0].float().cpu() for ref_CHW in view.references_CHW]
+        item |= named_references(references)
         items.append(item)
     return items
 
 
 class _Halving:
-    """Calls an encoder with as many inputs as memory allows: half of them whenever it runs out, from then on."""
+    """Calls an encoder in batches, and halves the batch size from then on whenever memory runs out."""
 
     def __init__(self, what: str, size: int, remedy: str) -> None:
         self.what, self.size, self.remedy = what, size, remedy
         self.notes: list[str] = []
 
-    def __call__(
-        self, encode: Callable[[Sequence[T]], list[dict[str, Tensor]] | list[Tensor]], inputs: Sequence[T]
-    ) -> list:  # type: ignore[type-arg]
-        """Raises RunError when not even one fits."""
-        found: list[object] = []
-        while len(found) < len(inputs):
-            part = inputs[len(found) : len(found) + self.size]
+    def __call__(self, encode: Callable[[Sequence[T]], list[R]], inputs: Sequence[T]) -> list[R]:
+        """The outputs for all inputs, in order. Raises RunError if not even one input fits into memory."""
+        outputs: list[R] = []
+        while len(outputs) < len(inputs):
+            part = inputs[len(outputs) : len(outputs) + self.size]
             try:
-                found += encode(part)
+                outputs += encode(part)
                 continue
             except torch.cuda.OutOfMemoryError as error:
                 if len(part) == 1:
@@ -168,11 +178,11 @@ class _Halving:
             self.notes.append(f"out of memory: {self.what} were encoded {self.size} at a time from then on")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        return found
+        return outputs
 
 
 class _Writer:
-    """Gathers items into shards and writes them in the background, one at a time; on leaving, whatever is left."""
+    """Collects items into shards and writes these in the background, one at a time. The rest is written on leaving the context."""
 
     def __init__(self, cache: Cache, most: int) -> None:
         self.cache, self.most = cache, most
@@ -212,23 +222,25 @@ class _Writer:
             self._flush()
             self._wait()
         except RunError:
-            if error is None:  # else the first problem is the one to tell
+            if error is None:  # otherwise the first error is the one to report
                 raise
         finally:
             self._pool.shutdown()
 
 
-def _ahead(load: Callable[[Sequence[str]], list[Loaded]], chunks: Sequence[Sequence[str]]) -> Iterator[list[Loaded]]:
-    """What `load` gives for each chunk, in order, read by threads a little in advance."""
+def _ahead(
+    load: Callable[[Sequence[str]], list[LoadedView]], chunks: Sequence[Sequence[str]]
+) -> Iterator[list[LoadedView]]:
+    """The result of `load` for each chunk, in order. Threads read a few chunks in advance."""
     rest = iter(chunks)
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="image reader") as pool:
         waiting = deque(pool.submit(load, chunk) for chunk in islice(rest, AHEAD))
         try:
             while waiting:
-                found = waiting.popleft().result()
+                loaded = waiting.popleft().result()
                 if (following := next(rest, None)) is not None:
                     waiting.append(pool.submit(load, following))
-                yield found
+                yield loaded
         finally:
             for future in waiting:
                 future.cancel()

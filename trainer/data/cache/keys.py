@@ -1,4 +1,4 @@
-"""What the cache must hold for a data set: every way an image is seen, every text, under keys that say what makes them."""
+"""What the cache must hold for a dataset: every view of an image and every text, under keys made of all that determines them."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,24 +12,25 @@ from .store import Cache, latent_key, text_key
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One way an example is seen: upright or mirrored."""
+    """One way in which an example is used: as it is, or mirrored."""
 
     example: Example
     geometry: Geometry
 
     @cached_property
     def reference_digests(self) -> tuple[str, ...]:
-        """Of the reference images' bytes, asked for once, so that a run does not need the files any more."""
+        """sha256 of each reference image's bytes, computed once, so that a run does not need the files later."""
         return tuple(known_digest(path) for path in self.example.references)
 
     def key(self, vae: str) -> str:
-        """In the cache, for a VAE of this identity."""
+        """The cache key of the view's latents, for a VAE with this fingerprint."""
         example = self.example
         others = [known_digest(example.mask) if example.mask else "", *(self.reference_digests or [""])]
         return latent_key(example.digest, self.geometry, example.background, others, vae)
 
 
 def views(example: Example) -> list[View]:
+    """The views of an example: one, or two if it may be mirrored."""
     upright = View(example=example, geometry=example.geometry)
     if not example.may_flip:
         return [upright]
@@ -38,66 +39,70 @@ def views(example: Example) -> list[View]:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A text as an encoder reads it: alone, or beside the reference images of a view."""
+    """A text as a text encoder reads it: alone, or together with reference images."""
 
     text: str
-    beside: View | None = None
+    view: View | None = None
+    """The view whose reference images the encoder reads with the text."""
 
 
 def prompt_key(view: View, caption: str, identity: EncoderIdentity) -> str:
-    """In the cache: of a caption, as it is read for this view."""
-    if not _is_shown(view, identity):
+    """The cache key of a caption, as the text encoder reads it for this view."""
+    if not _reads_references(view, identity):
         return text_key(caption, identity.text)
-    shown = references_digest(
+    references = references_digest(
         view.reference_digests, identity.text_pixels, view.example.background, flip=view.geometry.flip
     )
-    return text_key(caption, identity.text, shown)
+    return text_key(caption, identity.text, references)
 
 
 def prompt_of(view: View, caption: str, identity: EncoderIdentity) -> Prompt:
-    """A caption, as it is read for this view."""
-    return Prompt(text=caption, beside=view if _is_shown(view, identity) else None)
+    """A caption, as the text encoder reads it for this view."""
+    return Prompt(text=caption, view=view if _reads_references(view, identity) else None)
 
 
-def _is_shown(view: View, identity: EncoderIdentity) -> bool:
+def _reads_references(view: View, identity: EncoderIdentity) -> bool:
     return bool(identity.text_pixels) and bool(view.example.references)
 
 
 def _prompts(dataset: Dataset, identity: EncoderIdentity) -> dict[str, Prompt]:
-    """{key: prompt} of every text that can occur."""
+    """{cache key: prompt} of every text that can occur."""
     every = [view for example in dataset.examples for view in views(example)]
-    shown = [view for view in every if _is_shown(view, identity)]
-    alone = [] if shown and len(shown) == len(every) else dataset.captions
-    found = {text_key(text, identity.text): Prompt(text=text) for text in alone}
-    for view in shown:
+    with_images = [view for view in every if _reads_references(view, identity)]
+    text_only = [] if with_images and len(with_images) == len(every) else dataset.captions
+    prompts = {text_key(text, identity.text): Prompt(text=text) for text in text_only}
+    for view in with_images:
         for text in {"", *view.example.captions}:
-            found[prompt_key(view, text, identity)] = Prompt(text=text, beside=view)
-    return found
+            prompts[prompt_key(view, text, identity)] = Prompt(text=text, view=view)
+    return prompts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the cache lacks for a dataset."""
+    """The views and prompts that the cache lacks for a dataset, by key."""
 
     views: dict[str, View]
     prompts: dict[str, Prompt]
     reused: int
+    """Number of items that are in the cache already."""
     text_pixels: int = 0
-    """As in `EncoderIdentity`."""
+    """Area at which the text encoder reads reference images, see `EncoderIdentity.text_pixels`."""
 
     @property
     def count(self) -> int:
+        """Number of items to encode."""
         return len(self.views) + len(self.prompts)
 
 
 def wanted(dataset: Dataset, identity: EncoderIdentity) -> tuple[dict[str, View], dict[str, Prompt]]:
-    """Every view and every prompt of a data set, by key."""
+    """Every view and every prompt of a dataset, by cache key."""
     wanted_views = {view.key(identity.vae): view for example in dataset.examples for view in views(example)}
     return wanted_views, _prompts(dataset, identity)
 
 
 def find_work(cache: Cache, dataset: Dataset, identity: EncoderIdentity, *, texts: bool = True) -> Work:
-    """Without `texts` the images alone, where texts are read anew in every step."""
+    """What must be encoded, and a note to the cache that the rest is in use. `texts` = False leaves out the prompts, for runs that
+    encode texts in every step."""
     wanted_views, wanted_prompts = wanted(dataset, identity)
     wanted_prompts = wanted_prompts if texts else {}
     cache.touch([*wanted_views, *wanted_prompts])
@@ -112,6 +117,6 @@ def find_work(cache: Cache, dataset: Dataset, identity: EncoderIdentity, *, text
 
 
 def reference_geometries(view: View) -> list[Geometry]:
-    """How a view's reference images are resized: to about the area of its target, in their own proportions."""
-    place = view.geometry
-    return [reference_placement(path, place.target, flip=place.flip) for path in view.example.references]
+    """How a view's reference images are resized: to about the area of its bucket, in their own proportions."""
+    geometry = view.geometry
+    return [reference_placement(path, geometry.target, flip=geometry.flip) for path in view.example.references]

@@ -1,95 +1,104 @@
-"""Looking after a cache: is all of it sound, how much is it, and what can go."""
+"""Maintenance of a cache: verifying its content, reporting its size, deleting what is not needed."""
 
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ConfigError
+from ...types import Progress
 from ..images.index import FileIndex
 from .shards import DamagedShardError, Shard, check_shard, number_of, write_shard
 from .store import QUARANTINE, Cache
 
-Progress = Callable[[int, int], None]
 DAY_S = 86_400
 FILE_INDEX = "files.json"
 OLD_INDEX = "index.json"
-"""Of caches before shards said themselves what they hold."""
+"""The index file of old caches, whose shards did not list their own content."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
+    """The result of `verify`: what is intact, and what was moved to quarantine."""
+
     shards: int
     items: int
     bytes: int
     damaged: list[str]
     """Shards that were moved to quarantine/."""
     lost: int
-    """Items that will be encoded again when they are next needed."""
+    """Number of items that will be encoded again when they are next needed."""
 
     def text(self) -> str:
-        sound = f"{self.shards} shards with {self.items} items are sound ({self.bytes:,} bytes read)"
+        """The result in one line."""
+        intact = f"{self.shards} shards with {self.items} items are intact ({self.bytes:,} bytes read)"
         if not self.damaged:
-            return sound
-        return f"{sound}; {len(self.damaged)} damaged ones were moved to {QUARANTINE}/, {self.lost} items will be encoded again: {', '.join(self.damaged)}"
+            return intact
+        return f"{intact}; {len(self.damaged)} damaged shards were moved to {QUARANTINE}/, {self.lost} items will be encoded again: {', '.join(self.damaged)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
+    """The size of a cache and its content by kind."""
+
     shards: int
     items: int
     bytes: int
     tensors: int
     shared: int
-    """Tensors that items share instead of storing them again."""
+    """Number of tensors that items share instead of storing them again."""
     names: dict[str, int]
-    """How many items hold a tensor of this name."""
+    """{tensor name: number of items that have it}."""
     files: int
-    """Image files whose digest is remembered."""
+    """Number of image files in the file index."""
     quarantined: int
     last_used_days: float
-    """Since any of it was last used."""
+    """Days since any shard was last used."""
 
     def text(self) -> str:
+        """The figures in two lines."""
         kinds = ", ".join(f"{count} {name}" for name, count in self.names.items())
         return (
             f"{self.items} items in {self.shards} shards, {self.bytes:,} bytes: {kinds or 'nothing'}\n"
-            f"{self.tensors} tensors stored, {self.shared} shared; {self.files} image files known; "
-            f"{self.quarantined} damaged shards set aside; last used {self.last_used_days:.1f} days ago"
+            f"{self.tensors} tensors stored, {self.shared} shared; {self.files} image files indexed; "
+            f"{self.quarantined} damaged shards in quarantine; last used {self.last_used_days:.1f} days ago"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
+    """What `prune` deleted, or would delete."""
+
     shards: int
     items: int
     bytes: int
-    """What went, or would go."""
     leftovers: int
-    """Damaged shards, half-written files, files of older versions."""
+    """Number of damaged shards, half-written files and files of older versions."""
     forgotten: int
-    """Image files that are gone and were forgotten."""
+    """Number of index entries that were dropped because their image files no longer exist."""
     dry: bool
+    """Nothing was deleted."""
 
     def text(self) -> str:
-        verb = "would go" if self.dry else "removed"
+        """The result in one line."""
+        verb = "would be deleted" if self.dry else "deleted"
         return (
             f"{verb}: {self.items} items, {self.shards} shards, {self.bytes:,} bytes; "
-            f"{self.leftovers} leftovers; {self.forgotten} image files forgotten"
+            f"{self.leftovers} leftover files; {self.forgotten} image files dropped from the index"
         )
 
 
 def open_cache(folder: Path) -> Cache:
-    """Raises ConfigError if there is no cache."""
+    """The cache in a folder. Raises ConfigError if the folder does not exist."""
     if not folder.is_dir():
         raise ConfigError(f"cache = {str(folder)!r} is not a folder: name the cache, or the configuration that uses it")
     return Cache(folder)
 
 
 def verify(cache: Cache, progress: Progress) -> Verified:
-    """Read every byte; damaged shards are moved aside, so that what they held is encoded again when needed."""
+    """Read every byte of a cache. Damaged shards are moved to quarantine, so that their items are encoded again when needed."""
     before = len(cache)
     damaged, read = list(cache.quarantined), 0
     names = sorted(cache.shards)
@@ -99,13 +108,14 @@ def verify(cache: Cache, progress: Progress) -> Verified:
         except FileNotFoundError:  # pruned by another process in the meantime
             continue
         except DamagedShardError:
-            cache.set_aside(name)
+            cache.quarantine(name)
             damaged.append(name)
         progress(number, len(names))
     return Verified(shards=len(cache.shards), items=len(cache), bytes=read, damaged=damaged, lost=before - len(cache))
 
 
 def stats(cache: Cache) -> Stats:
+    """The size and content of a cache, from the headers of its shards."""
     shards = cache.shards.values()
     names: Counter[str] = Counter()
     uses = 0
@@ -128,9 +138,10 @@ def stats(cache: Cache) -> Stats:
 
 
 def prune(cache: Cache, *, unused_days: float = 0.0, keep: Collection[str] | None = None, dry: bool = False) -> Pruned:
-    """Take away shards that were not used for so many days (0: any), items that are not among `keep` (None: any), leftovers.
+    """Delete shards that were not used for `unused_days` (0: no limit), items that are not in `keep` (None: no limit), and
+    leftover files. `dry` only counts them.
 
-    A shard that is needed in part is written anew first, so that a kill at any moment loses nothing.
+    A shard that is needed in part is first rewritten without the rest, so that an interruption at any moment loses nothing.
     """
     with cache.lock():
         cache.reload()
@@ -141,9 +152,9 @@ def prune(cache: Cache, *, unused_days: float = 0.0, keep: Collection[str] | Non
         wanted -= {key for key in wanted if cache.used_by([key]) & old}
         changes = _changes(cache, wanted) if old or keep is not None else {}
         remaining = len(wanted)
-        gone = sum(1 for live in changes.values() if live is None)
+        deleted = sum(1 for kept in changes.values() if kept is None)
         freed = sum(
-            cache.shards[name].bytes - (sum(live.tensors.values()) if live else 0) for name, live in changes.items()
+            cache.shards[name].bytes - (sum(kept.tensors.values()) if kept else 0) for name, kept in changes.items()
         )
         leftovers = _leftovers(cache.folder)
         forgotten = 0
@@ -153,7 +164,7 @@ def prune(cache: Cache, *, unused_days: float = 0.0, keep: Collection[str] | Non
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             forgotten = FileIndex(cache.folder / FILE_INDEX).forget_missing()
     return Pruned(
-        shards=gone,
+        shards=deleted,
         items=before - remaining,
         bytes=freed,
         leftovers=len(leftovers),
@@ -167,9 +178,9 @@ def _unused_days(path: Path) -> float:
 
 
 def _changes(cache: Cache, wanted: set[str]) -> dict[str, Shard | None]:
-    """{shard: what must stay of it, None for nothing}; shards that stay as they are are left out."""
+    """{shard: what must be kept of it, None for nothing}. Unchanged shards are not listed."""
     needed = {content for key in wanted for content in cache.items[key].values()}
-    found: dict[str, Shard | None] = {}
+    changes: dict[str, Shard | None] = {}
     taken: set[str] = set()
     for name, shard in sorted(cache.shards.items()):
         items = {key: names for key, names in shard.items.items() if key in wanted and cache.home_of(key) == name}
@@ -177,25 +188,27 @@ def _changes(cache: Cache, wanted: set[str]) -> dict[str, Shard | None]:
         taken |= tensors.keys()
         if len(items) == len(shard.items) and len(tensors) == len(shard.tensors):
             continue
-        live = Shard(name=name, items=items, tensors=tensors, bytes=0)
-        found[name] = live if items or tensors else None
-    return found
+        kept = Shard(name=name, items=items, tensors=tensors, bytes=0)
+        changes[name] = kept if items or tensors else None
+    return changes
 
 
 def _apply(cache: Cache, changes: dict[str, Shard | None]) -> None:
+    """Write what is kept under new numbers, then delete the old shards."""
     from safetensors import safe_open
 
     number = max((shard.number for shard in cache.shards.values()), default=0)
-    for name, live in changes.items():
-        if live is not None:
+    for name, kept in changes.items():
+        if kept is not None:
             number += 1
             with safe_open(cache.folder / name, framework="pt") as file:
-                write_shard(cache.folder, number, live.items, {c: file.get_tensor(c) for c in live.tensors})
+                write_shard(cache.folder, number, kept.items, {c: file.get_tensor(c) for c in kept.tensors})
         (cache.folder / name).unlink(missing_ok=True)
     cache.reload()
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("*.safetensors") if number_of(path.name) < 0]
-    found += [*folder.glob("*.safetensors.*.tmp"), *(folder / QUARANTINE).glob("*")]
-    return sorted(found + [path for path in (folder / OLD_INDEX, folder / "index.lock") if path.exists()])
+    """Files in the cache's folder that no cache needs."""
+    files = [path for path in folder.glob("*.safetensors") if number_of(path.name) < 0]
+    files += [*folder.glob("*.safetensors.*.tmp"), *(folder / QUARANTINE).glob("*")]
+    return sorted(files + [path for path in (folder / OLD_INDEX, folder / "index.lock") if path.exists()])

@@ -1,4 +1,4 @@
-"""Reference images of edit models: how they are placed, for the VAE and for a text encoder that sees them too."""
+"""Reference images of edit models: how they are resized and encoded by the VAE, and by text encoders that read images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,37 +13,37 @@ from ..images.load import load_pixels, upright_size
 from ..sets.buckets import Buckets
 
 REFERENCE_STEP = 32
-"""Sides of reference images are multiples of this many pixels: an even number of 2x2 patches of latents (Qwen-Image)."""
-SHOWN_STEP = 28
-"""Sides of an image for a language model are multiples of this many pixels: 2x2 patches of 14 (Qwen2.5-VL)."""
+"""Sides of reference images for the VAE are multiples of this many pixels: an even number of 2x2 patches of latents (Qwen-Image)."""
+VISION_STEP = 28
+"""Sides of images for a vision language model are multiples of this many pixels: 2x2 patches of 14 (Qwen2.5-VL)."""
 
 
 def reference_placement(path: Path, target: Size, *, flip: bool = False) -> Geometry:
-    """For the VAE: resized to about the area of the picture that is made, in the image's own proportions."""
+    """How a reference image is resized for the VAE: to about the area of `target`, in its own proportions. Raises DataError."""
     side = round((target[0] * target[1]) ** 0.5)
     return Buckets(method="pixel_area", resolution=side, step=REFERENCE_STEP).geometry(upright_size(path), flip=flip)
 
 
 def vision_placement(path: Path, side: int, *, flip: bool = False) -> Geometry:
-    """For the text encoder: the area of a square of `side` pixels, whatever size is trained or rendered."""
-    return Buckets(method="pixel_area", resolution=side, step=SHOWN_STEP).geometry(upright_size(path), flip=flip)
+    """How a reference image is resized for the text encoder: to the area of a square of `side` pixels, whatever size is trained."""
+    return Buckets(method="pixel_area", resolution=side, step=VISION_STEP).geometry(upright_size(path), flip=flip)
 
 
-def reference_latents(encoders: Encoders, path: Path, place: Geometry, background: str = "white") -> Tensor:
-    """(C, h, w) raw latents."""
-    return encoders.image.encode(load_pixels(path, place, background).unsqueeze(0))[0].float().cpu()
+def reference_latents(encoders: Encoders, path: Path, geometry: Geometry, background: str = "white") -> Tensor:
+    """The raw latents of a reference image, (C, h, w) in fp32 on the CPU."""
+    return encoders.image.encode(load_pixels(path, geometry, background).unsqueeze(0))[0].float().cpu()
 
 
 def encode_with_references(
     encoders: Encoders, prompt: str, paths: Sequence[Path], side: int, background: str = "white", *, flip: bool = False
 ) -> Text:
-    """A prompt as a text encoder reads it that is shown the images, in this order."""
+    """The text encoder's outputs for a prompt that it reads together with the images, in this order. `side` as in `vision_placement`."""
     text = cast(VisionTextEncoder, encoders.text)
-    shown = [load_pixels(path, vision_placement(path, side, flip=flip), background) for path in paths]
-    [made] = text.encode_beside([prompt], [shown])
-    return made
+    images = [load_pixels(path, vision_placement(path, side, flip=flip), background) for path in paths]
+    [encoded] = text.encode_beside([prompt], [images])
+    return encoded
 
 
 def references_digest(contents: Sequence[str], side: int, background: str = "white", *, flip: bool = False) -> str:
-    """Of everything that decides what the text encoder sees of images with these digests."""
+    """A digest of everything that determines what the text encoder reads of reference images with these content digests."""
     return digest(["shown", *contents, side, background, flip])

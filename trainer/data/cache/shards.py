@@ -1,8 +1,8 @@
-"""One shard of the cache: an immutable safetensors file that says by itself what it holds and whether it is sound.
+"""One shard of the cache: an immutable safetensors file that describes its own content and can be verified by itself.
 
-Its name ends in the digest of its header. The header lists the items ({key: {name: digest of the tensor}}) and every tensor
-is called by the digest of its content. So a cut, a flipped bit in the header or in the data: each is found by looking at the
-file alone, and nothing beside the shards has to be kept in step with them.
+The file name ends in the digest of the header. The header lists the items ({key: {name: digest of the tensor}}), and every
+tensor is named by the digest of its content. A truncated file or a flipped bit in header or data is therefore found from the
+file alone, and no separate index has to be kept consistent.
 """
 
 import hashlib
@@ -20,40 +20,41 @@ from ...storage.fingerprint import tensor_digest
 
 NAME = re.compile(r"(\d{6,})-([0-9a-f]{32})\.safetensors")
 MAX_HEADER = 100_000_000
-"""Bytes; safetensors refuses larger ones too."""
+"""Largest header in bytes; safetensors has the same limit."""
 
 Contents = Mapping[str, Mapping[str, str]]
-"""{key: {name: digest of the tensor}}."""
+"""{cache key: {tensor name: digest of the tensor}}."""
 
 
 class DamagedShardError(RunError):
-    """A shard that does not hold what its names promise."""
+    """The content of a shard does not match its digests."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What the header of a shard says."""
+    """The header of a shard."""
 
     name: str
     items: Contents
     tensors: Mapping[str, int]
-    """{digest: bytes}."""
+    """{digest of a tensor: its bytes}."""
     bytes: int
-    """Of the whole file."""
+    """Size of the whole file."""
 
     @property
     def number(self) -> int:
+        """Position in the order of writing."""
         return number_of(self.name)
 
 
 def number_of(name: str) -> int:
-    """The shard's place in the order of writing; -1 for a file that is no shard."""
-    found = NAME.fullmatch(name)
-    return int(found[1]) if found else -1
+    """A shard's position in the order of writing; -1 for a file that is not a shard."""
+    match = NAME.fullmatch(name)
+    return int(match[1]) if match else -1
 
 
 def write_shard(folder: Path, number: int, items: Contents, tensors: Mapping[str, Tensor]) -> Shard:
-    """Raises RunError if the disk is full."""
+    """Write a shard atomically; `tensors` is {digest: tensor}. Raises RunError if the disk is full."""
     from safetensors.torch import save
 
     text = json.dumps(items, sort_keys=True, separators=(",", ":"))
@@ -66,14 +67,14 @@ def write_shard(folder: Path, number: int, items: Contents, tensors: Mapping[str
 
 
 def read_shard(folder: Path, name: str) -> Shard:
-    """The header alone, checked against the name and the file's length. Raises DamagedShardError or OSError."""
-    found = NAME.fullmatch(name)
+    """Read the header of a shard and check it against the file's name and length. Raises DamagedShardError or OSError."""
+    match = NAME.fullmatch(name)
     with (folder / name).open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         header = start + file.read(min(length, MAX_HEADER))
         size = file.seek(0, 2)
-    if found is None or _digest(header) != found[2]:
+    if match is None or _digest(header) != match[2]:
         raise DamagedShardError(f"the header of the cache shard {folder / name} is damaged")
     listing = json.loads(header[8:])
     items = json.loads(listing.pop("__metadata__")["items"])
@@ -87,13 +88,13 @@ def read_shard(folder: Path, name: str) -> Shard:
 
 
 def check_tensor(digest: str, tensor: Tensor, path: Path) -> None:
-    """Raise DamagedShardError unless the tensor is what its name says."""
+    """Raise DamagedShardError unless the tensor has this digest."""
     if tensor_digest(tensor) != digest:
         raise DamagedShardError(f"data in the cache shard {path} is damaged")
 
 
 def check_shard(folder: Path, name: str) -> Shard:
-    """Every byte of it. Raises DamagedShardError or OSError."""
+    """Read and verify every byte of a shard. Raises DamagedShardError or OSError."""
     from safetensors import safe_open
 
     shard = read_shard(folder, name)

@@ -1,85 +1,87 @@
-"""What is known about image files: digest, size and fingerprint, remembered by the file's state so that nothing is read twice."""
+"""An index of image files on disk: digest, size and fingerprint of each, kept by the file's state so that no file is read twice."""
 
 import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from ...errors import DataError, problem_list
 from ...storage.atomic import write_json
-from ...types import Size
+from ...types import Progress, Size
 from .load import file_digest
 from .probe import can_fingerprint, probe
 
-Progress = Callable[[int, int], None]
 VERSION = 3
 SAVE_EVERY_S = 10.0
-"""While many files are read, what is known is saved this often: a kill costs that much reading at most."""
+"""While many files are read, the index is saved this often, so that an interruption loses at most this much reading."""
 WORKERS = 2
-"""Reading and decoding leave Python's lock; more threads gain little and cost memory."""
+"""Number of reading threads. Reading and decoding release Python's lock; more threads gain little and cost memory."""
 COARSE_TICK_NS, FINE_TICK_NS = 2_000_000_000, 20_000_000
-"""How far apart two writes must be for their times to differ: FAT counts in two seconds, others in clock ticks."""
+"""How far apart two writes must be for their times to differ: FAT has a resolution of two seconds, others of a clock tick."""
 
 
 @dataclass(frozen=True)
 class FileFacts:
+    """The state of an image file when it was read, and what was read from it. The order of the fields is the file format."""
+
     bytes: int
+    """Size of the file; -1 if it was written too recently to trust its times."""
     modified_ns: int
     changed_ns: int
-    """When the system last changed anything about the file; sees edits that put the old time back."""
+    """Time of the last change of content or attributes. It reveals edits that restored the old modification time."""
     digest: str
     """sha256 of the content."""
     width: int
     height: int
     fingerprint: str
-    """Perceptual hash, 16 hex digits: few bits differ between pictures that look alike."""
+    """Perceptual hash, 16 hex digits. Similar images differ in few bits."""
     colours: str
-    """Mean colours of 8 x 8 fields, RGB, hex digits."""
+    """Mean colours of 8 x 8 fields, RGB, as hex digits."""
     focus: str
-    """Saliency, summed over columns and over rows, hex digits; "" if it was never asked for."""
+    """Saliency summed over columns and over rows, as hex digits; "" if it was never computed."""
 
     @property
     def size(self) -> Size:
+        """(width, height) in pixels, after EXIF rotation."""
         return (self.width, self.height)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What became of the files that were asked for."""
+    """The result of looking up image files: the facts of the readable ones, the reasons for the others."""
 
     facts: dict[Path, FileFacts]
     problems: dict[Path, str]
-    """Why a file cannot be used, path included."""
+    """{file: why it cannot be used}; the text includes the path."""
 
 
 class FileIndex:
-    """Facts of image files, kept in one JSON file that is replaced atomically. Processes that share it add to each other's."""
+    """Facts of image files, kept in one JSON file that is replaced atomically. Processes that share the file keep each other's entries."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.facts = _stored(path)
         self.read = 0
-        """Files that had to be read."""
+        """Number of files that this object had to read."""
 
     def look_up(self, paths: Iterable[Path], progress: Progress) -> dict[Path, FileFacts]:
-        """Facts of every file. Raises DataError naming all unreadable files."""
+        """The facts of every file. Raises DataError that names all unreadable files."""
         survey = self.survey(paths, progress)
         if survey.problems:
             raise DataError(problem_list(list(survey.problems.values())))
         return survey.facts
 
     def survey(self, paths: Iterable[Path], progress: Progress, focused: Set[Path] = frozenset()) -> Survey:
-        """Facts of every readable file, and what is wrong with the others; new and changed ones are decoded once.
+        """The facts of every readable file, and what is wrong with the others. New and changed files are decoded once.
 
-        `focused`: those of which it must be known where they draw the eye.
+        `focused` names the files whose saliency is needed.
         """
         wanted = sorted(set(paths), key=str)
         folders = {parent: os.path.realpath(parent) for parent in {path.parent for path in wanted}}
@@ -99,11 +101,11 @@ class FileIndex:
         fresh: dict[str, FileFacts] = {}
         saved = time.monotonic()
         try:
-            for number, (path, found) in enumerate(_in_order(unknown, focused), done + 1):
-                if isinstance(found, str):
-                    problems[path] = found
+            for number, (path, outcome) in enumerate(_in_order(unknown, focused), done + 1):
+                if isinstance(outcome, str):
+                    problems[path] = outcome
                 else:
-                    self.facts[names[path]] = fresh[names[path]] = found
+                    self.facts[names[path]] = fresh[names[path]] = outcome
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     self._save(fresh)
                     saved = time.monotonic()
@@ -116,7 +118,7 @@ class FileIndex:
         return Survey(facts=facts, problems={path: problems[path] for path in wanted if path in problems})
 
     def forget_missing(self) -> int:
-        """Drop what is known of files that are gone; returns how many."""
+        """Drop the entries of files that no longer exist. Returns how many there were."""
         with self._lock():
             known = _stored(self.path)
             self.facts = {name: facts for name, facts in known.items() if Path(name).is_file()}
@@ -124,14 +126,14 @@ class FileIndex:
                 self._write(self.facts)
         return len(known) - len(self.facts)
 
-    def _lock(self) -> AbstractContextManager[Any]:
+    def _lock(self) -> AbstractContextManager[object]:
         from filelock import FileLock
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(self.path.with_suffix(".lock"))
 
     def _save(self, fresh: dict[str, FileFacts]) -> None:
-        """Add to what is in the file, so that a process that shares it loses nothing."""
+        """Merge with the file's current content, so that another process that shares it loses nothing."""
         with self._lock():
             self.facts = {**_stored(self.path), **self.facts, **fresh}
             self._write(self.facts)
@@ -144,7 +146,7 @@ class FileIndex:
 
 
 def _stored(path: Path) -> dict[str, FileFacts]:
-    """A damaged index, or one of an older version, only costs reading the files again."""
+    """The index in a file. For a damaged one, or one of an older version, nothing: the images are then read again."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["version"] != VERSION:
@@ -155,6 +157,7 @@ def _stored(path: Path) -> dict[str, FileFacts]:
 
 
 def _unchanged(known: FileFacts | None, status: os.stat_result, *, focused: bool) -> bool:
+    """Whether an entry is complete and still describes the file."""
     if known is None or (can_fingerprint() and not known.fingerprint) or (focused and not known.focus):
         return False
     state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -162,7 +165,7 @@ def _unchanged(known: FileFacts | None, status: os.stat_result, *, focused: bool
 
 
 def _in_order(paths: Sequence[Path], focused: Set[Path]) -> Iterator[tuple[Path, FileFacts | str]]:
-    """Facts of each file, or what is wrong with it, in the order given; read by a few threads, a few files ahead."""
+    """(path, its facts or what is wrong with it) in the order given. A few threads read a few files ahead."""
     rest = iter(paths)
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting: deque[tuple[Path, Future[FileFacts | str]]] = deque(
@@ -171,16 +174,17 @@ def _in_order(paths: Sequence[Path], focused: Set[Path]) -> Iterator[tuple[Path,
         try:
             while waiting:
                 path, future = waiting.popleft()
-                found = future.result()
+                outcome = future.result()
                 if (following := next(rest, None)) is not None:
                     waiting.append((following, pool.submit(_read, following, focused=following in focused)))
-                yield path, found
+                yield path, outcome
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
 def _read(path: Path, *, focused: bool) -> FileFacts | str:
+    """The facts of one file, or what is wrong with it."""
     try:
         status = path.stat()
         content = path.read_bytes()
@@ -189,7 +193,7 @@ def _read(path: Path, *, focused: bool) -> FileFacts | str:
         return str(error)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror or error}"
-    # A file written a moment ago could be written again without its time or size changing: not to be trusted yet.
+    # A file written a moment ago can be rewritten without its time or size changing, so its state proves nothing yet.
     tick = FINE_TICK_NS if status.st_mtime_ns % 1_000_000_000 else COARSE_TICK_NS
     settled = time.time_ns() - status.st_mtime_ns > tick and len(content) == status.st_size
     return FileFacts(
@@ -206,7 +210,7 @@ def _read(path: Path, *, focused: bool) -> FileFacts | str:
 
 
 def known_digest(path: Path) -> str:
-    """sha256 of a file's bytes, remembered in this process for as long as the file stays as it is."""
+    """sha256 of a file's bytes, remembered in this process for as long as size and times of the file stay the same."""
     status = path.stat()
     return _digest(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 

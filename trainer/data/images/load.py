@@ -1,8 +1,8 @@
-"""Opening images: EXIF turned upright, colours to sRGB, transparency laid on a colour, resized and cropped to a bucket.
+"""Loading images: EXIF rotation, conversion to sRGB, transparency composited on a colour, resizing and cropping to a bucket.
 
-Of an animated file the first frame counts.
+The first frame of an animated file is used.
 
-Pixels leave here as RGB fp32 in [-1, 1], (3, H, W); masks as fp32 in [0, 1], (1, H, W).
+Pixels are returned as RGB fp32 in [-1, 1], (3, H, W); masks as fp32 in [0, 1], (1, H, W).
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from ...types import Geometry, Size
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 MAX_PIXELS = 170_000_000
-"""Larger images are refused: most likely a decompression bomb, and no bucket needs them. Below Pillow's own limit."""
+"""Larger images are refused: they are most likely decompression bombs, and no bucket needs them. This is below Pillow's own limit."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
           RuntimeError, MemoryError, struct.error, zlib.error)  # fmt: skip
-"""What Pillow's decoders raise on files that are not what they say they are."""
+"""The exceptions that Pillow's decoders raise on damaged files."""
 _SRGB = ImageCms.createProfile("sRGB")
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of the file's bytes."""
+    """sha256 of the file's bytes, as hex digits."""
     with path.open("rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
@@ -45,9 +45,9 @@ def _digest(content: bytes) -> str:
 
 @contextmanager
 def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """The image in a file, or in its content where that was read already.
+    """Open the image in a file, or in `content` where the file was read already.
 
-    Raises DataError with the reason for anything that is no readable image.
+    Raises DataError with the reason if it is not a readable image.
     """
     try:
         with warnings.catch_warnings():
@@ -75,21 +75,26 @@ def _remedy(path: Path) -> str:
     return "remove or convert it"
 
 
+def upright(image: Image.Image) -> Size:
+    """(width, height) of an opened image after EXIF rotation."""
+    rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if rotated else (image.width, image.height)
+
+
 def upright_size(path: Path) -> Size:
-    """(width, height) after EXIF rotation, read without decoding the pixels."""
+    """(width, height) after EXIF rotation, read without decoding the pixels. Raises DataError."""
     with opened(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else (image.width, image.height)
+        return upright(image)
 
 
 def check_readable(path: Path) -> None:
-    """Decode the whole image once, so that a truncated file is found before training. Raises DataError."""
+    """Decode the whole image once, so that a truncated file is noticed before training. Raises DataError."""
     with opened(path) as image:
         image.load()
 
 
 def parse_colour(name: str) -> tuple[int, int, int]:
-    """Raises ConfigError for anything but a colour name or #rrggbb."""
+    """(red, green, blue) of a colour name or #rrggbb, each 0 to 255. Raises ConfigError for anything else."""
     try:
         return ImageColor.getrgb(name)[:3]
     except ValueError as error:
@@ -97,15 +102,15 @@ def parse_colour(name: str) -> tuple[int, int, int]:
 
 
 def load_pixels(path: Path, geometry: Geometry, background: str = "white") -> Tensor:
-    """(3, H, W) in [-1, 1], resized and cropped as the geometry says."""
+    """The image as (3, H, W) in [-1, 1], resized and cropped according to the geometry. Raises DataError."""
     with opened(path) as image:
         flat = flatten(ImageOps.exif_transpose(image), parse_colour(background))
-    array = np.asarray(place(flat, geometry, Image.Resampling.LANCZOS), dtype=np.float32)
+    array = np.asarray(resize_and_crop(flat, geometry, Image.Resampling.LANCZOS), dtype=np.float32)
     return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """sRGB; transparent pixels become the background colour. 16-bit greys are scaled, not cut off."""
+    """The image in sRGB, transparent pixels composited on the background colour. 16-bit greys are scaled, not clipped."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_deep_grey(image, background)
     image = to_srgb(image)
@@ -117,20 +122,21 @@ def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def _from_deep_grey(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Of more than 8 bits: "I;16" always has 16, of "I" and "F" the largest value decides."""
+    """A grey image of more than 8 bits as 8-bit RGB. Mode "I;16" always has 16 bits; for "I" and "F" the largest value decides."""
     array = np.asarray(image, dtype=np.float64)
     top = 65535.0 if image.mode.startswith("I;16") or array.max() > 255 else 255.0
     grey = Image.fromarray((array * (255.0 / top)).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # a PNG may name one grey that is not there
+    if isinstance(transparent, int):  # a PNG may declare one grey value as transparent
         grey.paste(background, mask=Image.fromarray(np.where(array == transparent, 255, 0).astype(np.uint8)))
     return grey
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """By the colour profile in the file; its alpha channel stays. Without one, or with one that is broken, as it is.
+    """Convert to sRGB by the colour profile in the file, keeping the alpha channel.
 
-    Viewers ignore a broken profile as well, so the picture is trained as it is seen.
+    An image without a profile, or with a broken one, is returned unchanged: viewers ignore a broken profile as well, so
+    the image is trained as people see it.
     """
     content = image.info.get("icc_profile")
     if not content:
@@ -145,17 +151,17 @@ def to_srgb(image: Image.Image) -> Image.Image:
             return image
         alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
         plain = image.convert(image.mode.removesuffix("A")) if alpha else image
-        made = ImageCms.profileToProfile(plain, profile, _SRGB, outputMode="RGB")
+        converted = ImageCms.profileToProfile(plain, profile, _SRGB, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image
-    assert made is not None  # None is returned only for work in place
+    assert converted is not None  # None is returned only for work in place
     if alpha:
-        made.putalpha(alpha)
-    return made
+        converted.putalpha(alpha)
+    return converted
 
 
-def place(image: Image.Image, geometry: Geometry, resampling: Image.Resampling) -> Image.Image:
-    """Resize, crop and mirror."""
+def resize_and_crop(image: Image.Image, geometry: Geometry, resampling: Image.Resampling) -> Image.Image:
+    """Resize, crop and, where the geometry says so, mirror an upright image."""
     if image.size != geometry.resized:
         image = image.resize(geometry.resized, resampling)
     left, top = geometry.crop_left, geometry.crop_top
@@ -164,11 +170,11 @@ def place(image: Image.Image, geometry: Geometry, resampling: Image.Resampling) 
 
 
 def load_mask(path: Path, geometry: Geometry, *, from_alpha: bool) -> Tensor:
-    """(1, H, W) in [0, 1] at the bucket's size; of a colour image the brightness counts."""
+    """A mask as (1, H, W) in [0, 1] at the bucket's size: the alpha channel, or the brightness of the image. Raises DataError."""
     with opened(path) as image:
         upright = ImageOps.exif_transpose(image)
         grey = upright.convert("RGBA").getchannel("A") if from_alpha else flatten(upright, (0, 0, 0)).convert("L")
     if grey.size != geometry.original:
         grey = grey.resize(geometry.original, Image.Resampling.BILINEAR)
-    array = np.asarray(place(grey, geometry, Image.Resampling.BOX), dtype=np.float32)
+    array = np.asarray(resize_and_crop(grey, geometry, Image.Resampling.BOX), dtype=np.float32)
     return torch.from_numpy(array / 255).unsqueeze(0)

@@ -1,7 +1,7 @@
-"""Aspect buckets: which size an image is trained at, and how it is resized and cropped to it. Integers only.
+"""Aspect-ratio buckets: the size that an image is trained at, and how it is resized and cropped to that size.
 
-pixel_area (SimpleTuner): the image's own aspect ratio at a given area, sides rounded to a step; pixel: at a given shorter
-side. kohya (sd-scripts): the nearest ratio of a fixed list. Sizes are (width, height) in pixels.
+pixel_area (SimpleTuner) keeps the image's aspect ratio at a given area and rounds the sides to a step; pixel does so at a
+given shorter side; kohya (sd-scripts) takes the nearest ratio of a fixed list. Sizes are (width, height) in pixels.
 """
 
 import math
@@ -16,17 +16,19 @@ CENTER = (0.5, 0.5)
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:
+    """The rule that gives every image its bucket at one resolution. Raises ConfigError if the resolution is below `step`."""
+
     method: str
     """pixel_area, pixel, kohya or off."""
     resolution: int
-    """Side of the square whose area every bucket has; with pixel the shorter side of every bucket."""
+    """Side in pixels of the square whose area every bucket has; with method pixel, the shorter side of every bucket."""
     step: int
-    """Sides are multiples of this."""
+    """Every side is a multiple of this number of pixels."""
     min_side: int = 256
     max_side: int = 2048
     upscale: bool = True
     aspects: tuple[float, ...] = ()
-    """Ratios of width and height to choose from (pixel_area, pixel); empty keeps the image's own."""
+    """Ratios of width to height to choose from (pixel_area, pixel); empty keeps the image's own ratio."""
 
     def __post_init__(self) -> None:
         if self.resolution < self.step:
@@ -46,8 +48,11 @@ class Buckets:
     def geometry(
         self, size: Size, *, flip: bool = False, at: tuple[float, float] | None = CENTER, least_scale: float = 0.0
     ) -> Geometry:
-        """Resize to cover the bucket, then crop. `at` says where the spare pixels are cut off, as shares (0, 0) = all at
-        the right and bottom; None stretches to the bucket instead. The scale of resizing is at least `least_scale`."""
+        """How an image of this size is resized to cover its bucket and then cropped.
+
+        `at` is the crop position as shares of the spare pixels: (0, 0) keeps the top left corner, (0.5, 0.5) the centre.
+        None stretches the image to the bucket instead. The scale of resizing is at least `least_scale`.
+        """
         target = self.target(size)
         scale = max(target[0] / size[0], target[1] / size[1], least_scale)
         resized = (max(target[0], round(size[0] * scale)), max(target[1], round(size[1] * scale)))
@@ -65,7 +70,7 @@ class Buckets:
     def _aspect(self, size: Size) -> float:
         """Width / height of the bucket: the image's own, or the nearest of the list in log space."""
         own = size[0] / size[1]
-        return min(self.aspects, key=lambda one: (round(abs(math.log(one / own)), 9), one), default=own)
+        return min(self.aspects, key=lambda ratio: (round(abs(math.log(ratio / own)), 9), ratio), default=own)
 
     def _pixel_area(self, size: Size) -> Size:
         area = float(self.resolution**2)
@@ -80,15 +85,15 @@ class Buckets:
 
     @cached_property
     def kohya_list(self) -> list[Size]:
-        """Every multiple of the step as one side, the largest other side within the area, and both ways round."""
+        """The list of sd-scripts: every multiple of the step as one side, with the largest other side within the area, and transposed."""
         area = self.resolution**2
         square = self.resolution // self.step * self.step
-        found = {(square, square)}
+        sizes = {(square, square)}
         for width in range(self._least, self.max_side + 1, self.step):
             height = min(self.max_side, area // width // self.step * self.step)
             if height >= self._least:
-                found |= {(width, height), (height, width)}
-        return sorted(found)
+                sizes |= {(width, height), (height, width)}
+        return sorted(sizes)
 
     @property
     def _least(self) -> int:

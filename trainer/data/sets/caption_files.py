@@ -1,9 +1,8 @@
-"""Where the captions of an image come from: files beside it, its name, its folder, a table."""
+"""Reading the captions of an image: from text or JSON files next to it, its file name, its folder's name, or a table."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ...config.dataset import DatasetConfig
 from ...errors import DataError
@@ -13,12 +12,12 @@ SIDECARS = (".txt", ".caption")
 
 
 def sidecar(image: Path) -> Path | None:
-    """The caption file beside an image, if there is one."""
+    """The caption file next to an image, or None."""
     return next((file for suffix in SIDECARS if (file := image.with_suffix(suffix)).is_file()), None)
 
 
 def read_text(file: Path) -> str:
-    """Raises DataError if it is not UTF-8."""
+    """The stripped content of a text file. Raises DataError if it cannot be read or is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -28,7 +27,7 @@ def read_text(file: Path) -> str:
 
 
 def concept_of(folder: str) -> tuple[int, str] | None:
-    """(N, concept) of a folder named as kohya's are, "10_mycat"; None for any other."""
+    """(N, concept) of a folder with a name such as kohya's "10_mycat"; None for other names."""
     number, underscore, rest = folder.partition("_")
     if not underscore or not number.isdecimal() or not number.isascii():
         return None
@@ -40,7 +39,7 @@ def _from_json(image: Path, field: str) -> list[str]:
     if not file.is_file():
         return []
     try:
-        data: Any = json.loads(read_text(file))
+        data: object = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not valid JSON: {error}") from error
     if isinstance(data, str | list):
@@ -51,33 +50,35 @@ def _from_json(image: Path, field: str) -> list[str]:
 
 
 def _words(name: str) -> str:
+    """A file or folder name as text."""
     return name.replace("_", " ").strip()
 
 
 def _from_folder(image: Path) -> str:
-    """The folder's name, without kohya's leading number of repeats ("10_mycat" is "mycat")."""
+    """The folder's name as text, without kohya's leading number of repeats ("10_mycat" is "mycat")."""
     concept = concept_of(image.parent.name)
     return _words(concept[1] if concept else image.parent.name)
 
 
 def read_captions(image: Path, kind: str, config: DatasetConfig, listed: list[str], fallback: str) -> tuple[str, ...]:
-    """The captions of an image, as they were written; `listed` are those of the table.
+    """The captions of an image, as they were written.
 
-    Raises DataError if there is none, saying what to do.
+    `kind` is the source (`dataset.captions`, never "auto"), `listed` are the captions that the table has for the image, and
+    `fallback` is used where the source has none. Raises DataError with the remedy if there is no caption at all.
     """
     if kind == "sidecar":
         file = sidecar(image)
-        found = [read_text(file)] if file else []
+        captions = [read_text(file)] if file else []
     elif kind == "json":
-        found = _from_json(image, config.caption_field)
+        captions = _from_json(image, config.caption_field)
     else:
-        found = {
+        captions = {
             "metadata": listed,
             "filename": [_words(image.stem)],
             "folder": [_from_folder(image)],
             "fixed": [],
         }[kind]
-    texts = [text for one in found for text in _lines(one, config.caption_lines)] or _lines(
+    texts = [text for caption in captions for text in _lines(caption, config.caption_lines)] or _lines(
         fallback, config.caption_lines
     )
     if not texts:
@@ -86,18 +87,19 @@ def read_captions(image: Path, kind: str, config: DatasetConfig, listed: list[st
 
 
 def _lines(text: str, lines: str) -> list[str]:
+    """The captions in a text, by `dataset.lines`: the whole text, its first line, or each line."""
     if lines == "all":
         return [text.strip()] if text.strip() else []
-    found = [line.strip() for line in text.splitlines() if line.strip()]
-    return found[:1] if lines == "first" else found
+    stripped = [line.strip() for line in text.splitlines() if line.strip()]
+    return stripped[:1] if lines == "first" else stripped
 
 
 def _remedy(image: Path, kind: str) -> str:
     return {
-        "sidecar": f"write {image.with_suffix('.txt').name} beside it, or set dataset.caption for images without one",
-        "json": f"write {image.with_suffix('.json').name} beside it, or set dataset.caption for images without one",
+        "sidecar": f"write {image.with_suffix('.txt').name} next to it, or set dataset.caption for images without one",
+        "json": f"write {image.with_suffix('.json').name} next to it, or set dataset.caption for images without one",
         "metadata": "add a line for it to the table, or set dataset.caption for images without one",
         "filename": "give it a name that describes it, or set dataset.captions to another source",
-        "folder": "put it in a folder named after what it shows, or set dataset.captions to another source",
+        "folder": "put it in a folder whose name describes it, or set dataset.captions to another source",
         "fixed": "set dataset.caption",
     }[kind]

@@ -1,7 +1,7 @@
-"""The caption of an image: what is varied from visit to visit, and every text that can come of it.
+"""Caption augmentation: how a caption varies each time its image is drawn, and every text that can result.
 
-The order is: wildcards, then tags are dropped and shuffled, then trigger, prefix and suffix are put around. Every choice is
-asked of a `CaptionChoice`, so the same code makes the plain form, a random one, and, trying all answers, all of them.
+Wildcards are resolved first, then tags are dropped and shuffled, then trigger, prefix and suffix are added. Every choice is
+made by a `CaptionChoice`, so the same code produces the plain form, a random form, and, by trying all choices, every form.
 """
 
 import math
@@ -15,21 +15,23 @@ from ...types import CaptionForms, Example
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _OPEN, _CLOSE = "\ue000", "\ue001"
-"""Stand for {{ and }} while wildcards are replaced: two characters that no text uses (Unicode keeps them for private use)."""
+"""Placeholders for {{ and }} while wildcards are replaced: two characters that no text uses (Unicode's private use area)."""
 
 
 class CaptionChoice(Protocol):
-    """Who decides."""
+    """The source of the choices that `render` makes."""
 
     def below(self, count: int) -> int:
         """A number from 0 to count - 1."""
         ...
 
-    def chance(self, probability: float) -> bool: ...
+    def chance(self, probability: float) -> bool:
+        """True with the given probability."""
+        ...
 
 
 class PlainCaption:
-    """The caption as it was written: the first of every wildcard, no tag moved or dropped."""
+    """The choices of the plain form: the first option of every wildcard, no tag moved or dropped."""
 
     def below(self, count: int) -> int:
         return 0
@@ -38,8 +40,8 @@ class PlainCaption:
         return False
 
 
-class Drawn:
-    """A function of the seed, the keys, and how many choices were made before."""
+class RandomCaption:
+    """Random choices, determined by the seed, the keys, and the number of choices made before."""
 
     def __init__(self, seed: int, *keys: Key) -> None:
         self._source = random.Random(derive(seed, *keys))
@@ -52,23 +54,23 @@ class Drawn:
 
 
 class _Replay:
-    """Answers as given, then 0; remembers how many answers each question had."""
+    """The given choices, followed by zeros. It records how many options each choice had."""
 
-    def __init__(self, answers: Sequence[int]) -> None:
-        self.answers, self.counts = list(answers), list[int]()
+    def __init__(self, choices: Sequence[int]) -> None:
+        self.choices, self.counts = list(choices), list[int]()
 
     def below(self, count: int) -> int:
         self.counts.append(count)
-        if len(self.answers) < len(self.counts):
-            self.answers.append(0)
-        return self.answers[len(self.counts) - 1]
+        if len(self.choices) < len(self.counts):
+            self.choices.append(0)
+        return self.choices[len(self.counts) - 1]
 
     def chance(self, probability: float) -> bool:
         return False
 
 
 def render(text: str, forms: CaptionForms, choice: CaptionChoice) -> str:
-    """One text made of a caption."""
+    """One form of a caption: `text` with its wildcards, tags, prefix and suffix resolved by `choice`."""
     if forms.wildcards:
         text = _without_wildcards(text, choice)
     if forms.shuffle or forms.tag_dropout:
@@ -79,31 +81,32 @@ def render(text: str, forms: CaptionForms, choice: CaptionChoice) -> str:
 
 
 def _without_wildcards(text: str, choice: CaptionChoice) -> str:
-    """Innermost braces first, so that wildcards may hold wildcards."""
+    """The text with a chosen option for every {a|b|c}. The innermost braces are replaced first, so wildcards may be nested."""
     text = text.replace("{{", _OPEN).replace("}}", _CLOSE)
-    found = 1
-    while found:
+    replaced = 1
+    while replaced:
 
         def pick(match: re.Match[str]) -> str:
             options = match[1].split("|")
             return options[choice.below(len(options))] if len(options) > 1 else match[1]
 
-        text, found = _BRACES.subn(pick, text)
+        text, replaced = _BRACES.subn(pick, text)
     return text.replace(_OPEN, "{").replace(_CLOSE, "}")
 
 
 def _rearranged(text: str, forms: CaptionForms, choice: CaptionChoice) -> str:
+    """The text with its movable tags dropped and shuffled."""
     start, tags, end = _parts(text, forms)
     kept = [tag for tag in tags if not (forms.tag_dropout and choice.chance(forms.tag_dropout))]
     if forms.shuffle:
-        for place in range(len(kept) - 1):  # Fisher-Yates; always choosing 0 leaves the order
-            other = place + choice.below(len(kept) - place)
-            kept[place], kept[other] = kept[other], kept[place]
+        for index in range(len(kept) - 1):  # Fisher-Yates; always choosing 0 keeps the order
+            other = index + choice.below(len(kept) - index)
+            kept[index], kept[other] = kept[other], kept[index]
     return _joint(forms.tag_separator).join([*start, *kept, *end])
 
 
 def _parts(text: str, forms: CaptionForms) -> tuple[list[str], list[str], list[str]]:
-    """Tags that stay in front, tags that may move, tags that stay at the end."""
+    """(tags that stay in front, tags that may move, tags that stay at the end)."""
     if forms.keep_separator and forms.keep_separator in text:
         parts = [split_tags(part, forms.tag_separator) for part in text.split(forms.keep_separator, 2)]
         return parts[0], parts[1], parts[2] if len(parts) > 2 else []
@@ -112,6 +115,7 @@ def _parts(text: str, forms: CaptionForms) -> tuple[list[str], list[str], list[s
 
 
 def split_tags(text: str, separator: str) -> list[str]:
+    """The stripped, non-empty tags of a caption."""
     return [tag for part in text.split(separator) if (tag := part.strip())]
 
 
@@ -120,73 +124,73 @@ def _joint(separator: str) -> str:
 
 
 def forms_of(text: str, forms: CaptionForms, limit: int) -> list[str] | None:
-    """Everything that can come of a caption, the plain form first, each as often as it is likely.
+    """Every form of a caption, the plain one first, each repeated in proportion to its probability.
 
-    None if there are more than `limit`, or if they are not equally likely (dropout).
+    None if there are more than `limit` forms, or if they are not equally likely (tag dropout).
     """
     if forms.tag_dropout:
         return None
     if forms.shuffle and math.factorial(min(len(_parts(text, forms)[1]), 9)) > limit:
-        return None  # not to be found out by trying
-    found: list[str] = []
-    answers: list[int] = []
-    while len(found) <= limit:
-        replay = _Replay(answers)
-        found.append(render(text, forms, replay))
-        answers = _following(replay)
-        if not answers:
-            return found
+        return None  # too many to enumerate
+    texts: list[str] = []
+    choices: list[int] = []
+    while len(texts) <= limit:
+        replay = _Replay(choices)
+        texts.append(render(text, forms, replay))
+        choices = _following(replay)
+        if not choices:
+            return texts
     return None
 
 
 def _following(replay: _Replay) -> list[int]:
-    """The next answers to try, counting up from the last question; [] after the last."""
-    answers = replay.answers[: len(replay.counts)]
-    while answers:
-        last = answers.pop()
-        if last + 1 < replay.counts[len(answers)]:
-            return [*answers, last + 1]
+    """The next combination of choices, counting up from the last choice; [] after the last combination."""
+    choices = replay.choices[: len(replay.counts)]
+    while choices:
+        last = choices.pop()
+        if last + 1 < replay.counts[len(choices)]:
+            return [*choices, last + 1]
     return []
 
 
 def variants(forms: CaptionForms, limit: int, seed: int) -> tuple[tuple[str, ...], bool]:
-    """(the texts to encode in advance, whether that is every possible one): at most `limit` for each caption.
+    """(the texts to encode in advance, whether these are all that can occur): at most `limit` for each caption.
 
-    Where there are more, the plain form and `limit` - 1 draws by the seed and the caption's own text: independent of
-    the other images, so that adding one changes no text of the others.
+    Where a caption has more forms, the plain one and `limit` - 1 random ones are used. They depend on the seed and the
+    caption alone, so that adding an image changes no text of the others.
     """
     texts: list[str] = []
     complete = True
     for text in forms.texts:
-        all_of_it = forms_of(text, forms, limit)
-        if all_of_it is None:
+        encoded = forms_of(text, forms, limit)
+        if encoded is None:
             complete = False
-            all_of_it = _some_forms(text, forms, limit, seed)
-        texts += all_of_it
+            encoded = _some_forms(text, forms, limit, seed)
+        texts += encoded
     return tuple(texts), complete
 
 
 def _some_forms(text: str, forms: CaptionForms, limit: int, seed: int) -> list[str]:
-    """The plain form and draws. Without dropout all orders are equally likely, so that a second time means nothing."""
-    found = [render(text, forms, PlainCaption())]
+    """The plain form and random ones. Without dropout all orders are equally likely, so duplicates are left out."""
+    texts = [render(text, forms, PlainCaption())]
     for number in range(8 * limit):
-        drawn = render(text, forms, Drawn(seed, "caption variant", text, number))
-        if forms.tag_dropout or drawn not in found:
-            found.append(drawn)
-        if len(found) == limit:
+        drawn = render(text, forms, RandomCaption(seed, "caption variant", text, number))
+        if forms.tag_dropout or drawn not in texts:
+            texts.append(drawn)
+        if len(texts) == limit:
             break
-    return found
+    return texts
 
 
 def plain(forms: CaptionForms) -> tuple[str, ...]:
-    """Every caption as it was written."""
+    """The plain form of every caption: as it was written, with trigger, prefix and suffix."""
     return tuple(render(text, forms, PlainCaption()) for text in forms.texts)
 
 
 def caption_at(example: Example, seed: int, *keys: Key) -> str:
-    """The text of one visit: a function of the seed and the keys."""
+    """The caption of one draw of an image, determined by the seed and the keys."""
     share = uniform(seed, *keys, "caption")
     if example.live is None:
         return example.captions[int(share * len(example.captions))]
     text = example.live.texts[int(share * len(example.live.texts))]
-    return render(text, example.live, Drawn(seed, *keys, "caption form"))
+    return render(text, example.live, RandomCaption(seed, *keys, "caption form"))

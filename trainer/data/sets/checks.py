@@ -1,24 +1,23 @@
-"""What a file of data sets comes to, and the checks that its readers share."""
+"""The result of reading a dataset file, and checks of option values that its readers share."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ...config.dataset import DatasetConfig
 from ...errors import ConfigError
 
-Json = dict[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFile:
+    """The sets that a dataset file describes."""
+
     sets: tuple[DatasetConfig, ...]
     notes: tuple[str, ...] = ()
-    """What was taken otherwise than written, or not at all."""
+    """One line for every option that was interpreted differently or ignored."""
 
 
-def text_of(options: Mapping[str, Any], name: str, default: str = "") -> str:
-    """Raises ConfigError if the value is no text."""
+def text_of(options: Mapping[str, object], name: str, default: str = "") -> str:
+    """The text under `name`. Raises ConfigError if the value is not text."""
     value = options.get(name)
     if value is None:
         return default
@@ -27,8 +26,8 @@ def text_of(options: Mapping[str, Any], name: str, default: str = "") -> str:
     return value
 
 
-def number_of(options: Mapping[str, Any], name: str, default: float = 0.0) -> float:
-    """Raises ConfigError if the value is no number from 0 up."""
+def number_of(options: Mapping[str, object], name: str, default: float = 0.0) -> float:
+    """The number under `name`. Raises ConfigError if the value is not a number from 0 up."""
     value = options.get(name)
     if value is None:
         return default
@@ -37,16 +36,16 @@ def number_of(options: Mapping[str, Any], name: str, default: float = 0.0) -> fl
     return value
 
 
-def whole_of(options: Mapping[str, Any], name: str, default: int = 0) -> int:
-    """Raises ConfigError if the value is no whole number from 0 up."""
+def whole_of(options: Mapping[str, object], name: str, default: int = 0) -> int:
+    """The whole number under `name`. Raises ConfigError if the value is not a whole number from 0 up."""
     value = number_of(options, name, default)
     if value != int(value):
         raise ConfigError(f"{name} = {value!r}: use a whole number")
     return int(value)
 
 
-def switch_of(options: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
-    """Raises ConfigError if the value is neither true nor false."""
+def switch_of(options: Mapping[str, object], name: str, *, default: bool = False) -> bool:
+    """The truth value under `name`. Raises ConfigError if the value is neither true nor false."""
     value = options.get(name)
     if value is None:
         return default
@@ -55,11 +54,13 @@ def switch_of(options: Mapping[str, Any], name: str, *, default: bool = False) -
     return value
 
 
-def untaken(options: Mapping[str, Any], instead: Mapping[str, str], known: Iterable[str], where: str) -> list[str]:
-    """Notes on what was not taken: options with something else to do, and unknown ones."""
-    asked = {name: value for name, value in options.items() if value not in (None, False, 0, "", [], {})}
-    notes = [f"{where}: {name} = {asked[name]!r} is not taken; {instead[name]}" for name in asked if name in instead]
+def ignored_options(
+    options: Mapping[str, object], instead: Mapping[str, str], known: Iterable[str], where: str
+) -> list[str]:
+    """Notes on the options that are ignored: those in `instead`, with what to do instead, and those that are not `known`."""
+    given = {name: value for name, value in options.items() if value not in (None, False, 0, "", [], {})}
+    notes = [f"{where}: {name} = {given[name]!r} is ignored; {instead[name]}" for name in given if name in instead]
     unknown = sorted(str(name) for name in options.keys() - set(known) - instead.keys())
     if unknown:
-        notes.append(f"{where}: unknown and not taken: {', '.join(unknown)}")
+        notes.append(f"{where}: unknown options are ignored: {',  '.join(unknown)}")
     return notes

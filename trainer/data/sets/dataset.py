@@ -1,18 +1,17 @@
-"""From folders to examples: caption, bucket, role and weight of every image."""
+"""Building a dataset: from folders of images to examples with caption, bucket, role and weight."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ...config.run import DataConfig, DatasetConfig
 from ...config.toml import digest
 from ...errors import DataError, problem_list, some
 from ...seeding import permutation
-from ...types import Example, named_references
-from ..images.index import FileFacts, FileIndex, Progress
+from ...types import Example, Json, Progress, named_references
+from ..images.index import FileFacts, FileIndex
 from ..images.load import file_digest, parse_colour
 from .buckets import Buckets
 from .captions import plain, variants
@@ -22,38 +21,42 @@ from .scan import ImageFile, scan
 HELD_OUT = "held_out"
 """Role of an example that is not trained on, as caches and digests have always had it; "validation" in the options."""
 MOST_STRETCHED = 0.05
-"""Images that crop = "none" changes by more than this share are named in the report."""
+"""Images whose proportions crop = "none" changes by more than this share are named in the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
+    """The examples of a run, in the order that decides the batches, and what the user should know about them."""
+
     examples: tuple[Example, ...]
     notes: tuple[str, ...] = ()
-    """What the user should know of the sets, beside what the examples tell."""
+    """What the user should know about the sets and cannot be seen from the examples."""
     unreadable: tuple[tuple[Path, str], ...] = ()
     """(file, reason) of images that cannot be used and were left out."""
-    looks: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
-    """(perceptual hash, mean colours) of each image, as in `probe.ImageProbe`; the hash may be ""."""
+    fingerprints: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
+    """{image: (perceptual hash, mean colours)}, as in `probe.ImageProbe`. The hash may be ""."""
 
     @property
     def training(self) -> list[Example]:
-        """What is trained on, regularisation included."""
+        """The examples that are trained on, including those of regularisation sets."""
         return [example for example in self.examples if example.role != HELD_OUT]
 
     @property
     def held_out(self) -> list[Example]:
+        """The examples that only the validation loss is measured on."""
         return [example for example in self.examples if example.role == HELD_OUT]
 
     @property
     def captions(self) -> list[str]:
-        """Every text that can occur, the empty prompt included, sorted."""
+        """Every caption that can occur, including the empty prompt, sorted."""
         return sorted({"", *(caption for example in self.examples for caption in example.captions)})
 
     @cached_property
     def digest(self) -> str:
-        """Changes with any pixel, caption, size, role, weight or the order of images; not with where the files lie.
+        """A digest that changes with any pixel, caption, size, role, weight or the order of the images.
 
-        Names decide the order and the order decides the batches, so a renamed file can be another data set.
+        It does not depend on the folder. File names decide the order and the order decides the batches, so renaming a file
+        can change it.
         """
         return digest([_facts(example) for example in self.examples])
 
@@ -61,30 +64,32 @@ class Dataset:
 def build_dataset(
     sets: Sequence[DatasetConfig], data: DataConfig, step: int, seed: int, index: FileIndex, progress: Progress
 ) -> Dataset:
-    """Read the sets. `step` is the family's bucket step. Raises DataError or ConfigError before anything is encoded."""
+    """Read and check all sets. `step` is the family's bucket step in pixels. Raises DataError or ConfigError."""
     for config in sets:
         parse_colour(config.background)
     buckets = [buckets_of(config, data, step) for config in sets]
-    found = [scan(config) for config in sets]
+    folders = [scan(config) for config in sets]
     focused = {
-        image.path for config, one in zip(sets, found, strict=True) if config.crop == "saliency" for image in one.images
+        image.path
+        for config, folder in zip(sets, folders, strict=True)
+        if config.crop == "saliency"
+        for image in folder.images
     }
-    survey = index.survey([image.path for one in found for image in one.images], progress, focused)
+    survey = index.survey([image.path for folder in folders for image in folder.images], progress, focused)
     examples: list[Example] = []
-    notes = [note for one in found for note in one.notes]
-    for config, one, sizes in zip(sets, found, buckets, strict=True):
-        made, told = _examples(
-            config, [image for image in one.images if image.path in survey.facts], sizes, survey.facts, seed
-        )
-        examples += made
-        notes += told
+    notes = [note for folder in folders for note in folder.notes]
+    for config, folder, sizes in zip(sets, folders, buckets, strict=True):
+        readable = [image for image in folder.images if image.path in survey.facts]
+        set_examples, set_notes = _examples(config, readable, sizes, survey.facts, seed)
+        examples += set_examples
+        notes += set_notes
     if not any(example.role == "train" for example in examples):
         raise DataError(problem_list(["no image is left to train on", *notes, *survey.problems.values()]))
     return Dataset(
         examples=tuple(_with_held_out(examples, data.validation_split, seed)),
         notes=tuple(notes),
         unreadable=tuple(survey.problems.items()),
-        looks={path: (known.fingerprint, known.colours) for path, known in survey.facts.items()},
+        fingerprints={path: (known.fingerprint, known.colours) for path, known in survey.facts.items()},
     )
 
 
@@ -95,7 +100,7 @@ def _examples(
     facts: Mapping[Path, FileFacts],
     seed: int,
 ) -> tuple[list[Example], list[str]]:
-    """The examples of one set, and what is to be said of it."""
+    """(the examples of one set, notes about it)."""
     examples: list[Example] = []
     left_out: dict[str, list[str]] = defaultdict(list)
     drawn: list[str] = []
@@ -143,18 +148,20 @@ def _notes(
             f"{config.caption_variants}; that many of each are drawn by the seed and encoded in advance"
         )
     if any(example.live for example in examples):
-        notes.append(f"{config.folder}: captions are made and encoded anew at every visit (caption_variants = 0)")
-    bent = [e.path.name for e in examples if stretched(e.geometry) > MOST_STRETCHED]
-    if bent and config.crop == "none":
+        notes.append(
+            f"{config.folder}: a new caption is drawn and encoded each time an image is used (caption_variants = 0)"
+        )
+    distorted = [e.path.name for e in examples if stretched(e.geometry) > MOST_STRETCHED]
+    if distorted and config.crop == "none":
         most = max(stretched(example.geometry) for example in examples)
         notes.append(
-            f"{config.folder}: {len(bent)} images are stretched to their bucket, by up to {most:.0%}: {some(bent)}"
+            f"{config.folder}: {len(distorted)} images are stretched to their bucket, by up to {most:.0%}: {some(distorted)}"
         )
     return notes
 
 
 def _with_held_out(examples: list[Example], share: float, seed: int) -> list[Example]:
-    """Set a seeded share of the training images aside, at all their resolutions and in every set that has them.
+    """The examples with a seeded share of the training images held out, at all resolutions and in every set that has them.
 
     Raises DataError if that leaves nothing to train on.
     """
@@ -168,20 +175,20 @@ def _with_held_out(examples: list[Example], share: float, seed: int) -> list[Exa
     return [_held_out(e) if e.role == "train" and e.path in chosen else e for e in examples]
 
 
-def _facts(example: Example) -> dict[str, Any]:
-    """Everything about an example, with the contents of files in place of their paths."""
-    data = {**asdict(example), "path": "", "mask": _content(example.mask), "reference": ""}
+def _facts(example: Example) -> Json:
+    """Everything that identifies an example, with digests of files in place of their paths."""
+    data: Json = {**asdict(example), "path": "", "mask": _content(example.mask), "reference": ""}
     del data["references"]
     return {**data, **named_references([_content(path) for path in example.references])}
 
 
 def _content(path: Path | None) -> str:
-    """Digest of a file; "" for none."""
+    """sha256 of a file; "" for None."""
     return file_digest(path) if path else ""
 
 
 def _held_out(example: Example) -> Example:
-    """Measured in one way only: upright, with its first caption in its plain form."""
+    """The example as the validation loss uses it: always upright, with its first caption in its plain form."""
     return replace(
         example, role=HELD_OUT, may_flip=False, caption_dropout=0.0, captions=example.captions[:1], live=None
     )

@@ -1,6 +1,6 @@
-"""Files that describe data sets: our own TOML, kohya's TOML, SimpleTuner's multidatabackend.json.
+"""Dataset files: our own TOML, kohya's TOML, SimpleTuner's multidatabackend.json.
 
-Each becomes sets of the engine and notes: what was taken otherwise than written, or not at all, is always said. Relative
+Each is read into `DatasetConfig`s and notes, which list every option that was interpreted differently or ignored. Relative
 paths start from the file's folder.
 """
 
@@ -13,17 +13,18 @@ from typing import Any
 from ...config.dataset import DatasetConfig
 from ...config.toml import parse, read_toml
 from ...errors import ConfigError, DataError, LoomError
-from .checks import DatasetFile, Json
+from ...types import Json
+from .checks import DatasetFile
 from .kohya import kohya_sets
 from .simpletuner import simpletuner_sets
 
 PATHS = ("folder", "masks")
 Find = Callable[[str, str], str]
-"""(path as written, option) to the path that is used. Raises ConfigError if it may not be used."""
+"""A function from (path, option) to the path that is used. It raises ConfigError if the path may not be used."""
 
 
 def read_dataset_file(path: Path, find: Find | None = None) -> DatasetFile:
-    """The sets of a file. `find` judges every path in it; by default they start from the file's folder.
+    """The sets of a file. `find` checks and resolves every path in it; by default relative paths start from the file's folder.
 
     Raises ConfigError or DataError that names the file.
     """
@@ -31,9 +32,9 @@ def read_dataset_file(path: Path, find: Find | None = None) -> DatasetFile:
     if path.suffix.lower() not in kinds:
         raise ConfigError(f"{path}: use a .toml (ours or kohya's) or a .json (SimpleTuner's multidatabackend)")
     try:
-        made, notes = kinds[path.suffix.lower()](path)
+        tables, notes = kinds[path.suffix.lower()](path)
         sets = []
-        for number, options in enumerate(made):
+        for number, options in enumerate(tables):
             try:
                 sets.append(_with_paths(parse(options, DatasetConfig), path.parent, find))
             except LoomError as error:
@@ -46,28 +47,29 @@ def read_dataset_file(path: Path, find: Find | None = None) -> DatasetFile:
 
 
 def gather_sets(sets: Sequence[DatasetConfig], files: Sequence[str]) -> DatasetFile:
-    """The sets of a configuration and of the files that it names. Raises ConfigError if nothing is trained on."""
-    listed = [read_dataset_file(Path(file).expanduser()) for file in files]
-    found = (*sets, *(one for each in listed for one in each.sets))
-    if not any(one.role == "train" for one in found):
+    """The sets of a configuration, followed by those of the files that it names. Raises ConfigError if none is trained on."""
+    read = [read_dataset_file(Path(file).expanduser()) for file in files]
+    every = (*sets, *(config for file in read for config in file.sets))
+    if not any(config.role == "train" for config in every):
         raise ConfigError("no set has role = 'train': give one set role = 'train'")
-    return DatasetFile(sets=found, notes=tuple(note for each in listed for note in each.notes))
+    return DatasetFile(sets=every, notes=tuple(note for file in read for note in file.notes))
 
 
 def _with_paths(config: DatasetConfig, base: Path, find: Find | None) -> DatasetConfig:
+    """The set with its paths resolved from the folder `base` and checked by `find`."""
     changes: dict[str, Any] = {}
     for name in PATHS:
         text = getattr(config, name)
         if text and not (name == "masks" and text == "alpha"):
-            place = str(base / Path(text).expanduser())
-            changes[name] = find(place, name) if find else place
+            path = str(base / Path(text).expanduser())
+            changes[name] = find(path, name) if find else path
     if config.references:
-        places = [str(base / Path(text).expanduser()) for text in config.reference_folders]
-        changes["references"] = tuple(find(place, "references") if find else place for place in places)
+        paths = [str(base / Path(text).expanduser()) for text in config.reference_folders]
+        changes["references"] = tuple(find(path, "references") if find else path for path in paths)
     if config.metadata:
-        here = base / Path(config.metadata).expanduser()
-        place = str(here if here.is_file() else Path(changes["folder"]) / config.metadata)
-        changes["metadata"] = find(place, "metadata") if find else place
+        table = base / Path(config.metadata).expanduser()
+        path = str(table if table.is_file() else Path(changes["folder"]) / config.metadata)
+        changes["metadata"] = find(path, "metadata") if find else path
     return replace(config, **changes)
 
 
@@ -86,11 +88,11 @@ def _toml_sets(path: Path) -> tuple[list[Json], list[str]]:
 
 def _json_sets(path: Path) -> tuple[list[Json], list[str]]:
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        data: object = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"is not valid JSON: {error}") from error
     if not isinstance(data, list) or not all(isinstance(entry, Mapping) for entry in data):
-        raise ConfigError("it is no list of data sets, as SimpleTuner's multidatabackend.json is")
+        raise ConfigError("it is not a list of datasets, as SimpleTuner's multidatabackend.json is")
     return simpletuner_sets(data)

@@ -1,21 +1,21 @@
-"""kohya's dataset TOML ([general], [[datasets]], [[datasets.subsets]]) as sets of ours. num_repeats = 1 is seen once, as here."""
+"""Reads kohya's dataset TOML ([general], [[datasets]], [[datasets.subsets]]). num_repeats = 1 means once per epoch, as here."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from ...errors import ConfigError
-from .checks import Json, number_of, switch_of, text_of, untaken, whole_of
+from ...types import Json
+from .checks import ignored_options, number_of, switch_of, text_of, whole_of
 
 INSTEAD = {
     "batch_size": "set training.batch_size",
     "caption_dropout_every_n_epochs": "use caption_dropout",
-    "color_aug": "there is none here",
+    "color_aug": "there is no such option here",
     "face_crop_aug_range": "use crop = 'saliency', or crop the images",
     "network_multiplier": "use weight",
     "system_prompt": "set text.system_prompt",
-    "token_warmup_min": "there is none here",
-    "token_warmup_step": "there is none here",
+    "token_warmup_min": "there is no such option here",
+    "token_warmup_step": "there is no such option here",
     "validation_seed": "the run's seed decides",
     "validation_split": "set data.validation_split",
     "caption_extension": ".txt and .caption files are read",
@@ -24,7 +24,7 @@ INSTEAD = {
     "skip_image_resolution": "use min_size",
     "conditioning_data_dir_2": "one folder of masks is read",
 }
-"""Options with nothing that could take them, and what to do."""
+"""{option without a counterpart here: what to do instead}."""
 KNOWN = {
     "image_dir", "num_repeats", "recursive", "class_tokens", "is_reg", "shuffle_caption", "keep_tokens",
     "keep_tokens_separator", "secondary_separator", "enable_wildcard", "caption_separator", "caption_prefix",
@@ -35,16 +35,16 @@ KNOWN = {
 }  # fmt: skip
 
 
-def kohya_sets(data: Mapping[str, Any]) -> tuple[list[Json], list[str]]:
-    """(options of our sets, notes). An option of a subset counts before its data set's, that before [general]'s.
+def kohya_sets(data: Mapping[str, object]) -> tuple[list[Json], list[str]]:
+    """(options of our sets, notes). A subset's options override its dataset's, and these override those of [general].
 
-    Raises ConfigError for values that make no sense.
+    Raises ConfigError for invalid values.
     """
     sets: list[Json] = []
     notes: list[str] = []
     unknown = sorted(data.keys() - {"general", "datasets"})
     if unknown:
-        notes.append(f"unknown and not taken: {', '.join(unknown)}")
+        notes.append(f"unknown tables are ignored: {',  '.join(unknown)}")
     general = _table(data.get("general", {}), "general")
     for number, dataset in enumerate(_tables(data["datasets"], "datasets"), 1):
         for inner, subset in enumerate(_tables(dataset.get("subsets", []), "datasets.subsets"), 1):
@@ -54,28 +54,28 @@ def kohya_sets(data: Mapping[str, Any]) -> tuple[list[Json], list[str]]:
                 sets.append(_set(options, notes, where))
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from error
-            notes += untaken(options, INSTEAD, KNOWN, where)
+            notes += ignored_options(options, INSTEAD, KNOWN, where)
     return sets, list(dict.fromkeys(notes))
 
 
-def _table(value: Any, name: str) -> Mapping[str, Any]:
+def _table(value: object, name: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"[{name}] is no table")
+        raise ConfigError(f"{name} = {value!r} is not a table: write [{name}]")
     return value
 
 
-def _tables(value: Any, name: str) -> list[Mapping[str, Any]]:
+def _tables(value: object, name: str) -> list[Mapping[str, object]]:
     if not isinstance(value, list):
-        raise ConfigError(f"[[{name}]] is no list of tables")
-    return [_table(one, name) for one in value]
+        raise ConfigError(f"{name} = {value!r} is not a list of tables: write [[{name}]]")
+    return [_table(entry, name) for entry in value]
 
 
-def _set(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
+def _set(options: Mapping[str, object], notes: list[str], where: str) -> Json:
     wildcards = switch_of(options, "enable_wildcard")
     metadata = text_of(options, "metadata_file")
     masks = "alpha" if switch_of(options, "alpha_mask") else ""
     by_base = _by_base(options, notes, where)
-    made: Json = {
+    translated: Json = {
         "folder": text_of(options, "image_dir"),
         "recursive": switch_of(options, "recursive"),
         "repeats": whole_of(options, "num_repeats", 1),
@@ -95,27 +95,27 @@ def _set(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
         **_tags(options, notes, where),
         **_sizes(options, notes, where),
     }
-    if made["crop"] == "random":
-        notes.append(f"{where}: random_crop is taken as one place per image, drawn by the seed and cached")
-    return made
+    if translated["crop"] == "random":
+        notes.append(f"{where}: random_crop is one position per image, drawn by the seed and cached")
+    return translated
 
 
-def _by_base(options: Mapping[str, Any], notes: list[str], where: str) -> bool:
-    """Whether differential output preservation is asked for, which is a custom attribute there."""
+def _by_base(options: Mapping[str, object], notes: list[str], where: str) -> bool:
+    """Whether differential output preservation is requested; kohya has it as a custom attribute."""
     given = _table(options.get("custom_attributes", {}), "custom_attributes")
-    notes += untaken(given, {}, {"diff_output_preservation"}, f"{where}, custom_attributes")
+    notes += ignored_options(given, {}, {"diff_output_preservation"}, f"{where}, custom_attributes")
     return switch_of(given, "diff_output_preservation")
 
 
-def _tags(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
-    """kohya shuffles the prefix with the caption and counts its tags; ours never moves, so they are not counted."""
+def _tags(options: Mapping[str, object], notes: list[str], where: str) -> Json:
+    """The options of tag shuffling. kohya counts the tags of the prefix in keep_tokens; here the prefix never moves and is not counted."""
     separator = text_of(options, "caption_separator", ",")
     keep = whole_of(options, "keep_tokens")
     shuffle = switch_of(options, "shuffle_caption")
     prefix = text_of(options, "caption_prefix")
     inside = prefix.count(separator) if separator else 0
     if shuffle and inside > keep:
-        notes.append(f"{where}: the tags of caption_prefix stay in front, they are not shuffled")
+        notes.append(f"{where}: the tags of caption_prefix are not shuffled, they stay in front")
     return {
         "shuffle_tags": shuffle,
         "keep_tokens": max(0, keep - inside),
@@ -126,18 +126,20 @@ def _tags(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
     }
 
 
-def _sizes(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
-    made: Json = {"bucket_step": whole_of(options, "bucket_reso_steps")}
+def _sizes(options: Mapping[str, object], notes: list[str], where: str) -> Json:
+    translated: Json = {"bucket_step": whole_of(options, "bucket_reso_steps")}
     area = _area(options.get("resolution"))
     if area is not None:
         side = math.sqrt(area[0] * area[1])
-        made["resolutions"] = [round(side)]
+        translated["resolutions"] = [round(side)]
         if area[0] != area[1]:
-            notes.append(f"{where}: resolution = {list(area)} is taken as its area, a square of {side:.0f} pixels")
+            notes.append(
+                f"{where}: resolution = {list(area)} is interpreted as its area, a square of {side:.0f} pixels"
+            )
     if not switch_of(options, "enable_bucket"):
-        return {**made, "buckets": "off"}
+        return {**translated, "buckets": "off"}
     return {
-        **made,
+        **translated,
         "buckets": "kohya",
         "min_side": whole_of(options, "min_bucket_reso", 256),
         "max_side": whole_of(options, "max_bucket_reso", 1024),
@@ -145,14 +147,16 @@ def _sizes(options: Mapping[str, Any], notes: list[str], where: str) -> Json:
     }
 
 
-def _area(value: Any) -> tuple[int, int] | None:
-    """kohya takes 512, [512, 768] and "512,768"."""
+def _area(value: object) -> tuple[int, int] | None:
+    """(width, height) of kohya's resolution, which may be 512, [512, 768] or "512,768"; None if it is not given."""
     if value is None:
         return None
-    parts: Any = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    parts: Sequence[object] = (
+        value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    )
     try:
-        sides = [int(part) for part in parts if not isinstance(part, float | bool)]
-    except (ValueError, TypeError):
+        sides = [int(part) for part in parts if isinstance(part, int | str) and not isinstance(part, bool)]
+    except ValueError:
         sides = []
     if len(sides) != len(parts) or len(sides) not in (1, 2) or not all(16 <= side < 100_000 for side in sides):
         raise ConfigError(f"resolution = {value!r}: use one number of pixels, or two")

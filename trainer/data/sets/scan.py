@@ -1,4 +1,4 @@
-"""Finding images: a folder becomes a list of files with captions. Nothing is decoded here."""
+"""Finding the images of a set: a folder becomes a list of image files with captions. Nothing is decoded here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,16 @@ from .tables import Table, find_table, read_table
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFile:
+    """An image file with its captions and the files that belong to it."""
+
     path: Path
     forms: CaptionForms
     mask: Path | None
-    """The image itself where its own alpha channel is the mask."""
+    """The mask file. It is the image itself where its alpha channel is the mask."""
     references: tuple[Path, ...]
-    """What an edit model is shown beside it."""
+    """The reference images of an edit model."""
     repeats: int
-    """How often it is seen per epoch."""
+    """How often the image is used per epoch."""
 
     @property
     def caption(self) -> str:
@@ -31,18 +33,15 @@ class ImageFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ScannedFolder:
+    """The images of one set, sorted by path."""
+
     images: list[ImageFile]
     notes: list[str]
-    """What the user should know, e.g. entries of a table without a file."""
-
-
-def find_images(config: DatasetConfig) -> list[ImageFile]:
-    """The images of one set, sorted by path. Raises DataError naming every problem at once."""
-    return scan(config).images
+    """What the user should know, for instance entries of a table without a file."""
 
 
 def scan(config: DatasetConfig) -> ScannedFolder:
-    """The images of one set and what is to be said of them. Raises DataError naming every problem at once."""
+    """The images of one set, with notes about them. Raises DataError that names every problem at once."""
     base = Path(config.folder).expanduser()
     if not base.is_dir():
         raise DataError(f"dataset.folder: {base} is not a folder")
@@ -63,37 +62,37 @@ def scan(config: DatasetConfig) -> ScannedFolder:
                 problems.append(str(error))
                 continue
             forms = _forms(config, texts)
-            shown = tuple(found for found in references if found)
-            images.append(ImageFile(path=path, forms=forms, mask=mask, references=shown, repeats=repeats))
+            paired = tuple(file for file in references if file)
+            images.append(ImageFile(path=path, forms=forms, mask=mask, references=paired, repeats=repeats))
     if problems:
         raise DataError(problem_list(problems))
     return ScannedFolder(images=images, notes=notes + tables.notes())
 
 
 def _folders(base: Path, config: DatasetConfig, notes: list[str]) -> list[tuple[Path, int, str]]:
-    """(folder, repeats, concept): the folder itself, or its N_concept sub-folders."""
+    """(folder, repeats, concept) of each folder to read: the folder itself, or its N_concept sub-folders."""
     if config.layout == "plain":
         return [(base, config.repeats, "")]
-    found: list[tuple[Path, int, str]] = []
+    folders: list[tuple[Path, int, str]] = []
     others: list[str] = []
     for folder in sorted(path for path in base.iterdir() if path.is_dir() and path.name[0] != "."):
         concept = concept_of(folder.name)
         if concept is None or concept[0] < 1:
             others.append(folder.name)
         else:
-            found.append((folder, concept[0] * config.repeats, concept[1].replace("_", " ").strip()))
-    if not found:
+            folders.append((folder, concept[0] * config.repeats, concept[1].replace("_", " ").strip()))
+    if not folders:
         raise DataError(
             f"{base} has no sub-folders named N_concept, such as 10_mycat: name the folder above them, or set dataset.layout = 'plain'"
         )
     others += sorted(path.name for path in base.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if others:
-        notes.append(f"{base}: not in a folder named N_concept, left alone: {some(others)}")
-    return found
+        notes.append(f"{base}: ignored because not in a folder named N_concept: {some(others)}")
+    return folders
 
 
 def _image_paths(folder: Path, *, recursive: bool) -> list[Path]:
-    # By parts, which is how paths compare, only much faster.
+    # Sorting by parts gives the order in which paths compare, but is much faster.
     candidates = sorted(folder.rglob("*") if recursive else folder.iterdir(), key=lambda path: path.parts)
     paths = [path for path in candidates if path.suffix.lower() in SUFFIXES and path.is_file() and path.name[0] != "."]
     if not paths:
@@ -102,6 +101,7 @@ def _image_paths(folder: Path, *, recursive: bool) -> list[Path]:
 
 
 def _kind(config: DatasetConfig, paths: list[Path], tables: "_Tables") -> str:
+    """The source of captions of a folder: `dataset.captions`, with "auto" resolved by what the folder holds."""
     if config.captions != "auto":
         return config.captions
     if any(sidecar(path) for path in paths) or config.layout == "kohya":
@@ -110,7 +110,7 @@ def _kind(config: DatasetConfig, paths: list[Path], tables: "_Tables") -> str:
 
 
 class _Tables:
-    """The tables of a set, each read once: the one that is named, else the nearest metadata.* at or above an image."""
+    """The caption tables of a set, each read once: the named one, or else the nearest metadata.* in or above an image's folder."""
 
     def __init__(self, base: Path, config: DatasetConfig) -> None:
         self._base, self._config = base, config
@@ -119,27 +119,29 @@ class _Tables:
         self._tables: dict[Path, Table] = {}
 
     def file_for(self, image: Path) -> Path | None:
+        """The table for an image, or None."""
         if self._named is not None:
             return self._named
         folder = image.parent
         if folder not in self._files:
             inside = [folder, *folder.parents]
             upward = inside[: inside.index(self._base) + 1] if self._base in inside else [folder]
-            self._files[folder] = next((file for one in upward if (file := find_table(one))), None)
+            self._files[folder] = next((file for above in upward if (file := find_table(above))), None)
         return self._files[folder]
 
     def captions_of(self, image: Path) -> list[str]:
-        """Raises DataError if there is no table, or if it cannot be used."""
+        """The captions that the table has for an image. Raises DataError if there is no table, or if it cannot be used."""
         file = self.file_for(image)
         if file is None:
             raise DataError(
-                f"{image}: no metadata.jsonl, .csv, .parquet or .json beside it: write one, or name it as dataset.metadata"
+                f"{image}: no metadata.jsonl, .csv, .parquet or .json next to it: write one, or name it as dataset.metadata"
             )
         if file not in self._tables:
             self._tables[file] = read_table(file, self._config.caption_field, self._config.file_field)
         return self._tables[file].of(image)
 
     def notes(self) -> list[str]:
+        """One line for each table with entries that match no image."""
         return [
             f"{table.path} names {len(names)} files that are not among the images: {some(names)}"
             for table in self._tables.values()
@@ -148,6 +150,7 @@ class _Tables:
 
 
 def _forms(config: DatasetConfig, texts: tuple[str, ...]) -> CaptionForms:
+    """The captions of an image, with the set's options of caption augmentation."""
     before = " ".join(part for part in (config.trigger.strip(), config.prefix.strip()) if part)
     return CaptionForms(
         texts=texts,
@@ -164,6 +167,7 @@ def _forms(config: DatasetConfig, texts: tuple[str, ...]) -> CaptionForms:
 
 
 def _nothing_found(folder: Path, candidates: list[Path], *, recursive: bool) -> str:
+    """The error message for a folder without images, with the most likely remedy."""
     kinds = ", ".join(sorted(SUFFIXES))
     others = sorted({path.suffix.lower() for path in candidates if path.is_file()})
     message = f"{folder} holds no images ({kinds})"
@@ -181,8 +185,8 @@ def _twin(image: Path, folder: Path, other: str, option: str) -> Path | None:
     """The image of the same name in another folder; None if no folder is given. Raises DataError if it is missing."""
     if not other:
         return None
-    place = Path(other).expanduser() / image.relative_to(folder).parent
-    found = next((file for suffix in sorted(SUFFIXES) if (file := place / f"{image.stem}{suffix}").is_file()), None)
-    if found is None:
-        raise DataError(f"{image} has no counterpart for dataset.{option}: put {image.stem}.png into {place}")
-    return found
+    twins = Path(other).expanduser() / image.relative_to(folder).parent
+    twin = next((file for suffix in sorted(SUFFIXES) if (file := twins / f"{image.stem}{suffix}").is_file()), None)
+    if twin is None:
+        raise DataError(f"{image} has no counterpart for dataset.{option}: put {image.stem}.png into {twins}")
+    return twin

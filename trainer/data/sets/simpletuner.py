@@ -1,10 +1,10 @@
-"""SimpleTuner's multidatabackend.json as sets of ours. Its repeats count extra passes (0 = seen once), ours all of them."""
+"""Reads SimpleTuner's multidatabackend.json. Its repeats count the extra passes (0 = once per epoch), ours count all passes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ...errors import ConfigError
-from .checks import Json, number_of, switch_of, text_of, untaken, whole_of
+from ...types import Json
+from .checks import ignored_options, number_of, switch_of, text_of, whole_of
 
 DANGEROUS = ("delete_unwanted_images", "delete_problematic_images", "delete_nsfw_images")
 NOT_NEEDED = {
@@ -12,7 +12,8 @@ NOT_NEEDED = {
     "text_embeds", "image_embeds", "preserve_data_backend_cache", "vae_cache_clear_each_epoch", "vae_cache_ondemand",
     "vae_cache_disable", "hash_filenames", "text_encoder_batch_size", "source_dataset_id",
 }  # fmt: skip
-"""Where caches lie and how they are filled: the cache here needs no telling."""
+"""Options about the location and filling of caches, which have no effect here and are not reported."""
+"""Options that would delete images. They are refused."""
 INSTEAD = {
     "caption_filter_list": "edit the captions",
     "end_epoch": "continue the run with other sets",
@@ -49,12 +50,12 @@ PARQUET = {
 CACHES = ("text_embeds", "image_embeds", "conditioning_image_embeds")
 
 
-def simpletuner_sets(data: Sequence[Mapping[str, Any]]) -> tuple[list[Json], list[str]]:
-    """(options of our sets, notes). Raises ConfigError for what could do harm, or cannot be done."""
+def simpletuner_sets(data: Sequence[Mapping[str, object]]) -> tuple[list[Json], list[str]]:
+    """(options of our sets, notes). Raises ConfigError for options that delete images, and for what cannot be trained."""
     sets: list[Json] = []
     notes: list[str] = []
     helpers = {
-        entry["id"]: entry for entry in data if isinstance(entry.get("id"), str) and _kind(entry) == "conditioning"
+        name: entry for entry in data if isinstance(name := entry.get("id"), str) and _kind(entry) == "conditioning"
     }
     for number, entry in enumerate(data, 1):
         where = f"{text_of(entry, 'id') or f'set {number}'}"
@@ -62,23 +63,25 @@ def simpletuner_sets(data: Sequence[Mapping[str, Any]]) -> tuple[list[Json], lis
             dangerous = [name for name in DANGEROUS if entry.get(name)]
             if dangerous:
                 raise ConfigError(
-                    f"{dangerous[0]} = {entry[dangerous[0]]!r}: images are never deleted here; take it out"
+                    f"{dangerous[0]} = {entry[dangerous[0]]!r}: images are never deleted here; remove this option"
                 )
             if switch_of(entry, "disabled") or switch_of(entry, "disable"):
-                notes.append(f"{where}: disabled, left out")
+                notes.append(f"{where}: left out because it is disabled")
             elif _kind(entry) not in (*CACHES, "conditioning"):
                 sets.append(_set(entry, helpers, notes, where))
-                notes += untaken(entry, INSTEAD, KNOWN, where)
+                notes += ignored_options(entry, INSTEAD, KNOWN, where)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     return sets, notes
 
 
-def _kind(entry: Mapping[str, Any]) -> str:
+def _kind(entry: Mapping[str, object]) -> str:
     return text_of(entry, "dataset_type", "image")
 
 
-def _set(entry: Mapping[str, Any], helpers: Mapping[str, Mapping[str, Any]], notes: list[str], where: str) -> Json:
+def _set(
+    entry: Mapping[str, object], helpers: Mapping[str, Mapping[str, object]], notes: list[str], where: str
+) -> Json:
     for name, known in (("type", ("local",)), ("dataset_type", ("image", "eval"))):
         value = text_of(entry, name, known[0])
         if value not in known:
@@ -99,13 +102,13 @@ def _set(entry: Mapping[str, Any], helpers: Mapping[str, Mapping[str, Any]], not
     }
 
 
-def _captions(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
+def _captions(entry: Mapping[str, object], notes: list[str], where: str) -> Json:
     strategy = text_of(entry, "caption_strategy", "filename")
     if strategy not in CAPTIONS:
         raise ConfigError(f"caption_strategy = {strategy!r}: use one of {', '.join(CAPTIONS)}")
     prompt = text_of(entry, "instance_prompt")
     only = switch_of(entry, "only_instance_prompt") or strategy == "instanceprompt"
-    made: Json = {
+    translated: Json = {
         "captions": "fixed" if only else CAPTIONS[strategy],
         "caption": prompt if only else "",
         "prefix": prompt if switch_of(entry, "prepend_instance_prompt") and not only else "",
@@ -115,28 +118,28 @@ def _captions(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
         table = entry.get("parquet")
         if not isinstance(table, Mapping):
             raise ConfigError('caption_strategy = \'parquet\' needs a parquet table: {"path": …, "caption_column": …}')
-        made |= {
+        translated |= {
             "metadata": text_of(table, "path"),
             "caption_field": text_of(table, "caption_column"),
             "file_field": text_of(table, "filename_column"),
         }
-        notes += untaken(table, {}, PARQUET, f"{where}, parquet")
+        notes += ignored_options(table, {}, PARQUET, f"{where}, parquet")
     shuffle = entry.get("caption_shuffle") or {}
     if not isinstance(shuffle, Mapping):
         raise ConfigError(f'caption_shuffle = {shuffle!r}: use {{"enable": true, …}}')
     if switch_of(shuffle, "enable"):
-        made |= _shuffled(shuffle, notes, where)
-    return made
+        translated |= _shuffled(shuffle, notes, where)
+    return translated
 
 
-def _shuffled(shuffle: Mapping[str, Any], notes: list[str], where: str) -> Json:
+def _shuffled(shuffle: Mapping[str, object], notes: list[str], where: str) -> Json:
     split = text_of(shuffle, "split_on", "comma")
     if split not in SPLITS:
         raise ConfigError(f"caption_shuffle.split_on = {split!r}: use one of {', '.join(SPLITS)}")
     known = {"enable", "count", "split_on", "position_start", "include_original"}
-    notes += untaken(shuffle, {"seed": "the run's seed decides"}, known, f"{where}, caption_shuffle")
+    notes += ignored_options(shuffle, {"seed": "the run's seed decides"}, known, f"{where}, caption_shuffle")
     if not switch_of(shuffle, "include_original", default=True):
-        notes.append(f"{where}: the caption as it was written is one of its forms")
+        notes.append(f"{where}: include_original = false is ignored; the caption as it was written is one of its forms")
     return {
         "shuffle_tags": True,
         "caption_variants": max(1, whole_of(shuffle, "count", 1)) + 1,
@@ -145,12 +148,12 @@ def _shuffled(shuffle: Mapping[str, Any], notes: list[str], where: str) -> Json:
     }
 
 
-def _sizes(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
+def _sizes(entry: Mapping[str, object], notes: list[str], where: str) -> Json:
     kind = text_of(entry, "resolution_type", "pixel_area")
     if kind not in ("pixel", "pixel_area", "area"):
         raise ConfigError(f"resolution_type = {kind!r}: use pixel, area or pixel_area")
     square = switch_of(entry, "crop") and text_of(entry, "crop_aspect", "square") == "square"
-    made: Json = {
+    translated: Json = {
         "buckets": "off" if square else "pixel" if kind == "pixel" else "pixel_area",
         "size_metric": "side" if square or kind == "pixel" else "area",
         "min_size": _pixels(entry, "minimum_image_size", kind),
@@ -160,67 +163,66 @@ def _sizes(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
     }
     if entry.get("resolution") is not None:
         value = number_of(entry, "resolution")
-        made |= {"megapixels": [value]} if kind == "area" else {"resolutions": [round(value)]}
+        translated |= {"megapixels": [value]} if kind == "area" else {"resolutions": [round(value)]}
     largest, reduced = (_pixels(entry, name, kind) for name in ("maximum_image_size", "target_downsample_size"))
     if largest and reduced:
-        made |= {"max_size": largest, "downsample": min(reduced, largest)}
+        translated |= {"max_size": largest, "downsample": min(reduced, largest)}
     elif largest or reduced:
         notes.append(
-            f"{where}: images are reduced to their bucket; maximum_image_size and target_downsample_size count together only"
+            f"{where}: maximum_image_size and target_downsample_size have an effect only together; images are resized to their bucket"
         )
-    return made
+    return translated
 
 
-def _pixels(entry: Mapping[str, Any], name: str, kind: str) -> int:
-    """A size as the side of a square: areas are given in millions of pixels."""
+def _pixels(entry: Mapping[str, object], name: str, kind: str) -> int:
+    """A size option as the side of a square in pixels. With resolution_type = 'area' it is given in megapixels."""
     value = number_of(entry, name)
     return round((value * 1e6) ** 0.5) if kind == "area" else round(value)
 
 
-def _crop(entry: Mapping[str, Any], notes: list[str], where: str) -> Json:
+def _crop(entry: Mapping[str, object], notes: list[str], where: str) -> Json:
     if not switch_of(entry, "crop"):
         return {"crop": "none"}
     style = text_of(entry, "crop_style", "random")
     aspect = text_of(entry, "crop_aspect", "square")
     if style not in STYLES or style == "face":
-        notes.append(f"{where}: crop_style = {style!r} is taken as {STYLES.get(style, 'top')!r}")
+        notes.append(f"{where}: crop_style = {style!r} is interpreted as {STYLES.get(style, 'top')!r}")
     if style == "random":
-        notes.append(f"{where}: a random crop is one place per image, drawn by the seed and cached")
+        notes.append(f"{where}: a random crop is one position per image, drawn by the seed and cached")
     if aspect not in ("square", "preserve", "closest", "random"):
         raise ConfigError(f"crop_aspect = {aspect!r}: use square, preserve, closest or random")
-    made: Json = {"crop": STYLES.get(style, "top")}
+    translated: Json = {"crop": STYLES.get(style, "top")}
     if aspect in ("closest", "random"):
         buckets = entry.get("crop_aspect_buckets")
         if not isinstance(buckets, list) or not buckets:
             raise ConfigError(f"crop_aspect = {aspect!r} needs crop_aspect_buckets, such as [1.0, 0.75, 1.33]")
-        made["aspects"] = buckets
+        translated["aspects"] = buckets
     if aspect == "random":
-        notes.append(f"{where}: crop_aspect = 'random' is taken as 'closest'")
-    return made
+        notes.append(f"{where}: crop_aspect = 'random' is interpreted as 'closest'")
+    return translated
 
 
-def _pairs(entry: Mapping[str, Any], helpers: Mapping[str, Mapping[str, Any]], where: str, notes: list[str]) -> Json:
-    """Masks and reference images: folders of other entries."""
-    asked = entry.get("conditioning_data") or []
-    made: Json = {}
-    for name in asked if isinstance(asked, list) else [asked]:
-        if name not in helpers:
+def _pairs(
+    entry: Mapping[str, object], helpers: Mapping[str, Mapping[str, object]], where: str, notes: list[str]
+) -> Json:
+    """The folders of masks and reference images, which are entries of their own that `conditioning_data` names."""
+    given = entry.get("conditioning_data") or []
+    masks: list[str] = []
+    references: list[str] = []
+    for name in given if isinstance(given, list) else [given]:
+        if not isinstance(name, str) or name not in helpers:
             raise ConfigError(f"conditioning_data = {name!r}: no entry of dataset_type 'conditioning' has that id")
         kind = text_of(helpers[name], "conditioning_type")
-        places = {"mask": "masks", "reference_strict": "references", "reference_loose": "references"}
-        if kind not in places:
+        folders = {"mask": masks, "reference_strict": references, "reference_loose": references}
+        if kind not in folders:
             raise ConfigError(
                 f"{name}: conditioning_type = {kind!r} cannot be trained here; mask and reference_strict can"
             )
-        folder = text_of(helpers[name], "instance_data_dir")
-        if places[kind] == "references":
-            made["references"] = [*made.get("references", []), folder]
-        elif "masks" in made:
-            raise ConfigError(f"conditioning_data = {asked!r}: one folder of masks per set can be trained")
-        else:
-            made["masks"] = folder
-    if len(made.get("references", [])) > 1:
+        folders[kind].append(text_of(helpers[name], "instance_data_dir"))
+    if len(masks) > 1:
+        raise ConfigError(f"conditioning_data = {given!r}: one folder of masks per set can be trained")
+    if len(references) > 1:
         notes.append(
-            f"{where}: the sets of reference images are shown together (conditioning_multidataset_sampling = 'combined')"
+            f"{where}: the reference images of all sets are used together (conditioning_multidataset_sampling = 'combined')"
         )
-    return made
+    return ({"masks": masks[0]} if masks else {}) | ({"references": references} if references else {})

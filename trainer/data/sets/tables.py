@@ -1,4 +1,4 @@
-"""Tables of captions beside the images: metadata.jsonl, .csv, .parquet as Hugging Face data sets have them, kohya's .json.
+"""Caption tables next to the images: metadata.jsonl, .csv and .parquet in the layout of Hugging Face datasets, kohya's .json.
 
 A table names files relative to its own folder. Columns: file_name (or file, image, path …) and text (or caption …).
 """
@@ -8,19 +8,20 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...errors import DataError
+from ...types import Json
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 FILE_FIELDS = ("file_name", "filename", "file", "image", "image_path", "path")
 CAPTION_FIELDS = ("text", "caption", "captions", "prompt", "tags", "description")
-TableRow = Mapping[str, Any]
+TableRow = Mapping[str, object]
+"""The columns of one row."""
 
 
 @dataclass
 class Table:
-    """Captions by file."""
+    """The captions of a table by file name as written, and which entries were used."""
 
     path: Path
     captions: dict[str, list[str]]
@@ -36,19 +37,20 @@ class Table:
         return []
 
     def unused(self) -> list[str]:
-        """Files that the table names and nobody asked for."""
+        """The file names in the table that matched no image."""
         return [name for name in self.captions if name not in self.used]
 
 
 def find_table(folder: Path) -> Path | None:
+    """The first of the known table names that exists in a folder, or None."""
     return next((file for name in NAMES if (file := folder / name).is_file()), None)
 
 
 def read_table(path: Path, caption_field: str = "", file_field: str = "") -> Table:
-    """Raises DataError naming file and row for anything that cannot be used."""
+    """Read a table by its extension. Raises DataError that names the file and the row for anything that cannot be used."""
     readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows, ".json": _kohya_rows}
     if path.suffix.lower() not in readers:
-        raise DataError(f"dataset.metadata: {path} is none of {', '.join(sorted(readers))}")
+        raise DataError(f"dataset.metadata: {path} is not one of {', '.join(sorted(readers))}")
     captions: dict[str, list[str]] = {}
     try:
         for number, row in enumerate(readers[path.suffix.lower()](path), 1):
@@ -62,13 +64,14 @@ def read_table(path: Path, caption_field: str = "", file_field: str = "") -> Tab
 
 
 def texts_of(row: TableRow, caption_field: str, where: str) -> list[str]:
-    """The captions in a row: a text, several, or kohya's caption followed by its tags."""
+    """The captions in a row: one text, several, or kohya's caption followed by its tags. Raises DataError if there is no caption
+    column, or if its value is not text."""
     fields = [caption_field] if caption_field else [name for name in CAPTION_FIELDS if row.get(name)][:1]
     if caption_field and caption_field not in row:
-        raise DataError(f"{where} has no {caption_field!r} (dataset.caption_field); it has {_shown(row)}")
+        raise DataError(f"{where} has no {caption_field!r} (dataset.caption_field); it has {_columns(row)}")
     if not fields:
         if not any(name in row for name in CAPTION_FIELDS):
-            raise DataError(f"{where} has no caption, it has {_shown(row)}: name one as dataset.caption_field")
+            raise DataError(f"{where} has no caption, it has {_columns(row)}: name one as dataset.caption_field")
         return []
     value = row[fields[0]]
     if isinstance(value, str):
@@ -80,10 +83,10 @@ def texts_of(row: TableRow, caption_field: str, where: str) -> list[str]:
         return [", ".join(value)] if fields == ["tags"] else [text for text in value if text.strip()]
     if value is None:
         return []
-    raise DataError(f"{where}: {fields[0]} = {str(value)[:80]!r} is no text")
+    raise DataError(f"{where}: {fields[0]} = {str(value)[:80]!r} is not text")
 
 
-def _shown(row: TableRow) -> str:
+def _columns(row: TableRow) -> str:
     return ", ".join(str(name) for name in row) or "nothing"
 
 
@@ -93,7 +96,7 @@ def _file_of(row: TableRow, file_field: str, where: str) -> str:
         if isinstance(value, str) and value.strip():
             return value.strip().replace("\\", "/").removeprefix("./")
     wanted = f"{file_field} (dataset.file_field)" if file_field else "file_name"
-    raise DataError(f"{where} names no file, it has {_shown(row)}: add {wanted}")
+    raise DataError(f"{where} does not name a file, it has {_columns(row)}: add {wanted}")
 
 
 def _relative(image: Path, folder: Path) -> str:
@@ -111,7 +114,7 @@ def _json_lines(path: Path) -> Iterator[TableRow]:
                 yield _mapping(line, f"{path}, line {number}")
 
 
-def _mapping(text: str, where: str) -> dict[str, Any]:
+def _mapping(text: str, where: str) -> Json:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

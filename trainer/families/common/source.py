@@ -188,7 +188,7 @@ def read_shapes(path: Path) -> Shapes:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
-        raise ModelFileError(f"{path} is damaged or cut short ({error}): download or copy it again") from error
+        raise ModelFileError(f"{path} is damaged or truncated ({error}): download or copy it again") from error
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -11,7 +11,7 @@ from .widgets import link, seed, text, widget
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .host.comfy_types import Graph
+    from .host.comfy_types import Graph, ModelPatcher
     from .host.runs.session import TrainRequest
     from .sockets.values import (
         CacheValue,
@@ -50,9 +50,9 @@ class LoomTrain(LoomNode):
 
     TITLE = "Loom Train LoRA"
     DESCRIPTION = "Trains a LoRA on the weights that ComfyUI has already loaded, in the background by default: the queue stays usable."
-    RETURN_TYPES = _RUN_OUTPUTS
-    RETURN_NAMES = _RUN_NAMES
-    OUTPUT_TOOLTIPS = _RUN_TOOLTIPS
+    RETURN_TYPES = (*_RUN_OUTPUTS, "MODEL")
+    RETURN_NAMES = (*_RUN_NAMES, "model")
+    OUTPUT_TOOLTIPS = (*_RUN_TOOLTIPS, "The MODEL that is trained on: sampling with it loads nothing again.")
     OUTPUT_NODE = True
 
     @classmethod
@@ -123,7 +123,7 @@ class LoomTrain(LoomNode):
         run, lora_name, curve = start(
             _request(inputs), inputs["model"], inputs["mode"], inputs["existing_run"], prompt, node_id
         )
-        return {"ui": {"loom_run": [run.name]}, "result": (run, lora_name, curve)}
+        return {"ui": {"loom_run": [run.name]}, "result": (run, lora_name, curve, inputs["model"])}
 
 
 def _request(inputs: dict[str, Any]) -> TrainRequest:
@@ -192,21 +192,35 @@ class LoomRun(LoomNode):
     """A run on disk."""
 
     TITLE = "Loom Run (from disk)"
-    DESCRIPTION = "A run that was trained before, by name."
-    RETURN_TYPES = (RUN,)
-    RETURN_NAMES = ("run",)
+    DESCRIPTION = "A run by name: one that was trained before, or one that trains now, with its MODEL."
+    RETURN_TYPES = (RUN, "MODEL")
+    RETURN_NAMES = ("run", "model")
+    OUTPUT_TOOLTIPS = (
+        "To LoomWait or LoomCheckpoints.",
+        "The MODEL of a run that trains now, as its LoomTrain was given it: sampling with it loads no second copy. A run that does not train has none.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {"required": {"name": text("my-lora", "Name of the run.")}}
+        return {
+            "required": {"name": text("my-lora", "Name of the run.")},
+            "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
+        }
 
     @classmethod
-    def IS_CHANGED(cls, name: str) -> str:
+    def IS_CHANGED(cls, name: str, **hidden: object) -> str:
         from .host.runs.actions import state_of
 
         return state_of(name)
 
-    def run(self, name: str) -> tuple[RunValue]:
-        from .host.runs.actions import open_run
+    def run(
+        self, name: str, prompt: Graph | None = None, node_id: str | None = None
+    ) -> tuple[RunValue, ModelPatcher | None]:
+        from .host.runs.actions import model_of, open_run
 
-        return (open_run(name),)
+        return open_run(name), model_of(name) if _is_linked(prompt or {}, node_id, 1) else None
+
+
+def _is_linked(graph: Graph, node_id: str | None, output: int) -> bool:
+    """Whether some node of a queued graph takes this output."""
+    return any([node_id, output] in node["inputs"].values() for node in graph.values())

@@ -221,3 +221,60 @@ def test_step_events_come_at_most_five_times_a_second(office):
     steps = [data["step"] for kind, data in office.events if kind == "lora_loom.step"]
     assert len(steps) <= 8
     assert steps[-1] == 100
+
+
+class Base:
+    """What a job asks of its shared base, and when."""
+
+    def __init__(self, busy):
+        self.busy, self.calls, self.retired = busy, [], []
+
+    def follow(self):
+        self.calls.append(self.busy.on)
+        self.retired.append(object()) if len(self.calls) == 1 else None
+        return "shared" if len(self.calls) == 1 else ""
+
+
+def test_runs_follow_the_hosts_copy_at_step_boundaries_and_never_beside_a_prompt(office):
+    running, queued = office.job("running", steps=40), office.job("queued", steps=1)
+    running.base, queued.base = Base(office.busy), Base(office.busy)
+    office.busy.on = True
+    office.registry.submit(running)
+    office.registry.submit(queued)
+    until(lambda: running.state == "yielding")
+    assert running.base.calls == []
+    bases = running.base, queued.base
+    office.busy.on = False
+    assert queued.done.wait(10)
+    for base in bases:
+        assert base.calls
+        assert not any(base.calls)
+        assert base.retired == []
+    assert "shared" in (running.session.folder.path / "log.txt").read_text()
+
+
+def test_a_paused_run_follows_too(office, host, monkeypatch):
+    monkeypatch.setattr(host("runs.queue"), "FOLLOW_S", 0.01)
+    job = office.job("paused", steps=1000)
+    job.base = Base(office.busy)
+    office.registry.submit(job)
+    until(lambda: job.at >= 1)
+    job.pause()
+    until(lambda: job.state == "paused")
+    calls = len(job.base.calls)
+    until(lambda: len(job.base.calls) > calls + 2)
+
+
+def test_a_copy_that_is_left_stays_while_a_prompt_begins(office):
+    """Its end changes the host's list of models, which has no lock: so it waits for a moment without a prompt."""
+    from contextlib import nullcontext
+
+    base = Base(office.busy)
+    job = office.job("retired", steps=1000)
+    job.base = base
+    office.registry._quiet = lambda: nullcontext(False)
+    office.registry.submit(job)
+    until(lambda: len(base.calls) > 2)
+    assert len(base.retired) == 1
+    office.registry._quiet = lambda: nullcontext(True)
+    until(lambda: not base.retired)

@@ -187,6 +187,11 @@ def original_weights(patcher: Any) -> dict[str, Tensor]:
     return {key.removeprefix(PREFIX): chain[0][0] for key, chain in patches.items()}
 
 
+def is_plain(patcher: Any) -> bool:
+    """Whether nothing is patched into the MODEL, apart from how it samples."""
+    return not any(found(patcher) for _, found in PATCHES)
+
+
 def refuse_patches(patcher: Any) -> None:
     """Raise ModelFileError if training would not see the model that generation will use."""
     reasons = [reason for reason, found in PATCHES if found(patcher)]

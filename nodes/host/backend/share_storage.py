@@ -35,6 +35,17 @@ def _share_quantized(tensor: Any) -> Tensor:
     return type(tensor)(share(tensor._qdata), tensor._layout_cls, dataclasses.replace(params, **shared))
 
 
+def parts(tensor: Any) -> list[Tensor]:
+    """The plain tensors that a tensor consists of, in a fixed order: several for a packed one, else itself."""
+    if is_quantized(tensor):
+        fields = (getattr(tensor._params, field.name) for field in dataclasses.fields(tensor._params))
+        return [tensor._qdata, *(value for value in fields if isinstance(value, Tensor))]
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return [part for name in names for part in parts(getattr(tensor, name))]
+    return [tensor]
+
+
 def storages(tensor: Any) -> dict[int, int]:
     """{address: bytes} of the storages behind a tensor, packed parts included; for counting what is held."""
     if is_quantized(tensor):

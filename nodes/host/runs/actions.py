@@ -8,6 +8,8 @@ from torch import Tensor
 from ....trainer.errors import LoomError, RunError
 from ....trainer.runs.run_folder import RunFolder, environment
 from ...sockets.values import RunValue
+from ..backend.reshare import SharedBase, loaded_models
+from ..comfy_types import ModelPatcher
 from ..paths import lora_name, root, run_folder
 from ..progress import Bar
 from .plots import loss_image
@@ -27,7 +29,9 @@ def start(
     choice = choose(request.name, request.fixed(known), request.training.steps, existing, REGISTRY)
     folder = choice.folder
     job = choice.job
-    if job is None and not choice.is_finished:
+    if job is not None and job.base is not None:
+        job.base.offer(patcher)
+    elif job is None and not choice.is_finished:
         job = _submit(request, patcher, dataset, folder, known, graph, node_id)
     if mode == "wait" and job is not None:
         _wait_for(job, cancel_stops=True)
@@ -50,7 +54,7 @@ def _submit(
     for note in notes:
         folder.log(note)
     job = Job(session, REGISTRY, yield_max_s=request.memory.yield_max_s, node=str(node_id))
-    job.keep_alive = patcher  # the model must not be collected while its weights are trained on
+    job.base = SharedBase(session.denoiser.module, patcher, loaded_models)
     return REGISTRY.submit(job)
 
 
@@ -104,6 +108,15 @@ def open_run(name: str) -> RunValue:
         known = ", ".join(run["name"] for run in list_runs(REGISTRY)[:10]) or "none yet"
         raise RunError(f"there is no run {name!r} in {root()}: known are {known}")
     return RunValue(name=folder.name, directory=str(folder.path))
+
+
+def model_of(name: str) -> ModelPatcher:
+    """The MODEL of a run that trains now. Raises RunError for any other, which holds none."""
+    job = REGISTRY.active(name)
+    base = job.base if job is not None else None
+    if base is None:
+        raise RunError(f"run {name} does not train now, so it holds no model: link a loader's MODEL instead")
+    return base.model()
 
 
 def needs_start(name: str) -> str:

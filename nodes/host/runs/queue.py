@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from ....trainer.errors import LoomError, RunError
 from ....trainer.runs.execute import execute
 from ....trainer.runs.session import Outcome, Session
 from ....trainer.types import StepResult
+from ..backend.reshare import SharedBase
 
 POLL_S = 0.05
+FOLLOW_S = 0.5
+"""How often a paused run sees whether ComfyUI has loaded the model again."""
 EVENTS_PER_SECOND = 5.0
 
 Emit = Callable[[str, dict[str, Any]], None]
@@ -41,8 +44,8 @@ class Job:
         self.seconds: float | None = None
         """Per step, smoothed."""
         self.done = threading.Event()
-        self.keep_alive: Any = None
-        """Whatever must not be collected while the job lives: the host's own handle on the weights."""
+        self.base: SharedBase | None = None
+        """The MODEL that the run shares its weights with, which must live as long as the job."""
         self._wake = threading.Condition()
         self._pause = self._stop = self._save = self._sample = False
         self._spoke = 0.0
@@ -147,11 +150,13 @@ class Job:
         if self._pause and not self._stop:
             self._enter("paused")
             with self._wake:
-                self._wake.wait_for(lambda: not self._pause or self._stop or self._wish())
+                while not self._wake.wait_for(lambda: not self._pause or self._stop or self._wish(), FOLLOW_S):
+                    self.registry.follow_host()
             if not self._wish():
                 self._enter("running")
         elif self.registry.must_yield() and not self._stop:
             self._hold()
+        self.registry.follow_host()
         return self._wish()
 
     def _wish(self) -> bool:
@@ -209,8 +214,15 @@ class Job:
 class Registry:
     """All jobs of this process. `busy` tells whether the host runs a prompt; `emit` sends events to the browser."""
 
-    def __init__(self, *, busy: Callable[[], bool], emit: Emit, free_memory: Callable[[], None] = lambda: None) -> None:
-        self._busy, self.emit, self.free_memory = busy, emit, free_memory
+    def __init__(
+        self,
+        *,
+        busy: Callable[[], bool],
+        emit: Emit,
+        free_memory: Callable[[], None] = lambda: None,
+        quiet: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True),
+    ) -> None:
+        self._busy, self.emit, self.free_memory, self._quiet = busy, emit, free_memory, quiet
         self.jobs: dict[str, Job] = {}
         self._queue: list[Job] = []
         self._lock = threading.Lock()
@@ -219,6 +231,24 @@ class Registry:
 
     def must_yield(self) -> bool:
         return self._waiting == 0 and self._busy()
+
+    def follow_host(self) -> None:
+        """At a step boundary: every run shares the copy of its model that the host holds now, if the host has a new one.
+
+        The copies that are left go while no prompt can begin: the host's list of loaded models has no lock of its own.
+        """
+        if self.must_yield():
+            return
+        with self._lock:
+            jobs = [job for job in self.jobs.values() if not job.done.is_set()]
+        for job in jobs:
+            if job.base is not None and (done := job.base.follow()):
+                job.log(done)
+        retired = [job.base.retired for job in jobs if job.base is not None and job.base.retired]
+        if retired:
+            with self._quiet() as nothing_runs:
+                for models in retired if nothing_runs or self._waiting else ():
+                    models.clear()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -263,7 +293,7 @@ class Registry:
     def _release(self, job: Job) -> None:
         """Let the shadow go; what is shared stays with its owner."""
         del job.session.denoiser
-        job.session.previews = job.keep_alive = None
+        job.session.previews = job.base = None
         self.free_memory()
 
     def _work(self) -> None:

@@ -1,6 +1,8 @@
 """ComfyUI's server as the jobs see it: is it busy, tell the browser something, free memory."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .queue import Registry
@@ -55,5 +57,18 @@ def _has_tls() -> bool:
     return bool(getattr(args, "tls_keyfile", None))
 
 
-REGISTRY = Registry(busy=is_busy, emit=emit, free_memory=free_memory)
+@contextmanager
+def quiet() -> Iterator[bool]:
+    """No prompt begins within this block; gives whether none runs already."""
+    from server import PromptServer
+
+    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+    if queue is None:
+        yield True
+        return
+    with queue.mutex:
+        yield not queue.currently_running
+
+
+REGISTRY = Registry(busy=is_busy, emit=emit, free_memory=free_memory, quiet=quiet)
 """All runs of this process."""

@@ -1,5 +1,6 @@
 """Test-only nodes: toy models of every family with a stand-in text encoder and VAE, through ComfyUI's own classes."""
 
+import gc
 import json
 import sys
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from aiohttp import web
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -16,6 +18,7 @@ import comfy  # noqa: E402
 import comfy.model_management as mm  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import folder_paths  # noqa: E402
+import server  # noqa: E402
 from host_toys import TOYS, toy_tensor  # noqa: E402
 from record_host_keys import build  # noqa: E402
 
@@ -228,6 +231,29 @@ class LoomTestSleep:
             mm.throw_exception_if_processing_interrupted()
             time.sleep(0.01)
         return {"ui": {"text": [repr(started)]}}
+
+
+def live_bytes(least=4096):
+    """Of all storages behind tensors that Python can reach."""
+    gc.collect()
+    found = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor):
+            found |= storages(thing)
+    return sum(size for size in found.values() if size >= least)
+
+
+def storages(tensor):
+    if hasattr(tensor, "_qdata"):
+        return storages(tensor._qdata)
+    storage = tensor.untyped_storage()
+    return {storage.data_ptr(): storage.nbytes()}
+
+
+@server.PromptServer.instance.routes.get("/loom_test/bytes")
+async def count_bytes(request):
+    """Counted without a prompt, which would let the host drop what the last one has cached."""
+    return web.json_response({"bytes": live_bytes(), "loaded": len(mm.current_loaded_models)})
 
 
 VISION = {

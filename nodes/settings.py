@@ -11,6 +11,7 @@ from .widgets import PROMPT_LIBRARY, reference_inputs, seed, text, widget
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..trainer.config.run import Precision
     from .host.comfy_types import Clip, Vae
     from .sockets.values import MemoryValue, NetworkValue, ObjectiveValue, OptimizerValue, ValidationValue
 
@@ -217,7 +218,7 @@ class LoomMemory(LoomNode):
         }
 
     def run(
-        self, gradient_checkpointing: bool, precision: str, quantize: str, yield_max_s: float, prefetch: int = 1
+        self, gradient_checkpointing: bool, precision: Precision, quantize: str, yield_max_s: float, prefetch: int = 1
     ) -> tuple[MemoryValue]:
         from ..trainer.config.run import MemoryConfig
         from .sockets.values import MemoryValue
@@ -227,13 +228,11 @@ class LoomMemory(LoomNode):
 
 
 class LoomValidation(LoomNode):
-    """Pictures while training."""
+    """Samples and the validation loss."""
 
     TITLE = "Loom Validation"
     CATEGORY = SETTINGS
-    DESCRIPTION = (
-        "Prompts that are rendered while training, from the live adapter. They are encoded here, when the node runs."
-    )
+    DESCRIPTION = "Samples of these prompts while training, with the current weights, and how the validation loss is measured. The prompts are encoded here, when the node runs."
     RETURN_TYPES = (VALIDATION,)
     RETURN_NAMES = ("validation",)
 
@@ -241,7 +240,7 @@ class LoomValidation(LoomNode):
     def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
-                "vae": ("VAE", {"tooltip": "Decodes the pictures; its weights are shared, not copied."}),
+                "vae": ("VAE", {"tooltip": "Decodes the samples; its weights are shared, not copied."}),
                 "clip": ("CLIP", {"tooltip": "Encodes the prompts, now."}),
                 "prompts": text("", "One prompt per line.", multiline=True),
                 "every": (
@@ -250,14 +249,24 @@ class LoomValidation(LoomNode):
                         "default": 250,
                         "min": 0,
                         "max": 1_000_000,
-                        "tooltip": "Steps between renderings; 0 renders only when the panel's button asks for it.",
+                        "display_name": "sample_every",
+                        "tooltip": "Steps between samples; 0 makes them only when the panel's button asks for them (validation.sample_every).",
                     },
                 ),
             },
             "optional": {
-                "negative": text("", "Negative prompt of every picture."),
+                "negative": text("", "Negative prompt of every sample.", display_name="negative_prompt"),
                 "seed": seed("Of the first prompt; the next ones count up."),
-                "steps": ("INT", {"default": 20, "min": 1, "max": 200, "tooltip": "Sampling steps."}),
+                "steps": (
+                    "INT",
+                    {
+                        "default": 20,
+                        "min": 1,
+                        "max": 200,
+                        "display_name": "sample_steps",
+                        "tooltip": "Sampling steps (validation.sample_steps).",
+                    },
+                ),
                 "cfg": (
                     "FLOAT",
                     {
@@ -265,12 +274,13 @@ class LoomValidation(LoomNode):
                         "min": 0.0,
                         "max": 100.0,
                         "step": 0.1,
-                        "tooltip": "Guidance scale; 1 switches guidance off.",
+                        "display_name": "guidance_scale",
+                        "tooltip": "Classifier-free guidance of the samples; 1 switches it off, 0 is the usual 4.0 (validation.guidance_scale).",
                     },
                 ),
                 "width": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
                 "height": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
-                "measure_every": widget("ValidationConfig", "every", max=1_000_000),
+                "measure_every": widget("ValidationConfig", "every", max=1_000_000, display_name="every"),
                 "patience": widget("ValidationConfig", "patience", max=1000),
                 "prompt_library": text("", PROMPT_LIBRARY),
                 "report": widget(
@@ -279,6 +289,8 @@ class LoomValidation(LoomNode):
                     tooltip="Also write the curves for TensorBoard (into the run's folder) or Weights & Biases; the library must be installed.",
                 ),
                 **reference_inputs("every prompt"),
+                # Saved workflows list the values of widgets by position: a new one stands last.
+                "timesteps": widget("ValidationConfig", "timesteps", min=1, max=100),
             },
         }
 

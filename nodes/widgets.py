@@ -53,8 +53,8 @@ def link(kind: str, tooltip: str) -> Widget:
     return kind, {"tooltip": tooltip}
 
 
-def text(default: str, tooltip: str, *, multiline: bool = False) -> Widget:
-    return "STRING", {"default": default, "multiline": multiline, "tooltip": tooltip}
+def text(default: str, tooltip: str, *, multiline: bool = False, **changes: object) -> Widget:
+    return "STRING", {"default": default, "multiline": multiline, "tooltip": tooltip, **changes}
 
 
 def seed(tooltip: str) -> Widget:

@@ -13,7 +13,10 @@ from ...trainer.config.run import (
     NetworkConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    Precision,
+    ReportTo,
     ScheduleConfig,
+    ValidationConfig,
 )
 from ...trainer.types import EncoderIdentity, Example, Geometry
 
@@ -50,6 +53,8 @@ class CacheValue(SocketValue):
     resolution: int
     text_pixels: int = 0
     """As in the engine's EncoderIdentity."""
+    trigger: str = ""
+    """First trigger word of the datasets, for the LoRA file's metadata."""
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -107,34 +112,25 @@ class ObjectiveValue(SocketValue):
 @dataclass(frozen=True, kw_only=True)
 class MemoryValue(SocketValue):
     memory: MemoryConfig
-    precision: str
+    precision: Precision
     quantize: str
     yield_max_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationValue(SocketValue):
-    """Prompts to render while training; their encodings are in the cache, the decoder is shared from the VAE."""
+    """Prompts of the samples, whose encodings are in the cache, and how the validation loss is measured."""
 
-    every: int
+    validation: ValidationConfig
+    """The settings under the command line's names; the prompts of a library are among its prompts."""
     vae: str
     text: str
     """Identities of the encoders."""
-    prompts: tuple[str, ...]
-    negative: str
-    seed: int
-    steps: int
-    cfg: float
-    width: int
-    height: int
-    measure_every: int = 0
-    patience: int = 0
-    """Of the held-out loss, as in the engine's ValidationConfig."""
-    report: str = "none"
+    report_to: ReportTo = "none"
     """Where curves are also written, as in the engine's OutputConfig."""
     references: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Per set of reference images that are shown together: digest of what the text encoder sees of it ("" = nothing), and where
-    the cache has their latents."""
+    """Per set of reference images: digest of what the text encoder sees of it ("" = nothing), and where the cache has their
+    latents."""
 
 
 def example_to_json(example: Example) -> dict[str, Any]:

@@ -199,29 +199,33 @@ def test_overrides_that_make_no_sense(tmp_path, override, message):
         load(write(tmp_path, TOML), [override])
 
 
+def fixed_of(config, facts):
+    return fixed_settings(to_dict(config), facts)
+
+
 def test_fixed_settings_hold_what_must_not_change():
-    base = fixed_settings(made(), {"data": "d"})
+    base = fixed_of(made(), {"data": "d"})
     for free in ({"training": {"steps": 9}}, {"training": {"save_every": 9}}, {"training": {"keep_checkpoints": 1}}, {"memory": {"vae_batch_size": 4}},
                  {"validation": {"every": 9}}, {"sweep": {"steps": 9}}, {"output": {"dtype": "float16"}}, {"dataset": [{"folder": "elsewhere"}]}):  # fmt: skip
-        assert fixed_settings(made(**free), {"data": "d"}) == base, free
+        assert fixed_of(made(**free), {"data": "d"}) == base, free
     for bound in ({"training": {"seed": 9}}, {"training": {"batch_size": 2}}, {"network": {"rank": 9}}, {"schedule": {"kind": "linear"}},
                   {"objective": {"loss": "huber"}}, {"data": {"resolution": 512}}, {"model": {"base": "base", "quantize": "int8"}}):  # fmt: skip
-        assert fixed_settings(made(**bound), {"data": "d"}) != base, bound
-    assert fixed_settings(made(), {"data": "e"}) != base
+        assert fixed_of(made(**bound), {"data": "d"}) != base, bound
+    assert fixed_of(made(), {"data": "e"}) != base
 
 
 def test_a_run_of_an_earlier_version_may_go_on():
     """Options that came later are at rest in it; asked for otherwise, they are a difference."""
-    old = fixed_settings(made(), {"data": "d"})
+    old = fixed_of(made(), {"data": "d"})
     del old["text"]["prompt_weights"], old["network"]["rslora"]
-    assert changed_settings(old, fixed_settings(made(), {"data": "d"})) == []
-    asked = fixed_settings(made(text={"prompt_weights": True}), {"data": "d"})
+    assert changed_settings(old, fixed_of(made(), {"data": "d"})) == []
+    asked = fixed_of(made(text={"prompt_weights": True}), {"data": "d"})
     assert changed_settings(old, asked) == ["text.prompt_weights: False -> True"]
     assert changed_settings({**old, "facts": {"data": "e"}}, asked)[0].startswith("facts.data: 'e' -> 'd'")
 
 
 def test_differences_are_readable():
-    old, new = fixed_settings(made(), {"data": "1"}), fixed_settings(made(network={"rank": 4}), {"data": "2"})
+    old, new = fixed_of(made(), {"data": "1"}), fixed_of(made(network={"rank": 4}), {"data": "2"})
     assert differences(old, new) == ["facts.data: '1' -> '2'", "network.rank: 16 -> 4"]
 
 

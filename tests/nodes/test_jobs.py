@@ -2,12 +2,17 @@
 
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
 
 from lora_loom.trainer.runs.run_folder import RunFolder
 from lora_loom.trainer.types import StepResult
+
+
+class Bundle(SimpleNamespace):
+    """One that a weak reference can point to."""
 
 
 class Busy:
@@ -35,28 +40,28 @@ def office(host, tmp_path, monkeypatch):
     registry = jobs.Registry(busy=busy, emit=lambda kind, data: events.append((kind, data)))
 
     def execute(session, told):
-        told.session.folder.update(state="running")
-        for step in range(1, session.training.steps + 1):
+        told.folder.update(state="running")
+        for step in range(1, told.total + 1):
             if told.should_stop():
                 return SimpleNamespace(state="stopped")
             session.work(step)
-            told.step(
-                StepResult(step=step, loss=1.0, learning_rate=0.1, grad_norm=1.0, seconds=0.01), session.training.steps
-            )
+            result = StepResult(step=step, loss=1.0, learning_rate=0.1, grad_norm=1.0, seconds=0.01)
+            told.step(result, told.total)
             while told.between_steps():
-                session.saves.append(step) if told.should_save() else None
-                session.samples.append(step) if told.should_sample() else None
+                told.saves.append(step) if told.should_save() else None
+                told.samples.append(step) if told.should_sample() else None
         return SimpleNamespace(state="finished")
 
     monkeypatch.setattr(jobs, "execute", execute)
 
-    def job(name, steps=3, work=lambda step: time.sleep(0.005), previews=None, **options):
+    def job(name, steps=3, work=lambda step: time.sleep(0.005), samples=None, **options):
         folder = RunFolder(tmp_path / "runs" / name)
         folder.start({"training": {"steps": steps}}, {}, {})
-        session = SimpleNamespace(
-            folder=folder, training=SimpleNamespace(steps=steps), previews=previews, denoiser=object(), work=work, saves=[], samples=[],
-        )  # fmt: skip
-        return jobs.Job(session, registry, **options)
+        plan = SimpleNamespace(training=SimpleNamespace(steps=steps))
+        session = Bundle(folder=folder, plan=plan, samples=samples, work=work)
+        made = jobs.Job(session, registry, **options)
+        made.saves, made.samples = [], []
+        return made
 
     yield SimpleNamespace(registry=registry, busy=busy, events=events, job=job)
     for left in registry.jobs.values():
@@ -81,7 +86,23 @@ def test_jobs_run_one_at_a_time_in_order(office):
         assert job.done.wait(10)
     assert order == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
     assert [job.state for job in jobs] == ["finished"] * 3
-    assert not hasattr(jobs[0].session, "denoiser")  # the shadow is let go
+
+
+@pytest.mark.parametrize("way", ["finished", "failed", "withdrawn"])
+def test_an_ended_job_lets_its_session_go(office, way):
+    """The shadow of the network, the samples' decoder and the batches: nothing keeps them, though the job stays listed."""
+    failing = (lambda step: 1 / 0) if way == "failed" else None
+    if way == "withdrawn":
+        office.registry.submit(office.job("front", steps=10_000))
+    job = office.job("large", samples=object(), **({"work": failing} if failing else {}))
+    job.base = Bundle()
+    held = [weakref.ref(job._session), weakref.ref(job.base)]
+    office.registry.submit(job)
+    if way == "withdrawn":
+        job.stop()
+    assert job.done.wait(10)
+    until(lambda: not any(ref() for ref in held))
+    assert (office.registry.jobs["large"], job.can_sample, job.total) == (job, True, 3)
 
 
 def test_a_job_holds_while_the_host_is_busy_unless_a_loom_node_waits(office):
@@ -140,16 +161,16 @@ def test_a_wait_that_is_cancelled_lets_jobs_yield_again(office):
 
 
 def test_pause_serves_saves_and_samples_and_stop_ends_it(office):
-    job = office.registry.submit(office.job("paused", steps=1000, previews=object()))
+    job = office.registry.submit(office.job("paused", steps=1000, samples=object()))
     until(lambda: job.at >= 1)
     job.pause()
     until(lambda: job.state == "paused")
     at = job.at
     job.save()
-    until(lambda: job.session.saves)
+    until(lambda: job.saves)
     job.sample()
-    until(lambda: job.session.samples)
-    assert (job.session.saves, job.session.samples, job.at) == ([at], [at], at)
+    until(lambda: job.samples)
+    assert (job.saves, job.samples, job.at) == ([at], [at], at)
     until(lambda: job.state == "paused")
     job.stop()
     assert job.done.wait(10)
@@ -184,8 +205,8 @@ def test_any_exception_of_the_thread_is_kept_told_and_raised_where_it_is_waited_
     assert job.state == "failed"
     with pytest.raises(Exception, match="ZeroDivisionError: of all things"):
         job.raise_error()
-    assert "Traceback" in (job.session.folder.path / "log.txt").read_text()
-    assert job.session.folder.read()["state"] == "failed"
+    assert "Traceback" in (job.folder.path / "log.txt").read_text()
+    assert job.folder.read()["state"] == "failed"
     states = [data["state"] for kind, data in office.events if kind == "lora_loom.run" and data["name"] == "broken"]
     assert states[-1] == "failed"
     assert after.done.wait(10)  # the next one is not held up by it
@@ -193,13 +214,11 @@ def test_any_exception_of_the_thread_is_kept_told_and_raised_where_it_is_waited_
 
 
 def test_a_disk_that_takes_nothing_more_fails_the_run_and_holds_up_no_other(office, monkeypatch):
-    broken = office.job("full")
-
     def no_space(*arguments, **changes):
         raise OSError(28, "No space left on device")
 
-    broken.session.work = no_space
-    monkeypatch.setattr(type(broken.session.folder), "log", no_space)
+    broken = office.job("full", work=no_space)
+    monkeypatch.setattr(type(broken.folder), "log", no_space)
     office.registry.submit(broken)
     assert broken.done.wait(10)
     assert broken.state == "failed"
@@ -250,7 +269,7 @@ def test_runs_follow_the_hosts_copy_at_step_boundaries_and_never_beside_a_prompt
         assert base.calls
         assert not any(base.calls)
         assert base.retired == []
-    assert "shared" in (running.session.folder.path / "log.txt").read_text()
+    assert "shared" in (running.folder.path / "log.txt").read_text()
 
 
 def test_a_paused_run_follows_too(office, host, monkeypatch):

@@ -25,6 +25,8 @@ def sample(kind):
     """Some value of a field's type."""
     if typing.get_origin(kind) is tuple:
         return tuple(sample(part) for part in typing.get_args(kind) if part is not ...)
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)[0]
     plain = {str: "x", int: 1, float: 0.5, bool: True, config.DatasetConfig: config.DatasetConfig(folder="x")}
     return plain[kind] if kind in plain else kind()
 

@@ -40,7 +40,7 @@ def test_what_the_file_holds_is_judged():
 
 
 PLANTED = [5.0, 4.0, 3.0, 3.5, 3.2, 2.0, 1.0, 0.5, 0.1]
-"""Held-out loss by step: lowest at step 2 until it falls again from step 5 on."""
+"""Validation loss by step: lowest at step 2 until it falls again from step 5 on."""
 WATCHED = {
     "data": HELD_OUT,
     "training": {"steps": 6, "save_every": 6},
@@ -49,7 +49,7 @@ WATCHED = {
 
 
 def watched(tmp_path, monkeypatch):
-    """A run whose held-out loss follows PLANTED."""
+    """A run whose validation loss follows PLANTED."""
     config = make_config("sd3", tmp_path, **WATCHED)
 
     def planted(denoiser, held_out, levels):
@@ -64,7 +64,7 @@ def test_a_run_that_gets_worse_stops_early_and_stays_finished(tmp_path, monkeypa
     outcome = train(config, host)
     assert (outcome.state, outcome.step) == ("finished", 4)
     assert any(
-        "stopped early at step 4: the held-out loss was lowest at step 2 (3.00000)" in text for text in host.text
+        "stopped early at step 4: the validation loss was lowest at step 2 (3.00000)" in text for text in host.text
     )
     again = SilentHost()
     assert train(config, again).step == 4, "a finished run takes no further step"
@@ -83,9 +83,9 @@ def test_the_low_before_an_early_stop_has_its_file_and_the_record_says_why(tmp_p
     assert best == outcome.best
     assert (best["step"], best["lora"], best["held_out"], best["runner_up"]) == (2, "run-000002.safetensors", 3.0, 4)
     assert best["reason"].startswith(
-        "step 2 has the lowest held-out loss (3.00000) of 3 measured LoRA files; runner-up: step 4"
+        "step 2 has the lowest validation loss (3.00000) of 3 measured LoRA files; runner-up: step 4"
     )
-    assert any("by the held-out loss: run-000002.safetensors. step 2" in text for text in host.text)
+    assert any("by the validation loss: run-000002.safetensors. step 2" in text for text in host.text)
     with safe_open(folder.path / "loras" / best["lora"], "pt") as low, safe_open(outcome.lora, "pt") as last:
         key = next(key for key in low.keys() if "lora_B" in key)  # noqa: SIM118 - not a dict
         assert not low.get_tensor(key).equal(last.get_tensor(key)), "the file is that of step 2, not of the last"
@@ -107,12 +107,12 @@ def test_an_interrupted_run_stops_early_where_the_unbroken_one_did(tmp_path, mon
 
 
 def test_patience_needs_images_set_aside(tmp_path):
-    with pytest.raises(ConfigError, match="patience = 2 needs a held-out loss"):
+    with pytest.raises(ConfigError, match="patience = 2 needs a validation loss"):
         train(make_config("sd3", tmp_path, validation={"patience": 2}), SilentHost())
 
 
-class Pictures:
-    """Previews that remember the adapter they were asked to show."""
+class Samples:
+    """Samples that remember the adapter they were made with."""
 
     every = 2
 
@@ -129,12 +129,11 @@ class Pictures:
 def test_the_average_is_shown_beside_the_live_adapter(tmp_path, monkeypatch):
     shown = []
 
-    def with_pictures(session, host):
-        session.previews = Pictures(session)
-        shown.append(session.previews)
-        return execute(session, host)
+    def with_samples(session, host):
+        shown.append(Samples(session))
+        return execute(replace(session, samples=shown[0]), host)
 
-    monkeypatch.setattr(run_module, "execute", with_pictures)
+    monkeypatch.setattr(run_module, "execute", with_samples)
     host = SilentHost()
     config = make_config("sd3", tmp_path, training={"steps": 4, "ema_decay": 0.9}, optimizer={"learning_rate": 0.1})
     train(config, host)
@@ -143,16 +142,16 @@ def test_the_average_is_shown_beside_the_live_adapter(tmp_path, monkeypatch):
     assert not seen[2, ""].equal(seen[2, "ema"])
     assert [path.name for path in host.files if path.suffix == ".png"][1:3] == ["step-2.png", "step-2ema.png"]
     costs = run_folder(config).read()["costs"]
-    assert set(costs) == {"training", "saving", "pictures"}
-    assert any(text.startswith("time: ") and "pictures" in text for text in host.text)
+    assert set(costs) == {"training", "saving", "samples"}
+    assert any(text.startswith("time: ") and "samples" in text for text in host.text)
 
 
 def test_costs_add_up():
-    costs = Timings(seconds={"training": 3.0, "pictures": 1.0})
-    with costs.of("pictures"):
+    costs = Timings.continued({"training": 3.0, "pictures": 0.75, "samples": 0.25})  # begun by an earlier version
+    with costs.of("samples"):
         pass
     assert sum(costs.shares().values()) == pytest.approx(1)
-    assert costs.text() == "time: training 75.0%, pictures 25.0%"
+    assert costs.text() == "time: training 75.0%, samples 25.0%"
     assert Timings().shares() == {}
 
 

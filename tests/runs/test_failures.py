@@ -209,7 +209,10 @@ def test_a_kill_between_saving_and_measuring_leaves_no_gap(tmp_path):
 def test_changed_data_names_the_settings(tmp_path):
     sets = [{"folder": str(pictures()), "repeats": 1}]
     go(tmp_path, dataset=sets)
-    with pytest.raises(RunError, match=r"facts\.data: .*dataset\.0\.repeats: 1 -> 2.*Only training\.steps, save_every"):
+    with pytest.raises(
+        RunError,
+        match=r"facts\.data: .*dataset\.0\.repeats: 1 -> 2.*Only training\.steps, training\.save_every, training\.keep_checkpoints and the sections memory",
+    ):
         go(tmp_path, dataset=[{**sets[0], "repeats": 2}])
     copy = tmp_path / "copy"
     shutil.copytree(pictures(), copy)
@@ -233,12 +236,12 @@ def test_a_moved_initial_lora_is_the_same_run_and_a_changed_one_is_not(tmp_path)
 
 def test_another_set_up_is_told_when_a_run_goes_on(tmp_path):
     _, host, folder = go(tmp_path, stop_at=2)
-    assert not any("bit for bit" in text for text in host.text)
+    assert not any("bit-identical" in text for text in host.text)
     record = folder.read()
     record["environment"]["libraries"]["torch"] = "1.0"
     (folder.path / "run.json").write_text(json.dumps(record))
     _, host, _ = go(tmp_path)
-    [told] = [text for text in host.text if "bit for bit" in text]
+    [told] = [text for text in host.text if "bit-identical" in text]
     assert "libraries.torch: '1.0' -> " in told
     assert "pid" not in told
 
@@ -358,7 +361,7 @@ def test_a_lora_to_start_from_that_cannot_be_used(tmp_path):
     for file, network, message in (
         (cut_file, {}, "is damaged .*copy it again"),
         (first.lora, {"rank": 4}, "has rank .2., network.rank = 4: use the file's rank"),
-        (first.lora, {"targets": "attention+mlp"}, "modules are only in one of them"),
+        (first.lora, {"target_modules": "attention+mlp"}, "modules are only in one of them"),
         (tmp_path / "oft.safetensors", {}, "1 tensors of an unknown kind, first .*oft_blocks"),
     ):
         with pytest.raises(LoomError, match=message):
@@ -367,7 +370,7 @@ def test_a_lora_to_start_from_that_cannot_be_used(tmp_path):
 
 
 def test_guidance_for_a_model_that_takes_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"objective\.guidance = 3\.5: sd3 sd3 takes no guidance value"):
+    with pytest.raises(ConfigError, match=r"objective\.guidance_scale = 3\.5: sd3 sd3 takes no guidance value"):
         go(tmp_path, objective={"guidance_scale": 3.5})
 
 

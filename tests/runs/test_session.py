@@ -15,7 +15,7 @@ from lora_loom.trainer.errors import ConfigError, DataError, DivergedError, Loom
 from lora_loom.trainer.runs import execute as execute_module
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
 from lora_loom.trainer.runs.headless import run_folder, train
-from lora_loom.trainer.runs.run_folder import RunFolder, new_name
+from lora_loom.trainer.runs.run_folder import RunFolder
 from tests.conftest import SilentHost, make_config, pictures
 
 
@@ -250,13 +250,6 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path):
     assert [line["step"] for line in folder.read_metrics() if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
-def test_new_names(tmp_path):
-    assert new_name(tmp_path, "a") == "a"
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a-2").mkdir()
-    assert new_name(tmp_path, "a") == "a-3"
-
-
 def test_masked_training(tmp_path):
     folder = tmp_path / "masked"
     folder.mkdir()
@@ -299,7 +292,7 @@ BAD = [
         "smaller than the bucket step of 64",
     ),
     ({"data": {"bucket_step": 24}}, ConfigError, "data.bucket_step = 24: use a multiple of 16"),
-    ({"training": {"batch_size": 99}}, ConfigError, "the set gives only 6 images"),
+    ({"training": {"batch_size": 99}}, ConfigError, "the dataset gives only 6 images"),
     ({"network": {"target_modules": "attn"}}, ConfigError, "did you mean 'attention'"),
     ({"network": {"target_modules": "regex:nothing_here"}}, ConfigError, "matches none"),
     ({"optimizer": {"name": "adamx"}}, ConfigError, "did you mean"),

@@ -21,6 +21,11 @@ __all__ = [
 ]  # imported here for whoever reads the tree
 
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+LoraDtype = Literal["float32", "bfloat16", "float16"]
+ReportTo = Literal["none", "tensorboard", "wandb"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section, table="model"):
     base: str
@@ -196,7 +201,7 @@ class TrainingConfig(Section, table="training"):
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: int = 0
     """How many checkpoints to keep for resuming, newest first; 0 keeps all. Their LoRA files always stay."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Adapters are always float32."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the adapter, e.g. 0.995; 0 off. When on, LoRA files hold the average."""
@@ -234,23 +239,23 @@ class MemoryConfig(Section, table="memory"):
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig(Section, table="validation"):
     every: int = 0
-    """Steps between measurements of the held-out loss; 0 measures at checkpoints and at the end."""
+    """Steps between measurements of the validation loss; 0 measures at checkpoints and at the end."""
     timesteps: int = 4
-    """Fixed noise levels per held-out image, evenly spread."""
+    """How many noise levels the validation loss is measured at, per image; fixed and evenly spread."""
     patience: int = 0
-    """Stop early when the held-out loss has not reached a new low for this many measurements; 0 never stops early. When on, every new low has its LoRA file."""
+    """Stop early when the validation loss has not reached a new low for this many measurements; 0 never stops early. When on, every new low has its LoRA file."""
     prompts: tuple[str, ...] = ()
-    """Prompts that are rendered while training, from the live adapter, into <run>/samples; the base comes first."""
+    """Prompts of the samples: images made while training with the current weights, in <run>/samples; the base comes first."""
     prompt_library: str = ""
     """More of them from a JSON file, {"name": "prompt", …}."""
     sample_every: int = 0
-    """Steps between renderings; 0 renders at checkpoints."""
+    """Steps between samples; 0 makes them at checkpoints."""
     negative_prompt: str = ""
-    """Negative prompt of every picture."""
+    """Negative prompt of every sample."""
     references: tuple[str | tuple[str, ...], ...] = ()
     """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
     seed: int = 0
-    """Of the first picture; the next ones count up."""
+    """Of the first sample; the next ones count up."""
     sample_steps: int = 20
     """Sampling steps (Euler)."""
     guidance_scale: float = 0.0
@@ -262,7 +267,7 @@ class ValidationConfig(Section, table="validation"):
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "validation.every", self.every, "use 0 (at checkpoints) or more")
-        require(self.sample_every >= 0, "validation.sample_every", self.sample_every, "use 0 (at checkpoints) or more")
+        require(self.sample_every >= -1, "validation.sample_every", self.sample_every, "use 0 (at checkpoints) or more")
         require(self.sample_steps >= 1, "validation.sample_steps", self.sample_steps, "use 1 or more (20 is usual)")
         require(self.guidance_scale >= 0, "validation.guidance_scale", self.guidance_scale, "use 0 (the usual) or more")
         require(self.width >= 0 and self.height >= 0, "validation.width", (self.width, self.height), "use 0 or pixels")
@@ -278,9 +283,9 @@ class OutputConfig(Section, table="output"):
     """Where LoRA files also appear, e.g. ComfyUI's models/loras; empty keeps them in the run's folder only."""
     cache: str = ""
     """Folder of cached latents and text; empty means <directory>/cache."""
-    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    report_to: ReportTo = "none"
     """Also write the curves for TensorBoard (<run>/tensorboard) or Weights & Biases; the library must be installed."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: LoraDtype = "bfloat16"
     """Number format of the saved LoRA."""
     format: Literal["native", "diffusers", "kohya"] = "native"
     """Names in the saved LoRA: native is taken whole by ComfyUI, diffusers by its load_lora_weights, kohya by sd-scripts. LoRA only."""

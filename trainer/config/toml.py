@@ -26,9 +26,19 @@ FREE_ON_RESUME = {
     "validation": None,
     "sweep": None,
     "output": None,
-    "training": {"steps", "save_every", "keep_checkpoints"},
+    "training": ("steps", "save_every", "keep_checkpoints"),
 }
 """Sections, or fields of a section, that may change when a run is continued."""
+
+NAMED_BY_PATH = {"model": ("base", "encoders", "device"), "network": ("init_from",)}
+"""Settings that are paths: the digest of what they lead to counts instead, and a device does not."""
+
+
+def free_on_resume() -> str:
+    """The sentence that says so."""
+    fields = [f"{section}.{name}" for section, names in FREE_ON_RESUME.items() for name in names or ()]
+    *sections, last = (section for section, names in FREE_ON_RESUME.items() if names is None)
+    return f"Only {', '.join(fields)} and the sections {', '.join(sections)} and {last} may change"
 
 
 def load(path: Path, overrides: Iterable[str] = (), note: Note = log_note) -> TrainConfig:
@@ -152,21 +162,25 @@ def to_dict(config: Any) -> Json:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def fixed_settings(config: TrainConfig, facts: Mapping[str, str]) -> Json:
+def fixed_settings(config: Json, facts: Mapping[str, str]) -> Json:
     """What must stay equal for a run to be continued: settings, with paths replaced by digests of what they hold.
 
-    `facts` holds those digests, e.g. {"model": ..., "data": ...}.
+    `config` is plain data in the shape of `TrainConfig`, or a part of it; `facts` holds the digests, e.g. {"model": ...,
+    "data": ...}. The name is that of the run's folder.
     """
-    data = to_dict(config)
-    data.pop("dataset")
-    data.pop("dataset_files")
-    for section, fields in FREE_ON_RESUME.items():
-        for field in list(data[section]) if fields is None else fields:
-            data[section].pop(field)
-    for path_field in ("base", "encoders", "device"):
-        data["model"].pop(path_field)
-    data["network"].pop("init_from")
-    return {**{key: value for key, value in data.items() if value != {}}, "facts": dict(facts)}
+    sections = {
+        section: fields for section, fields in config.items() if isinstance(fields, dict) and section != "cache"
+    }
+    fixed = {
+        section: {name: value for name, value in fields.items() if not _may_change(section, name)}
+        for section, fields in sections.items()
+    }
+    return {**{section: fields for section, fields in fixed.items() if fields}, "facts": dict(facts)}
+
+
+def _may_change(section: str, field: str) -> bool:
+    free = FREE_ON_RESUME.get(section, ())
+    return free is None or field in free or field in NAMED_BY_PATH.get(section, ())
 
 
 def digest(data: Any) -> str:
@@ -189,14 +203,15 @@ def differences(old: Json, new: Json, prefix: str = "") -> list[str]:
 def changed_settings(old: Json, new: Json) -> list[str]:
     """`differences` between what was fixed for a run and what is asked for now, under the present names of the options.
 
-    Options that the run's version did not have yet count as they are by default, so that it can be continued.
+    Options that the run's version did not have yet count as they are by default, so that it can be continued, and what
+    it kept fixed but this version does not is left out.
     """
     old = current_tree(old)
     plain = to_dict(parse({"name": "x", "model": {"base": "x"}, "dataset": [{"folder": "x"}]}, TrainConfig))
-    filled = dict(old)
+    before = fixed_settings({name: fields for name, fields in old.items() if name != "facts"}, old.get("facts", {}))
     for section, asked in new.items():
         if isinstance(asked, dict) and isinstance(plain.get(section), dict):
-            before = old.get(section, {})
-            later = {name: plain[section][name] for name in asked if name in plain[section] and name not in before}
-            filled[section] = {**before, **later}
-    return differences(filled, new)
+            had = before.get(section, {})
+            later = {name: plain[section][name] for name in asked if name in plain[section] and name not in had}
+            before[section] = {**had, **later}
+    return differences(before, new)

@@ -1,4 +1,4 @@
-"""The headless runs: from a configuration to a trained LoRA. The only file that knows the whole order."""
+"""A run from the command line: from a configuration to a trained LoRA, in order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base_model import Base, open_base
 from ..config.dataset import DatasetConfig
 from ..config.run import TrainConfig
-from ..config.toml import Json, digest, fixed_settings, to_dict
+from ..config.toml import digest, to_dict
 from ..config.unused import refuse_unused_options
 from ..data.batches import CachedBatches, PickedExample, Plan, Singles, make_plan
 from ..data.cache.captions import EncodedCaptions
@@ -35,18 +35,20 @@ from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
 from ..training.held_out import HeldOut
-from ..training.loss_settings import check_objective, loss_settings, noise_levels
+from ..training.loss_settings import check_objective, noise_levels
 from ..training.optim import check_optimizer
 from ..training.text_encoders import WithText, all_targets, check_text_training, load_with_text, rate_scales, with_text
 from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
-from ..weights.devices import DTYPES, compute_dtype
+from ..weights.devices import compute_dtype
 from ..weights.quantize import check_quantize
+from .assemble import assemble
 from .execute import execute
 from .modules import modules_of_run
-from .previews import check_samples, make_samples, sample_inputs
+from .plan import RunPlan
+from .previews import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
-from .session import Host, Outcome, Session
+from .session import Backend, Host, Outcome, RunData, Session
 from .trackers import check_tracker
 
 PATCH = 16
@@ -118,9 +120,9 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_passes(config, base)
     shown = [one.reference_folders for one in listed.sets]
     check_reference_use("dataset.references", shown, base)
-    check_samples(config, base)
+    check_samples(config.validation, sample_size(config.validation, config.data.resolution), base)
     skeleton = base.skeleton()
-    check_text_training(config, base)
+    check_text_training(config.text.learning_rate, config.optimizer, base)
     fits: Denoiser = with_text(skeleton, base) if config.text.learning_rate else skeleton
     folder = run_folder(config, processes)
     targets = modules_of_run(folder, fits.module, partial(_new_targets, config, base, skeleton, fits))
@@ -197,7 +199,7 @@ def check_patience(patience: int, dataset: Dataset) -> None:
     """Raise ConfigError for early stopping without a held-out loss."""
     if patience and not dataset.held_out:
         raise ConfigError(
-            f"validation.patience = {patience} needs a held-out loss: set images aside (data.validation_split, or a set with role = 'validation')"
+            f"validation.patience = {patience} needs a validation loss: set images aside (data.validation_split, or a set with role = 'validation')"
         )
 
 
@@ -222,7 +224,7 @@ def build_cache(prepared: Prepared, host: Host) -> CacheReport:
 
 
 def train(config: TrainConfig, host: Host) -> Outcome:
-    """The whole job: look, cache, load, train, save, check. Continues a run of this name if it is the same run.
+    """The whole job: check, cache, load, train, save. Continues the run of this name if it is the same run.
 
     Where a launcher has started several processes, each calls this with the same configuration; they train one LoRA.
     """
@@ -233,32 +235,46 @@ def train(config: TrainConfig, host: Host) -> Outcome:
 
 
 def _train(prepared: Prepared, host: Host) -> Outcome:
-    config, folder, processes = prepared.config, prepared.folder, prepared.processes
+    folder, processes = prepared.folder, prepared.processes
     folder.lock()
     try:
-        fixed = _fixed(prepared)
-        processes.require_same("configuration, base or data set", digest([fixed, to_dict(config)]))
-        if config.output.loras:
-            check_writable(Path(config.output.loras).expanduser() / config.name)
+        plan = run_plan(prepared)
+        config, fixed = plan.config(), plan.fixed(processes.count)
+        processes.require_same("configuration, base or dataset", digest([fixed, config]))
+        if plan.output.loras:
+            check_writable(Path(plan.output.loras).expanduser() / plan.name)
         here = environment(str(prepared.base.device), torch.get_num_threads(), processes.count)
         if folder.exists():
-            folder.check_same(fixed, to_dict(config))
+            folder.check_same(fixed, config)
             if folder.last_checkpoint() and (changed := folder.changed_environment(here)):
-                host.log(f"continuing on another set-up, not bit for bit as before: {'; '.join(changed)}")
-        folder.start(to_dict(config), fixed, here, prepared.targets)
+                host.log(f"resuming in a different environment, not bit-identical: {'; '.join(changed)}")
+        folder.start(config, fixed, here, prepared.targets)
         with folder.noting_failure():
             folder.update(state="caching", error="")
             _cache_once(prepared, host)
-            return execute(make_session(prepared), host)
+            return execute(make_session(prepared, plan), host)
     finally:
         folder.unlock()
 
 
-def _fixed(prepared: Prepared) -> Json:
-    """What must stay equal. Accumulation counts the forward passes of all processes: two with one each are one with two."""
-    fixed = fixed_settings(prepared.config, facts(prepared))
-    accumulation = prepared.config.training.gradient_accumulation_steps * prepared.processes.count
-    return {**fixed, "training": {**fixed["training"], "gradient_accumulation_steps": accumulation}}
+def run_plan(prepared: Prepared) -> RunPlan:
+    """What the run is, as both front ends say it."""
+    config = prepared.config
+    whole = to_dict(config)
+    return RunPlan(
+        name=config.name,
+        network=config.network,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        objective=config.objective,
+        training=config.training,
+        memory=config.memory,
+        validation=config.validation,
+        output=config.output,
+        trigger=prepared.trigger,
+        facts=_facts(prepared),
+        own={name: whole[name] for name in ("model", "dataset", "dataset_files", "data", "text", "sweep")},
+    )
 
 
 def _cache_once(prepared: Prepared, host: Host) -> None:
@@ -270,7 +286,7 @@ def _cache_once(prepared: Prepared, host: Host) -> None:
     prepared.cache.reload()
 
 
-def facts(prepared: Prepared) -> dict[str, str]:
+def _facts(prepared: Prepared) -> dict[str, str]:
     """Digests of what the paths in the configuration lead to."""
     init = prepared.config.network.init_from
     return {
@@ -281,11 +297,33 @@ def facts(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def make_session(prepared: Prepared) -> Session:
-    """Load the network and put everything together that training needs."""
+def make_session(prepared: Prepared, plan: RunPlan) -> Session:
+    """Load what is needed and put it together. Text encoders go before the network comes, or with it if they are trained."""
     config, base, main = prepared.config, prepared.base, prepared.processes.rank == 0
-    # Where the base is split, all processes must take part in every pass; else the first renders alone.
-    pictures = sample_inputs(config, base) if main or config.memory.shard else None
+    size = sample_size(config.validation, config.data.resolution)
+    inputs = None
+    if main or config.memory.shard:  # where the base is split, all processes must take part in every pass
+        distilled, trains_text = config.objective.guidance_scale, bool(config.text.learning_rate)
+        inputs = sample_inputs(config.validation, size, base, guidance=distilled, trains_text=trains_text)
+    backend = _load_backend(prepared)
+    samples = None
+    if inputs is not None:
+        every, folder = sample_interval(config.validation, config.training), prepared.folder.path / "samples"
+        network = backend.denoiser
+        samples = make_samples(config.validation, size, base, inputs, network, every=every, folder=folder, writes=main)
+    data = RunData(
+        training=dataset_batches(prepared, prepared.dataset.training),
+        held_out=Singles(dataset_batches(prepared, prepared.dataset.held_out)),
+        images=len(prepared.dataset.training),
+        resolution=config.data.resolution,
+    )
+    return assemble(
+        plan, backend, data, prepared.folder, prepared.targets, samples=samples, processes=prepared.processes
+    )
+
+
+def _load_backend(prepared: Prepared) -> Backend:
+    config, base = prepared.config, prepared.base
     denoiser: Denoiser = base.load_denoiser(
         config.model,
         config.training.precision,
@@ -294,45 +332,24 @@ def make_session(prepared: Prepared) -> Session:
     )
     if config.text.learning_rate:
         denoiser = load_with_text(denoiser, base, config.objective.guidance_scale)
-    held_out, levels = held_out_of(prepared)
-    formats = Formats(family=base.family, denoiser=base.skeleton())
-    samples = prepared.folder.path / "samples"
-    return Session(
-        folder=prepared.folder,
+    formats, format = Formats(family=base.family, denoiser=base.skeleton()), config.output.format
+    init = config.network.init_from
+    return Backend(
         denoiser=denoiser,
-        targets=prepared.targets,
-        batches=dataset_batches(prepared, prepared.dataset.training),
-        prefetch=config.memory.prefetch,
-        held_out=held_out,
-        loss=loss_settings(config.objective, levels),
-        network=config.network,
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        training=config.training,
-        validation=config.validation,
-        report=config.output.report_to,
-        previews=make_samples(config, base, pictures, denoiser, samples, writes=main) if pictures else None,
+        architecture=base.variant,
         compute_dtype=compute_dtype(config.training.precision, base.device),
-        lora_dtype=DTYPES[config.output.dtype],
-        metadata=_metadata(prepared, denoiser),
-        publish_folder=Path(config.output.loras).expanduser() if config.output.loras else None,
-        init=formats.native(read_lora(config.network.init_from)) if config.network.init_from else {},
-        rate_scales=rate_scales(config, base),
-        layout=Layout(formats=formats, format=config.output.format) if config.output.format != "native" else None,
-        processes=prepared.processes,
-        sharded=config.memory.shard,
+        shift=base.settings.training_shift,
+        init=formats.native(read_lora(init)) if init else {},
+        rate_scales=rate_scales(config.text.learning_rate, config.optimizer, base),
+        layout=Layout(formats=formats, format=format) if format != "native" else None,
     )
 
 
 def held_out_of(prepared: Prepared) -> tuple[HeldOut, NoiseLevels]:
     """The images set aside, and the law of noise levels they are measured under. Needs a filled cache to be read."""
     config, settings = prepared.config, prepared.base.settings
-    batches = dataset_batches(prepared, prepared.dataset.held_out)
-    held_out = HeldOut(
-        batches=Singles(batches),
-        timesteps=config.validation.timesteps,
-        seed=config.training.seed,
-    )
+    batches = Singles(dataset_batches(prepared, prepared.dataset.held_out))
+    held_out = HeldOut(batches=batches, timesteps=config.validation.timesteps, seed=config.training.seed)
     return held_out, noise_levels(config.objective, settings.objective, settings.training_shift)
 
 
@@ -367,26 +384,3 @@ def _references(prepared: Prepared, picks: Sequence[PickedExample]) -> dict[str,
     raw_CHW = [references_in(prepared.items.get(pick.key)) for pick in picks]
     to_model = prepared.base.family.latent_space.to_model
     return named_references([to_model(torch.stack(column)) for column in zip(*raw_CHW, strict=True)])
-
-
-def _metadata(prepared: Prepared, denoiser: Denoiser) -> dict[str, object]:
-    config = prepared.config
-    return {
-        "title": config.name,
-        "architecture": prepared.base.variant,
-        "prediction": denoiser.objective.name,
-        "resolution": config.data.resolution,
-        "trigger": prepared.trigger,
-        "facts": {"dataset": prepared.dataset.digest, "base": prepared.base.identity()},
-        "training": {
-            "base_model_version": prepared.base.variant,
-            "learning_rate": config.optimizer.learning_rate,
-            "optimizer": config.optimizer.name,
-            "lr_scheduler": config.schedule.kind,
-            "num_train_images": len(prepared.dataset.training),
-            "max_train_steps": config.training.steps,
-            "batch_size_per_device": config.training.batch_size,
-            "gradient_accumulation_steps": config.training.gradient_accumulation_steps,
-            "seed": config.training.seed,
-        },
-    }

@@ -1,4 +1,4 @@
-"""Pictures while training: the validation prompts, rendered by the engine's sampler from the live adapter."""
+"""Samples: images of the validation prompts, made while training by the engine's sampler with the current weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..base_model import Base
-from ..config.run import TrainConfig
+from ..config.run import TrainingConfig, ValidationConfig
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import CFG
@@ -22,13 +22,16 @@ from ..types import Conditioning, Geometry, Size, named_references
 from .prompt_library import all_prompts
 from .reference_images import check_references, read_references
 
+ON_REQUEST = -1
+"""As `validation.sample_every`: only when the panel's button asks for samples."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """One picture per pair of conditionings; the session's `SampleRenderer`, headless and in a host."""
+    """One image per pair of conditionings; the session's `SampleRenderer`, headless and in a host."""
 
     every: int
-    """Steps between renderings; 0 only on request."""
+    """Steps between samples; 0 only on request."""
     folder: Path
     denoiser: Denoiser
     decode: Callable[[Tensor], Tensor]
@@ -37,12 +40,12 @@ class Samples:
     """(of the prompt, of the negative prompt)."""
     settings: SampleSettings
     seed: int
-    """Of the first picture; the next ones count up."""
+    """Of the first image; the next ones count up."""
     shape: tuple[int, ...]
     """(C, h, w) of the latents."""
     device: torch.device
     writes: bool = True
-    """Off in a process that only computes along."""
+    """False in a process that only computes along."""
 
     def render(self, step: int, kind: str = "") -> list[Path]:
         paths = []
@@ -71,85 +74,106 @@ class SampleInputs:
     conditions: Sequence[tuple[Conditioning, Conditioning]]
 
 
-def prompts_of(config: TrainConfig) -> tuple[str, ...]:
+def sample_size(asked: ValidationConfig, resolution: int) -> Size:
+    """(width, height) of the samples; 0 takes the training resolution."""
+    return asked.width or resolution, asked.height or resolution
+
+
+def sample_interval(asked: ValidationConfig, training: TrainingConfig) -> int:
+    """Steps between samples: at checkpoints if nothing else is asked for. 0 = only on request."""
+    if asked.sample_every == ON_REQUEST:
+        return 0
+    return asked.sample_every or training.save_every or training.steps
+
+
+def sample_settings(asked: ValidationConfig, usual_guidance: float) -> SampleSettings:
+    """How samples are made, by both front ends."""
+    scale = asked.guidance_scale or usual_guidance
+    return SampleSettings(steps=asked.sample_steps, sampler="euler", scheduler="normal", guidance=CFG(scale))
+
+
+def prompts_of(asked: ValidationConfig) -> tuple[str, ...]:
     """Raises ConfigError for a library that cannot be read."""
-    asked = config.validation
     return tuple(all_prompts(asked.prompts, asked.prompt_library, "validation.prompt_library"))
 
 
-def check_samples(config: TrainConfig, base: Base) -> None:
+def check_samples(asked: ValidationConfig, size: Size, base: Base) -> None:
     """Raise ConfigError or DataError for what could not be rendered, before anything is loaded."""
-    if not prompts_of(config):
+    if not prompts_of(asked):
         return
-    for name, side in zip(("width", "height"), _size(config), strict=True):
-        if side % base.family.bucket_step:
-            raise ConfigError(
-                f"validation.{name} = {side}: {base.family.name} needs multiples of {base.family.bucket_step}"
-            )
-    check_references("validation.references", config.validation.references, base)
+    if asked.sample_every == ON_REQUEST:
+        raise ConfigError(
+            "validation.sample_every = -1: samples on request need ComfyUI's panel; use 0 (at checkpoints) or more"
+        )
+    step = base.family.bucket_step
+    for name, side in zip(("width", "height"), size, strict=True):
+        if side % step:
+            raise ConfigError(f"validation.{name} = {side}: {base.family.name} needs multiples of {step}")
+    check_references("validation.references", asked.references, base)
 
 
-def _size(config: TrainConfig) -> Size:
-    width, height = (side or config.data.resolution for side in (config.validation.width, config.validation.height))
-    return width, height
+def sample_inputs(
+    asked: ValidationConfig, size: Size, base: Base, *, guidance: float, trains_text: bool
+) -> SampleInputs | None:
+    """Encode prompts and reference images; None without a prompt. Only the VAE is kept.
 
-
-def sample_inputs(config: TrainConfig, base: Base) -> SampleInputs | None:
-    """Encode prompts and reference images; None without a prompt. Only the VAE is kept."""
-    prompts = prompts_of(config)
+    `guidance` is the value that guidance-distilled networks are fed. With `trains_text` the prompts stay texts.
+    """
+    prompts = prompts_of(asked)
     if not prompts:
         return None
-    encoders = base.load_encoders()
-    named = read_references("validation.references", config.validation.references)
-    shown = [reference.paths for reference in named]
+    encoders, geometry = base.load_encoders(), Geometry.whole(size)
+
+    def condition(text: str, paths: Sequence[Path]) -> Conditioning:
+        if trains_text:  # encoded while training, by the encoders that are trained
+            return {"captions": [text], "geometries": [geometry]}
+        if paths and base.settings.text_pixels:
+            encoded = encode_with_references(encoders, text, paths, base.settings.text_pixels)
+        else:
+            [encoded] = encoders.text.encode([text])
+        made = base.family.condition([encoded], [geometry], guidance)
+        return {name: tensor.to(base.device) for name, tensor in made.items()}
+
+    named = read_references("validation.references", asked.references)
     conditions = []
-    for prompt, paths in product(prompts, shown or [()]):
-        references = _looked_at(config, base, encoders, paths)
-        texts = (prompt, config.validation.negative_prompt)
-        pair = [{**_said(config, base, encoders, text, paths), **references} for text in texts]
-        conditions.append((pair[0], pair[1]))
+    for prompt, paths in product(prompts, [reference.paths for reference in named] or [()]):
+        references = _reference_latents(base, encoders, paths, size)
+        positive, negative = ({**condition(text, paths), **references} for text in (prompt, asked.negative_prompt))
+        conditions.append((positive, negative))
     return SampleInputs(codec=encoders.image, conditions=conditions)
 
 
-def _said(config: TrainConfig, base: Base, encoders: Encoders, text: str, shown: Sequence[Path]) -> Conditioning:
-    geometry = Geometry.whole(_size(config))
-    if config.text.learning_rate:  # read anew by the encoders that are trained
-        return {"captions": [text], "geometries": [geometry]}
-    if shown and base.settings.text_pixels:
-        encoded = encode_with_references(encoders, text, shown, base.settings.text_pixels)
-    else:
-        [encoded] = encoders.text.encode([text])
-    made = base.family.condition([encoded], [geometry], config.objective.guidance_scale)
-    return {name: tensor.to(base.device) for name, tensor in made.items()}
-
-
-def _looked_at(config: TrainConfig, base: Base, encoders: Encoders, shown: Sequence[Path]) -> Mapping[str, Tensor]:
+def _reference_latents(base: Base, encoders: Encoders, paths: Sequence[Path], size: Size) -> Mapping[str, Tensor]:
     """{"reference", "reference_2", …: (1, C, h, w) in model space}."""
-    raw_CHW = [reference_latents(encoders, path, reference_placement(path, _size(config))) for path in shown]
+    raw_CHW = [reference_latents(encoders, path, reference_placement(path, size)) for path in paths]
     to_model = base.family.latent_space.to_model
     return named_references([to_model(latents.unsqueeze(0)).to(base.device) for latents in raw_CHW])
 
 
 def make_samples(
-    config: TrainConfig, base: Base, inputs: SampleInputs, denoiser: Denoiser, folder: Path, *, writes: bool
+    asked: ValidationConfig,
+    size: Size,
+    base: Base,
+    inputs: SampleInputs,
+    denoiser: Denoiser,
+    *,
+    every: int,
+    folder: Path,
+    writes: bool,
 ) -> Samples:
-    asked, (width, height), codec = config.validation, _size(config), inputs.codec
+    """The headless renderer. `every` counts steps; a process that does not write only computes along."""
+    (width, height), codec = size, inputs.codec
 
     def decode(latents_BCHW: Tensor) -> Tensor:
         return (codec.decode(base.family.latent_space.to_raw(latents_BCHW))[0].float() + 1) / 2
 
     return Samples(
-        every=asked.sample_every or config.training.save_every or config.training.steps,
+        every=every,
         folder=folder,
         denoiser=denoiser,
         decode=decode,
         conditions=inputs.conditions,
-        settings=SampleSettings(
-            steps=asked.sample_steps,
-            sampler="euler",
-            scheduler="normal",
-            guidance=CFG(asked.guidance_scale or base.settings.guidance_scale),
-        ),
+        settings=sample_settings(asked, base.settings.guidance_scale),
         seed=asked.seed,
         shape=(base.family.latent_space.channels, height // codec.factor, width // codec.factor),
         device=base.device,

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config.aliases import current_tree
-from ..config.toml import Json, changed_settings, differences
+from ..config.toml import Json, changed_settings, differences, free_on_resume
 from ..errors import LoomError, RunError, StoppedError
 from ..storage.atomic import remove_temporaries, write_bytes, write_json, write_tensors
 from ..training.early_stopping import lowest, recommended
@@ -113,7 +113,7 @@ class RunFolder:
         )
 
     def update(self, **changes: Any) -> None:
-        """Merge into run.json, atomically: a node and the training thread may both have something to say."""
+        """Merge into run.json, atomically: a node and the training thread may both write it."""
         with _UPDATING:
             data = self.read() if self.exists() else {}
             write_json(self.path / "run.json", {**data, **changes, "updated": time.time()})
@@ -140,8 +140,8 @@ class RunFolder:
         with suppress(LoomError):  # the disk may be full, and the problem at hand is the one to report
             self.update(state=state, error=error)
 
-    def check_same(self, fixed: Json, config: Json | None = None) -> None:
-        """Raise RunError listing what differs from the run on disk, unless it may be continued.
+    def differences(self, fixed: Json, config: Json) -> list[str]:
+        """Lines "section.field: old -> new" for what keeps the run on disk from being continued with these settings.
 
         Of changed data only the digest is known; the settings that can have changed it are looked up in `config`.
         """
@@ -149,12 +149,15 @@ class RunFolder:
         lines = changed_settings(record["fixed"], json.loads(json.dumps(fixed)))
         if any(line.startswith("training.gradient_accumulation_steps:") for line in lines):
             lines.append("(it counts the forward passes of all processes together)")
-        if config is not None and any(line.startswith("facts.data:") for line in lines):
+        if any(line.startswith("facts.data:") for line in lines):
             lines += _changed_sets(record["config"], json.loads(json.dumps(config)))
-        if lines:
+        return lines
+
+    def check_same(self, fixed: Json, config: Json, remedy: str = "use another name for a new run") -> None:
+        """Raise RunError with `differences`, what may change, and the remedy, unless the run may be continued."""
+        if lines := self.differences(fixed, config):
             raise RunError(
-                f"run {self.name} exists with another configuration: {'; '.join(lines)}. Only training.steps, save_every, keep_checkpoints, "
-                "and the memory, validation, sweep and output sections may change; use another name for a new run"
+                f"run {self.name} exists with another configuration: {'; '.join(lines)}. {free_on_resume()}; {remedy}"
             )
 
     def recorded_modules(self) -> list[str]:
@@ -220,7 +223,7 @@ class RunFolder:
         return any("held_out" in line for line in lines) and lowest(lines)[0] == step and not self.lora_file(step).is_file()  # fmt: skip
 
     def recommended(self) -> Json | None:
-        """`watch.recommended` among the LoRA files of the run, with the file's name."""
+        """`early_stopping.recommended` among the LoRA files of the run, with the file's name."""
         lines = self.read_metrics()
         found = recommended(lines, {step for step in (int(line["step"]) for line in lines) if self.lora_file(step).is_file()})  # fmt: skip
         return found and {**found, "lora": self.lora_file(found["step"]).name}
@@ -228,7 +231,7 @@ class RunFolder:
     def save_lora(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, publish_folder: Path | None
     ) -> Path:
-        """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same below `also`."""
+        """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same in `publish_folder`."""
         path = self.lora_file(step)
         for folder in [path.parent, *([publish_folder / self.name] if publish_folder else [])]:
             remove_temporaries(folder)
@@ -245,7 +248,7 @@ class RunFolder:
 
 
 class ReadOnlyRunFolder(RunFolder):
-    """The run for a process that is not the first of several: it reads, and leaves all writing to that one."""
+    """The run for a process that is not the first of several, which does all the writing."""
 
     def lock(self) -> None: ...
 
@@ -265,7 +268,7 @@ class ReadOnlyRunFolder(RunFolder):
 
 def _changed_sets(old: Json, new: Json) -> list[str]:
     """Lines "dataset.0.repeats: 1 -> 2", or one that says that the files themselves must have changed."""
-    before, after = ({str(i): d for i, d in enumerate(current_tree(c).get("dataset", []))} for c in (old, new))
+    before, after = ({str(i): d for i, d in enumerate(current_tree(c).get("dataset") or [])} for c in (old, new))
     return differences(before, after, "dataset.") or ["(images, captions or masks in the folders changed)"]
 
 
@@ -285,12 +288,3 @@ def environment(device: str, threads: int, processes: int = 1) -> Json:
         "libraries": versions,
         **({"processes": processes} if processes > 1 else {}),
     }
-
-
-def new_name(root: Path, name: str) -> str:
-    """`name`, or the first of name-2, name-3 … that is free."""
-    number, candidate = 1, name
-    while (root / candidate).exists():
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate

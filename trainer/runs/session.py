@@ -1,7 +1,6 @@
-"""What one run needs (`Session`), who runs it (`Host`) and what comes out (`Outcome`); `execute.py` does the work.
+"""What one run needs (`Session`), who follows it (`Host`) and what comes out (`Outcome`); `execute.py` does the work.
 
-The command line and ComfyUI's nodes both end in the same session. What differs between them, how a network and its batches
-come about and who is told of progress, is in the fields of these classes.
+The command line and ComfyUI's nodes fill the same three records: a `RunPlan`, a `Backend` and the `RunData`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,19 +11,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..config.run import NetworkConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.timesteps import ResolutionShift
 from ..distributed.processes import ALONE, Processes
 from ..lora.state_dict import Arithmetic, reference_arithmetic
 from ..training.held_out import HeldOut
 from ..training.loop import Batches
 from ..training.step import LossSettings
-from ..types import StepResult
+from ..types import Batch, StepResult
+from ..weights.devices import DTYPES
+from .plan import RunPlan
 from .run_folder import RunFolder
 
 
 class Host(Protocol):
-    """Whoever runs a session: told of everything, asked whether to go on."""
+    """Whoever runs a session: it hears of everything and is asked whether to go on."""
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Progress of something before or after training."""
@@ -35,7 +36,7 @@ class Host(Protocol):
     def log(self, text: str) -> None: ...
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
-        """A held-out loss was measured."""
+        """The validation loss was measured: "held_out", and "held_out_ema" of the average where there is one."""
         ...
 
     def saved(self, step: int, lora: Path) -> None: ...
@@ -55,7 +56,7 @@ class Host(Protocol):
         ...
 
     def should_sample(self) -> bool:
-        """Asked after every step; True renders the validation prompts and goes on."""
+        """Asked after every step; True makes the samples and goes on."""
         ...
 
 
@@ -73,57 +74,85 @@ class LoraFileFormat(Protocol):
 
 
 class SampleRenderer(Protocol):
-    """Renders the validation prompts with the adapter as it is."""
+    """Makes sample images of the validation prompts with the current weights."""
 
     @property
     def every(self) -> int:
-        """Steps between renderings; 0 only on request."""
+        """Steps between samples; 0 only on request."""
         ...
 
     def render(self, step: int, kind: str = "") -> list[Path]:
-        """Pictures of the adapter as it is; `kind` goes into their names."""
+        """Files of the samples; `kind` goes into their names."""
         ...
 
 
-@dataclass(kw_only=True)
-class Session:
-    folder: RunFolder
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """The frozen network as a front end has loaded it, with what depends on it."""
+
     denoiser: Denoiser
-    targets: list[str]
-    batches: Batches
-    held_out: HeldOut
-    loss: LossSettings
-    network: NetworkConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    training: TrainingConfig
-    validation: ValidationConfig
+    architecture: str
+    """Name of the model's variant, for the LoRA file's metadata."""
     compute_dtype: torch.dtype
-    lora_dtype: torch.dtype
-    metadata: Mapping[str, Any]
-    """Arguments of `lora.metadata.describe` that are known before training."""
-    publish_folder: Path | None = None
-    """Folder where LoRA files appear too, e.g. models/loras/lora_loom."""
-    report: str = "none"
-    """Where curves are also written: none, tensorboard or wandb."""
-    prefetch: int = 1
-    """Batches that are read while a step computes."""
-    previews: SampleRenderer | None = None
+    shift: float | ResolutionShift
+    """The family's shift of trained noise levels."""
     init: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors of a LoRA file to start from."""
+    """Tensors of the LoRA file to start from, under the network's own keys."""
     rate_scales: Mapping[str, float] = field(default_factory=dict)
     """{beginning of module paths: factor on the learning rate}."""
-    layout: "LoraFileFormat | None" = None
+    layout: LoraFileFormat | None = None
     """Another layout for the LoRA files than the one that is trained in."""
     arithmetic: Arithmetic = reference_arithmetic
     """What a host computes from a LoRA file; inside ComfyUI it is ComfyUI itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run trains on and is measured by."""
+
+    training: Batches
+    held_out: Sequence[Batch]
+    """One image each; empty without images set aside."""
+    images: int
+    """Number of training images."""
+    resolution: int
+    """Side of a square of the area that images are resized to, in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A run ready to train, complete when it is made. `assemble` makes it."""
+
+    plan: RunPlan
+    folder: RunFolder
+    backend: Backend
+    modules: list[str]
+    """Paths of the network's modules that get an adapter."""
+    batches: Batches
+    held_out: HeldOut
+    loss: LossSettings
+    metadata: Mapping[str, Any]
+    """Arguments of `lora.metadata.describe` that are known before training."""
+    samples: SampleRenderer | None = None
     processes: Processes = ALONE
-    """All processes execute equal sessions; those of the others have an `ReadOnlyRunFolder` as folder."""
-    sharded: bool = False
-    """The base is split over the processes: none can compute without the others."""
+    """All processes execute equal sessions; those of the others have a `ReadOnlyRunFolder` as folder."""
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.backend.denoiser
+
+    @property
+    def lora_dtype(self) -> torch.dtype:
+        return DTYPES[self.plan.output.dtype]
+
+    @property
+    def publish_folder(self) -> Path | None:
+        """Folder where LoRA files appear too, e.g. models/loras/lora_loom."""
+        return Path(self.plan.output.loras).expanduser() if self.plan.output.loras else None
 
     @property
     def main(self) -> bool:
+        """Whether this is the process that writes and speaks for all."""
         return self.processes.rank == 0
 
 
@@ -135,6 +164,6 @@ class Outcome:
     lora: Path
     """The last LoRA file."""
     max_relative_error: float
-    """Largest relative difference between the file's effect in a host and the trained one."""
+    """Largest relative difference between the file's effect in a host and that of the trained weights."""
     best: Mapping[str, Any] | None = None
-    """Step, loss, LoRA file, runner-up and reason of what the held-out loss recommends; none without measurements."""
+    """Step, loss, LoRA file, runner-up and reason of what the validation loss recommends; none without measurements."""

@@ -1,9 +1,12 @@
 """Where the time of a run went: wall-clock seconds by activity."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+EARLIER_NAMES = {"pictures": "samples", "held-out loss": "validation loss"}
+"""What earlier versions called an activity in run.json."""
 
 
 @dataclass(kw_only=True)
@@ -11,6 +14,15 @@ class Timings:
     """Wall-clock seconds of a run by what they went into, over all its sessions."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def continued(cls, recorded: Mapping[str, float]) -> "Timings":
+        """On top of what run.json has of earlier sessions."""
+        made = cls()
+        for what, seconds in recorded.items():
+            name = EARLIER_NAMES.get(what, what)
+            made.seconds[name] = made.seconds.get(name, 0.0) + seconds
+        return made
 
     @contextmanager
     def of(self, what: str) -> Iterator[None]:

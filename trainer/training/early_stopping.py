@@ -1,32 +1,32 @@
-"""Watching a run: what the watching costs, and when the held-out loss says that enough is enough."""
+"""When the validation loss ends a run early, and which step it recommends."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
 def selected_loss(line: Mapping[str, Any]) -> float:
-    """The held-out loss of what the LoRA file holds: of the average where there is one."""
+    """The validation loss of what the LoRA file holds: of the average where there is one."""
     return float(line.get("held_out_ema", line["held_out"]))
 
 
 def lowest(lines: Sequence[Mapping[str, Any]]) -> tuple[int, float, int]:
-    """(step of the lowest held-out loss, that loss, measurements since). Raises ValueError without a measurement."""
+    """(step of the lowest validation loss, that loss, measurements since). Raises ValueError without a measurement."""
     measured = [line for line in lines if "held_out" in line]
     if not measured:
-        raise ValueError("no held-out loss was measured")
+        raise ValueError("no validation loss was measured")
     best = min(range(len(measured)), key=lambda i: selected_loss(measured[i]))
     return int(measured[best]["step"]), selected_loss(measured[best]), len(measured) - 1 - best
 
 
 def recommended(lines: Sequence[Mapping[str, Any]], steps: Collection[int]) -> dict[str, Any] | None:
-    """Which of the steps with a LoRA file to take by the held-out loss alone, with the reason and the runner-up; None if
+    """Which of the steps with a LoRA file to take by the validation loss alone, with the reason and the runner-up; None if
     fewer than two steps were measured. `lora-loom score` says how sure such a lead is."""
     losses = {int(line["step"]): selected_loss(line) for line in lines if "held_out" in line and int(line["step"]) > 0}
     ranked = sorted((loss, step) for step, loss in losses.items() if step in steps)
     if len(ranked) < 2:
         return None
     (loss, step), (second, runner_up), last = ranked[0], ranked[1], max(losses)
-    reason = f"step {step} has the lowest held-out loss ({loss:.5f}) of {len(ranked)} measured LoRA files; runner-up: step {runner_up} ({second:.5f})"
+    reason = f"step {step} has the lowest validation loss ({loss:.5f}) of {len(ranked)} measured LoRA files; runner-up: step {runner_up} ({second:.5f})"
     if last not in (step, runner_up):
         reason += f"; the last step, {last}, has {losses[last]:.5f}"
     base = next((selected_loss(line) for line in lines if "held_out" in line and int(line["step"]) == 0), None)

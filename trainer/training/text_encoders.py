@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base_model import Base
-from ..config.run import TrainConfig
+from ..config.run import OptimizerConfig
 from ..diffusion.denoiser import Denoiser, Targets
 from ..diffusion.objectives import Objective
 from ..errors import ConfigError
@@ -131,21 +131,19 @@ def all_targets(network_targets: list[str], skeleton: WithText, base: Base) -> l
     return [f"{NETWORK}.{path}" for path in network_targets] + texts
 
 
-def rate_scales(config: TrainConfig, base: Base) -> dict[str, float]:
-    """{first part of a module path: factor on the learning rate}."""
-    factor = config.text.learning_rate / config.optimizer.learning_rate
-    return {f"{name}.": factor for name in base.settings.text_parts} if config.text.learning_rate else {}
+def rate_scales(text_rate: float, optimizer: OptimizerConfig, base: Base) -> dict[str, float]:
+    """{first part of a module path: factor on the learning rate}; empty where no text encoder is trained."""
+    return {f"{name}.": text_rate / optimizer.learning_rate for name in base.settings.text_parts} if text_rate else {}
 
 
-def check_text_training(config: TrainConfig, base: Base) -> None:
+def check_text_training(text_rate: float, optimizer: OptimizerConfig, base: Base) -> None:
     """Raise ConfigError where a LoRA on the text encoders cannot be trained as asked."""
-    rate = config.text.learning_rate
-    if not rate:
+    if not text_rate:
         return
     problem = ""
     if not base.settings.text_parts:
         problem = f"the text encoders of {base.family.name} are not trained; leave it out"
-    elif config.optimizer.name == "prodigy" and rate != config.optimizer.learning_rate:
+    elif optimizer.name == "prodigy" and text_rate != optimizer.learning_rate:
         problem = "prodigy finds one rate for all; use optimizer.learning_rate here too"
     if problem:
-        raise ConfigError(f"text.learning_rate = {rate}: {problem}")
+        raise ConfigError(f"text.learning_rate = {text_rate}: {problem}")

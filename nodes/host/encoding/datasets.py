@@ -229,6 +229,7 @@ def fill_cache(
         text_pixels=identity.text_pixels,
         factor=factor,
         resolution=data.resolution,
+        trigger=next((one.trigger for one in value.sets if one.trigger), ""),
     )
     sheet = contact_sheet(thumbnails(dataset, told), f"{len(dataset.examples)} images as they are trained")
     shown = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", to_png(sheet))

@@ -1,19 +1,19 @@
 """What the training nodes do in their own thread: start, wait, look."""
 
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
+from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError, RunError
+from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder, environment
 from ...sockets.values import RunValue
 from ..backend.reshare import SharedBase, loaded_models
-from ..comfy_types import ModelPatcher
+from ..comfy_types import Graph, ModelPatcher
 from ..paths import lora_name, root, run_folder
 from ..progress import Bar
 from .plots import loss_image
-from .previews import add_samples
 from .queue import POLL_S, Job
 from .records import Existing, choose, keep_graph, list_runs, summary
 from .server import REGISTRY
@@ -21,35 +21,43 @@ from .session import TrainRequest, check_request, facts, make_session
 
 
 def start(
-    request: TrainRequest, patcher: Any, mode: str, existing: Existing, graph: Any, node_id: Any
+    request: TrainRequest,
+    patcher: ModelPatcher,
+    mode: str,
+    existing: Existing,
+    graph: Graph | None,
+    node_id: str | None,
 ) -> tuple[RunValue, str, Tensor]:
     """Start, continue, attach to or return a run. Raises LoomError before anything is changed on disk."""
     dataset = check_request(patcher, request)
-    known = facts(patcher, request)
-    choice = choose(request.name, request.fixed(known), request.training.steps, existing, REGISTRY)
-    folder = choice.folder
-    job = choice.job
+    plan = request.plan(facts(patcher, request))
+    choice = choose(plan, existing, REGISTRY)
+    folder, job = choice.folder, choice.job
     if job is not None and job.base is not None:
         job.base.offer(patcher)
     elif job is None and not choice.is_finished:
-        job = _submit(request, patcher, dataset, folder, known, graph, node_id)
+        named = replace(plan, name=folder.name)
+        job = _submit(request, named, patcher, dataset, folder, graph, node_id)
     if mode == "wait" and job is not None:
         _wait_for(job, cancel_stops=True)
     return _result(folder)
 
 
 def _submit(
-    request: TrainRequest, patcher: Any, dataset: Any, folder: RunFolder, known: Any, graph: Any, node_id: Any
+    request: TrainRequest,
+    plan: RunPlan,
+    patcher: ModelPatcher,
+    dataset: Dataset,
+    folder: RunFolder,
+    graph: Graph | None,
+    node_id: str | None,
 ) -> Job:
     import torch
 
-    bar = Bar()
     notes: list[str] = []
-    named = replace(request, name=folder.name)
-    session = make_session(patcher, named, dataset, folder, known, bar.update, notes.append)
-    add_samples(session, patcher, named)
+    session = make_session(patcher, request, plan, dataset, folder, Bar().update, notes.append)
     here = environment(str(patcher.load_device), torch.get_num_threads())
-    folder.start(named.config(), named.fixed(known), here, session.targets)
+    folder.start(plan.config(), plan.fixed(), here, session.modules)
     keep_graph(folder, graph, node_id)
     for note in notes:
         folder.log(note)

@@ -1,5 +1,6 @@
-"""Pictures while training: prompts are encoded in the node; the thread samples with the engine and a shadow of the VAE."""
+"""Samples while training: prompts are encoded in the node; the thread samples with the engine and a shadow of the VAE."""
 
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....trainer.config.run import TrainingConfig, ValidationConfig
 from ....trainer.config.toml import digest
 from ....trainer.data.cache.references import (
     encode_with_references,
@@ -18,29 +20,55 @@ from ....trainer.data.cache.references import (
 )
 from ....trainer.data.cache.store import CODE_VERSION, Cache, text_key
 from ....trainer.data.images.load import file_digest
-from ....trainer.diffusion.guidance import CFG
-from ....trainer.diffusion.sample import SampleSettings
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Encoders
-from ....trainer.runs.previews import Samples
+from ....trainer.runs.previews import ON_REQUEST, Samples, sample_interval, sample_settings
 from ....trainer.runs.prompt_library import all_prompts
-from ....trainer.runs.session import Session
 from ....trainer.runs.trackers import check_tracker
 from ....trainer.types import Geometry, Size
 from ...sockets.names import AUTO
 from ...sockets.values import ValidationValue
 from ..backend.conditions import check_accepts_references, network_inputs
+from ..backend.denoiser import LoadedDenoiser
+from ..backend.latents import latent_normaliser
 from ..backend.packing import unpack
 from ..backend.shadow import build_shadow
-from ..comfy_types import Clip, Vae
+from ..comfy_types import Clip, ModelPatcher, Vae
 from ..encoding.edit_prompts import chosen_reading, text_pixels
 from ..encoding.encoders import clip_identity, host_encoders, vae_identity
 from ..encoding.reference_images import NAMES, kept_references
 from ..paths import cache_folder, library_path
-from .session import TrainRequest, latent_normaliser
 
-_decoders: dict[str, "Decoder"] = {}
-"""Shadows of VAEs by identity: a record on a wire holds no tensors, so they wait here for the run that uses them."""
+
+class HeldVaes:
+    """The VAEs of the records that LoomValidation made, each for as long as its record lives.
+
+    A record on a socket holds no tensors. ComfyUI keeps it while the node's output is cached or a graph uses it, so a
+    cached LoomValidation finds its VAE again, and a VAE that no graph needs any more is let go.
+    """
+
+    def __init__(self) -> None:
+        self._vaes: dict[int, Vae] = {}
+
+    def hold(self, value: ValidationValue, vae: Vae) -> None:
+        self._vaes[id(value)] = vae
+        weakref.finalize(value, self._vaes.pop, id(value), None)
+
+    def vae(self, value: ValidationValue) -> Vae:
+        """Raises ConfigError for a record that another process made."""
+        if id(value) not in self._vaes:
+            raise ConfigError(
+                "the VAE of LoomValidation is not loaded in this process: change one of its inputs, e.g. seed, and queue the graph again"
+            )
+        return self._vaes[id(value)]
+
+    def __len__(self) -> int:
+        return len(self._vaes)
+
+
+HELD = HeldVaes()
+USUAL_GUIDANCE = 4.0
+"""Guidance scale of the samples where 0, the usual one, is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +108,39 @@ def prepare_validation(vae: Vae, clip: Clip, prompts: str, options: Mapping[str,
     )
     shown = tuple(room.shown([Path(path) for path in paths], size, text_pixels(reading)) for paths in sets)
     room.read({*lines, negative}, sets, text_pixels(reading))
-    with torch.inference_mode(False):
-        network = build_shadow(vae.first_stage_model, dict(vae.first_stage_model.state_dict()))
-    _decoders[identity] = Decoder(
-        network=network,
-        process_output=vae.process_output,
-        video=getattr(vae, "latent_dim", 2) == 3,
-        factor=int(vae.spacial_compression_encode()),
+    value = ValidationValue(
+        validation=validation_config(lines, negative, sets, size, options),
+        vae=identity,
+        text=text,
+        report_to=options.get("report", "none"),
+        references=shown,
     )
-    defaults = {
-        "every": 0,
-        "seed": 0,
-        "steps": 20,
-        "cfg": 4.0,
-        "width": 512,
-        "height": 512,
-        "measure_every": 0,
-        "patience": 0,
-        "report": "none",
-    }
-    known = {name: options[name] for name in defaults if name in options}
-    settings: dict[str, Any] = {**defaults, **known}
-    return ValidationValue(prompts=lines, negative=negative, vae=identity, text=text, references=shown, **settings)
+    HELD.hold(value, vae)
+    return value
+
+
+def validation_config(
+    prompts: Sequence[str],
+    negative: str,
+    references: Sequence[Sequence[str]],
+    size: Size,
+    options: Mapping[str, Any],
+) -> ValidationConfig:
+    """The node's inputs under the names of the command line's [validation] table. Raises ConfigError."""
+    return ValidationConfig(
+        prompts=tuple(prompts),
+        negative_prompt=negative,
+        references=tuple(tuple(paths) for paths in references),
+        width=size[0],
+        height=size[1],
+        sample_every=int(options.get("every", 0)) or ON_REQUEST,
+        sample_steps=int(options.get("steps", 20)),
+        guidance_scale=float(options.get("cfg", 4.0)),
+        seed=int(options.get("seed", 0)),
+        every=int(options.get("measure_every", 0)),
+        timesteps=int(options.get("timesteps", ValidationConfig.timesteps)),
+        patience=int(options.get("patience", 0)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,18 +184,25 @@ class ValidationCache:
                     self.cache.put({key: made})
 
 
-def add_samples(session: Session, patcher: Any, request: TrainRequest) -> None:
-    """Give the session its previews if the graph asks for them. Node thread: calls the model's `extra_conds`."""
-    value = request.validation
-    if value is None:
-        return
-    decoder = _decoders.get(value.vae)
-    if decoder is None:
-        raise ConfigError("the VAE of LoomValidation is no longer loaded: queue the graph again")
-    denoiser: Any = session.denoiser
-    model, size = patcher.model, (value.width, value.height)
+def open_decoder(vae: Vae) -> Decoder:
+    """A decoder over the VAE's weights as they lie now."""
+    with torch.inference_mode(False):
+        network = build_shadow(vae.first_stage_model, dict(vae.first_stage_model.state_dict()))
+    return Decoder(
+        network=network,
+        process_output=vae.process_output,
+        video=getattr(vae, "latent_dim", 2) == 3,
+        factor=int(vae.spacial_compression_encode()),
+    )
+
+
+def make_samples(
+    value: ValidationValue, patcher: ModelPatcher, denoiser: LoadedDenoiser, folder: Path, training: TrainingConfig
+) -> Samples:
+    """What makes the samples of a run in `folder`. Node thread: calls the model's `extra_conds`."""
+    decoder, asked, model = open_decoder(HELD.vae(value)), value.validation, patcher.model
     channels = int(model.latent_format.latent_channels)
-    geometry = Geometry.whole(size)
+    geometry = Geometry.whole((asked.width, asked.height))
     cache, factor = Cache(cache_folder()), decoder.factor
 
     def inputs(prompt: str, seen: str, keys: Sequence[str]) -> dict[str, Any]:
@@ -168,18 +214,20 @@ def add_samples(session: Session, patcher: Any, request: TrainRequest) -> None:
         made = network_inputs(model, *given)
         return {name: _normal(item) for name, item in made.items()}
 
-    to_raw, made = latent_normaliser(model, inverse=True), decoder
-    shown = value.references or (("", ()),)
-    pairs = [(inputs(prompt, *one), inputs(value.negative, *one)) for prompt, one in product(value.prompts, shown)]
-    session.previews = Samples(
-        every=value.every,
-        folder=session.folder.path / "samples",
+    to_raw = latent_normaliser(model, inverse=True)
+    sets = value.references or (("", ()),)
+    pairs = [
+        (inputs(prompt, *one), inputs(asked.negative_prompt, *one)) for prompt, one in product(asked.prompts, sets)
+    ]
+    return Samples(
+        every=sample_interval(asked, training),
+        folder=folder / "samples",
         denoiser=denoiser,
-        decode=lambda latents: made(to_raw(latents)),
+        decode=lambda latents: decoder(to_raw(latents)),
         conditions=[({"samples": [positive]}, {"samples": [negative]}) for positive, negative in pairs],
-        settings=SampleSettings(steps=value.steps, sampler="euler", scheduler="normal", guidance=CFG(value.cfg)),
-        seed=value.seed,
-        shape=(channels, value.height // decoder.factor, value.width // decoder.factor),
+        settings=sample_settings(asked, USUAL_GUIDANCE),
+        seed=asked.seed,
+        shape=(channels, asked.height // factor, asked.width // factor),
         device=torch.device(patcher.load_device),
     )
 

@@ -31,10 +31,15 @@ class Job:
     """One run in this process: what it is doing, what it was asked to do. It is the session's host."""
 
     def __init__(self, session: Session, registry: "Registry", *, yield_max_s: float = 0.0, node: str = "") -> None:
-        self.session, self.registry, self.yield_max_s = session, registry, yield_max_s
+        self._session: Session | None = session
+        """None once the job has ended: the shadow, the samples' decoder and the batches are let go."""
+        self.registry, self.yield_max_s = registry, yield_max_s
         self.node = node
         """Id of the LoomTrain in its graph, for the panel under it."""
+        self.folder = session.folder
         self.name = session.folder.name
+        self.total = session.plan.training.steps
+        self.can_sample = session.samples is not None
         self.state = "queued"
         self.error: Exception | None = None
         self.outcome: Outcome | None = None
@@ -69,8 +74,8 @@ class Job:
         self._ask(save=True)
 
     def sample(self) -> None:
-        """Raises RunError for a run that has nothing to render."""
-        if self.session.previews is None:
+        """Raises RunError for a run without prompts."""
+        if not self.can_sample:
             raise RunError(f"run {self.name} has no prompts to render: connect LoomValidation to its LoomTrain")
         self._ask(sample=True)
 
@@ -79,10 +84,6 @@ class Job:
             for name, value in wishes.items():
                 setattr(self, f"_{name}", value)
             self._wake.notify_all()
-
-    @property
-    def total(self) -> int:
-        return self.session.training.steps
 
     def summary(self) -> dict[str, Any]:
         """For the panel."""
@@ -96,7 +97,7 @@ class Job:
             "loss": self.last.loss if self.last else None,
             "seconds": self.seconds,
             "eta": left,
-            "can_sample": self.session.previews is not None,
+            "can_sample": self.can_sample,
             "error": str(self.error) if self.error else "",
         }
 
@@ -109,11 +110,12 @@ class Job:
 
     def run(self) -> None:
         """Train to the end. Every way out leaves a state, a message and a set `done`."""
-        folder = self.session.folder
+        folder = self.folder
         try:
             folder.lock()
             self._enter("running")
-            self.outcome = execute(self.session, self)
+            assert self._session is not None, "a job runs once"
+            self.outcome = execute(self._session, self)
             self._enter(self.outcome.state)
         except LoomError as error:
             self._fail(error)
@@ -126,10 +128,14 @@ class Job:
                 folder.unlock()
             self.done.set()
 
+    def release(self) -> None:
+        """Let go of everything large; what is shared stays with its owner."""
+        self._session = self.base = None
+
     def _fail(self, error: LoomError) -> None:
         self.error = error
         try:
-            self.session.folder.log(f"error: {error}")
+            self.folder.log(f"error: {error}")
             self._enter("failed", error=str(error))
         except (
             OSError,
@@ -140,7 +146,7 @@ class Job:
 
     def _enter(self, state: str, **changes: Any) -> None:
         self.state = state
-        self.session.folder.update(state=state, **changes)
+        self.folder.update(state=state, **changes)
         self.registry.emit("lora_loom.run", self.summary())
 
     def between_steps(self) -> bool:
@@ -197,7 +203,7 @@ class Job:
             self.registry.emit("lora_loom.step", {**self.summary(), "learning_rate": result.learning_rate})
 
     def log(self, text: str) -> None:
-        self.session.folder.log(text)
+        self.folder.log(text)
         self.registry.emit("lora_loom.log", {"name": self.name, "text": text})
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
@@ -207,7 +213,7 @@ class Job:
         self.log(f"step {step}: saved {lora.name}")
 
     def sampled(self, step: int, pictures: Sequence[Path]) -> None:
-        files = [picture.relative_to(self.session.folder.path).as_posix() for picture in pictures]
+        files = [picture.relative_to(self.folder.path).as_posix() for picture in pictures]
         self.registry.emit("lora_loom.sample", {"name": self.name, "step": step, "files": files})
 
 
@@ -274,7 +280,7 @@ class Registry:
                 return current
             self.jobs[job.name] = job
             self._queue.append(job)
-            job.session.folder.update(state="queued")
+            job.folder.update(state="queued")
             self.emit("lora_loom.run", job.summary())
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="lora-loom", daemon=True)
@@ -291,9 +297,7 @@ class Registry:
         return True
 
     def _release(self, job: Job) -> None:
-        """Let the shadow go; what is shared stays with its owner."""
-        del job.session.denoiser
-        job.session.previews = job.base = None
+        job.release()
         self.free_memory()
 
     def _work(self) -> None:

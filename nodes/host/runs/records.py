@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ....trainer.config.toml import Json, changed_settings
-from ....trainer.errors import RunError
+from ....trainer.config.toml import Json
 from ....trainer.runs.checkpoint import list_checkpoints
+from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.types import ACTIVE
 from ..paths import root, run_folder
@@ -34,23 +34,20 @@ def candidates(name: str) -> Iterator[RunFolder]:
         number += 1
 
 
-def choose(name: str, fixed: Json, steps: int, existing: Existing, registry: Registry) -> RunChoice:
+def choose(plan: RunPlan, existing: Existing, registry: Registry) -> RunChoice:
     """Raises RunError listing the differing fields if `resume` meets another configuration of the same name."""
-    for folder in candidates(name):
+    fixed, config = plan.fixed(), plan.config()
+    for folder in candidates(plan.name):
         if not folder.exists():
             return RunChoice(folder=folder)
-        job = registry.active(folder.name)
-        lines = changed_settings(folder.read()["fixed"], json.loads(json.dumps(fixed)))
-        if lines and existing == "resume":
-            raise RunError(
-                f"run {folder.name} exists with another configuration: {'; '.join(lines)}. Set existing_run to new, or use another name; only steps, save_every, memory and validation may change"
-            )
-        if lines:
+        if existing == "resume":
+            folder.check_same(fixed, config, "set existing_run to new, or use another name")
+        elif folder.differences(fixed, config):
             continue
+        job, record = registry.active(folder.name), folder.read()
         if job is not None:
             return RunChoice(folder=folder, job=job)
-        record = folder.read()
-        if record.get("state") == "finished" and record.get("step", 0) >= steps:
+        if record.get("state") == "finished" and record.get("step", 0) >= plan.training.steps:
             return RunChoice(folder=folder, is_finished=True)
         if existing == "resume":
             return RunChoice(folder=folder)

@@ -156,7 +156,7 @@ async def _act(action: str, name: str) -> web.Response:
     job = REGISTRY.active(folder.name)
     if job is None:
         return await _revive(folder) if action == "resume" else _conflict(f"run {name} is not active")
-    if action == "sample" and job.session.previews is None:
+    if action == "sample" and not job.can_sample:
         return _conflict(f"run {name} has no prompts to render: connect LoomValidation to its LoomTrain")
     getattr(job, action)()
     return web.json_response(job.summary())

@@ -1,12 +1,13 @@
 """Scores in the graph: the engine's, with losses from the connected model or from the run's own record. Node thread only."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ....trainer.config.aliases import no_note
-from ....trainer.config.run import ObjectiveConfig
+from ....trainer.config.run import ObjectiveConfig, TrainingConfig, ValidationConfig
 from ....trainer.config.toml import Json, parse
 from ....trainer.data.batches import Singles, make_plan
 from ....trainer.data.sets.dataset import Dataset
@@ -17,6 +18,7 @@ from ....trainer.score.run import gather, measured_losses, norms, recorded_losse
 from ....trainer.score.score import Losses, score
 from ....trainer.sweep.run import Sheet, load_sheet
 from ....trainer.training.held_out import HeldOut
+from ....trainer.training.loss_settings import noise_levels
 from ....trainer.weights.frozen import compute_in
 from ...sockets.values import CacheValue, SheetValue
 from ..backend.denoiser import bring_to_device, load_denoiser
@@ -26,7 +28,7 @@ from ..encoding.datasets import read_listing
 from ..encoding.images import files_to_image
 from ..paths import display_path
 from ..progress import Bar
-from ..runs.session import HELD_OUT_LEVELS, host_noise_levels, open_batches, place_weights, sampled_identity
+from ..runs.session import open_batches, place_weights, sampled_identity, training_shift
 
 
 class NodeProgress:
@@ -107,7 +109,7 @@ def _measured(
     denoiser = load_denoiser(patcher)
     place_weights(denoiser, patcher, notes.append)
     compute_in(denoiser.module, denoiser.compute_dtype)
-    objective = _objective(record)
+    objective = _recorded(record, "objective", ObjectiveConfig)
     examples = dataset.held_out
     batches = open_batches(
         patcher,
@@ -121,15 +123,19 @@ def _measured(
     )(examples)
     held_out = HeldOut(
         batches=Singles(batches),
-        timesteps=HELD_OUT_LEVELS,
-        seed=record.get("config", {}).get("training", {}).get("seed", 0),
+        timesteps=_recorded(record, "validation", ValidationConfig).timesteps,
+        seed=_recorded(record, "training", TrainingConfig).seed,
     )
-    return measured_losses(sheet, denoiser, held_out, host_noise_levels(objective, denoiser), progress, notes, dict)
+    levels = noise_levels(objective, denoiser.objective, training_shift(denoiser))
+    return measured_losses(sheet, denoiser, held_out, levels, progress, notes, dict)
 
 
-def _objective(record: Json) -> ObjectiveConfig:
-    """The run's own, so that noise levels are shifted as in training; the defaults for files of no run."""
+T = TypeVar("T", ObjectiveConfig, TrainingConfig, ValidationConfig)
+
+
+def _recorded(record: Json, table: str, kind: type[T]) -> T:
+    """The run's own, so that losses are measured as in training; the defaults for files of no run."""
     try:
-        return parse(record["config"]["objective"], ObjectiveConfig, no_note)
+        return parse(record["config"][table], kind, no_note)
     except (LoomError, KeyError):
-        return ObjectiveConfig()
+        return kind()

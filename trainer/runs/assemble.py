@@ -1,0 +1,60 @@
+"""The one way to a session: a plan, a network that a front end has loaded and the data it has cached, put together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..distributed.processes import ALONE, Processes
+from ..training.held_out import HeldOut
+from ..training.loss_settings import loss_settings, noise_levels
+from .plan import RunPlan
+from .run_folder import RunFolder
+from .session import Backend, RunData, SampleRenderer, Session
+
+
+def assemble(
+    plan: RunPlan,
+    backend: Backend,
+    data: RunData,
+    folder: RunFolder,
+    modules: Sequence[str],
+    *,
+    samples: SampleRenderer | None = None,
+    processes: Processes = ALONE,
+) -> Session:
+    """A complete session. `modules` are the paths of the network's modules that get an adapter."""
+    levels = noise_levels(plan.objective, backend.denoiser.objective, backend.shift)
+    return Session(
+        plan=plan,
+        folder=folder,
+        backend=backend,
+        modules=list(modules),
+        batches=data.training,
+        held_out=HeldOut(batches=data.held_out, timesteps=plan.validation.timesteps, seed=plan.training.seed),
+        loss=loss_settings(plan.objective, levels),
+        metadata=_metadata(plan, backend, data),
+        samples=samples,
+        processes=processes,
+    )
+
+
+def _metadata(plan: RunPlan, backend: Backend, data: RunData) -> dict[str, Any]:
+    """Arguments of `lora.metadata.describe` that are known before training."""
+    return {
+        "title": plan.name,
+        "architecture": backend.architecture,
+        "prediction": backend.denoiser.objective.name,
+        "resolution": data.resolution,
+        "trigger": plan.trigger,
+        "facts": {"dataset": plan.facts["data"], "base": plan.facts["model"]},
+        "training": {
+            "base_model_version": backend.architecture,
+            "learning_rate": plan.optimizer.learning_rate,
+            "optimizer": plan.optimizer.name,
+            "lr_scheduler": plan.schedule.kind,
+            "num_train_images": data.images,
+            "max_train_steps": plan.training.steps,
+            "batch_size_per_device": plan.training.batch_size,
+            "gradient_accumulation_steps": plan.training.gradient_accumulation_steps,
+            "seed": plan.training.seed,
+        },
+    }

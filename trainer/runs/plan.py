@@ -1,0 +1,53 @@
+"""What a run is, whichever front end begins it: its settings, its name, its trigger, and digests of what its paths lead to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..config.run import (
+    MemoryConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    OutputConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+from ..config.toml import Json, fixed_settings, to_dict
+
+SECTIONS = ("network", "optimizer", "schedule", "objective", "training", "memory", "validation", "output")
+"""The tables of the configuration that both front ends have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """The command line and the graph both fill one; what run.json, the LoRA files and a session hold of a run comes from it."""
+
+    name: str
+    network: NetworkConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    memory: MemoryConfig
+    validation: ValidationConfig
+    output: OutputConfig
+    trigger: str
+    """First trigger word of the datasets, "" for none."""
+    facts: Mapping[str, str]
+    """Digests of what the settings name by path: "model" and "data", the encoders, and "init" of network.init_from."""
+    own: Json
+    """Tables that one front end alone has: base model, datasets, text and sweep of the command line, the graph's cache."""
+
+    def config(self) -> Json:
+        """All settings as run.json keeps them: the tables of a TOML file. A run of the graph lacks model.base and datasets."""
+        return {"name": self.name, **self.own, **{name: to_dict(getattr(self, name)) for name in SECTIONS}}
+
+    def fixed(self, processes: int = 1) -> Json:
+        """What must stay equal for a run to be continued.
+
+        Accumulation counts the forward passes of all processes: two processes with one each are one process with two.
+        """
+        fixed = fixed_settings(self.config(), self.facts)
+        fixed["training"]["gradient_accumulation_steps"] *= processes
+        return fixed

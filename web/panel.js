@@ -1,15 +1,19 @@
+// @ts-check
 // The panel under a LoomTrain node: state, progress, loss curve, last sample, buttons. All texts go in as text.
 
-import { ACTIVE, act, fetchMetrics, fetchRun, fileUrl } from "./client.js";
+import { act, fetchMetrics, fetchRun, fileUrl } from "./client.js";
 import { Curve } from "./curve.js";
 import { count, duration, loss, pace } from "./format.js";
+import { isActive, RunView, STATES } from "./runs.js";
 
-const STATES = {
-  queued: "Queued", caching: "Caching", running: "Training", yielding: "Waiting for the queue", paused: "Paused",
-  stopping: "Stopping", finished: "Finished", failed: "Failed", stopped: "Stopped", interrupted: "Interrupted",
-};
-const CAN_CONTINUE = new Set(["failed", "stopped", "interrupted"]);
-
+/**
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {string} className
+ * @param {HTMLElement | null} [parent]
+ * @param {string} [text]
+ * @returns {HTMLElementTagNameMap[Tag]}
+ */
 function make(tag, className, parent, text = "") {
   const element = document.createElement(tag);
   element.className = className;
@@ -20,21 +24,7 @@ function make(tag, className, parent, text = "") {
 
 export class Panel {
   constructor() {
-    this.name = "";
-    this.run = null;
-    this.clear();
-    this.build();
-    this.render();
-  }
-
-  clear() {
-    this.points = [];
-    this.held = [];
-    this.note = "";
-    this.sample = null;
-  }
-
-  build() {
+    this.view = new RunView();
     this.root = make("div", "loom-panel");
     const head = make("div", "loom-head", this.root);
     this.chip = make("span", "loom-chip", head);
@@ -46,16 +36,19 @@ export class Panel {
     const body = make("div", "loom-body", this.root);
     this.curve = new Curve();
     make("div", "loom-plot", body).append(this.curve.canvas);
-    this.shown = make("figure", "loom-sample", body);
-    this.picture = make("img", "", this.shown);
-    this.caption = make("figcaption", "", this.shown);
+    this.figure = make("figure", "loom-sample", body);
+    this.image = make("img", "", this.figure);
+    this.caption = make("figcaption", "", this.figure);
     this.message = make("div", "loom-message", this.root);
-    this.buttons = this.makeButtons(make("div", "loom-buttons", this.root));
-    // A press on a button must not begin a drag of the node.
-    for (const kind of ["pointerdown", "mousedown"]) this.root.addEventListener(kind, (event) => event.target.closest("button") && event.stopPropagation());
+    this.row = make("div", "loom-buttons", this.root);
+    this.buttons = this.makeButtons(this.row);
+    for (const kind of ["pointerdown", "mousedown"]) this.root.addEventListener(kind, keepFromGraph);
+    this.render();
   }
 
+  /** @param {HTMLElement} parent */
   makeButtons(parent) {
+    /** @param {string} label @param {string} hint @param {string} action */
     const button = (label, hint, action) => {
       const element = make("button", "loom-button", parent, label);
       element.type = "button";
@@ -72,12 +65,13 @@ export class Panel {
     };
   }
 
-  /** Show a run by name: whatever the server has of it, from the first step on. */
+  /**
+   * Show a run by name: whatever the server has of it, from the first step on.
+   * @param {string} name
+   */
   async follow(name) {
-    if (name !== this.name) {
-      this.name = name;
-      this.run = null;
-      this.clear();
+    if (name !== this.view.name) {
+      this.view = new RunView(name);
       this.render();
     }
     await this.refresh();
@@ -85,84 +79,67 @@ export class Panel {
 
   /** Fetch what may have been missed: after a (re)load, a lost connection, and when a run ends. */
   async refresh() {
-    const name = this.name;
-    if (!name) return;
+    const view = this.view;
+    if (!view.name) return;
     try {
-      const run = await fetchRun(name);
-      if (name !== this.name) return; // renamed meanwhile
-      this.run = run;
-      this.note = "";
-      if (run) {
-        await this.readMetrics(name);
-        if (run.samples?.length) this.sample = newest(run.samples);
-      }
+      const run = await fetchRun(view.name);
+      const lines = run ? await fetchMetrics(view.name, -1) : [];
+      if (view !== this.view) return; // another run is shown meanwhile
+      view.load(run, lines);
     } catch (error) {
-      this.note = error.message;
+      view.note = words(error);
     }
     this.render();
   }
 
-  async readMetrics(name) {
-    const lines = await fetchMetrics(name, -1);
-    if (name !== this.name) return;
-    this.points = lines.filter((line) => "loss" in line).map((line) => ({ step: line.step, value: line.loss }));
-    this.held = lines.filter((line) => "held_out" in line).map((line) => ({ step: line.step, value: line.held_out }));
-  }
-
-  /** An event of this run. */
+  /**
+   * An event of this run.
+   * @param {string} kind
+   * @param {import("./runs.js").Detail} detail
+   */
   heard(kind, detail) {
-    if (kind === "log") this.note = detail.text;
-    if (kind === "sample") this.sample = { step: detail.step, file: detail.files[0] };
-    if (kind === "run" || kind === "step") this.run = { ...this.run, ...detail };
-    if (kind === "step") this.take(detail);
-    if (kind === "run" && !ACTIVE.has(detail.state)) this.refresh();
+    if (this.view.heard(kind, detail)) this.refresh();
     this.render();
   }
 
-  take(detail) {
-    const add = (list, value) => {
-      while (list.length && list[list.length - 1].step >= detail.step) list.pop(); // a continued run begins at its checkpoint
-      list.push({ step: detail.step, value });
-    };
-    if ("held_out" in detail) add(this.held, detail.held_out);
-    else if (Number.isFinite(detail.loss)) add(this.points, detail.loss);
-  }
-
+  /** @param {string} action */
   async act(action) {
+    const view = this.view;
     try {
-      this.run = { ...this.run, ...(await act(this.name, action)) };
-      this.note = action === "save" ? "saving after this step" : "";
+      view.run = { ...view.run, ...(await act(view.name, action)) };
+      view.note = action === "save" ? "saving after this step" : "";
     } catch (error) {
-      this.note = error.message;
+      view.note = words(error);
     }
     this.render();
   }
 
   render() {
-    const run = this.run;
+    const { name, run, losses, validation, note, progress } = this.view;
     const state = run?.state ?? "none";
     this.root.dataset.state = state;
-    this.chip.textContent = run ? (STATES[state] ?? state) : "No run yet";
-    this.title.textContent = this.name;
-    const last = this.points[this.points.length - 1];
+    this.chip.textContent = run ? (STATES[/** @type {keyof typeof STATES} */ (state)] ?? state) : "No run yet";
+    this.title.textContent = name;
+    const last = losses[losses.length - 1];
     this.lossText.textContent = last ? `loss ${loss(last.value)}` : "";
-    this.fill.style.width = run?.total ? `${Math.min(100, (100 * run.step) / run.total)}%` : "0";
-    this.renderFacts(run, state);
-    this.curve.show(this.points, this.held, run?.total ?? 0);
+    this.fill.style.width = `${100 * progress}%`;
+    this.renderFacts();
+    this.curve.show(losses, validation, run?.total ?? 0);
     this.renderSample();
-    const error = state === "failed" ? run.error : "";
-    this.message.textContent = error || this.note;
+    const error = state === "failed" ? (run?.error ?? "") : "";
+    this.message.textContent = error || note;
     this.message.classList.toggle("loom-error", Boolean(error));
-    this.renderButtons(run, state);
+    this.renderButtons();
   }
 
-  renderFacts(run, state) {
+  renderFacts() {
+    const run = this.view.run;
     this.facts.replaceChildren();
     if (!run) {
       make("span", "", this.facts, "Queue the graph to start training.");
       return;
     }
-    const moving = ACTIVE.has(state);
+    const moving = isActive(run.state);
     const facts = [`step ${count(run.step)} / ${count(run.total)}`];
     if (moving && run.seconds) facts.push(pace(run.seconds));
     if (moving && run.eta) facts.push(`${duration(run.eta)} left`);
@@ -170,32 +147,34 @@ export class Panel {
   }
 
   renderSample() {
-    this.shown.hidden = !this.sample;
-    if (!this.sample) return;
-    const address = fileUrl(this.name, this.sample.file);
-    if (this.picture.getAttribute("src") !== address) this.picture.src = address;
-    this.caption.textContent = `step ${count(this.sample.step)}`;
+    const { name, sample } = this.view;
+    this.figure.hidden = !sample;
+    if (!sample) return;
+    const address = fileUrl(name, sample.file);
+    if (this.image.getAttribute("src") !== address) this.image.src = address;
+    this.caption.textContent = `step ${count(sample.step)}`;
   }
 
-  renderButtons(run, state) {
-    const active = ACTIVE.has(state);
-    const { pause, resume, stop, save, sample } = this.buttons;
-    pause.hidden = !active || state === "paused";
-    resume.hidden = !(state === "paused" || CAN_CONTINUE.has(state));
-    resume.textContent = state === "paused" ? "Resume" : "Continue";
-    pause.disabled = state === "stopping";
-    stop.disabled = !active || state === "stopping";
-    save.disabled = !active || state === "queued" || state === "stopping";
-    sample.hidden = !run?.can_sample;
-    stop.parentElement.hidden = !run || (!active && !CAN_CONTINUE.has(state));
+  renderButtons() {
+    const { any, pause, resume, stop, save, sample } = this.view.buttons;
+    this.row.hidden = !any;
+    this.buttons.pause.hidden = pause.hidden;
+    this.buttons.pause.disabled = pause.disabled;
+    this.buttons.resume.hidden = resume.hidden;
+    this.buttons.resume.textContent = resume.label;
+    this.buttons.stop.disabled = stop.disabled;
+    this.buttons.save.disabled = save.disabled;
+    this.buttons.sample.hidden = sample.hidden;
   }
 }
 
-/** samples/step-000120-0.png: the first picture of the highest step. */
-function newest(files) {
-  const found = files.map((file) => ({ file, match: /step-(\d+)-(\d+)\./.exec(file) })).filter(({ match }) => match);
-  if (!found.length) return null;
-  const step = Math.max(...found.map(({ match }) => Number(match[1])));
-  const first = found.find(({ match }) => Number(match[1]) === step);
-  return { step, file: first.file };
+/**
+ * A press on a button must not begin a drag of the node.
+ * @param {Event} event
+ */
+function keepFromGraph(event) {
+  if (event.target instanceof Element && event.target.closest("button")) event.stopPropagation();
 }
+
+/** @param {unknown} error */
+const words = (error) => (error instanceof Error ? error.message : String(error));

@@ -1,8 +1,10 @@
-// Shows what a node has to say (its "text" output) under the node. Texts go in as text.
+// @ts-check
+// Shows a node's "text" output in a box under the node. Texts go in as text.
 
-const SPEAKERS = new Set(["LoomCache", "LoomScore", "LoomLoraInspect", "LoomLoraResize", "LoomLoraMerge"]);
+const REPORTING = new Set(["LoomCache", "LoomScore", "LoomLoraInspect", "LoomLoraResize", "LoomLoraMerge"]);
 const HEIGHT = 140;
 
+/** @param {ComfyNode} node */
 function makeBox(node) {
   const box = document.createElement("pre");
   box.className = "loom-report";
@@ -17,24 +19,43 @@ function makeBox(node) {
   return box;
 }
 
-/** Sentences are wrapped; the columns of a table, up to the first empty line, are not. */
-function show(box, text, hasTable) {
+/**
+ * A report's table, which is not wrapped, and its sentences, which are. The table ends at the first empty line.
+ * @param {string} text
+ * @param {boolean} hasTable
+ * @returns {[table: string, sentences: string]}
+ */
+export function split(text, hasTable) {
   const end = hasTable ? Math.max(text.indexOf("\n\n"), 0) : 0;
-  const table = document.createElement("span");
-  table.className = "loom-table";
-  table.textContent = text.slice(0, end);
-  box.replaceChildren(table, text.slice(end));
+  return [text.slice(0, end), text.slice(end)];
 }
 
-/** Nodes that report get a box the first time they do; it holds what they said last. */
+/**
+ * @param {HTMLElement} box
+ * @param {string} text
+ * @param {boolean} hasTable
+ */
+function show(box, text, hasTable) {
+  const [columns, sentences] = split(text, hasTable);
+  const table = document.createElement("span");
+  table.className = "loom-table";
+  table.textContent = columns;
+  box.replaceChildren(table, sentences);
+}
+
+/**
+ * A node that reports gets a box at its first report; the box holds the last one.
+ * @param {ComfyNode} node
+ */
 export function listenToReports(node) {
-  if (!SPEAKERS.has(node.comfyClass)) return;
+  if (!REPORTING.has(node.comfyClass)) return;
   const { onExecuted } = node;
+  /** @type {HTMLElement | null} */
   let box = null;
-  node.onExecuted = function (output) {
-    onExecuted?.apply(this, arguments);
+  node.onExecuted = function (output, ...rest) {
+    onExecuted?.call(this, output, ...rest);
     if (!output?.text?.length) return;
-    box ??= makeBox(this);
-    show(box, output.text.join("\n"), this.comfyClass === "LoomScore");
+    box ??= makeBox(node);
+    show(box, output.text.join("\n"), node.comfyClass === "LoomScore");
   };
 }

@@ -1,0 +1,99 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { belongs, filePath, isActive, newestSample, RunView, runPath, STATES } from "../../web/runs.js";
+
+test("a node shows its run, also as name-2, and no other", () => {
+  for (const run of ["cat", "cat-2", "cat-17"]) assert.ok(belongs(run, "cat"), run);
+  for (const run of ["cat-", "cat-2b", "cats", "cat-2-3", "", "my-cat", "cat-x-2"]) assert.ok(!belongs(run, "cat"), run);
+});
+
+test("names and files reach the server whole", () => {
+  assert.equal(runPath("a b/c?"), "/lora_loom/runs/a%20b%2Fc%3F");
+  assert.equal(filePath("cat", "samples/step 1#.png"), "/lora_loom/runs/cat/files/samples/step%201%23.png");
+});
+
+test("the newest sample is the first file of the highest step, by number and not by spelling", () => {
+  const files = ["samples/step-000100-0.png", "samples/step-1000000-1.png", "samples/step-1000000-0.png", "samples/step-000200-0.png"];
+  assert.deepEqual(newestSample(files), { step: 1_000_000, file: "samples/step-1000000-1.png" });
+  assert.equal(newestSample(["curve.png"]), null);
+  assert.equal(newestSample([]), null);
+});
+
+const RECORD = { name: "cat", state: "running", step: 30, total: 120, samples: ["samples/step-000010-0.png"] };
+const LINES = [{ step: 10, loss: 0.5 }, { step: 10, held_out: 0.7 }, { step: 20, loss: 0.4 }];
+
+function loaded(more = {}) {
+  const view = new RunView("cat");
+  view.load({ ...RECORD, ...more }, LINES);
+  return view;
+}
+
+test("a record fills the panel", () => {
+  const view = loaded();
+  assert.deepEqual(view.losses, [{ step: 10, value: 0.5 }, { step: 20, value: 0.4 }]);
+  assert.deepEqual(view.validation, [{ step: 10, value: 0.7 }]);
+  assert.deepEqual(view.sample, { step: 10, file: "samples/step-000010-0.png" });
+  assert.equal(view.progress, 0.25);
+});
+
+test("no run on the server takes the state away and the note with it", () => {
+  const view = loaded();
+  view.note = "saving";
+  view.load(null, []);
+  assert.equal(view.run, null);
+  assert.equal(view.note, "");
+  assert.equal(view.progress, 0);
+  assert.equal(view.buttons.any, false);
+});
+
+test("a step's event moves the run and adds its loss to the right series", () => {
+  const view = loaded();
+  assert.equal(view.heard("step", { step: 31, loss: 0.3 }), false);
+  assert.equal(view.run.step, 31);
+  assert.equal(view.run.state, "running");
+  assert.deepEqual(view.losses.at(-1), { step: 31, value: 0.3 });
+  view.heard("step", { step: 31, held_out: 0.6 });
+  assert.deepEqual(view.validation.at(-1), { step: 31, value: 0.6 });
+  assert.equal(view.losses.length, 3);
+  view.heard("step", { step: 32, loss: Number.NaN });
+  assert.equal(view.losses.length, 3);
+});
+
+test("samples and logs are kept; only the end of a run asks for its record", () => {
+  const view = loaded();
+  assert.equal(view.heard("sample", { step: 40, files: ["samples/step-000040-0.png", "b.png"] }), false);
+  assert.deepEqual(view.sample, { step: 40, file: "samples/step-000040-0.png" });
+  assert.equal(view.heard("log", { text: "waiting" }), false);
+  assert.equal(view.note, "waiting");
+  assert.equal(view.heard("run", { state: "paused" }), false);
+  assert.equal(view.heard("run", { state: "finished" }), true);
+});
+
+test("progress is never more than the whole", () => assert.equal(loaded({ step: 500 }).progress, 1));
+
+test("every state has its buttons", () => {
+  const shown = (state) => {
+    const { any, pause, resume, stop, save } = loaded({ state }).buttons;
+    if (!any) return "none";
+    const names = [];
+    if (!pause.hidden) names.push(pause.disabled ? "(pause)" : "pause");
+    if (!resume.hidden) names.push(resume.label.toLowerCase());
+    names.push(stop.disabled ? "(stop)" : "stop", save.disabled ? "(save)" : "save");
+    return names.join(" ");
+  };
+  assert.deepEqual(Object.fromEntries(Object.keys(STATES).map((state) => [state, shown(state)])), {
+    queued: "pause stop (save)",
+    caching: "pause stop save",
+    running: "pause stop save",
+    yielding: "pause stop save",
+    paused: "resume stop save",
+    stopping: "(pause) (stop) (save)",
+    finished: "none",
+    failed: "continue (stop) (save)",
+    stopped: "continue (stop) (save)",
+    interrupted: "continue (stop) (save)",
+  });
+  assert.equal(isActive(undefined), false);
+  assert.equal(loaded({ can_sample: true }).buttons.sample.hidden, false);
+  assert.equal(loaded().buttons.sample.hidden, true);
+});

@@ -1,0 +1,41 @@
+// What the panel uses of ComfyUI's frontend, for the type checker alone: the page serves the real modules.
+
+interface ComfyWidget {
+  name: string;
+  value: unknown;
+  serialize?: boolean;
+  callback?: (...values: unknown[]) => unknown;
+}
+
+interface ComfyOutput {
+  text?: string[];
+  loom_run?: string[];
+}
+
+interface ComfyNode {
+  id: number | string;
+  comfyClass: string;
+  size: [number, number];
+  properties: Record<string, unknown>;
+  widgets?: ComfyWidget[];
+  addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
+  setSize(size: [number, number]): void;
+  computeSize(): [number, number];
+  onExecuted?: (output: ComfyOutput, ...rest: unknown[]) => void;
+  onConfigure?: (...values: unknown[]) => void;
+  onRemoved?: (...values: unknown[]) => void;
+}
+
+declare module "*/scripts/api.js" {
+  export const api: {
+    fetchApi(route: string, options?: RequestInit): Promise<Response>;
+    apiURL(route: string): string;
+    addEventListener(kind: string, listener: (event: CustomEvent) => void): void;
+  };
+}
+
+declare module "*/scripts/app.js" {
+  export const app: {
+    registerExtension(extension: { name: string; setup(): void; nodeCreated(node: ComfyNode): void }): void;
+  };
+}

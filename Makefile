@@ -32,8 +32,7 @@ test-slow: $(VENV)/.ready-dev
 check: $(VENV)/.ready-dev node_modules/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/lora_loom
-	MYPYPATH=$(VENV)/typing $(BIN)/mypy
+	$(BIN)/python -m scripts.check_types
 	$(BIN)/codespell
 	$(BIN)/node node_modules/@biomejs/biome/bin/biome lint --error-on-warnings
 	$(BIN)/node node_modules/typescript/bin/tsc -p .

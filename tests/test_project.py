@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
+
+from scripts.release_notes import notes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,3 +57,14 @@ def test_the_version_has_a_section_in_the_changelog():
     released = [tuple(map(int, name.split("."))) for name in sections if name != "Unreleased"]
     assert released == sorted(released, reverse=True)
     assert tuple(map(int, PYPROJECT["project"]["version"].split("."))) >= released[0]
+
+
+def test_a_tag_publishes_its_own_section_or_nothing():
+    pyproject = 'name = "x"\nversion = "0.2.0"\nrequires = "y"\n'
+    changelog = "# Changelog\n\n## [Unreleased]\n\n## [0.2.0] - 2026-12-01\n\n### Added\n- A.\n\n## [0.1.0]\n- B.\n\n[0.2.0]: x\n"
+    assert notes("v0.2.0", pyproject, changelog) == "### Added\n- A.\n"
+    with pytest.raises(ValueError, match="tag v0.3.0 is not the version of pyproject.toml, 0.2.0"):
+        notes("v0.3.0", pyproject, changelog)
+    with pytest.raises(ValueError, match=r"says nothing of 0.2.0: give \[Unreleased\] its number"):
+        notes("v0.2.0", pyproject, changelog.replace("0.2.0", "0.1.9"))
+    assert notes("v0.1.0", pyproject.replace("0.2", "0.1"), changelog) == "- B.\n"

@@ -11,6 +11,7 @@ import pytest
 import tomllib
 from typer.testing import CliRunner
 
+from lora_loom.trainer.cli.aliases import RENAMED, current_arguments
 from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.config.toml import to_dict
 from tests.conftest import make_config
@@ -261,3 +262,30 @@ def test_a_second_process_is_told(toml):
     finally:
         first.kill()
         first.wait()
+
+
+def test_former_names_of_options_are_accepted_and_noted_once(caplog):
+    """Each in the command that has the present name, with a value or with an equals sign; others are left as they are."""
+    for old, new in RENAMED.items():
+        assert current_arguments([old, "7", f"{old}=7"], {new, "--json"}) == [new, "7", f"{new}=7"]
+        assert caplog.messages == [f"{old} is now {new}"]
+        caplog.clear()
+        assert current_arguments([old], {"--json"}) == [old]
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("submit", "--again"), ("submit", "--many"), ("submit", "--patience=1"), ("merge-base", "--partly"), ("score", "--encoder=x")],
+)  # fmt: skip
+def test_commands_know_the_former_names(command, option):
+    """Without its arguments a command fails, but not because of the option; --help lists the present name only."""
+    assert "No such option" not in run(command, option).stderr
+    listed = run(command, "--help").stdout
+    assert option.partition("=")[0] not in listed
+    assert RENAMED[option.partition("=")[0]] in listed
+
+
+def test_sub_commands_know_the_former_names():
+    assert "No such option" not in run("runs", "follow", "--patience", "1").stderr
+    assert "No such option" in run("runs", "follow", "--many").stderr

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.comfy_api import runs as remote_runs
 from lora_loom.trainer.comfy_api import submit as submit_module
-from lora_loom.trainer.comfy_api.client import ComfyServer
+from lora_loom.trainer.comfy_api.client import Answer, ComfyServer
 from lora_loom.trainer.comfy_api.submit import free_path, submit
 from lora_loom.trainer.comfy_api.workflow import Planned
 from lora_loom.trainer.errors import ServerError, StoppedError
@@ -85,8 +85,8 @@ def test_a_sweep_is_one_prompt_per_value_with_named_files_and_continues(fake, wo
     assert done.exit_code == 0, done.output
     assert len(fake.ran) == 7
     assert (out / "cat-000900_2.png").is_file()
-    assert done.output.count("as before") == 5
-    assert command(fake, *arguments, "--again").exit_code == 0
+    assert done.output.count(", reused") == 5
+    assert command(fake, *arguments, "--rerun").exit_code == 0
     assert len(fake.ran) == 13
     assert len(list(out.glob("*.png"))) == 6, "our own files are replaced"
 
@@ -94,7 +94,7 @@ def test_a_sweep_is_one_prompt_per_value_with_named_files_and_continues(fake, wo
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("1.lora_name=dgo.safetensors", "node 1 \"Load LoRA\": lora_name = 'dgo.safetensors' is nothing that the server has: did you mean 'dog.safetensors'?"),
+        ("1.lora_name=dgo.safetensors", "node 1 \"Load LoRA\": lora_name = 'dgo.safetensors' is not an option that the server offers: did you mean 'dog.safetensors'?"),
         ("3.steps=99", 'node 3 "KSampler": steps = 99 is too large: use 1 to 50'),
     ],
 )  # fmt: skip
@@ -125,15 +125,15 @@ def test_without_a_server_there_is_one_plain_line(fake, workflow):
     fake.kill()
     done = command(fake, workflow)
     assert done.exit_code == 7
-    assert done.stderr == f"error: cannot reach ComfyUI at {fake.url} (Connection refused): start it, or give its address with --server\n"  # fmt: skip
+    assert done.stderr == f"error: cannot reach ComfyUI at {fake.url} (Connection refused): start it, or set its address with --server\n"  # fmt: skip
     assert CliRunner().invoke(app, ["submit", str(workflow), "--server", "http://"]).exit_code == 2
 
 
 def test_another_web_server_is_not_taken_for_comfyui(fake, workflow, monkeypatch):
-    monkeypatch.setattr(ComfyServer, "get", lambda self, path: type("A", (), {"status": 200, "data": "<html>"})())
+    monkeypatch.setattr(ComfyServer, "get", lambda self, path: Answer(200, "<html>"))
     done = command(fake, workflow)
     assert done.exit_code == 7
-    assert "answers, but not as ComfyUI does" in done.stderr
+    assert "answers, but it is not a ComfyUI server" in done.stderr
 
 
 def test_a_server_that_dies_midway_is_waited_for_and_gets_the_prompt_again(fake, tmp_path):
@@ -158,7 +158,7 @@ def test_a_server_that_dies_midway_is_waited_for_and_gets_the_prompt_again(fake,
     assert [result.error for result in results] == ["", "", ""]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["one.png", "three.png", "two.png"]
     assert any("does not answer" in line for line in watcher.lines)
-    assert any("is back" in line for line in watcher.lines)
+    assert any("answers again" in line for line in watcher.lines)
     assert any(line.startswith("one: the server was restarted and has lost it; queued again") for line in watcher.lines)
 
 
@@ -169,7 +169,7 @@ def test_a_server_that_stays_away_ends_in_a_plain_error_and_the_next_call_goes_o
         submit(server, prompts("one"), tmp_path, watcher)
         fake.gate.clear()
         threading.Timer(0.3, fake.kill).start()
-        with pytest.raises(ServerError, match="went away .* did not come back within 0.6 s.*Of 2 prompts 1 are done; the same command goes on"):  # fmt: skip
+        with pytest.raises(ServerError, match="was lost .* was not restored within 0.6 s.*Of 2 prompts 1 are done; the same command continues"):  # fmt: skip
             submit(server, prompts("one", "two"), tmp_path, watcher)
         fake.gate.set()
         fake.start()
@@ -195,7 +195,7 @@ def test_a_prompt_that_the_server_loses_twice_is_given_up(fake, tmp_path):
     done.set()
     fake.gate.set()
     assert len(fake.received) == 2
-    assert "lost it twice" in result.error
+    assert "restarted twice" in result.error
 
 
 def test_without_a_websocket_the_history_is_enough(fake, tmp_path):
@@ -235,14 +235,14 @@ def test_ctrl_c(fake, workflow, tmp_path):
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=20)
     assert process.returncode == 130, told
-    assert "taking this command's prompts off the server" in told
+    assert "removing this command's prompts from the server" in told
     assert len(fake.interrupted) == 1
 
 
 def test_many_prompts_are_asked_for(fake, workflow, tmp_path):
     done = command(fake, workflow, "--sweep", "strength_model=0-1 [201]", "-o", tmp_path / "out")
     assert done.exit_code == 2
-    assert "201 prompts: give --many" in done.stderr
+    assert "201 prompts are more than 200: add --allow-many" in done.stderr
     assert not fake.received
 
 
@@ -304,6 +304,6 @@ def test_a_stopped_watcher_leaves_the_run_alone(fake, tmp_path):
         "samples": [],
         "loras": [],
     }
-    with ComfyServer(fake.url) as server, pytest.raises(StoppedError, match="no longer watching cat, which goes on"):
+    with ComfyServer(fake.url) as server, pytest.raises(StoppedError, match="no longer following cat, which continues"):
         remote_runs.RemoteRuns(server).collect(["cat"], Watcher(lambda watcher: True), tmp_path)
     assert fake.actions == []

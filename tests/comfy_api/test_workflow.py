@@ -27,10 +27,10 @@ def declared(kind):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"nodes": [], "links": [], "version": 0.4}, "is saved for ComfyUI's page, .* Workflow > Export .API."),
-        ([1], "is no ComfyUI workflow in API format. In ComfyUI choose"),
-        ({}, "is no ComfyUI workflow"),
-        ({"1": {"class_type": "A"}}, "is no ComfyUI workflow"),
+        ({"nodes": [], "links": [], "version": 0.4}, "is a workflow of ComfyUI's frontend, .* Workflow > Export .API."),
+        ([1], "is not a ComfyUI workflow in API format. In ComfyUI choose"),
+        ({}, "is not a ComfyUI workflow"),
+        ({"1": {"class_type": "A"}}, "is not a ComfyUI workflow"),
         ({"1": {"class_type": "A", "inputs": {"x": ["9", 0]}}}, 'node 1 "A": x comes from node 9, which the file does not have'),
     ],
 )  # fmt: skip
@@ -45,7 +45,7 @@ def test_unreadable_files_and_the_posted_form(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.json: No such file"):
         load_workflow(tmp_path / "nowhere.json")
     (tmp_path / "w.json").write_text("{")
-    with pytest.raises(ConfigError, match="is no JSON file"):
+    with pytest.raises(ConfigError, match="is not a JSON file"):
         load_workflow(tmp_path / "w.json")
     (tmp_path / "w.json").write_text(json.dumps({"prompt": GRAPH, "client_id": "x"}))
     assert load_workflow(tmp_path / "w.json") == GRAPH
@@ -62,7 +62,7 @@ def test_places_that_are_none_or_many():
     assert find_input(two, "Negative.text", declared).node == "9"
     assert find_input(two, "lora", declared).name == "lora_name"
     for place, message in (
-        ("CLIPTextEncode.text", "is 2 nodes .node 2 .Positive., node 9 .Negative..: use the id"),
+        ("CLIPTextEncode.text", "names 2 nodes .node 2 .Positive., node 9 .Negative..: use the id"),
         ("text", "could be 2.text, 9.text: write NODE.INPUT"),
         ("KSampler.step", "node 3 .KSampler. has no input 'step': did you mean 'steps'"),
         ("Ksampler.steps", "no node 'Ksampler': did you mean 'KSampler'"),
@@ -103,7 +103,7 @@ def test_local_files_mean_the_entries_that_their_paths_end_in(tmp_path):
     assert values == ["cat/cat-000900.safetensors", "cat/cat-001000.safetensors"]
     with pytest.raises(ConfigError, match=r"does not list strange\.safetensors .*put them into its models folder"):
         axis_values(str(tmp_path / "loras" / "cat" / "str*"), "", OFFERED, "lora")
-    with pytest.raises(ConfigError, match="matches none of the 4 that the server offers"):
+    with pytest.raises(ConfigError, match="matches none of the 4 options that the server offers"):
         axis_values("bird*", "", OFFERED, "lora")
 
 

@@ -78,9 +78,9 @@ def test_what_a_real_server_refuses_in_plain_words(server, bases, tmp_path):
     flow = saved(tmp_path, picture(bases["sd1"], key="picture"))
     for setting, message in (
         ("KSampler.steps=99999", "steps = 99999 is too large: use 1 to 10000"),
-        ("KSampler.sampler_name=eulr", "sampler_name = 'eulr' is nothing that the server has: did you mean"),
-        ("KSampler.cfg=much", "cfg = 'much' is no FLOAT"),
-        ('KSampler.model=["picture-latent", 0]', "model wants MODEL, but node picture-latent gives LATENT: connect another output"),
+        ("KSampler.sampler_name=eulr", "sampler_name = 'eulr' is not an option that the server offers: did you mean"),
+        ("KSampler.cfg=much", "cfg = 'much' is not of type FLOAT"),
+        ('KSampler.model=["picture-latent", 0]', "model requires MODEL, but node picture-latent outputs LATENT: connect another output"),
     ):  # fmt: skip
         done = command(server, "submit", flow, "--set", setting, "-o", tmp_path)
         assert done.exit_code == 8, done.output
@@ -94,7 +94,7 @@ def test_what_a_real_server_refuses_in_plain_words(server, bases, tmp_path):
     partly = {**sleep(0), "bad": node("LoomTestSleep", seconds="x", salt=0)}
     done = command(server, "submit", saved(tmp_path, partly), "-o", tmp_path)
     assert done.exit_code == 8
-    assert "seconds = 'x' is no FLOAT" in done.stderr
+    assert "seconds = 'x' is not of type FLOAT" in done.stderr
     assert not server.http.get("/queue").json()["queue_pending"]
 
 
@@ -153,7 +153,7 @@ def test_a_server_killed_midway_gets_the_prompt_again(server, tmp_path):
     flow = saved(tmp_path, picture(file("sd1"), key="picture", seed=5))
     graph = {**json.loads(flow.read_text()), **sleep(4, salt=99)}
     flow.write_text(json.dumps(graph))
-    process = beside(server, "submit", flow, "-o", tmp_path / "out", "--patience", 600)
+    process = beside(server, "submit", flow, "-o", tmp_path / "out", "--reconnect-timeout", 600)
     deadline = time.monotonic() + 30
     while not server.http.get("/queue").json()["queue_running"] and time.monotonic() < deadline:
         time.sleep(0.05)

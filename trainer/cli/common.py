@@ -1,11 +1,11 @@
-"""What every command shares: who watches, how results and problems are told, the options they have in common."""
+"""What all commands share: common options, the host of a run, and how results and errors are printed."""
 
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -13,16 +13,22 @@ from ..distributed.launch import launched
 from ..errors import ConfigError, LoomError, PeerError
 
 if TYPE_CHECKING:
+    from ..config.run import TrainConfig
     from ..runs.run_folder import RunFolder
     from .console import JsonHost
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's TOML file.", show_default=False)]
-Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override a setting, e.g. training.steps=500.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of progress.")]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="A.B=C", help="Override a setting, e.g. training.steps=500. May be repeated."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object per line instead of text and progress bars.")
+]
 
 
-def load(config: Path, overrides: list[str], as_json: bool) -> Any:
-    """The configuration; a problem with it ends the process with its plain line."""
+def load(config: Path, overrides: list[str], as_json: bool) -> "TrainConfig":
+    """Read a configuration. An error in it is printed and ends the process with its exit code."""
     from ..config.toml import load as read
 
     try:
@@ -32,16 +38,19 @@ def load(config: Path, overrides: list[str], as_json: bool) -> Any:
 
 
 @contextmanager
-def watched(as_json: bool, folder: "RunFolder | None" = None, *, together: bool = False) -> "Iterator[JsonHost]":
-    """Whoever watches: a person or a program. Problems become one plain line and an exit code.
+def command_host(
+    as_json: bool, folder: "RunFolder | None" = None, *, distributed: bool = False
+) -> "Iterator[JsonHost]":
+    """The host of a command: progress for a person or JSON lines for a program. Errors become one line and an exit code.
 
-    `together`: several processes started by a launcher work on it as one, and the first one speaks for them.
+    `folder` also receives the log. `distributed`: a launcher may have started several processes for this command; only the
+    first one prints.
     """
     from .console import ConsoleHost, JsonHost, QuietHost, StopSignal
 
     rank, count = launched().rank, launched().count
-    if count > 1 and not together:
-        fail(ConfigError(f"{count} processes were started: only train runs on several, start this one plainly"), as_json)  # fmt: skip
+    if count > 1 and not distributed:
+        fail(ConfigError(f"{count} processes were started, but only train runs on several: start this command without a launcher"), as_json)  # fmt: skip
     folder = folder if rank == 0 else None
     stop = StopSignal()
     try:
@@ -60,22 +69,24 @@ def watched(as_json: bool, folder: "RunFolder | None" = None, *, together: bool 
         stop.restore()
 
 
-def asked(question: str) -> bool:
-    """Ask whoever sits at the terminal; nobody does where input comes from elsewhere."""
-    return sys.stdin.isatty() and typer.confirm(f"{question}. Go on?")
+def confirm(question: str) -> bool:
+    """Ask the person at the terminal. False if the input does not come from a terminal."""
+    return sys.stdin.isatty() and typer.confirm(f"{question}. Continue?")
 
 
-def fail(error: LoomError, as_json: bool) -> None:
+def fail(error: LoomError, as_json: bool) -> NoReturn:
+    """Print an error and end the process with its exit code."""
     rank = launched().rank
     if as_json:
-        told = {"event": "error", "kind": type(error).__name__, "message": str(error)}
-        sys.stdout.write(json.dumps({**told, **({"process": rank} if rank else {})}) + "\n")
-    elif not (rank and isinstance(error, PeerError)):  # the one that has ended, or the first process, says it
+        event: dict[str, object] = {"event": "error", "kind": type(error).__name__, "message": str(error)}
+        sys.stdout.write(json.dumps({**event, **({"process": rank} if rank else {})}) + "\n")
+    elif not (rank and isinstance(error, PeerError)):  # the process that failed, or the first one, prints it
         sys.stderr.write(f"error: {f'process {rank}: ' if rank else ''}{error}\n")
     raise typer.Exit(error.exit_code) from error
 
 
-def report(as_json: bool, text: str, **values: Any) -> None:
+def report(as_json: bool, text: str, **values: object) -> None:
+    """Print the result of a command: `text` for a person, `values` as one JSON object for a program."""
     if launched().rank > 0:
         return
     sys.stdout.write((json.dumps({"event": "result", **values}) if as_json else text) + "\n")

@@ -1,4 +1,4 @@
-"""The command line's host: progress with ETA for people, JSON lines for programs, a graceful stop on Ctrl-C."""
+"""The hosts of the command line: progress with ETA for people, JSON lines for programs, a graceful stop on Ctrl-C."""
 
 import json
 import signal
@@ -8,24 +8,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..eta import Eta, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
     from ..runs.run_folder import RunFolder
     from ..types import StepResult
 
 SMOOTHING = 0.98
+"""Share of the previous value in the moving average of the loss that is displayed."""
+LOSSES = {"held_out": "validation loss", "held_out_ema": "validation loss (EMA)"}
+"""{key in the metrics: what it is called in the log}."""
 
 
 class StopSignal:
-    """SIGINT and SIGTERM ask for a stop after the current step; a second one ends the process at once."""
+    """Catches SIGINT and SIGTERM: the first requests a stop, the second ends the process at once."""
 
-    TEXT = "stopping after this step and saving; once more to quit without saving"
+    TEXT = "stopping after this step and saving a checkpoint; press again to quit without saving"
 
     def __init__(self, text: str = TEXT) -> None:
         self.text, self.received = text, 0
@@ -37,66 +41,82 @@ class StopSignal:
         sys.stderr.write(f"\n{self.text}\n")
 
     def restore(self) -> None:
+        """Put the previous signal handlers back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 
 class JsonHost:
-    """One JSON object per line on standard output."""
+    """A host that prints one JSON object per line on standard output. `folder`, where it exists, receives the log too."""
 
     def __init__(self, stop: StopSignal | None = None, folder: "RunFolder | None" = None) -> None:
         self.stop, self.folder = stop, folder
-        self.pace = Eta()
+        self.eta = Eta()
 
     def _seconds_left(self, name: str, done: int, total: int) -> dict[str, float]:
-        left = self.pace.left(name, done, total)
+        left = self.eta.left(name, done, total)
         return {} if left is None else {"seconds_left": round(left, 1)}
 
-    def _emit(self, event: str, **values: Any) -> None:
+    def _emit(self, event: str, **values: object) -> None:
         sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
         sys.stdout.flush()
 
     def stage(self, name: str, done: int, total: int) -> None:
+        """Progress before or after training."""
         self._emit("stage", name=name, done=done, total=total, **self._seconds_left(name, done, total))
 
     def step(self, result: "StepResult", total: int) -> None:
+        """An optimizer step was taken."""
         self._emit("step", total=total, **asdict(result), **self._seconds_left("training", result.step, total))
 
     def log(self, text: str) -> None:
+        """A message for the user."""
         if self.folder is not None and self.folder.path.is_dir():
             self.folder.log(text)
         self._emit("log", text=text)
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Validation losses were measured."""
         self._emit("measured", step=step, **values)
 
     def saved(self, step: int, lora: Path) -> None:
+        """A checkpoint was saved."""
         self._emit("saved", step=step, lora=str(lora))
 
     def sampled(self, step: int, pictures: Sequence[Path]) -> None:
+        """Sample images were generated."""
         self._emit("sampled", step=step, pictures=[str(picture) for picture in pictures])
 
     def between_steps(self) -> bool:
+        """The command line never pauses a run."""
         return False
 
     def should_stop(self) -> bool:
+        """Whether a signal has requested a stop."""
         return self.stop is not None and bool(self.stop.received)
 
     def should_save(self) -> bool:
+        """The command line requests no checkpoints of its own."""
         return False
 
     def should_sample(self) -> bool:
+        """The command line requests no samples of its own."""
         return False
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class QuietHost(JsonHost):
-    """Says nothing: for calls from Python, and for all but the first of several processes, which listen for the signal too."""
+    """A host that prints nothing: for calls from Python, and for all but the first of several processes."""
 
-    def _emit(self, event: str, **values: Any) -> None: ...
+    def _emit(self, event: str, **values: object) -> None:
+        pass
 
 
-def make_progress(console: "Console") -> "Progress":
-    """Bars with count, time and ETA; each task has a field `note`. Nothing is drawn but on a terminal."""
+def make_progress(console: "Console") -> "RichProgress":
+    """Progress bars with count, time and ETA; each task has a field `note`. They are drawn on a terminal only."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -119,7 +139,7 @@ def make_progress(console: "Console") -> "Progress":
 
 
 class ConsoleHost(JsonHost):
-    """A progress bar on a terminal, a line every few seconds elsewhere."""
+    """A host that draws progress bars on a terminal, and prints a line every few seconds elsewhere."""
 
     INTERVAL_S = 10.0
 
@@ -129,9 +149,9 @@ class ConsoleHost(JsonHost):
 
         self.console = Console(stderr=True)
         self.progress = make_progress(self.console)
-        self.tasks: dict[str, Any] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.smooth_loss = 0.0
-        self.spoke = 0.0
+        self.last_line = 0.0
 
     def __enter__(self) -> "ConsoleHost":
         self.progress.start()
@@ -144,9 +164,9 @@ class ConsoleHost(JsonHost):
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=total, note="")
         self.progress.update(self.tasks[name], completed=done, total=total, note=note)
-        left = self.pace.left(name, done, total)
-        if not self.console.is_terminal and (done == total or time.monotonic() - self.spoke > self.INTERVAL_S):
-            self.spoke = time.monotonic()
+        left = self.eta.left(name, done, total)
+        if not self.console.is_terminal and (done == total or time.monotonic() - self.last_line > self.INTERVAL_S):
+            self.last_line = time.monotonic()
             eta = f"  ETA {duration(left)}" if left is not None and done < total else ""
             self.console.print(f"{name}: {done}/{total} {note}{eta}", highlight=False, markup=False)
 
@@ -165,11 +185,11 @@ class ConsoleHost(JsonHost):
         self.console.print(text, highlight=False, markup=False)
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
-        words = ", ".join(f"{name.replace('_', ' ')} loss {value:.5f}" for name, value in values.items())
-        self.log(f"step {step}: {words}")
+        losses = ", ".join(f"{LOSSES.get(name, name)} {value:.5f}" for name, value in values.items())
+        self.log(f"step {step}: {losses}")
 
     def saved(self, step: int, lora: Path) -> None:
         self.log(f"step {step}: saved {lora.name}")
 
     def sampled(self, step: int, pictures: Sequence[Path]) -> None:
-        self.log(f"step {step}: rendered {len(pictures)} pictures")
+        self.log(f"step {step}: generated {_count(len(pictures), 'sample image')}")

@@ -1,4 +1,4 @@
-"""`lora-loom inspect | resize | merge | merge-base | extract`: work on LoRA files."""
+"""`lora-loom inspect | resize | merge | merge-base | extract`: commands on LoRA files."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,31 +7,33 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
-from .common import AsJson, report, watched
+from .aliases import AliasedCommand
+from .common import AsJson, command_host, report
 
 if TYPE_CHECKING:
     from ..base_model import Base
 
-LoraFile = Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)]
-LoraFiles = Annotated[list[Path], typer.Argument(help="LoRA files.", show_default=False)]
+LoraArgument = Annotated[Path, typer.Argument(help="A LoRA file.", show_default=False)]
+LoraArguments = Annotated[list[Path], typer.Argument(help="LoRA files.", show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The new .safetensors file.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
-Rank = Annotated[int, typer.Option(help="Largest rank; 0 is no limit where a method is given.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
+Rank = Annotated[int, typer.Option(help="Largest rank; 0 means no limit, which needs another --method.")]
 Method = Annotated[
-    str, typer.Option(help="rank, sv_ratio, sv_fro or sv_cumulative: what decides the rank of a module.")
+    str, typer.Option(help="What decides the rank of each module: rank, sv_ratio, sv_fro or sv_cumulative.")
 ]
-Amount = Annotated[float, typer.Option(help="For the sv_ methods, e.g. 0.9 of the norm for sv_fro.")]
-Weights = Annotated[str, typer.Option(help='One number for each file, e.g. "1,0.5"; all 1 if left out.')]
-Dtype = Annotated[str, typer.Option(help="Number format of the output: auto, float32, bfloat16 or float16.")]
+Amount = Annotated[float, typer.Option(help="Parameter of the sv_ methods, e.g. 0.9 of the norm for sv_fro.")]
+Weights = Annotated[str, typer.Option(help='One weight for each file, e.g. "1,0.5"; by default 1 for all.')]
+Dtype = Annotated[str, typer.Option(help="Dtype of the output: auto, float32, bfloat16 or float16.")]
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
     for command in (inspect, resize, merge, merge_base, extract):
-        app.command()(command)
+        app.command(cls=AliasedCommand)(command)
 
 
 def opened(base: str) -> "Base":
-    """Headers only, on the CPU."""
+    """The base model in a file or folder, of which only headers are read. Raises ModelFileError."""
     from ..base_model import open_base
     from ..config.run import ModelConfig
 
@@ -39,7 +41,7 @@ def opened(base: str) -> "Base":
 
 
 def checked_output(path: Path, overwrite: bool, sources: list[Path], *, folder: bool = False) -> None:
-    """Raises ConfigError if the output would replace something unasked, or one of its own sources."""
+    """Raise ConfigError if the output exists and may not be replaced, is one of the `sources`, or has the wrong extension."""
     if folder:
         if path.exists():
             raise ConfigError(f"output = {str(path)!r} exists: use another name for the new folder")
@@ -53,7 +55,7 @@ def checked_output(path: Path, overwrite: bool, sources: list[Path], *, folder: 
 
 
 def resize(
-    file: LoraFile,
+    file: LoraArgument,
     output: Output,
     rank: Rank = 0,
     method: Method = "rank",
@@ -62,11 +64,11 @@ def resize(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a LoRA smaller by singular values, e.g. --rank 32 --method sv_fro --amount 0.9."""
+    """Reduce the rank of a LoRA by SVD, e.g. --rank 32 --method sv_fro --amount 0.9."""
     from ..lora_tools.resize import Keep
     from ..lora_tools.resize import resize as run
 
-    with watched(as_json) as host:
+    with command_host(as_json) as host:
         checked_output(output, overwrite, [file])
         keep = Keep(rank=rank, method=method, amount=amount)
         done = run(file, output, keep, dtype, lambda n, total: host.stage("resizing", n, total))
@@ -74,7 +76,7 @@ def resize(
 
 
 def merge(
-    files: LoraFiles,
+    files: LoraArguments,
     output: Output,
     weights: Weights = "",
     rank: Rank = 0,
@@ -84,12 +86,12 @@ def merge(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Several LoRAs as one: the exact weighted sum of their changes, resized afterwards if a rank or method is given."""
+    """Merge LoRAs into one: the exact weighted sum of their changes, then reduced if a rank or method is given."""
     from ..lora_tools.base_keys import check_one_family
     from ..lora_tools.merge import merge_loras
     from ..lora_tools.resize import Keep
 
-    with watched(as_json) as host:
+    with command_host(as_json) as host:
         checked_output(output, overwrite, files)
         sources = list(zip(files, weights_of(weights, len(files)), strict=True))
         check_one_family([file for file, weight in sources if weight])
@@ -100,30 +102,36 @@ def merge(
 
 def merge_base(
     base: Annotated[str, typer.Argument(help="A base model, file or diffusers folder.", show_default=False)],
-    files: LoraFiles,
+    files: LoraArguments,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="New file or folder, as the base is.", show_default=False)
+        Path, typer.Option("--output", "-o", help="New file or folder, in the base model's layout.", show_default=False)
     ],
     weights: Weights = "",
-    partly: Annotated[bool, typer.Option("--partly", help="Leave out modules that the base does not have.")] = False,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out modules of the LoRAs that the base model does not have.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """A new base with LoRAs in it, written tensor by tensor and compared with the old one."""
+    """Merge LoRAs into a checkpoint of the base model. It is written tensor by tensor and then verified against the original."""
     from ..lora_tools.with_base import merge_into_base
 
-    with watched(as_json) as host:
+    with command_host(as_json) as host:
         old = opened(base)
         used = files + list(old.source.denoiser_files)
         checked_output(output, overwrite, used, folder=old.source.is_diffusers)
         sources = list(zip(files, weights_of(weights, len(files)), strict=True))
-        done = merge_into_base(old, sources, output, lambda n, total: host.stage("merging", n, total), partly=partly)
+        done = merge_into_base(
+            old, sources, output, lambda n, total: host.stage("merging", n, total), partly=skip_missing
+        )
     report(as_json, f"{done.text()}\n{output}", output=str(output), **asdict(done))
 
 
 def extract(
-    base: Annotated[str, typer.Argument(help="The base checkpoint, a file or a diffusers folder.", show_default=False)],
-    tuned: Annotated[str, typer.Argument(help="A fine-tune of it, in the same layout.", show_default=False)],
+    base: Annotated[str, typer.Argument(help="The base model, a file or a diffusers folder.", show_default=False)],
+    tuned: Annotated[
+        str, typer.Argument(help="A fine-tuned checkpoint of it, in the same layout.", show_default=False)
+    ],
     output: Output,
     rank: Rank = 0,
     method: Method = "rank",
@@ -132,40 +140,40 @@ def extract(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """A LoRA that takes one checkpoint to another, e.g. --rank 64, with how much of the difference it holds."""
+    """Extract a LoRA from the difference of two checkpoints, e.g. --rank 64, and report how much of the difference it holds."""
     from ..lora_tools.resize import Keep
     from ..lora_tools.with_base import extract_lora
 
-    with watched(as_json) as host:
+    with command_host(as_json) as host:
         checked_output(output, overwrite, [Path(base), Path(tuned)])
         keep = Keep(rank=rank, method=method, amount=amount)
-        found = opened(base), opened(tuned)
-        done = extract_lora(*found, output, keep, dtype, lambda n, total: host.stage("extracting", n, total))
+        models = opened(base), opened(tuned)
+        done = extract_lora(*models, output, keep, dtype, lambda n, total: host.stage("extracting", n, total))
     report(as_json, f"{done.text()}\n{output}", output=str(output), **asdict(done))
 
 
 def inspect(
-    file: LoraFile,
-    base: Annotated[str, typer.Option(help="A base model whose keys the file's are looked up in.")] = "",
+    file: LoraArgument,
+    base: Annotated[str, typer.Option(help="A base model to compare the file's keys with.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show what a LoRA file holds: family, keys ComfyUI matches, kind, ranks, norms per block, broken tensors."""
+    """Print what a LoRA file holds: family, keys that ComfyUI matches, LoRA type, ranks, norms per block, broken tensors."""
     from ..lora_tools.base_keys import recognise
-    from ..lora_tools.inspect import inspect as look
+    from ..lora_tools.inspect import inspect as examine
     from ..lora_tools.inspect import to_text
 
-    with watched(as_json):
-        seen = look(file)
-        known = recognise(file, opened(base) if base else None)
-    text = to_text(seen, file).split("\n", 1)
-    report(as_json, "\n".join([text[0], known.text(), *text[1:]]), **asdict(seen), matching=asdict(known))
+    with command_host(as_json):
+        contents = examine(file)
+        match = recognise(file, opened(base) if base else None)
+    heading, *rest = to_text(contents, file).split("\n", 1)
+    report(as_json, "\n".join([heading, match.text(), *rest]), **asdict(contents), matching=asdict(match))
 
 
 def weights_of(text: str, count: int) -> list[float]:
-    """Raises ConfigError unless there is one number for each file."""
+    """The numbers in `--weights`; all 1 if it is empty. Raises ConfigError unless there is one for each file."""
     from ..sweep.axes import parse_numbers
 
     weights = parse_numbers("weights", text) if text.strip() else [1.0] * count
     if len(weights) != count:
-        raise ConfigError(f"weights = {text!r} are {len(weights)} numbers for {count} files: give one for each")
+        raise ConfigError(f"weights = {text!r} are {len(weights)} numbers for {count} files: give one for each file")
     return weights

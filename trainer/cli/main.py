@@ -1,8 +1,8 @@
-"""`lora-loom`: the command line. Each command is a few lines over the same Python calls."""
+"""`lora-loom`, the command line. Each command is a few lines that call the Python interface."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,31 +10,38 @@ from . import cache as cli_cache
 from . import comfy_api as cli_server
 from . import convert as cli_convert
 from . import lora_tools as cli_tools
-from .common import AsJson, ConfigFile, Set, asked, load, report, watched
+from .aliases import AliasedCommand
+from .common import AsJson, ConfigFile, Set, command_host, confirm, load, report
+
+if TYPE_CHECKING:
+    from ..sweep.run import Sheet
 
 STOPPED_EXIT_CODE = 130
+"""The usual exit code of a process that Ctrl-C ended."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Train LoRAs, sweep their checkpoints and see which is best.")  # fmt: skip
+                  help="Train LoRAs, compare their checkpoints on a grid of images and rank them.")  # fmt: skip
 
 
 @app.command()
 def train(
     config: ConfigFile,
-    overrides: Set = [],  # noqa: B006 - typer wants a list
+    overrides: Set = [],  # noqa: B006 - typer requires a list
     format: Annotated[
         str,
-        typer.Option(help="Names in the LoRA files: native (ComfyUI), diffusers or kohya; short for output.format."),
+        typer.Option(
+            help="Key format of the LoRA files: native (ComfyUI), diffusers or kohya. The same as --set output.format=…"
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Train a LoRA; continue the run of this name if it exists. Ctrl-C saves and stops."""
+    """Train a LoRA, or resume the run of this name if it exists. Ctrl-C saves a checkpoint and stops."""
     from ..runs.headless import run_folder
     from ..runs.headless import train as run_training
 
     chosen = [f"output.format={format}"] if format else []
     settings = load(config, [*overrides, *chosen], as_json)
-    with watched(as_json, run_folder(settings), together=True) as host:
+    with command_host(as_json, run_folder(settings), distributed=True) as host:
         outcome = run_training(settings, host)
     values = {
         "state": outcome.state,
@@ -55,95 +62,109 @@ def sweep(
     lora: Annotated[
         list[Path],
         typer.Option(
-            "--lora", help="A LoRA file, a folder or a pattern to compare instead of the run's checkpoints; repeat it."
+            "--lora",
+            help="A LoRA file, a folder or a pattern to compare instead of the run's checkpoints. May be repeated.",
         ),
     ] = [],  # noqa: B006
-    yes: Annotated[bool, typer.Option("--yes", help="Render more than sweep.max_cells without asking.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Generate more than sweep.max_cells images without asking.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Render base and checkpoints for the prompts of the [sweep] table, then draw the strip. Goes on where it stopped."""
+    """Generate the images of the [sweep] table for the base model and every checkpoint, and draw the grid. Resumes where it stopped."""
     from ..sweep.run import sweep as run_sweep
-    from ..sweep.run import write_strips, write_tables
 
     settings = load(config, overrides, as_json)
-    with watched(as_json) as host:
-        sheet = run_sweep(settings, host, lora, lambda text: yes or asked(text))
-        layout: Any = {
-            "columns": ("checkpoint", "strength"),
-            "rows": ("reference", "prompt", "seed"),
-            "title": settings.name,
-        }
-        strips, tables = write_strips(sheet, **layout), write_tables(sheet, **layout)
-    shown = [str(path) for path in strips]
-    report(as_json, f"{sheet.rendered} cells rendered; {', '.join(map(str, [*strips, *tables]))}", cells=len(sheet.cells), rendered=sheet.rendered, strips=shown, tables=[str(path) for path in tables])  # fmt: skip
+    with command_host(as_json) as host:
+        sheet = run_sweep(settings, host, lora, lambda question: yes or confirm(question))
+        strips, tables = _draw(sheet, ("checkpoint", "strength"), ("reference", "prompt", "seed"), settings.name)
+    text = f"{sheet.rendered} images generated; {', '.join([*strips, *tables])}"
+    report(as_json, text, cells=len(sheet.cells), rendered=sheet.rendered, strips=strips, tables=tables)
+
+
+def _draw(sheet: "Sheet", columns: Sequence[str], rows: Sequence[str], title: str) -> tuple[list[str], list[str]]:
+    """Write a sweep's grid as images and as tables. Returns the paths of (images, tables)."""
+    from ..sweep.run import write_strips, write_tables
+
+    strips = write_strips(sheet, columns=columns, rows=rows, title=title)
+    tables = write_tables(sheet, columns=columns, rows=rows, title=title)
+    return [str(path) for path in strips], [str(path) for path in tables]
 
 
 @app.command()
 def strip(
-    folder: Annotated[Path, typer.Argument(help="A run's strips folder, where sheet.json is.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="The strips folder of a run, which holds sheet.json.", show_default=False)
+    ],
     columns: Annotated[str, typer.Option(help="Axes from left to right.")] = "checkpoint,strength",
     rows: Annotated[str, typer.Option(help="Axes from top to bottom.")] = "reference,prompt,seed",
-    title: Annotated[str, typer.Option(help="Heading; the run's name if left out.")] = "",
+    title: Annotated[str, typer.Option(help="Heading; by default the run's name.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Lay a finished sweep out anew. Axes: checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler; those left out make pages."""
+    """Redraw the grid of a finished sweep with other axes: checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler.
+
+    There is one page for each combination of the axes that are neither columns nor rows.
+    """
     from ..errors import ConfigError, did_you_mean
-    from ..sweep.run import load_sheet, write_strips, write_tables
+    from ..sweep.run import load_sheet
     from ..sweep.strip import AXES
 
-    with watched(as_json):
-        sides = [[axis.strip() for axis in side.split(",") if axis.strip()] for side in (columns, rows)]
-        for axis in [*sides[0], *sides[1]]:
+    with command_host(as_json):
+        across, down = ([axis.strip() for axis in side.split(",") if axis.strip()] for side in (columns, rows))
+        for axis in [*across, *down]:
             if axis not in AXES:
                 raise ConfigError(f"axis {axis!r}: {did_you_mean(axis, list(AXES))}")
         heading = title or folder.resolve().parent.name
-        sheet = load_sheet(folder)
-        layout: Any = {"columns": sides[0], "rows": sides[1], "title": heading}
-        strips, tables = ([str(path) for path in write(sheet, **layout)] for write in (write_strips, write_tables))
+        strips, tables = _draw(load_sheet(folder), across, down, heading)
     report(as_json, ", ".join([*strips, *tables]), strips=strips, tables=tables)
 
 
-@app.command()
+@app.command(cls=AliasedCommand)
 def score(
-    folder: Annotated[Path, typer.Argument(help="A run's strips folder, where sheet.json is.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="The strips folder of a run, which holds sheet.json.", show_default=False)
+    ],
     config: Annotated[
-        Path | None, typer.Option("--config", help="The run's TOML file; left out, the run's own record is read.")
+        Path | None,
+        typer.Option(
+            "--config", help="The run's TOML file; by default the configuration is read from the run's folder."
+        ),
     ] = None,
     trigger: Annotated[
-        list[str], typer.Option(help="A word that calls what was trained, to measure drift without it; repeat it.")
+        list[str],
+        typer.Option(help="A trigger word of the LoRA, to measure drift in prompts without it. May be repeated."),
     ] = [],  # noqa: B006
-    encoder: Annotated[str, typer.Option(help="Folder of a CLIP (transformers) to compare pictures by.")] = "",
+    clip_model: Annotated[
+        str, typer.Option(help="Folder of a CLIP model (transformers format) that images are compared with.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say which checkpoint of a finished sweep to take, how sure that is, and frame it in the strip."""
+    """Rank the checkpoints of a finished sweep, with confidence intervals, and mark the best one in the grid."""
     from ..score.run import score_sheet
-    from ..sweep.run import write_strips, write_tables
 
     settings = load(config, [], as_json) if config else None
-    with watched(as_json) as host:
-        done = score_sheet(folder, host, config=settings, triggers=trigger, encoder=encoder)
-        layout: Any = {
-            "columns": ("checkpoint", "strength"),
-            "rows": ("prompt", "seed"),
-            "title": folder.resolve().parent.name,
-        }
-        written = [*done.files, *write_strips(done.sheet, **layout), *write_tables(done.sheet, **layout)]
-    report(as_json, "\n".join([done.text, *map(str, written)]), score=done.score.to_dict(), files=[str(path) for path in written])  # fmt: skip
+    with command_host(as_json) as host:
+        done = score_sheet(folder, host, config=settings, triggers=trigger, encoder=clip_model)
+        title = folder.resolve().parent.name
+        strips, tables = _draw(done.sheet, ("checkpoint", "strength"), ("prompt", "seed"), title)
+        written = [*map(str, done.files), *strips, *tables]
+    report(as_json, "\n".join([done.text, *written]), score=done.score.to_dict(), files=written)
 
 
 @app.command()
 def demo(
-    directory: Annotated[Path, typer.Option(help="Where images, run and strip are written.")] = Path("output/demo"),
-    seed: Annotated[int, typer.Option(help="Decides pictures, order and noise.")] = 0,
+    directory: Annotated[Path, typer.Option(help="Folder for the images, the run and the grid.")] = Path("output/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the images, their order and the noise.")] = 0,
     learning_rate: Annotated[
-        float, typer.Option(help="For trying what happens, e.g. 1e-12 learns nothing and fails.")
+        float,
+        typer.Option(help="Another learning rate, to see its effect; 1e-12, for example, learns nothing and fails."),
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Teach the tiny base of this repository something new, and check that it was learnt. No download."""
+    """Train the tiny base model of this repository on a new concept and check that it was learnt. Nothing is downloaded."""
     from ..demo.demo import run_demo
 
-    with watched(as_json) as host:
+    with command_host(as_json) as host:
         result = run_demo(directory, host, seed=seed, learning_rate=learning_rate)
     report(as_json, result.text, **result.values)
 
@@ -155,6 +176,5 @@ cli_server.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Console entry point."""
-    run: Callable[..., Any] = app
-    run(args=arguments)
+    """The console entry point; `arguments` are those of the process by default."""
+    app(args=arguments)

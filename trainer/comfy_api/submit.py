@@ -1,7 +1,7 @@
-"""Prompts on a running ComfyUI, from queue to files: `lora-loom submit`.
+"""Running prompts on a ComfyUI server and downloading their files: `lora-loom submit`.
 
-A few are queued ahead, so that the server never waits for us and others still get their turn. What became of a prompt
-is read from the server's history; a server that comes back without it has lost its queue, and gets the prompt once more.
+A few prompts are queued ahead, so that the server never waits for this client and other clients still get their turn. The
+outcome of a prompt is read from the server's history. A restarted server has lost its queue and gets the prompt once more.
 """
 
 import json
@@ -10,48 +10,58 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol, TypedDict, cast
 
 from ..errors import ServerError, StoppedError, WorkflowError
 from ..storage.atomic import check_writable, write_bytes, write_json
 from ..storage.names import safe_name
+from ..types import Json
 from .client import Answer, ComfyServer, Events, Preview
 from .messages import failure, output_files, output_texts, refusal, started_runs
-from .workflow import Planned
+from .workflow import Planned, title_of
 
 AHEAD = 2
-"""Prompts on the server at once."""
+"""Number of prompts on the server at a time."""
 POLL_S = 2.0
-"""Between looks at the history while no event says that a prompt has ended."""
+"""Interval of polling the history while no event reports the end of a prompt."""
 LISTEN_S = 0.25
+"""How long to wait for one event."""
 RECORD = "submit.json"
+"""File in the output folder with the results of the prompts."""
 ENDS = {"execution_success", "execution_error", "execution_interrupted"}
 
 
 class Watcher(Protocol):
-    """Whoever watches prompts."""
+    """Receives the progress of prompts, and may stop them."""
 
-    def log(self, text: str) -> None: ...
+    def log(self, text: str) -> None:
+        """A message for the user."""
+        ...
 
     def progress(self, label: str, what: str, done: int, total: int, note: str) -> None:
-        """A node of a prompt reports how far it is."""
+        """The node `what` of the prompt `label` has done `done` of `total` steps."""
         ...
 
     def finished(self, result: "Result", done: int, total: int) -> None:
-        """A prompt has ended; so many of so many have."""
+        """A prompt has ended; `done` of `total` prompts have."""
         ...
 
-    def should_stop(self) -> bool: ...
+    def should_stop(self) -> bool:
+        """True to remove all prompts from the server."""
+        ...
 
 
 class Silent:
-    """Watches and says nothing."""
+    """A watcher that prints nothing and never stops."""
 
-    def log(self, text: str) -> None: ...
+    def log(self, text: str) -> None:
+        pass
 
-    def progress(self, label: str, what: str, done: int, total: int, note: str) -> None: ...
+    def progress(self, label: str, what: str, done: int, total: int, note: str) -> None:
+        pass
 
-    def finished(self, result: "Result", done: int, total: int) -> None: ...
+    def finished(self, result: "Result", done: int, total: int) -> None:
+        pass
 
     def should_stop(self) -> bool:
         return False
@@ -59,29 +69,32 @@ class Silent:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of one prompt."""
+    """The outcome of one prompt. Its fields are the keys of submit.json."""
 
     label: str
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     prompt_id: str
     error: str
-    """Empty if it succeeded."""
+    """The reason of its failure; "" if it succeeded."""
     files: tuple[str, ...]
-    """Downloaded, as paths on this machine."""
+    """Paths of the downloaded files on this machine."""
     texts: Mapping[str, str]
-    """{node id: text that it showed}."""
+    """{node id: the text that it displayed}."""
     seconds: float
     reused: bool = False
-    """Taken over from an earlier call into the same folder."""
+    """The result is that of an earlier call with the same output folder."""
     runs: tuple[str, ...] = ()
-    """Training runs that it has started; in background mode they go on after it."""
+    """Names of the training runs that it has started. In background mode they continue after it."""
 
 
 @dataclass
 class Active:
+    """A prompt that is on the server."""
+
     planned: Planned
     prompt_id: str
     started: float
+    """Clock time at which it was queued or, as soon as that is known, at which its first node began."""
     node: str = ""
     previews: int = 0
     requeued: bool = False
@@ -96,22 +109,25 @@ def submit(
     previews: Path | None = None,
     again: bool = False,
 ) -> list[Result]:
-    """Run prompts and download what they make into `output`, which also gets a record of them.
+    """Run prompts and download their files into `output`, which also gets a record of the results.
 
-    Those that the record has, with all their files, are not run again unless `again`. Raises WorkflowError if the server
-    refuses the first, ServerError if it is lost for good, StoppedError if the watcher wants to stop; what is done is kept.
+    Prompts that are in the record with all their files are not run again unless `again`. Raises WorkflowError if the server
+    rejects the first prompt, ServerError if the connection is lost for good, StoppedError if the watcher stops. Finished
+    results are kept.
     """
     check_writable(output)
     return _Runner(server, output, watcher or Silent(), previews).run(planned, again=again)
 
 
 class _Runner:
+    """Runs prompts on a server, a few at a time."""
+
     def __init__(self, server: ComfyServer, output: Path, watcher: Watcher, previews: Path | None) -> None:
         self.server, self.output, self.watcher, self.previews = server, output, watcher, previews
         self.record = _read_record(output)
         self.active: list[Active] = []
         self.results: dict[str, Result] = {}
-        self.looked = 0.0
+        self.polled = 0.0
 
     def run(self, planned: Sequence[Planned], *, again: bool) -> list[Result]:
         waiting, self.total = deque(planned), len(planned)
@@ -128,45 +144,42 @@ class _Runner:
         except BaseException:
             self._withdraw()
             raise
-        return [self.results[one.key] for one in planned]
+        return [self.results[prompt.key] for prompt in planned]
 
     def _summary(self) -> str:
-        return f"Of {self.total} prompts {len(self.results)} are done; the same command goes on from there"
+        return f"Of {self.total} prompts {len(self.results)} are done; the same command continues from there"
 
     def _begin(self, planned: Planned, events: Events, *, again: bool) -> None:
-        """Queue a prompt, unless an earlier call has run the same one."""
+        """Queue a prompt, unless an earlier call has already run it."""
         before = self.record.get(planned.key)
         if not again and before and before["files"] and all(Path(file).is_file() for file in before["files"]):
-            self._end(
-                planned,
-                Result(**{**before, "files": tuple(before["files"]), "runs": tuple(before["runs"]), "reused": True}),
-            )
+            self._end(planned, _from_record(before))
             return
         events.open()
         answer = self._post(planned)
-        told = self._refused(planned, answer)
+        refused = self._refused(planned, answer)
         if not self.active:
-            self.looked = time.monotonic()
-        if told and not self.results and not self.active:
-            raise WorkflowError(f"the server refuses the workflow:\n{told}")
-        if told:
-            self._end(planned, _result(planned, "", f"refused: {told}"))
+            self.polled = time.monotonic()
+        if refused and not self.results and not self.active:
+            raise WorkflowError(f"the server rejects the workflow:\n{refused}")
+        if refused:
+            self._end(planned, _result(planned, "", f"rejected: {refused}"))
         else:
-            self.active.append(Active(planned, answer.data["prompt_id"], time.monotonic()))
+            self.active.append(Active(planned, str(answer.fields["prompt_id"]), time.monotonic()))
 
     def _post(self, planned: Planned) -> Answer:
-        body: dict[str, Any] = {"prompt": planned.graph, "client_id": self.server.client_id}
+        body: Json = {"prompt": planned.graph, "client_id": self.server.client_id}
         if self.previews is not None:
-            body["extra_data"] = {"preview_method": "auto"}  # where the server knows it; else its own setting counts
+            body["extra_data"] = {"preview_method": "auto"}  # servers that do not know this use their own setting
         answer = self.server.post("/prompt", body)
-        if isinstance(answer.data, dict) and answer.data.get("prompt_id") and answer.data.get("node_errors"):
-            self._cancel([answer.data["prompt_id"]])  # it would run a part of what was asked for
+        if answer.fields.get("prompt_id") and answer.fields.get("node_errors"):
+            self._cancel([str(answer.fields["prompt_id"])])  # the server would run only a part of the workflow
         return answer
 
     def _refused(self, planned: Planned, answer: Answer) -> str:
-        """Why a prompt was not taken, or not as a whole; empty if it was."""
-        is_taken = answer.status == 200 and isinstance(answer.data, dict) and "prompt_id" in answer.data
-        if is_taken and not answer.data.get("node_errors"):
+        """Why the server rejected a prompt or a part of it; "" if it accepted all of it."""
+        is_queued = answer.status == 200 and "prompt_id" in answer.fields
+        if is_queued and not answer.fields.get("node_errors"):
             return ""
         return refusal(planned.graph, answer.data, self.server.declared)
 
@@ -175,94 +188,97 @@ class _Runner:
         if isinstance(event, Preview):
             self._keep_preview(event)
         elif event is not None:
-            self._note(event["type"], event["data"])
-        waited = time.monotonic() - self.looked
-        if self.active and waited >= (POLL_S if event is None else 5 * POLL_S):  # what is still to be read comes first
-            self._look()
+            self._note(event.type, event.data)
+        waited = time.monotonic() - self.polled
+        if self.active and waited >= (POLL_S if event is None else 5 * POLL_S):  # waiting events are read first
+            self._poll()
 
-    def _note(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Events are for the eye, and say when it is worth to look."""
-        mine = next((one for one in self.active if one.prompt_id == data.get("prompt_id")), None)
+    def _note(self, kind: str, data: Json) -> None:
+        """Show an event as progress, and poll the history if it reports the end of a prompt."""
+        mine = next((active for active in self.active if active.prompt_id == data.get("prompt_id")), None)
         if kind == "lora_loom.step" and self.active:
             self._training(data)
         if mine is None:
             return
         if kind == "executing" and data.get("node"):
-            mine.started = mine.started if mine.node else time.monotonic()  # until then it waited its turn
+            mine.started = mine.started if mine.node else time.monotonic()  # until then it was waiting in the queue
             mine.node = str(data["node"])
             self._progress(mine, 0, 1)
         elif kind == "progress":
             mine.node = str(data.get("node") or mine.node)
-            self._progress(mine, int(data.get("value", 0)), int(data.get("max", 1)))
+            self._progress(mine, _whole(data.get("value", 0)), _whole(data.get("max", 1)))
         if kind in ENDS or (kind == "executing" and data.get("node") is None):
-            self._look()
+            self._poll()
 
-    def _training(self, data: Mapping[str, Any]) -> None:
-        """A run of ours shows its loss: that of the node which works right now."""
-        running = next((one for one in self.active if one.node and one.node == str(data.get("node"))), None)
-        if running is not None and data.get("loss") is not None:
-            self._progress(running, int(data["step"]), int(data["total"]), f"loss {data['loss']:.4f}")
+    def _training(self, data: Json) -> None:
+        """Show the step and loss of a training run, if its node is the one that runs now."""
+        running = next((active for active in self.active if active.node and active.node == str(data.get("node"))), None)
+        loss = data.get("loss")
+        if running is not None and isinstance(loss, int | float):
+            self._progress(running, _whole(data.get("step")), _whole(data.get("total")), f"loss {loss:.4f}")
 
-    def _progress(self, one: Active, done: int, total: int, note: str = "") -> None:
-        graph = one.planned.graph
-        node = graph.get(one.node, {})
-        what = (node.get("_meta") or {}).get("title") or node.get("class_type") or one.node
-        self.watcher.progress(one.planned.label, what, done, total, note)
+    def _progress(self, active: Active, done: int, total: int, note: str = "") -> None:
+        what = title_of(active.planned.graph, active.node) or active.node
+        self.watcher.progress(active.planned.label, what, done, total, note)
 
     def _keep_preview(self, preview: Preview) -> None:
-        one = next((one for one in self.active if one.node), None)
-        if self.previews is not None and one is not None:
-            one.previews += 1
-            stem = one.planned.label or "preview"
-            write_bytes(self.previews / f"{stem}-node{safe_name(one.node)}-{one.previews:04d}{preview.suffix}", preview.content)  # fmt: skip
+        active = next((active for active in self.active if active.node), None)
+        if self.previews is not None and active is not None:
+            active.previews += 1
+            name = f"{active.planned.label or 'preview'}-node{safe_name(active.node)}-{active.previews:04d}"
+            write_bytes(self.previews / f"{name}{preview.suffix}", preview.content)
 
-    def _look(self) -> None:
-        """Ask for the fate of every active prompt; raises ServerError if the server stays away."""
-        for one in list(self.active):
-            answer = self.server.get(f"/history/{one.prompt_id}").data
-            record = answer.get(one.prompt_id) if isinstance(answer, dict) else None
-            if record and (record.get("status") or record.get("outputs")):
-                self._finish(one, record)
-            elif not self._is_queued(one.prompt_id):
-                self._requeue(one)
-        self.looked = time.monotonic()
+    def _poll(self) -> None:
+        """Read the history of every active prompt. Raises ServerError if the connection is lost for good."""
+        for active in list(self.active):
+            record = self.server.get(f"/history/{active.prompt_id}").fields.get(active.prompt_id)
+            if isinstance(record, dict) and (record.get("status") or record.get("outputs")):
+                self._finish(active, record)
+            elif not self._is_queued(active.prompt_id):
+                self._requeue(active)
+        self.polled = time.monotonic()
 
     def _is_queued(self, prompt_id: str) -> bool:
-        queue = self.server.get("/queue").data
-        items = [*queue.get("queue_running", []), *queue.get("queue_pending", [])]
-        if any(item[1] == prompt_id for item in items):
+        if prompt_id in self._queued("queue_running") + self._queued("queue_pending"):
             return True
-        return bool(self.server.get(f"/history/{prompt_id}").data)  # it may have ended between the two looks
+        return bool(self.server.get(f"/history/{prompt_id}").data)  # it may have ended between the two requests
 
-    def _requeue(self, one: Active) -> None:
-        self.active.remove(one)
-        if one.requeued:
-            self._end(
-                one.planned,
-                _result(one.planned, one.prompt_id, "the server has lost it twice: see its log for why it stops"),
-            )
+    def _queued(self, part: str) -> list[object]:
+        """The ids of the prompts in a part of the server's queue."""
+        items = self.server.get("/queue").fields.get(part)
+        return [item[1] for item in items] if isinstance(items, list) else []
+
+    def _requeue(self, lost: Active) -> None:
+        """Queue a prompt again that a restarted server has lost; the second time it fails."""
+        planned = lost.planned
+        self.active.remove(lost)
+        if lost.requeued:
+            error = "the server was restarted twice while it ran: see its log for why it stops"
+            self._end(planned, _result(planned, lost.prompt_id, error))
             return
-        self.watcher.log(f"{one.planned.label or 'the prompt'}: the server was restarted and has lost it; queued again")
-        answer = self._post(one.planned)
-        told = self._refused(one.planned, answer)
-        if told:
-            self._end(one.planned, _result(one.planned, one.prompt_id, f"refused: {told}"))
+        self.watcher.log(f"{planned.label or 'the prompt'}: the server was restarted and has lost it; queued again")
+        answer = self._post(planned)
+        refused = self._refused(planned, answer)
+        if refused:
+            self._end(planned, _result(planned, lost.prompt_id, f"rejected: {refused}"))
         else:
-            self.active.append(Active(one.planned, answer.data["prompt_id"], one.started, requeued=True))
+            self.active.append(Active(planned, str(answer.fields["prompt_id"]), lost.started, requeued=True))
 
-    def _finish(self, one: Active, record: Mapping[str, Any]) -> None:
-        planned = one.planned
+    def _finish(self, active: Active, record: Json) -> None:
+        """Download the files of a prompt that has ended, and record its result."""
+        planned = active.planned
         error = failure(planned.graph, record)
         files = [] if error else self._download(planned, record)
         texts = output_texts(record)
-        self.active.remove(one)
-        seconds = time.monotonic() - one.started
-        result = _result(planned, one.prompt_id, error, tuple(map(str, files)), texts, seconds)
+        self.active.remove(active)
+        seconds = time.monotonic() - active.started
+        result = _result(planned, active.prompt_id, error, tuple(map(str, files)), texts, seconds)
         self._end(planned, replace(result, runs=tuple(started_runs(record))))
 
-    def _download(self, planned: Planned, record: Mapping[str, Any]) -> list[Path]:
-        """Files of a sweep are named after their values, others as the server names them; nothing is replaced but our own."""
-        remote, mine = output_files(record), set(self.record.get(planned.key, {}).get("files", ()))
+    def _download(self, planned: Planned, record: Json) -> list[Path]:
+        """Download a prompt's files. Those of a sweep are named by its values, others as on the server; only own files are replaced."""
+        earlier = self.record.get(planned.key)
+        remote, mine = output_files(record), set(earlier["files"]) if earlier else set()
         paths: list[Path] = []
         for number, file in enumerate(remote, 1):
             name = safe_name(file.filename)
@@ -276,23 +292,22 @@ class _Runner:
     def _end(self, planned: Planned, result: Result) -> None:
         self.results[planned.key] = result
         if not result.error and not result.reused:
-            self.record[planned.key] = asdict(result)
+            self.record[planned.key] = _to_record(result)
             write_json(self.output / RECORD, {"prompts": self.record})
         self.watcher.finished(result, len(self.results), self.total)
 
     def _withdraw(self) -> None:
-        """Whatever of ours is still on the server, taken back; a server that is gone has nothing."""
+        """Remove this client's prompts from the server, if it can still be reached."""
         if self.active:
             self.server.patience_s = 0.0
-            self._cancel([one.prompt_id for one in self.active])
+            self._cancel([active.prompt_id for active in self.active])
 
     def _cancel(self, prompt_ids: Sequence[str]) -> None:
         try:
             self.server.post("/queue", {"delete": list(prompt_ids)})
-            running = self.server.get("/queue").data.get("queue_running", [])
-            for item in running:
-                if item[1] in prompt_ids:  # older servers interrupt whatever runs, so only while it is ours
-                    self.server.post("/interrupt", {"prompt_id": item[1]})
+            for prompt_id in self._queued("queue_running"):
+                if prompt_id in prompt_ids:  # older servers interrupt whatever runs, so only while it is one of these
+                    self.server.post("/interrupt", {"prompt_id": prompt_id})
         except ServerError as error:
             self.watcher.log(str(error))
 
@@ -301,17 +316,54 @@ def _result(planned: Planned, prompt_id: str, error: str, files: tuple[str, ...]
     return Result(label=planned.label, values=dict(planned.values), prompt_id=prompt_id, error=error, files=files, texts=texts or {}, seconds=seconds)  # fmt: skip
 
 
-def _read_record(output: Path) -> dict[str, Any]:
-    """What earlier calls into this folder have done; what is damaged or of another form counts for nothing."""
+class _Record(TypedDict):
+    """A `Result` as JSON."""
+
+    label: str
+    values: Mapping[str, object]
+    prompt_id: str
+    error: str
+    files: Sequence[str]
+    texts: Mapping[str, str]
+    seconds: float
+    reused: bool
+    runs: Sequence[str]
+
+
+def _to_record(result: Result) -> _Record:
+    return cast(_Record, asdict(result))
+
+
+def _from_record(record: _Record) -> Result:
+    return Result(
+        label=record["label"],
+        values=record["values"],
+        prompt_id=record["prompt_id"],
+        error=record["error"],
+        files=tuple(record["files"]),
+        texts=record["texts"],
+        seconds=record["seconds"],
+        reused=True,
+        runs=tuple(record["runs"]),
+    )
+
+
+def _read_record(output: Path) -> dict[str, _Record]:
+    """{key: result} of earlier calls with this output folder. Damaged entries and those of another format are ignored."""
     try:
-        found = json.loads((output / RECORD).read_text(encoding="utf-8"))["prompts"]
-        return {key: one for key, one in found.items() if set(one) == {part.name for part in fields(Result)}}
+        prompts = json.loads((output / RECORD).read_text(encoding="utf-8"))["prompts"]
+        return {key: entry for key, entry in prompts.items() if set(entry) == {part.name for part in fields(Result)}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
+def _whole(value: object) -> int:
+    """A number of an event as an integer; 0 for anything else."""
+    return int(value) if isinstance(value, int | float) else 0
+
+
 def free_path(path: Path, is_ours: Callable[[Path], bool]) -> Path:
-    """The path, or with -2, -3, … if a file that is not ours has it."""
+    """The path, with -2, -3, … added to its name while a file that `is_ours` does not accept has it."""
     free, number = path, 1
     while free.exists() and not is_ours(free):
         number += 1
@@ -320,5 +372,5 @@ def free_path(path: Path, is_ours: Callable[[Path], bool]) -> Path:
 
 
 def problems(results: Sequence[Result]) -> str:
-    """One line for each prompt that failed; empty if none did."""
+    """One line for each prompt that failed; "" if none did."""
     return "\n".join(f"{result.label}: {result.error}" if result.label else result.error for result in results if result.error)  # fmt: skip

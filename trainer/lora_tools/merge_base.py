@@ -143,11 +143,11 @@ def plan(
         near = did_you_mean(strange[0], list(places)) if strange else "the files hold no LoRA"
         if t5 := [module for module in strange if _T5.search(module)]:
             raise ModelFileError(
-                f"{len(t5)} modules of the LoRA belong to a T5 text encoder, first {t5[0]}: only networks and CLIP text encoders are merged here. --partly merges the rest; keep the LoRA in a loader for its T5 part"
+                f"{len(t5)} modules of the LoRA belong to a T5 text encoder, first {t5[0]}: only networks and CLIP text encoders are merged here. --skip-missing merges the rest; keep the LoRA in a loader for its T5 part"
             )
         raise ModelFileError(
             f"{len(strange)} modules of the LoRA are not in this base, first {strange[0] if strange else 'none'} ({near}). "
-            "It was made for another model, or also changes text encoders that this base does not have: --partly merges the rest"
+            "It was made for another model, or also changes text encoders that this base does not have: --skip-missing merges the rest"
         )
     return patches, strange
 

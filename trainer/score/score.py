@@ -223,7 +223,7 @@ def _likeness(
             [[cosine]] = encoder.compare([features[cell.id]], [evidence.prompt_features[cell.prompt]])
             by_cell[cell.id]["prompt_likeness"] = float(cosine)
     else:
-        notes.append("likeness to the prompt not measured: it needs a CLIP with its text encoder (--encoder FOLDER)")
+        notes.append("likeness to the prompt not measured: it needs a CLIP with its text encoder (--clip-model FOLDER)")
 
 
 def _drift(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[str, float]], notes: list[str]) -> None:

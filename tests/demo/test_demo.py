@@ -3,8 +3,18 @@
 import pytest
 from PIL import Image
 
+from lora_loom.trainer.demo import demo
 from lora_loom.trainer.demo.concept import concept_score
-from lora_loom.trainer.demo.demo import HELD_OUT, IMAGES, LOSS_MARGIN, SCENES, SCORE_MARGIN, run_demo, write_data
+from lora_loom.trainer.demo.demo import (
+    HELD_OUT,
+    IMAGES,
+    LOSS_MARGIN,
+    SCENES,
+    SCORE_MARGIN,
+    Lesson,
+    run_demo,
+    write_data,
+)
 from lora_loom.trainer.demo.scenes import BACKGROUNDS, random_concept_scene, random_scene
 from lora_loom.trainer.errors import RunError
 from tests.conftest import SilentHost
@@ -28,8 +38,15 @@ def test_the_data_is_a_folder_of_captioned_pngs(tmp_path):
     assert "toadstool" in next((tmp_path / "images").glob("*.txt")).read_text()
 
 
-def test_the_demo_learns(tmp_path):
-    result = run_demo(tmp_path, SilentHost())
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A whole demo, and where it lies."""
+    folder = tmp_path_factory.mktemp("demo")
+    return run_demo(folder, SilentHost()), folder
+
+
+def test_the_demo_learns(taught):
+    result, _ = taught
     assert result.values["loss_fall"] >= LOSS_MARGIN
     assert result.values["score_rise"] >= SCORE_MARGIN
     assert list(result.values["scores"]) == ["base", "step 50", "step 100", "step 150", "step 200"]
@@ -38,6 +55,31 @@ def test_the_demo_learns(tmp_path):
             assert picture.width > 5 * 128
 
 
+def test_a_demo_that_learned_too_little_fails(taught, monkeypatch):
+    """The same lesson, measured from what lies there, against a bar that it does not reach."""
+    monkeypatch.setattr(demo, "SCORE_MARGIN", 0.99)
+    with pytest.raises(RunError, match=r"(?s)loss fell by 5\d.*needed.*did not learn the toadstool"):
+        run_demo(taught[1], SilentHost())
+
+
+def test_another_learning_rate_reaches_the_run(taught):
+    with pytest.raises(RunError, match=r"optimizer\.learning_rate: 0\.001 -> 1e-12"):
+        run_demo(taught[1], SilentHost(), learning_rate=1e-12)
+
+
+@pytest.mark.slow
 def test_a_learning_rate_that_teaches_nothing_fails_the_demo(tmp_path):
     with pytest.raises(RunError, match="did not learn"):
         run_demo(tmp_path, SilentHost(), learning_rate=1e-12)
+
+
+@pytest.mark.parametrize(("loss", "score", "learned"), [(0.5, 0.9, True), (0.7, 0.9, False), (0.5, 0.3, False)])
+def test_both_numbers_must_reach_their_bar(loss, score, learned):
+    lesson = Lesson(
+        losses={0: 1.0, 100: 0.9, 200: loss},
+        scores={"base": 0.1, "step 100": 0.2, "step 200": score},
+        strips=(),
+        verdict="",
+    )
+    assert lesson.learned == learned
+    assert lesson.values()["held_out_final"] == loss

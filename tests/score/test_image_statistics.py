@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from lora_loom.trainer.demo.scenes import random_scene
-from lora_loom.trainer.score.image_statistics import Statistics, describe, likeness, nearest
+from lora_loom.trainer.score.image_statistics import StatisticsEncoder, describe, nearest, similarity
 
 
 def picture(seed, side=48):
@@ -25,8 +25,8 @@ def noisy(image, amount, seed=0):
 @settings(max_examples=25)
 def test_likeness_is_one_to_oneself_symmetric_and_bounded(first, second):
     a, b = describe(picture(first)), describe(picture(second))
-    assert all(value == pytest.approx(1) for value in likeness(a, a).values())
-    there, back = likeness(a, b), likeness(b, a)
+    assert all(value == pytest.approx(1) for value in similarity(a, a).values())
+    there, back = similarity(a, b), similarity(b, a)
     assert there == pytest.approx(back)
     assert all(-1e-9 <= value <= 1 + 1e-9 for value in there.values())
 
@@ -38,33 +38,33 @@ def test_each_statistic_sees_its_own_thing(seed):
     plain = describe(image)
     pixels = np.asarray(image).reshape(-1, 3)
     shuffled = Image.fromarray(np.random.default_rng(seed).permutation(pixels).reshape(64, 64, 3))
-    assert likeness(plain, describe(shuffled))["colour"] == pytest.approx(1), "colour does not ask where"
+    assert similarity(plain, describe(shuffled))["colour"] == pytest.approx(1), "colour does not ask where"
     grey = describe(ImageOps.grayscale(image).convert("RGB"))
-    assert likeness(plain, grey)["structure"] == pytest.approx(1, abs=1e-3), "structure does not ask for hue"
-    assert likeness(plain, grey)["edges"] == pytest.approx(1, abs=1e-3)
+    assert similarity(plain, grey)["structure"] == pytest.approx(1, abs=1e-3), "structure does not ask for hue"
+    assert similarity(plain, grey)["edges"] == pytest.approx(1, abs=1e-3)
     darker = describe(ImageEnhance.Brightness(image).enhance(0.8))
-    assert likeness(plain, darker)["structure"] > 0.99, "nor for brightness"
+    assert similarity(plain, darker)["structure"] > 0.99, "nor for brightness"
     turned = describe(image.transpose(Image.Transpose.ROTATE_90))
-    assert likeness(plain, turned)["colour"] == pytest.approx(1, abs=1e-6)
+    assert similarity(plain, turned)["colour"] == pytest.approx(1, abs=1e-6)
 
 
 def test_flat_pictures():
     red, blue = (describe(Image.new("RGB", (20, 30), colour)) for colour in ("red", "blue"))
-    assert likeness(red, red) == pytest.approx({"colour": 1, "edges": 1, "structure": 1})
-    assert likeness(red, blue)["colour"] == 0
-    assert likeness(red, describe(picture(1)))["edges"] == 0
+    assert similarity(red, red) == pytest.approx({"colour": 1, "edges": 1, "structure": 1})
+    assert similarity(red, blue)["colour"] == 0
+    assert similarity(red, describe(picture(1)))["edges"] == 0
 
 
 def test_a_shade_is_a_small_step():
     first, second, far = (describe(Image.new("RGB", (8, 8), (v, 90, 90))) for v in (100, 104, 250))
-    assert 0.8 < likeness(first, second)["colour"] < 1
-    assert likeness(first, far)["colour"] < 0.3
+    assert 0.8 < similarity(first, second)["colour"] < 1
+    assert similarity(first, far)["colour"] < 0.3
 
 
 def test_transparency_is_laid_on_white():
     clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
     white = Image.new("RGB", (16, 16), "white")
-    assert likeness(describe(clear), describe(white))["colour"] == pytest.approx(1)
+    assert similarity(describe(clear), describe(white))["colour"] == pytest.approx(1)
 
 
 TRAINING = [describe(picture(seed)) for seed in range(20, 32)]
@@ -101,8 +101,8 @@ def test_the_table_of_a_set(tmp_path):
     for seed in range(3):
         paths.append(tmp_path / f"{seed}.png")
         picture(seed).save(paths[-1])
-    statistics = Statistics()
-    looks = statistics.pictures(paths)
+    statistics = StatisticsEncoder()
+    looks = statistics.images(paths)
     table = statistics.compare(looks[:2], looks)
     assert table.shape == (2, 3)
     assert table[0, 0] == table[1, 1] == pytest.approx(1)

@@ -17,7 +17,7 @@ from lora_loom.trainer.drawing.text import BEST
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
 from lora_loom.trainer.runs.headless import run_folder, train
-from lora_loom.trainer.score.image_statistics import Statistics
+from lora_loom.trainer.score.image_statistics import StatisticsEncoder
 from lora_loom.trainer.score.report import plot, to_csv, to_text
 from lora_loom.trainer.score.run import MEASURED, RECORDED, adapter_norm, gather, score_sheet
 from lora_loom.trainer.score.score import BASE_KEY, Evidence, Losses, candidates, has_trigger, score, step_of, units_of
@@ -68,7 +68,7 @@ def losses(gap, images=6, levels=4):
 
 
 def evidence(made, training=(), **changes):
-    found = gather(made, Statistics(), list(training), None, [], {}, [], SilentHost())
+    found = gather(made, StatisticsEncoder(), list(training), None, [], {}, [], SilentHost())
     return replace(found, **changes)
 
 
@@ -78,13 +78,13 @@ def test_the_planted_best_is_recommended_with_reason_and_runner_up(tmp_path):
     chosen = done.recommendation
     assert chosen.choice == chosen.leading == "step 20"
     assert chosen.runner_up not in ("", "step 20")
-    assert "lowest held-out loss" in chosen.text
+    assert "lowest validation loss" in chosen.text
     assert "95% interval" in chosen.text
     assert set(done.best) == {cell.id for cell in made if cell.checkpoint == "step 20"}
     text = to_text(done)
     assert "recommended: step 20" in text
     assert f"runner-up: {chosen.runner_up}" in text
-    assert "made up; 6 images x 4 noise levels" in text
+    assert "made up; 6 held-out images x 4 noise levels" in text
 
 
 def test_noise_only_is_no_clear_winner_and_frames_nothing(tmp_path):
@@ -128,12 +128,12 @@ def test_without_losses_the_training_images_decide_and_the_text_says_so(tmp_path
     made = cells(tmp_path, colours)
     done = score(made, evidence(made, [training / "a.png"]))
     assert done.recommendation.choice == "step 20"
-    assert any("no held-out loss is known" in note for note in done.notes)
+    assert any("no validation loss is known" in note for note in done.notes)
     assert any("no encoder" in note for note in done.notes)
     assert done.recommendation.cautions, "flat pictures of the training image's colour are copies"
     nothing = score(made, evidence(made))
     assert nothing.recommendation is None
-    assert any("nothing decides" in note for note in nothing.notes)
+    assert any("no recommendation" in note for note in nothing.notes)
 
 
 def test_drift_is_zero_for_the_base_and_sees_only_prompts_without_the_trigger(tmp_path):
@@ -330,14 +330,14 @@ def tiny_clip(tmp_path_factory):
 
 def test_a_clip_as_files(finished, tiny_clip):
     done = score_sheet(run_folder(finished).path / "strips", SilentHost(), encoder=str(tiny_clip))
-    assert any("likeness by CLIP" in note for note in done.score.notes)
+    assert any("similarity by CLIP" in note for note in done.score.notes)
     for row in done.score.rows:
         assert -1 <= row.values["training_likeness"].mean <= 1
         assert -1 <= row.values["prompt_likeness"].mean <= 1
     from lora_loom.trainer.score.clip import ClipFiles
 
     clip = ClipFiles(tiny_clip)
-    features = clip.pictures([cell.image for cell in done.sheet.cells[:2]])
+    features = clip.images([cell.image for cell in done.sheet.cells[:2]])
     assert np.diag(clip.compare(features, features)) == pytest.approx(1)
     first, second, again = clip.texts(["a cat", "zz", "a cat"])
     assert clip.compare([first], [again])[0, 0] == pytest.approx(1)
@@ -348,10 +348,10 @@ def test_a_folder_that_is_no_clip(finished, tmp_path):
     with pytest.raises(ModelFileError, match=r"holds no config\.json"):
         score_sheet(run_folder(finished).path / "strips", SilentHost(), encoder=str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelFileError, match="no usable CLIP"):
+    with pytest.raises(ModelFileError, match="not a usable CLIP"):
         score_sheet(run_folder(finished).path / "strips", SilentHost(), encoder=str(tmp_path))
 
 
 def test_evidence_without_pictures_of_training_needs_none():
     with pytest.raises(ValueError, match="without cells"):
-        score([], Evidence(losses=None, encoder=Statistics(), looks={}, features={}))
+        score([], Evidence(losses=None, encoder=StatisticsEncoder(), statistics={}, features={}))

@@ -1,6 +1,6 @@
-"""Which of several candidates is best, and how sure that is: a paired bootstrap over what all of them were measured on.
+"""Which of several candidates is best, with confidence intervals: a paired bootstrap over common measurements.
 
-K candidates, U units (held-out images, or pictures of the same prompt and seed), R resamples. A unit is measured for every
+K candidates, U units (held-out images, or cells of the same prompt and seed), R resamples. A unit is measured for every
 candidate, so that an easy image is easy for all of them and cancels in the difference.
 """
 
@@ -21,41 +21,45 @@ MIN_UNITS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class RankedCandidate:
-    """Where a candidate stands."""
+    """The place of a candidate in the ranking."""
 
     name: str
     mean: float
     low: float
     high: float
-    """Interval of the mean at LEVEL."""
+    """Confidence interval of the mean at LEVEL."""
     rank_low: int
     rank_high: int
-    """Ranks (1 is best) that the middle 90 % of the resamples gave it."""
+    """Ranks (1 is best) in the middle 90 % of the resamples."""
     share_best: float
     """Share of resamples in which it is the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
+    """Candidates by their means, and how far the first one leads."""
+
     places: tuple[RankedCandidate, ...]
     """Best mean first."""
     leads: dict[str, tuple[float, float, float]]
-    """{rival of the first: (mean lead, low, high)}, positive where the first is better."""
+    """{another candidate: (mean lead of the first one over it, low, high)}, positive where the first one is better."""
     units: int
 
     @property
     def first(self) -> RankedCandidate:
+        """The candidate with the best mean."""
         return self.places[0]
 
     @property
     def tied(self) -> tuple[str, ...]:
-        """Rivals that the first is not clearly better than, best first."""
+        """Candidates that the first one is not clearly better than, best first."""
         if self.units < MIN_UNITS:
             return tuple(place.name for place in self.places[1:])
         return tuple(place.name for place in self.places[1:] if not self.leads[place.name][1] > 0)
 
     @property
     def is_clear(self) -> bool:
+        """Whether the first candidate is clearly better than every other one."""
         return len(self.places) > 1 and not self.tied
 
 

@@ -1,7 +1,7 @@
-"""A CLIP given as files, for how alike pictures and prompts are. N pictures, M others, D width of the common space.
+"""Similarity of images and prompts by a CLIP in a folder. N images, M others, D width of the common space.
 
 CLIP-I and CLIP-T as DreamBooth defines them (arXiv 2208.12242, 5.1): mean cosine between the embeddings of a generated
-picture and of the real images, and cosine between the embeddings of a picture and of its prompt.
+image and of the real images, and cosine between the embeddings of an image and of its prompt.
 """
 
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ class ClipFiles:
 
         if not (folder / "config.json").is_file():
             raise ModelFileError(
-                f"encoder = {str(folder)!r} holds no config.json: name a folder with a CLIP model, its tokenizer and preprocessor as transformers saves them"
+                f"clip_model = {str(folder)!r} holds no config.json: name a folder with a CLIP model, its tokenizer and preprocessor as transformers saves them"
             )
         try:
             self._model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
             self._processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ModelFileError(f"encoder = {str(folder)!r} is no usable CLIP: {error}") from error
+            raise ModelFileError(f"clip_model = {str(folder)!r} is not a usable CLIP: {error}") from error
         self.name = f"CLIP ({folder.name})"
 
-    def pictures(self, paths: Sequence[Path]) -> list[Array]:
+    def images(self, paths: Sequence[Path]) -> list[Array]:
         """Unit vectors, (D,) each."""
         from PIL import Image
 
@@ -66,9 +66,11 @@ class ClipFiles:
 
 
 def unit_rows(values_ND: Any) -> list[Array]:
+    """Each row of (N, D) scaled to length 1, as N arrays (D,)."""
     rows = np.asarray(values_ND, dtype=np.float64)
     return list(rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12))
 
 
 def cosines(first: Sequence[Array], second: Sequence[Array]) -> Array:
+    """Cosines of N unit vectors with M others, (N, M)."""
     return np.stack(first) @ np.stack(second).T

@@ -1,6 +1,6 @@
-"""What pictures have in common, without any encoder: colour, edges, structure. And whether one is a copy of another.
+"""Similarity of images without an encoder, by colour, edges and structure; and whether an image is memorised.
 
-These compare surfaces, not meaning: a red apple is like a red ball. N pictures, M others.
+The statistics compare surfaces, not meaning: a red apple is similar to a red ball. N images, M others.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,23 @@ from PIL import Image, ImageOps
 
 Array = NDArray[np.float64]
 BINS = 8
-"""Of each colour channel."""
+"""Bins per colour channel."""
 ORIENTATIONS, EDGE_CELLS = 9, 4
-"""Of gradients, in a grid of 4 x 4 cells, as histograms of oriented gradients have them (Dalal & Triggs, CVPR 2005)."""
+"""Histograms of oriented gradients in a grid of 4 x 4 (Dalal & Triggs, CVPR 2005)."""
 STRUCTURE = 16
-"""Side of the grey thumbnail whose layout is compared."""
+"""Side of the grey thumbnail that is compared, in pixels."""
 COPY_SIDE = 32
 COPY_CORRELATION = 0.95
-"""Thumbnails that agree by less than this are no copies."""
+"""Images whose thumbnails correlate by less than this are not copies."""
 COPY_RATIO = 0.5
+"""A copy is at most this share of the mean distance of the next nearest training images away."""
 COPY_NEIGHBOURS = 10
+"""How many next nearest images that mean is taken over."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """Statistics of one picture. Unit vectors, or zeros for a picture of one colour."""
+    """Statistics of one image. Unit vectors, or zeros for an image of one colour."""
 
     colour: Array
     """Histogram over BINS^3 colours, sums to 1."""
@@ -38,25 +40,26 @@ class ImageFeatures:
 
 
 def image_features(path: Path) -> ImageFeatures:
+    """The statistics of an image file."""
     with Image.open(path) as image:
         return describe(image)
 
 
 def describe(image: Image.Image) -> ImageFeatures:
-    """The picture is taken as it is seen: turned by its EXIF tag, laid on white."""
+    """The statistics of an image as a viewer displays it: rotated by its EXIF tag, on white where it is transparent."""
     upright = ImageOps.exif_transpose(image).convert("RGBA")
     white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
-    picture = Image.alpha_composite(white, upright).convert("RGB")
+    image = Image.alpha_composite(white, upright).convert("RGB")
     return ImageFeatures(
-        colour=_colours(_pixels(picture, 64)),
-        edges=_edges(_pixels(picture.convert("L"), 128)),
-        structure=_unit(_centred(_pixels(picture.convert("L"), STRUCTURE))),
-        thumbnail=_pixels(picture, COPY_SIDE),
+        colour=_colours(_pixels(image, 64)),
+        edges=_edges(_pixels(image.convert("L"), 128)),
+        structure=_unit(_centred(_pixels(image.convert("L"), STRUCTURE))),
+        thumbnail=_pixels(image, COPY_SIDE),
     )
 
 
-def _pixels(picture: Image.Image, side: int) -> Array:
-    return np.asarray(picture.resize((side, side), Image.Resampling.BOX), dtype=np.float64) / 255
+def _pixels(image: Image.Image, side: int) -> Array:
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float64) / 255
 
 
 def _centred(values: Array) -> Array:
@@ -69,7 +72,7 @@ def _unit(values: Array) -> Array:
 
 
 def _colours(pixels_HW3: Array) -> Array:
-    """Each pixel is shared between the eight bins around its colour, so that a shade more moves it a little only."""
+    """Each pixel is divided among the eight bins around its colour, so that a small change of colour changes them a little."""
     place = pixels_HW3.reshape(-1, 3) * (BINS - 1)
     low = np.minimum(place.astype(np.int64), BINS - 2)
     share = place - low
@@ -91,8 +94,8 @@ def _edges(grey_HW: Array) -> Array:
     return _unit(histogram.reshape(-1))
 
 
-def likeness(first: ImageFeatures, second: ImageFeatures) -> dict[str, float]:
-    """{"colour", "edges", "structure"}, each 0 (nothing in common) to 1 (equal)."""
+def similarity(first: ImageFeatures, second: ImageFeatures) -> dict[str, float]:
+    """Similarity by {"colour", "edges", "structure"}, each from 0 (nothing in common) to 1 (equal)."""
     return {
         "colour": float(np.minimum(first.colour, second.colour).sum()),
         "edges": _cosine(first.edges, second.edges),
@@ -101,52 +104,55 @@ def likeness(first: ImageFeatures, second: ImageFeatures) -> dict[str, float]:
 
 
 def _cosine(first: Array, second: Array) -> float:
-    """Of unit vectors; two flat pictures are alike, a flat one and another are not."""
+    """The cosine of unit vectors; two images of one colour each are equal, one of them and another image are not."""
     if not first.any() and not second.any():
         return 1.0
     return float(np.clip(first @ second, -1, 1))
 
 
-class Statistics:
-    """Stands in where there is no encoder. A picture's features are its `ImageFeatures`."""
+class StatisticsEncoder:
+    """An image encoder without a network. The features of an image are its `ImageFeatures`."""
 
     name = "colour, edge and structure statistics (no encoder)"
 
-    def pictures(self, paths: Sequence[Path]) -> list[ImageFeatures]:
+    def images(self, paths: Sequence[Path]) -> list[ImageFeatures]:
+        """The statistics of each image file."""
         return [image_features(path) for path in paths]
 
     def texts(self, prompts: Sequence[str]) -> list[ImageFeatures]:
-        """None: statistics of pictures know no words."""
+        """An empty list: statistics cannot be compared with text."""
         return []
 
     def compare(self, first: Sequence[ImageFeatures], second: Sequence[ImageFeatures]) -> Array:
-        """Mean of the three statistics, (N, M)."""
-        return np.array([[sum(likeness(a, b).values()) / 3 for b in second] for a in first])
+        """The mean of the three similarities, (N, M)."""
+        return np.array([[sum(similarity(a, b).values()) / 3 for b in second] for a in first])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nearest:
-    """The training image that a picture is nearest to."""
+    """The training image that an image is nearest to."""
 
     index: int
     correlation: float
-    """Of the thumbnails, -1 to 1; the better of the image and its mirror image."""
+    """Correlation of the thumbnails, -1 to 1; the higher of the training image and its mirror image."""
     ratio: float
-    """Its distance over the mean distance to the next nearest ones; nan with fewer than three images."""
+    """Distance to it, divided by the mean distance to the next nearest ones; nan with fewer than three images."""
 
     @property
     def is_copy(self) -> bool:
+        """Whether the image counts as memorised."""
         return self.correlation >= COPY_CORRELATION and not self.ratio > COPY_RATIO
 
 
-def nearest(picture: ImageFeatures, training: Sequence[ImageFeatures]) -> Nearest:
-    """Whether a picture repeats a training image (memorisation).
+def nearest(image: ImageFeatures, training: Sequence[ImageFeatures]) -> Nearest:
+    """The training image nearest to an image, to find memorised images.
 
-    Near in itself is not enough where all images are much alike, so the distance is also set against that to the next
-    nearest images, as Carlini et al. do for models of small images (arXiv 2301.13188). Raises ValueError without images.
+    A small distance alone proves nothing in a dataset of similar images, so it is also compared with the distance to the
+    next nearest images, as Carlini et al. do for models of small images (arXiv 2301.13188). Raises ValueError without
+    training images.
     """
     both = [[_centred(t) for t in (look.thumbnail, look.thumbnail[:, ::-1])] for look in training]
-    mine = _centred(picture.thumbnail)
+    mine = _centred(image.thumbnail)
     distances = np.array([min(float(np.linalg.norm(mine - t)) for t in ways) for ways in both])
     order = distances.argsort()
     index = int(order[0])

@@ -1,4 +1,4 @@
-"""A score for people: a table as text, CSV, and a plot over the steps."""
+"""The report of a score: a table as text, CSV, and a plot over the steps."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ INK, ACCENT, PALE, SECOND = "#1c1e22", "#3b6fd4", "#b9c9ea", "#c2582b"
 
 
 def shown_columns(score: Score) -> list[str]:
+    """The measures that at least one candidate has, in the order of `COLUMNS`."""
     return [name for name in COLUMNS if any(name in row.values for row in score.rows)]
 
 
@@ -27,7 +28,7 @@ def to_text(score: Score) -> str:
 
 
 def verdict(score: Score) -> str:
-    """The recommendation, its runner-up and what speaks against them."""
+    """The recommendation, its runner-up and the reasons against them."""
     chosen = score.recommendation
     if chosen is None:
         return "no recommendation: see the notes"
@@ -46,7 +47,7 @@ def _cell(value: ScoreValue | None) -> str:
 
 
 def to_csv(score: Score) -> str:
-    """One line per candidate: mean, spread and count of every measure."""
+    """CSV with one line per candidate: mean, spread and count of every measure."""
     names = shown_columns(score)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -140,7 +141,7 @@ def _panel(axes: Any, score: Score, name: str) -> None:
     wish = f" ({column.better} is better)" if column.better else ""
     axes.set_title(f"{column.title}{wish}", fontsize=9, loc="left", color=INK)
     axes.set_ylabel(column.unit, fontsize=8)
-    axes.margins(0.06, 0.18)  # room for the mark at the last checkpoint
+    axes.margins(0.06, 0.18)  # space for the mark at the last checkpoint
     if name == "copies":
         axes.set_ylim(-0.15, 1.05)
     axes.spines[["top", "right"]].set_visible(False)
@@ -153,7 +154,7 @@ def _is_one_strength(rows: list[ScoreRow]) -> bool:
 
 
 def _bars(rows: list[ScoreRow], name: str, means: list[float]) -> list[list[float]]:
-    """Below and above each mean: the interval of its distance to the leading one where there is one, else the spread."""
+    """Lengths below and above each mean: those of its confidence interval where it has one, else the spread."""
     below, above = [], []
     for row, mean in zip(rows, means, strict=True):
         value = row.values[name]

@@ -1,4 +1,4 @@
-"""From a sheet on disk to its scores: losses, pictures and norms are found, then the files are written beside the sheet."""
+"""From a sweep on disk to its scores: gathers losses, image features and norms, then writes the files next to the sheet."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,20 +29,25 @@ from ..sweep.run import Sheet, load_sheet
 from ..training.held_out import HeldOut, held_out_losses
 from ..types import Cell
 from ..weights.devices import compute_dtype
-from .image_statistics import Statistics, image_features
+from .image_statistics import StatisticsEncoder, image_features
 from .report import plot, to_csv, to_text
-from .score import BASE_KEY, Evidence, Losses, PictureEncoder, RowKey, Score, candidates, score
+from .score import BASE_KEY, Evidence, ImageEncoder, Losses, RowKey, Score, candidates, score
 
-RECORDED = "recorded while the run trained, with the adapter's own numbers (the files are rounded copies of them)"
-MEASURED = "measured now, each file laid over the base as a host does it"
+RECORDED = "recorded during training, with the weights in training precision (the files hold rounded copies)"
+MEASURED = "measured now, with each file applied to the base model as ComfyUI does it"
 
 
 class Progress(Protocol):
-    def stage(self, name: str, done: int, total: int) -> None: ...
+    """What is told how far the scoring is."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """`done` of `total` parts of what `name` describes are finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
+    """A scored sweep and the files that were written."""
+
     sheet: Sheet
     score: Score
     text: str
@@ -60,16 +65,17 @@ def score_sheet(
     triggers: Sequence[str] = (),
     encoder: str = "",
 ) -> Scored:
-    """Score a finished sweep. Without a configuration the one of the run that the folder belongs to is taken.
+    """Score a finished sweep. Without a configuration, that of the run whose folder this is.
 
-    Raises RunError without a sheet, ModelFileError for an encoder that is none; what else is missing is said in the notes.
+    Raises RunError without a sheet, ModelFileError for an `encoder` that is not a CLIP folder. Anything else that is missing
+    leaves measures out, and the notes name it.
     """
     sheet = load_sheet(folder, name)
-    pictures: PictureEncoder = Statistics()
+    image_encoder: ImageEncoder = StatisticsEncoder()
     if encoder:
         from .clip import ClipFiles
 
-        pictures = ClipFiles(Path(encoder).expanduser())
+        image_encoder = ClipFiles(Path(encoder).expanduser())
     notes: list[str] = []
     config = config or run_config(folder.resolve().parent, notes)
     losses: Losses | None = None
@@ -82,7 +88,7 @@ def score_sheet(
     run = run_folder(config) if config is not None else RunFolder(folder.resolve().parent)
     if losses is None or len(losses.values) < 2:
         losses = recorded_losses(run, sheet.cells, notes) or losses
-    evidence = gather(sheet.cells, pictures, training, losses, words, norms(sheet.loras), notes, host)
+    evidence = gather(sheet.cells, image_encoder, training, losses, words, norms(sheet.loras), notes, host)
     return write_score(sheet, score(sheet.cells, evidence), name, folder.resolve().parent.name)
 
 
@@ -99,19 +105,19 @@ def run_config(folder: Path, notes: list[str]) -> TrainConfig | None:
 
 
 def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) -> tuple[Losses | None, list[Path]]:
-    """Held-out losses of the base and of every LoRA file of the sheet, and the training images."""
+    """Validation losses of the base and of every LoRA file of the sweep, and the training images."""
     prepared = prepare(config, host)
     training = [example.path for example in prepared.dataset.training if example.role == "train"]
     if not prepared.dataset.held_out:
         notes.append(
-            "held-out loss not measured: the run sets no images aside (data.validation_split, or role = 'validation')"
+            "validation loss not measured: the run has no held-out images (data.validation_split, or role = 'validation')"
         )
         return None, training
     build_cache(prepared, host)
     base = prepared.base
     denoiser = base.load_denoiser(config.model, config.training.precision)
     held_out, levels = held_out_of(prepared)
-    host.log(f"held-out loss in {str(compute_dtype(config.training.precision, base.device)).removeprefix('torch.')}")
+    host.log(f"validation loss in {str(compute_dtype(config.training.precision, base.device)).removeprefix('torch.')}")
     native = Formats(family=base.family, denoiser=denoiser).native
     return measured_losses(sheet, denoiser, held_out, levels, host, notes, native, host.should_stop), training
 
@@ -126,9 +132,9 @@ def measured_losses(
     native: Callable[[dict[str, Tensor]], Mapping[str, Tensor]],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Losses:
-    """Every candidate laid over the network in turn. What cannot be measured goes into the notes.
+    """Validation losses of every candidate, each applied to the base in turn. A candidate that cannot be measured gets a note.
 
-    `native` turns a file's tensors into the network's own layout.
+    `native` converts the tensors of a file to the key names of the base model.
     """
     found = candidates(sheet.cells)
     values: dict[RowKey, list[list[float]]] = {}
@@ -139,25 +145,25 @@ def measured_losses(
             with patched(denoiser, tensors, strength):
                 losses = held_out_losses(denoiser, held_out, levels, should_stop)
         except ModelFileError as error:
-            notes.append(f"held-out loss of {candidate.label} not measured: {error}")
+            notes.append(f"validation loss of {candidate.label} not measured: {error}")
             continue
         if len(losses) < len(held_out.batches):
             raise StoppedError("the scoring was stopped; run it again")
         values[candidate.key] = losses
-        progress.stage("held-out loss", done + 1, len(found))
+        progress.stage("validation loss", done + 1, len(found))
     return Losses(values=values, source=MEASURED)
 
 
 def _intact(path: Path | None, digest: str) -> dict[str, Tensor]:
-    """The LoRA that was swept. Raises ModelFileError if its file is gone or holds something else by now."""
+    """The tensors of a swept LoRA. Raises ModelFileError if its file is gone or has changed since the sweep."""
     tensors = read_lora(path) if path is not None and path.is_file() else {}
     if tensors_digest(tensors) != digest:
-        raise ModelFileError("its file is gone or was changed since the sweep")
+        raise ModelFileError("its file is gone or has changed since the sweep")
     return tensors
 
 
 def recorded_losses(run: RunFolder, cells: Sequence[Cell], notes: list[str]) -> Losses | None:
-    """What a run wrote into metrics.jsonl, for its own checkpoints at strength 1 and for the base."""
+    """Losses from the run's metrics.jsonl, for its own checkpoints at strength 1 and for the base; None for fewer than two."""
     lines = {line["step"]: line["held_out_parts"] for line in run.read_metrics() if "held_out_parts" in line}
     values: dict[RowKey, list[list[float]]] = {}
     for candidate in candidates(cells):
@@ -169,13 +175,15 @@ def recorded_losses(run: RunFolder, cells: Sequence[Cell], notes: list[str]) -> 
     if len(values) < 2:
         return None
     if len(shapes) > 1:
-        notes.append("recorded held-out losses not used: the run measured other images or noise levels in between")
+        notes.append(
+            "recorded validation losses not used: the run changed its held-out images or noise levels in between"
+        )
         return None
     return Losses(values=values, source=RECORDED)
 
 
 def norms(loras: Mapping[str, Path]) -> dict[str, float]:
-    """{digest: Frobenius norm of all weight changes at strength 1}; files that are gone are left out."""
+    """{digest: Frobenius norm of all weight changes at strength 1}, without files that are gone."""
     return {digest: adapter_norm(path) for digest, path in loras.items() if path.is_file()}
 
 
@@ -189,7 +197,7 @@ def adapter_norm(path: Path) -> float:
 
 def gather(
     cells: Sequence[Cell],
-    encoder: PictureEncoder,
+    encoder: ImageEncoder,
     training: Sequence[Path],
     losses: Losses | None,
     triggers: Sequence[str],
@@ -197,21 +205,21 @@ def gather(
     notes: Sequence[str],
     progress: Progress,
 ) -> Evidence:
-    """Look at every picture once."""
-    looks, features = {}, {}
+    """Compute the features of every cell and every training image, once each."""
+    statistics, features = {}, {}
     for done, cell in enumerate(cells):
-        looks[cell.id] = image_features(cell.image)
-        [features[cell.id]] = encoder.pictures([cell.image])
-        progress.stage("looking at pictures", done + 1, len(cells))
+        statistics[cell.id] = image_features(cell.image)
+        [features[cell.id]] = encoder.images([cell.image])
+        progress.stage("computing image features", done + 1, len(cells))
     prompts = sorted({cell.prompt for cell in cells})
     texts = encoder.texts(prompts)
     return Evidence(
         losses=losses,
         encoder=encoder,
-        looks=looks,
+        statistics=statistics,
         features=features,
-        training_looks=[image_features(path) for path in training],
-        training_features=encoder.pictures(training) if training else [],
+        training_statistics=[image_features(path) for path in training],
+        training_features=encoder.images(training) if training else [],
         training_names=[path.name for path in training],
         prompt_features=dict(zip(prompts, texts, strict=True)) if texts else {},
         triggers=triggers,
@@ -221,7 +229,7 @@ def gather(
 
 
 def write_score(sheet: Sheet, made: Score, name: str, title: str, as_name: str = "") -> Scored:
-    """The sheet with its scores, so that strips frame the recommended cells, and table, CSV, JSON and plot beside it."""
+    """Write the sheet with its scores, so that strips frame the recommended cells, and the table as text, CSV, JSON and plot."""
     cells = tuple(replace(cell, settings={**cell.settings, "scores": made.cells[cell.id]}) for cell in sheet.cells)
     scored = replace(sheet, cells=cells, best=frozenset(made.best))
     text = to_text(made)

@@ -1,8 +1,8 @@
-"""Scores of a sheet: what each cell and each checkpoint is worth, which one to take, and how sure that is.
+"""Scores of a sweep: measures of each cell and each checkpoint, the checkpoint to take, and the confidence in that choice.
 
-Pure: losses, pictures' features and norms come in, a `Score` goes out; `run_score.py` finds them. The held-out loss
-decides where it is known, likeness to the training images elsewhere. Nothing is ever called best without the interval of
-its lead.
+Pure: losses, features of images and norms come in, a `Score` goes out; `run.py` gathers them. The validation loss decides
+where it is known, similarity to the training images elsewhere. No checkpoint is recommended unless the confidence interval
+of its lead excludes 0.
 """
 
 import re
@@ -25,47 +25,52 @@ BASE_KEY: RowKey = ("", 0.0)
 
 @dataclass(frozen=True)
 class Column:
+    """How a measure is shown in tables and plots."""
+
     title: str
     unit: str
     better: str
-    """lower, higher, or "" for a number that is neither."""
+    """lower, higher, or "" for a measure that is neither good nor bad."""
 
 
 COLUMNS = {
-    "held_out": Column("held-out loss", "mean squared error", "lower"),
-    "training_likeness": Column("like the training images", "0 to 1", "higher"),
-    "prompt_likeness": Column("like the prompt", "cosine", "higher"),
-    "drift": Column("drift without the trigger", "1 - likeness to the base", "lower"),
-    "copies": Column("near copies", "share of pictures", "lower"),
+    "held_out": Column("validation loss", "mean squared error", "lower"),
+    "training_likeness": Column("image similarity", "to the training images, 0 to 1", "higher"),
+    "prompt_likeness": Column("prompt similarity", "cosine", "higher"),
+    "drift": Column("drift without the trigger", "1 - similarity to the base model", "lower"),
+    "copies": Column("memorised images", "share of images", "lower"),
     "norm": Column("adapter norm", "Frobenius norm of all changes", ""),
-    "growth": Column("norm growth", "times the checkpoint before", ""),
+    "growth": Column("norm ratio", "to the checkpoint before", ""),
 }
+"""The measures in the order of the table. The keys stand in CSV and JSON files and do not change."""
 
 
-class PictureEncoder(Protocol):
+class ImageEncoder(Protocol):
+    """What compares images with each other, and with prompts if it has a text encoder."""
+
     name: str
 
-    def pictures(self, paths: Sequence[Path]) -> list[Any]:
-        """Features of each picture, for `compare`."""
+    def images(self, paths: Sequence[Path]) -> list[Any]:
+        """Features of each image, for `compare`."""
         ...
 
     def texts(self, prompts: Sequence[str]) -> list[Any]:
-        """Features of each prompt; empty where the encoder knows no text."""
+        """Features of each prompt; empty for an encoder without a text encoder."""
         ...
 
     def compare(self, first: Sequence[Any], second: Sequence[Any]) -> NDArray[np.float64]:
-        """Likeness of each of N features to each of M, (N, M), 1 for equal ones."""
+        """Similarity of each of N features to each of M, (N, M), 1 for equal ones."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Held-out losses of candidates."""
+    """Validation losses of candidates."""
 
     values: Mapping[RowKey, Sequence[Sequence[float]]]
-    """{candidate: [[loss per noise level] per image]}, equal shapes."""
+    """{candidate: [[loss per noise level] per held-out image]}, equal shapes."""
     source: str
-    """How they came about, in words."""
+    """How they were measured, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,29 +85,35 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreValue:
+    """A measure of one candidate."""
+
     mean: float
     spread: float | None
-    """Standard deviation over seeds; none with a single one, and for what has no seeds."""
+    """Standard deviation over seeds; None with a single seed, and for a measure that does not depend on seeds."""
     count: int
     """Seeds, or held-out images."""
     low: float | None = None
     high: float | None = None
-    """For the measure that decides: interval of the paired distance to the leading candidate, added to that one's mean.
-    The leading candidate's mean lies outside exactly where the lead is clear."""
+    """For the measure that decides: confidence interval of the paired difference to the leading candidate, added to the mean
+    of that candidate. The mean of the leading candidate lies outside the interval exactly where the lead is clear."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow:
+    """A candidate's line in the table."""
+
     label: str
     step: int | None
     values: dict[str, ScoreValue]
-    """{column: value}; a measure that could not be taken is not there."""
+    """{column: value}; a measure that could not be taken is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
+    """Which candidate to take, and why."""
+
     choice: str
-    """Label of the candidate to take; empty if there is no clear winner."""
+    """Label of the candidate to take; empty without a clear winner."""
     leading: str
     runner_up: str
     tied: tuple[str, ...]
@@ -114,8 +125,10 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
+    """All measures of a sweep with the recommendation."""
+
     rows: tuple[ScoreRow, ...]
-    """In the sheet's order."""
+    """In the order of the sweep."""
     recommendation: Recommendation | None
     cells: dict[str, dict[str, float]]
     """{cell id: {column: number}}."""
@@ -123,9 +136,10 @@ class Score:
     """Ids of the cells of the recommended candidate."""
     ranking: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
-    """How each measure was taken, and which were not, with the remedy."""
+    """How each measure was taken, and which could not be taken, with the remedy."""
 
     def to_dict(self) -> dict[str, Any]:
+        """The score as plain data, for JSON."""
         return asdict(self)
 
 
@@ -134,12 +148,12 @@ class Evidence:
     """Everything a score is made from."""
 
     losses: Losses | None
-    encoder: PictureEncoder
-    looks: Mapping[str, ImageFeatures]
-    """{cell id: statistics}, for near copies."""
+    encoder: ImageEncoder
+    statistics: Mapping[str, ImageFeatures]
+    """{cell id: statistics}, to find memorised images."""
     features: Mapping[str, Any]
-    """{cell id: the encoder's features}."""
-    training_looks: Sequence[ImageFeatures] = ()
+    """{cell id: features by `encoder`}."""
+    training_statistics: Sequence[ImageFeatures] = ()
     training_features: Sequence[Any] = ()
     training_names: Sequence[str] = ()
     prompt_features: Mapping[str, Any] = field(default_factory=dict)
@@ -150,7 +164,7 @@ class Evidence:
 
 
 def candidates(cells: Sequence[Cell]) -> list[Candidate]:
-    """The sheet's LoRAs at their strengths, in its order."""
+    """The LoRAs of a sweep at each of their strengths, and the base, in the order of the cells."""
     groups: dict[RowKey, list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.settings["lora"], cell.strength), []).append(cell)
@@ -174,7 +188,7 @@ def step_of(label: str) -> int | None:
 
 
 def setting_of(cell: Cell) -> tuple[Any, ...]:
-    """What a cell shares with its counterparts under other candidates."""
+    """Everything that makes a cell except LoRA and strength: equal for the same cell of two candidates."""
     recipe = cell.settings
     rest = tuple(str(recipe.get(name)) for name in ("size", "steps", "sampler", "scheduler"))
     return (cell.prompt, cell.negative, cell.reference, cell.seed, cell.guidance, *rest)
@@ -186,13 +200,13 @@ def has_trigger(prompt: str, triggers: Sequence[str]) -> bool:
 
 
 def score(cells: Sequence[Cell], evidence: Evidence) -> Score:
-    """Raises ValueError for a sheet without cells."""
+    """Score the cells of a sweep. Raises ValueError without cells."""
     if not cells:
-        raise ValueError("a sheet without cells cannot be scored")
+        raise ValueError("a sweep without cells cannot be scored")
     found = candidates(cells)
-    notes = [*evidence.notes, f"likeness by {evidence.encoder.name}"]
+    notes = [*evidence.notes, f"similarity by {evidence.encoder.name}"]
     by_cell: dict[str, dict[str, float]] = {cell.id: {} for cell in cells}
-    _likeness(cells, evidence, by_cell, notes)
+    _similarity(cells, evidence, by_cell, notes)
     _drift(cells, evidence, by_cell, notes)
     near = _copies(cells, evidence, by_cell)
     rankings = _rankings(found, evidence, by_cell, notes)
@@ -210,7 +224,7 @@ def score(cells: Sequence[Cell], evidence: Evidence) -> Score:
     )
 
 
-def _likeness(
+def _similarity(
     cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[str, float]], notes: list[str]
 ) -> None:
     encoder, features = evidence.encoder, evidence.features
@@ -223,19 +237,19 @@ def _likeness(
             [[cosine]] = encoder.compare([features[cell.id]], [evidence.prompt_features[cell.prompt]])
             by_cell[cell.id]["prompt_likeness"] = float(cosine)
     else:
-        notes.append("likeness to the prompt not measured: it needs a CLIP with its text encoder (--clip-model FOLDER)")
+        notes.append("prompt similarity not measured: it needs a CLIP with its text encoder (--clip-model FOLDER)")
 
 
 def _drift(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[str, float]], notes: list[str]) -> None:
-    """How far a cell is from the base's, where nothing asks for what was trained."""
+    """How far a cell is from the cell of the base, for prompts without a trigger word."""
     if not any(evidence.triggers):
-        notes.append("drift not measured: name the trained word (--trigger), and sweep a prompt without it")
+        notes.append("drift not measured: name the trigger word, and sweep a prompt without it")
         return
     base = {setting_of(cell): cell for cell in cells if not cell.settings["lora"]}
     plain = [cell for cell in cells if not has_trigger(cell.prompt, evidence.triggers) and setting_of(cell) in base]
     if not plain:
         notes.append(
-            "drift not measured: it needs the base in the sheet, and a prompt without " + " / ".join(evidence.triggers)
+            "drift not measured: the sweep needs the base, and a prompt without " + " / ".join(evidence.triggers)
         )
     for cell in plain:
         pair = evidence.features[cell.id], evidence.features[base[setting_of(cell)].id]
@@ -244,10 +258,10 @@ def _drift(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[st
 
 
 def _copies(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[str, float]]) -> dict[str, Nearest]:
-    """{cell id: the training image it repeats}."""
-    if not evidence.training_looks:
+    """{cell id: the training image that the cell nearly copies}."""
+    if not evidence.training_statistics:
         return {}
-    found = {cell.id: nearest(evidence.looks[cell.id], evidence.training_looks) for cell in cells}
+    found = {cell.id: nearest(evidence.statistics[cell.id], evidence.training_statistics) for cell in cells}
     for cell_id, near in found.items():
         by_cell[cell_id]["copies"] = float(near.is_copy)
         by_cell[cell_id]["nearest_correlation"] = near.correlation
@@ -255,7 +269,7 @@ def _copies(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[s
 
 
 def units_of(losses_IL: Sequence[Sequence[float]]) -> list[float]:
-    """One number per held-out image; with few images, one per image and noise level."""
+    """The paired measurements of a candidate: one per held-out image, or one per image and noise level with few images."""
     if len(losses_IL) >= MIN_UNITS:
         return [float(np.mean(row)) for row in losses_IL]
     return [value for row in losses_IL for value in row]
@@ -264,24 +278,26 @@ def units_of(losses_IL: Sequence[Sequence[float]]) -> list[float]:
 def _rankings(
     found: Sequence[Candidate], evidence: Evidence, by_cell: Mapping[str, Mapping[str, float]], notes: list[str]
 ) -> tuple[str, Ranking] | None:
-    """(measure that decides, ranking by it); none where nothing can decide."""
+    """(measure that decides, ranking by it); None where no measure can decide."""
     losses = evidence.losses
     measured = [c for c in found if losses is not None and c.key in losses.values]
     if losses is not None and len(measured) > 1:
-        notes.append(f"held-out loss: {losses.source}; {_words(losses)}")
+        notes.append(f"validation loss: {losses.source}; {_words(losses)}")
         if left := [candidate.label for candidate in found if candidate not in measured]:
-            notes.append(f"held-out loss unknown, so not ranked: {', '.join(left)}")
+            notes.append(f"validation loss unknown, so not ranked: {', '.join(left)}")
         rows = [units_of(losses.values[candidate.key]) for candidate in measured]
         return "held_out", rank([candidate.label for candidate in measured], rows, lower_is_better=True)
     if not evidence.training_features:
-        notes.append("nothing decides: neither a held-out loss nor the training images are known")
+        notes.append("no recommendation: neither a validation loss nor the training images are known")
         return None
-    notes.append("no held-out loss is known, so likeness to the training images decides; it also rewards copying")
+    notes.append(
+        "no validation loss is known, so similarity to the training images decides; it also rewards memorised images"
+    )
     settings = set.intersection(*({setting_of(cell) for cell in candidate.cells} for candidate in found))
     triggered = {s for s in settings if has_trigger(s[0], evidence.triggers)} or settings
     order = sorted(triggered, key=str)
     if len(found) < 2 or not order:
-        notes.append("nothing to rank: the sheet holds no two candidates with a cell in common")
+        notes.append("nothing to rank: no two checkpoints of the sweep have a cell with the same settings")
         return None
     rows = []
     for candidate in found:
@@ -292,7 +308,7 @@ def _rankings(
 
 def _words(losses: Losses) -> str:
     rows = next(iter(losses.values.values()))
-    return f"{len(rows)} images x {len(rows[0])} noise levels, the same noise for all"
+    return f"{len(rows)} held-out images x {len(rows[0])} noise levels, the same noise for every checkpoint"
 
 
 def _rows(
@@ -327,7 +343,7 @@ def _rows(
 
 
 def _against_first(label: str, measure: str, ranking: Ranking) -> tuple[float, float]:
-    """Where the candidate lies if the first one lies at its mean: the paired interval, in the measure's own numbers."""
+    """The confidence interval of the difference to the leading candidate, added to that candidate's mean."""
     sign = 1 if COLUMNS[measure].better == "lower" else -1
     _, low, high = ranking.leads[label]
     ends = [ranking.first.mean + sign * end for end in (low, high)]
@@ -335,7 +351,7 @@ def _against_first(label: str, measure: str, ranking: Ranking) -> tuple[float, f
 
 
 def _by_seed(cells: Sequence[Cell], by_cell: Mapping[str, Mapping[str, float]], name: str) -> list[float]:
-    """Means over everything else, one per seed."""
+    """One mean per seed, over all other settings."""
     groups: dict[int, list[float]] = {}
     for cell in cells:
         if name in by_cell[cell.id]:
@@ -349,13 +365,13 @@ def _value(numbers: Sequence[float]) -> ScoreValue:
 
 
 def _cautions(found: Sequence[Candidate], near: Mapping[str, Nearest], evidence: Evidence) -> dict[str, list[str]]:
-    """{candidate: what speaks against it}."""
+    """{candidate: reasons against it}."""
     cautions: dict[str, list[str]] = {}
     for candidate in found:
         copies = [near[cell.id] for cell in candidate.cells if cell.id in near]
         if copies and candidate.key[0]:
             names = ", ".join(sorted({evidence.training_names[copy.index] for copy in copies})[:3])
-            what = f"{len(copies)} of {len(candidate.cells)} pictures nearly copy training images ({names})"
+            what = f"{len(copies)} of {len(candidate.cells)} images nearly copy training images ({names})"
             cautions.setdefault(candidate.label, []).append(what)
     return cautions
 
@@ -366,14 +382,14 @@ def _recommend(rankings: tuple[str, Ranking], cautions: Mapping[str, Sequence[st
     lead, low, high = ranking.leads[second.name]
     sure = f"{LEVEL:.0%} interval {low:.3g} to {high:.3g}, {ranking.units} paired measurements"
     how = f"{'lowest' if column.better == 'lower' else 'highest'} {column.title} ({first.mean:.5g})"
-    odds = f"first in {first.share_best:.0%} of {RESAMPLES:,} resamplings"
+    odds = f"first in {first.share_best:.0%} of {RESAMPLES:,} bootstrap resamples"
     if ranking.is_clear:
         text = f"recommended: {first.name}. It has the {how}; it leads the runner-up {second.name} by {lead:.3g} ({sure}), {odds}."
     elif ranking.units < MIN_UNITS:
-        text = f"no clear winner: {first.name} has the {how}, but {ranking.units} measurements are too few to tell (at least {MIN_UNITS})."
+        text = f"no clear winner: {first.name} has the {how}, but {ranking.units} paired measurements are too few (at least {MIN_UNITS} are needed)."
     else:
         worst = ranking.leads[ranking.tied[0]]
-        text = f"no clear winner: {first.name} has the {how}, but its lead over {ranking.tied[0]} may be chance ({LEVEL:.0%} interval {worst[1]:.3g} to {worst[2]:.3g}, {ranking.units} paired measurements), {odds}. Not told apart: {', '.join([first.name, *ranking.tied])}."
+        text = f"no clear winner: {first.name} has the {how}, but its lead over {ranking.tied[0]} may be due to chance ({LEVEL:.0%} interval {worst[1]:.3g} to {worst[2]:.3g}, {ranking.units} paired measurements), {odds}. Not distinguishable: {', '.join([first.name, *ranking.tied])}."
     concerned = (first.name, second.name) if ranking.is_clear else (first.name, *ranking.tied)
     return Recommendation(
         choice=first.name if ranking.is_clear else "",

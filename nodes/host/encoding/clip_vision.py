@@ -21,7 +21,7 @@ class HostVision:
         self._model = clip_vision
         self.name = f"the connected CLIP_VISION ({type(clip_vision.model).__name__})"
 
-    def pictures(self, paths: Sequence[Path]) -> list[Features]:
+    def images(self, paths: Sequence[Path]) -> list[Features]:
         """Unit vectors. Raises ModelFileError for an encoder that gives no embedding of the whole picture."""
         return [self._embed(path) for path in paths]
 

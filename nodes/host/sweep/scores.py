@@ -13,7 +13,7 @@ from ....trainer.data.batches import Singles, make_plan
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError
 from ....trainer.runs.run_folder import RunFolder
-from ....trainer.score.image_statistics import Statistics
+from ....trainer.score.image_statistics import StatisticsEncoder
 from ....trainer.score.run import gather, measured_losses, norms, recorded_losses, write_score
 from ....trainer.score.score import Losses, score
 from ....trainer.sweep.run import Sheet, load_sheet
@@ -52,7 +52,7 @@ def scored_sheet(
     losses = _losses(loaded, dataset, cache, run, model, progress, notes)
     evidence = gather(
         loaded.cells,
-        HostVision(clip_vision) if clip_vision is not None else Statistics(),
+        HostVision(clip_vision) if clip_vision is not None else StatisticsEncoder(),
         [example.path for example in dataset.training if example.role == "train" and example.path.is_file()],
         losses,
         [word.strip() for word in trigger.split(",") if word.strip()],

@@ -4,7 +4,8 @@ import csv
 import io
 from typing import Any
 
-from .score import COLUMNS, Score, ScoreRow, ScoreValue
+from .columns import COLUMNS
+from .score import Score, ScoreRow, ScoreValue
 
 INK, ACCENT, PALE, SECOND = "#1c1e22", "#3b6fd4", "#b9c9ea", "#c2582b"
 

@@ -16,33 +16,12 @@ from numpy.typing import NDArray
 
 from ..types import Cell
 from .bootstrap import LEVEL, MIN_UNITS, RESAMPLES, Ranking, rank
+from .columns import COLUMNS
 from .image_statistics import ImageFeatures, Nearest, nearest
 
 RowKey = tuple[str, float]
 """(digest of the LoRA, "" for the base; strength)."""
 BASE_KEY: RowKey = ("", 0.0)
-
-
-@dataclass(frozen=True)
-class Column:
-    """How a measure is shown in tables and plots."""
-
-    title: str
-    unit: str
-    better: str
-    """lower, higher, or "" for a measure that is neither good nor bad."""
-
-
-COLUMNS = {
-    "held_out": Column("validation loss", "mean squared error", "lower"),
-    "training_likeness": Column("image similarity", "to the training images, 0 to 1", "higher"),
-    "prompt_likeness": Column("prompt similarity", "cosine", "higher"),
-    "drift": Column("drift without the trigger", "1 - similarity to the base model", "lower"),
-    "copies": Column("memorised images", "share of images", "lower"),
-    "norm": Column("adapter norm", "Frobenius norm of all changes", ""),
-    "growth": Column("norm ratio", "to the checkpoint before", ""),
-}
-"""The measures in the order of the table. The keys stand in CSV and JSON files and do not change."""
 
 
 class ImageEncoder(Protocol):
@@ -52,15 +31,12 @@ class ImageEncoder(Protocol):
 
     def images(self, paths: Sequence[Path]) -> list[Any]:
         """Features of each image, for `compare`."""
-        ...
 
     def texts(self, prompts: Sequence[str]) -> list[Any]:
         """Features of each prompt; empty for an encoder without a text encoder."""
-        ...
 
     def compare(self, first: Sequence[Any], second: Sequence[Any]) -> NDArray[np.float64]:
         """Similarity of each of N features to each of M, (N, M), 1 for equal ones."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

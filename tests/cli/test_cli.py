@@ -5,14 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 
 import pytest
 import tomllib
+import torch
 from typer.testing import CliRunner
 
 from lora_loom.trainer.cli.aliases import RENAMED, current_arguments
-from lora_loom.trainer.cli.main import app
+from lora_loom.trainer.cli.main import app, main
 from lora_loom.trainer.config.toml import to_dict
 from tests.conftest import make_config
 
@@ -176,32 +177,77 @@ def test_log_and_errors_reach_the_runs_log(toml):
     assert "error: run run exists" in (toml.parent / "run" / "log.txt").read_text()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_stop_and_keep(toml, number):
-    command = [
-        sys.executable,
-        "-m",
-        "lora_loom.trainer",
-        "train",
-        str(toml),
-        "--set",
-        "training.steps=100000",
-        "--json",
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    for line in process.stdout:
-        event = json.loads(line)
+@contextmanager
+def command_in_child(log, *arguments):
+    """(process id, its lines of JSON as they come) of a command in a real process.
+
+    Forked from this one, which has torch imported already; what it writes to standard error lies in `log`.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(writer, 1)
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            torch.set_num_threads(1)
+            main([str(argument) for argument in arguments])
+        except SystemExit as done:
+            code = done.code or 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as output:
+        yield child, (json.loads(line) for line in output)
+
+
+def check_signal(toml, process, lines, number):
+    """Send a signal after some steps; returns what the process says last."""
+    for event in lines:
         if event["event"] == "step" and event["step"] >= 3:
-            process.send_signal(number)
+            os.kill(process, number)
             break
-    output, errors = process.communicate(timeout=120)
-    last = json.loads(output.splitlines()[-1])
-    assert process.returncode == 130, errors
+    last = list(lines)[-1]
     assert last["state"] == "stopped"
     assert (toml.parent / "run" / "checkpoints" / f"step-{last['step']:06d}" / "state.json").is_file()
+
+
+ENDLESS = ("--set", "training.steps=100000", "--json")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_and_keep(toml, tmp_path, number):
+    with command_in_child(tmp_path / "errors", "train", toml, *ENDLESS) as (process, lines):
+        check_signal(toml, process, lines, number)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert code == 130, (tmp_path / "errors").read_text()
+
+
+def real_process(*arguments):
+    command = [sys.executable, "-m", "lora_loom.trainer", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_stop_and_keep_in_a_process_of_its_own(toml, number):
+    process = real_process("train", toml, *ENDLESS)
+    check_signal(toml, process.pid, (json.loads(line) for line in process.stdout), number)
+    assert process.wait(120) == 130, process.stderr.read()
+
+
+def test_a_process_of_its_own_ends_with_the_errors_code(tmp_path):
+    process = real_process("train", tmp_path / "gone.toml", "--json")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "gone.toml" in json.loads(output.splitlines()[-1])["message"]
+    assert "Traceback" not in errors
 
 
 def loaded_by(code):
@@ -231,37 +277,21 @@ def test_import_outside_comfyui_does_nothing():
     assert not {"comfy", "nodes", "server", "folder_paths"} & loaded_by("import lora_loom")
 
 
-def test_a_second_process_is_told(toml):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_second_process_is_told(toml, tmp_path):
     """Two real processes: the second one leaves with a clear error while the first trains on."""
-    command = [
-        sys.executable,
-        "-m",
-        "lora_loom.trainer",
-        "train",
-        str(toml),
-        "--set",
-        "training.steps=100000",
-        "--json",
-    ]
-    first = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        for line in first.stdout:
-            if json.loads(line)["event"] == "step":
-                break
-        second = run("train", toml, "--set", "training.steps=100000")
-        assert second.exit_code == 5
-        assert "is being trained by another process" in second.stderr
-        time.sleep(0.1)
-        assert first.poll() is None
-    finally:
-        first.kill()
-        first.wait()
+    with command_in_child(tmp_path / "errors", "train", toml, *ENDLESS) as (first, lines):
+        try:
+            steps = (event["step"] for event in lines if event["event"] == "step")
+            before = next(steps)
+            second = run("train", toml, "--set", "training.steps=100000")
+            assert second.exit_code == 5
+            assert "is being trained by another process" in second.stderr
+            assert next(steps) > before
+            assert os.waitpid(first, os.WNOHANG) == (0, 0), "the first one trains on"
+        finally:
+            os.kill(first, signal.SIGKILL)
+            os.waitpid(first, 0)
 
 
 def test_former_names_of_options_are_accepted_and_noted_once(caplog):

@@ -176,4 +176,6 @@ class Cell:
     """File names of the reference images, which an edit model uses together."""
     prompt_name: str = ""
     """The prompt's name in a prompt library; "" for a prompt that is not from one."""
+    step: int | None = None
+    """Step of training at which the LoRA was saved; 0 for the base model, None where that is not known."""
     settings: Mapping[str, Any] = field(default_factory=dict)

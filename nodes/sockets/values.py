@@ -77,6 +77,8 @@ class CheckpointsValue(SocketValue):
     directory: str
     """Where sheets and strips of these are written."""
     title: str
+    steps: tuple[int, ...] = ()
+    """Of the files, where a run saved them; empty for files that were chosen by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

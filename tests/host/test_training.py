@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from .graphs import base_hash, data, node, picture, prompt, sleep, toy, train
 
@@ -33,7 +34,8 @@ def digest(server, base, salt):
 def test_wait_mode_trains_saves_and_leaves_the_base_as_it_was(server, bases, family):
     base, name = bases[family], f"wait-{family}"
     before = digest(server, base, 1)
-    graph = train(base, name)
+    graph = train(base, name, accumulation=2)
+    graph["dataset"]["inputs"]["trigger"] = "zib"
     graph = picture(graph, key="plain")
     graph["patched"] = node("LoraLoaderModelOnly", model=base["sources"]["model"], lora_name=["train", 1], strength_model=1.0)  # fmt: skip
     graph = picture(graph, model=["patched", 0], key="with-lora")
@@ -43,6 +45,9 @@ def test_wait_mode_trains_saves_and_leaves_the_base_as_it_was(server, bases, fam
     assert (run["state"], run["step"]) == ("finished", 6)
     log = (server.base / "output" / "lora_loom" / name / "log.txt").read_text()
     assert "0 keys unmatched" in log
+    with safe_open(server.base / "output" / "lora_loom" / name / "loras" / f"{name}.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["modelspec.trigger_phrase"], metadata["ss_gradient_accumulation_steps"]) == ("zib", "2")
     assert "lora key not loaded" not in (server.base / "server.log").read_text()
     assert np.abs(pixels(server, record, "plain") - pixels(server, record, "with-lora")).max() > 0
     listed = server.http.get("/object_info/LoraLoaderModelOnly").json()["LoraLoaderModelOnly"]["input"]["required"]

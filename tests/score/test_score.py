@@ -20,7 +20,8 @@ from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.score.image_statistics import StatisticsEncoder
 from lora_loom.trainer.score.report import plot, to_csv, to_text
 from lora_loom.trainer.score.run import MEASURED, RECORDED, adapter_norm, gather, score_sheet
-from lora_loom.trainer.score.score import BASE_KEY, Evidence, Losses, candidates, has_trigger, score, step_of, units_of
+from lora_loom.trainer.score.score import BASE_KEY, Evidence, Losses, candidates, has_trigger, score, units_of
+from lora_loom.trainer.sweep.cells import sheet_from_dict, sheet_to_dict
 from lora_loom.trainer.sweep.run import load_sheet, sweep, write_strips
 from lora_loom.trainer.types import Cell
 from tests.conftest import SilentHost, make_config
@@ -47,6 +48,7 @@ def cells(tmp_path, colours=None, prompts=("a toad", "a house"), seeds=(0, 1, 2)
                         negative="",
                         seed=seed,
                         guidance="CFG 4",
+                        step=number * 10,
                         settings={
                             "lora": lora,
                             "lora_file": f"run-{number * 10:06d}.safetensors" if lora else "",
@@ -187,14 +189,21 @@ def test_an_adapters_norm_is_that_of_its_dense_change(tmp_path, kind):
     assert adapter_norm(tmp_path / "l.safetensors") == pytest.approx(dense.norm().item() * 2**0.5, rel=1e-5)
 
 
-def test_labels_give_steps():
-    assert [step_of(text) for text in ("base", "step 50", "cat-000100", "a/cat-000100", "cat")] == [
-        0,
-        50,
-        100,
-        100,
-        None,
-    ]
+@pytest.mark.parametrize(
+    ("label", "step"), [("base", 0), ("step 50", 50), ("cat-000100", 100), ("a/cat-000100", 100), ("cat", None)]
+)
+def test_a_sheet_of_version_0_1_names_steps_in_labels_only(tmp_path, label, step):
+    data = sheet_to_dict(cells(tmp_path)[:1])
+    [cell] = data["cells"]
+    del cell["step"]
+    cell["checkpoint"] = label
+    assert [one.step for one in sheet_from_dict(data, tmp_path)] == [step]
+
+
+def test_the_step_is_carried_and_not_read_from_the_label(tmp_path):
+    made = [replace(cell, checkpoint=f"step {i}", step=7) for i, cell in enumerate(cells(tmp_path))]
+    assert [cell.step for cell in sheet_from_dict(sheet_to_dict(made), tmp_path)] == [7] * len(made)
+    assert {candidate.step for candidate in candidates(made)} == {7}
 
 
 def test_candidates_are_loras_at_strengths(tmp_path):
@@ -272,7 +281,7 @@ def test_a_lora_file_that_changed_is_not_measured(finished, tmp_path):
     (folder / "sheet-gone.json").write_text(
         json.dumps({**data, "loras": {**data["loras"], name: str(tmp_path / "gone")}})
     )
-    done = score_sheet(folder, SilentHost(), name="sheet-gone")
+    done = score_sheet(folder / "sheet-gone.json", SilentHost())
     assert any("step 2 not measured: its file is gone" in note for note in done.score.notes)
     assert any("not ranked: step 2" in note for note in done.score.notes)
 

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from lora_loom.trainer.config.run import GuidanceConfig
 from lora_loom.trainer.errors import ConfigError, ModelFileError, RunError
 from lora_loom.trainer.runs.headless import run_folder, train
+from lora_loom.trainer.runs.run_folder import RunFolder
 from lora_loom.trainer.sweep.cells import (
     Axes,
     Rendering,
@@ -27,7 +29,8 @@ from lora_loom.trainer.sweep.run import (
     check_count,
     expanded,
     load_sheet,
-    lora_label,
+    read_loras,
+    run_loras,
     sweep,
     vary,
     write_strips,
@@ -283,9 +286,32 @@ def test_folders_and_patterns_are_expanded(tmp_path):
             expanded([tmp_path / nothing])
 
 
-def test_labels():
-    assert lora_label(Path("run-000100.safetensors"), "run") == "step 100"
-    assert lora_label(Path("other.safetensors"), "run") == "other"
+def test_loras_of_a_run_go_by_step_and_others_by_name_and_metadata(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    places = {
+        run.lora_file(100): "1",  # a run says itself at which step it saved a file
+        run.lora_file(1000000): "1000000",
+        run.lora_file(None): "1000000",
+        tmp_path / "published" / "run-000100.safetensors": "1",
+        tmp_path / "kohya.safetensors": "40",
+        tmp_path / "unknown-000007.safetensors": "",
+    }
+    for number, (path, steps) in enumerate(places.items()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"x.lora_A.weight": torch.full((1, 1), float(number))}, path, {"ss_steps": steps} if steps else None)
+    (run.path / "loras" / "run-2.safetensors").touch()  # nothing that a run writes
+    assert [(one.step, one.path) for one in run.saved_loras()] == [
+        (step, run.lora_file(step)) for step in (100, 1000000)
+    ]
+    assert [(one.label, one.step) for one in run_loras(run, "train")] == [("step 100", 100), ("step 1000000", 1000000)]
+    assert [(one.label, one.step) for one in read_loras(list(places)[2:], run)] == [
+        ("run", 1000000),
+        ("step 100", 100),
+        ("kohya", 40),
+        ("unknown-000007", None),
+    ]
+    with pytest.raises(RunError, match="has saved no LoRA yet: train it first"):
+        run_loras(RunFolder(tmp_path / "other"), "train it first")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from .console import JsonHost
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's TOML file.", show_default=False)]
+ConfigOrRun = Annotated[
+    Path,
+    typer.Argument(
+        help="The run's TOML file, or the folder of a run, which ComfyUI may have trained.", show_default=False
+    ),
+]
+SheetPath = Annotated[
+    Path,
+    typer.Argument(
+        help="The strips folder of a run, of whose sheets the newest is taken, or one sheet*.json.", show_default=False
+    ),
+]
 Set = Annotated[
     list[str],
     typer.Option("--set", metavar="A.B=C", help="Override a setting, e.g. training.steps=500. May be repeated."),
@@ -33,6 +45,19 @@ def load(config: Path, overrides: list[str], as_json: bool) -> "TrainConfig":
 
     try:
         return read(config, overrides)
+    except LoomError as error:
+        fail(error, as_json)
+
+
+def load_run(path: Path, overrides: list[str], as_json: bool) -> "TrainConfig":
+    """The configuration of a TOML file, or of the run in a folder."""
+    from ..runs.record import run_config
+    from ..runs.run_folder import RunFolder
+
+    if not path.is_dir():
+        return load(path, overrides, as_json)
+    try:
+        return run_config(RunFolder(path.resolve()), overrides)
     except LoomError as error:
         fail(error, as_json)
 

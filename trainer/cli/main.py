@@ -11,7 +11,7 @@ from . import comfy_api as cli_server
 from . import convert as cli_convert
 from . import lora_tools as cli_tools
 from .aliases import AliasedCommand
-from .common import AsJson, ConfigFile, Set, command_host, confirm, load, report
+from .common import AsJson, ConfigFile, ConfigOrRun, Set, SheetPath, command_host, confirm, load, load_run, report
 
 if TYPE_CHECKING:
     from ..sweep.run import Sheet
@@ -57,7 +57,7 @@ def train(
 
 @app.command()
 def sweep(
-    config: ConfigFile,
+    config: ConfigOrRun,
     overrides: Set = [],  # noqa: B006
     lora: Annotated[
         list[Path],
@@ -74,7 +74,7 @@ def sweep(
     """Generate the images of the [sweep] table for the base model and every checkpoint, and draw the grid. Resumes where it stopped."""
     from ..sweep.run import sweep as run_sweep
 
-    settings = load(config, overrides, as_json)
+    settings = load_run(config, overrides, as_json)
     with command_host(as_json) as host:
         sheet = run_sweep(settings, host, lora, lambda question: yes or confirm(question))
         strips, tables = _draw(sheet, ("checkpoint", "strength"), ("reference", "prompt", "seed"), settings.name)
@@ -93,9 +93,7 @@ def _draw(sheet: "Sheet", columns: Sequence[str], rows: Sequence[str], title: st
 
 @app.command()
 def strip(
-    folder: Annotated[
-        Path, typer.Argument(help="The strips folder of a run, which holds sheet.json.", show_default=False)
-    ],
+    folder: SheetPath,
     columns: Annotated[str, typer.Option(help="Axes from left to right.")] = "checkpoint,strength",
     rows: Annotated[str, typer.Option(help="Axes from top to bottom.")] = "reference,prompt,seed",
     title: Annotated[str, typer.Option(help="Heading; by default the run's name.")] = "",
@@ -106,7 +104,7 @@ def strip(
     There is one page for each combination of the axes that are neither columns nor rows.
     """
     from ..errors import ConfigError, did_you_mean
-    from ..sweep.run import load_sheet
+    from ..sweep.run import find_sheet, load_sheet
     from ..sweep.strip import AXES
 
     with command_host(as_json):
@@ -114,16 +112,14 @@ def strip(
         for axis in [*across, *down]:
             if axis not in AXES:
                 raise ConfigError(f"axis {axis!r}: {did_you_mean(axis, list(AXES))}")
-        heading = title or folder.resolve().parent.name
-        strips, tables = _draw(load_sheet(folder), across, down, heading)
+        sheet = load_sheet(*find_sheet(folder))
+        strips, tables = _draw(sheet, across, down, title or sheet.folder.resolve().parent.name)
     report(as_json, ", ".join([*strips, *tables]), strips=strips, tables=tables)
 
 
 @app.command(cls=AliasedCommand)
 def score(
-    folder: Annotated[
-        Path, typer.Argument(help="The strips folder of a run, which holds sheet.json.", show_default=False)
-    ],
+    folder: SheetPath,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -145,7 +141,7 @@ def score(
     settings = load(config, [], as_json) if config else None
     with command_host(as_json) as host:
         done = score_sheet(folder, host, config=settings, triggers=trigger, encoder=clip_model)
-        title = folder.resolve().parent.name
+        title = done.sheet.folder.resolve().parent.name
         strips, tables = _draw(done.sheet, ("checkpoint", "strength"), ("prompt", "seed"), title)
         written = [*map(str, done.files), *strips, *tables]
     report(as_json, "\n".join([done.text, *written]), score=done.score.to_dict(), files=written)

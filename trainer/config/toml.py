@@ -48,8 +48,8 @@ def load(path: Path, overrides: Iterable[str] = (), note: Note = log_note) -> Tr
     """
     noted: dict[str, None] = {}
     data = current_tree(read_toml(path), noted.setdefault)
-    for override in overrides:
-        _override(data, override, noted.setdefault)
+    for text in overrides:
+        override(data, text, noted.setdefault)
     config = parse(data, TrainConfig, noted.setdefault)
     for text in noted:
         note(text)
@@ -66,7 +66,7 @@ def read_toml(path: Path) -> Json:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
-def _override(data: Json, text: str, note: Note) -> None:
+def override(data: Json, text: str, note: Note = log_note) -> None:
     """Set data[a][b] for "a.b=c"; c is read as a TOML value and, where that fails, as a plain string."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():

@@ -53,6 +53,12 @@ def describe(
     return metadata
 
 
+def trained_steps(metadata: Mapping[str, str]) -> int | None:
+    """Optimizer steps that a LoRA file's metadata names, as kohya's and ours do; None where there is no number."""
+    steps = metadata.get("ss_steps", "")
+    return int(steps) if steps.isascii() and steps.isdecimal() else None
+
+
 def in_layout(metadata: Mapping[str, str], format: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The same for a file in another layout: ranks add up where modules are put together, and alpha may be multiplied in."""
     downs = [key for key in tensors if key.endswith((".lora_down.weight", ".lora_A.weight"))]

@@ -21,7 +21,7 @@ from ..data.cache.online import Items, OnlineItems, SharedEncoders
 from ..data.cache.store import Cache
 from ..data.images.index import FileIndex
 from ..data.report import Report, epochs_text, make_report, refuse_warnings
-from ..data.sets.dataset import Dataset, build_dataset
+from ..data.sets.dataset import Dataset, build_dataset, first_trigger
 from ..data.sets.dataset_file import gather_sets
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.timesteps import NoiseLevels
@@ -163,7 +163,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         identity=base.encoder_identity(tiled=config.memory.vae_tiling),
         folder=folder,
         processes=processes,
-        trigger=next((one.trigger for one in listed.sets if one.trigger), ""),
+        trigger=first_trigger(listed.sets),
     )
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,23 @@ from ..training.early_stopping import lowest, recommended
 from ..types import StepResult
 from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
+"""1: the configuration of a graph run had a shape of its own, and no run named its modules. `record.py` reads both."""
 _UPDATING = threading.Lock()
 WRITTEN = ("checkpoints", "loras", "samples", "strips", "strips/cells")
 """Sub-folders of a run that files are written into."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "optimum-quanto", "numpy")
+
+
+_STEP = re.compile(r"-(\d{6,})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedLora:
+    """The LoRA file of a checkpoint."""
+
+    step: int
+    path: Path
 
 
 class RunFolder:
@@ -237,6 +251,12 @@ class RunFolder:
             remove_temporaries(folder)
             write_tensors(folder / path.name, tensors, metadata)
         return path
+
+    def saved_loras(self) -> list[SavedLora]:
+        """The LoRA files of checkpoints, oldest first."""
+        found = {path: _STEP.search(path.stem) for path in (self.path / "loras").glob("*.safetensors")}
+        steps = {int(match[1]): path for path, match in found.items() if match}
+        return [SavedLora(step=step, path=path) for step, path in sorted(steps.items()) if path == self.lora_file(step)]
 
     def lora_file(self, step: int | None) -> Path:
         """Where the LoRA of a step is, or the last one."""

@@ -8,9 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..config.aliases import no_note
 from ..config.run import TrainConfig
-from ..config.toml import Json, parse
+from ..config.toml import Json
 from ..data.sets.dataset_file import gather_sets
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.timesteps import NoiseLevels
@@ -19,13 +18,14 @@ from ..lora.host_formula import group_by_module
 from ..lora.patch import patched
 from ..lora_tools.layouts import Formats
 from ..runs.headless import build_cache, held_out_of, prepare, run_folder
+from ..runs.record import recorded_tables, run_config, training_images
 from ..runs.run_folder import RunFolder
 from ..runs.session import Host
 from ..storage.atomic import write_bytes, write_json
 from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
 from ..sweep.cells import sheet_to_dict
-from ..sweep.run import Sheet, load_sheet
+from ..sweep.run import Sheet, find_sheet, load_sheet
 from ..training.held_out import HeldOut, held_out_losses
 from ..types import Cell
 from ..weights.devices import compute_dtype
@@ -57,51 +57,68 @@ class Scored:
 
 
 def score_sheet(
-    folder: Path,
+    path: Path,
     host: Host,
     *,
-    name: str = "sheet",
     config: TrainConfig | None = None,
     triggers: Sequence[str] = (),
     encoder: str = "",
 ) -> Scored:
-    """Score a finished sweep. Without a configuration, that of the run whose folder this is.
+    """Score a finished sweep: a sheet, or the newest one in a folder. Without a configuration, that of the run whose folder it is.
 
     Raises RunError without a sheet, ModelFileError for an `encoder` that is not a CLIP folder. Anything else that is missing
     leaves measures out, and the notes name it.
     """
+    folder, name = find_sheet(path)
     sheet = load_sheet(folder, name)
     image_encoder: ImageEncoder = StatisticsEncoder()
     if encoder:
         from .clip import ClipFiles
 
         image_encoder = ClipFiles(Path(encoder).expanduser())
-    notes: list[str] = []
-    config = config or run_config(folder.resolve().parent, notes)
-    losses: Losses | None = None
-    training: list[Path] = []
-    words = list(triggers)
-    if config is not None:
-        sets = gather_sets(config.dataset, config.dataset_files).sets
-        words = words or [one.trigger for one in sets if one.trigger]
-        losses, training = _measure(sheet, config, host, notes)
     run = run_folder(config) if config is not None else RunFolder(folder.resolve().parent)
+    source = _of_config(config, sheet, host) if config is not None else _of_run(run, sheet, host)
+    losses, notes = source.losses, list(source.notes)
     if losses is None or len(losses.values) < 2:
         losses = recorded_losses(run, sheet.cells, notes) or losses
-    evidence = gather(sheet.cells, image_encoder, training, losses, words, norms(sheet.loras), notes, host)
+    words = list(triggers) or list(source.triggers)
+    evidence = gather(sheet.cells, image_encoder, source.images, losses, words, norms(sheet.loras), notes, host)
     return write_score(sheet, score(sheet.cells, evidence), name, folder.resolve().parent.name)
 
 
-def run_config(folder: Path, notes: list[str]) -> TrainConfig | None:
-    """The configuration in a run's folder; none, with a note, where there is none that the command line can use."""
+@dataclass(frozen=True, kw_only=True)
+class RunSource:
+    """What the run behind a sheet adds to its score."""
+
+    losses: Losses | None = None
+    images: Sequence[Path] = ()
+    """Training images."""
+    triggers: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+def _of_run(run: RunFolder, sheet: Sheet, host: Host) -> RunSource:
+    """By the record in its folder. A run of ComfyUI has its images in the cache, and losses only as it recorded them."""
     try:
-        record = RunFolder(folder).read()
-        return parse(record["config"], TrainConfig, no_note)
-    except (LoomError, KeyError):
-        notes.append(
-            f"{folder.name} has no configuration of the command line: losses as recorded, no training images (give --config RUN.toml)"
-        )
-        return None
+        tables = recorded_tables(run)
+        config = None if "cache" in tables else run_config(run)
+        images = training_images(run)
+    except LoomError as error:
+        note = f"{run.name}: {error}. Validation losses as recorded, no training images (give --config RUN.toml)"
+        return RunSource(notes=[note])
+    if config is not None:
+        return _of_config(config, sheet, host)
+    trigger = str(tables["cache"].get("trigger", ""))
+    note = f"{run.name} was trained in ComfyUI: validation losses as recorded while it trained"
+    return RunSource(images=images, triggers=[trigger] if trigger else [], notes=[note])
+
+
+def _of_config(config: TrainConfig, sheet: Sheet, host: Host) -> RunSource:
+    sets = gather_sets(config.dataset, config.dataset_files).sets
+    notes: list[str] = []
+    losses, images = _measure(sheet, config, host, notes)
+    words = [one.trigger for one in sets if one.trigger]
+    return RunSource(losses=losses, images=images, triggers=words, notes=notes)
 
 
 def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) -> tuple[Losses | None, list[Path]]:
@@ -168,7 +185,7 @@ def recorded_losses(run: RunFolder, cells: Sequence[Cell], notes: list[str]) -> 
     values: dict[RowKey, list[list[float]]] = {}
     for candidate in candidates(cells):
         file = candidate.cells[0].settings.get("lora_file", "")
-        is_own = file == f"{run.name}-{candidate.step or 0:06d}.safetensors" and candidate.key[1] == 1
+        is_own = candidate.step is not None and file == run.lora_file(candidate.step).name and candidate.key[1] == 1
         if (candidate.key == BASE_KEY or is_own) and candidate.step in lines:
             values[candidate.key] = lines[candidate.step]
     shapes = {(len(rows), len(rows[0])) for rows in values.values() if rows}

@@ -150,17 +150,11 @@ def candidates(cells: Sequence[Cell]) -> list[Candidate]:
             key=key,
             label=members[0].checkpoint
             + (f", strength {key[1]:g}" if key[0] and (len(strengths) > 1 or key[1] != 1) else ""),
-            step=step_of(members[0].checkpoint),
+            step=members[0].step,
             cells=tuple(members),
         )
         for key, members in groups.items()
     ]
-
-
-def step_of(label: str) -> int | None:
-    """100 for "step 100", 0 for the base."""
-    match = re.fullmatch(r"(?:.*/)?(?:step |.*-)(\d+)", label)
-    return 0 if label == "base" else int(match[1]) if match else None
 
 
 def setting_of(cell: Cell) -> tuple[Any, ...]:

@@ -4,9 +4,10 @@ Every cell has an id made of what made it; a cell whose picture exists is not re
 once; a LoRA is laid over it and taken off; each prompt is encoded once.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import groupby, product
 from math import prod
 from pathlib import Path
@@ -42,6 +43,8 @@ class SweptLora:
     label: str
     digest: str
     path: Path
+    step: int | None = None
+    """Of training, where it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,7 @@ def plan_cells(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
                 seed=seed,
                 guidance=guidance.name,
                 reference=reference.label if reference else "",
+                step=lora.step if lora else 0,
                 settings={**recipe, "lora_file": lora.path.name if lora else ""},
             )
         )
@@ -288,4 +292,15 @@ def sheet_to_dict(
 
 
 def sheet_from_dict(data: Mapping[str, Any], folder: Path) -> list[Cell]:
-    return [replace(Cell(**cell), image=folder / cell["image"]) for cell in data["cells"]]
+    return [_cell_from_dict(cell, folder) for cell in data["cells"]]
+
+
+def _cell_from_dict(data: Mapping[str, Any], folder: Path) -> Cell:
+    """Sheets of version 0.1 name the step in the label only."""
+    step = data["step"] if "step" in data else _step_in(data["checkpoint"])
+    return Cell(**{**data, "image": folder / data["image"], "step": step})
+
+
+def _step_in(label: str) -> int | None:
+    match = re.fullmatch(r"(?:.*/)?(?:step |.*-)(\d+)", label)
+    return 0 if label == BASE else int(match[1]) if match else None

@@ -16,14 +16,16 @@ from ..diffusion.samplers import SAMPLERS, SCHEDULES
 from ..errors import ConfigError, RunError, StoppedError
 from ..eta import duration
 from ..families.common.comfy_loaders import from_input_folder, literally, loaders, prompt_nodes
+from ..lora.metadata import trained_steps
 from ..lora_tools.layouts import Formats
 from ..runs.headless import run_folder
 from ..runs.prompt_library import all_prompts
 from ..runs.reference_images import check_references, read_references, unused_references
+from ..runs.run_folder import RunFolder
 from ..runs.session import Host
 from ..storage.atomic import write_bytes, write_json
 from ..storage.fingerprint import tensors_digest
-from ..storage.tensor_file import read_lora
+from ..storage.tensor_file import TensorFile, read_lora
 from ..types import Cell
 from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
 from .cell_workflow import MakeGraph, cell_graph
@@ -60,15 +62,12 @@ class Sheet:
     """Ids of the cells that a score recommends."""
 
 
-def checkpoint_loras(config: TrainConfig) -> list[Path]:
-    """The LoRA files a run has saved at its checkpoints, oldest first. Raises RunError if there are none."""
-    folder = run_folder(config)
-    files = sorted((folder.path / "loras").glob(f"{config.name}-*.safetensors"))
-    if not files:
-        raise RunError(
-            f"run {config.name} in {folder.path} has saved no LoRA yet: train it first, or name files with --lora"
-        )
-    return files
+def run_loras(run: RunFolder, remedy: str) -> tuple[SweptLora, ...]:
+    """The LoRA files that a run has saved at its checkpoints, oldest first. Raises RunError with the remedy without any."""
+    saved = run.saved_loras()
+    if not saved:
+        raise RunError(f"run {run.name} in {run.path} has saved no LoRA yet: {remedy}")
+    return tuple(swept_lora(one.path, step_label(one.step), one.step) for one in saved)
 
 
 def expanded(paths: Sequence[Path]) -> list[Path]:
@@ -87,22 +86,26 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def lora_label(path: Path, run_name: str) -> str:
-    """ "step 100" for a checkpoint of the run, else the file's name."""
-    number = path.stem.removeprefix(f"{run_name}-")
-    return f"step {int(number)}" if number.isdecimal() else path.stem
+def step_label(step: int) -> str:
+    """What a checkpoint is called on strips."""
+    return f"step {step}"
 
 
-def read_loras(paths: Sequence[Path], run_name: str) -> tuple[SweptLora, ...]:
-    """Raises ModelFileError on a file that is no LoRA or damaged."""
+def read_loras(paths: Sequence[Path], run: RunFolder) -> tuple[SweptLora, ...]:
+    """LoRA files by name; those of the run's checkpoints, wherever they lie, by step. Raises ModelFileError on a file that is
+    no LoRA or damaged."""
+    steps = {one.path.name: one.step for one in run.saved_loras()}
     return tuple(
-        SweptLora(
-            label=lora_label(path, run_name),
-            digest=tensors_digest(read_lora(path)),
-            path=path,
-        )
+        swept_lora(path, step_label(steps[path.name]) if path.name in steps else path.stem, steps.get(path.name))
         for path in paths
     )
+
+
+def swept_lora(path: Path, label: str, step: int | None = None) -> SweptLora:
+    """A LoRA file to compare; the step of one that is of no run is what its metadata says. Raises ModelFileError."""
+    tensors = read_lora(path)
+    known = trained_steps(TensorFile(path).metadata) if step is None else step
+    return SweptLora(label=label, digest=tensors_digest(tensors), path=path, step=known)
 
 
 def make_axes(sweep: SweepConfig, loras: tuple[SweptLora, ...], seed: int) -> Axes:
@@ -214,10 +217,11 @@ def sweep(
     base.check_encoders()
     check_references("sweep.references", config.sweep.references, base)
     renderings = make_renderings(config, base)
-    axes = make_axes(
-        config.sweep, read_loras(expanded(lora_files) or checkpoint_loras(config), config.name), config.training.seed
-    )
-    folder = run_folder(config).path / "strips"
+    run = run_folder(config)
+    given = expanded(lora_files)
+    loras = read_loras(given, run) if given else run_loras(run, "train it first, or name files with --lora")
+    axes = make_axes(config.sweep, loras, config.training.seed)
+    folder = run.path / "strips"
     check_count(axes, renderings)
     cells = plan_cells(axes, renderings, folder / "cells")
     todo = missing(cells)
@@ -242,9 +246,9 @@ def sweep(
             asking.rendered()
             if host.should_stop():
                 raise StoppedError("the sweep was stopped; finished cells are kept, run it again to go on")
-    loras = {lora.digest: lora.path.resolve() for lora in axes.loras}
-    write_json(folder / "sheet.json", sheet_to_dict(cells, loras=loras))
-    return Sheet(folder=folder, cells=tuple(cells), rendered=len(todo), loras=loras)
+    places = {lora.digest: lora.path.resolve() for lora in axes.loras}
+    write_json(folder / "sheet.json", sheet_to_dict(cells, loras=places))
+    return Sheet(folder=folder, cells=tuple(cells), rendered=len(todo), loras=places)
 
 
 def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
@@ -268,6 +272,17 @@ def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
         return cell_graph(cell, guidance, nodes, links, lora=name, lora_to_clip=True, distilled=distilled, say=say)
 
     return make
+
+
+def find_sheet(path: Path) -> tuple[Path, str]:
+    """(folder, name) of a sheet: of the .json file itself, or of the newest in a folder. The command line writes sheet.json,
+    LoomSweep one file per sweep, and LoomScore another. Raises RunError where there is none."""
+    if path.is_file():
+        return path.parent, path.stem
+    sheets = sorted(path.glob("sheet*.json"), key=lambda sheet: sheet.stat().st_mtime_ns)
+    if not sheets:
+        raise RunError(f"{path} holds no finished sheet: run the sweep first")
+    return path, sheets[-1].stem
 
 
 def load_sheet(folder: Path, name: str = "sheet") -> Sheet:

@@ -16,7 +16,7 @@ from ....trainer.data.contact_sheet import Thumbnail, contact_sheet, thumbnails
 from ....trainer.data.images.index import FileIndex
 from ....trainer.data.images.load import file_digest
 from ....trainer.data.report import make_report, refuse_warnings
-from ....trainer.data.sets.dataset import Dataset, build_dataset
+from ....trainer.data.sets.dataset import Dataset, build_dataset, first_trigger
 from ....trainer.data.sets.dataset_file import read_dataset_file
 from ....trainer.data.sets.scan import scan
 from ....trainer.errors import ConfigError, DataError, LoomError
@@ -229,7 +229,7 @@ def fill_cache(
         text_pixels=identity.text_pixels,
         factor=factor,
         resolution=data.resolution,
-        trigger=next((one.trigger for one in value.sets if one.trigger), ""),
+        trigger=first_trigger(value.sets),
     )
     sheet = contact_sheet(thumbnails(dataset, told), f"{len(dataset.examples)} images as they are trained")
     shown = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", to_png(sheet))

@@ -3,10 +3,9 @@
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
@@ -23,9 +22,9 @@ from ....trainer.sweep.run import (
     check_count,
     check_sizes,
     load_sheet,
-    lora_label,
     make_axes,
-    read_loras,
+    step_label,
+    swept_lora,
     vary,
     write_grid,
     write_page,
@@ -79,19 +78,20 @@ def collect(
     """Raises ConfigError or RunError if there is nothing to compare."""
     if run is not None and files.strip():
         raise ConfigError(f"files = {files!r} beside a run: disconnect the run, or clear files")
-    found = _of_run(run) if run is not None else _of_files(files)
-    chosen = picked(found, pick, number)
-    name = run.name if run is not None else "files"
-    directory = run_folder(run.name).path / "strips" if run is not None else root() / "strips"
-    return CheckpointsValue(files=tuple(chosen), include_base=include_base, directory=str(directory), title=name)
-
-
-def _of_run(run: RunValue) -> list[tuple[str, str]]:
-    folder = run_folder(run.name)
-    files = sorted((folder.path / "loras").glob(f"{glob.escape(folder.name)}-*.safetensors"))
-    if not files:
-        raise RunError(f"run {run.name} has saved no LoRA yet: wait for its first save_every steps (LoomWait)")
-    return [(lora_label(path, folder.name), str(path)) for path in files]
+    directory, title = root() / "strips", "files"
+    steps: tuple[int, ...] = ()
+    if run is not None:
+        folder, title = run_folder(run.name), run.name
+        directory = folder.path / "strips"
+        saved = picked(folder.saved_loras(), pick, number)
+        if not saved:
+            raise RunError(f"run {run.name} has saved no LoRA yet: wait for its first save_every steps (LoomWait)")
+        chosen, steps = [(step_label(one.step), str(one.path)) for one in saved], tuple(one.step for one in saved)
+    else:
+        chosen = picked(_of_files(files), pick, number)
+    return CheckpointsValue(
+        files=tuple(chosen), steps=steps, include_base=include_base, directory=str(directory), title=title
+    )
 
 
 def _of_files(text: str) -> list[tuple[str, str]]:
@@ -113,7 +113,11 @@ def _of_files(text: str) -> list[tuple[str, str]]:
     return [(Path(os.path.relpath(path, common)).with_suffix("").as_posix(), str(path)) for path in found]
 
 
-def picked(files: Sequence[tuple[str, str]], pick: CheckpointPick, number: int) -> list[tuple[str, str]]:
+T = TypeVar("T")
+
+
+def picked(files: Sequence[T], pick: CheckpointPick, number: int) -> list[T]:
+    """All of them, the last `number`, or every one of that number; of these the last is always one."""
     if pick == "last n":
         return list(files[-number:])
     if pick == "every nth":
@@ -140,7 +144,7 @@ def rendered_sheet(
         base=checkpoints.include_base,
         references=kept_references(reference_batches(inputs)),
     )
-    axes = make_axes(sweep, _labelled(checkpoints), 0)
+    axes = make_axes(sweep, _swept(checkpoints), 0)
     most = max((len(one.paths) for one in axes.references), default=0)
     reading = chosen_reading(inputs.get("edit_prompts", AUTO), clip, most)
     renderings = _renderings(model, vae, clip, inputs, reading)
@@ -160,9 +164,12 @@ def rendered_sheet(
     return value, files_to_image([cell.image for cell in cells])
 
 
-def _labelled(checkpoints: CheckpointsValue) -> tuple[SweptLora, ...]:
-    loras = read_loras([Path(path) for _, path in checkpoints.files], "")
-    return tuple(replace(lora, label=label) for lora, (label, _) in zip(loras, checkpoints.files, strict=True))
+def _swept(checkpoints: CheckpointsValue) -> tuple[SweptLora, ...]:
+    """Raises ModelFileError for a file that is no LoRA, damaged or gone."""
+    steps = checkpoints.steps or (None,) * len(checkpoints.files)
+    return tuple(
+        swept_lora(Path(path), label, step) for (label, path), step in zip(checkpoints.files, steps, strict=True)
+    )
 
 
 def _renderings(model: ModelPatcher, vae: Vae, clip: Clip, inputs: SweepInputs, reading: str) -> tuple[Rendering, ...]:

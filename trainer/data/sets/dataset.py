@@ -61,6 +61,11 @@ class Dataset:
         return digest([_facts(example) for example in self.examples])
 
 
+def first_trigger(sets: Sequence[DatasetConfig]) -> str:
+    """The trigger word that a LoRA file names; "" where no set has one."""
+    return next((one.trigger for one in sets if one.trigger), "")
+
+
 def build_dataset(
     sets: Sequence[DatasetConfig], data: DataConfig, step: int, seed: int, index: FileIndex, progress: Progress
 ) -> Dataset:

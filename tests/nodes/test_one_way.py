@@ -1,0 +1,267 @@
+"""The command line and the graph, side by side: the same settings are the same plan, the same session, the same record."""
+
+import gc
+import json
+import weakref
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lora_loom.trainer.config.aliases import current_tree
+from lora_loom.trainer.config.run import DatasetConfig, TrainingConfig, ValidationConfig
+from lora_loom.trainer.config.toml import free_on_resume
+from lora_loom.trainer.data.sets.dataset import first_trigger
+from lora_loom.trainer.errors import ConfigError, RunError
+from lora_loom.trainer.lora.metadata import describe
+from lora_loom.trainer.runs.assemble import assemble
+from lora_loom.trainer.runs.headless import prepare, run_folder, run_plan, train
+from lora_loom.trainer.runs.plan import SECTIONS
+from lora_loom.trainer.runs.previews import sample_interval, sample_settings
+from lora_loom.trainer.runs.run_folder import RunFolder
+from lora_loom.trainer.runs.session import Backend, RunData
+from tests.conftest import SilentHost, make_config, pictures
+from tests.nodes.records import OLD_FACTS, OLD_GRAPH_RUN, old_inputs
+
+VALIDATION = {
+    "prompts": ["a zib", "two zibs"], "negative_prompt": "blur", "seed": 5, "sample_every": 50, "sample_steps": 7,
+    "guidance_scale": 2.0, "width": 64, "height": 96, "every": 25, "timesteps": 3, "patience": 2,
+}  # fmt: skip
+NODE = {
+    "negative": "blur", "seed": 5, "every": 50, "steps": 7, "cfg": 2.0, "measure_every": 25, "timesteps": 3, "patience": 2,
+}  # fmt: skip
+"""The same, as LoomValidation's inputs are called in saved workflows."""
+
+
+def graph_plan(host, facts=OLD_FACTS, **changes):
+    """What LoomTrain makes of its inputs."""
+    host("runs.session")
+    from lora_loom.nodes.train import _request
+
+    return _request(old_inputs(**changes)).plan(facts)
+
+
+def command_line_plan(tmp_path, **changes):
+    """The same settings in a TOML file."""
+    tables = current_tree(OLD_GRAPH_RUN["config"])
+    config = make_config(
+        "sd3",
+        tmp_path,
+        name="graph-run",
+        dataset=[{"folder": str(pictures()), "trigger": "zib"}],
+        data={"resolution": 64, "bucket_step": 32, "validation_split": 0.34},
+        network={**tables["network"], "exclude_modules": "", "init_from": ""},
+        optimizer=tables["optimizer"],
+        schedule=tables["schedule"],
+        objective=tables["objective"],
+        training={**tables["training"], "precision": "float32"},
+        output={"dtype": "float32"},
+        **changes,
+    )
+    return run_plan(prepare(config, SilentHost()))
+
+
+def plans(host, tmp_path):
+    """(of the command line, of the graph), for the same settings."""
+    from lora_loom.nodes.sockets.values import MemoryValue, NetworkValue, ValidationValue
+
+    mine = command_line_plan(tmp_path, validation=VALIDATION, model={"quantize": "none"})
+    validation = host("runs.previews").validation_config(VALIDATION["prompts"], "blur", (), (64, 96), NODE)
+    inputs = {
+        "cache": replace(old_inputs()["cache"], trigger="zib", digest=mine.facts["data"]),
+        "network": NetworkValue(network=replace(mine.network, rank=16)),
+        "memory": MemoryValue(memory=mine.memory, precision="float32", quantize="none", yield_max_s=0.0),
+        "validation": ValidationValue(validation=validation, vae="v", text="t"),
+    }
+    return mine, graph_plan(host, dict(mine.facts), **inputs)
+
+
+def test_the_same_settings_are_the_same_plan(host, tmp_path):
+    mine, graph = plans(host, tmp_path)
+    for section in set(SECTIONS) - {"output"}:
+        assert getattr(mine, section) == getattr(graph, section), section
+    assert (mine.name, mine.trigger, mine.facts) == (graph.name, graph.trigger, graph.facts)
+    assert (mine.output.dtype, mine.output.report_to) == (graph.output.dtype, graph.output.report_to)
+    shared = set(SECTIONS) - {"memory", "validation", "output"}
+    fixed, theirs = mine.fixed(), graph.fixed()
+    assert {name: fixed[name] for name in shared} == {name: theirs[name] for name in shared}
+    assert mine.config().keys() - graph.config().keys() == {"dataset", "dataset_files", "data", "text", "sweep"}
+    assert graph.config().keys() - mine.config().keys() == {"cache"}
+
+
+def test_the_same_plan_is_the_same_session_and_the_same_file(host, tmp_path):
+    """Of the metadata nothing but the digests' sources and the date may differ; trigger and accumulation are in both."""
+    denoiser = SimpleNamespace(objective=SimpleNamespace(name="flow"))
+    backend = Backend(denoiser=denoiser, architecture="sd3", compute_dtype=torch.float32, shift=3.0)
+    data = RunData(training=[], held_out=[1, 2], images=4, resolution=64)
+    sessions = [assemble(plan, backend, data, RunFolder(tmp_path / "x"), ["a.b"]) for plan in plans(host, tmp_path)]
+    first, second = (describe(one.plan.network, step=3, **one.metadata) for one in sessions)
+    assert {**first, "modelspec.date": ""} == {**second, "modelspec.date": ""}
+    assert second["modelspec.trigger_phrase"] == "zib"
+    assert second["ss_gradient_accumulation_steps"] == "2"
+    assert [(one.held_out.timesteps, one.held_out.seed, one.loss, one.lora_dtype) for one in sessions] == [
+        (3, 7, sessions[0].loss, torch.float32)
+    ] * 2
+    with pytest.raises(AttributeError):
+        sessions[0].samples = object()
+
+
+def test_the_trigger_is_the_first_of_the_datasets():
+    from lora_loom.nodes.sockets.values import CacheValue
+
+    sets = [DatasetConfig(folder="x", trigger=word) for word in ("", "zib", "zab")]
+    assert first_trigger(sets) == "zib"
+    assert first_trigger([]) == ""
+    old = {name: value for name, value in vars(old_inputs()["cache"]).items() if name != "trigger"}
+    assert CacheValue(**old).trigger == "", "records of earlier versions have none"
+
+
+# What may change when a run is continued.
+
+
+def test_a_run_of_version_0_1_goes_on(host, tmp_path):
+    graph = graph_plan(host)
+    folder = RunFolder(tmp_path / "graph-run")
+    folder.update(**OLD_GRAPH_RUN)
+    assert folder.differences(graph.fixed(), graph.config()) == []
+    folder.start(graph.config(), graph.fixed(), {}, ["a"])
+    assert folder.differences(graph.fixed(), graph.config()) == [], "nor does it in the new shape"
+    assert folder.read()["format"] == 2
+
+
+def test_what_keeps_a_run_from_going_on_and_the_sentence_are_the_same_on_both_sides(host, tmp_path):
+    from lora_loom.nodes.sockets.values import MemoryValue
+
+    graph = graph_plan(host)
+    folder = host("paths").run_folder("graph-run")
+    folder.start(graph.config(), graph.fixed(), {})
+    precise = old_inputs()["memory"]
+    changed = graph_plan(host, memory=MemoryValue(**{**vars(precise), "precision": "bfloat16", "quantize": "none"}))
+    records, registry = host("runs.records"), SimpleNamespace(active=lambda name: None)
+    with pytest.raises(RunError) as refused:
+        records.choose(changed, "resume", registry)
+    text = str(refused.value)
+    assert "model.quantize: 'int8' -> 'none'" in text
+    assert "training.precision: 'float32' -> 'bfloat16'" in text
+    assert f"{free_on_resume()}; set existing_run to new, or use another name" in text
+    assert records.choose(changed, "new", registry).folder.name == "graph-run-2"
+
+    config = make_config("sd3", tmp_path, training={"steps": 1})
+    train(config, SilentHost())
+    with pytest.raises(RunError) as refused:
+        train(replace(config, training=replace(config.training, seed=9)), SilentHost())
+    assert f"{free_on_resume()}; use another name for a new run" in str(refused.value)
+    assert free_on_resume() == (
+        "Only training.steps, training.save_every, training.keep_checkpoints and the sections memory, validation, "
+        "sweep and output may change"
+    )
+
+
+def test_a_start_lora_counts_by_its_content_on_both_sides(host, tmp_path):
+    """Renamed it is the same run, changed it is not."""
+    from lora_loom.nodes.sockets.values import NetworkValue
+
+    old = old_inputs()["network"].network
+    renamed = NetworkValue(network=replace(old, init_from="moved/start.safetensors"))
+    graph = graph_plan(host)
+    folder = RunFolder(tmp_path / "graph-run")
+    folder.update(**OLD_GRAPH_RUN)
+    moved = graph_plan(host, network=renamed)
+    assert folder.differences(moved.fixed(), moved.config()) == []
+    other = graph_plan(host, {**OLD_FACTS, "init": "changed"})
+    assert folder.differences(other.fixed(), other.config()) == [f"facts.init: {OLD_FACTS['init']!r} -> 'changed'"]
+    mine = replace(graph, own={"model": {"base": "x", "quantize": "int8"}}, network=moved.network)
+    assert mine.fixed() == graph.fixed(), "the command line leaves the path out in the same way"
+
+
+# Validation.
+
+
+@pytest.mark.parametrize(("asked", "steps"), [(0, 250), (50, 50), (-1, 0)])
+def test_sample_every_means_the_same_on_both_sides(asked, steps):
+    """0 = at checkpoints; -1, which is LoomValidation's 0, = on request."""
+    assert sample_interval(ValidationConfig(sample_every=asked), TrainingConfig()) == steps
+
+
+def test_the_nodes_inputs_have_the_tables_names(host):
+    previews = host("runs.previews")
+    made = previews.validation_config(VALIDATION["prompts"], "blur", (), (64, 96), NODE)
+    expected = {**VALIDATION, "prompts": tuple(VALIDATION["prompts"])}
+    assert made == ValidationConfig(**expected)
+    plain = previews.validation_config(["a"], "", (), (512, 512), {"every": 0})
+    assert (plain.sample_every, plain.every, plain.timesteps, plain.patience) == (
+        -1,
+        0,
+        ValidationConfig().timesteps,
+        0,
+    )
+    assert sample_settings(plain, 9.0).guidance.scale == 4.0
+    assert sample_settings(ValidationConfig(), 9.0).guidance.scale == 9.0, "0 is the usual scale"
+
+    from lora_loom.nodes.settings import LoomValidation
+
+    groups = LoomValidation.INPUT_TYPES()
+    shown = {name: widget[1].get("display_name", name) for group in groups.values() for name, widget in group.items()}
+    names = {"every": "sample_every", "steps": "sample_steps", "cfg": "guidance_scale", "negative": "negative_prompt",
+             "measure_every": "every", "timesteps": "timesteps", "patience": "patience", "report": "report_to"}  # fmt: skip
+    assert {name: shown[name] for name in names} == names
+
+
+def test_samples_on_request_are_refused_where_nobody_can_ask(tmp_path):
+    config = make_config("sd3", tmp_path, validation={"prompts": ["a"], "sample_every": -1})
+    with pytest.raises(ConfigError, match=r"validation\.sample_every = -1: .*use 0 \(at checkpoints\) or more"):
+        prepare(config, SilentHost())
+
+
+class Vae:
+    """Large, and watched by a weak reference."""
+
+
+def test_a_vae_lives_as_long_as_the_record_that_names_it(host):
+    """ComfyUI keeps the record while LoomValidation's output is cached: queued again it is found, and afterwards freed."""
+    from lora_loom.nodes.sockets.values import ValidationValue
+
+    previews = host("runs.previews")
+    held, records, refs = previews.HeldVaes(), [], []
+    for _ in range(3):
+        value, vae = ValidationValue(validation=ValidationConfig(), vae="v", text="t"), Vae()
+        held.hold(value, vae)
+        records.append(value)
+        refs.append(weakref.ref(vae))
+        del vae
+    assert [held.vae(value) for value in records] == [ref() for ref in refs], "equal records, each with its own"
+    copy = replace(records[0])
+    with pytest.raises(ConfigError, match="the VAE of LoomValidation is not loaded in this process"):
+        held.vae(copy)
+    del records[:2], value
+    gc.collect()
+    assert [ref() is None for ref in refs] == [True, True, False]
+    assert len(held) == 1
+    records.clear()
+    gc.collect()
+    assert (refs[2](), len(held)) == (None, 0)
+
+
+# A run of the command line in the graph.
+
+
+def test_loom_run_and_loom_checkpoints_take_a_run_of_the_command_line(host):
+    runs = host("paths").root()
+    config = make_config("sd3", runs, name="from-toml", training={"steps": 4, "save_every": 2})
+    train(config, SilentHost())
+    assert run_folder(config).path == runs / "from-toml"
+    host("runs.actions")
+    from lora_loom.nodes.sweep import LoomCheckpoints
+    from lora_loom.nodes.train import LoomRun
+
+    run, _ = LoomRun().run(name="from-toml")
+    assert (run.name, run.directory) == ("from-toml", str(runs / "from-toml"))
+    [made] = LoomCheckpoints().run(include_base=True, pick="all", n=1, run=run)
+    assert [label for label, _ in made.files] == ["step 2", "step 4"]
+    assert made.steps == (2, 4)
+    assert made.directory == str(runs / "from-toml" / "strips")
+    records = host("runs.records")
+    summary = records.summary(run_folder(config), SimpleNamespace(active=lambda name: None))
+    assert (summary["state"], summary["step"], summary["total"]) == ("finished", 4, 4)
+    assert json.dumps(summary)

@@ -1,5 +1,6 @@
 """The seam between the engine and a network: what every backend offers to training and to sampling."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,10 +13,16 @@ from .objectives import Objective
 
 @dataclass(frozen=True)
 class Targets:
-    """Which modules get an adapter: those whose path matches `pattern` (a regular expression, matched anywhere)."""
+    """Which modules get an adapter: those whose path matches `pattern` (a regular expression, matched anywhere), or `paths`."""
 
-    pattern: str
+    pattern: str = ""
     description: str = ""
+    paths: frozenset[str] | None = None
+    """Exact paths, in place of the pattern."""
+
+    def hold(self, path: str) -> bool:
+        """Whether the module of this path is among them."""
+        return re.search(self.pattern, path) is not None if self.paths is None else path in self.paths
 
 
 class Denoiser(Protocol):

@@ -7,17 +7,24 @@ from torch import nn
 
 from ..diffusion.denoiser import Targets
 from ..errors import ConfigError, did_you_mean
+from ..weights.row_parts import RowPart
 
 
 def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: str, exclude: str = "") -> list[str]:
-    """Paths of the Linear and Conv2d modules that `wanted` names, sorted.
+    """The paths of the Linear and Conv2d modules that `wanted` names, sorted.
 
-    `wanted` is the name of a preset or "regex:" and a pattern that is searched for in the path. Raises ConfigError with
-    near misses when nothing matches.
+    `wanted` is the name of a preset, or "regex:" and a pattern that is searched for in the path. A part of a fused Linear is
+    a target only where the whole Linear is not. Raises ConfigError, with near misses, when nothing matches.
     """
-    paths = sorted(path for path, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d))
-    pattern = _pattern(presets, wanted)
-    found = [path for path in paths if pattern.search(path)]
+    layers = {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    paths = sorted(layers)
+    targets = _targets(presets, wanted)
+    matched = {path for path in paths if targets.hold(path)}
+    found = [
+        path
+        for path in sorted(matched)
+        if not (isinstance(layers[path], RowPart) and path.rpartition(".")[0] in matched)
+    ]
     if not found:
         leaves = sorted({re.sub(r"\d+", "N", path) for path in paths})
         near = did_you_mean(wanted.removeprefix("regex:"), leaves)
@@ -40,14 +47,14 @@ def still_there(module: nn.Module, paths: Sequence[str]) -> bool:
     return {path for path, _ in module.named_modules()}.issuperset(paths)
 
 
-def _pattern(presets: Mapping[str, Targets], wanted: str) -> re.Pattern[str]:
+def _targets(presets: Mapping[str, Targets], wanted: str) -> Targets:
     if wanted.startswith("regex:"):
-        return _compile("network.target_modules", wanted.removeprefix("regex:"))
+        return Targets(_compile("network.target_modules", wanted.removeprefix("regex:")).pattern)
     if wanted not in presets:
         raise ConfigError(
             f"network.target_modules = {wanted!r}: {did_you_mean(wanted, list(presets))}, or regex: and a pattern"
         )
-    return re.compile(presets[wanted].pattern)
+    return presets[wanted]
 
 
 def _compile(name: str, pattern: str) -> re.Pattern[str]:

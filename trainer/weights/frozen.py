@@ -75,14 +75,19 @@ class _Conv2d(torch.autograd.Function):
         return grad, None, None, None
 
 
+def frozen_linear(x: Tensor, weight: Any, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """x W^T + b for a weight in any dtype, cast or unpacked on use; `weight` is a tensor or what knows `dequantize()`."""
+    if weight.dtype == x.dtype and scale is None and not is_packed(weight):
+        return F.linear(x, weight, _like(bias, x))
+    return _Linear.apply(x, weight, bias, scale)  # type: ignore[no-untyped-call]
+
+
 class FrozenLinear(nn.Linear):
     scale: Tensor | None = None
     """Factor on the stored weight (scaled fp8 files)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.dtype == input.dtype and self.scale is None and not is_packed(self.weight):
-            return F.linear(input, self.weight, _like(self.bias, input))
-        return _Linear.apply(input, self.weight, self.bias, self.scale)  # type: ignore[no-untyped-call]
+        return frozen_linear(input, self.weight, self.bias, self.scale)
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -116,7 +121,9 @@ def _must_cast(weight: Tensor, dtype: torch.dtype) -> bool:
 
 def _casting(root: nn.Module, path: str, part: Any) -> nn.Module:
     """The layer, now one that casts; a packed one, which computes in a single format, gives its weight to a new one."""
-    if not is_packed(part.weight) or type(part) is FrozenLinear:
+    if isinstance(part, FrozenLinear | FrozenConv2d):
+        return part
+    if not is_packed(part.weight):
         part.__class__ = FrozenLinear if isinstance(part, nn.Linear) else FrozenConv2d
         return part
     made = FrozenLinear(part.in_features, part.out_features, bias=False, device="meta")
@@ -129,5 +136,5 @@ def _casting(root: nn.Module, path: str, part: Any) -> nn.Module:
 def _casts_on_use(part: nn.Module) -> bool:
     """A Linear or zero-padded Conv2d of torch or of ours, or a packed Linear (which computes in one format only)."""
     if isinstance(part, nn.Linear):
-        return type(part) in (nn.Linear, FrozenLinear) or is_packed(part.weight)
+        return type(part) is nn.Linear or isinstance(part, FrozenLinear) or is_packed(part.weight)
     return type(part) in (nn.Conv2d, FrozenConv2d) and part.padding_mode == "zeros"

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from .frozen import FrozenLinear, dense, is_packed
+from .row_parts import FusedLinear
 
 KINDS = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
 
@@ -50,14 +51,18 @@ def quantize(
     paths = [
         path
         for path, part in module.named_modules()
-        if type(part) in (nn.Linear, FrozenLinear) and not is_packed(part.weight)
+        if type(part) in (nn.Linear, FrozenLinear, FusedLinear) and not is_packed(part.weight)
     ]
     for index, path in enumerate(paths):
-        packed = QLinear.from_module(_plain(module.get_submodule(path), dtype, device), weights=qtype)
+        linear = module.get_submodule(path)
+        packed = QLinear.from_module(_plain(linear, dtype, device), weights=qtype)
         packed.freeze()
         packed.requires_grad_(False)
-        parent, _, leaf = path.rpartition(".")
-        setattr(module.get_submodule(parent) if parent else module, leaf, packed)
+        if isinstance(linear, FusedLinear):  # its parts go on reading it
+            linear.weight, linear.bias, linear.scale = packed.weight, packed.bias, None
+        else:
+            parent, _, leaf = path.rpartition(".")
+            setattr(module.get_submodule(parent) if parent else module, leaf, packed)
         progress(index + 1, len(paths))
 
 

@@ -1,0 +1,92 @@
+"""Parts of a fused Linear as layers of their own, so that an adapter can be laid on some of its rows.
+
+Some networks keep several projections in the rows of one matrix: Flux's single blocks hold query, key, value and the first
+layer of the feed-forward in `linear1`. A part has no weight of its own; it reads the rows of the whole.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .frozen import FrozenLinear, frozen_linear, is_packed
+
+Rows = tuple[int, int]
+"""First row and last row + 1."""
+
+
+class FusedLinear(FrozenLinear):
+    """A Linear with children that are its rows. It computes as one matrix until a child is replaced by an adapted layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        parts = list(self.children())
+        if all(type(part) is RowPart for part in parts):
+            return super().forward(input)
+        return torch.cat([part(input) for part in parts], dim=-1)
+
+
+class RowPart(nn.Linear):
+    """Some rows of a `FusedLinear` as a layer. Nothing is copied, unless the whole is packed and must be unpacked."""
+
+    def __init__(self, whole: FusedLinear, rows: Rows) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = whole.in_features, rows[1] - rows[0]
+        self._whole = (whole,)  # in a tuple, so that the whole is no child of its own part
+        self._rows = slice(*rows)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(rows, in), as plain numbers without the scale."""
+        stored = self._stored()
+        return stored.dequantize() if isinstance(stored, _PackedRows) else stored
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        bias = self._whole[0].bias
+        return None if bias is None else bias[self._rows]
+
+    @property
+    def scale(self) -> Tensor | None:
+        """Factor on the stored weight (scaled fp8 files): one for all rows, or one for each."""
+        scale = self._whole[0].scale
+        return scale if scale is None or scale.numel() == 1 else scale[self._rows]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return frozen_linear(input, self._stored(), self.bias, self.scale)
+
+    def _stored(self) -> Any:
+        weight = self._whole[0].weight
+        return _PackedRows(weight, self._rows) if is_packed(weight) else weight[self._rows]
+
+
+@dataclass(frozen=True)
+class _PackedRows:
+    """Rows of a packed weight, unpacked when they are needed and not kept."""
+
+    whole: Tensor
+    rows: slice
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.whole.dtype
+
+    def dequantize(self) -> Tensor:
+        return self.whole.dequantize()[self.rows]
+
+
+def split(linear: nn.Module, parts: Mapping[str, Rows]) -> None:
+    """Give a frozen Linear its parts as children, by name and in the order of their rows.
+
+    Raises ValueError for a layer that is no FrozenLinear, or parts that do not cover its rows one after another.
+    """
+    if not isinstance(linear, FrozenLinear):
+        raise ValueError(f"a {type(linear).__name__} cannot be split into rows")
+    ends = [0, *(stop for _, stop in parts.values())]
+    if [start for start, _ in parts.values()] != ends[:-1] or ends[-1] != linear.out_features:
+        raise ValueError(f"the parts {dict(parts)} do not cover {linear.out_features} rows one after another")
+    linear.__class__ = FusedLinear
+    assert isinstance(linear, FusedLinear)
+    for name, rows in parts.items():
+        linear.add_module(name, RowPart(linear, rows))

@@ -135,7 +135,7 @@ def test_a_fresh_adapter_changes_nothing_and_alone_gets_gradients(family, kind):
 def test_every_preset_matches_and_its_keys_are_the_hosts(family, tiny):
     recorded = [json.loads(p.read_text())["accepted"] for p in HOST.glob("*.json") if _family_of(p) == family.name]
     assert recorded, "no host fixture for this family: run scripts/record_host_keys.py"
-    for preset in family.target_presets:
+    for preset in tiny.denoiser.target_presets:
         paths = resolve_targets(tiny.denoiser.module, tiny.denoiser.target_presets, preset)
         assert paths
         patterns = {_numberless(tiny.denoiser.file_key(path)) for path in paths}

@@ -125,7 +125,7 @@ def test_a_model_that_nobody_described_trains_with_the_generic_preset_and_says_s
     graph = train(toy(name), f"unknown-{name}", learning_rate=0.02)
     server.run(prompt(graph))
     folder = server.base / "output" / "lora_loom" / f"unknown-{name}"
-    assert "is not in the family table: trained with the generic preset (all attention Linears" in (folder / "log.txt").read_text()  # fmt: skip
+    assert "is not in the family table: trained with the generic preset (attention in the network's blocks" in (folder / "log.txt").read_text()  # fmt: skip
     run = json.loads((folder / "run.json").read_text())
     assert run["state"] == "finished"
     assert run["max_relative_error"] < 5e-3

@@ -119,7 +119,7 @@ def test_what_was_fused_before_is_fused_again_at_its_old_rank(toy, tmp_path):
 
 def test_a_part_alone_leaves_the_other_rows_as_they_are(tmp_path):
     denoiser = toy_denoiser("flux-dev", tmp_path)
-    denoiser.target_presets = {"some": next(iter(families.get("flux").target_presets.values()))}
+    denoiser.target_presets = {"some": next(iter(families.get("flux").target_presets(()).values()))}
     path = tmp_path / "native.safetensors"
     save_lora(denoiser, path, preset=r"regex:^transformer_blocks\.\d\.attn\.to_k$")
     convert(path, tmp_path / "kohya.safetensors", "kohya", "flux")

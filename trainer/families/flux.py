@@ -4,7 +4,7 @@ All but schnell are guidance-distilled: the network is fed a guidance value, 1.0
 to look at reference images, whose clean latents stand behind the noisy ones (arXiv 2506.15742).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -232,7 +232,6 @@ class Flux:
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=16, scale=0.3611, shift=0.1159)
     bucket_step = 16
-    target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
     lora_layouts = DIT
     comfy = COMFY
@@ -241,6 +240,9 @@ class Flux:
         double = widths.blocks("transformer_blocks", "double_blocks")
         single = widths.blocks("single_transformer_blocks", "single_blocks")
         return native_keys(double, single, widths.hidden, 4 * widths.hidden, guidance=True)
+
+    def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
+        return TARGETS
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "double_blocks.0.img_attn.qkv.weight" in shapes

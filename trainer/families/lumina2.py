@@ -3,7 +3,7 @@
 The network's clock runs towards the data: it is fed 1 - sigma and answers x0 - noise, which `predict` turns round.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,7 +208,6 @@ class Lumina2:
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=16, scale=0.3611, shift=0.1159)
     bucket_step = 16
-    target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
     lora_layouts = FUSED_DIT
     comfy = COMFY
@@ -227,6 +226,9 @@ class Lumina2:
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
+
+    def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
+        return TARGETS
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "cap_embedder.1.weight" in shapes and "noise_refiner.0.adaLN_modulation.1.weight" in shapes

@@ -5,7 +5,7 @@ one and sees a picture as a film of one frame. The edit models are shown referen
 behind the noisy ones, and the language model sees them before the prompt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, update_wrapper
 from inspect import signature
@@ -137,7 +137,7 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
         if "zero_cond_t" not in signature(network_class().__init__).parameters:
             raise ModelFileError(f"this file's references have a clock of their own ({CLEAN_CLOCK}): update diffusers")
         config["zero_cond_t"] = True
-    return config, {key: Part(key) for key in shapes if key != CLEAN_CLOCK}
+    return config, FAMILY.key_map(shapes)
 
 
 @cache
@@ -206,7 +206,6 @@ class QwenImage:
     latent_space = LatentSpace(channels=16, scale=tuple(1 / std for std in STD), shift=MEAN)
     bucket_step = 32
     """An even number of patches: of an odd one, diffusers and ComfyUI take different patches for the middle."""
-    target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
     lora_layouts = DIT
     comfy = COMFY
@@ -222,7 +221,10 @@ class QwenImage:
         return {f"{path}.weight": Part(f"{path}.weight") for path in paths}
 
     def key_map(self, shapes: Shapes) -> KeyMap:
-        return read_native(shapes)[1]
+        return {key: Part(key) for key in shapes if key != CLEAN_CLOCK}
+
+    def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
+        return targets_of(count_blocks(paths, "transformer_blocks"))
 
     def detect(self, shapes: Shapes) -> str | None:
         mine = "txt_norm.weight" in shapes and "transformer_blocks.0.img_mod.1.weight" in shapes

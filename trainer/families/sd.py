@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: one UNet, epsilon or v (arXiv 2112.10752). Text: one CLIP, 77 tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -106,13 +106,15 @@ class SD:
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=4, scale=0.18215)
     bucket_step = 64
-    target_presets: Mapping[str, Targets] = UNET_TARGETS
     lora_names = unet_lora_names((768, 1024))
     lora_layouts = UNET
     comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
         return unet_lora_map(widths, bare=(0,))
+
+    def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
+        return UNET_TARGETS
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "input_blocks.0.0.weight" in shapes and "label_emb.0.0.weight" not in shapes

@@ -5,7 +5,7 @@ A base with a single CLIP whose width is the network's own context width (the de
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,7 +232,6 @@ class SD3:
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=16, scale=1.5305, shift=0.0609)
     bucket_step = 16
-    target_presets: Mapping[str, Targets] = TARGETS
     lora_names = LORA_NAMES
     lora_layouts = DIT
     comfy = COMFY
@@ -241,6 +240,9 @@ class SD3:
         """One block more than the file reaches to, as only the network's last has its modulation the other way round."""
         depth = widths.blocks("transformer_blocks", "joint_blocks")
         return native_keys(depth + 1, widths.hidden, dual=range(depth), qk_norm=False)
+
+    def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
+        return TARGETS
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "joint_blocks.0.x_block.attn.qkv.weight" in shapes

@@ -1,6 +1,6 @@
 """Stable Diffusion XL: two CLIPs, and the image's size and crop as conditioning (arXiv 2307.01952)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -123,13 +123,15 @@ class SDXL:
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=4, scale=0.13025)
     bucket_step = 64
-    target_presets: Mapping[str, Targets] = UNET_TARGETS
     lora_names = unet_lora_names((2048,))
     lora_layouts = UNET_ORIGINAL
     comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
         return unet_lora_map(widths)
+
+    def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
+        return UNET_TARGETS
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "input_blocks.0.0.weight" in shapes and "label_emb.0.0.weight" in shapes

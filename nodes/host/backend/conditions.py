@@ -15,6 +15,7 @@ from ....trainer.data.batches import PickedExample
 from ....trainer.data.cache.keys import View, prompt_key, views
 from ....trainer.data.cache.store import Cache
 from ....trainer.errors import ConfigError
+from ....trainer.families import all_families
 from ....trainer.types import Conditioning, EncoderIdentity, Example, Geometry, references_in
 from .denoiser import latent_dims
 from .packing import pack, unpack
@@ -129,8 +130,9 @@ def network_inputs(
 
 
 def size_conditions(class_name: str, geometry: Geometry) -> dict[str, int]:
-    """SDXL is told the original size and the crop; a mirrored image is cropped from its other edge. Others: the bucket."""
-    if not class_name.startswith("SDXL"):
+    """What a model of this class is told about an image's size, in pixels: the bucket's, or for SDXL also the original size
+    and the crop. A mirrored image is cropped from its other edge."""
+    if not any(class_name in family.comfy.crop_classes for family in all_families().values()):
         return {"width": geometry.target[0], "height": geometry.target[1]}
     left = geometry.crop_left
     if geometry.flip:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ....trainer.diffusion.denoiser import Targets
 from ....trainer.errors import ModelFileError
-from .families import KnownFamily, generic, known
+from ....trainer.weights.row_parts import split
+from .families import LoadedFamily, described, told_by_structure
 from .objective import HostObjective
 from .rope import register_rope_gradients
 from .shadow import build_shadow
@@ -54,8 +55,9 @@ class LoadedDenoiser:
     family: str
     module: nn.Module
     objective: HostObjective
-    settings: KnownFamily
+    settings: LoadedFamily
     is_known: bool
+    """Whether a family describes it; otherwise its layers were told from the structure."""
     latent_dims: int
     """5 for video-shaped networks, which get a time axis of 1."""
     compute_dtype: torch.dtype
@@ -65,7 +67,7 @@ class LoadedDenoiser:
         return self.settings.targets
 
     def file_key(self, module_path: str) -> str:
-        return f"{PREFIX}{module_path}"
+        return self.settings.file_keys.get(module_path, f"{PREFIX}{module_path}")
 
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
         """Groups of samples whose inputs have the same shapes run together; the others one after another."""
@@ -149,13 +151,16 @@ def load_denoiser(patcher: Any, *, compute_dtype: torch.dtype | None = None) -> 
     with torch.inference_mode(False):
         shadow = build_shadow(model.diffusion_model, original_weights(patcher))
         objective = HostObjective(patcher.get_model_object("model_sampling"))
-    settings = known(name)
+    row = described(name, shadow)
+    settings = row or told_by_structure(shadow)
+    for path, parts in settings.parts.items():
+        split(shadow.get_submodule(path), parts)
     return LoadedDenoiser(
         family=name,
         module=shadow,
         objective=objective,
-        settings=settings or generic(shadow),
-        is_known=settings is not None,
+        settings=settings,
+        is_known=row is not None,
         latent_dims=latent_dims(model),
         compute_dtype=compute_dtype or model.manual_cast_dtype or model.get_dtype(),
     )

@@ -1,122 +1,135 @@
-"""What is known of model families beyond what a loaded model tells by itself: targets by native name, good defaults.
+"""What is known of a loaded network beyond what it tells by itself: its family's row, read under ComfyUI's names.
 
-A model that is not in the table trains too, with the generic preset.
+A row (`trainer/families/*.py`) names modules as diffusers does. `key_map` says which rows of which module of the original file
+each of them is, and a loaded network has the original file's names; so a preset means the same weights on both sides. A
+network that no row describes trains too: `trainer/lora/roles.py` tells its layers from the structure.
 """
 
-import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from ....trainer.diffusion.denoiser import Targets
+from ....trainer.diffusion.objectives import FlowMatching
 from ....trainer.diffusion.timesteps import ResolutionShift
+from ....trainer.families import all_families
+from ....trainer.families.common.family import Family
+from ....trainer.lora import roles
+from ....trainer.types import Shapes
+from ....trainer.weights.row_parts import RowPart, Rows
 
-_UNET_ATTENTION = r"attn[12]\.(to_[qkv]|to_out\.0)"
-_UNET_BLOCK = rf"transformer_blocks\.\d+\.({_UNET_ATTENTION}|ff\.net\.(0\.proj|2))"
-UNET = {
-    "default": Targets(
-        rf"\.1\.({_UNET_BLOCK}|proj_in|proj_out)$", "attention, feed-forward and the projections round them"
-    ),
-    "attention": Targets(rf"{_UNET_ATTENTION}$", "all projections of attention"),
-    "attention+mlp": Targets(rf"{_UNET_BLOCK}$", "attention and feed-forward"),
-    "conv": Targets(
-        rf"\.1\.({_UNET_BLOCK}|proj_in|proj_out)$|(in_layers\.2|out_layers\.3|skip_connection|\.op|\.conv)$",
-        "default and the convolutions",
-    ),
-    "all": Targets(r".", "every Linear and convolution"),
-}
-SD3 = {
-    "default": Targets(r"joint_blocks\.\d+\.(x|context)_block\.attn2?\.(qkv|proj)$", "attention"),
-    "attention": Targets(r"joint_blocks\.\d+\.(x|context)_block\.attn2?\.(qkv|proj)$", "all projections of attention"),
-    "attention+mlp": Targets(
-        r"joint_blocks\.\d+\.(x|context)_block\.(attn2?\.(qkv|proj)|mlp\.fc[12])$", "attention and feed-forward"
-    ),
-    "all": Targets(r".", "every Linear and convolution"),
-}
-FLUX = {
-    "default": Targets(r"double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)$|single_blocks\.\d+\.linear[12]$", "attention"),
-    "attention": Targets(
-        r"double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)$|single_blocks\.\d+\.linear[12]$",
-        "attention (in single blocks with the feed-forward fused to it)",
-    ),
-    "attention+mlp": Targets(
-        r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02])$|single_blocks\.\d+\.linear[12]$",
-        "attention and feed-forward",
-    ),
-    "all": Targets(r".", "every Linear"),
-}
-LUMINA2 = {
-    "default": Targets(r"(layers|refiner)\.\d+\.attention\.(qkv|out)$", "attention"),
-    "attention": Targets(r"(layers|refiner)\.\d+\.attention\.(qkv|out)$", "all projections of attention, q k v as one"),
-    "attention+mlp": Targets(
-        r"(layers|refiner)\.\d+\.(attention\.(qkv|out)|feed_forward\.w[123])$", "attention and feed-forward"
-    ),
-    "all": Targets(r".", "every Linear"),
-}
-_QWEN_ATTENTION = r"attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
-QWEN = {
-    "default": Targets(rf"transformer_blocks\.\d+\.{_QWEN_ATTENTION}$", "attention"),
-    "attention": Targets(rf"transformer_blocks\.\d+\.{_QWEN_ATTENTION}$", "all projections of attention"),
-    "attention+mlp": Targets(
-        rf"transformer_blocks\.\d+\.({_QWEN_ATTENTION}|(img|txt)_mlp\.net\.(0\.proj|2))$", "attention and feed-forward"
-    ),
-    "all": Targets(r".", "every Linear"),
-}
+WEIGHT = ".weight"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownFamily:
+class LoadedFamily:
+    """What training needs to know of a loaded network."""
+
     targets: Mapping[str, Targets]
-    bucket_step: int = 16
-    """Bucket sides are multiples of this many pixels."""
     training_shift: float | ResolutionShift | None = None
-    """Shift of trained noise levels; None takes the model's own sampling shift."""
+    """Shift of the trained noise levels; None takes the shift that the model samples with."""
     conditions: Mapping[str, float] = field(default_factory=dict)
     """Values added to every conditioning while training, e.g. Flux's guidance."""
     blocks: tuple[str, ...] = ()
     """Class names of the blocks that gradient checkpointing recomputes."""
+    parts: Mapping[str, Mapping[str, Rows]] = field(default_factory=dict)
+    """{path of a fused Linear: {name of a part: its rows}}, where a preset means some of its rows only."""
+    file_keys: Mapping[str, str] = field(default_factory=dict)
+    """{path of such a part: its name in LoRA files}."""
 
 
-_DIT = 16
-KNOWN: dict[str, KnownFamily] = {
-    "BaseModel": KnownFamily(targets=UNET, bucket_step=64, blocks=("BasicTransformerBlock", "ResBlock")),
-    "SDXL": KnownFamily(targets=UNET, bucket_step=64, blocks=("BasicTransformerBlock", "ResBlock")),
-    "SD3": KnownFamily(targets=SD3, training_shift=3.0, blocks=("JointBlock",)),
-    "Flux": KnownFamily(
-        targets=FLUX,
-        training_shift=ResolutionShift(),
-        conditions={"guidance": 1.0},
-        blocks=("DoubleStreamBlock", "SingleStreamBlock"),
-    ),
-    "Lumina2": KnownFamily(targets=LUMINA2, training_shift=ResolutionShift(), blocks=("JointTransformerBlock",)),
-    "QwenImage": KnownFamily(
-        targets=QWEN,
-        training_shift=ResolutionShift(max_tokens=8192, max_shift=0.9),
-        blocks=("QwenImageTransformerBlock",),
-    ),
-}
+@dataclass(frozen=True)
+class _Piece:
+    """A module of a row within a module of the loaded network."""
+
+    name: str
+    """Its diffusers path."""
+    rows: Rows
+    whole: str
+    """Path of the loaded module."""
+
+    @property
+    def path(self) -> str:
+        """Its path as a part of the loaded module."""
+        return f"{self.whole}.{self.name.rpartition('.')[2]}"
 
 
-def known(class_name: str) -> KnownFamily | None:
-    """By the class name of the loaded model; SD1 and SD2 are ComfyUI's plain BaseModel with a UNet."""
-    return KNOWN.get(class_name)
+def known(class_name: str) -> Family | None:
+    """The family whose networks ComfyUI loads as this class of comfy.model_base."""
+    return next((one for one in all_families().values() if class_name in one.comfy.model_classes), None)
 
 
-def generic(module: nn.Module) -> KnownFamily:
-    """For a model nobody described: all attention Linears found by name, else all Linears; blocks by repetition."""
-    linears = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
-    attention = r"(attn|attention)[^.]*\..*|\.(to_[qkvo]|to_out\.\d|qkv|q_proj|k_proj|v_proj|o_proj|out_proj)$"
-    found = any(re.search(attention, path) for path in linears)
-    default = Targets(attention if found else r".", "all attention Linears found by name" if found else "all Linears")
-    return KnownFamily(
-        targets={"default": default, "all": Targets(r".", "every Linear and convolution")},
-        blocks=repeated_blocks(module),
+def takes_guidance(class_name: str) -> bool:
+    """Whether the class is fed a guidance value, though not every file of it may heed it."""
+    family = known(class_name)
+    return family is not None and any(variant.guidance_embedding for variant in family.variants.values())
+
+
+def described(class_name: str, network: nn.Module) -> LoadedFamily | None:
+    """The row of a loaded network, or None if no family has this class, or the family's names do not fit this network."""
+    family = known(class_name)
+    if family is None:
+        return None
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    variant = family.detect(shapes)
+    pieces = _pieces(family, shapes, network)
+    if variant is None or pieces is None:
+        return None
+    settings = family.variants[variant]
+    presets = family.target_presets([piece.name for inside in pieces.values() for piece in inside])
+    targets = {name: Targets(description=preset.description, paths=_paths(preset, pieces)) for name, preset in presets.items()}  # fmt: skip
+    wanted = {path for preset in targets.values() for path in preset.paths or ()}
+    fused = {whole: inside for whole, inside in pieces.items() if any(piece.path in wanted for piece in inside)}
+    prefix = family.lora_layouts["native"].prefix
+    return LoadedFamily(
+        targets=targets,
+        training_shift=settings.training_shift if isinstance(settings.objective, FlowMatching) else None,
+        conditions={"guidance": 1.0} if takes_guidance(class_name) else {},
+        blocks=family.comfy.block_classes,
+        parts={
+            whole: {piece.path.rpartition(".")[2]: piece.rows for piece in inside} for whole, inside in fused.items()
+        },
+        file_keys={piece.path: f"{prefix}{piece.name}" for inside in fused.values() for piece in inside},
     )
 
 
+def _pieces(family: Family, shapes: Shapes, network: nn.Module) -> dict[str, list[_Piece]] | None:
+    """{path of a Linear or Conv2d: the row's modules in it, by their rows}; None unless every one has a name in the row."""
+    try:
+        keymap = family.key_map(shapes)
+    except KeyError:  # a relative of the family that lacks a tensor by which the map counts
+        return None
+    layers = {path: part for path, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    layers = {path: part for path, part in layers.items() if not isinstance(part, RowPart)}
+    found: dict[str, list[_Piece]] = defaultdict(list)
+    for key, place in keymap.items():
+        whole = place.native.removesuffix(WEIGHT)
+        if key.endswith(WEIGHT) and whole in layers:
+            rows = place.rows or (0, layers[whole].weight.shape[0])
+            found[whole].append(_Piece(key.removesuffix(WEIGHT), rows, whole))
+    if found.keys() != layers.keys():
+        return None
+    return {whole: sorted(inside, key=lambda piece: piece.rows) for whole, inside in found.items()}
+
+
+def _paths(preset: Targets, pieces: Mapping[str, list[_Piece]]) -> frozenset[str]:
+    """The paths of a preset: a module where all of its rows are meant, else those of its parts that are."""
+    paths: set[str] = set()
+    for whole, inside in pieces.items():
+        meant = [piece for piece in inside if preset.hold(piece.name)]
+        paths |= {whole} if len(meant) == len(inside) else {piece.path for piece in meant}
+    return frozenset(paths)
+
+
+def told_by_structure(network: nn.Module) -> LoadedFamily:
+    """For a network that no row describes."""
+    return LoadedFamily(targets=roles.presets(network), blocks=repeated_blocks(network))
+
+
 def repeated_blocks(module: nn.Module) -> tuple[str, ...]:
-    """Classes that stand more than once in a ModuleList: what a network is stacked of."""
+    """Names of the classes that stand more than once in a ModuleList: what a network is stacked of."""
     stacks = [part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) > 1]
     names = [type(stack[0]).__name__ for stack in stacks if len({type(child) for child in stack}) == 1]
     return tuple(dict.fromkeys(name for name in names if name not in ("Linear", "Sequential", "FrozenLinear")))

@@ -11,7 +11,7 @@ from ....trainer.families.common.comfy_loaders import Show, prompt_nodes
 from ....trainer.runs.reference_images import Reference
 from ....trainer.sweep.cell_workflow import MakeGraph, cell_graph
 from ....trainer.types import Cell, Size
-from ..backend.families import known
+from ..backend.families import takes_guidance
 from ..comfy_types import Graph, GraphNode, ModelPatcher
 from ..encoding.reference_images import NAMES
 from ..paths import is_inside, lora_folder, lora_root
@@ -28,8 +28,7 @@ def cell_graphs(
     links = _links(inputs, SOURCES)
     if not graph or len(links) < len(SOURCES):
         return lambda cell, lora, guidance: {}
-    family = known(type(model.model).__name__)
-    is_distilled = family is not None and "guidance" in family.conditions
+    is_distilled = takes_guidance(type(model.model).__name__)
     _, edit = edit_variants().get(reading, (None, None))
     sockets = list(_links(inputs, NAMES).values())
     above = upstream(graph, [str(link[0]) for link in [*links.values(), *sockets]])

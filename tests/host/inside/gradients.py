@@ -27,9 +27,9 @@ def gradients(adapter, loss):
     return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters.values(), grads, strict=True)])  # fmt: skip
 
 
-def adapted(loom, denoiser, module):
-    """An adapter of fixed, visible size on every layer that any preset names."""
-    targets = loom("trainer.lora.targets").resolve_targets(denoiser.module, denoiser.target_presets, "all", "")
+def adapted(loom, denoiser, module, preset="all"):
+    """An adapter of fixed, visible size on every layer of a preset."""
+    targets = loom("trainer.lora.targets").resolve_targets(denoiser.module, denoiser.target_presets, preset, "")
     network = loom("trainer.config.run").NetworkConfig(rank=2)
     adapter = loom("trainer.lora.adapter").inject(module, targets, network, seed=0)
     with torch.no_grad():

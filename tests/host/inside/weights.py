@@ -1,5 +1,6 @@
 """Weight kinds, patched models, saved files: what the loaded backend makes of them inside a real ComfyUI."""
 
+import sys
 import types
 
 from .gradients import adapted, gradients, loss_of
@@ -59,13 +60,13 @@ def stored_as(dtype):
 
 
 @torch.inference_mode()
-def packed_pair():
+def packed_pair(name="sd3"):
     """(weights in the host's quantised tensors, the same numbers as fp32); None where the host has none."""
     try:
         from comfy.quant_ops import QuantizedTensor
     except ImportError:
         return None
-    patchers = toy_model("sd3"), toy_model("sd3")
+    patchers = toy_model(name), toy_model(name)
     count = 0
     for quantised, plain in zip(*(p.model.diffusion_model.modules() for p in patchers), strict=True):
         if isinstance(quantised, torch.nn.Linear) and quantised.weight.shape[0] >= 64:
@@ -157,7 +158,41 @@ def file_check(loom):
     return found | {"effect": effect(patcher, tensors, noisy, sigma, base, trained)}
 
 
-def effect(patcher, tensors, noisy, sigma, base, trained):
+def row_parts(loom):
+    """Attention of Flux's single blocks, which is rows of a fused Linear: the adapter's gradients, its file, and what it does.
+
+    "packed": what the adapter does to a network in the host's quantised tensors, against the same numbers as fp32.
+    """
+    state, found = loom("trainer.lora.state_dict"), {}
+    patcher = toy_model("flux-dev")
+    denoiser, noisy, sigma, samples = setting(loom, patcher, "flux-dev", torch.float32)
+    with torch.no_grad():
+        base = denoiser.predict(noisy, sigma, {"samples": samples})
+    adapter = adapted(loom, denoiser, denoiser.module, "default")
+    found["parts"] = sorted(path for path in adapter.layers if path.startswith("single_blocks.0."))
+    loss = loss_of(denoiser, noisy, sigma, samples, torch.ones_like(noisy))
+    parameters = adapter.parameters()
+    grads = torch.autograd.grad(loss, list(parameters.values()))
+    found["silent"] = [name for name, grad in zip(parameters, grads, strict=True) if not grad.any()]
+    with torch.no_grad():
+        trained = denoiser.predict(noisy, sigma, {"samples": samples})
+    tensors = state.to_file(adapter, denoiser.file_key, torch.float32, None)
+    found["keys"] = sorted({key.partition(".lora")[0] for key in tensors if "single_transformer_blocks.0." in key and "lora" in key})  # fmt: skip
+    arithmetic = loom("nodes.host.backend.lora_check").host_arithmetic(patcher.model)
+    found["file"] = state.max_relative_error(adapter, denoiser.file_key, tensors, None, arithmetic)[0]
+    found["effect"] = effect(patcher, tensors, noisy, sigma, base, trained, "flux-dev")
+    if pair := packed_pair("flux-dev"):
+        both = []
+        for one in pair:
+            denoiser, *rest = setting(loom, one, "flux-dev", torch.float32)
+            adapted(loom, denoiser, denoiser.module, "default")
+            with torch.no_grad():
+                both.append(denoiser.predict(rest[0], rest[1], {"samples": rest[2]}))
+        found["packed"] = relative(*both)
+    return found
+
+
+def effect(patcher, tensors, noisy, sigma, base, trained, name="sd3"):
     """(patched - base) by the host against (shadow with adapter - shadow), relative."""
     import comfy.model_management as management
     import comfy.sd
@@ -169,7 +204,7 @@ def effect(patcher, tensors, noisy, sigma, base, trained):
             management.load_models_gpu([model])
             rows = []
             for row in (0, 1):
-                extra = conditions(model, "sd3", row, noisy)
+                extra = conditions(model, name, row, noisy)
                 rows.append(model.model.apply_model(noisy[row : row + 1], sigma[row : row + 1], **extra))
             outputs[label] = torch.cat(rows).clone()
     management.load_models_gpu([patcher])
@@ -225,11 +260,13 @@ def originals(loom):
     return {"patched in": not torch.equal(now, before), "shadow is the base": torch.equal(shadow, before)}
 
 
-def main():
+def main(names=()):
     loom = import_pack()
-    parts = (formats, refusals, file_check, references, originals)
-    answer({part.__name__: part(loom) for part in parts} | {"comfy": comfy.__name__})
+    parts = (formats, refusals, file_check, row_parts, references, originals)
+    answer(
+        {part.__name__: part(loom) for part in parts if not names or part.__name__ in names} | {"comfy": comfy.__name__}
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,7 +1,7 @@
 """What a family file holds: data and a handful of functions. The engine knows families only through these."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -220,9 +220,11 @@ class Family(Protocol):
         """Bucket sides are multiples of this many pixels."""
         ...
 
-    @property
-    def target_presets(self) -> Mapping[str, Targets]:
-        """By diffusers names; the loaded backend finds the same weights through `key_map`."""
+    def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
+        """The presets of a network with these modules, by diffusers names.
+
+        The loaded backend finds the same weights of a ComfyUI network through `key_map`.
+        """
         ...
 
     @property

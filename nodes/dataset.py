@@ -1,4 +1,4 @@
-"""LoomDataset, LoomDatasetImages, LoomDatasetFile: what is trained on. LoomCache: through VAE and text encoder, once."""
+"""LoomDataset, LoomDatasetImages, LoomDatasetFile: images and captions to train on. LoomCache: encodes them once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .host.comfy_types import Clip, Vae
     from .sockets.values import DatasetValue
 
-_PREVIOUS = link(DATASET, "Another data set; both are trained together.")
+_PREVIOUS = link(DATASET, "Another dataset. Both are trained together.")
 
 
 def _common() -> dict[str, Widget]:
@@ -44,12 +44,12 @@ class FormerRoles:
 
 
 def _advanced(name: str, **changes: object) -> Widget:
-    """A widget that pages with an "advanced" fold show there."""
+    """A widget that the frontend shows under "advanced"."""
     return widget("DatasetConfig", name, **changes, advanced=True)
 
 
 def _caption_forms() -> dict[str, Widget]:
-    """How captions vary. At the end of a form: saved workflows list widgets by position."""
+    """Inputs for captions that vary. They are the last of a node: saved workflows list widgets by position."""
     return {
         "lines": _advanced("lines"),
         "prefix": _advanced("prefix"),
@@ -65,7 +65,7 @@ def _caption_forms() -> dict[str, Widget]:
             "caption_variants",
             min=2,
             max=1000,
-            tooltip="Texts made of one caption by shuffling, dropout and wildcards, encoded in advance by LoomCache.",
+            tooltip="How many variants of a caption (by shuffling, dropout and wildcards) Loom Cache encodes in advance.",
         ),
     }
 
@@ -74,12 +74,12 @@ def _sizes() -> dict[str, Widget]:
     return {
         "resolutions": _list(
             "resolutions",
-            "Resolutions in pixels at which this set is trained, all of them every epoch, such as 512, 768. Empty takes LoomCache's.",
+            "Resolutions in pixels at which this dataset is trained, all of them in every epoch, such as 512, 768. Empty: that of Loom Cache.",
         ),
-        "buckets": _advanced("buckets", tooltip="Buckets of this set; inherit takes LoomCache's."),
+        "buckets": _advanced("buckets", tooltip="Aspect-ratio buckets of this dataset. inherit: those of Loom Cache."),
         "aspects": _list(
             "aspects",
-            "Width / height of the buckets to choose from (pixel_area and pixel buckets), such as 1.0, 0.75, 1.33. Empty keeps each image's own shape.",
+            "Aspect ratios (width / height) of the buckets to choose from, for pixel_area and pixel buckets, such as 1.0, 0.75, 1.33. Empty keeps the aspect ratio of each image.",
         ),
         "crop": _advanced("crop"),
         "min_size": _advanced("min_size", max=100_000),
@@ -97,10 +97,16 @@ class LoomDataset(FormerRoles, LoomNode):
     """A folder of captioned images."""
 
     TITLE = "Loom Dataset (folder)"
-    DESCRIPTION = "A folder of images with captions, for training a LoRA. A folder path is enough; everything else has a sane default."
+    DESCRIPTION = (
+        "A folder of images with captions to train a LoRA on. The folder is enough: everything else has a default."
+    )
     RETURN_TYPES = (DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "contact_sheet", "report")
-    OUTPUT_TOOLTIPS = ("To LoomCache.", "Every image with its caption.", "What was found.")
+    OUTPUT_TOOLTIPS = (
+        "Connect to Loom Cache.",
+        "Every image with its caption.",
+        "How many images were found, and warnings.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -118,11 +124,11 @@ class LoomDataset(FormerRoles, LoomNode):
                 "recursive": widget("DatasetConfig", "recursive"),
                 "masks": text(
                     "",
-                    'Folder of mask images with the same names, or "alpha" for the images\' own alpha channel. White is trained.',
+                    'Folder of mask images with the same file names, or "alpha" for the alpha channel of the images. White areas are trained, black ones are not.',
                 ),
                 "references": text(
                     "",
-                    "Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit). Several folders with ; between them are shown together.",
+                    "Folder of reference images with the same file names, for edit models (Flux Kontext, Qwen-Image-Edit). Several folders, separated by ;, give each image several references.",
                 ),
                 "background": widget("DatasetConfig", "background"),
                 "layout": _advanced("layout"),
@@ -140,7 +146,7 @@ class LoomDataset(FormerRoles, LoomNode):
 
     @classmethod
     def IS_CHANGED(cls, **options: object) -> str:
-        """Changes when any file does that the set is made of: images, captions, masks, reference images, tables."""
+        """A digest that changes with every file of the dataset: images, captions, masks, reference images, tables."""
         from .host.encoding.datasets import folder_state
 
         return folder_state({**options, "folder": options.get("folder") or ""})
@@ -154,31 +160,39 @@ class LoomDataset(FormerRoles, LoomNode):
 
 
 class LoomDatasetImages(FormerRoles, LoomNode):
-    """Images from the graph."""
+    """A dataset of images that other nodes give."""
 
     TITLE = "Loom Dataset (images)"
-    DESCRIPTION = "Images that come from other nodes, with captions as text: one line each, or one for all. They are written to the cache at once."
+    DESCRIPTION = "A dataset of images from other nodes, with one caption per line, or one for all images. The images are written to the cache at once."
     RETURN_TYPES = (DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "contact_sheet", "report")
-    OUTPUT_TOOLTIPS = ("To LoomCache.", "Every image with its caption.", "What was taken.")
+    OUTPUT_TOOLTIPS = (
+        "Connect to Loom Cache.",
+        "Every image with its caption.",
+        "How many images the dataset has, and warnings.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
                 "images": link("IMAGE", "The images to train on."),
-                "captions": text("", "One caption per line, or a single one for all images.", multiline=True),
+                "captions": text("", "One caption per line, or a single caption for all images.", multiline=True),
             },
             "optional": {
-                "masks": link("MASK", "One mask per image, or one for all. White is trained."),
+                "masks": link(
+                    "MASK", "One mask per image, or one for all images. White areas are trained, black ones are not."
+                ),
                 **_common(),
                 **{name: made for name, made in _caption_forms().items() if name != "lines"},
                 "previous": _PREVIOUS,
-                "references": link(
-                    "IMAGE", "What an edit model is shown beside each image: one per image, or one for all."
+                "references": link("IMAGE", "Reference images for edit models: one per image, or one for all images."),
+                "references_2": link(
+                    "IMAGE", "A second reference image for each image, used together with references."
                 ),
-                "references_2": link("IMAGE", "Shown together with references."),
-                "references_3": link("IMAGE", "Shown together with them."),
+                "references_3": link(
+                    "IMAGE", "A third reference image for each image, used together with the other two."
+                ),
             },
         }
 
@@ -199,16 +213,16 @@ class LoomDatasetImages(FormerRoles, LoomNode):
 
 
 class LoomDatasetFile(LoomNode):
-    """Sets as other trainers describe them."""
+    """Datasets of a file, also of another trainer's file."""
 
     TITLE = "Loom Dataset (file)"
-    DESCRIPTION = "The sets of a file: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables. What it asks for that is not done here is said in the report."
+    DESCRIPTION = "The datasets that a file describes: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables. The report names options that are not supported."
     RETURN_TYPES = (DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "contact_sheet", "report")
     OUTPUT_TOOLTIPS = (
-        "To LoomCache.",
+        "Connect to Loom Cache.",
         "Every image with its caption.",
-        "What was found, and which options of the file were ignored.",
+        "How many images were found, and which options of the file were ignored.",
     )
 
     @classmethod
@@ -217,7 +231,7 @@ class LoomDatasetFile(LoomNode):
             "required": {
                 "path": text(
                     "",
-                    "The file (.toml or .json), relative to ComfyUI's input directory, or an absolute path. Folders in it start from its own.",
+                    "The file (.toml or .json), relative to ComfyUI's input directory, or an absolute path. Folders in it are relative to the file.",
                 ),
             },
             "optional": {"previous": _PREVIOUS},
@@ -225,7 +239,7 @@ class LoomDatasetFile(LoomNode):
 
     @classmethod
     def IS_CHANGED(cls, path: str | None = None, **options: object) -> str:
-        """Changes when the file does, or any file that its sets are made of."""
+        """A digest that changes with the file, and with every file of its datasets."""
         from .host.encoding.datasets import file_state
 
         return file_state(path or "")
@@ -237,16 +251,16 @@ class LoomDatasetFile(LoomNode):
 
 
 class LoomCache(LoomNode):
-    """Latents and text encodings on disk."""
+    """Encodes a dataset: latents and text encodings on disk."""
 
     TITLE = "Loom Cache"
-    DESCRIPTION = "Encodes every image and caption once and keeps the result on disk. An unchanged data set encodes nothing; one edited image or caption encodes just that."
+    DESCRIPTION = "Encodes every image and caption once and keeps the result on disk. After a change, only the changed images and captions are encoded again."
     RETURN_TYPES = (CACHE, "STRING", "IMAGE")
     RETURN_NAMES = ("cache", "report", "contact_sheet")
     OUTPUT_TOOLTIPS = (
-        "To LoomTrain.",
-        "What the set is, what is odd about it, what was reused and what was encoded.",
-        "Every image with the crop that is trained; odd ones first.",
+        "Connect to Loom Train LoRA.",
+        "Sizes, buckets and warnings of the dataset, and what was encoded or found in the cache.",
+        "Every image with the crop that is trained. Images with warnings come first.",
     )
     OUTPUT_NODE = True
 
@@ -254,11 +268,11 @@ class LoomCache(LoomNode):
     def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
-                "dataset": link(DATASET, "From LoomDataset."),
-                "vae": link("VAE", "The VAE of the model that is trained."),
+                "dataset": link(DATASET, "From a Loom Dataset node."),
+                "vae": link("VAE", "The VAE of the base model."),
                 "clip": link(
                     "CLIP",
-                    "The text encoder of the model that is trained, with the clip skip and LoRAs that you generate with.",
+                    "The text encoder of the base model, with the clip skip and LoRAs that you generate images with.",
                 ),
                 "resolution": widget("DataConfig", "resolution", min=16, max=8192, step=8),
                 "buckets": widget("DataConfig", "buckets"),
@@ -269,7 +283,7 @@ class LoomCache(LoomNode):
                     min=8,
                     max=512,
                     step=8,
-                    tooltip="Bucket sides are multiples of this many pixels. 64 suits every model; 16 keeps more of odd shapes with SD3, Flux, Lumina2 and Qwen-Image.",
+                    tooltip="Bucket sides are multiples of this many pixels. 64 suits every model; 16 crops less with SD3, Flux, Lumina2 and Qwen-Image.",
                 ),
             },
             "optional": {
@@ -278,7 +292,7 @@ class LoomCache(LoomNode):
                 "max_side": widget("DataConfig", "max_side", min=16, max=8192, step=8),
                 "upscale": widget("DataConfig", "upscale"),
                 "strict": widget("DataConfig", "strict"),
-                "seed": seed("Decides which images are held out."),
+                "seed": seed("Decides which images become validation images."),
                 "vae_batch": widget("MemoryConfig", "vae_batch", min=1, max=64),
                 "vae_tiling": widget("MemoryConfig", "vae_tiling"),
                 "edit_prompts": EDIT_PROMPTS,

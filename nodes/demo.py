@@ -1,4 +1,4 @@
-"""LoomDemoModel: something to train in a fresh ComfyUI, without a model file and without a download."""
+"""LoomDemoModel: a tiny base model and dataset to train on in a fresh ComfyUI, without a download."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class LoomDemoModel(LoomNode):
-    """The tiny base of the demo."""
+    """The tiny base model of the demo with its dataset."""
 
     TITLE = "Loom Demo Model"
-    DESCRIPTION = "The tiny base model that comes with LoRA Loom: 128 pixel pictures of coloured shapes, an SD3-class network. Nothing is downloaded."
+    DESCRIPTION = "The tiny base model that comes with LoRA Loom, to try training without a download: an SD3-class network for images of coloured shapes, 128 x 128 pixels."
     RETURN_TYPES = ("MODEL", "CLIP", "VAE", DATASET)
     RETURN_NAMES = ("model", "clip", "vae", "dataset")
     OUTPUT_TOOLTIPS = (
         "An SD3-class model of 2 blocks, for 128 x 128 pixels.",
-        "Knows the words of its drawn world only; others are read as unknown.",
-        "8 pixels per latent, 16 channels.",
-        "Drawn toadstools, which the model has never seen, and a few scenes that it knows. To LoomCache.",
+        "Its text encoder. It knows the words for the shapes and colours of the demo; other words count as unknown.",
+        "Its VAE: 8 pixels per latent, 16 channels.",
+        "Images of toadstools, which the model has never seen, and of scenes that it knows. Connect to Loom Cache.",
     )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""LoomLoraInspect, LoomLoraResize, LoomLoraMerge: work on LoRA files."""
+"""LoomLoraInspect, LoomLoraResize, LoomLoraMerge: inspect and change LoRA files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = ["auto", "float32", "bfloat16", "float16"]
 METHODS = ["rank", "sv_ratio", "sv_fro", "sv_cumulative"]
 _RESULTS = (ANY, "STRING")
 _RESULT_NAMES = ("lora_name", "report")
-_RESULT_TOOLTIPS = ("The new file, for LoraLoader.", "What was kept, and what it costs.")
+_RESULT_TOOLTIPS = ("Name of the new file, for LoraLoader.", "Ranks, file sizes, and how much of the LoRA was kept.")
 
 
 def _lora(tooltip: str) -> Widget:
@@ -34,7 +34,7 @@ def _keep(least_rank: int, rank: int, rank_help: str) -> dict[str, Widget]:
             METHODS,
             {
                 "default": "rank",
-                "tooltip": "What decides the rank of each module: rank alone; sv_ratio: singular values above 1 / amount of the largest; sv_fro, sv_cumulative: as few as hold that share of the norm, of the sum.",
+                "tooltip": "How the rank of each module is chosen. rank: rank alone. sv_ratio: singular values above 1 / amount of the largest. sv_fro, sv_cumulative: as few singular values as hold the share amount of the Frobenius norm, or of their sum.",
             },
         ),
         "amount": (
@@ -44,22 +44,22 @@ def _keep(least_rank: int, rank: int, rank_help: str) -> dict[str, Widget]:
                 "min": 0.0,
                 "max": 1000.0,
                 "step": 0.01,
-                "tooltip": "For the sv_ methods, e.g. 0.9 of the norm for sv_fro; 0 with rank.",
+                "tooltip": "Used by the sv_ methods, such as 0.9 with sv_fro. 0 with rank.",
             },
         ),
-        "dtype": (DTYPES, {"default": "auto", "tooltip": "Number format of the new file; auto keeps that of the old."}),
+        "dtype": (DTYPES, {"default": "auto", "tooltip": "Dtype of the new file. auto keeps that of the source file."}),
     }
 
 
 def _save_as(default: str) -> Widget:
     return text(
         default,
-        "Name of the new file in models/loras/lora_loom, without an ending. A file of this name is replaced only if one of these nodes made it.",
+        "Name of the new file in models/loras/lora_loom, without extension. A file of this name is replaced only if one of these nodes wrote it.",
     )
 
 
 class _ChangesWithItsFiles(LoomNode):
-    """A node that runs again once a file which it reads has changed."""
+    """A node that runs again when a file that it reads has changed."""
 
     @classmethod
     def IS_CHANGED(cls, **inputs: object) -> str:
@@ -69,21 +69,22 @@ class _ChangesWithItsFiles(LoomNode):
 
 
 class LoomLoraInspect(_ChangesWithItsFiles):
-    """Look into a LoRA file."""
+    """Reports what a LoRA file contains."""
 
     TITLE = "Loom LoRA Inspect"
-    DESCRIPTION = "What a LoRA file holds: whose it is, which keys ComfyUI matches, ranks, norms per block, broken tensors, metadata."
+    DESCRIPTION = "Reports what a LoRA file contains: model family, keys that ComfyUI matches, ranks, norms per block, damaged tensors, metadata."
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("report",)
+    OUTPUT_TOOLTIPS = ("The report as text.",)
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
         return {
-            "required": {"lora_name": _lora("The file, as LoraLoader lists it.")},
+            "required": {"lora_name": _lora("LoRA file, as LoraLoader lists it.")},
             "optional": {
-                "model": link("MODEL", "Counts which of the file's modules ComfyUI will match in this model."),
-                "clip": link("CLIP", "The same for text encoders."),
+                "model": link("MODEL", "Counts how many modules of the file ComfyUI matches in this model."),
+                "clip": link("CLIP", "Counts how many modules of the file ComfyUI matches in this text encoder."),
             },
         }
 
@@ -95,10 +96,12 @@ class LoomLoraInspect(_ChangesWithItsFiles):
 
 
 class LoomLoraResize(_ChangesWithItsFiles):
-    """A LoRA of fewer ranks."""
+    """Reduces the rank of a LoRA."""
 
     TITLE = "Loom LoRA Resize"
-    DESCRIPTION = "Makes a LoRA smaller by singular values, and says how much of its change is kept."
+    DESCRIPTION = (
+        "Reduces the rank of a LoRA by singular value decomposition (SVD), and reports how much of its change is kept."
+    )
     RETURN_TYPES = _RESULTS
     RETURN_NAMES = _RESULT_NAMES
     OUTPUT_TOOLTIPS = _RESULT_TOOLTIPS
@@ -108,8 +111,8 @@ class LoomLoraResize(_ChangesWithItsFiles):
     def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
-                "lora_name": _lora("The file, as LoraLoader lists it."),
-                **_keep(0, 16, "Largest rank of a module; 0 is no limit where a method is given."),
+                "lora_name": _lora("LoRA file, as LoraLoader lists it."),
+                **_keep(0, 16, "Largest rank of a module. 0: no limit, with one of the sv_ methods."),
                 "save_as": _save_as("resized"),
             }
         }
@@ -122,10 +125,10 @@ class LoomLoraResize(_ChangesWithItsFiles):
 
 
 class LoomLoraMerge(_ChangesWithItsFiles):
-    """Two LoRAs as one."""
+    """Merges two LoRAs into one."""
 
     TITLE = "Loom LoRA Merge"
-    DESCRIPTION = "The exact weighted sum of two LoRAs' changes as one file; chain several. Its rank is cut afterwards if rank or a method says so."
+    DESCRIPTION = "Merges two LoRAs into one file: the exact weighted sum of their changes. Chain nodes for more. The rank of the sum can be reduced afterwards."
     RETURN_TYPES = _RESULTS
     RETURN_NAMES = _RESULT_NAMES
     OUTPUT_TOOLTIPS = _RESULT_TOOLTIPS
@@ -133,14 +136,14 @@ class LoomLoraMerge(_ChangesWithItsFiles):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        weight = ("FLOAT", {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.05, "tooltip": "Its strength in the sum; 0 leaves it out."})  # fmt: skip
+        weight = ("FLOAT", {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.05, "tooltip": "Strength of this LoRA in the sum. 0 leaves it out."})  # fmt: skip
         return {
             "required": {
-                "lora_1": _lora("A file, as LoraLoader lists it, or another node's lora_name."),
+                "lora_1": _lora("A LoRA file as LoraLoader lists it, or the lora_name of another node."),
                 "weight_1": weight,
-                "lora_2": _lora("A file of the same family and layout."),
+                "lora_2": _lora("A LoRA file of the same model family and key format."),
                 "weight_2": weight,
-                **_keep(0, 0, "Cut to this rank at most; 0 keeps the sum exact, its ranks add up."),
+                **_keep(0, 0, "Largest rank of a module in the new file. 0: the ranks add up and the sum is exact."),
                 "save_as": _save_as("merged"),
             }
         }

@@ -24,9 +24,10 @@ class LoomNetwork(LoomNode):
 
     TITLE = "Loom Network"
     CATEGORY = SETTINGS
-    DESCRIPTION = "Kind, size and places of the adapter. Text encoders are trained by the command line only."
+    DESCRIPTION = "LoRA type, rank scaling and target modules. Text encoders can be trained from the command line only."
     RETURN_TYPES = (NETWORK,)
     RETURN_NAMES = ("network",)
+    OUTPUT_TOOLTIPS = ("Connect to Loom Train LoRA.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -70,9 +71,10 @@ class LoomOptimizer(LoomNode):
 
     TITLE = "Loom Optimizer"
     CATEGORY = SETTINGS
-    DESCRIPTION = "Optimizer and learning-rate schedule, with a picture of the curve."
+    DESCRIPTION = "Optimizer and learning-rate schedule, with a plot of the learning rate."
     RETURN_TYPES = (OPTIMIZER, "IMAGE")
     RETURN_NAMES = ("optimizer", "curve")
+    OUTPUT_TOOLTIPS = ("Connect to Loom Train LoRA.", "Learning rate over the steps.")
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -97,10 +99,11 @@ class LoomOptimizer(LoomNode):
                 "steps_shown": (
                     "INT",
                     {
+                        "display_name": "plot_steps",
                         "default": 1000,
                         "min": 2,
                         "max": 1_000_000,
-                        "tooltip": "How many steps the picture of the curve shows; training takes its own number.",
+                        "tooltip": "Steps in the plot of the learning rate. The number of training steps is set on Loom Train LoRA.",
                     },
                 ),
             },
@@ -132,9 +135,12 @@ class LoomObjective(LoomNode):
 
     TITLE = "Loom Objective"
     CATEGORY = SETTINGS
-    DESCRIPTION = "Noise levels and loss. The defaults suit the model that is trained: it is asked what it predicts and how it is shifted."
+    DESCRIPTION = (
+        "Timestep sampling and loss. The defaults suit the base model: its prediction type and shift are detected."
+    )
     RETURN_TYPES = (OBJECTIVE,)
     RETURN_NAMES = ("objective",)
+    OUTPUT_TOOLTIPS = ("Connect to Loom Train LoRA.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -191,6 +197,7 @@ class LoomMemory(LoomNode):
     DESCRIPTION = "Memory, precision, and how long training may be held up by other prompts."
     RETURN_TYPES = (MEMORY,)
     RETURN_NAMES = ("memory",)
+    OUTPUT_TOOLTIPS = ("Connect to Loom Train LoRA.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -235,6 +242,7 @@ class LoomValidation(LoomNode):
     DESCRIPTION = "Samples of these prompts while training, with the current weights, and how the validation loss is measured. The prompts are encoded here, when the node runs."
     RETURN_TYPES = (VALIDATION,)
     RETURN_NAMES = ("validation",)
+    OUTPUT_TOOLTIPS = ("Connect to Loom Train LoRA.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -288,7 +296,7 @@ class LoomValidation(LoomNode):
                     "report",
                     tooltip="Also write the curves for TensorBoard (into the run's folder) or Weights & Biases; the library must be installed.",
                 ),
-                **reference_inputs("every prompt"),
+                **reference_inputs("sample"),
                 # Saved workflows list the values of widgets by position: a new one stands last.
                 "timesteps": widget("ValidationConfig", "timesteps", min=1, max=100),
             },

@@ -1,4 +1,4 @@
-"""LoomCheckpoints, LoomGuidance, LoomSweep, LoomScore, LoomStrip, LoomAPG: compare what was trained."""
+"""LoomCheckpoints, LoomGuidance, LoomSweep, LoomScore, LoomStrip, LoomAPG: compare the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .host.sweep.sheets import CheckpointPick, SweepInputs
     from .sockets.values import CacheValue, CheckpointsValue, GuidanceValue, RunValue, SheetValue
 
-AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler, separated by commas. An axis named on neither side splits the strip into pages."
+AXES_HELP = "of checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler, separated by commas. An axis that is neither in columns nor in rows makes pages."
 
 
 def _apg() -> dict[str, Widget]:
@@ -35,9 +35,10 @@ class LoomCheckpoints(LoomNode):
     """LoRA files to compare."""
 
     TITLE = "Loom Checkpoints"
-    DESCRIPTION = "The LoRAs that a run has saved so far, or any LoRA files, for LoomSweep."
+    DESCRIPTION = "Chooses the LoRAs for Loom Sweep: those that a run has saved so far, or any LoRA files."
     RETURN_TYPES = (CHECKPOINTS,)
     RETURN_NAMES = ("checkpoints",)
+    OUTPUT_TOOLTIPS = ("Connect to Loom Sweep.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -45,19 +46,25 @@ class LoomCheckpoints(LoomNode):
             "required": {
                 "include_base": (
                     "BOOLEAN",
-                    {"default": True, "tooltip": "Also render the model without a LoRA, to compare with."},
+                    {"default": True, "tooltip": "Also render the base model without a LoRA, for comparison."},
                 ),
                 "pick": (
                     ["all", "every nth", "last n"],
-                    {"default": "all", "tooltip": "Which of them. every nth counts from the last one."},
+                    {
+                        "default": "all",
+                        "tooltip": "Which of the LoRAs to compare. every nth counts back from the last one.",
+                    },
                 ),
-                "n": ("INT", {"default": 1, "min": 1, "max": 1000, "tooltip": "For every nth and last n."}),
+                "n": (
+                    "INT",
+                    {"default": 1, "min": 1, "max": 1000, "tooltip": "The number n for every nth and last n."},
+                ),
             },
             "optional": {
-                "run": link(RUN, "From LoomTrain, LoomWait or LoomRun."),
+                "run": link(RUN, "From Loom Train LoRA, Loom Wait for Run or Loom Run."),
                 "files": text(
                     "",
-                    "Instead of a run: LoRAs as LoraLoader lists them, one per line; * and ? match several.",
+                    "Instead of a run: LoRA files as LoraLoader lists them, one per line. * and ? match several files.",
                     multiline=True,
                 ),
             },
@@ -78,12 +85,13 @@ class LoomCheckpoints(LoomNode):
 
 
 class LoomGuidance(LoomNode):
-    """A guidance setting."""
+    """One guidance setting of a sweep."""
 
     TITLE = "Loom Guidance"
-    DESCRIPTION = "One guidance setting for LoomSweep to compare; chain several."
+    DESCRIPTION = "A guidance setting for Loom Sweep. Chain several of these nodes to compare them."
     RETURN_TYPES = (GUIDANCE,)
     RETURN_NAMES = ("guidance",)
+    OUTPUT_TOOLTIPS = ("Connect to Loom Sweep, or to previous of another Loom Guidance.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -96,7 +104,7 @@ class LoomGuidance(LoomNode):
             },
             "optional": {
                 "rescale": _rescale(),
-                "previous": link(GUIDANCE, "Another setting; all are compared."),
+                "previous": link(GUIDANCE, "Another guidance setting. All of them are compared."),
             },
         }
 
@@ -109,13 +117,13 @@ class LoomGuidance(LoomNode):
 
 
 class LoomSweep(LoomNode):
-    """Render checkpoints x strengths x prompts x seeds x guidance."""
+    """Renders checkpoints x strengths x references x prompts x seeds x guidance."""
 
     TITLE = "Loom Sweep"
-    DESCRIPTION = "Renders every combination with ComfyUI's own sampler. Cells that exist already are kept."
+    DESCRIPTION = "Renders an image for every combination of checkpoints, prompts, seeds and other settings, with ComfyUI's sampler. Images that exist already are not rendered again."
     RETURN_TYPES = (SHEET, "IMAGE")
     RETURN_NAMES = ("sheet", "images")
-    OUTPUT_TOOLTIPS = ("To LoomStrip.", "All cells, in reading order.")
+    OUTPUT_TOOLTIPS = ("The sweep. Connect to Loom Strip or Loom Score.", "All images of the sweep, in reading order.")
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -124,22 +132,28 @@ class LoomSweep(LoomNode):
         samplers, schedulers = sampler_names()
         return {
             "required": {
-                "model": link("MODEL", "The model that was trained on, without the LoRA."),
+                "model": link("MODEL", "The base model that the LoRAs were trained on, without a LoRA."),
                 "clip": link("CLIP", "Encodes the prompts."),
-                "vae": link("VAE", "Decodes the pictures."),
-                "checkpoints": link(CHECKPOINTS, "From LoomCheckpoints."),
+                "vae": link("VAE", "Decodes the images."),
+                "checkpoints": link(CHECKPOINTS, "From Loom Checkpoints."),
                 "prompts": text("", "One prompt per line.", multiline=True),
                 "strengths": widget("SweepConfig", "strengths"),
                 "seeds": widget("SweepConfig", "seeds"),
-                "width": ("INT", {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "In pixels."}),
-                "height": ("INT", {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "In pixels."}),
+                "width": (
+                    "INT",
+                    {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "Size of the images in pixels."},
+                ),
+                "height": (
+                    "INT",
+                    {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "Size of the images in pixels."},
+                ),
                 "steps": widget("SweepConfig", "steps", min=1, max=1000),
                 "sampler": (samplers, {"default": "euler", "tooltip": "As in KSampler."}),
                 "scheduler": (schedulers, {"default": "normal", "tooltip": "As in KSampler."}),
             },
             "optional": {
                 "negative": widget("SweepConfig", "negative", multiline=True),
-                "guidance": link(GUIDANCE, "From LoomGuidance; without it, CFG 4."),
+                "guidance": link(GUIDANCE, "From Loom Guidance. Without it: CFG 4."),
                 "model_guidance": (
                     "FLOAT",
                     {
@@ -147,33 +161,33 @@ class LoomSweep(LoomNode):
                         "min": 0.0,
                         "max": 100.0,
                         "step": 0.1,
-                        "tooltip": "Guidance value fed to distilled models (Flux dev), as FluxGuidance does; others ignore it.",
+                        "tooltip": "Guidance value for guidance-distilled models (Flux dev), as FluxGuidance sets it. Other models ignore it.",
                     },
                 ),
-                "sizes": text("", "Several sizes to compare, as 512x512, 768x512; empty takes width and height."),
+                "sizes": text("", "Several sizes to compare, such as 512x512, 768x512. Empty: width and height."),
                 "step_counts": text(
-                    "", "Several numbers of steps to compare, as 10,20 or 10-30 [3]; empty takes steps."
+                    "", "Several numbers of sampling steps to compare, such as 10,20 or 10-30 [3]. Empty: steps."
                 ),
                 "samplers": text(
                     "",
-                    "Several samplers to compare, as euler/normal, dpmpp_2m/karras; empty takes sampler and scheduler.",
+                    "Several samplers to compare, such as euler/normal, dpmpp_2m/karras. Empty: sampler and scheduler.",
                 ),
                 "max_cells": widget(
                     "SweepConfig",
                     "max_cells",
                     min=1,
                     max=100_000,
-                    tooltip="With more cells to render than this, the node stops after two of them and says how long all would take.",
+                    tooltip="With more images to render than this, the node stops after two of them with an estimate of the time for all.",
                 ),
                 "prompt_library": text("", PROMPT_LIBRARY),
-                **reference_inputs("the model"),
+                **reference_inputs("image"),
             },
             "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
         }
 
     @classmethod
     def IS_CHANGED(cls, prompt_library: str | None = None, **inputs: object) -> str:
-        """Changes when the library's file does."""
+        """The content of the prompt library, so that a changed file runs the node again."""
         from .host.paths import library_state
 
         return library_state(prompt_library or "")
@@ -193,16 +207,16 @@ class LoomSweep(LoomNode):
 
 
 class LoomScore(LoomNode):
-    """Which checkpoint to take."""
+    """Recommends a checkpoint of a sweep."""
 
     TITLE = "Loom Score"
-    DESCRIPTION = "Says which checkpoint of a sheet to take, how sure that is, and which comes second; LoomStrip then frames it. Held-out loss decides; likeness, drift, near copies and adapter norm stand beside it."
+    DESCRIPTION = "Ranks the checkpoints of a sweep and recommends one, with a confidence interval and a runner-up; Loom Strip then frames it. The validation loss decides; image similarity, drift, memorised images and adapter norm are reported too."
     RETURN_TYPES = (SHEET, "STRING", "IMAGE")
     RETURN_NAMES = ("sheet", "table", "plot")
     OUTPUT_TOOLTIPS = (
-        "To LoomStrip, which frames what is recommended.",
-        "Measures, recommendation, runner-up, and how each was taken.",
-        "Every measure over the steps.",
+        "The sweep with its scores. Connect to Loom Strip, which frames the recommended checkpoint.",
+        "All measures of every checkpoint, the recommendation, the runner-up, and how they were measured.",
+        "Every measure over the training steps.",
     )
     OUTPUT_NODE = True
 
@@ -210,18 +224,19 @@ class LoomScore(LoomNode):
     def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
-                "sheet": link(SHEET, "From LoomSweep."),
-                "cache": link(CACHE, "The LoomCache that was trained on, with images set aside (held_out_share)."),
+                "sheet": (SHEET, {"tooltip": "The sweep, from Loom Sweep.", "display_name": "sweep"}),
+                "cache": link(CACHE, "The Loom Cache that was trained on, with validation images (validation_split)."),
             },
             "optional": {
                 "model": link(
                     "MODEL",
-                    "The model that was swept: the held-out loss of every file is then measured here. Without it, the losses that the run recorded are read.",
+                    "The base model of the sweep: the validation loss of every LoRA file is then measured here. Without it, the losses that the run recorded are used.",
                 ),
                 "clip_vision": link(
-                    "CLIP_VISION", "Compares pictures by meaning; without it, by colour, edges and structure."
+                    "CLIP_VISION",
+                    "Compares images by content. Without it they are compared by colour, edges and structure.",
                 ),
-                "trigger": text("", "Trained words, separated by commas: drift is measured on prompts without them."),
+                "trigger": text("", "Trigger words, separated by commas. Drift is measured on prompts without them."),
             },
         }
 
@@ -240,30 +255,32 @@ class LoomScore(LoomNode):
 
 
 class LoomStrip(LoomNode):
-    """A labelled grid."""
+    """Draws the labelled grid of a sweep."""
 
     TITLE = "Loom Strip"
-    DESCRIPTION = "Lays a sheet out as a labelled strip, saves it beside the run as PNG, as a page for a browser (HTML), as CSV and as JSON, and shows it."
+    DESCRIPTION = "Draws the images of a sweep as a labelled grid and shows it. It is saved in the folder of the run as PNG, HTML (with zoom and comparison), CSV and JSON."
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("strip", "path")
-    OUTPUT_TOOLTIPS = ("One image per page.", "The first page's file.")
+    OUTPUT_TOOLTIPS = ("The grid, one image per page.", "File of the first page.")
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
-                "sheet": link(SHEET, "From LoomSweep or LoomScore."),
+                "sheet": (SHEET, {"tooltip": "The sweep, from Loom Sweep or Loom Score.", "display_name": "sweep"}),
                 "layout": (
                     ["grid", "panels"],
                     {
                         "default": "grid",
-                        "tooltip": "grid: every cell, by columns and rows. panels: base, last LoRA, last LoRA with APG, side by side.",
+                        "tooltip": "grid: all images, by columns and rows. panels: base model, last LoRA, and last LoRA with APG, side by side.",
                     },
                 ),
-                "columns": text("checkpoint, strength, guidance", f"What varies from left to right: any {AXES_HELP}"),
-                "rows": text("reference, prompt, seed", f"What varies from top to bottom: any {AXES_HELP}"),
-                "title": text("", "Heading; empty takes the run's name."),
+                "columns": text(
+                    "checkpoint, strength, guidance", f"What varies from left to right: one or more {AXES_HELP}"
+                ),
+                "rows": text("reference, prompt, seed", f"What varies from top to bottom: one or more {AXES_HELP}"),
+                "title": text("", "Title of the grid. Empty: the name of the run."),
             },
         }
 
@@ -279,14 +296,15 @@ class LoomAPG(LoomNode):
     """Adaptive projected guidance for any sampler."""
 
     TITLE = "Loom APG"
-    DESCRIPTION = "Adaptive projected guidance (arXiv 2410.02416) at the sampler's own cfg: less burnt colour at high scales. With eta 1, no threshold and no momentum it is plain CFG. rescale gives contrast back (arXiv 2305.08891)."
+    DESCRIPTION = "Adaptive projected guidance (arXiv 2410.02416) at the cfg of the sampler: less oversaturation at high guidance scales. With eta 1, no threshold and no momentum it equals plain CFG. rescale restores contrast (arXiv 2305.08891)."
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The model with the guidance, for any sampler.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
         return {
-            "required": {"model": link("MODEL", "Any model; at cfg 1 nothing changes."), **_apg()},
+            "required": {"model": link("MODEL", "Any model. At cfg 1 nothing changes."), **_apg()},
             "optional": {"rescale": _rescale()},
         }
 

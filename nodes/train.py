@@ -39,9 +39,9 @@ ANY = AnyType("*")
 _RUN_OUTPUTS = (RUN, ANY, "IMAGE")
 _RUN_NAMES = ("run", "lora_name", "loss_curve")
 _RUN_TOOLTIPS = (
-    "To LoomWait or LoomCheckpoints.",
+    "Connect to Loom Wait for Run or Loom Checkpoints.",
     "The LoRA's name, for LoraLoader.",
-    "Loss so far, raw and smoothed, and the held-out loss.",
+    "Training loss so far, raw and smoothed, and the validation loss.",
 )
 
 
@@ -60,9 +60,10 @@ class LoomTrain(LoomNode):
         return {
             "required": {
                 "model": link(
-                    "MODEL", "Straight from the loader: without LoRAs or patches. ModelSampling nodes are honoured."
+                    "MODEL",
+                    "The base model, straight from its loader, without LoRAs or other patches. ModelSampling nodes are respected.",
                 ),
-                "cache": link(CACHE, "From LoomCache."),
+                "cache": link(CACHE, "From Loom Cache."),
                 "name": text("my-lora", "Name of the run, of its folder and of its LoRA files."),
                 "steps": widget("TrainingConfig", "steps", min=1, max=1_000_000),
                 "learning_rate": widget("OptimizerConfig", "learning_rate", min=1e-12, max=10.0, step=0.00001),
@@ -72,39 +73,39 @@ class LoomTrain(LoomNode):
                         "default": 16,
                         "min": 1,
                         "max": 1024,
-                        "tooltip": "Inner width of the adapter. More learns more and forgets more; 8 to 32 suits most concepts.",
+                        "tooltip": "Rank (dimension) of the LoRA. A higher rank learns more detail, forgets more and makes a larger file; 8 to 32 suits most concepts.",
                     },
                 ),
                 "batch_size": widget("TrainingConfig", "batch_size", min=1, max=1024),
                 "save_every": widget("TrainingConfig", "save_every", max=1_000_000),
-                "seed": seed("Decides everything random: initial weights, order, noise, timesteps, dropout."),
+                "seed": seed("Seed of everything random: initial weights, order of images, noise, timesteps, dropout."),
                 "mode": (
                     ["background", "wait"],
                     {
                         "default": "background",
-                        "tooltip": "background: the node returns at once and training goes on beside the queue. wait: the prompt, and so the queue, is occupied until training ends; Cancel saves and stops.",
+                        "tooltip": "background: the node returns at once, and training continues while the queue stays usable. wait: the queue is occupied until training ends; Cancel saves a checkpoint and stops.",
                     },
                 ),
                 "existing_run": (
                     ["resume", "new"],
                     {
                         "default": "resume",
-                        "tooltip": "A run of this name and these settings exists: resume continues it (a finished one is returned), new starts name-2.",
+                        "tooltip": "If a run with this name and these settings exists: resume continues it (a finished run is returned as it is), new starts another run, name-2.",
                     },
                 ),
             },
             "optional": {
-                "network": link(NETWORK, "From LoomNetwork."),
-                "optimizer": link(OPTIMIZER, "From LoomOptimizer."),
-                "objective": link(OBJECTIVE, "From LoomObjective."),
-                "memory": link(MEMORY, "From LoomMemory."),
-                "validation": link(VALIDATION, "From LoomValidation: pictures while training."),
+                "network": link(NETWORK, "From Loom Network."),
+                "optimizer": link(OPTIMIZER, "From Loom Optimizer."),
+                "objective": link(OBJECTIVE, "From Loom Objective."),
+                "memory": link(MEMORY, "From Loom Memory."),
+                "validation": link(VALIDATION, "From Loom Validation: samples and validation loss while training."),
                 "accumulation": widget("TrainingConfig", "accumulation", min=1, max=1024),
                 "ema": widget("TrainingConfig", "ema", max=0.9999, step=0.001),
                 "keep": widget("TrainingConfig", "keep", max=1000),
                 "lora_dtype": (
                     ["bfloat16", "float16", "float32"],
-                    {"default": "bfloat16", "tooltip": "Number format of the saved LoRA."},
+                    {"default": "bfloat16", "tooltip": "Dtype of the saved LoRA file."},
                 ),
             },
             "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
@@ -166,7 +167,7 @@ class LoomWait(LoomNode):
     """Wait for a run."""
 
     TITLE = "Loom Wait for Run"
-    DESCRIPTION = "Waits until a run has ended, then gives its LoRA. Raises the run's error. Cancel ends the waiting, not the run."
+    DESCRIPTION = "Waits until a run has ended and returns its LoRA, or fails with the error of the run. Cancel ends the waiting, not the run."
     RETURN_TYPES = _RUN_OUTPUTS
     RETURN_NAMES = _RUN_NAMES
     OUTPUT_TOOLTIPS = _RUN_TOOLTIPS
@@ -174,7 +175,7 @@ class LoomWait(LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {"required": {"run": link(RUN, "From LoomTrain or LoomRun.")}}
+        return {"required": {"run": link(RUN, "From Loom Train LoRA or Loom Run.")}}
 
     @classmethod
     def IS_CHANGED(cls, **inputs: object) -> str:
@@ -196,7 +197,7 @@ class LoomRun(LoomNode):
     RETURN_TYPES = (RUN, "MODEL")
     RETURN_NAMES = ("run", "model")
     OUTPUT_TOOLTIPS = (
-        "To LoomWait or LoomCheckpoints.",
+        "Connect to Loom Wait for Run or Loom Checkpoints.",
         "The MODEL of a run that trains now, as its LoomTrain was given it: sampling with it loads no second copy. A run that does not train has none.",
     )
 

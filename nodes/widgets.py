@@ -1,4 +1,4 @@
-"""Pieces of node forms: an option of the engine's configuration becomes a widget with its range, default and tooltip."""
+"""Inputs of nodes: an option of the configuration becomes a widget with its range, default and tooltip."""
 
 import dataclasses
 import typing
@@ -13,10 +13,10 @@ EDIT_PROMPTS: Widget = (
     [AUTO, ALONE, "qwen-image-edit", "qwen-image-edit-plus"],
     {
         "default": AUTO,
-        "tooltip": "How the text encoder reads a prompt that has reference images: with them, as TextEncodeQwenImageEdit or TextEncodeQwenImageEditPlus (2509 and later) do, or alone. auto: as Plus with Qwen-Image's text encoder, alone with any other.",
+        "tooltip": "How edit models encode a prompt with reference images: together with the images, as the nodes TextEncodeQwenImageEdit or TextEncodeQwenImageEditPlus (2509 and later) do, or the text alone (captions alone). auto: as Plus with the text encoder of Qwen-Image, else the text alone.",
     },
 )
-PROMPT_LIBRARY = 'More prompts from a JSON file, {"name": "prompt", …}, relative to ComfyUI\'s input directory. The names label the strip.'
+PROMPT_LIBRARY = 'More prompts from a JSON file, {"name": "prompt", …}, relative to ComfyUI\'s input directory. The names become labels.'
 
 
 def widget(section: str, name: str, **changes: object) -> Widget:
@@ -49,26 +49,31 @@ def widget(section: str, name: str, **changes: object) -> Widget:
 
 
 def link(kind: str, tooltip: str) -> Widget:
-    """A socket."""
+    """An input that is linked to another node."""
     return kind, {"tooltip": tooltip}
 
 
 def text(default: str, tooltip: str, *, multiline: bool = False, **changes: object) -> Widget:
+    """A text field."""
     return "STRING", {"default": default, "multiline": multiline, "tooltip": tooltip, **changes}
 
 
 def seed(tooltip: str) -> Widget:
-    """A seed that stays: a new number after every prompt would make another run, or encode anew."""
+    """A seed that the frontend does not change after every prompt, which would start another run or encode again."""
     return "INT", {"default": 0, "min": 0, "max": 2**32 - 1, "control_after_generate": False, "tooltip": tooltip}
 
 
 def reference_inputs(what: str) -> dict[str, Widget]:
-    """Sockets for reference images, and how prompts are read beside them; for nodes that make pictures."""
+    """Inputs for reference images, and how prompts are encoded with them; `what` is rendered with them: image, sample."""
     return {
         "reference": link(
-            "IMAGE", f"For edit models: the image that {what} is shown. Of a batch, each image by itself."
+            "IMAGE", f"For edit models: the reference image of every {what}. A batch makes one {what} per image."
         ),
-        "reference_2": link("IMAGE", "Shown together with reference: one image for all, or as many."),
-        "reference_3": link("IMAGE", "Shown together with them: one image for all, or as many."),
+        "reference_2": link(
+            "IMAGE", "A second reference image, used together with reference: one for all, or one for each."
+        ),
+        "reference_3": link(
+            "IMAGE", "A third reference image, used together with the other two: one for all, or one for each."
+        ),
         "edit_prompts": EDIT_PROMPTS,
     }

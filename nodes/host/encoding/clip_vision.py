@@ -1,4 +1,4 @@
-"""A CLIP_VISION of the graph, for how alike pictures are."""
+"""Similarity of images by a connected CLIP_VISION."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ Features = NDArray[np.float64]
 
 
 class HostVision:
-    """The engine's picture encoder over ComfyUI's. It has no text tower, so prompts are not compared. Node thread only."""
+    """A CLIP_VISION as image encoder for scores. It has no text encoder, so prompts are not compared. Node thread only."""
 
     def __init__(self, clip_vision: ClipVision) -> None:
         self._model = clip_vision
         self.name = f"the connected CLIP_VISION ({type(clip_vision.model).__name__})"
 
     def images(self, paths: Sequence[Path]) -> list[Features]:
-        """Unit vectors. Raises ModelFileError for an encoder that gives no embedding of the whole picture."""
+        """The embedding of each image file as a unit vector. Raises ModelFileError for an encoder without image embeddings."""
         return [self._embed(path) for path in paths]
 
     def _embed(self, path: Path) -> Features:
@@ -33,9 +33,9 @@ class HostVision:
         return row
 
     def texts(self, prompts: Sequence[str]) -> list[Features]:
-        """None."""
+        """An empty list: a CLIP_VISION has no text encoder."""
         return []
 
     def compare(self, first: Sequence[Features], second: Sequence[Features]) -> Features:
-        """Cosines, (N, M)."""
+        """Cosines of N features with M others, (N, M)."""
         return cosines(first, second)

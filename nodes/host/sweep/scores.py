@@ -1,4 +1,4 @@
-"""Scores in the graph: the engine's, with losses from the connected model or from the run's own record. Node thread only."""
+"""Scores in ComfyUI: losses come from the connected model, or from what the run recorded. Node thread only."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -32,23 +32,25 @@ from ..runs.session import open_batches, place_weights, sampled_identity, traini
 
 
 class NodeProgress:
-    """The engine's progress on the node's bar, where Cancel takes effect."""
+    """The progress of scoring on the node's progress bar, where Cancel takes effect."""
 
     def __init__(self) -> None:
         self._bar = Bar()
 
     def stage(self, name: str, done: int, total: int) -> None:
+        """Show `done` of `total`."""
         self._bar.update(done, total)
 
 
 def scored_sheet(
     sheet: SheetValue, cache: CacheValue, model: ModelPatcher | None, clip_vision: ClipVision | None, trigger: str
 ) -> tuple[SheetValue, str, Tensor, dict[str, str]]:
-    """(the sheet with its scores, table, plot, how a page shows that). Raises LoomError for a sheet or a cache that is gone."""
+    """(sheet with its scores, table, plot, the plot's file for the frontend). Raises LoomError for a sheet or cache that is gone."""
     loaded = load_sheet(Path(sheet.folder), sheet.name)
     dataset = Dataset(examples=tuple(read_listing(cache)))
     run = RunFolder(Path(sheet.folder).parent)
-    progress, notes = NodeProgress(), []  # type: ignore[var-annotated]
+    progress = NodeProgress()
+    notes: list[str] = []
     losses = _losses(loaded, dataset, cache, run, model, progress, notes)
     evidence = gather(
         loaded.cells,
@@ -77,7 +79,7 @@ def _losses(
 ) -> Losses | None:
     if not dataset.held_out:
         notes.append(
-            "held-out loss not measured: set images aside (LoomCache held_out_share, or a LoomDataset of role validation)"
+            "validation loss not measured: give LoomCache a validation_split, or add a LoomDataset with role validation"
         )
         return None
     record = run.read() if run.exists() else {}
@@ -85,12 +87,14 @@ def _losses(
         return _measured(sheet, dataset, cache, record, model, progress, notes)
     if record.get("fixed", {}).get("facts", {}).get("data") != cache.digest:
         notes.append(
-            "held-out loss unknown: these checkpoints are of no run on this cache; connect model to measure it"
+            "validation loss unknown: these checkpoints are not from a run on this cache; connect model to measure it"
         )
         return None
     found = recorded_losses(run, sheet.cells, notes)
     if found is None:
-        notes.append("held-out loss unknown: the run recorded none for these checkpoints; connect model to measure it")
+        notes.append(
+            "validation loss unknown: the run recorded none for these checkpoints; connect model to measure it"
+        )
     return found
 
 
@@ -104,7 +108,7 @@ def _measured(
     progress: NodeProgress,
     notes: list[str],
 ) -> Losses:
-    """On the loaded weights, each LoRA laid over a shadow of the network for a while."""
+    """Validation losses on the weights that ComfyUI holds, with each LoRA applied to a shadow of the network in turn."""
     bring_to_device(patcher)
     denoiser = load_denoiser(patcher)
     place_weights(denoiser, patcher, notes.append)
@@ -134,7 +138,7 @@ T = TypeVar("T", ObjectiveConfig, TrainingConfig, ValidationConfig)
 
 
 def _recorded(record: Json, table: str, kind: type[T]) -> T:
-    """The run's own, so that losses are measured as in training; the defaults for files of no run."""
+    """A table of the run's configuration, so that losses are measured as in training; the defaults for files without a run."""
     try:
         return parse(record["config"][table], kind, no_note)
     except (LoomError, KeyError):

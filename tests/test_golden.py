@@ -4,6 +4,7 @@ A change here means that runs of earlier versions do not continue as they began 
 LoRA. So these numbers change only with a new format of runs, never because a test is in the way.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,8 @@ def test_noise_and_noise_levels_of_a_step():
     noise, sigma = draw(ToyDenoiser(), batch(), LOSS, StepKey(seed=7, step=3, micro_batch=1))
     assert noise[:, 0, 0, 0].tolist() == close([1.0039880, -0.0963957])
     assert sigma.tolist() == close([0.9442697, 0.0843014])
+    offset, _ = draw(ToyDenoiser(), batch(), replace(LOSS, noise_offset=0.1), StepKey(seed=7, step=3, micro_batch=1))
+    assert offset[:, 0, 0, 0].tolist() == close([0.8730273, -0.1762900])
 
 
 def test_noise_of_the_validation_loss():

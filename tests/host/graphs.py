@@ -67,8 +67,14 @@ def prompt(base):
     return {name: value for name, value in base.items() if name != "sources"}
 
 
-def sleep(seconds, salt=0):
-    return {"sleep": node("LoomTestSleep", seconds=float(seconds), salt=salt)}
+def hold(signal):
+    """A prompt of somebody else that ends when the test says so: `server.release(signal)`."""
+    return {"hold": node("LoomTestHold", signal=signal, salt=0)}
+
+
+def trivial(salt):
+    """A prompt of somebody else that does nothing."""
+    return {"hold": node("LoomTestHold", signal="", salt=salt)}
 
 
 def base_hash(base, salt):

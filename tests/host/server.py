@@ -92,6 +92,10 @@ class Server:
             self.http.post("/queue", json={"delete": [answer["prompt_id"]]})
         return answer["node_errors"]
 
+    def release(self, signal):
+        """Let a prompt of `graphs.hold` end."""
+        (self.base / "input" / signal).touch()
+
     def history(self, prompt_id):
         return self.http.get(f"/history/{prompt_id}").json().get(prompt_id)
 
@@ -175,6 +179,15 @@ class Listener:
             if isinstance(message, str) and message:
                 event = json.loads(message)
                 self.events.append((time.time(), event["type"], event["data"]))
+
+    def until(self, found, timeout=60):
+        """Wait until `found()` of what has arrived; returns it."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if answer := found():
+                return answer
+            time.sleep(0.02)
+        raise TimeoutError(f"the event did not come; last {self.events[-3:]}")
 
     def of(self, kind):
         return [data for _, name, data in list(self.events) if name == kind]

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from .graphs import data, node, picture, prompt, sleep, train
+from .graphs import data, hold, node, picture, prompt, train
 from .server import error_of
 
 pytestmark = pytest.mark.comfyui
@@ -28,9 +28,9 @@ def stop(server, name):
 def test_a_held_run_stands_still_and_cancel_of_the_other_prompt_does_not_touch_it(server, base):
     server.run(prompt(train(base, "held", **LONG)))
     server.wait_step("held", 3)
-    other = server.queue(sleep(60, salt=1))
+    other = server.queue(hold("never sent"))
     held = server.wait_state("held", "yielding")
-    time.sleep(0.5)
+    server.http.get("/object_info")  # takes the server longer than a step
     assert server.run_state("held")["step"] == held["step"]
     server.http.post("/interrupt", json={})
     record = server.finish(other)
@@ -140,10 +140,11 @@ def test_a_run_gets_on_under_an_endless_queue_if_asked_to(server, base):
     graph["train"]["inputs"]["memory"] = ["memory", 0]
     server.run(prompt(graph))
     server.wait_step("endless", 1)
-    other = server.queue(sleep(3, salt=7))
+    other = server.queue(hold("enough steps"))
     begun = server.wait_state("endless", "yielding")["step"]
     server.wait_step("endless", begun + 3)
     assert not server.history(other)  # it still runs
+    server.release("enough steps")
     server.finish(other)
     stop(server, "endless")
 

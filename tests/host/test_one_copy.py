@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from .graphs import data, node, picture, prompt, sleep, train
+from .graphs import data, node, picture, prompt, train, trivial
 
 pytestmark = pytest.mark.comfyui
 LONG = {"steps": 100_000, "save_every": 1000, "mode": "background"}
@@ -50,7 +50,7 @@ def training(server, bases):
 
 def test_a_sampler_with_its_own_loader_after_a_trivial_prompt(server, training):
     base, alone = training
-    server.run(sleep(0, salt=11))
+    server.run(trivial(11))
     server.run(prompt(picture(base, seed=3)))
     assert step_later(server, "copies") <= SLACK * alone
     log = (server.base / "output" / "lora_loom" / "copies" / "log.txt").read_text()
@@ -59,7 +59,7 @@ def test_a_sampler_with_its_own_loader_after_a_trivial_prompt(server, training):
 
 def test_the_training_graph_queued_again(server, training):
     base, alone = training
-    server.run(sleep(0, salt=12))
+    server.run(trivial(12))
     server.run(prompt(train(base, "copies", **LONG)))
     assert step_later(server, "copies") <= SLACK * alone
 
@@ -75,7 +75,7 @@ def test_free_and_then_a_sampler(server, training):
 
 def test_a_lora_at_strength_5_then_a_prompt_without_it(server, training):
     base, alone = training
-    server.run(sleep(0, salt=13))
+    server.run(trivial(13))
     server.run(prompt(with_lora(base, "lora_loom/first/first.safetensors", 5.0)))
     step_later(server, "copies")  # the host's own patched weights are beside the originals now
     server.run(prompt(picture(base, seed=5)))
@@ -84,7 +84,7 @@ def test_a_lora_at_strength_5_then_a_prompt_without_it(server, training):
 
 def test_the_model_of_the_run_loads_nothing(server, training):
     base, alone = training
-    server.run(sleep(0, salt=14))
+    server.run(trivial(14))
     before = (server.base / "server.log").read_text().count("loaded completely")
     graph = picture({**base, "run": node("LoomRun", name="copies")}, model=["run", 1], key="of-run", seed=6)
     del graph["model"]
@@ -110,7 +110,7 @@ def test_a_disturbed_run_is_bit_equal_to_an_undisturbed_one(server, bases, train
     server.run(prompt(train(base, "undisturbed", **options)))
     server.run(prompt(train(base, "disturbed", mode="background", **options)))
     for round_ in range(3):
-        server.run(sleep(0, salt=20 + round_))
+        server.run(trivial(20 + round_))
         server.run(prompt(with_lora(base, "lora_loom/first/first.safetensors", 5.0)))
         server.wait_step("disturbed", server.run_state("disturbed")["step"] + 1)
         server.run(prompt(picture(base, seed=30 + round_)))

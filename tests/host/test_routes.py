@@ -103,7 +103,9 @@ def test_a_name_with_markup_is_refused_and_texts_with_markup_stay_texts(server, 
 def test_events_tell_the_story_of_a_run(server, bases):
     listener = Listener(server)
     server.run(prompt(train(data(bases["sd3"]), "events")))
-    time.sleep(0.2)
+    listener.until(
+        lambda: [e for e in listener.of("lora_loom.run") if (e["name"], e["state"]) == ("events", "finished")]
+    )
     states = [event["state"] for event in listener.of("lora_loom.run") if event["name"] == "events"]
     assert states[0] == "queued"
     assert states[-1] == "finished"
@@ -118,10 +120,17 @@ def test_step_events_come_at_most_five_times_a_second(server, bases):
     server.run(prompt(train(data(bases["sd3"]), "fast", **LONG)))
     server.wait_step("fast", 1)
     listener = Listener(server)
-    time.sleep(2)
+
+    def losses():
+        told = [(at, data) for at, kind, data in list(listener.events) if kind == "lora_loom.step"]
+        times = [at for at, data in told if data["name"] == "fast" and "learning_rate" in data]
+        return times if len(times) > 6 else []
+
+    times = listener.until(losses)
     listener.close()
-    losses = [event for event in listener.of("lora_loom.step") if event["name"] == "fast" and "learning_rate" in event]
-    assert 1 <= len(losses) <= 11
+    assert (times[-1] - times[0]) / (len(times) - 1) > 0.18
+    steps = server.run_state("fast")["step"]
+    assert steps > len(times), "there were more steps than events"
     stop(server, "fast")
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from lora_loom.trainer.cli.main import app
 
 from .conftest import new_server
-from .graphs import data, file, node, picture, prompt, sleep, train
+from .graphs import data, file, hold, node, picture, prompt, train, trivial
 from .server import ROOT
 from .test_jobs import LONG
 
@@ -91,10 +91,10 @@ def test_what_a_real_server_refuses_in_plain_words(server, bases, tmp_path):
     assert "positive is missing: connect it in the workflow" in done.stderr
     done = command(server, "submit", saved(tmp_path, {**graph, "odd": node("NoSuchNode")}), "-o", tmp_path)
     assert 'node odd "NoSuchNode": the server has no node NoSuchNode: install its node pack' in done.stderr
-    partly = {**sleep(0), "bad": node("LoomTestSleep", seconds="x", salt=0)}
+    partly = {**trivial(0), "bad": node("LoomTestHold", signal="", salt="x")}
     done = command(server, "submit", saved(tmp_path, partly), "-o", tmp_path)
     assert done.exit_code == 8
-    assert "seconds = 'x' is not of type FLOAT" in done.stderr
+    assert "salt = 'x' is not of type INT" in done.stderr
     assert not server.http.get("/queue").json()["queue_pending"]
 
 
@@ -151,13 +151,14 @@ def test_a_run_in_the_background_is_fetched(server, bases, tmp_path):
 def test_a_server_killed_midway_gets_the_prompt_again(server, tmp_path):
     """Last in this file: the server is another process afterwards."""
     flow = saved(tmp_path, picture(file("sd1"), key="picture", seed=5))
-    graph = {**json.loads(flow.read_text()), **sleep(4, salt=99)}
+    graph = {**json.loads(flow.read_text()), **hold("killed once")}
     flow.write_text(json.dumps(graph))
     process = beside(server, "submit", flow, "-o", tmp_path / "out", "--reconnect-timeout", 600)
     deadline = time.monotonic() + 30
     while not server.http.get("/queue").json()["queue_running"] and time.monotonic() < deadline:
         time.sleep(0.05)
     server.kill()
+    server.release("killed once")
     server.start(port=server.port)
     _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told

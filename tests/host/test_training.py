@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from .graphs import base_hash, data, node, picture, prompt, sleep, toy, train
+from .graphs import base_hash, data, hold, node, picture, prompt, toy, train
 
 pytestmark = pytest.mark.comfyui
 FAMILIES = ("sd1", "sd3", "flux")
@@ -62,11 +62,13 @@ def test_background_mode_lets_other_prompts_run_and_goes_on(server, bases, famil
     server.run(prompt(train(base, name, mode="background", steps=40, save_every=20)))
     assert server.run_state(name)["state"] in ("running", "queued", "yielding")
     server.wait_step(name, 1)
-    sleeping = server.queue(sleep(1.0, salt=hash(family) % 1000))
-    server.wait_state(name, "yielding")
-    held = server.run_state(name)["step"]
-    server.finish(sleeping)
+    other = server.queue(hold(f"go on {family}"))
+    held = server.wait_state(name, "yielding")["step"]
     assert held < 40
+    assert server.history(other) is None
+    assert server.run_state(name)["step"] == held
+    server.release(f"go on {family}")
+    server.finish(other)
     run = server.wait_state(name, "finished")
     assert run["step"] == 40
     assert run["checkpoints"] == [20, 40]

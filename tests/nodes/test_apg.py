@@ -93,10 +93,13 @@ def test_a_new_run_begins_without_the_average_of_the_last_one(before_cfg):
 
 def test_a_host_that_names_no_run(before_cfg):
     """Without the sigmas a run is known by its noise level, which rises when one begins."""
-    function, given = before_cfg(**OPTIONS), predictions(3)
+    options = {**OPTIONS, "norm_threshold": 0.0}
+    function, given = before_cfg(**options), predictions(3)
     plain = {**arguments(given, 4.0, 2.0), "model_options": {}}
     once, twice = function(plain), function(plain)
     assert torch.equal(once[0], twice[0])
+    lower = function({**plain, "sigma": plain["sigma"] / 2})
+    assert not torch.allclose(lower[0], once[0], atol=0.1), "a lower level goes on with the average"
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.5])

@@ -233,6 +233,15 @@ def test_a_shadow_is_frozen_and_evaluates(shadow_of):
     assert network.training
 
 
+def test_a_shadow_has_the_keys_of_the_original(shadow_of):
+    """A buffer that is not saved stays one, so that keys of files mean the same in both."""
+    network = nn.Sequential(nn.BatchNorm2d(2))
+    network.register_buffer("passing", torch.ones(2), persistent=False)
+    shadow = shadow_of(network)
+    assert shadow.state_dict().keys() == network.state_dict().keys()
+    assert torch.equal(shadow.passing, network.passing)
+
+
 @pytest.mark.parametrize("names", [("_params",), ("_qdata",), ()])
 def test_only_a_tensor_of_both_parts_is_packed(host, names):
     part = type("Part", (), dict.fromkeys(names, 1))()

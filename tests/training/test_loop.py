@@ -287,3 +287,14 @@ def test_held_out_loss_repeats_and_follows_only_the_adapter():
     assert held_out_loss(denoiser, held, LOSS.noise_levels) == pytest.approx(sum(map(sum, losses)) / 12, rel=1e-12)
     assert mean_loss([[1.0, 2.0], [3.0, 6.0]]) == 3.0
     assert math.isnan(mean_loss([]))
+
+
+def test_masks_say_where_to_look_and_not_how_much_unless_it_is_asked_for():
+    """By default a mask of one value changes nothing: also for the validation loss, which has no options of its own."""
+    denoiser, batch = ToyDenoiser(), ToyBatches().at(0)
+    masked = Batch(**{**batch.__dict__, "mask_B1HW": torch.full((2, 1, 3, 3), 0.5)})
+    noise, sigma = torch.randn(2, 4, 3, 3), torch.tensor([0.3, 0.6])
+    plain = sample_loss(denoiser, batch, noise, sigma, LOSS)
+    assert torch.allclose(sample_loss(denoiser, masked, noise, sigma, LOSS), plain)
+    scaled = LossSettings(noise_levels=LOSS.noise_levels, normalised_masks=False)
+    assert torch.allclose(sample_loss(denoiser, masked, noise, sigma, scaled), plain * 0.5)

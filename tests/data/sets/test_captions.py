@@ -152,3 +152,16 @@ def test_a_visit_takes_one_of_the_captions_or_makes_one():
     assert [caption_at(live, 0, "item", i, 0) for i in range(9)] == [
         caption_at(live, 0, "item", i, 0) for i in range(9)
     ]
+
+
+def test_what_the_keep_separator_parts_into_three():
+    """Front, middle, end; a further separator belongs to the end as it stands. Without an end the middle moves alone."""
+    options = {"keep_separator": "|||", "tag_dropout": 1.0, "shuffle": True}
+    assert made("a, b ||| c, d ||| e, f", RandomCaption(1), **options) == "a, b, e, f"
+    assert made("a ||| c, d", RandomCaption(1), **options) == "a"
+    assert made("a ||| b ||| c ||| d", RandomCaption(3), keep_separator="|||", shuffle=True) == "a, b, c ||| d"
+
+
+def test_the_plain_form_drops_nothing():
+    assert not PlainCaption().chance(1.0)
+    assert made("a, b, c", PlainCaption(), tag_dropout=1.0) == "a, b, c"

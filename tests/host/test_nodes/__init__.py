@@ -215,19 +215,19 @@ class LoomTestHash:
         return {"ui": {"text": [sha.hexdigest()]}}
 
 
-class LoomTestSleep:
-    """A prompt that takes a while and can be cancelled; says when it started."""
+class LoomTestHold:
+    """A prompt that occupies the queue until the test lets it go on, or cancels it; without a signal it does nothing."""
 
     CATEGORY, FUNCTION, OUTPUT_NODE = "test", "run", True
     RETURN_TYPES = ()
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"seconds": ("FLOAT", {"default": 0.1}), "salt": ("INT", {"default": 0})}}
+        return {"required": {"signal": ("STRING", {"default": ""}), "salt": ("INT", {"default": 0})}}
 
-    def run(self, seconds, salt):
-        started = time.time()
-        while time.time() - started < seconds:
+    def run(self, signal, salt):
+        started, file = time.time(), Path(folder_paths.get_input_directory()) / signal
+        while signal and not file.exists():
             mm.throw_exception_if_processing_interrupted()
             time.sleep(0.01)
         return {"ui": {"text": [repr(started)]}}
@@ -306,5 +306,5 @@ class LoomTestEmbed:
         return {"ui": {"text": [json.dumps(rows)]}}
 
 
-NODES = (LoomTestModel, LoomTestQwenText, LoomTestHash, LoomTestSleep, LoomTestVision, LoomTestEmbed)
+NODES = (LoomTestModel, LoomTestQwenText, LoomTestHash, LoomTestHold, LoomTestVision, LoomTestEmbed)
 NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in NODES}

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the fields and texts of trainer/config.py: python -m scripts.write_config_docs"""
+"""Write docs/configuration.md from the fields and texts of trainer/config/run.py and dataset.py: python -m scripts.write_config_docs"""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from lora_loom.trainer.config.run import Section, TrainConfig
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 INTRO = """# Configuration
 
-Every option of a run's TOML file. Written by `python -m scripts.write_config_docs` from `trainer/config.py`; a test keeps
+Every option of a run's TOML file. Written by `python -m scripts.write_config_docs` from `trainer/config/`; a test keeps
 it true. Any option can be given on the command line too: `lora-loom train run.toml --set training.steps=500`. Relative
 paths start from the folder the command is run in.
 

@@ -80,13 +80,7 @@ class LoomOptimizer(LoomNode):
     def INPUT_TYPES(cls) -> InputTypes:
         return {
             "required": {
-                "name": (
-                    ["adamw", "adamw8bit", "lion", "prodigy", "adafactor"],
-                    {
-                        "default": "adamw",
-                        "tooltip": "adamw is the safe choice; adamw8bit keeps its state in 8 bits; lion wants a 3 to 10 times lower learning rate; prodigy finds its own (set LoomTrain's to 1.0); adafactor keeps little state.",
-                    },
-                ),
+                "name": widget("OptimizerConfig", "name"),
                 "schedule": widget("ScheduleConfig", "kind"),
                 "warmup": widget("ScheduleConfig", "warmup", max=100_000.0, step=0.01),
             },

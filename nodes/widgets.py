@@ -37,6 +37,10 @@ def widget(section: str, name: str, **changes: object) -> Widget:
     if field.default is not dataclasses.MISSING:
         options["default"] = field.default
     kind = typing.get_type_hints(cls)[name]
+    if one_of := config.one_of(cls, name):
+        values = "; ".join(f"{value}: {choice.help}" for value, choice in one_of.choices.items())
+        options["tooltip"] = f"{options['tooltip']} {values}."
+        return list(one_of.choices), {**options, **changes}
     if typing.get_origin(kind) is typing.Literal:
         return list(typing.get_args(kind)), {**options, **changes}
     if kind is bool:

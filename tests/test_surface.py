@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import typing
 from pathlib import Path
 
 import typer
@@ -20,18 +21,20 @@ RECORD = Path(__file__).with_name("surface.json")
 
 
 def config_fields():
+    """{section: {field: [type, default]}}; a name out of a table of choices.py counts as the list of names."""
     sections = {}
     for cls in vars(config_module).values():
         if isinstance(cls, type) and issubclass(cls, Section) and cls is not Section:
-            fields = {}
+            hints, fields = typing.get_type_hints(cls), {}
             for field in dataclasses.fields(cls):
+                table, hint = config_module.one_of(cls, field.name), hints[field.name]
                 default = field.default if field.default is not dataclasses.MISSING else None
-                fields[field.name] = [
-                    str(getattr(field.type, "__name__", field.type))
-                    if isinstance(field.type, type)
-                    else re.sub(r"lora_loom\.[\w.]+\.", "", str(field.type)),
-                    repr(default),
-                ]
+                kind = (
+                    f"one of {list(table.choices)}"
+                    if table
+                    else str(getattr(hint, "__name__", hint) if isinstance(hint, type) else hint)
+                )
+                fields[field.name] = [re.sub(r"lora_loom\.[\w.]+\.", "", kind), repr(default)]
             sections[cls.__name__] = fields
     return sections
 

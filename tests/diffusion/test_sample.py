@@ -1,13 +1,16 @@
 """Sampling end to end on data whose best denoiser is known, and against diffusers' own schedulers."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lora_loom.trainer.choices import SAMPLERS
+from lora_loom.trainer.config.run import GuidanceConfig
 from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching, VPrediction
 from lora_loom.trainer.diffusion.sample import SampleSettings, make_guidance, sample, start_noise
-from lora_loom.trainer.diffusion.samplers import SAMPLERS, schedule
+from lora_loom.trainer.diffusion.samplers import schedule
 
 SPREAD, CENTRE = 0.5, 1.5
 OBJECTIVES = [Epsilon(), VPrediction(), FlowMatching(), FlowMatching(shift=3.0)]
@@ -31,7 +34,10 @@ class Ideal:
 def run(objective, sampler, steps=60, guidance=None, centre=CENTRE, scheduler="normal"):
     denoiser = Ideal(objective)
     settings = SampleSettings(
-        steps=steps, sampler=sampler, scheduler=scheduler, guidance=guidance or make_guidance("cfg", 1.0)
+        steps=steps,
+        sampler=sampler,
+        scheduler=scheduler,
+        guidance=guidance or make_guidance(GuidanceConfig(method="cfg", scale=1.0)),
     )
     noise = start_noise((4, 40, 40), 3, torch.device("cpu"))
     return sample(denoiser, noise, {"centre": centre}, {"centre": 0.0}, settings), denoiser
@@ -50,7 +56,7 @@ def test_the_distribution_of_the_data_is_reached(objective, sampler):
 def test_guidance_one_asks_once_and_more_asks_twice(objective):
     _, denoiser = run(objective, "euler", steps=3)
     assert denoiser.calls == [CENTRE] * 3
-    _, denoiser = run(objective, "euler", steps=3, guidance=make_guidance("cfg", 2.0))
+    _, denoiser = run(objective, "euler", steps=3, guidance=make_guidance(GuidanceConfig(method="cfg", scale=2.0)))
     assert denoiser.calls == [CENTRE, 0.0] * 3
 
 
@@ -59,16 +65,16 @@ def test_guidance_moves_away_from_the_negative():
 
     But for what the start lacks: it has no mean yet, and sigma_max is not infinite, so spread / sigma_max of it is missing.
     """
-    pictures, _ = run(Epsilon(), "heun", guidance=make_guidance("cfg", 2.0))
+    pictures, _ = run(Epsilon(), "heun", guidance=make_guidance(GuidanceConfig(method="cfg", scale=2.0)))
     lost = SPREAD / math.hypot(SPREAD, Epsilon().sigmas[-1].item())
     assert pictures.mean().item() == pytest.approx(2 * CENTRE * (1 - lost), abs=0.02)
-    same, _ = run(Epsilon(), "heun", guidance=make_guidance("apg", 2.0, eta=1.0))
+    same, _ = run(Epsilon(), "heun", guidance=make_guidance(GuidanceConfig(method="apg", scale=2.0, eta=1.0)))
     assert torch.allclose(pictures, same, atol=1e-4)
 
 
 def test_unknown_guidance():
-    with pytest.raises(ValueError, match="known are cfg and apg"):
-        make_guidance("xfg", 2.0)
+    with pytest.raises(ValueError, match="known are cfg, apg"):
+        make_guidance(SimpleNamespace(method="xfg", scale=2.0, rescale=0.0))
 
 
 def test_start_noise_is_the_hosts():
@@ -86,7 +92,7 @@ def test_euler_on_flow_is_diffusers():
     sigmas = schedule(objective, "simple", 8)
     theirs.set_timesteps(sigmas=sigmas[:-1])
     network, latents = Ideal(objective), start_noise((4, 8, 8), 0, torch.device("cpu"))
-    mine = SAMPLERS["euler"](
+    mine = SAMPLERS["euler"].load()(
         lambda x, s: objective.to_denoised(x, network.predict(x, torch.tensor([s]), {"centre": 1.0}), torch.tensor([s])),
         latents, sigmas, lambda *p: None,
     )  # fmt: skip
@@ -112,7 +118,7 @@ def test_ddim_on_epsilon_is_diffusers():
         return network.predict(x, torch.tensor([sigma]), {"centre": 1.0})
 
     start = objective.start(noise, sigmas[0])
-    mine = SAMPLERS["ddim"](lambda x, s: x - s * epsilon(x, s), start, [*sigmas, last], lambda *p: None)
+    mine = SAMPLERS["ddim"].load()(lambda x, s: x - s * epsilon(x, s), start, [*sigmas, last], lambda *p: None)
     scaled = start / math.sqrt(1 + sigmas[0] ** 2)
     for time, sigma in zip(times, sigmas, strict=True):
         scaled = theirs.step(epsilon(scaled * math.sqrt(1 + sigma**2), sigma), time, scaled)[0]

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from lora_loom.trainer.choices import SAMPLERS
 from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching
-from lora_loom.trainer.diffusion.samplers import SAMPLERS, schedule
+from lora_loom.trainer.diffusion.samplers import schedule
 
 OBJECTIVES = [Epsilon(), FlowMatching(shift=3.0), FlowMatching(shift=1.0)]
 
@@ -23,7 +24,7 @@ def test_a_perfect_denoiser_is_reached_exactly(sampler, objective):
     latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     sigmas = schedule(objective, "normal", 8)
     start = objective.start(torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1)), sigmas[0])
-    result = SAMPLERS[sampler](lambda noisy, sigma: latents, start, sigmas, silent)
+    result = SAMPLERS[sampler].load()(lambda noisy, sigma: latents, start, sigmas, silent)
     assert torch.allclose(result, latents, atol=1e-4)
 
 
@@ -40,7 +41,7 @@ def test_convergence_order(sampler, order):
     def error(steps):
         # Ends at sigma 0.1: the last step to 0 is of first order in all of them by construction.
         sigmas = torch.logspace(math.log10(10), math.log10(0.1), steps + 1, dtype=torch.float64).tolist()
-        result = SAMPLERS[sampler](gaussian_denoiser(spread), start, sigmas, silent)
+        result = SAMPLERS[sampler].load()(gaussian_denoiser(spread), start, sigmas, silent)
         exact = start * math.sqrt((spread**2 + 0.1**2) / (spread**2 + 10**2))
         return (result - exact).abs().item()
 
@@ -51,7 +52,7 @@ def test_convergence_order(sampler, order):
 def test_ddim_equals_euler_at_equal_noise_levels():
     sigmas = schedule(Epsilon(), "karras", 12)
     start = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * sigmas[0]
-    results = [SAMPLERS[name](gaussian_denoiser(1.0), start, sigmas, silent) for name in ("euler", "ddim")]
+    results = [SAMPLERS[name].load()(gaussian_denoiser(1.0), start, sigmas, silent) for name in ("euler", "ddim")]
     assert torch.allclose(*results, rtol=1e-9)
 
 
@@ -90,7 +91,7 @@ def test_unknown_schedule_lists_the_known():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_progress_counts_every_step(sampler):
     seen = []
-    SAMPLERS[sampler](
+    SAMPLERS[sampler].load()(
         gaussian_denoiser(1.0), torch.ones(1, 1), schedule(Epsilon(), "normal", 5), lambda *p: seen.append(p)
     )
     assert seen == [(i + 1, 5) for i in range(5)]

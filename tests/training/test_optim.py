@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from lora_loom.trainer.choices import OPTIMIZERS
 from lora_loom.trainer.config.run import OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.training.optim import (
-    OPTIMIZERS,
     check_optimizer,
     clip_gradients,
     make_optimizer,

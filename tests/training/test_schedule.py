@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_loom.trainer.choices import LR_SCHEDULES
 from lora_loom.trainer.config.run import ScheduleConfig
-from lora_loom.trainer.training.schedule import LAWS, lr_factor, warmup_steps
+from lora_loom.trainer.training.schedule import lr_factor, warmup_steps
 
 
 def curve(total=100, **options):
@@ -55,7 +56,7 @@ def test_warmup_as_share_and_as_steps():
 
 
 @given(
-    kind=st.sampled_from(sorted(LAWS)),
+    kind=st.sampled_from(sorted(LR_SCHEDULES)),
     total=st.integers(1, 300),
     warmup=st.floats(0, 0.9),
     cycles=st.integers(1, 5),

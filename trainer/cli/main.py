@@ -11,6 +11,7 @@ from . import comfy_api as cli_server
 from . import convert as cli_convert
 from . import lora_tools as cli_tools
 from .aliases import AliasedCommand
+from .choices import RunCommand
 from .common import AsJson, ConfigFile, ConfigOrRun, Set, SheetPath, command_host, confirm, load, load_run, report
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Train LoRAs, compare their checkpoints on a grid of images and rank them.")  # fmt: skip
 
 
-@app.command()
+@app.command(cls=RunCommand)
 def train(
     config: ConfigFile,
     overrides: Set = [],  # noqa: B006 - typer requires a list
@@ -55,7 +56,7 @@ def train(
         raise typer.Exit(STOPPED_EXIT_CODE)
 
 
-@app.command()
+@app.command(cls=RunCommand)
 def sweep(
     config: ConfigOrRun,
     overrides: Set = [],  # noqa: B006

@@ -112,7 +112,7 @@ class DatasetConfig(Section, table="dataset"):
         """Whether a caption is another text from visit to visit."""
         return self.wildcards or self.shuffle_tags or self.tag_dropout > 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(bool(self.folder.strip()), "dataset.folder", self.folder, "name the folder that holds the images")
         require(self.repeats >= 1, "dataset.repeats", self.repeats, "use 1 or more (1 = seen once per epoch)")
         require(self.weight > 0, "dataset.weight", self.weight, "use a number above 0")
@@ -173,7 +173,7 @@ class DataConfig(Section, table="data"):
     validation_split: float = 0.0
     """Share of the training images set aside, by seed, for the held-out loss. 0.1 is usual with 40 images or more."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.resolution >= 16, "data.resolution", self.resolution, "use at least 16 pixels")
         require(self.bucket_step >= 0, "data.bucket_step", self.bucket_step, "use 0 (the family's own) or more")
         if self.bucket_step:
@@ -196,6 +196,6 @@ class TextConfig(Section, table="text"):
     system_prompt: str = "auto"
     """What Lumina2 reads before every prompt but the empty one; auto is the model's own sentence, "" is none."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.learning_rate >= 0, "text.learning_rate", self.learning_rate, "use 0 (none is trained) or more")
         require(0 <= self.clip_skip <= 32, "text.clip_skip", self.clip_skip, "use 0 (the family's own) or 1 to 32")

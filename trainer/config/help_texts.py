@@ -1,10 +1,10 @@
-"""The text under each option of run.py and dataset.py, for tooltips and docs: written once."""
+"""The text under each option, for tooltips and docs: it is read from the source, so that it is written once."""
 
 import ast
 from functools import cache
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("run.py", "dataset.py")]
+SOURCES = [Path(__file__).with_name(name) for name in ("run.py", "dataset.py", "sweep.py")]
 
 
 @cache

@@ -1,24 +1,40 @@
-"""The configuration of a run: a tree of frozen dataclasses that check themselves when they are made.
+"""The configuration of a run: a tree of frozen dataclasses that check types, names and ranges when they are made.
 
-The text under a field is its documentation: unit, range and consequence. `config_file.py` reads the tree from TOML.
-The options of data sets are in `config_data.py`.
-No function below `run.py` takes the whole tree.
+The text under a field is its documentation: unit, range and consequence. `toml.py` reads the tree from TOML. The options of
+datasets are in `dataset.py`, those of sweeps in `sweep.py`.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from ..choices import (
+    ADAPTERS,
+    LOSSES,
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    TIMESTEP_SAMPLING,
+    Choice,
+)
 from ..storage.names import check_name
+from .checks import OneOf, one_of
 from .dataset import DataConfig, DatasetConfig, TextConfig
 from .section import Section, require
+from .sweep import GuidanceConfig, SweepConfig
 
 __all__ = [
     "DataConfig",
     "DatasetConfig",
+    "GuidanceConfig",
     "Section",
+    "SweepConfig",
     "TextConfig",
+    "one_of",
     "require",
 ]  # imported here for whoever reads the tree
+
+AUTO_TIMESTEPS = Choice(
+    help="logit_normal for flow models, uniform for the others", options=("logit_mean", "logit_std")
+)
 
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -43,13 +59,13 @@ class ModelConfig(Section, table="model"):
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Section, table="network"):
-    kind: Literal["lora", "dora", "loha", "lokr"] = "lora"
+    kind: Annotated[str, OneOf(ADAPTERS)] = "lora"
     """The adapter: LoRA, weight-decomposed LoRA, Hadamard product or Kronecker product."""
     rank: int = 16
     """Inner width. More learns more and forgets more; 8 to 32 suits most concepts."""
@@ -68,26 +84,24 @@ class NetworkConfig(Section, table="network"):
     init_from: str = ""
     """A LoRA file to start from; its kind, rank and targets must fit this network."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.rank >= 1, "network.rank", self.rank, "use 1 or more (16 is usual)")
         remedy = "use a number above 0, or leave it out for alpha = rank"
         require(self.alpha is None or self.alpha > 0, "network.alpha", self.alpha, remedy)
         require(0 <= self.dropout < 1, "network.dropout", self.dropout, "use 0 up to below 1")
         known = self.lokr_factor == -1 or self.lokr_factor >= 1
         require(known, "network.lokr_factor", self.lokr_factor, "use -1 (the most even one) or 1 and more")
-        if self.kind in ("loha", "lokr"):
-            require(
-                not self.dropout, "network.dropout", self.dropout, f"{self.kind} has no dropout here; use 0, or lora"
-            )
-            require(
-                not self.rslora, "network.rslora", self.rslora, f"{self.kind} has no rslora; leave it out, or use lora"
-            )
+        read = ADAPTERS[self.kind].options
+        remedy = f"{self.kind} has no dropout here; use 0, or lora"
+        require(not self.dropout or "dropout" in read, "network.dropout", self.dropout, remedy)
+        remedy = f"{self.kind} has no rslora; leave it out, or use lora"
+        require(not self.rslora or "rslora" in read, "network.rslora", self.rslora, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section, table="optimizer"):
-    name: str = "adamw"
-    """adamw, adamw8bit, lion, prodigy, adafactor. The list is `optim.OPTIMIZERS`."""
+    name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    """Algorithm that changes the weights."""
     learning_rate: float = 1e-4
     """Peak learning rate. 1e-4 for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."""
     weight_decay: float = 0.01
@@ -97,7 +111,7 @@ class OptimizerConfig(Section, table="optimizer"):
     options: dict[str, float | int | bool | list[float]] = field(default_factory=dict)
     """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         remedy = "use a number above 0 (1e-4 is usual)"
         require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, remedy)
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
@@ -110,7 +124,7 @@ class OptimizerConfig(Section, table="optimizer"):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Section, table="schedule"):
-    kind: Literal["constant", "linear", "cosine", "restarts", "polynomial"] = "constant"
+    kind: Annotated[str, OneOf(LR_SCHEDULES)] = "constant"
     """How the learning rate falls after the warm-up, to `min_lr_ratio` at the last step."""
     warmup: float = 0.0
     """Linear warm-up: a share of all steps if below 1, else a number of steps."""
@@ -121,7 +135,7 @@ class ScheduleConfig(Section, table="schedule"):
     min_lr_ratio: float = 0.0
     """Lowest learning rate as a share of the peak."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         remedy = "use a share of the steps (0.1) or a number of steps (100)"
         require(self.warmup >= 0, "schedule.warmup", self.warmup, remedy)
         require(self.cycles >= 1, "schedule.cycles", self.cycles, "use 1 or more")
@@ -136,7 +150,7 @@ class ScheduleConfig(Section, table="schedule"):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Section, table="objective"):
-    timestep_sampling: Literal["auto", "uniform", "logit_normal", "mode", "beta"] = "auto"
+    timestep_sampling: Annotated[str, OneOf(TIMESTEP_SAMPLING, {"auto": AUTO_TIMESTEPS})] = "auto"
     """Which noise levels are trained how often; auto is logit_normal for flow models and uniform for the others."""
     logit_mean: float = 0.0
     """Mean of logit_normal: above 0 trains composition more, below 0 detail."""
@@ -152,7 +166,7 @@ class ObjectiveConfig(Section, table="objective"):
     """Lowest noise level trained, as a share of the schedule (0 = clean)."""
     max_timestep: float = 1.0
     """Highest noise level trained, as a share of the schedule (1 = pure noise)."""
-    loss: Literal["mse", "huber", "smooth_l1"] = "mse"
+    loss: Annotated[str, OneOf(LOSSES)] = "mse"
     """huber and smooth_l1 forgive outliers."""
     huber_delta: float = 0.1
     """Where huber and smooth_l1 turn from square to linear."""
@@ -165,7 +179,7 @@ class ObjectiveConfig(Section, table="objective"):
     guidance_scale: float = 1.0
     """Guidance value fed to guidance-distilled models (Flux dev) while training. 1.0 keeps the distillation."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.logit_std > 0, "objective.logit_std", self.logit_std, "use a number above 0")
         require(
             0 <= self.min_timestep < self.max_timestep <= 1,
@@ -206,7 +220,7 @@ class TrainingConfig(Section, table="training"):
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the adapter, e.g. 0.995; 0 off. When on, LoRA files hold the average."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation_steps"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "use 1 or more")
         require(self.save_every >= 0, "training.save_every", self.save_every, "use 0 (only at the end) or more")
@@ -231,7 +245,7 @@ class MemoryConfig(Section, table="memory"):
     shard: bool = False
     """Split the frozen base over the GPUs of a run with several processes (FSDP): for one larger than a GPU. Slower."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.vae_batch_size >= 1, "memory.vae_batch_size", self.vae_batch_size, "use 1 or more")
         require(self.prefetch >= 0, "memory.prefetch", self.prefetch, "use 0 (off) or more (1 is enough)")
 
@@ -265,7 +279,7 @@ class ValidationConfig(Section, table="validation"):
     height: int = 0
     """Height in pixels; 0 takes data.resolution."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         require(self.every >= 0, "validation.every", self.every, "use 0 (at checkpoints) or more")
         require(self.sample_every >= -1, "validation.sample_every", self.sample_every, "use 0 (at checkpoints) or more")
         require(self.sample_steps >= 1, "validation.sample_steps", self.sample_steps, "use 1 or more (20 is usual)")
@@ -292,79 +306,6 @@ class OutputConfig(Section, table="output"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidanceConfig(Section, table="sweep.guidance"):
-    label: str = ""
-    """Name in the strip; empty makes one from the settings."""
-    method: Literal["cfg", "apg"] = "cfg"
-    """Classifier-free guidance, or adaptive projected guidance (arXiv 2410.02416)."""
-    scale: float = 4.0
-    """Guidance scale; 1 switches guidance off."""
-    eta: float = 0.0
-    """APG: share of the parallel part that stays; 1 is plain CFG."""
-    norm_threshold: float = 0.0
-    """APG: longest guidance vector per sample; 0 no limit."""
-    momentum: float = 0.0
-    """APG: weight of the running average of the guidance; the paper uses -0.5 and the like."""
-    rescale: float = 0.0
-    """How far the guided picture's contrast goes back to the unguided one's, 0 to 1 (arXiv 2305.08891, phi); 0.7 is usual."""
-
-    def __post_init__(self) -> None:
-        require(self.scale >= 0, "guidance.scale", self.scale, "use 0 or more (1 = off)")
-        require(self.norm_threshold >= 0, "guidance.norm_threshold", self.norm_threshold, "use 0 (no limit) or more")
-        require(0 <= self.rescale <= 1, "guidance.rescale", self.rescale, "use 0 (off) to 1")
-        require(-1 < self.momentum < 1, "guidance.momentum", self.momentum, "use a number between -1 and 1")
-
-    @property
-    def name(self) -> str:
-        return self.label or f"{self.method.upper()} {self.scale:g}" + (
-            f", rescale {self.rescale:g}" if self.rescale else ""
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig(Section, table="sweep"):
-    prompts: tuple[str, ...] = ()
-    """Prompts to render."""
-    prompt_library: str = ""
-    """More of them from a JSON file, {"name": "prompt", …}; the names label the strip."""
-    negative_prompt: str = ""
-    """Negative prompt of every cell."""
-    references: tuple[str | tuple[str, ...], ...] = ()
-    """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
-    seeds: str = "0"
-    """Seeds: "0,1,2", or "-1--1 [4]" for four random ones (drawn from the run's seed)."""
-    strengths: str = "1"
-    """LoRA strengths: "1", "0.7,1", or "0.7-1.3 [4]" for four evenly spread ones."""
-    guidance: tuple[GuidanceConfig, ...] = (GuidanceConfig(),)
-    """Guidance settings to compare."""
-    base: bool = True
-    """Also render the base model without a LoRA."""
-    width: int = 0
-    """Width in pixels; 0 takes data.resolution."""
-    height: int = 0
-    """Height in pixels; 0 takes data.resolution."""
-    steps: int = 20
-    """Sampling steps."""
-    sampler: Literal["euler", "heun", "dpmpp_2m", "ddim"] = "euler"
-    """The integrator."""
-    scheduler: Literal["normal", "simple", "karras", "sgm_uniform"] = "normal"
-    """How noise levels are spaced, named and computed as in ComfyUI."""
-    sizes: str = ""
-    """Several sizes to compare, "512x512, 768x512"; empty takes width and height."""
-    step_counts: str = ""
-    """Several numbers of sampling steps to compare, "10,20" or "10-30 [3]"; empty takes steps."""
-    samplers: str = ""
-    """Several samplers with their schedulers to compare, "euler/normal, dpmpp_2m/karras"; empty takes those above."""
-    max_cells: int = 1000
-    """With more cells to render than this, the sweep says after two of them how long it will take, and asks."""
-
-    def __post_init__(self) -> None:
-        require(self.steps >= 1, "sweep.steps", self.steps, "use 1 or more")
-        require(self.max_cells >= 1, "sweep.max_cells", self.max_cells, "use 1 or more")
-        require(self.width >= 0 and self.height >= 0, "sweep.width", (self.width, self.height), "use 0 or pixels")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     name: str
     """Name of the run: of its folder and of its LoRA files."""
@@ -385,7 +326,7 @@ class TrainConfig(Section):
     output: OutputConfig = field(default_factory=OutputConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         check_name(self.name)
         some = bool(self.dataset or self.dataset_files)
         require(some, "dataset", self.dataset, "add at least one [[dataset]] table with a folder")

@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import json
 import sys
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError
 from .aliases import Note, current_option, current_options, current_tree, log_note
+from .checks import problems
 from .run import TrainConfig
 
 if sys.version_info >= (3, 11):
@@ -122,39 +122,7 @@ def parse(data: Mapping[str, Any], kind: type[T], note: Note = log_note) -> T:
     try:
         return pydantic.TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
-        explained: dict[str, list[str]] = {}
-        for problem in error.errors():
-            what, remedy = _explain(kind, problem)
-            explained.setdefault(what, []).append(remedy)
-        raise ConfigError("; ".join(what + _either(remedies) for what, remedies in explained.items())) from error
-
-
-def _either(remedies: list[str]) -> str:
-    """Of a field that takes several kinds of value: "use a valid string or a valid array"."""
-    first, *others = dict.fromkeys(remedies)
-    return first + "".join(f" or {other.removeprefix('use ')}" for other in others)
-
-
-def _explain(kind: type, problem: Mapping[str, Any]) -> tuple[str, str]:
-    """(what is wrong, the remedy)."""
-    path = [
-        part
-        for part in problem["loc"]
-        if isinstance(part, int) or (part.isidentifier() and part not in ("float", "str"))
-    ]
-    name, value = ".".join(str(part) for part in path), problem["input"]
-    if problem["type"] == "unexpected_keyword_argument":
-        return f"unknown option {name}: ", did_you_mean(str(path[-1]), _known_fields(kind, path[:-1]))
-    if problem["type"] == "missing":
-        return f"{name} is missing: ", "add it, or see the option list in docs/configuration.md"
-    return f"{name} = {value!r}: ", problem["msg"].replace("Input should be", "use")
-
-
-def _known_fields(kind: Any, path: list[str | int]) -> list[str]:
-    """Field names of the dataclass that `path` leads to."""
-    for part in path:
-        kind = typing.get_args(kind)[0] if isinstance(part, int) else typing.get_type_hints(kind)[part]
-    return [field.name for field in dataclasses.fields(kind)]
+        raise problems(error, kind, table) from error
 
 
 def to_dict(config: Any) -> Json:

@@ -1,6 +1,6 @@
-"""Options that would do nothing beside the others: refused, so that no setting is ignored without a word.
+"""Options that would have no effect with the others: they are refused, so that no setting is ignored silently.
 
-Asked for at the start of a headless run. The forms of ComfyUI show all fields at once and are not asked.
+A run of the command line checks this before anything is loaded. Nodes show all their inputs at once and are not checked.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,30 +11,18 @@ from ..errors import ConfigError
 from .run import (
     DataConfig,
     DatasetConfig,
-    GuidanceConfig,
     MemoryConfig,
     ModelConfig,
-    NetworkConfig,
-    ObjectiveConfig,
-    ScheduleConfig,
     Section,
     TrainConfig,
     ValidationConfig,
+    one_of,
 )
 
 Rule = tuple[type[Section], str, tuple[str, ...], Callable[[Any], bool], str]
 
 RULES: tuple[Rule, ...] = (
     (ModelConfig, "model", ("dtype",), lambda c: c.quantize == "none", "a quantised base has its own format"),
-    (NetworkConfig, "network", ("lokr_factor",), lambda c: c.kind == "lokr", "only kind = 'lokr' has one"),
-    (ScheduleConfig, "schedule", ("cycles",), lambda c: c.kind == "restarts", "only kind = 'restarts' has cycles"),
-    (ScheduleConfig, "schedule", ("power",), lambda c: c.kind == "polynomial", "only kind = 'polynomial' has one"),
-    (ScheduleConfig, "schedule", ("min_lr_ratio",), lambda c: c.kind != "constant", "kind = 'constant' never falls"),
-    (ObjectiveConfig, "objective", ("logit_mean", "logit_std"), lambda c: c.timestep_sampling in ("auto", "logit_normal"),
-     "only timestep_sampling = 'logit_normal' has one"),
-    (ObjectiveConfig, "objective", ("mode_scale",), lambda c: c.timestep_sampling == "mode", "only timestep_sampling = 'mode' has one"),
-    (ObjectiveConfig, "objective", ("beta",), lambda c: c.timestep_sampling == "beta", "only timestep_sampling = 'beta' has it"),
-    (ObjectiveConfig, "objective", ("huber_delta",), lambda c: c.loss != "mse", "loss = 'mse' has none"),
     (MemoryConfig, "memory", ("vae_batch_size",), lambda c: c.cache == "disk", "cache = 'online' encodes one by one"),
     (DataConfig, "data", ("min_side", "max_side"), lambda c: c.buckets == "kohya", "only buckets = 'kohya' has it"),
     (DataConfig, "data", ("upscale",), lambda c: c.buckets != "off", "buckets = 'off' always fills the square"),
@@ -58,20 +46,40 @@ RULES: tuple[Rule, ...] = (
      "only buckets = 'kohya' has it"),
     (ValidationConfig, "validation", ("sample_every", "negative_prompt", "references", "seed", "sample_steps", "guidance_scale", "width",
      "height"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
-    (GuidanceConfig, "sweep.guidance", ("eta", "norm_threshold", "momentum"), lambda c: c.method == "apg",
-     "only method = 'apg' has it"),
 )  # fmt: skip
+
+
+def rules_of_choices(section: Section) -> Iterator[tuple[str, str]]:
+    """(option, reason) of the options that the chosen values do not read but other values of the same tables do."""
+    for chosen in fields(section):  # type: ignore[arg-type]
+        table = one_of(type(section), chosen.name)
+        if table is None:
+            continue
+        read = table.choices[getattr(section, chosen.name)].options
+        for option in dict.fromkeys(name for choice in table.choices.values() for name in choice.options):
+            if option not in read:
+                readers = [repr(value) for value, choice in table.table.items() if option in choice.options]
+                yield option, f"only {chosen.name} = {' or '.join(readers)} reads it"
 
 
 def refuse_unused_options(config: TrainConfig) -> None:
     """Raise ConfigError naming every option that is set and would have no effect."""
-    problems = [
-        f"{place}.{name} = {getattr(section, name)!r} would do nothing: {reason}; leave it out, or change that"
+    unused = [
+        (section, section.table, name, reason)
+        for section in _sections(config)
+        for name, reason in rules_of_choices(section)
+    ]
+    unused += [
+        (section, place, name, reason)
         for section in _sections(config)
         for kind, place, names, used, reason in RULES
         if type(section) is kind and not used(section)
         for name in names
-        if getattr(section, name) != _default(kind, name)
+    ]
+    problems = [
+        f"{place}.{name} = {getattr(section, name)!r} would do nothing: {reason}; leave it out, or change that"
+        for section, place, name, reason in unused
+        if getattr(section, name) != _default(type(section), name)
     ]
     if problems:
         raise ConfigError("; ".join(problems))
@@ -80,7 +88,7 @@ def refuse_unused_options(config: TrainConfig) -> None:
 def _sections(config: TrainConfig) -> Iterator[Section]:
     for field in fields(config):
         value = getattr(config, field.name)
-        yield from value if isinstance(value, tuple) else [value]
+        yield from (one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, Section))
     yield from config.sweep.guidance
 
 

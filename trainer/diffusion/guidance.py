@@ -12,6 +12,8 @@ from torch import Tensor
 
 
 class Guidance(Protocol):
+    """A way to combine the predictions with and without the prompt. Its names are in `choices.GUIDANCE_METHODS`."""
+
     @property
     def scale(self) -> float: ...
 
@@ -21,6 +23,8 @@ class Guidance(Protocol):
 
 
 class Combine(Protocol):
+    """Guided denoised latents of one step, from those with (conditional) and without the prompt, at noise level sigma."""
+
     def __call__(self, conditional: Tensor, unconditional: Tensor, sigma: float) -> Tensor: ...
 
 
@@ -34,7 +38,7 @@ class CFG:
         return lambda conditional, unconditional, sigma: torch.lerp(unconditional, conditional, self.scale)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class APG:
     """Adaptive projected guidance: conditional + (scale - 1) * (orthogonal part + eta * parallel part).
 
@@ -77,7 +81,7 @@ class Rescaled:
     """Another guidance whose result gets its contrast back: arXiv 2305.08891, equations 14 to 16, on denoised latents.
 
     The paper rescales what the network predicts. Here, as everywhere in this file, predictions are denoised latents: their
-    spread is the picture's contrast at every noise level, which is what burns out at high scales.
+    spread is the image's contrast at every noise level, which is what burns out at high scales.
     """
 
     guidance: Guidance
@@ -111,7 +115,7 @@ def _per_sample_std(tensor: Tensor) -> Tensor:
 
 @dataclass
 class Momentum:
-    """Running average m <- difference + momentum * m, in fp32; starts anew when sigma does not fall."""
+    """Running average m <- difference + momentum * m, in fp32; it starts again when sigma does not fall."""
 
     momentum: float
     average: Tensor | None = None

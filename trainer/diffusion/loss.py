@@ -4,19 +4,34 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ..choices import LOSSES
 from .objectives import Objective
 
 
 def element_loss(prediction: Tensor, target: Tensor, kind: str = "mse", delta: float = 0.1) -> Tensor:
-    """Loss of every element, fp32; huber and smooth_l1 turn linear at `delta`. Raises ValueError on another kind."""
-    prediction, target = prediction.float(), target.float()
-    if kind == "mse":
-        return F.mse_loss(prediction, target, reduction="none")
-    if kind == "huber":
-        return F.huber_loss(prediction, target, reduction="none", delta=delta)
-    if kind == "smooth_l1":
-        return F.smooth_l1_loss(prediction, target, reduction="none", beta=delta)
-    raise ValueError(f"loss kind {kind!r}: known are mse, huber, smooth_l1")
+    """The loss of every element, fp32, in the shape of `prediction`. `kind` is a name in `choices.LOSSES`.
+
+    Raises ValueError for another name.
+    """
+    if kind not in LOSSES:
+        raise ValueError(f"loss kind {kind!r}: known are {', '.join(LOSSES)}")
+    loss: Tensor = LOSSES[kind].load()(prediction.float(), target.float(), delta)
+    return loss
+
+
+def mse(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
+    """Squared difference; `delta` has no part in it."""
+    return F.mse_loss(prediction, target, reduction="none")
+
+
+def huber(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
+    """Half the squared difference up to `delta`, linear beyond it."""
+    return F.huber_loss(prediction, target, reduction="none", delta=delta)
+
+
+def smooth_l1(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
+    """`huber` divided by delta."""
+    return F.smooth_l1_loss(prediction, target, reduction="none", beta=delta)
 
 
 def per_sample(loss: Tensor, mask_B1HW: Tensor | None = None, *, normalised: bool = True) -> Tensor:

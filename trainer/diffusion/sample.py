@@ -1,43 +1,46 @@
-"""Pictures from any denoiser: noise, schedule, guidance, integrator. B batch, C channels, H W latent rows, columns."""
+"""Images from any denoiser: noise, schedule, guidance, integrator. B batch, C channels, H W latent rows, columns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..choices import GUIDANCE_METHODS, SAMPLERS
 from ..types import Conditioning
 from .denoiser import Denoiser
-from .guidance import APG, CFG, Guidance, Rescaled
-from .samplers import SAMPLERS, schedule
+from .guidance import Guidance, Rescaled
+from .samplers import schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
+    """How an image is sampled; `sampler` and `scheduler` are names in the tables of choices.py."""
+
     steps: int
     sampler: str
     scheduler: str
     guidance: Guidance
 
 
-def make_guidance(
-    method: str,
-    scale: float,
-    *,
-    eta: float = 0.0,
-    norm_threshold: float = 0.0,
-    momentum: float = 0.0,
-    rescale: float = 0.0,
-) -> Guidance:
-    """Raises ValueError on an unknown method."""
-    guidance: Guidance
-    if method == "cfg":
-        guidance = CFG(scale)
-    elif method == "apg":
-        guidance = APG(scale=scale, eta=eta, norm_threshold=norm_threshold, momentum=momentum)
-    else:
-        raise ValueError(f"guidance method {method!r}: known are cfg and apg")
-    return Rescaled(guidance=guidance, phi=rescale) if rescale else guidance
+class GuidanceSettings(Protocol):
+    """A guidance method and the options that it reads, such as the configuration's [[sweep.guidance]]."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def rescale(self) -> float: ...
+
+
+def make_guidance(settings: GuidanceSettings) -> Guidance:
+    """The method of `choices.GUIDANCE_METHODS` with the options that it reads. Raises ValueError for an unknown one."""
+    if settings.method not in GUIDANCE_METHODS:
+        raise ValueError(f"guidance method {settings.method!r}: known are {', '.join(GUIDANCE_METHODS)}")
+    chosen = GUIDANCE_METHODS[settings.method]
+    guidance: Guidance = chosen.load()(*chosen.values(settings))
+    return Rescaled(guidance=guidance, phi=settings.rescale) if settings.rescale else guidance
 
 
 def start_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
@@ -69,4 +72,7 @@ def sample(
         return combine(conditional, predict(noisy_BCHW, sigma, negative), sigma)
 
     sigmas = schedule(objective, settings.scheduler, settings.steps)
-    return SAMPLERS[settings.sampler](denoise, objective.start(noise_BCHW, sigmas[0]), sigmas, progress)
+    latents: Tensor = SAMPLERS[settings.sampler].load()(
+        denoise, objective.start(noise_BCHW, sigmas[0]), sigmas, progress
+    )
+    return latents

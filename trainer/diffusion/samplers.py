@@ -1,6 +1,6 @@
 """Sampling schedules and integrators over any denoiser: `denoise(noisy, sigma) -> x0`.
 
-The schedules are ComfyUI's (same names, same numbers), so that a picture made here can be made there. Euler, Heun and
+The schedules are ComfyUI's (same names, same numbers), so that an image made here can be made there. Euler, Heun and
 DPM++ 2M follow k-diffusion (Karras et al., arXiv 2206.00364; Lu et al., arXiv 2211.01095); DDIM is arXiv 2010.02502.
 """
 
@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..choices import SCHEDULERS
 from .objectives import Objective
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -18,10 +19,10 @@ Progress = Callable[[int, int], None]
 
 
 def schedule(objective: Objective, name: str, steps: int) -> list[float]:
-    """steps + 1 falling noise levels, the last one 0. Raises ValueError on an unknown name."""
-    if name not in SCHEDULES:
-        raise ValueError(f"scheduler {name!r}: known are {', '.join(SCHEDULES)}")
-    return [*SCHEDULES[name](objective, steps), 0.0]
+    """steps + 1 falling noise levels, the last one 0. `name` is one of `choices.SCHEDULERS`; raises ValueError for another."""
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler {name!r}: known are {', '.join(SCHEDULERS)}")
+    return [*SCHEDULERS[name].load()(objective, steps), 0.0]
 
 
 def _evenly_timed(objective: Objective, steps: int, *, leave_out_last: bool) -> list[float]:
@@ -30,31 +31,27 @@ def _evenly_timed(objective: Objective, steps: int, *, leave_out_last: bool) -> 
     return [float(sigma) for sigma in objective.sigma_of(times)]
 
 
-def _normal(objective: Objective, steps: int) -> list[float]:
+def normal(objective: Objective, steps: int) -> list[float]:
+    """Noise levels at evenly spaced timesteps, the lowest of the model included."""
     return _evenly_timed(objective, steps, leave_out_last=False)
 
 
-def _sgm_uniform(objective: Objective, steps: int) -> list[float]:
+def sgm_uniform(objective: Objective, steps: int) -> list[float]:
+    """As `normal` for one step more, without the lowest noise level."""
     return _evenly_timed(objective, steps, leave_out_last=True)
 
 
-def _simple(objective: Objective, steps: int) -> list[float]:
+def simple(objective: Objective, steps: int) -> list[float]:
+    """Evenly spaced entries of the model's own table of noise levels."""
     sigmas = objective.sigmas
     stride = len(sigmas) / steps
     return [float(sigmas[-(1 + int(step * stride))]) for step in range(steps)]
 
 
-def _karras(objective: Objective, steps: int, rho: float = 7.0) -> list[float]:
+def karras(objective: Objective, steps: int, rho: float = 7.0) -> list[float]:
+    """Noise levels that are even in sigma ** (1 / rho) (arXiv 2206.00364, equation 5)."""
     low, high = (float(objective.sigmas[i]) ** (1 / rho) for i in (0, -1))
     return [(high + share * (low - high)) ** rho for share in torch.linspace(0, 1, steps).tolist()]
-
-
-SCHEDULES: dict[str, Callable[[Objective, int], list[float]]] = {
-    "normal": _normal,
-    "simple": _simple,
-    "karras": _karras,
-    "sgm_uniform": _sgm_uniform,
-}
 
 
 def _slope(noisy: Tensor, denoised: Tensor, sigma: float) -> Tensor:
@@ -63,6 +60,7 @@ def _slope(noisy: Tensor, denoised: Tensor, sigma: float) -> Tensor:
 
 
 def euler(denoise: Denoise, noisy: Tensor, sigmas: list[float], progress: Progress) -> Tensor:
+    """Euler's method on the probability flow."""
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         noisy = noisy + _slope(noisy, denoise(noisy, sigma), sigma) * (following - sigma)
         progress(step + 1, len(sigmas) - 1)
@@ -70,6 +68,7 @@ def euler(denoise: Denoise, noisy: Tensor, sigmas: list[float], progress: Progre
 
 
 def heun(denoise: Denoise, noisy: Tensor, sigmas: list[float], progress: Progress) -> Tensor:
+    """Heun's method: the mean of the slopes at both ends of a step (arXiv 2206.00364, algorithm 1 without churn)."""
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         slope = _slope(noisy, denoise(noisy, sigma), sigma)
         guess = noisy + slope * (following - sigma)
@@ -81,6 +80,7 @@ def heun(denoise: Denoise, noisy: Tensor, sigmas: list[float], progress: Progres
 
 
 def dpmpp_2m(denoise: Denoise, noisy: Tensor, sigmas: list[float], progress: Progress) -> Tensor:
+    """DPM-Solver++(2M): second order from the denoised latents of the step before (arXiv 2211.01095, algorithm 2)."""
     earlier: Tensor | None = None
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         denoised = denoise(noisy, sigma)
@@ -101,11 +101,3 @@ def ddim(denoise: Denoise, noisy: Tensor, sigmas: list[float], progress: Progres
         noisy = denoised + (following / sigma) * (noisy - denoised)
         progress(step + 1, len(sigmas) - 1)
     return noisy
-
-
-SAMPLERS: dict[str, Callable[[Denoise, Tensor, list[float], Progress], Tensor]] = {
-    "euler": euler,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "ddim": ddim,
-}

@@ -1,6 +1,7 @@
-"""Which noise levels are trained how often: laws on [0, 1], where 0 is clean and 1 is pure noise, and their shift.
+"""Timestep sampling: distributions of the noise level on [0, 1], where 0 is clean and 1 is pure noise, and their shift.
 
-Every draw takes its own generator, so that a sample's noise level depends on nothing but its place in the run.
+Every draw takes its own generator, so that the noise level of an image depends on nothing but its place in the run. The names
+that people choose from are in `choices.TIMESTEP_SAMPLING`.
 """
 
 import math
@@ -14,6 +15,8 @@ from .objectives import Objective, shift_sigma
 
 
 class TimestepLaw(Protocol):
+    """A distribution of noise levels."""
+
     def draw(self, generator: Generator) -> Tensor:
         """One number in [0, 1], shape ()."""
         ...
@@ -21,6 +24,8 @@ class TimestepLaw(Protocol):
 
 @dataclass(frozen=True)
 class Uniform:
+    """Every share of the schedule equally often."""
+
     def draw(self, generator: Generator) -> Tensor:
         return torch.rand((), generator=generator)
 
@@ -61,9 +66,14 @@ class Beta:
         return (first / (first + second)).float()
 
 
+def beta_law(parameters: tuple[float, float]) -> Beta:
+    """Beta of a pair of parameters, as the option holds them."""
+    return Beta(*parameters)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolutionShift:
-    """Shift exp(mu) that grows with the picture; mu is linear in the number of 2x2 latent patches.
+    """Shift exp(mu) that grows with the image; mu is linear in the number of 2x2 latent patches.
 
     The defaults are Flux's and SD3's, which give 1.88, 2.33 and 3.16 at 512, 768 and 1024 px; Qwen-Image uses
     max_tokens 8192 and max_shift 0.9. Source: black-forest-labs/flux, `sampling.get_schedule`.

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..choices import ADAPTERS
 from ..config.run import NetworkConfig
 from ..errors import ConfigError
 from ..seeding import StepKey, generator
@@ -112,17 +113,17 @@ def inject(
 
     root.requires_grad_(False)
     with torch.device("meta"), _split_weights_as_shapes(root, paths):
-        inject_adapter_in_model(_peft_config(network, paths), root, adapter_name=NAME)
+        inject_adapter_in_model(peft_config(network, paths), root, adapter_name=NAME)
     layers: dict[str, Any] = {path: root.get_submodule(path) for path in paths}
     for path, layer in layers.items():
         _materialise(path, layer, seed)
-        if network.kind == "dora":
+        if NAME in getattr(layer, "lora_magnitude_vector", ()):
             layer.lora_magnitude_vector[NAME].forward = partial(_dora, layer)
-        if network.dropout:
+        if network.dropout and hasattr(layer, "lora_dropout"):
             layer.lora_dropout[NAME] = SeededDropout(network.dropout, path)
         # PEFT's LoHa and LoKr ask torch's global generator in every forward pass of training whether to skip the module.
-        layer.train(network.kind in ("lora", "dora"))
-        if network.kind == "lora" and getattr(layer.get_base_layer(), "groups", 1) == 1:
+        layer.train(hasattr(layer, "lora_A"))
+        if is_plain_lora(layer) and getattr(layer.get_base_layer(), "groups", 1) == 1:
             layer.forward = partial(_lora, layer, compute_dtype)
         elif compute_dtype is not None and compute_dtype != torch.float32:
             _compute_in(layer, compute_dtype)
@@ -200,25 +201,45 @@ def _patched_norms(layer: Any) -> Tensor:
         return torch.linalg.vector_norm(dense_weight(layer.get_base_layer()).flatten(1) + change, dim=1)
 
 
-def _peft_config(network: NetworkConfig, paths: list[str]) -> Any:
+def is_plain_lora(layer: Any) -> bool:
+    """Whether a PEFT layer computes W x + s B A x and nothing else."""
+    return hasattr(layer, "lora_A") and NAME not in layer.lora_magnitude_vector
+
+
+def peft_config(network: NetworkConfig, paths: list[str]) -> Any:
+    """PEFT's configuration of the kind that `network` names, for the modules of `paths`."""
+    alpha = network.rank if network.alpha is None else network.alpha
+    pattern = "|".join(re.escape(path) for path in paths)  # PEFT matches the whole path
+    return ADAPTERS[network.kind].load()(network, alpha, pattern)
+
+
+def lora_config(network: NetworkConfig, alpha: float, pattern: str, *, use_dora: bool = False) -> Any:
+    """LoRA (arXiv 2106.09685), with rsLoRA's scale (arXiv 2312.03732) if `network` asks for it."""
     import peft
 
-    common = {
-        "r": network.rank,
-        "target_modules": "|".join(re.escape(path) for path in paths),  # PEFT matches the whole path
-    }
-    alpha = network.rank if network.alpha is None else network.alpha
-    if network.kind in ("lora", "dora"):
-        return peft.LoraConfig(
-            **common,
-            lora_alpha=alpha,
-            lora_dropout=network.dropout,
-            use_rslora=network.rslora,
-            use_dora=network.kind == "dora",
-        )
-    if network.kind == "loha":
-        return peft.LoHaConfig(**common, alpha=alpha)
-    return peft.LoKrConfig(**common, alpha=alpha, decompose_factor=network.lokr_factor)
+    return peft.LoraConfig(
+        r=network.rank, target_modules=pattern, lora_alpha=alpha, lora_dropout=network.dropout,
+        use_rslora=network.rslora, use_dora=use_dora,
+    )  # fmt: skip
+
+
+def dora_config(network: NetworkConfig, alpha: float, pattern: str) -> Any:
+    """Weight-decomposed LoRA (arXiv 2402.09353)."""
+    return lora_config(network, alpha, pattern, use_dora=True)
+
+
+def loha_config(network: NetworkConfig, alpha: float, pattern: str) -> Any:
+    """Hadamard product of two low-rank matrices (arXiv 2108.06098, 2309.14859)."""
+    import peft
+
+    return peft.LoHaConfig(r=network.rank, target_modules=pattern, alpha=alpha)
+
+
+def lokr_config(network: NetworkConfig, alpha: float, pattern: str) -> Any:
+    """Kronecker product (arXiv 2212.10650, 2309.14859)."""
+    import peft
+
+    return peft.LoKrConfig(r=network.rank, target_modules=pattern, alpha=alpha, decompose_factor=network.lokr_factor)
 
 
 def layer_parameters(layer: Any) -> dict[str, nn.Parameter]:

@@ -6,10 +6,10 @@ from datetime import datetime, timezone
 
 from torch import Tensor
 
+from ..choices import ADAPTERS
 from ..config.run import NetworkConfig
 from .state_dict import effective_alpha
 
-MODULES = {"lora": "networks.lora", "dora": "networks.lora", "loha": "lycoris.kohya", "lokr": "lycoris.kohya"}
 PREDICTIONS = {"epsilon": "epsilon", "v": "v"}
 
 
@@ -26,27 +26,29 @@ def describe(
     training: Mapping[str, object],
 ) -> dict[str, str]:
     """safetensors metadata (text to text). `facts` are digests (data set, base model); `training` goes in as ss_*."""
+    kind = ADAPTERS[network.kind]
+    is_lora = kind.network_module == "networks.lora"
     metadata = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/{'lora' if network.kind in ('lora', 'dora') else network.kind}",
+        "modelspec.architecture": f"{architecture}/{'lora' if is_lora else network.kind}",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "ss_network_module": MODULES[network.kind],
+        "ss_network_module": kind.network_module,
         "ss_network_dim": str(network.rank),
         "ss_network_alpha": f"{effective_alpha(network):g}",
         "ss_output_name": title,
         "ss_steps": str(step),
         "ss_resolution": f"({resolution}, {resolution})",
         "loom.network": json.dumps({"kind": network.kind, "rank": network.rank, "rslora": network.rslora}),
-        "loom.form": form(network),
+        "loom.form": kind.form,
         **{f"ss_{name}": str(value) for name, value in training.items()},
         **{f"loom.{name}": value for name, value in facts.items()},
     }
     if prediction in PREDICTIONS:
         metadata["modelspec.prediction_type"] = PREDICTIONS[prediction]
-    if network.kind in ("loha", "lokr"):
+    if not is_lora:
         metadata["ss_network_args"] = json.dumps({"algo": network.kind, "factor": network.lokr_factor})
     if trigger:
         metadata["modelspec.trigger_phrase"] = trigger
@@ -70,12 +72,3 @@ def in_layout(metadata: Mapping[str, str], format: str, tensors: Mapping[str, Te
         "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{next(iter(alphas)):g}" if len(alphas) == 1 else "Dynamic",
     }
-
-
-def form(network: NetworkConfig) -> str:
-    """How the stored tensors relate to the trained ones."""
-    if network.kind == "dora":
-        return "dora_scale = m * |W| / |W + dW|, for loaders that divide by |W| (ComfyUI); not the trained magnitude m"
-    if network.kind == "lokr":
-        return "alpha / rank is multiplied into lokr_w2 where both factors are full"
-    return "as trained"

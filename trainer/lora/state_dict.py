@@ -72,11 +72,9 @@ def _file_form(
 ) -> dict[str, Tensor]:
     alpha = effective_alpha(network)
     file: dict[str, Tensor] = {}
-    if network.kind in ("lora", "dora"):
+    if "lora_A.weight" in mine:
         down, up = ("lora_down", "lora_up") if key.startswith("lora_") else ("lora_A", "lora_B")
         file[f"{down}.weight"], file[f"{up}.weight"] = mine["lora_A.weight"], mine["lora_B.weight"]
-    elif network.kind == "loha":
-        file |= mine
     else:
         file |= mine
         if "lokr_w1" in mine and "lokr_w2" in mine:  # the host then knows no rank and ignores alpha
@@ -84,10 +82,10 @@ def _file_form(
             alpha = float(network.rank)
     if dtype == torch.float16:
         file = _balanced(file)
-    if network.kind == "loha" and mine["hada_w1_a"].shape[0] * mine["hada_w1_b"].shape[1] < SMALL:
+    if "hada_w1_a" in mine and mine["hada_w1_a"].shape[0] * mine["hada_w1_b"].shape[1] < SMALL:
         dtype = torch.float32
     file = {name: tensor.to(dtype) for name, tensor in file.items()}
-    if network.kind == "dora":
+    if DORA_SCALE in mine:
         file["dora_scale"] = _host_dora_scale(layer, mine)  # fp32: its rounding would act on the whole weight
     file["alpha"] = torch.tensor(alpha, dtype=torch.float32)
     return file

@@ -37,11 +37,14 @@ def cell_graph(
     distilled: bool = False,
     say: PromptNode = plain_prompt_node,
 ) -> dict[str, str]:
-    """The PNG's text entries. `above` holds the nodes that `links` (model, clip, vae) lead to.
+    """The PNG's text entries. `above` holds the nodes that `links` (model, clip, vae) lead to. {} for a
+    guidance method that no node offers.
 
     `lora` is a file as LoraLoader lists it, "" for none; `lora_to_clip` loads it into the text encoder too. `distilled`:
     the network is fed a guidance value.
     """
+    if guidance.method not in NODE_OF_METHOD:
+        return {}
     recipe = cell.settings
     width, height = recipe["size"]
     nodes: dict[str, Any] = dict(above)
@@ -75,6 +78,10 @@ def cell_graph(
     )  # fmt: skip
     add("save", "SaveImage", images=add("decode", "VAEDecode", samples=made, vae=links["vae"]), filename_prefix="cell")
     return {"prompt": json.dumps(nodes)}
+
+
+NODE_OF_METHOD = {"cfg": "", "apg": "LoomAPG"}
+"""The node that makes ComfyUI's sampler guide by a method; "" where the sampler does so itself."""
 
 
 def _guided(add: Add, model: Link, guidance: GuidanceConfig) -> Link:

@@ -240,14 +240,7 @@ def render_one(
         steps=recipe["steps"],
         sampler=recipe["sampler"],
         scheduler=recipe["scheduler"],
-        guidance=make_guidance(
-            guidance.method,
-            guidance.scale,
-            eta=guidance.eta,
-            norm_threshold=guidance.norm_threshold,
-            momentum=guidance.momentum,
-            rescale=guidance.rescale,
-        ),
+        guidance=make_guidance(guidance),
     )
     latents = sample(renderer.denoiser, noise, positive, negative, settings)
     return encoders.image.decode(family.latent_space.to_raw(latents))[0].clamp(-1, 1).cpu()

@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import Path
 
 from ..base_model import Base, open_base
+from ..choices import SAMPLERS, SCHEDULERS
 from ..config.run import GuidanceConfig, SweepConfig, TrainConfig
 from ..config.toml import digest
 from ..data.cache.references import reference_placement
-from ..diffusion.samplers import SAMPLERS, SCHEDULES
 from ..errors import ConfigError, RunError, StoppedError
 from ..eta import duration
 from ..families.common.comfy_loaders import from_input_folder, literally, loaders, prompt_nodes
@@ -152,7 +152,7 @@ def vary(
     sizes: str,
     step_counts: str,
     samplers: str,
-    known: tuple[Collection[str], Collection[str]] = (tuple(SAMPLERS), tuple(SCHEDULES)),
+    known: tuple[Collection[str], Collection[str]] = (tuple(SAMPLERS), tuple(SCHEDULERS)),
 ) -> tuple[Rendering, ...]:
     """A rendering for each of the listed values; an empty list leaves `plain`'s. Raises ConfigError."""
     every_size = parse_sizes("sweep.sizes", sizes) or [plain.size]

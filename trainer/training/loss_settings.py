@@ -1,19 +1,11 @@
-"""From the [objective] table to the objects of `diffusion/`: what is weighed, drawn and shifted how."""
+"""From the [objective] table to the objects of `diffusion/`: the loss, and the noise levels that are trained."""
 
-from collections.abc import Callable
-
+from ..choices import TIMESTEP_SAMPLING
 from ..config.run import ObjectiveConfig
 from ..diffusion.objectives import Objective
-from ..diffusion.timesteps import Beta, LogitNormal, Mode, NoiseLevels, ResolutionShift, TimestepLaw, Uniform
+from ..diffusion.timesteps import NoiseLevels, ResolutionShift
 from ..errors import ConfigError
 from .step import LossSettings
-
-LAWS: dict[str, Callable[[ObjectiveConfig], TimestepLaw]] = {
-    "uniform": lambda config: Uniform(),
-    "logit_normal": lambda config: LogitNormal(config.logit_mean, config.logit_std),
-    "mode": lambda config: Mode(config.mode_scale),
-    "beta": lambda config: Beta(*config.beta),
-}
 
 
 def check_objective(config: ObjectiveConfig, objective: Objective) -> None:
@@ -37,7 +29,7 @@ def check_objective(config: ObjectiveConfig, objective: Objective) -> None:
 
 
 def noise_levels(config: ObjectiveConfig, objective: Objective, family_shift: float | ResolutionShift) -> NoiseLevels:
-    """The law of trained noise levels. auto: logit-normal with the family's shift for flow models, else uniform."""
+    """What draws the noise levels. auto: logit-normal with the family's shift for flow models, else uniform."""
     law = config.timestep_sampling
     if law == "auto":
         law = "logit_normal" if objective.name == "flow" else "uniform"
@@ -48,10 +40,14 @@ def noise_levels(config: ObjectiveConfig, objective: Objective, family_shift: fl
         shift = family_shift if isinstance(family_shift, ResolutionShift) else ResolutionShift()
     else:
         shift = config.shift
-    return NoiseLevels(law=LAWS[law](config), shift=shift, low=config.min_timestep, high=config.max_timestep)
+    chosen = TIMESTEP_SAMPLING[law]
+    return NoiseLevels(
+        law=chosen.load()(*chosen.values(config)), shift=shift, low=config.min_timestep, high=config.max_timestep
+    )
 
 
 def loss_settings(config: ObjectiveConfig, levels: NoiseLevels) -> LossSettings:
+    """The loss of the [objective] table, at noise levels that `levels` draws."""
     return LossSettings(
         noise_levels=levels,
         kind=config.loss,

@@ -1,72 +1,41 @@
-"""Optimizers by name, all from kept libraries, and their state as plain tensors and JSON: no pickle anywhere."""
+"""Optimizers by the names of `choices.OPTIMIZERS`, and their state as plain tensors and JSON, without pickle."""
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..choices import OPTIMIZERS
 from ..config.run import OptimizerConfig
-from ..errors import ConfigError, did_you_mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    module: str
-    cls: str
-    install: str = ""
-    """Name of an optional library on the package index."""
-    defaults: Mapping[str, Any] | None = None
-    note: str = ""
-    can_fuse: bool = False
-    """All tensors in one kernel: an adapter has hundreds of small ones, and each would cost more in calls than in arithmetic."""
-
-
-OPTIMIZERS = {
-    "adamw": Entry(module="torch.optim", cls="AdamW", note="the safe choice", can_fuse=True),
-    "adamw8bit": Entry(module="bitsandbytes.optim", cls="AdamW8bit", install="bitsandbytes", note="state in 8 bits"),
-    "lion": Entry(module="lion_pytorch", cls="Lion", install="lion-pytorch", note="learning rate 3 to 10 times lower"),
-    "prodigy": Entry(
-        module="prodigyopt", cls="Prodigy", install="prodigyopt", note="finds its own rate: use learning_rate 1.0",
-        defaults={"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
-    ),
-    "adafactor": Entry(
-        module="transformers.optimization", cls="Adafactor", note="little state memory",
-        defaults={"relative_step": False, "scale_parameter": False, "warmup_init": False},
-    ),
-}  # fmt: skip
-
+from ..errors import ConfigError
 
 RATE_SCALE = "rate_scale"
 """Key of a group of parameters: factor on the learning rate. It is saved with the optimizer's state."""
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
-    """Raise ConfigError for an unknown name, a missing library or an unknown option, before anything is loaded."""
-    if config.name not in OPTIMIZERS:
-        raise ConfigError(f"optimizer.name = {config.name!r}: {did_you_mean(config.name, list(OPTIMIZERS))}")
+    """Raise ConfigError for a missing library or an unknown option, before anything is loaded."""
     make_optimizer([nn.Parameter(torch.zeros(1))], config)
 
 
 def make_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig, scaled: Iterable[tuple[float, list[nn.Parameter]]] = ()
 ) -> Optimizer:
-    """`scaled` are further parameters, each group with a factor on the learning rate.
+    """The optimizer of `parameters`; `scaled` are further ones, each group with a factor on the learning rate.
 
     Raises ConfigError if the library is missing or refuses an option.
     """
     entry = OPTIMIZERS[config.name]
     try:
-        cls: Callable[..., Optimizer] = getattr(importlib.import_module(entry.module), entry.cls)
+        cls: Callable[..., Optimizer] = entry.load()
     except ImportError as error:
         raise ConfigError(
             f"optimizer.name = {config.name!r} needs the library {entry.install}: pip install {entry.install}"
         ) from error
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()}
-    settings = {"lr": config.learning_rate, "weight_decay": 0.0, **(entry.defaults or {}), **options}
+    settings = {"lr": config.learning_rate, "weight_decay": 0.0, **entry.defaults, **options}
     parameters, groups = list(parameters), [(factor, list(group)) for factor, group in scaled]
     every = [*parameters, *(p for _, group in groups for p in group)]
     if entry.can_fuse and "foreach" not in options and {p.device.type for p in every} <= {"cpu", "cuda"}:

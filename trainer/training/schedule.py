@@ -1,49 +1,50 @@
-"""Learning-rate laws as closed forms of the step, so that resuming needs only the step number."""
+"""The learning rate as a closed form of the step, so that resuming needs only the step number."""
 
 import math
-from collections.abc import Callable
 
+from ..choices import LR_SCHEDULES
 from ..config.run import ScheduleConfig
 
 
-def _linear(t: float, config: ScheduleConfig) -> float:
+def constant(t: float, config: ScheduleConfig) -> float:
+    """1 at every share `t` of the steps."""
+    return 1.0
+
+
+def linear(t: float, config: ScheduleConfig) -> float:
+    """1 - t."""
     return 1 - t
 
 
-def _cosine(t: float, config: ScheduleConfig) -> float:
+def cosine(t: float, config: ScheduleConfig) -> float:
+    """Half a cosine: (1 + cos(pi t)) / 2 (arXiv 1608.03983 without restarts)."""
     return (1 + math.cos(math.pi * t)) / 2
 
 
-def _restarts(t: float, config: ScheduleConfig) -> float:
-    """`cycles` cosines one after another; cycles = 4 means three restarts."""
-    return _cosine(t * config.cycles % 1.0, config)
+def restarts(t: float, config: ScheduleConfig) -> float:
+    """`config.cycles` cosines one after another (arXiv 1608.03983); 4 cycles mean three restarts."""
+    return cosine(t * config.cycles % 1.0, config)
 
 
-def _polynomial(t: float, config: ScheduleConfig) -> float:
+def polynomial(t: float, config: ScheduleConfig) -> float:
+    """(1 - t) ** config.power."""
     return float((1 - t) ** config.power)
 
 
-LAWS: dict[str, Callable[[float, ScheduleConfig], float]] = {
-    "constant": lambda t, config: 1.0,
-    "linear": _linear,
-    "cosine": _cosine,
-    "restarts": _restarts,
-    "polynomial": _polynomial,
-}
-
-
 def warmup_steps(config: ScheduleConfig, total: int) -> int:
+    """Number of warm-up steps of a run of `total` steps."""
     return round(config.warmup * total) if config.warmup < 1 else round(config.warmup)
 
 
 def lr_factor(step: int, total: int, config: ScheduleConfig) -> float:
     """Share of the peak learning rate for the step that follows `step` finished ones (0 <= step < total).
 
-    Rises by (step + 1) / warmup, then falls from 1 towards `floor`, which a further step would reach: no step is
+    It rises by (step + 1) / warmup, then falls from 1 towards `min_lr_ratio`, which a further step would reach: no step is
     taken at a rate of zero.
     """
     warmup = warmup_steps(config, total)
     if step < warmup:
         return (step + 1) / warmup
     t = (step - warmup) / max(total - warmup, 1)
-    return config.min_lr_ratio + (1 - config.min_lr_ratio) * LAWS[config.kind](min(t, 1.0), config)
+    shape = float(LR_SCHEDULES[config.kind].load()(min(t, 1.0), config))
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * shape

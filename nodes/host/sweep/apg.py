@@ -1,4 +1,4 @@
-"""APG inside ComfyUI: a function before CFG whose result CFG turns into exactly the paper's guidance.
+"""Guidance methods inside ComfyUI: a function before CFG whose result CFG turns into exactly what the method gives.
 
 ComfyUI's own node has an effective scale of one more, changes pictures at scale 1, and takes norms per channel of 5-D
 latents; this one has none of the three. Predictions are denoised latents for every kind of model here.
@@ -6,11 +6,12 @@ latents; this one has none of the three. Predictions are denoised latents for ev
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ....trainer.diffusion.guidance import APG, Momentum, rescale
+from ....trainer.diffusion.guidance import APG, Combine, Guidance, Momentum, rescale
 from ..comfy_types import ModelPatcher, PreCfgArguments
 
 
@@ -50,15 +51,48 @@ def before_cfg(
     return function
 
 
+def add_method(patcher: ModelPatcher, guidance: Guidance) -> ModelPatcher:
+    """A clone of the MODEL that samples with any of the engine's guidance methods, at the method's own scale."""
+    clone = patcher.clone()
+    clone.set_model_sampler_pre_cfg_function(before_cfg_of(guidance))
+    return clone
+
+
+def before_cfg_of(guidance: Guidance) -> Callable[[PreCfgArguments], list[Tensor]]:
+    """With u the unconditional prediction, s the scale and g what the method gives: u + (g - u) / s, of which CFG makes g."""
+    runs: dict[str, object] = {"sigmas": None, "combine": guidance.begin()}
+
+    def function(arguments: PreCfgArguments) -> list[Tensor]:
+        predictions: list[Tensor] = arguments["conds_out"]
+        scale = float(arguments["cond_scale"])
+        if scale in (0.0, 1.0) or len(predictions) < 2 or arguments["conds"][1] is None:
+            return predictions
+        sigmas = sigmas_of(arguments)
+        if sigmas is not runs["sigmas"]:
+            runs.update(sigmas=sigmas, combine=guidance.begin())
+        conditional, unconditional, *rest = predictions
+        combine = cast(Combine, runs["combine"])
+        guided = combine(conditional.float(), unconditional.float(), float(arguments["sigma"].max()))
+        made = unconditional + (guided - unconditional) / scale
+        return [made.to(conditional.dtype), unconditional, *rest]
+
+    return function
+
+
+def sigmas_of(arguments: PreCfgArguments) -> object:
+    """The tensor of noise levels of this sampling run. Each run makes its own, so that it tells one run from the next."""
+    return arguments.get("model_options", {}).get("transformer_options", {}).get("sample_sigmas")
+
+
 @dataclass
 class _State:
-    """The running average of one sampling run. A run is told by the very tensor of its sigmas, which each run makes anew."""
+    """The running average of one sampling run."""
 
     momentum: Momentum
     sigmas: object = field(default=None)
 
     def of(self, arguments: PreCfgArguments) -> Momentum:
-        sigmas = arguments.get("model_options", {}).get("transformer_options", {}).get("sample_sigmas")
+        sigmas = sigmas_of(arguments)
         if sigmas is not self.sigmas:
             self.sigmas, self.momentum = sigmas, Momentum(self.momentum.momentum)
         return self.momentum

@@ -1,12 +1,14 @@
 """Names for drop-down lists; apart from `sampling.py`, because forms are made before anything heavy is needed."""
 
+from ....trainer.choices import SAMPLERS, SCHEDULERS
+
 
 def sampler_names() -> tuple[list[str], list[str]]:
     """(samplers, schedulers) as KSampler lists them; outside ComfyUI, the engine's."""
     try:
         from comfy.samplers import KSampler
     except ImportError:
-        return ["euler", "heun", "dpmpp_2m", "ddim"], ["normal", "simple", "karras", "sgm_uniform"]
+        return list(SAMPLERS), list(SCHEDULERS)
     return list(KSampler.SAMPLERS), list(KSampler.SCHEDULERS)
 
 

@@ -10,13 +10,14 @@ from torch import Tensor
 from ....trainer.config.run import GuidanceConfig
 from ....trainer.data.cache.references import reference_latents, reference_placement, vision_placement
 from ....trainer.data.images.load import load_pixels
+from ....trainer.diffusion.sample import make_guidance
 from ....trainer.runs.reference_images import Reference
 from ....trainer.types import Cell, Geometry, Size
 from ..backend.conditions import check_accepts_references
 from ..comfy_types import BaseModel, Clip, ComfyConditioning, ModelPatcher, Vae
 from ..encoding.edit_prompts import text_pixels, tokens_beside
 from ..encoding.encoders import host_encoders
-from .apg import add_guidance
+from .apg import add_guidance, add_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,8 @@ def with_lora(model: ModelPatcher, tensors: Mapping[str, Tensor], strength: floa
 def with_guidance(model: ModelPatcher, guidance: GuidanceConfig) -> ModelPatcher:
     if guidance.method == "apg":
         return add_guidance(model, guidance.eta, guidance.norm_threshold, guidance.momentum, guidance.rescale)
+    if guidance.method != "cfg":
+        return add_method(model, make_guidance(guidance))
     return add_guidance(model, 1.0, 0.0, 0.0, guidance.rescale) if guidance.rescale else model
 
 

@@ -1,0 +1,173 @@
+"""What a setting can be chosen from: optimizers, schedules, samplers, losses … one table each, by the name that people write.
+
+To add one, write the function or class next to its like and give it an entry here. Validation, `lora-loom train --help`, the
+nodes' drop-down lists and docs/configuration.md read these tables; nothing else has to change.
+
+Nothing here imports torch: an entry holds the address of what it stands for, and `Choice.load` imports that when a run needs it.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One value of a setting."""
+
+    help: str
+    """What it does, in a few words; shown in tooltips and in the documentation."""
+    make: str | Callable[..., Any] = ""
+    """What it stands for: the function or class itself, or its address, "module:name". A module that begins with a dot is ours."""
+    options: tuple[str, ...] = ()
+    """The options of the same table that it reads. One that only other values read is refused beside it."""
+
+    def load(self) -> Any:
+        """The function or class. Raises ImportError where its library is missing."""
+        if not isinstance(self.make, str):
+            return self.make
+        module, _, name = self.make.partition(":")
+        return getattr(importlib.import_module(module, __package__), name)
+
+    def values(self, settings: object) -> tuple[Any, ...]:
+        """What `settings` has for the options that it reads, in their order."""
+        return tuple(getattr(settings, name) for name in self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerChoice(Choice):
+    """`make` is a class of torch's interface: class(parameters or groups, lr=, weight_decay=, **options)."""
+
+    install: str = ""
+    """Name of an optional library on the package index."""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """Arguments that differ from the library's own defaults."""
+    can_fuse: bool = False
+    """All tensors in one kernel: an adapter has hundreds of small ones, and each would cost more in calls than in arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterChoice(Choice):
+    """`make` is a function of (NetworkConfig, alpha, regular expression of module paths) that returns PEFT's configuration."""
+
+    network_module: str = "lycoris.kohya"
+    """`ss_network_module` of its files: which module of sd-scripts would train it."""
+    form: str = "as trained"
+    """How the tensors in its files relate to the trained ones."""
+    all_layouts: bool = False
+    """Whether diffusers and kohya have a form for it, too."""
+
+
+OPTIMIZERS: dict[str, OptimizerChoice] = {
+    "adamw": OptimizerChoice(help="the safe choice", make="torch.optim:AdamW", can_fuse=True),
+    "adamw8bit": OptimizerChoice(
+        help="AdamW with its state in 8 bits", make="bitsandbytes.optim:AdamW8bit", install="bitsandbytes"
+    ),
+    "lion": OptimizerChoice(
+        help="wants a learning rate 3 to 10 times lower", make="lion_pytorch:Lion", install="lion-pytorch"
+    ),
+    "prodigy": OptimizerChoice(
+        help="finds its own learning rate: set learning_rate to 1.0",
+        make="prodigyopt:Prodigy",
+        install="prodigyopt",
+        defaults={"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
+    ),
+    "adafactor": OptimizerChoice(
+        help="keeps little state in memory",
+        make="transformers.optimization:Adafactor",
+        defaults={"relative_step": False, "scale_parameter": False, "warmup_init": False},
+    ),
+}
+"""[optimizer] name."""
+
+LR_SCHEDULES: dict[str, Choice] = {
+    "constant": Choice(help="stays at the peak", make=".training.schedule:constant"),
+    "linear": Choice(help="falls in a straight line", make=".training.schedule:linear", options=("min_lr_ratio",)),
+    "cosine": Choice(help="falls along half a cosine", make=".training.schedule:cosine", options=("min_lr_ratio",)),
+    "restarts": Choice(
+        help="cosines one after another, as many as cycles",
+        make=".training.schedule:restarts",
+        options=("min_lr_ratio", "cycles"),
+    ),
+    "polynomial": Choice(
+        help="falls as (1 - t) ** power", make=".training.schedule:polynomial", options=("min_lr_ratio", "power")
+    ),
+}
+"""[schedule] kind: functions of (share of the steps after the warm-up that are done, ScheduleConfig), from 1 to 0."""
+
+TIMESTEP_SAMPLING: dict[str, Choice] = {
+    "uniform": Choice(help="every noise level equally often", make=".diffusion.timesteps:Uniform"),
+    "logit_normal": Choice(
+        help="the middle noise levels most (SD3 paper)",
+        make=".diffusion.timesteps:LogitNormal",
+        options=("logit_mean", "logit_std"),
+    ),
+    "mode": Choice(
+        help="the middle or the ends more (SD3 paper)", make=".diffusion.timesteps:Mode", options=("mode_scale",)
+    ),
+    "beta": Choice(help="a beta distribution", make=".diffusion.timesteps:beta_law", options=("beta",)),
+}
+"""[objective] timestep_sampling: a `TimestepLaw`, made of the values of its options."""
+
+LOSSES: dict[str, Choice] = {
+    "mse": Choice(help="squared error", make=".diffusion.loss:mse"),
+    "huber": Choice(
+        help="forgives outliers: linear beyond huber_delta", make=".diffusion.loss:huber", options=("huber_delta",)
+    ),
+    "smooth_l1": Choice(
+        help="huber divided by huber_delta", make=".diffusion.loss:smooth_l1", options=("huber_delta",)
+    ),
+}
+"""[objective] loss: functions of (prediction, target, delta), all fp32, that return the loss of every element."""
+
+ADAPTERS: dict[str, AdapterChoice] = {
+    "lora": AdapterChoice(
+        help="low-rank matrices; what every program reads",
+        make=".lora.adapter:lora_config",
+        options=("dropout", "rslora"),
+        network_module="networks.lora",
+        all_layouts=True,
+    ),
+    "dora": AdapterChoice(
+        help="weight-decomposed LoRA: direction and magnitude apart",
+        make=".lora.adapter:dora_config",
+        options=("dropout", "rslora"),
+        network_module="networks.lora",
+        form="dora_scale = m * |W| / |W + dW|, for loaders that divide by |W| (ComfyUI); not the trained magnitude m",
+    ),
+    "loha": AdapterChoice(help="Hadamard product of two low-rank matrices", make=".lora.adapter:loha_config"),
+    "lokr": AdapterChoice(
+        help="Kronecker product: very small files",
+        make=".lora.adapter:lokr_config",
+        options=("lokr_factor",),
+        form="alpha / rank is multiplied into lokr_w2 where both factors are full",
+    ),
+}
+"""[network] kind."""
+
+SAMPLERS: dict[str, Choice] = {
+    "euler": Choice(help="first order, one evaluation a step", make=".diffusion.samplers:euler"),
+    "heun": Choice(help="second order, two evaluations a step", make=".diffusion.samplers:heun"),
+    "dpmpp_2m": Choice(help="DPM++ 2M: second order from the step before", make=".diffusion.samplers:dpmpp_2m"),
+    "ddim": Choice(help="deterministic DDIM; equals euler at equal noise levels", make=".diffusion.samplers:ddim"),
+}
+"""[sweep] sampler: functions of (denoise, noisy latents, noise levels, progress) that return latents. ComfyUI has its own list."""
+
+SCHEDULERS: dict[str, Choice] = {
+    "normal": Choice(help="even in the model's timesteps", make=".diffusion.samplers:normal"),
+    "simple": Choice(help="every n-th noise level of the model's table", make=".diffusion.samplers:simple"),
+    "karras": Choice(help="even in sigma ** (1 / 7) (arXiv 2206.00364)", make=".diffusion.samplers:karras"),
+    "sgm_uniform": Choice(help="as normal, without the lowest noise level", make=".diffusion.samplers:sgm_uniform"),
+}
+"""[sweep] scheduler: functions of (objective, steps) that return falling noise levels without the final 0."""
+
+GUIDANCE_METHODS: dict[str, Choice] = {
+    "cfg": Choice(help="classifier-free guidance", make=".diffusion.guidance:CFG", options=("scale",)),
+    "apg": Choice(
+        help="adaptive projected guidance (arXiv 2410.02416)",
+        make=".diffusion.guidance:APG",
+        options=("scale", "eta", "norm_threshold", "momentum"),
+    ),
+}
+"""[[sweep.guidance]] method: a `Guidance`, made of the values of its options."""

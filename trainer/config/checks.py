@@ -1,0 +1,122 @@
+"""Types and names in the configuration, checked by pydantic; its problems in the form "training.steps = 'x': use a valid integer".
+
+pydantic is imported when the first section is made, not with the classes.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ..choices import Choice
+from ..errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+    from pydantic_core.core_schema import CoreSchema
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OneOf:
+    """Annotation of a field whose value is a name in a table of choices.py: `Annotated[str, OneOf(SAMPLERS)]`."""
+
+    table: Mapping[str, Choice]
+    more: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
+    """Values that are not in the table, before those that are."""
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """{value: what it stands for}, as the table is now."""
+        return {**self.more, **self.table}
+
+    def checked(self, value: str) -> str:
+        """The value itself, for pydantic. Raises its error for a name that is not known."""
+        from pydantic_core import PydanticCustomError
+
+        if value not in self.choices:
+            raise PydanticCustomError("one_of", "{remedy}", {"remedy": known_values(value, list(self.choices))})
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> "CoreSchema":
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self.checked, handler(source))
+
+
+def one_of(cls: type, name: str) -> OneOf | None:
+    """The table of choices of a field, if it has one."""
+    hint = typing.get_type_hints(cls, include_extras=True)[name]
+    return next((found for found in getattr(hint, "__metadata__", ()) if isinstance(found, OneOf)), None)
+
+
+def known_values(value: object, known: list[str]) -> str:
+    """The remedy for a value that is not one of `known`: all of them, and the nearest."""
+    *others, last = [repr(name) for name in known]
+    listed = f"use {', '.join(others)} or {last}" if others else f"use {last}"
+    near = did_you_mean(value, known) if isinstance(value, str) else ""
+    return f"{listed} ({near})" if near.startswith("did you mean") else listed
+
+
+def check_types(section: Any) -> None:
+    """Raise ConfigError naming every field of a section whose value is not of the type that its annotation says."""
+    import pydantic
+
+    cls: Any = type(section)
+    try:
+        _fields(cls).validate_python(vars(section))
+    except pydantic.ValidationError as error:
+        raise problems(error, cls, section.table) from error
+
+
+@cache
+def _fields(cls: Any) -> "TypeAdapter[dict[str, object]]":
+    """What checks the fields of a section that has been made: a TypedDict, for pydantic would make a dataclass once more."""
+    import pydantic
+    import typing_extensions
+
+    typed_dict: Any = typing_extensions.TypedDict
+    hints = typing.get_type_hints(cls, include_extras=True)
+    made = typed_dict(cls.__name__, {field.name: hints[field.name] for field in dataclasses.fields(cls)})
+    made.__pydantic_config__ = cls.__pydantic_config__
+    return pydantic.TypeAdapter(made)
+
+
+def problems(error: "ValidationError", kind: Any, prefix: str = "") -> ConfigError:
+    """All problems that pydantic found in a section, or in plain data for one, in one line."""
+    explained: dict[str, list[str]] = {}
+    for problem in error.errors():
+        what, remedy = _explain(kind, problem, prefix)
+        explained.setdefault(what, []).append(remedy)
+    return ConfigError("; ".join(what + _either(remedies) for what, remedies in explained.items()))
+
+
+def _either(remedies: list[str]) -> str:
+    """Of a field that takes several kinds of value: "use a valid string or a valid array"."""
+    first, *others = dict.fromkeys(remedies)
+    return first + "".join(f" or {other.removeprefix('use ')}" for other in others)
+
+
+def _explain(kind: Any, problem: Mapping[str, Any], prefix: str) -> tuple[str, str]:
+    """(what is wrong, the remedy)."""
+    path = [
+        part
+        for part in problem["loc"]
+        if isinstance(part, int) or (part.isidentifier() and part not in ("float", "str"))
+    ]
+    name, value = ".".join(str(part) for part in ([prefix] if prefix else []) + path), problem["input"]
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"unknown option {name}: ", did_you_mean(str(path[-1]), _known_fields(kind, path[:-1]))
+    if problem["type"] == "missing":
+        return f"{name} is missing: ", "add it, or see the option list in docs/configuration.md"
+    if problem["type"] == "literal_error" and (known := re.findall(r"'([^']*)'", problem["ctx"]["expected"])):
+        return f"{name} = {value!r}: ", known_values(value, known)
+    return f"{name} = {value!r}: ", problem["msg"].replace("Input should be", "use")
+
+
+def _known_fields(kind: Any, path: list[str | int]) -> list[str]:
+    """Field names of the section that `path` leads to."""
+    for part in path:
+        kind = typing.get_args(kind)[0] if isinstance(part, int) else typing.get_type_hints(kind)[part]
+    return [field.name for field in dataclasses.fields(kind)]

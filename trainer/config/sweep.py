@@ -1,0 +1,81 @@
+"""The options of a sweep: which images are made of the checkpoints, and how they are sampled."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from ..choices import GUIDANCE_METHODS, SAMPLERS, SCHEDULERS
+from .checks import OneOf
+from .section import Section, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig(Section, table="sweep.guidance"):
+    label: str = ""
+    """Name in the strip; empty makes one from the settings."""
+    method: Annotated[str, OneOf(GUIDANCE_METHODS)] = "cfg"
+    """Classifier-free guidance, or adaptive projected guidance (arXiv 2410.02416)."""
+    scale: float = 4.0
+    """Guidance scale; 1 switches guidance off."""
+    eta: float = 0.0
+    """APG: share of the parallel part that stays; 1 is plain CFG."""
+    norm_threshold: float = 0.0
+    """APG: longest guidance vector per sample; 0 no limit."""
+    momentum: float = 0.0
+    """APG: weight of the running average of the guidance; the paper uses -0.5 and the like."""
+    rescale: float = 0.0
+    """How far the guided picture's contrast goes back to the unguided one's, 0 to 1 (arXiv 2305.08891, phi); 0.7 is usual."""
+
+    def check(self) -> None:
+        require(self.scale >= 0, "guidance.scale", self.scale, "use 0 or more (1 = off)")
+        require(self.norm_threshold >= 0, "guidance.norm_threshold", self.norm_threshold, "use 0 (no limit) or more")
+        require(0 <= self.rescale <= 1, "guidance.rescale", self.rescale, "use 0 (off) to 1")
+        require(-1 < self.momentum < 1, "guidance.momentum", self.momentum, "use a number between -1 and 1")
+
+    @property
+    def name(self) -> str:
+        return self.label or f"{self.method.upper()} {self.scale:g}" + (
+            f", rescale {self.rescale:g}" if self.rescale else ""
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Section, table="sweep"):
+    prompts: tuple[str, ...] = ()
+    """Prompts to render."""
+    prompt_library: str = ""
+    """More of them from a JSON file, {"name": "prompt", …}; the names label the strip."""
+    negative_prompt: str = ""
+    """Negative prompt of every cell."""
+    references: tuple[str | tuple[str, ...], ...] = ()
+    """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
+    seeds: str = "0"
+    """Seeds: "0,1,2", or "-1--1 [4]" for four random ones (drawn from the run's seed)."""
+    strengths: str = "1"
+    """LoRA strengths: "1", "0.7,1", or "0.7-1.3 [4]" for four evenly spread ones."""
+    guidance: tuple[GuidanceConfig, ...] = field(default_factory=lambda: (GuidanceConfig(),))
+    """Guidance settings to compare."""
+    base: bool = True
+    """Also render the base model without a LoRA."""
+    width: int = 0
+    """Width in pixels; 0 takes data.resolution."""
+    height: int = 0
+    """Height in pixels; 0 takes data.resolution."""
+    steps: int = 20
+    """Sampling steps."""
+    sampler: Annotated[str, OneOf(SAMPLERS)] = "euler"
+    """The integrator."""
+    scheduler: Annotated[str, OneOf(SCHEDULERS)] = "normal"
+    """How noise levels are spaced, named and computed as in ComfyUI."""
+    sizes: str = ""
+    """Several sizes to compare, "512x512, 768x512"; empty takes width and height."""
+    step_counts: str = ""
+    """Several numbers of sampling steps to compare, "10,20" or "10-30 [3]"; empty takes steps."""
+    samplers: str = ""
+    """Several samplers with their schedulers to compare, "euler/normal, dpmpp_2m/karras"; empty takes those above."""
+    max_cells: int = 1000
+    """With more cells to render than this, the sweep says after two of them how long it will take, and asks."""
+
+    def check(self) -> None:
+        require(self.steps >= 1, "sweep.steps", self.steps, "use 1 or more")
+        require(self.max_cells >= 1, "sweep.max_cells", self.max_cells, "use 1 or more")
+        require(self.width >= 0 and self.height >= 0, "sweep.width", (self.width, self.height), "use 0 or pixels")

@@ -167,11 +167,24 @@ def test_previews_at_intervals(server, bases, family):
     assert server.run_state(f"previews-{family}")["samples"] == [f"samples/step-00000{n}-0.png" for n in (0, 2, 4)]
 
 
+def test_a_cached_validation_serves_the_next_run(server, bases):
+    """ComfyUI runs LoomValidation once; its VAE is still there for a second LoomTrain."""
+    base = data(bases["sd3"])
+    base["validation"] = node("LoomValidation", vae=base["sources"]["vae"], clip=base["sources"]["clip"], prompts="a red thing", every=2, width=64, height=64, steps=2)  # fmt: skip
+    for name in ("first-of-two", "second-of-two"):
+        graph = train(base, name, steps=2, save_every=2)
+        graph["train"]["inputs"]["validation"] = ["validation", 0]
+        record = server.run(prompt(graph))
+        assert len(server.run_state(name)["samples"]) == 2
+    [(_, cached)] = [message for message in record["status"]["messages"] if message[0] == "execution_cached"]
+    assert "validation" in cached["nodes"]
+
+
 def test_patience_and_measuring_of_the_validation_node(server, bases):
     """A rate that ruins the adapter: the held-out loss is measured at every second step, and the run stops early."""
     base, name = data(bases["sd3"], held_out_share=0.34), "impatient"
     graph = train(base, name, steps=60, save_every=60, learning_rate=0.3)
-    graph["validation"] = node("LoomValidation", vae=base["sources"]["vae"], clip=base["sources"]["clip"], prompts="a red thing", every=0, width=64, height=48, steps=1, measure_every=2, patience=2)  # fmt: skip
+    graph["validation"] = node("LoomValidation", vae=base["sources"]["vae"], clip=base["sources"]["clip"], prompts="a red thing", every=0, width=64, height=48, steps=1, measure_every=2, patience=2, timesteps=3)  # fmt: skip
     graph["train"]["inputs"]["validation"] = ["validation", 0]
     server.run(prompt(graph))
     folder = server.base / "output" / "lora_loom" / name
@@ -179,6 +192,7 @@ def test_patience_and_measuring_of_the_validation_node(server, bases):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["held_out"] for line in lines if "held_out" in line}
     assert record["state"] == "finished"
+    assert {len(row) for line in lines for row in line.get("held_out_parts", [])} == {3}, "at as many noise levels"
     assert list(losses) == list(range(0, record["step"] + 1, 2))
     low = min(losses, key=losses.get)
     assert record["step"] == low + 2 * 2 < 60

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lora_loom.trainer.errors import DivergedError
 from lora_loom.trainer.runs.run_folder import RunFolder
 from lora_loom.trainer.types import StepResult
 
@@ -89,10 +90,14 @@ def test_jobs_run_one_at_a_time_in_order(office):
     assert [job.state for job in jobs] == ["finished"] * 3
 
 
-@pytest.mark.parametrize("way", ["finished", "failed", "withdrawn"])
+def refuse(step):
+    raise DivergedError("the loss is no number")
+
+
+@pytest.mark.parametrize("way", ["finished", "failed", "refused", "withdrawn"])
 def test_an_ended_job_lets_its_session_go(office, way):
     """The shadow of the network, the samples' decoder and the batches: nothing keeps them, though the job stays listed."""
-    failing = (lambda step: 1 / 0) if way == "failed" else None
+    failing = {"failed": lambda step: 1 / 0, "refused": refuse}.get(way)
     if way == "withdrawn":
         office.registry.submit(office.job("front", steps=10_000))
     job = office.job("large", samples=object(), **({"work": failing} if failing else {}))
@@ -102,6 +107,9 @@ def test_an_ended_job_lets_its_session_go(office, way):
     if way == "withdrawn":
         job.stop()
     assert job.done.wait(10)
+    if way == "refused":
+        with pytest.raises(DivergedError, match="no number"):
+            job.raise_error()
     until(lambda: not any(ref() for ref in held))
     assert (office.registry.jobs["large"], job.can_sample, job.total) == (job, True, 3)
 

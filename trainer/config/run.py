@@ -1,7 +1,8 @@
 """The configuration of a run: a tree of frozen dataclasses that check types, names and ranges when they are made.
 
 The text under a field is its documentation: unit, range and consequence. `toml.py` reads the tree from TOML. The options of
-datasets are in `dataset.py`, those of sweeps in `sweep.py`.
+datasets are in `dataset.py`, those of sweeps in `sweep.py`. Only the front ends
+(`runs/headless.py`, `sweep/run.py`, `score/run.py`) and `unused.py` take the whole tree; everything below takes the tables it needs.
 """
 
 from dataclasses import dataclass, field

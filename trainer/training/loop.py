@@ -1,4 +1,4 @@
-"""The training loop: a generator of finished steps. Pausing, saving and stopping is leaving it; `run.py` acts."""
+"""The training loop: a generator of finished steps. Pausing, saving and stopping is leaving it; `runs/execute.py` acts."""
 
 import math
 import time
@@ -101,10 +101,10 @@ def _accumulate(
     total = torch.zeros((), dtype=torch.float64)
     try:
         for micro_batch in range(processes.rank, count, processes.count):
-            place = StepKey(seed=settings.seed, step=training.step, micro_batch=micro_batch)
-            training.adapter.set_draw(StepKey(seed=place.seed, step=place.step, micro_batch=place.micro_batch))
+            key = StepKey(seed=settings.seed, step=training.step, micro_batch=micro_batch)
+            training.adapter.set_draw(key)
             batch, off = batches.at(first + micro_batch), training.adapter.disabled
-            loss = train_step(denoiser, batch, settings.loss, place, off).sum() / samples
+            loss = train_step(denoiser, batch, settings.loss, key, off).sum() / samples
             (loss if training.scaler is None else training.scaler.scale(loss)).backward()
             total = total + loss.detach().double().cpu()
     finally:

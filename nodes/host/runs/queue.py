@@ -41,7 +41,7 @@ class Job:
         self.total = session.plan.training.steps
         self.can_sample = session.samples is not None
         self.state = "queued"
-        self.error: Exception | None = None
+        self.error: LoomError | None = None
         self.outcome: Outcome | None = None
         self.last: StepResult | None = None
         self.at = session.folder.saved_step() or 0
@@ -104,7 +104,7 @@ class Job:
     def raise_error(self) -> None:
         """The run's own error, in the thread of whoever waits for it."""
         if self.error is not None:
-            raise self.error
+            raise _without_frames(self.error)
 
     # The thread's side.
 
@@ -133,7 +133,7 @@ class Job:
         self._session = self.base = None
 
     def _fail(self, error: LoomError) -> None:
-        self.error = error
+        self.error = _without_frames(error)
         try:
             self.folder.log(f"error: {error}")
             self._enter("failed", error=str(error))
@@ -215,6 +215,11 @@ class Job:
     def sampled(self, step: int, pictures: Sequence[Path]) -> None:
         files = [picture.relative_to(self.folder.path).as_posix() for picture in pictures]
         self.registry.emit("lora_loom.sample", {"name": self.name, "step": step, "files": files})
+
+
+def _without_frames(error: LoomError) -> LoomError:
+    """The same error without its traceback, whose frames would keep the network and the adapter of an ended run alive."""
+    return type(error)(*error.args)
 
 
 class Registry:

@@ -1,6 +1,7 @@
 """Batches by position: each image as often as it repeats, one bucket per batch, nothing dropped, nothing remembered."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.data.batches import CachedBatches, Draw, Plan, make_plan
+from lora_loom.trainer.data.batches import CachedBatches, Draw, Plan, Singles, make_plan
 from lora_loom.trainer.data.cache.keys import views
 from lora_loom.trainer.data.cache.store import Cache, text_key
 from lora_loom.trainer.errors import ConfigError
@@ -172,3 +173,17 @@ def test_samples_taught_by_the_base_are_marked(batches):
     batch = made.at(0)
     assert [name == "1.png" for name in batch.names] == batch.by_base_B.tolist()
     assert batches([example(0), example(1)], 2).at(0).by_base_B is None
+
+
+def test_an_example_alone_is_upright_with_its_first_caption(batches):
+    """As the validation loss measures it: neither mirrored nor in another wording, whatever may vary in training."""
+    many = replace(example(0), captions=("caption 0", "caption 2"), may_flip=True, caption_dropout=1.0)
+    singles = Singles(batches([example(1), many, example(2)], 1))
+    assert len(singles) == 3
+    assert singles[1].latents_BCHW.unique().item() == 20.0
+    assert singles[1].conditioning["text"].shape == (1, 3, 2)
+    assert [one.names for one in singles[0:2]] == [("1.png",), ("0.png",)]
+    assert singles[1].conditioning["text"].unique().item() == 2.0
+    assert singles[-1].names == ("2.png",)
+    with pytest.raises(IndexError):
+        singles[3]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from lora_loom.trainer.config.run import ObjectiveConfig
 from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching
 from lora_loom.trainer.diffusion.timesteps import Beta, LogitNormal, Mode, NoiseLevels, ResolutionShift, Uniform
 from lora_loom.trainer.seeding import generator
@@ -76,6 +77,12 @@ def test_range_of_trained_levels():
     values = [levels.draw(FlowMatching(), 8, 8, generator(1, i)).item() for i in range(200)]
     assert 0.2 <= min(values) < 0.22
     assert 0.38 < max(values) <= 0.4
+
+
+def test_laws_made_without_parameters_are_those_of_the_configuration():
+    defaults = ObjectiveConfig()
+    assert Beta() == Beta(*defaults.beta)
+    assert LogitNormal() == LogitNormal(defaults.logit_mean, defaults.logit_std)
 
 
 def test_draws_touch_no_global_generator():

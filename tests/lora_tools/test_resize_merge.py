@@ -242,6 +242,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
         ({}, "rank = 0"),
         ({"method": "sv_frob", "amount": 0.9}, "did you mean 'sv_fro'"),
         ({"method": "sv_ratio", "amount": 0.5}, "sv_ratio needs a number above 1"),
+        ({"method": "sv_ratio", "amount": 1.0}, "sv_ratio needs a number above 1"),
         ({"method": "sv_fro", "amount": 1.5}, "sv_fro needs a share"),
         ({"method": "sv_cumulative"}, "sv_cumulative needs a share"),
         ({"rank": -1, "method": "sv_fro", "amount": 0.9}, "rank = -1"),

@@ -129,3 +129,11 @@ def test_images_are_named_as_the_page_asks_for_them(host):
     assert (host.base / "temp" / shown["subfolder"] / shown["filename"]).read_bytes() == b"content"
     inside = host.base / "output" / "lora_loom" / "run" / "samples" / "a.png"
     assert paths.display_path(inside) == {"filename": "a.png", "subfolder": "lora_loom/run/samples", "type": "output"}
+
+
+def test_a_path_on_another_drive_is_outside(host, monkeypatch):
+    """Windows has no common path of two drives, and says so with a ValueError."""
+    paths = host("paths")
+    assert paths.is_inside(host.base / "input" / "x", host.base)
+    monkeypatch.setattr("os.path.commonpath", lambda both: (_ for _ in ()).throw(ValueError("different drives")))
+    assert not paths.is_inside(host.base / "input" / "x", host.base)

@@ -253,3 +253,24 @@ def test_a_trained_parameter_is_shared_without_its_history(host):
     shared = host("backend.share_storage").share(weight)
     assert not shared.requires_grad
     assert shared.data_ptr() == weight.data_ptr()
+
+
+def test_parts_of_a_tensor_subclass_are_its_inner_tensors(host):
+    """By torch's own protocol, as quanto's packed weights have it; a plain tensor is its own part."""
+    first, second = torch.rand(3), torch.rand(2)
+
+    class Inner:
+        low, high = first, second
+
+        def __tensor_flatten__(self):
+            return ["low", "high"], None
+
+    class Outer:
+        inner, scale = Inner(), second
+
+        def __tensor_flatten__(self):
+            return ["inner", "scale"], None
+
+    parts = host("backend.share_storage").parts
+    assert [part.data_ptr() for part in parts(Outer())] == [t.data_ptr() for t in (first, second, second)]
+    assert parts(first)[0] is first

@@ -1,4 +1,4 @@
-"""Groups of settings, all optional: network, optimizer, objective, memory, validation."""
+"""LoomNetwork, LoomOptimizer, LoomObjective, LoomMemory, LoomValidation: groups of settings for LoomTrain, all optional."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from .sockets.values import MemoryValue, NetworkValue, ObjectiveValue, OptimizerValue, ValidationValue
 
 SETTINGS = f"{LoomNode.CATEGORY}/settings"
-PRESETS = "regex: and a pattern, or a preset: default, attention, attention+mlp, all, and conv for UNets."
+PRESETS = (
+    "a preset (default, attention, attention+mlp, all, and conv for UNets), or regex: and a pattern for module paths."
+)
 
 
 class LoomNetwork(LoomNode):
-    """The adapter."""
+    """Settings of the adapter."""
 
     TITLE = "Loom Network"
     CATEGORY = SETTINGS
@@ -41,10 +43,12 @@ class LoomNetwork(LoomNode):
                         "min": 0.0,
                         "max": 4096.0,
                         "step": 0.5,
-                        "tooltip": "The change of a weight is scaled by alpha / rank; 0 means alpha = rank.",
+                        "tooltip": "The adapter's change of a weight is scaled by alpha / rank; 0 makes alpha the rank, so that the scale is 1.",
                     },
                 ),
-                "targets": widget("NetworkConfig", "targets", tooltip=f"Which modules get an adapter: {PRESETS}"),
+                "targets": widget(
+                    "NetworkConfig", "targets", tooltip=f"Modules of the base model that get an adapter: {PRESETS}"
+                ),
             },
             "optional": {
                 "exclude": widget("NetworkConfig", "exclude"),
@@ -52,7 +56,8 @@ class LoomNetwork(LoomNode):
                 "rslora": widget("NetworkConfig", "rslora"),
                 "lokr_factor": widget("NetworkConfig", "lokr_factor", min=-1, max=64),
                 "init_from": text(
-                    "", "A LoRA, as LoraLoader lists it, to start from; its kind, rank and targets must fit."
+                    "",
+                    "A LoRA that training starts from, by its name in LoraLoader; its type, rank and target modules must be those set here.",
                 ),
             },
         }
@@ -67,7 +72,7 @@ class LoomNetwork(LoomNode):
 
 
 class LoomOptimizer(LoomNode):
-    """How weights move."""
+    """The optimizer and its learning-rate schedule."""
 
     TITLE = "Loom Optimizer"
     CATEGORY = SETTINGS
@@ -125,7 +130,7 @@ class LoomOptimizer(LoomNode):
 
 
 class LoomObjective(LoomNode):
-    """What is learnt at which noise."""
+    """Timestep sampling and loss."""
 
     TITLE = "Loom Objective"
     CATEGORY = SETTINGS
@@ -143,7 +148,7 @@ class LoomObjective(LoomNode):
                 "timesteps": widget("ObjectiveConfig", "timesteps"),
                 "shift": text(
                     "auto",
-                    "Moves flow noise levels: above 1 towards noise. A number, auto (the family's own) or resolution (grows with the image).",
+                    "Shifts the noise levels of flow models: above 1 trains high noise more. A number, auto (the family's own) or resolution (grows with the image).",
                 ),
             },
             "optional": {
@@ -171,24 +176,19 @@ class LoomObjective(LoomNode):
 
 
 def parse_shift(written: str) -> Any:
-    """A number, "auto" or "resolution". Raises ConfigError."""
-    from ..trainer.config.run import require
-
-    if written.strip() in ("auto", "resolution"):
-        return written.strip()
+    """The text of the input as a number where it is one, else as it is: the configuration knows its words."""
     try:
         return float(written)
     except ValueError:
-        require(False, "objective.shift", written, "use a number above 0, auto or resolution")
-    return None
+        return written.strip()
 
 
 class LoomMemory(LoomNode):
-    """What it costs."""
+    """Memory and precision."""
 
     TITLE = "Loom Memory"
     CATEGORY = SETTINGS
-    DESCRIPTION = "Memory, precision, and how long training may be held up by other prompts."
+    DESCRIPTION = "Memory, precision, and how long training may pause for queued prompts."
     RETURN_TYPES = (MEMORY,)
     RETURN_NAMES = ("memory",)
     OUTPUT_TOOLTIPS = ("Connect to Loom Train LoRA.",)
@@ -202,7 +202,7 @@ class LoomMemory(LoomNode):
                 "quantize": widget(
                     "ModelConfig",
                     "quantize",
-                    tooltip="Train on a packed copy of the base (optimum-quanto) instead of the weights ComfyUI holds: an extra copy, but a smaller one. Off, no weight is copied.",
+                    tooltip="Trains on a quantized copy of the base model (optimum-quanto) instead of the weights that ComfyUI holds: a smaller copy, but one more. none copies no weight.",
                 ),
                 "yield_max_s": (
                     "FLOAT",
@@ -211,7 +211,7 @@ class LoomMemory(LoomNode):
                         "min": 0.0,
                         "max": 86_400.0,
                         "step": 1.0,
-                        "tooltip": "Training holds while other prompts run. After this many seconds of holding it takes a step all the same, so that it gets on under an endless queue. 0: it waits as long as it takes.",
+                        "tooltip": "Training pauses while queued prompts run. After a pause of this many seconds it makes one step in between, so that an endless queue does not stop it. 0: it pauses until the queue is empty.",
                     },
                 ),
             },
@@ -243,7 +243,7 @@ class LoomValidation(LoomNode):
         return {
             "required": {
                 "vae": ("VAE", {"tooltip": "Decodes the samples; its weights are shared, not copied."}),
-                "clip": ("CLIP", {"tooltip": "Encodes the prompts, now."}),
+                "clip": ("CLIP", {"tooltip": "Encodes the prompts when this node runs."}),
                 "prompts": text("", "One prompt per line.", multiline=True),
                 "every": (
                     "INT",
@@ -258,7 +258,7 @@ class LoomValidation(LoomNode):
             },
             "optional": {
                 "negative": text("", "Negative prompt of every sample.", display_name="negative_prompt"),
-                "seed": seed("Of the first prompt; the next ones count up."),
+                "seed": seed("Seed of the first sample; the next ones count up."),
                 "steps": (
                     "INT",
                     {
@@ -280,15 +280,15 @@ class LoomValidation(LoomNode):
                         "tooltip": "Classifier-free guidance of the samples; 1 switches it off, 0 is the usual 4.0 (validation.guidance_scale).",
                     },
                 ),
-                "width": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
-                "height": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "In pixels."}),
+                "width": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "Width in pixels."}),
+                "height": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "Height in pixels."}),
                 "measure_every": widget("ValidationConfig", "every", max=1_000_000, display_name="every"),
                 "patience": widget("ValidationConfig", "patience", max=1000),
                 "prompt_library": text("", PROMPT_LIBRARY),
                 "report": widget(
                     "OutputConfig",
                     "report",
-                    tooltip="Also write the curves for TensorBoard (into the run's folder) or Weights & Biases; the library must be installed.",
+                    tooltip="Where curves are also written: TensorBoard (in the run's folder) or Weights & Biases; the library must be installed.",
                 ),
                 **reference_inputs("sample"),
                 # Saved workflows list the values of widgets by position: a new one stands last.

@@ -103,10 +103,7 @@ class LoomTrain(LoomNode):
                 "accumulation": widget("TrainingConfig", "accumulation", min=1, max=1024),
                 "ema": widget("TrainingConfig", "ema", max=0.9999, step=0.001),
                 "keep": widget("TrainingConfig", "keep", max=1000),
-                "lora_dtype": (
-                    ["bfloat16", "float16", "float32"],
-                    {"default": "bfloat16", "tooltip": "Dtype of the saved LoRA file."},
-                ),
+                "lora_dtype": widget("OutputConfig", "dtype"),
             },
             "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
         }

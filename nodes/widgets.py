@@ -23,21 +23,20 @@ def widget(section: str, name: str, **changes: object) -> Widget:
     """The input for a field of a configuration class; `changes` override default, min, max, step or tooltip.
 
     An input whose id is an older name of the field keeps its id, which saved workflows hold, and shows the present name.
-    The class goes by its name, so that the configuration is imported when a form is asked for, not while ComfyUI starts.
+    The class goes by its name, so that the configuration is imported when ComfyUI asks for inputs, not while ComfyUI starts.
     """
     from ..trainer.config import run as config
 
     cls = getattr(config, section)
-    [new] = current_options(cls.table, {name: None})
-    options: dict[str, object] = {"tooltip": texts(cls)[new]}
-    if new != name:
-        options["display_name"] = new
-    name = new
-    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    [present] = current_options(cls.table, {name: None})
+    options: dict[str, object] = {"tooltip": texts(cls)[present]}
+    if present != name:
+        options["display_name"] = present
+    field = next(field for field in dataclasses.fields(cls) if field.name == present)
     if field.default is not dataclasses.MISSING:
         options["default"] = field.default
-    kind = typing.get_type_hints(cls)[name]
-    if one_of := config.one_of(cls, name):
+    kind = typing.get_type_hints(cls)[present]
+    if one_of := config.one_of(cls, present):
         values = "; ".join(f"{value}: {choice.help}" for value, choice in one_of.choices.items())
         options["tooltip"] = f"{options['tooltip']} {values}."
         return list(one_of.choices), {**options, **changes}

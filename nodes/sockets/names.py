@@ -1,4 +1,4 @@
-"""What the wires are called: sockets of the same name can be linked."""
+"""Socket types: an output can be linked to an input of the same type."""
 
 DATASET, CACHE, RUN = "LOOM_DATASET", "LOOM_CACHE", "LOOM_RUN"
 CHECKPOINTS, GUIDANCE, SHEET = "LOOM_CHECKPOINTS", "LOOM_GUIDANCE", "LOOM_SHEET"
@@ -6,4 +6,4 @@ NETWORK, OPTIMIZER, OBJECTIVE = "LOOM_NETWORK", "LOOM_OPTIMIZER", "LOOM_OBJECTIV
 MEMORY, VALIDATION = "LOOM_MEMORY", "LOOM_VALIDATION"
 
 AUTO, ALONE = "auto", "captions alone"
-"""Values of `edit_prompts`, beside the names of variants: chosen by the text encoder, or without the reference images."""
+"""Values of `edit_prompts` besides the names of variants: the text encoder decides, or the text is encoded without the images."""

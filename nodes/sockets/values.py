@@ -1,4 +1,4 @@
-"""What travels along the wires: frozen, JSON-serialisable, versioned. Paths, digests and settings; no tensors, no threads."""
+"""Values of links between nodes: frozen and JSON-serialisable. They hold paths, digests and settings, never tensors or threads."""
 
 import json
 from collections.abc import Mapping
@@ -24,95 +24,114 @@ VERSION = 1
 
 
 class SocketValue:
-    """A record that a wire carries."""
+    """The value of a link."""
 
     def to_json(self) -> str:
+        """JSON with sorted keys and the version of the format."""
         return json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetValue(SocketValue):
+    """Datasets that are trained on together."""
+
     sets: tuple[DatasetConfig, ...]
     notes: tuple[str, ...] = ()
-    """What a file of sets holds that was taken otherwise than written, or not at all."""
+    """Options of a dataset file that are interpreted differently here, or ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheValue(SocketValue):
-    """A data set whose images and texts are in the cache."""
+    """Datasets whose images and captions are encoded in the cache."""
 
     folder: str
     listing: str
     """File in the cache that lists the examples; named after their digest."""
     digest: str
     vae: str
+    """Identity of the VAE that encoded the images."""
     text: str
-    """Identities of the encoders."""
+    """Identity of the text encoder."""
     factor: int
     """Pixels per latent row or column."""
     resolution: int
     text_pixels: int = 0
-    """As in the engine's EncoderIdentity."""
+    """Side in pixels of the square area at which the text encoder got reference images; 0 if it got none."""
     trigger: str = ""
     """First trigger word of the datasets, for the LoRA file's metadata."""
 
     @property
     def identity(self) -> EncoderIdentity:
+        """Both encoders, as cache keys are made of them."""
         return EncoderIdentity(vae=self.vae, text=self.text, text_pixels=self.text_pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunValue(SocketValue):
+    """A run, by its name and folder."""
+
     name: str
     directory: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointsValue(SocketValue):
-    """LoRA files to compare; labels for people."""
+    """LoRA files to compare, with the labels that people read."""
 
     files: tuple[tuple[str, str], ...]
     """(label, path)."""
     include_base: bool
     directory: str
-    """Where sheets and strips of these are written."""
+    """Folder in which sweeps of them are written."""
     title: str
     steps: tuple[int, ...] = ()
-    """Of the files, where a run saved them; empty for files that were chosen by name."""
+    """Training step of each file that a run saved; empty for files that were chosen by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceValue(SocketValue):
+    """Guidance settings that a sweep compares."""
+
     settings: tuple[GuidanceConfig, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SheetValue(SocketValue):
+    """A sweep that has been rendered."""
+
     folder: str
-    """Holds cells/ and the sheets made of them."""
+    """Folder with cells/ and the records of the sweeps that use them."""
     name: str
-    """<name>.json in the folder; named after its content."""
+    """The record is <name>.json in the folder; its name is a digest of its content."""
     title: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkValue(SocketValue):
+    """Settings of LoomNetwork. LoomTrain sets the rank."""
+
     network: NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerValue(SocketValue):
+    """Settings of LoomOptimizer. LoomTrain sets the learning rate."""
+
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveValue(SocketValue):
+    """Settings of LoomObjective."""
+
     objective: ObjectiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryValue(SocketValue):
+    """Settings of LoomMemory; `yield_max_s` is the longest pause for queued prompts in seconds, 0 for no limit."""
+
     memory: MemoryConfig
     precision: Precision
     quantize: str
@@ -126,22 +145,25 @@ class ValidationValue(SocketValue):
     validation: ValidationConfig
     """The settings under the command line's names; the prompts of a library are among its prompts."""
     vae: str
+    """Identity of the VAE that decodes the samples."""
     text: str
-    """Identities of the encoders."""
+    """Identity of the text encoder of the prompts."""
     report_to: ReportTo = "none"
-    """Where curves are also written, as in the engine's OutputConfig."""
+    """Where curves are also written, as in OutputConfig."""
     references: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Per set of reference images: digest of what the text encoder sees of it ("" = nothing), and where the cache has their
+    """Per set of reference images: digest of what the text encoder gets of them ("" for nothing), and the cache keys of their
     latents."""
 
 
 def example_to_json(example: Example) -> dict[str, Any]:
+    """An example as plain data, with paths as text."""
     data = asdict(example)
     shown = [str(path) for path in example.references]
     return {**data, "references": shown, **{name: str(data[name]) if data[name] else None for name in ("path", "mask")}}
 
 
 def example_from_json(data: Mapping[str, Any]) -> Example:
+    """The inverse of `example_to_json`."""
     paths = {name: Path(data[name]) if data[name] else None for name in ("path", "mask")}
     shown = tuple(Path(path) for path in data["references"])
     sizes = {name: tuple(data["geometry"][name]) for name in ("original", "resized", "target")}

@@ -15,67 +15,67 @@ class DatasetConfig(Section, table="dataset"):
     folder: str
     """Folder of images: png, jpg, webp, avif, bmp, gif (first frame)."""
     recursive: bool = False
-    """Also take images from sub-folders."""
+    """Also takes images from sub-folders."""
     layout: Literal["plain", "kohya"] = "plain"
-    """kohya: the images lie in sub-folders named N_concept; N multiplies repeats, concept is the caption of images without one."""
+    """plain: the images lie in the folder. kohya: they lie in sub-folders named N_concept; N multiplies repeats, concept is the caption of images without one."""
     captions: Literal["auto", "sidecar", "metadata", "json", "filename", "folder", "fixed"] = "auto"
     """Where captions come from; auto takes sidecar files (.txt, .caption) if there are any, else metadata.*, else file names."""
     caption: str = ""
-    """The caption of every image with captions = fixed; with the other kinds, that of images without one."""
+    """Caption of every image with captions = fixed; with the other kinds, of images that have none."""
     metadata: str = ""
-    """Table for captions = metadata: .jsonl, .csv, .parquet, or kohya's .json; empty takes metadata.* beside the images."""
+    """Table with the captions, for captions = metadata: .jsonl, .csv, .parquet, or kohya's .json; empty takes metadata.* in the images' folder."""
     caption_field: str = ""
     """Column of the table, or key of the JSON file, that holds the caption; empty tries text, caption, prompt, tags, description."""
     file_field: str = ""
     """Column of the table that names the file; empty tries file_name, filename, file, image, image_path, path."""
     caption_lines: Literal["all", "first", "each"] = "all"
-    """Caption of several lines: all is one caption, first takes the first line, each makes every line a caption of its own."""
+    """What a caption of several lines is: all makes it one caption, first takes the first line, each makes every line a caption of its own."""
     trigger: str = ""
-    """Word put before every caption, so that the LoRA can be called by it."""
+    """Trigger word: it is put before every caption, so that it calls the LoRA in a prompt."""
     prefix: str = ""
-    """Text put before every caption, after the trigger. Never shuffled or dropped."""
+    """Text before every caption, after the trigger. It is never shuffled or dropped."""
     suffix: str = ""
-    """Text put after every caption. Never shuffled or dropped."""
+    """Text after every caption. It is never shuffled or dropped."""
     wildcards: bool = False
-    """{a|b|c} in a caption stands for one of the three, another one each time; {{ and }} stand for braces."""
+    """{a|b|c} in a caption stands for one of the three, another one each time the image is drawn; {{ and }} stand for braces."""
     shuffle_tags: bool = False
-    """Change the order of the tags each time. Not for sentences."""
+    """Shuffles the tags of a caption each time the image is drawn. Not for sentences."""
     keep_tokens: int = 0
-    """How many tags at the start of a caption stay where they are and are never dropped."""
+    """Number of tags at the start of a caption that are never moved or dropped."""
     keep_separator: str = ""
-    """Text such as ||| in captions: the tags before it, and after a second one, stay. Replaces keep_tokens where it occurs."""
+    """Text such as ||| in captions: tags before the first one and after the second are never moved or dropped. Where it occurs it replaces keep_tokens."""
     tag_separator: str = ","
-    """What stands between two tags."""
+    """Text between two tags."""
     secondary_separator: str = ""
-    """Text such as ;;; that ties tags together: shuffled and dropped as one, then replaced by tag_separator."""
+    """Text such as ;;; between tags that belong together: they are shuffled and dropped as one, then it is replaced by tag_separator."""
     tag_dropout: float = 0.0
-    """Probability that a tag is left out, each for itself."""
+    """Probability that a tag is left out, drawn for each tag."""
     caption_variants: int = 16
-    """Texts made of one caption by shuffling, dropout and wildcards, encoded in advance; 0 makes a new one at every visit (command line)."""
+    """Number of texts made of one caption by shuffling, dropout and wildcards, and encoded in advance; 0 makes a new one each time the image is drawn (command line)."""
     repeats: int = 1
-    """How often each image is seen per epoch. 1 = once."""
+    """How often each image is drawn per epoch."""
     role: Role = "train"
-    """train; regularisation (ordinary pictures that keep the base's world, counted apart); validation (loss only)."""
+    """train: the images are trained on. regularisation: ordinary images that preserve what the base model knows, counted apart. validation: only the validation loss is measured on them."""
     weight: float = 1.0
-    """Factor on the loss of these images; for regularisation images kohya's prior loss weight."""
+    """Factor on the loss of these images; for regularisation images it is kohya's prior loss weight."""
     teacher: Literal["images", "base"] = "images"
-    """What regularisation images teach: their own pictures, or what the base predicts for them without the LoRA (a forward pass more)."""
+    """Target of regularisation images: the images themselves, or what the base model predicts for them without the LoRA (one more forward pass)."""
     caption_dropout: float = 0.0
-    """Probability that an image is trained with the empty prompt, which keeps guidance working. 0.05 to 0.1 is usual."""
+    """Probability that an image is trained with the empty prompt, which keeps classifier-free guidance working. 0.05 to 0.1 is usual."""
     flip: bool = False
-    """Also train the mirror image (both are cached). Not for anything with a left and a right."""
+    """Also trains the mirror image (both are cached). Not for anything with a left and a right."""
     masks: str = ""
     """Folder of mask images with the same names, or "alpha" for the images' own alpha channel. White is trained."""
     references: str | tuple[str, ...] = ""
-    """Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit); a list of folders where several are shown together, in this order."""
+    """Folder of reference images with the same names, for edit models (Flux Kontext, Qwen-Image-Edit); a list of folders whose images are used together, in this order."""
     background: str = "white"
-    """Colour that transparent pixels are laid on, by name or #rrggbb."""
+    """Colour behind transparent pixels, by name or #rrggbb."""
     resolutions: tuple[int, ...] = ()
-    """Resolutions in pixels at which this set is trained, all of them every epoch; empty takes data.resolution."""
+    """Resolutions in pixels at which this dataset is trained, all of them every epoch; empty takes data.resolution."""
     megapixels: tuple[float, ...] = ()
-    """The same as areas in millions of pixels (SimpleTuner's resolution_type area)."""
+    """Resolutions as areas in millions of pixels, instead of resolutions (SimpleTuner's resolution_type area)."""
     buckets: Literal["inherit", "pixel_area", "pixel", "kohya", "off"] = "inherit"
-    """Buckets of this set; inherit takes data.buckets."""
+    """Buckets of this dataset; inherit takes data.buckets."""
     bucket_step: int = 0
     """Bucket sides are multiples of this many pixels; 0 takes data.bucket_step."""
     min_side: int = 0
@@ -83,21 +83,21 @@ class DatasetConfig(Section, table="dataset"):
     max_side: int = 0
     """Longest bucket side in pixels (kohya buckets); 0 takes data.max_side."""
     upscale: bool | None = None
-    """Let images smaller than their bucket be enlarged; none takes data.upscale."""
+    """Whether images smaller than their bucket are upscaled; left out, data.upscale decides."""
     aspects: tuple[float, ...] = ()
     """Width / height of the buckets to choose from (pixel_area and pixel buckets); empty keeps each image's own shape."""
     crop: Literal["center", "top", "corner", "random", "saliency", "none"] = "center"
-    """Which part stays: the middle, upper middle, upper left, a place drawn by the seed, what draws the eye; none stretches instead."""
+    """Part of an image that stays where the bucket has another shape: the middle, the upper middle, the upper left, a place drawn by the seed, or the most salient one; none stretches the image instead."""
     min_size: int = 0
-    """Images smaller than this many pixels are left out, and named in the report; 0 keeps all."""
+    """Images smaller than this many pixels are left out and named in the report; 0 keeps all."""
     max_size: int = 0
-    """Images larger than this many pixels are left out, or reduced if downsample is set; 0 keeps all."""
+    """Images larger than this many pixels are left out, or downscaled if downsample is set; 0 keeps all."""
     min_aspect: float = 0.0
-    """Images with a smaller width / height are left out, and named in the report; 0 keeps all."""
+    """Images with a smaller width / height are left out and named in the report; 0 keeps all."""
     max_aspect: float = 0.0
-    """Images with a larger width / height are left out, and named in the report; 0 keeps all."""
+    """Images with a larger width / height are left out and named in the report; 0 keeps all."""
     downsample: int = 0
-    """Images above max_size are reduced to this size and then cropped, so that the crop shows a part of them; 0 off."""
+    """Images above max_size are downscaled to this size and then cropped, so that the crop shows a part of them; 0 switches it off."""
     size_metric: Literal["side", "area"] = "side"
     """What min_size, max_size and downsample measure: the shorter side, or the side of the square of equal area."""
 
@@ -157,7 +157,7 @@ class DatasetConfig(Section, table="dataset"):
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section, table="data"):
     resolution: int = 1024
-    """Side in pixels of the square whose area every bucket has. The strongest lever on quality and on time."""
+    """Side in pixels of the square whose area every bucket has. It decides most about quality and time."""
     buckets: Literal["pixel_area", "pixel", "kohya", "off"] = "pixel_area"
     """pixel_area keeps each image's own shape at equal area; pixel too, with resolution as the shorter side; kohya uses sd-scripts' list; off crops to the square."""
     bucket_step: int = 0
@@ -167,11 +167,11 @@ class DataConfig(Section, table="data"):
     max_side: int = 2048
     """Longest bucket side in pixels (kohya buckets)."""
     upscale: bool = True
-    """Let images smaller than their bucket be enlarged; off makes smaller buckets for them (kohya's no_upscale)."""
+    """Whether images smaller than their bucket are upscaled; off makes smaller buckets for them (kohya's bucket_no_upscale)."""
     strict: bool = False
-    """Treat what the report warns of as errors: unreadable files, doubles, enlarged images, missing captions, images left out."""
+    """Makes errors of the report's warnings: unreadable files, duplicates, upscaled images, missing captions, images left out."""
     validation_split: float = 0.0
-    """Share of the training images set aside, by seed, for the held-out loss. 0.1 is usual with 40 images or more."""
+    """Share of the training images that are held out, by seed, to measure the validation loss. 0.1 is usual with 40 images or more."""
 
     def check(self) -> None:
         require(self.resolution >= 16, "data.resolution", self.resolution, "use at least 16 pixels")
@@ -186,15 +186,15 @@ class DataConfig(Section, table="data"):
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Section, table="text"):
     clip_tokens: Literal[75, 150, 225] = 225
-    """How much of a long caption CLIP reads: one, two or three chunks of 75 tokens, laid out as ComfyUI does. SD, SDXL and SD3."""
+    """Number of tokens of a caption that CLIP reads: one, two or three chunks of 75, arranged as in ComfyUI. SD, SDXL and SD3."""
     clip_skip: int = 0
-    """Which layer of CLIP is read, counted from the end as in ComfyUI's CLIPSetLastLayer (2 = -2); 0 is the family's own. SD, SDXL."""
+    """Layer of CLIP whose output is used, counted from the end as in ComfyUI's CLIPSetLastLayer (2 = -2); 0 is the family's own. SD, SDXL."""
     prompt_weights: bool = False
-    """Read (word:1.2) and (word) in captions and prompts as weights, as ComfyUI does; false takes parentheses literally. SD, SDXL."""
+    """Reads (word:1.2) and (word) in captions and prompts as weights, as ComfyUI does; false takes parentheses literally. SD, SDXL."""
     learning_rate: float = 0.0
     """Peak learning rate of a LoRA on the CLIP text encoders; 0 trains none. A third to a tenth of optimizer.learning_rate is usual. SD, SDXL."""
     system_prompt: str = "auto"
-    """What Lumina2 reads before every prompt but the empty one; auto is the model's own sentence, "" is none."""
+    """System prompt of Lumina2, before every prompt but the empty one; auto is the model's own sentence, "" is none."""
 
     def check(self) -> None:
         require(self.learning_rate >= 0, "text.learning_rate", self.learning_rate, "use 0 (none is trained) or more")

@@ -46,19 +46,19 @@ ReportTo = Literal["none", "tensorboard", "wandb"]
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section, table="model"):
     base: str
-    """A diffusers folder, or one .safetensors file in the original layout."""
+    """The base model: a diffusers folder, or one .safetensors file in the original layout."""
     family: str = "auto"
-    """Name of the model family; auto reads it from the keys of the file."""
+    """Name of the model family; auto detects it from the keys of the file."""
     variant: str = "auto"
-    """Variant within the family, e.g. schnell, or sd1-v for a v-prediction file; auto reads it from the file."""
+    """Variant within the family, e.g. schnell, or sd1-v for a v-prediction file; auto detects it from the file."""
     encoders: str = ""
-    """A diffusers folder with text encoders, tokenizers and VAE, for a base file that holds only the denoiser."""
+    """A diffusers folder with text encoders, tokenizers and VAE, for a base model whose file holds only the denoiser."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """How the frozen base is kept in memory; auto is the file's own on a GPU and float32 on a CPU."""
+    """dtype in which the frozen base model is kept in memory; auto is the file's own on a GPU and float32 on a CPU."""
     quantize: Literal["none", "int8", "int4", "int2", "float8"] = "none"
-    """Quantise the frozen base by optimum-quanto: less memory, slower steps, a slightly different model."""
+    """Quantizes the frozen base model with optimum-quanto: it takes less memory, steps are slower, predictions differ slightly."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""
+    """Device that trains: cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""
 
     def check(self) -> None:
         require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")
@@ -67,23 +67,23 @@ class ModelConfig(Section, table="model"):
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Section, table="network"):
     kind: Annotated[str, OneOf(ADAPTERS)] = "lora"
-    """The adapter: LoRA, weight-decomposed LoRA, Hadamard product or Kronecker product."""
+    """LoRA type: how the change of a weight is made up."""
     rank: int = 16
-    """Inner width. More learns more and forgets more; 8 to 32 suits most concepts."""
+    """Rank (dimension) of the adapter. A higher one learns more and forgets more; 8 to 32 suits most concepts."""
     alpha: float | None = None
-    """The change of a weight is scaled by alpha / rank; none means alpha = rank."""
+    """The adapter's change of a weight is scaled by alpha / rank; left out, alpha is the rank and the scale is 1."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead, which keeps large ranks trainable (arXiv 2312.03732). lora and dora only."""
+    """Scales by alpha / sqrt(rank) instead, which keeps large ranks trainable (arXiv 2312.03732). lora and dora only."""
     target_modules: str = "default"
-    """A preset of the family (attention, attention+mlp, all, conv …) or "regex:" and a pattern for module paths."""
+    """Modules of the base model that get an adapter: a preset of the family (attention, attention+mlp, all, conv …), or "regex:" and a pattern for module paths."""
     exclude_modules: str = ""
-    """Regular expression: matching module paths are left alone."""
+    """Regular expression; modules whose path matches get no adapter."""
     dropout: float = 0.0
-    """Probability that an input of the adapter is dropped while training. lora and dora only."""
+    """Probability that an input of the adapter is set to zero in a training step. lora and dora only."""
     lokr_factor: int = -1
-    """Block size of LoKr's small factor; -1 takes the most even one."""
+    """Block size of LoKr's small factor; -1 takes the one that splits a weight most evenly."""
     init_from: str = ""
-    """A LoRA file to start from; its kind, rank and targets must fit this network."""
+    """A LoRA file that training starts from; its type, rank and target modules must be those of this table."""
 
     def check(self) -> None:
         require(self.rank >= 1, "network.rank", self.rank, "use 1 or more (16 is usual)")
@@ -102,13 +102,13 @@ class NetworkConfig(Section, table="network"):
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section, table="optimizer"):
     name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
-    """Algorithm that changes the weights."""
+    """Optimizer that updates the adapter's weights."""
     learning_rate: float = 1e-4
-    """Peak learning rate. 1e-4 for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."""
+    """Peak learning rate. 1e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."""
     weight_decay: float = 0.01
-    """Decoupled weight decay."""
+    """Decoupled weight decay: the share by which a step shrinks the weights, times the learning rate."""
     max_grad_norm: float = 1.0
-    """Gradients longer than this (L2, all adapters together) are scaled back to it; 0 switches it off."""
+    """Gradients whose L2 norm (all adapters together) is above this are scaled down to it; 0 switches clipping off."""
     options: dict[str, float | int | bool | list[float]] = field(default_factory=dict)
     """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
 
@@ -126,15 +126,15 @@ class OptimizerConfig(Section, table="optimizer"):
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Section, table="schedule"):
     kind: Annotated[str, OneOf(LR_SCHEDULES)] = "constant"
-    """How the learning rate falls after the warm-up, to `min_lr_ratio` at the last step."""
+    """Learning-rate schedule: how the rate falls after the warm-up, to min_lr_ratio at the last step."""
     warmup: float = 0.0
-    """Linear warm-up: a share of all steps if below 1, else a number of steps."""
+    """Length of the linear warm-up: a share of all steps if below 1, else a number of steps."""
     cycles: int = 1
-    """Cosine cycles of restarts."""
+    """Number of cosines of restarts."""
     power: float = 1.0
-    """Exponent of polynomial."""
+    """Exponent of polynomial; 1 is linear, above 1 falls faster at first."""
     min_lr_ratio: float = 0.0
-    """Lowest learning rate as a share of the peak."""
+    """Learning rate at the end of the schedule, as a share of the peak."""
 
     def check(self) -> None:
         remedy = "use a share of the steps (0.1) or a number of steps (100)"
@@ -152,33 +152,33 @@ class ScheduleConfig(Section, table="schedule"):
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Section, table="objective"):
     timestep_sampling: Annotated[str, OneOf(TIMESTEP_SAMPLING, {"auto": AUTO_TIMESTEPS})] = "auto"
-    """Which noise levels are trained how often; auto is logit_normal for flow models and uniform for the others."""
+    """Timestep sampling: the distribution that the noise level of each image in a step is drawn from."""
     logit_mean: float = 0.0
     """Mean of logit_normal: above 0 trains composition more, below 0 detail."""
     logit_std: float = 1.0
-    """Width of logit_normal."""
+    """Standard deviation of logit_normal; smaller concentrates training on fewer noise levels."""
     mode_scale: float = 1.29
-    """Strength s of mode sampling (SD3 paper, 3.1)."""
+    """Strength s of mode sampling (SD3 paper, 3.1): above 0 trains the middle noise levels more, below 0 the ends."""
     beta: tuple[float, float] = (2.0, 2.0)
-    """Both parameters of beta sampling."""
+    """The two parameters of beta sampling; equal ones are symmetric, [1, 1] is uniform."""
     shift: float | Literal["auto", "resolution"] = "auto"
-    """Moves flow noise levels: above 1 towards noise. auto is the family's own; resolution grows with the image."""
+    """Shifts the noise levels of flow models: above 1 trains high noise more. auto is the family's own; resolution grows with the image."""
     min_timestep: float = 0.0
-    """Lowest noise level trained, as a share of the schedule (0 = clean)."""
+    """Lowest noise level that is trained, as a share of the schedule (0 = clean)."""
     max_timestep: float = 1.0
-    """Highest noise level trained, as a share of the schedule (1 = pure noise)."""
+    """Highest noise level that is trained, as a share of the schedule (1 = pure noise)."""
     loss: Annotated[str, OneOf(LOSSES)] = "mse"
-    """huber and smooth_l1 forgive outliers."""
+    """Loss between the prediction and its target."""
     huber_delta: float = 0.1
-    """Where huber and smooth_l1 turn from square to linear."""
+    """Error at which huber and smooth_l1 turn from square to linear."""
     min_snr_gamma: float = 0.0
-    """Weight clamp of Min-SNR (arXiv 2303.09556), 5 is usual, 0 off. Epsilon and v models only."""
+    """Clamps the loss weight of low noise levels (Min-SNR, arXiv 2303.09556); 5 is usual, 0 switches it off. Epsilon and v models only."""
     noise_offset: float = 0.0
-    """Adds a constant per channel to the noise, 0.05 to 0.1, for darker darks. Epsilon and v models only."""
+    """Adds a constant per channel to the noise, which allows darker and brighter images; 0.05 to 0.1 is usual, 0 switches it off. Epsilon and v models only."""
     masked_loss: Literal["normalised", "plain"] = "normalised"
-    """normalised divides by the mask's own sum, plain by the picture's size (small masks then train weakly)."""
+    """What a masked loss is divided by: normalised by the mask's own sum, plain by the size of the image (small masks then train weakly)."""
     guidance_scale: float = 1.0
-    """Guidance value fed to guidance-distilled models (Flux dev) while training. 1.0 keeps the distillation."""
+    """Guidance value that guidance-distilled models (Flux dev) receive while training. 1.0 keeps the distillation."""
 
     def check(self) -> None:
         require(self.logit_std > 0, "objective.logit_std", self.logit_std, "use a number above 0")
@@ -207,19 +207,19 @@ class TrainingConfig(Section, table="training"):
     steps: int = 1000
     """Optimizer steps of the whole run."""
     batch_size: int = 1
-    """Images per forward pass."""
+    """Images per forward pass. More use more memory."""
     gradient_accumulation_steps: int = 1
-    """Forward passes per optimizer step."""
+    """Forward passes per optimizer step: their gradients are averaged, as in a batch that is this many times larger."""
     seed: int = 0
-    """Decides everything random: initial weights, order, noise, timesteps, dropout."""
+    """Seed of everything random: initial weights, order, noise, timesteps, dropout."""
     save_every: int = 250
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: int = 0
-    """How many checkpoints to keep for resuming, newest first; 0 keeps all. Their LoRA files always stay."""
+    """How many checkpoints are kept to resume from, newest first; 0 keeps all. Their LoRA files always stay."""
     precision: Precision = "auto"
-    """Arithmetic of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Adapters are always float32."""
+    """dtype of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Adapters are always float32."""
     ema_decay: float = 0.0
-    """Decay of an exponential moving average of the adapter, e.g. 0.995; 0 off. When on, LoRA files hold the average."""
+    """Decay of an exponential moving average (EMA) of the adapter's weights, e.g. 0.995; 0 switches it off. When on, LoRA files hold the EMA."""
 
     def check(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation_steps"):
@@ -234,17 +234,17 @@ class TrainingConfig(Section, table="training"):
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(Section, table="memory"):
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: much less memory, about a third more time."""
+    """Recomputes activations in the backward pass: much less memory, about a third more time."""
     cache: Literal["disk", "online"] = "disk"
-    """disk encodes every image and text once and keeps it; online keeps nothing: encoders stay in memory, every step waits for them."""
+    """disk encodes every image and caption once and keeps the result; online keeps nothing: the encoders stay in memory and every step waits for them."""
     vae_batch_size: int = 1
-    """Images encoded at once while caching; halved by itself where memory runs out."""
+    """Images that the VAE encodes at once while caching; halved by itself where memory runs out."""
     vae_tiling: bool = False
-    """Encode large images in tiles: much less memory, slightly different latents (they are cached apart)."""
+    """The VAE encodes large images in tiles: much less memory, slightly different latents (they are cached apart)."""
     prefetch: int = 1
     """Batches that are read, and brought to the device, while a step computes; 0 reads each when it is needed."""
     shard: bool = False
-    """Split the frozen base over the GPUs of a run with several processes (FSDP): for one larger than a GPU. Slower."""
+    """Splits the frozen base model over the GPUs of a run with several processes (FSDP), for one that is larger than a GPU. Steps are slower."""
 
     def check(self) -> None:
         require(self.vae_batch_size >= 1, "memory.vae_batch_size", self.vae_batch_size, "use 1 or more")
@@ -256,29 +256,29 @@ class ValidationConfig(Section, table="validation"):
     every: int = 0
     """Steps between measurements of the validation loss; 0 measures at checkpoints and at the end."""
     timesteps: int = 4
-    """How many noise levels the validation loss is measured at, per image; fixed and evenly spread."""
+    """Number of noise levels at which the validation loss of an image is measured; they are fixed and evenly spread."""
     patience: int = 0
-    """Stop early when the validation loss has not reached a new low for this many measurements; 0 never stops early. When on, every new low has its LoRA file."""
+    """Training stops early when the validation loss has not reached a new low for this many measurements; 0 never stops early. When on, every new low has its LoRA file."""
     prompts: tuple[str, ...] = ()
-    """Prompts of the samples: images made while training with the current weights, in <run>/samples; the base comes first."""
+    """Prompts of the samples: images made while training with the current weights, in <run>/samples. The base model's come first."""
     prompt_library: str = ""
-    """More of them from a JSON file, {"name": "prompt", …}."""
+    """JSON file with more prompts, {"name": "prompt", …}."""
     sample_every: int = 0
     """Steps between samples; 0 makes them at checkpoints."""
     negative_prompt: str = ""
     """Negative prompt of every sample."""
     references: tuple[str | tuple[str, ...], ...] = ()
-    """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
+    """Reference images (files) for edit models; a sample is made of every prompt with each of them. Files in an inner list are used together."""
     seed: int = 0
-    """Of the first sample; the next ones count up."""
+    """Seed of the first sample; the next ones count up."""
     sample_steps: int = 20
-    """Sampling steps (Euler)."""
+    """Sampling steps of a sample (Euler)."""
     guidance_scale: float = 0.0
-    """Classifier-free guidance; 0 is the family's usual scale, 1 switches it off."""
+    """Scale of classifier-free guidance; 0 is the family's usual scale, 1 switches guidance off."""
     width: int = 0
-    """Width in pixels; 0 takes data.resolution."""
+    """Width of a sample in pixels; 0 takes data.resolution."""
     height: int = 0
-    """Height in pixels; 0 takes data.resolution."""
+    """Height of a sample in pixels; 0 takes data.resolution."""
 
     def check(self) -> None:
         require(self.every >= 0, "validation.every", self.every, "use 0 (at checkpoints) or more")
@@ -293,28 +293,28 @@ class ValidationConfig(Section, table="validation"):
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig(Section, table="output"):
     directory: str = "output"
-    """Runs are written below this folder, as <directory>/<name>/."""
+    """Folder of the runs; one is written to <directory>/<name>/."""
     loras: str = ""
-    """Where LoRA files also appear, e.g. ComfyUI's models/loras; empty keeps them in the run's folder only."""
+    """Second folder for LoRA files, e.g. ComfyUI's models/loras; empty keeps them in the run's folder only."""
     cache: str = ""
-    """Folder of cached latents and text; empty means <directory>/cache."""
+    """Folder of cached latents and text encodings; empty means <directory>/cache."""
     report_to: ReportTo = "none"
-    """Also write the curves for TensorBoard (<run>/tensorboard) or Weights & Biases; the library must be installed."""
+    """Where curves are also written: TensorBoard (<run>/tensorboard) or Weights & Biases; the library must be installed."""
     dtype: LoraDtype = "bfloat16"
-    """Number format of the saved LoRA."""
+    """dtype of the saved LoRA."""
     format: Literal["native", "diffusers", "kohya"] = "native"
-    """Names in the saved LoRA: native is taken whole by ComfyUI, diffusers by its load_lora_weights, kohya by sd-scripts. LoRA only."""
+    """Key format of the saved LoRA: native is what ComfyUI reads in full, diffusers is for its load_lora_weights, kohya for sd-scripts. LoRA type lora only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     name: str
-    """Name of the run: of its folder and of its LoRA files."""
+    """Name of the run, of its folder and of its LoRA files."""
     model: ModelConfig
     dataset: tuple[DatasetConfig, ...] = ()
-    """The sets that are trained on together; one [[dataset]] table each."""
+    """Datasets, which are trained on together; one [[dataset]] table each."""
     dataset_files: tuple[str, ...] = ()
-    """Files that list sets: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables."""
+    """Files that describe datasets: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables."""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)

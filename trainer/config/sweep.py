@@ -11,19 +11,19 @@ from .section import Section, require
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig(Section, table="sweep.guidance"):
     label: str = ""
-    """Name in the strip; empty makes one from the settings."""
+    """Name in the grid; empty makes one from the settings."""
     method: Annotated[str, OneOf(GUIDANCE_METHODS)] = "cfg"
-    """Classifier-free guidance, or adaptive projected guidance (arXiv 2410.02416)."""
+    """Guidance method."""
     scale: float = 4.0
     """Guidance scale; 1 switches guidance off."""
     eta: float = 0.0
     """APG: share of the parallel part that stays; 1 is plain CFG."""
     norm_threshold: float = 0.0
-    """APG: longest guidance vector per sample; 0 no limit."""
+    """APG: largest L2 norm of the guidance of an image; 0 sets no limit."""
     momentum: float = 0.0
-    """APG: weight of the running average of the guidance; the paper uses -0.5 and the like."""
+    """APG: weight of the running average of the guidance; the paper uses negative values such as -0.5."""
     rescale: float = 0.0
-    """How far the guided picture's contrast goes back to the unguided one's, 0 to 1 (arXiv 2305.08891, phi); 0.7 is usual."""
+    """How far the contrast of the guided image goes back to that of the unguided one, 0 to 1 (arXiv 2305.08891, phi); 0.7 is usual."""
 
     def check(self) -> None:
         require(self.scale >= 0, "guidance.scale", self.scale, "use 0 or more (1 = off)")
@@ -41,39 +41,39 @@ class GuidanceConfig(Section, table="sweep.guidance"):
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(Section, table="sweep"):
     prompts: tuple[str, ...] = ()
-    """Prompts to render."""
+    """Prompts of the cells."""
     prompt_library: str = ""
-    """More of them from a JSON file, {"name": "prompt", …}; the names label the strip."""
+    """JSON file with more prompts, {"name": "prompt", …}; the names label the grid."""
     negative_prompt: str = ""
     """Negative prompt of every cell."""
     references: tuple[str | tuple[str, ...], ...] = ()
-    """Image files that an edit model is shown; every prompt is rendered with each of them. A list in the list is shown together."""
+    """Reference images (files) for edit models; a cell is made of every prompt with each of them. Files in an inner list are used together."""
     seeds: str = "0"
     """Seeds: "0,1,2", or "-1--1 [4]" for four random ones (drawn from the run's seed)."""
     strengths: str = "1"
     """LoRA strengths: "1", "0.7,1", or "0.7-1.3 [4]" for four evenly spread ones."""
     guidance: tuple[GuidanceConfig, ...] = field(default_factory=lambda: (GuidanceConfig(),))
-    """Guidance settings to compare."""
+    """Guidance settings to compare, one [[sweep.guidance]] table each."""
     base: bool = True
-    """Also render the base model without a LoRA."""
+    """Also makes the cells of the base model without a LoRA."""
     width: int = 0
-    """Width in pixels; 0 takes data.resolution."""
+    """Width of a cell in pixels; 0 takes data.resolution."""
     height: int = 0
-    """Height in pixels; 0 takes data.resolution."""
+    """Height of a cell in pixels; 0 takes data.resolution."""
     steps: int = 20
     """Sampling steps."""
     sampler: Annotated[str, OneOf(SAMPLERS)] = "euler"
-    """The integrator."""
+    """Sampler: how one noise level leads to the next."""
     scheduler: Annotated[str, OneOf(SCHEDULERS)] = "normal"
-    """How noise levels are spaced, named and computed as in ComfyUI."""
+    """Scheduler: how noise levels are spaced, named and computed as in ComfyUI."""
     sizes: str = ""
     """Several sizes to compare, "512x512, 768x512"; empty takes width and height."""
     step_counts: str = ""
     """Several numbers of sampling steps to compare, "10,20" or "10-30 [3]"; empty takes steps."""
     samplers: str = ""
-    """Several samplers with their schedulers to compare, "euler/normal, dpmpp_2m/karras"; empty takes those above."""
+    """Several samplers with their schedulers to compare, "euler/normal, dpmpp_2m/karras"; empty takes sampler and scheduler."""
     max_cells: int = 1000
-    """With more cells to render than this, the sweep says after two of them how long it will take, and asks."""
+    """A sweep of more cells than this estimates its time after two of them and asks whether to go on."""
 
     def check(self) -> None:
         require(self.steps >= 1, "sweep.steps", self.steps, "use 1 or more")

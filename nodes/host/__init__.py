@@ -1,1 +1,1 @@
-"""The seam to ComfyUI. Nothing outside this folder imports comfy, server, folder_paths or execution."""
+"""The seam to ComfyUI: nothing outside this folder imports comfy, server, folder_paths or execution."""

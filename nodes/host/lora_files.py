@@ -1,4 +1,4 @@
-"""LoRA files of ComfyUI's list: looked into, resized, merged. New ones go below models/loras/lora_loom."""
+"""LoRA files that ComfyUI lists: inspected, resized, merged. New files go into models/loras/lora_loom."""
 
 import json
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from .paths import find_lora, is_inside, lora_folder, lora_root
 from .progress import Bar
 
 MAKERS = {"resize", "merge"}
-"""Entries of loom.history that these nodes write."""
+"""Tools whose entries in the metadata `loom.history` these nodes write."""
 
 
 def stamps(names: Sequence[object]) -> str:
-    """Changes with the files' content; names that come over a link are not known yet."""
+    """A text that changes with the content of the files. A name that comes over a link is not known yet and stands for itself."""
     found = []
     for name in names:
         try:
@@ -34,7 +34,7 @@ def stamps(names: Sequence[object]) -> str:
 
 
 def inspected(name: str, model: ModelPatcher | None = None, clip: Clip | None = None) -> str:
-    """The report of `lora-loom inspect`, with what ComfyUI's own key map matches if a model or CLIP is given."""
+    """The report of `lora-loom inspect`, with the modules that ComfyUI matches in a given MODEL or CLIP."""
     path = find_lora(name)
     head, _, rest = to_text(inspect(path), path).partition("\n")
     lines = [head, recognise(path).text()]
@@ -55,7 +55,7 @@ def _matching(path: Path, model: ModelPatcher | None, clip: Clip | None) -> str:
     lost = sorted(key for key in modules if key not in known)
     connected = " and ".join(word for word, given in (("model", model), ("CLIP", clip)) if given is not None)
     line = f"in the connected {connected} ComfyUI matches {len(modules) - len(lost)} of {len(modules)} modules"
-    return line + "".join(f"\n  left out: {key}" for key in [*lost, *unknown])
+    return line + "".join(f"\n  not matched: {key}" for key in [*lost, *unknown])
 
 
 class NewFileInputs(TypedDict):
@@ -105,12 +105,12 @@ def _keep(inputs: NewFileInputs) -> Keep:
 
 
 def new_file(save_as: str, sources: Sequence[str]) -> Path:
-    """Where a new LoRA goes. Raises ConfigError for a name that leaves the folder, or one of a file that is not ours."""
+    """The path of a new LoRA. Raises ConfigError for a name outside the folder, and for an existing file that is not ours."""
     path = lora_folder() / f"{check_name(save_as)}.safetensors"
     if not is_inside(path, lora_root()):
-        raise ConfigError(f"save_as = {save_as!r} leads out of {lora_root()}: use another name")
+        raise ConfigError(f"save_as = {save_as!r} is outside {lora_root()}: use another name")
     if any(find_lora(name).resolve() == path.resolve() for name in sources):
-        raise ConfigError(f"save_as = {save_as!r} is one of the files that are read: use another name")
+        raise ConfigError(f"save_as = {save_as!r} is one of the source files: use another name")
     if path.exists() and not _is_ours(path):
         raise ConfigError(f"save_as = {save_as!r}: {path} exists and was not made by this node: use another name")
     return path
@@ -125,5 +125,5 @@ def _is_ours(path: Path) -> bool:
 
 
 def listed(path: Path) -> str:
-    """As LoraLoader lists it."""
+    """The name of a LoRA file as LoraLoader lists it."""
     return str(path.relative_to(lora_root()))

@@ -1,7 +1,7 @@
-"""Where things lie, and which paths a workflow may name. A workflow is untrusted input: it may come from anybody.
+"""Folders of LoRA Loom in ComfyUI, and which paths a workflow may name. A workflow is untrusted: it may come from anybody.
 
 Folders are relative to ComfyUI's input directory, or absolute below its own directories or below roots listed in the
-settings file. Any other absolute path is accepted only while the server listens on this machine alone.
+settings file. Any other absolute path is accepted only while the server can be reached from this machine alone.
 """
 
 import json
@@ -20,36 +20,38 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 def root() -> Path:
-    """Runs and the cache."""
+    """The folder of runs and of the cache."""
     return Path(folder_paths.get_output_directory()) / "lora_loom"
 
 
 def run_folder(name: str) -> RunFolder:
-    """Raises ConfigError for a name that could leave the folder."""
+    """The folder of a run. Raises ConfigError for a name that could lead out of `root`."""
     return RunFolder(root() / check_name(name))
 
 
 def cache_folder() -> Path:
+    """The folder of the cache, and of images from the graph."""
     return root() / "cache"
 
 
 def lora_root() -> Path:
-    """First folder of LoRAs that ComfyUI lists."""
+    """The first of the LoRA folders that ComfyUI lists."""
     return Path(folder_paths.get_folder_paths("loras")[0])
 
 
 def lora_folder() -> Path:
+    """The folder of LoRA files that LoRA Loom writes for ComfyUI."""
     return lora_root() / "lora_loom"
 
 
 def lora_name(run: str, step: int | None = None) -> str:
-    """A saved LoRA as LoraLoader lists it."""
+    """The name of a saved LoRA as LoraLoader lists it: that of a checkpoint, or of the end of the run without a step."""
     file = f"{run}.safetensors" if step is None else f"{run}-{step:06d}.safetensors"
     return str(Path("lora_loom") / run / file)
 
 
 def find_lora(name: str) -> Path:
-    """The file behind a name of LoraLoader's list. Raises ConfigError."""
+    """The file behind a name that LoraLoader lists. Raises ConfigError for any other name."""
     path = folder_paths.get_full_path("loras", name)
     if path is None:
         raise ConfigError(f"no LoRA {name!r} in {lora_root()}: choose one that LoraLoader lists")
@@ -57,19 +59,19 @@ def find_lora(name: str) -> Path:
 
 
 def display_path(path: Path) -> dict[str, str]:
-    """A picture in the output directory as ComfyUI's pages name it."""
+    """An image in the output directory, in the form that ComfyUI's frontend shows."""
     inner = path.relative_to(folder_paths.get_output_directory())
     return {"filename": inner.name, "subfolder": inner.parent.as_posix(), "type": "output"}
 
 
 def preview(name: str, content: bytes) -> dict[str, str]:
-    """Show a picture that no node saves: it lies in the temporary directory, which ComfyUI empties when it starts."""
+    """Write an image to the temporary directory, which ComfyUI empties at its start; returns the form that the frontend shows."""
     write_bytes(Path(folder_paths.get_temp_directory()) / "lora_loom" / name, content)
     return {"filename": name, "subfolder": "lora_loom", "type": "temp"}
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder after all links are followed."""
+    """Whether a path is inside a folder once symbolic links are resolved."""
     real, base = os.path.realpath(path), os.path.realpath(folder)
     try:
         return os.path.commonpath([real, base]) == base
@@ -78,11 +80,12 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 def settings_file() -> Path:
+    """The settings of LoRA Loom in ComfyUI's user directory."""
     return Path(folder_paths.get_user_directory()) / SETTINGS_NAME
 
 
 def allowed_roots() -> list[Path]:
-    """ComfyUI's own directories and those of the settings file's "roots"."""
+    """Folders that a workflow may name: ComfyUI's own, and the "roots" of the settings file. Raises ConfigError for an invalid file."""
     own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
     listed: list[str] = []
     if settings_file().is_file():
@@ -103,7 +106,7 @@ def listens_locally() -> bool:
 
 
 def resolve_folder(text: str, what: str) -> Path:
-    """A folder named in a workflow. Raises ConfigError if it may not be used, or is none, with the remedy."""
+    """A folder named in a workflow. Raises ConfigError with the remedy if it may not be used or is not a folder."""
     path = _allowed(text, what, "folder")
     if not path.is_dir():
         raise ConfigError(f"{what}: {path} is not a folder")
@@ -111,7 +114,7 @@ def resolve_folder(text: str, what: str) -> Path:
 
 
 def resolve_file(text: str, what: str) -> Path:
-    """A file named in a workflow. Raises ConfigError if it may not be used, or is none, with the remedy."""
+    """A file named in a workflow. Raises ConfigError with the remedy if it may not be used or is not a file."""
     path = _allowed(text, what, "file")
     if not path.is_file():
         raise ConfigError(f"{what}: {path} is not a file")
@@ -119,12 +122,12 @@ def resolve_file(text: str, what: str) -> Path:
 
 
 def library_path(name: str) -> str:
-    """A prompt library that a workflow names, in full; "" for none. Raises ConfigError."""
+    """The full path of a prompt library that a workflow names; "" if it names none. Raises ConfigError."""
     return str(resolve_file(name, "prompt_library")) if name.strip() else ""
 
 
 def library_state(name: str) -> str:
-    """What the library holds, or why it cannot be read: changes when its nodes must run again."""
+    """The content of a prompt library, or the error: a text that changes when the nodes that use it must run again."""
     try:
         return Path(library_path(name)).read_text(encoding="utf-8", errors="replace") if name.strip() else ""
     except (ConfigError, OSError) as error:
@@ -140,9 +143,9 @@ def _allowed(text: str, what: str, kind: str) -> Path:
         base = Path(folder_paths.get_input_directory())
         path = base / path
         if not is_inside(path, base):
-            raise ConfigError(f"{what} = {text!r} leads out of {base}: name a {kind} inside it")
+            raise ConfigError(f"{what} = {text!r} is outside {base}: name a {kind} inside it")
     elif not any(is_inside(path, allowed) for allowed in allowed_roots()) and not listens_locally():
         raise ConfigError(
-            f'{what} = {text!r}: absolute paths elsewhere are refused while the server can be reached from other machines. Add the folder to "roots" in {settings_file()}, or move it into {folder_paths.get_input_directory()}'
+            f'{what} = {text!r}: absolute paths outside the folders of ComfyUI are refused while the server can be reached from other machines. Add the folder to "roots" in {settings_file()}, or move it into {folder_paths.get_input_directory()}'
         )
     return path

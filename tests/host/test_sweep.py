@@ -250,10 +250,10 @@ def test_bad_sweeps_say_what_to_do(server, bases):
     assert "multiples of 8" in server.fail(prompt(graph)) or "width" in json.dumps(server.refused(prompt(graph)))
     graph = swept(base, "bad-sweep")
     graph["strip"]["inputs"]["columns"] = "checkpont"
-    assert "'checkpont' is no axis" in server.fail(prompt(graph))
+    assert "'checkpont' is not an axis" in server.fail(prompt(graph))
     graph = swept(base, "bad-sweep")
     graph["checkpoints"]["inputs"] |= {"files": "../../secrets*"}
-    assert "beside a run" in server.fail(prompt(graph))
+    assert "and a connected run" in server.fail(prompt(graph))
     del graph["checkpoints"]["inputs"]["run"]
     assert "matches nothing" in server.fail(prompt(graph))
 

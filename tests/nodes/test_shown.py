@@ -33,8 +33,8 @@ def test_image_n_of_every_socket_or_its_only_one(host):
 @pytest.mark.parametrize(
     ("sockets", "message"),
     [
-        ([None, images(0.5), None], "reference is not connected, but a further one is"),
-        ([images(0.1, 0.2), None, images(0.1, 0.2, 0.3)], "reference holds 2 images and another socket 3"),
+        ([None, images(0.5), None], "reference is not connected, but reference_2 or reference_3 is"),
+        ([images(0.1, 0.2), None, images(0.1, 0.2, 0.3)], "reference has 2 images and another reference input 3"),
     ],
 )
 def test_sockets_that_do_not_go_together(host, sockets, message):

@@ -1,4 +1,4 @@
-"""What the data set nodes do: folders and graph images become sets of the engine, and the cache is filled."""
+"""The work of the dataset nodes: they make datasets of folders, files and images from the graph, and fill the cache."""
 
 import hashlib
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ from ..paths import cache_folder, preview, resolve_file, resolve_folder
 from ..progress import Bar
 from .edit_prompts import chosen_reading, text_pixels
 from .encoders import encoder_identity, host_encoders
-from .images import from_image, mask_to_picture, to_image, to_png
+from .images import from_image, from_mask, to_image, to_png
 
 LISTS: dict[str, type[int] | type[float]] = {"resolutions": int, "megapixels": float, "aspects": float}
 
 
 def folder_state(options: Json) -> str:
-    """Digest of names, sizes and times of every file that a set is made of; the message of the error where there is one."""
+    """A digest of names, sizes and times of every file of a dataset, or the error message."""
     try:
         return digest(_set_state(_allowed_paths(options)))
     except (LoomError, OSError) as error:
@@ -43,7 +43,7 @@ def folder_state(options: Json) -> str:
 
 
 def file_state(name: str) -> str:
-    """The same of a file that lists sets."""
+    """The same for all datasets of a file."""
     try:
         file = resolve_file(name, "path")
         sets = read_dataset_file(file, _judged).sets
@@ -75,13 +75,13 @@ def _file_state(path: Path) -> list[int]:
 
 
 def _allowed_paths(options: Json) -> Json:
-    """The options with every path in full. Raises ConfigError for one that may not be used."""
+    """The options with full paths. Raises ConfigError for a path that may not be used."""
     folder = resolve_folder(options["folder"], "folder")
     checked = {**options, "folder": str(folder)}
     if checked.get("masks") and checked["masks"] != "alpha":
         checked["masks"] = str(resolve_folder(checked["masks"], "masks"))
-    shown = str(checked.get("references") or "").split(";")
-    folders = [str(resolve_folder(one.strip(), "references")) for one in shown if one.strip()]
+    names = str(checked.get("references") or "").split(";")
+    folders = [str(resolve_folder(name.strip(), "references")) for name in names if name.strip()]
     checked["references"] = folders or ""
     if checked.get("metadata"):
         inner = folder / checked["metadata"]
@@ -90,7 +90,7 @@ def _allowed_paths(options: Json) -> Json:
 
 
 def add_folder(previous: DatasetValue | None, options: Json) -> tuple[DatasetValue, Tensor, str]:
-    """(data set, contact sheet, report). Raises ConfigError or DataError naming every problem."""
+    """Add a folder: (dataset, contact sheet, report). Raises ConfigError or DataError naming every problem."""
     checked = _allowed_paths(options)
     for name, kind in LISTS.items():
         checked[name] = number_list(str(checked.get(name) or ""), kind, name)
@@ -98,7 +98,10 @@ def add_folder(previous: DatasetValue | None, options: Json) -> tuple[DatasetVal
 
 
 def add_file(previous: DatasetValue | None, name: str) -> tuple[DatasetValue, Tensor, str]:
-    """The sets that a file lists. Every path in it is judged as one of the workflow is. Raises ConfigError or DataError."""
+    """Add the datasets of a file: (dataset, contact sheet, report). Paths in it are checked as those of a workflow are.
+
+    Raises ConfigError or DataError naming every problem.
+    """
     listed = read_dataset_file(resolve_file(name, "path"), _judged)
     return _added(previous, listed.sets, listed.notes)
 
@@ -108,7 +111,7 @@ def _judged(path: str, option: str) -> str:
 
 
 def number_list(text: str, kind: type[int] | type[float], name: str) -> list[float]:
-    """ "512, 768" as numbers. Raises ConfigError."""
+    """The numbers of a text such as "512, 768". Raises ConfigError."""
     try:
         return [kind(part) for part in text.replace(";", ",").split(",") if part.strip()]
     except ValueError as error:
@@ -144,7 +147,10 @@ def add_images(
     options: Json,
     references: Sequence[Tensor | None] = (),
 ) -> tuple[DatasetValue, Tensor, str]:
-    """Write the images below the cache, named by their content, and add that folder. Raises DataError."""
+    """Write the images to a folder of the cache that is named by their content, and add it: (dataset, contact sheet, report).
+
+    Raises DataError if the numbers of captions, masks or references do not fit.
+    """
     lines = [line.strip() for line in captions.splitlines() if line.strip()]
     if len(lines) not in (1, len(images)):
         raise DataError(
@@ -152,38 +158,38 @@ def add_images(
         )
     if masks is not None and len(masks) not in (1, len(images)):
         raise DataError(f"{len(masks)} masks for {len(images)} images: connect one per image, or a single one for all")
-    shown = [batch for batch in references if batch is not None]
-    for batch in shown:
+    connected = [batch for batch in references if batch is not None]
+    for batch in connected:
         if len(batch) not in (1, len(images)):
             raise DataError(
                 f"{len(batch)} reference images for {len(images)} images: connect one per image, or a single one for all"
             )
     contents = [to_png(from_image(image)) for image in images]
-    shown_contents = [[to_png(from_image(image)) for image in batch] for batch in shown]
-    mask_contents = [to_png(mask_to_picture(mask)) for mask in masks] if masks is not None else []
+    reference_contents = [[to_png(from_image(image)) for image in batch] for batch in connected]
+    mask_contents = [to_png(from_mask(mask)) for mask in masks] if masks is not None else []
     name = digest(
         [
             [hashlib.sha256(c).hexdigest() for c in contents],
             lines,
             [hashlib.sha256(c).hexdigest() for c in mask_contents],
-            *([hashlib.sha256(c).hexdigest() for c in batch] for batch in shown_contents),
+            *([hashlib.sha256(c).hexdigest() for c in batch] for batch in reference_contents),
         ]
     )[:32]
     folder = cache_folder() / "images" / name
-    shown_folders = [folder / reference_name(number) for number in range(len(shown))]
+    reference_folders = [folder / reference_name(number) for number in range(len(connected))]
     for index, content in enumerate(contents):
         write_bytes(folder / f"{index:05d}.png", content)
         write_bytes(folder / f"{index:05d}.txt", lines[index if len(lines) > 1 else 0].encode())
         if mask_contents:
             write_bytes(folder / "masks" / f"{index:05d}.png", mask_contents[index if len(mask_contents) > 1 else 0])
-        for place, pictures in zip(shown_folders, shown_contents, strict=True):
-            write_bytes(place / f"{index:05d}.png", pictures[index if len(pictures) > 1 else 0])
+        for place, images_here in zip(reference_folders, reference_contents, strict=True):
+            write_bytes(place / f"{index:05d}.png", images_here[index if len(images_here) > 1 else 0])
     config = {
         **options,
         "folder": str(folder),
         "captions": "sidecar",
         "masks": str(folder / "masks") if mask_contents else "",
-        "references": [str(place) for place in shown_folders] or "",
+        "references": [str(place) for place in reference_folders] or "",
     }
     return _added(previous, [parse(config, DatasetConfig, no_note)])
 
@@ -197,7 +203,7 @@ def fill_cache(
     memory: MemoryConfig,
     edit_prompts: str = AUTO,
 ) -> tuple[CacheValue, str, Tensor, dict[str, str]]:
-    """Encode what is missing; returns the cache's record, a report, a contact sheet with the crops, and how a page shows that.
+    """Encode what is missing; returns the record of the cache, a report, a contact sheet with the crops, and its file for the frontend.
 
     Raises LoomError before anything is encoded.
     """
@@ -212,9 +218,9 @@ def fill_cache(
     step = data.bucket_step or 8 * factor
     bar = Bar()
     dataset = build_dataset(value.sets, data, step, seed, FileIndex(folder / "files.json"), bar.update)
-    told = make_report(dataset)
+    report = make_report(dataset)
     if data.strict:
-        refuse_warnings(told)
+        refuse_warnings(report)
     identity = encoder_identity(vae, clip, tiled=memory.vae_tiling, text_pixels=text_pixels(reading))
     cache = Cache(folder)
     work = find_work(cache, dataset, identity)
@@ -231,16 +237,16 @@ def fill_cache(
         resolution=data.resolution,
         trigger=first_trigger(value.sets),
     )
-    sheet = contact_sheet(thumbnails(dataset, told), f"{len(dataset.examples)} images as they are trained")
-    shown = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", to_png(sheet))
+    sheet = contact_sheet(thumbnails(dataset, report), f"{len(dataset.examples)} images as they are trained")
+    shown_sheet = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", to_png(sheet))
     read = (
-        "" if reading == ALONE else f"\ncaptions are read beside the reference images, as {reading} does (edit_prompts)"
+        "" if reading == ALONE else f"\ncaptions are encoded with the reference images, as for {reading} (edit_prompts)"
     )
-    return record, f"{told.text()}\n{done.text()}{read}", to_image(sheet), shown
+    return record, f"{report.text()}\n{done.text()}{read}", to_image(sheet), shown_sheet
 
 
 def write_listing(folder: Path, dataset: Dataset) -> str:
-    """Keep the examples beside the cache, so that a run sees what was cached and not what the folder holds later."""
+    """Write the examples to the cache folder, so that a run trains on what was cached even if the dataset changes later."""
     examples = [example_to_json(example) for example in dataset.examples]
     name = f"sets/{digest(examples)[:32]}.json"
     if not (folder / name).is_file():
@@ -249,13 +255,11 @@ def write_listing(folder: Path, dataset: Dataset) -> str:
 
 
 def read_listing(value: CacheValue) -> list[Example]:
-    """Raises DataError if it is gone."""
+    """The examples of a cache. Raises DataError if their list is gone."""
     import json
 
     path = Path(value.folder) / value.listing
     try:
         return [example_from_json(data) for data in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"the cache lost {path}, or it is of another version ({error}): queue LoomCache again"
-        ) from error
+        raise DataError(f"{path} is missing or from another version ({error}): queue LoomCache again") from error

@@ -1,4 +1,4 @@
-"""ComfyUI's VAE and CLIP as the engine's encoders, and who they are. Node thread only: both load models."""
+"""ComfyUI's VAE and CLIP as encoders of the trainer, and their identities. Node thread only: both load models."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +17,14 @@ from .edit_prompts import tokens_beside
 
 
 class HostImages:
-    """A ComfyUI VAE: pixels RGB in [-1, 1] to raw latents (C, h, w), the time axis of video VAEs taken off."""
+    """A ComfyUI VAE as image encoder: RGB pixels in [-1, 1] to raw latents, without the time axis of video VAEs."""
 
     def __init__(self, vae: Vae) -> None:
         self.vae = vae
         self.tiled = False
 
     def use_tiles(self) -> None:
+        """Encode in tiles from now on: less memory, slightly different latents."""
         self.tiled = True
 
     @property
@@ -32,17 +33,19 @@ class HostImages:
         return int(self.vae.spacial_compression_encode())
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """Raw latents (B, C, h, w) of pixels (B, 3, H, W)."""
         video = getattr(self.vae, "latent_dim", 2) == 3
         raw = []
         for chunk_BCHW in torch.split(
             pixels_BCHW, 1 if video else len(pixels_BCHW)
-        ):  # a batch would be taken for a film
+        ):  # a video VAE takes a batch for frames of one video
             encode = self.vae.encode_tiled if self.tiled else self.vae.encode
             latents = encode(((chunk_BCHW + 1) / 2).movedim(1, -1).contiguous())
             raw.append(latents.squeeze(2) if latents.ndim == 5 else latents)
         return torch.cat(raw)
 
     def decode(self, raw_BCHW: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) of raw latents (B, C, h, w)."""
         video = getattr(self.vae, "latent_dim", 2) == 3
         images = self.vae.decode(raw_BCHW.unsqueeze(2) if video else raw_BCHW)
         images = images.reshape(-1, *images.shape[-3:])
@@ -50,7 +53,7 @@ class HostImages:
 
 
 class HostText:
-    """A ComfyUI CLIP: what CLIPTextEncode would give, or the node for an edit model, as flat tensors."""
+    """A ComfyUI CLIP as text encoder: the conditioning of CLIPTextEncode, or of the node for an edit model, as flat tensors."""
 
     def __init__(self, clip: Clip, reading: str = ALONE) -> None:
         """`reading`, as of `reading.chosen_reading`, is how prompts are read that have reference images."""
@@ -60,9 +63,9 @@ class HostText:
         """One item per prompt. Raises ModelFileError if the encoder gives something that cannot be stored."""
         return [self._item(self.clip.tokenize(prompt)) for prompt in prompts]
 
-    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[dict[str, Tensor]]:
-        """The same of prompts that have reference images, (3, H, W) in [-1, 1], sides multiples of 28 pixels."""
-        pairs = zip(prompts, pictures, strict=True)
+    def encode_beside(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> list[dict[str, Tensor]]:
+        """The same for prompts with reference images, (3, H, W) in [-1, 1], sides multiples of 28 pixels."""
+        pairs = zip(prompts, images, strict=True)
         return [self._item(tokens_beside(self.clip, self.reading, *pair)) for pair in pairs]
 
     def _item(self, tokens: object) -> dict[str, Tensor]:
@@ -77,15 +80,17 @@ class HostText:
 
 
 def host_encoders(vae: Vae, clip: Clip, reading: str = ALONE) -> Encoders:
+    """A VAE and a CLIP as encoders of the trainer. `reading` is as of `edit_prompts.chosen_reading`."""
     return Encoders(HostText(clip, reading), HostImages(vae))
 
 
 def encoder_identity(vae: Vae, clip: Clip, *, tiled: bool = False, text_pixels: int = 0) -> EncoderIdentity:
-    """By original weights, patches and settings; equal after a restart or reload, whatever else the queue did."""
+    """The identity of both encoders: a digest of original weights, patches and settings, equal after a restart or reload."""
     return EncoderIdentity(vae=vae_identity(vae, tiled=tiled), text=clip_identity(clip), text_pixels=text_pixels)
 
 
 def vae_identity(vae: Vae, *, tiled: bool = False) -> str:
+    """A digest of what decides the latents of a VAE: weights, patches and settings."""
     network = vae.first_stage_model
     options = {
         "class": type(network).__name__,
@@ -101,6 +106,7 @@ def vae_identity(vae: Vae, *, tiled: bool = False) -> str:
 
 
 def clip_identity(clip: Clip) -> str:
+    """A digest of what decides the encodings of a CLIP: weights, patches and settings."""
     options = {
         "class": type(clip.cond_stage_model).__name__,
         "tokenizer": type(clip.tokenizer).__name__,
@@ -112,13 +118,13 @@ def clip_identity(clip: Clip) -> str:
 
 
 def model_identity(patcher: ModelPatcher, objective_options: Mapping[str, object]) -> str:
-    """Of a MODEL: its unpatched weights, class, and how it samples."""
+    """A digest of a MODEL: original weights, patches, class, and how it samples."""
     options = {"class": type(patcher.model).__name__, **objective_options}
     return weights_identity(_with_patches(patcher), options)
 
 
 def _with_patches(patcher: KeyPatched) -> Iterable[tuple[str, Tensor]]:
-    """Original weights, and for every patch its strength and tensors, under names that say where they belong."""
+    """Original weights, and the strength and tensors of every patch, under names that contain the key of the weight."""
     for key, chain in patcher.get_key_patches().items():
         original, *patches = chain
         yield key, _plain(original[0] if isinstance(original, tuple) else original)
@@ -129,12 +135,12 @@ def _with_patches(patcher: KeyPatched) -> Iterable[tuple[str, Tensor]]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Packed tensors by what they are packed in."""
+    """The stored integers of a quantized tensor; any other tensor itself."""
     return tensor._qdata if hasattr(tensor, "_qdata") else tensor
 
 
 def _tensors_of(value: object) -> list[Tensor]:
-    """All tensors in a patch: nested tuples, or an adapter object with `weights`."""
+    """All tensors in a patch, which is a nested tuple or an adapter object with `weights`."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, float) and math.isfinite(value):

@@ -1,4 +1,4 @@
-"""ComfyUI's IMAGE and MASK tensors to pictures and back. IMAGE: (B, H, W, 3) in [0, 1]."""
+"""Conversion between Pillow images and ComfyUI's IMAGE, (B, H, W, 3) in [0, 1], and MASK, (B, H, W) in [0, 1]."""
 
 import io
 from collections.abc import Sequence
@@ -12,40 +12,42 @@ from torch import Tensor
 from ....trainer.data.images.load import check_readable
 
 
-def to_image(picture: Image.Image) -> Tensor:
-    """One picture as an IMAGE batch of one."""
-    array = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+def to_image(image: Image.Image) -> Tensor:
+    """A Pillow image as an IMAGE batch of one, (1, H, W, 3)."""
+    array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(array).unsqueeze(0)
 
 
 def files_to_image(paths: Sequence[Path]) -> Tensor:
-    """Pictures of one size as an IMAGE batch; others are padded with white to the largest."""
-    pictures = []
+    """Image files as an IMAGE batch, padded with white to the largest width and height. Raises DataError for an unreadable one."""
+    images = []
     for path in paths:
         check_readable(path)
         with Image.open(path) as image:
-            pictures.append(image.convert("RGB"))
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+            images.append(image.convert("RGB"))
+    width, height = max(one.width for one in images), max(one.height for one in images)
     batch = []
-    for picture in pictures:
+    for one in images:
         canvas = Image.new("RGB", (width, height), (255, 255, 255))
-        canvas.paste(picture, (0, 0))
+        canvas.paste(one, (0, 0))
         batch.append(to_image(canvas))
     return torch.cat(batch)
 
 
 def from_image(image_HWC: Tensor) -> Image.Image:
-    """One image of an IMAGE batch, (H, W, C) with 3 or 4 channels."""
+    """One image of an IMAGE batch, (H, W, C) in [0, 1] with 3 or 4 channels, as a Pillow image."""
     array = (image_HWC.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(array)
 
 
-def to_png(picture: Image.Image) -> bytes:
+def to_png(image: Image.Image) -> bytes:
+    """The content of a PNG file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "png")
+    image.save(buffer, "png")
     return buffer.getvalue()
 
 
-def mask_to_picture(mask_HW: Tensor) -> Image.Image:
+def from_mask(mask_HW: Tensor) -> Image.Image:
+    """One mask of a MASK batch, (H, W) in [0, 1], as a grey Pillow image."""
     array = (mask_HW.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(array)

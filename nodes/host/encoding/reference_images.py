@@ -1,4 +1,4 @@
-"""Reference images that come over sockets: kept as files, so that records on wires and the engine name them."""
+"""Reference images from the graph, written to files so that records and the trainer can name them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,28 +25,28 @@ class ReferenceInputs(TypedDict, total=False):
     """How the text encoder of an edit model reads prompts, as of `edit_prompts.chosen_encoding`."""
 
 
-def kept_references(sockets: Sequence[Tensor | None]) -> tuple[tuple[str, ...], ...]:
-    """The sets that are shown together, as files: image n of every socket, or a socket's only one.
+def kept_references(batches: Sequence[Tensor | None]) -> tuple[tuple[str, ...], ...]:
+    """Files of the reference images that are used together: image n of every batch, or the only image of a batch.
 
-    Raises ConfigError where the sockets hold several images each and not equally many.
+    Raises ConfigError for batches of several images each with unequal counts.
     """
-    used = [images for images in sockets if images is not None]
-    if sockets[0] is None and used:
-        raise ConfigError("reference is not connected, but a further one is: connect reference first")
+    used = [images for images in batches if images is not None]
+    if batches[0] is None and used:
+        raise ConfigError("reference is not connected, but reference_2 or reference_3 is: connect reference first")
     count = max((len(images) for images in used), default=0)
-    for name, images in zip(NAMES, sockets, strict=True):
+    for name, images in zip(NAMES, batches, strict=True):
         if images is not None and len(images) not in (1, count):
             raise ConfigError(
-                f"{name} holds {len(images)} images and another socket {count}: give each as many, or a single one for all"
+                f"{name} has {len(images)} images and another reference input {count}: connect equally many, or a single image for all"
             )
     kept = [
-        [_kept(image, f"{name} {number + 1}") for number, image in enumerate(images)] for name, images in _used(sockets)
+        [_kept(image, f"{name} {number + 1}") for number, image in enumerate(images)] for name, images in _used(batches)
     ]
     return tuple(tuple(files[number if len(files) > 1 else 0] for files in kept) for number in range(count))
 
 
-def _used(sockets: Sequence[Tensor | None]) -> list[tuple[str, Tensor]]:
-    return [(name, images) for name, images in zip(NAMES, sockets, strict=True) if images is not None]
+def _used(batches: Sequence[Tensor | None]) -> list[tuple[str, Tensor]]:
+    return [(name, images) for name, images in zip(NAMES, batches, strict=True) if images is not None]
 
 
 def _kept(image_HWC: Tensor, name: str) -> str:

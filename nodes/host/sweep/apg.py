@@ -1,7 +1,7 @@
-"""Guidance methods inside ComfyUI: a function before CFG whose result CFG turns into exactly what the method gives.
+"""Guidance methods inside ComfyUI: a function before CFG that changes the predictions so that CFG yields the method's result.
 
-ComfyUI's own node has an effective scale of one more, changes pictures at scale 1, and takes norms per channel of 5-D
-latents; this one has none of the three. Predictions are denoised latents for every kind of model here.
+ComfyUI's own node has an effective scale of one more, changes images at scale 1, and takes norms per channel of 5-D
+latents; this function does none of the three. Predictions are denoised latents for every kind of model here.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ..comfy_types import ModelPatcher, PreCfgArguments
 def add_guidance(
     patcher: ModelPatcher, eta: float, norm_threshold: float, momentum: float, phi: float = 0.0
 ) -> ModelPatcher:
-    """A clone of the MODEL that samples with APG at the sampler's own scale, then gives `phi` of its contrast back.
+    """A clone of the MODEL that samples with APG at the sampler's own scale, then restores the share `phi` of its contrast.
 
     With eta 1, no threshold and no momentum APG is CFG, so this is also how plain CFG is rescaled.
     """
@@ -30,6 +30,7 @@ def add_guidance(
 def before_cfg(
     eta: float, norm_threshold: float, momentum: float, phi: float = 0.0
 ) -> Callable[[PreCfgArguments], list[Tensor]]:
+    """The function for `set_model_sampler_pre_cfg_function`. It keeps the running average of the sampling run."""
     state = _State(Momentum(momentum))
 
     def function(arguments: PreCfgArguments) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The graph of a cell of LoomSweep: what the sweep took its model, text encoder and VAE from is copied out of the queued graph."""
+"""The workflow of a cell of LoomSweep. The nodes that gave the sweep its model, text encoder and VAE are copied from the queue."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ SOURCES = ("model", "clip", "vae")
 def cell_graphs(
     graph: Graph | None, node_id: object, model: ModelPatcher, references: Sequence[Reference] = (), reading: str = ""
 ) -> MakeGraph:
-    """What makes a cell's PNG entries: {} where the queued graph is not known, or a LoRA lies where no loader lists it.
-    `references` and `reading` as in the sweep's renderer."""
+    """A function that makes the text entries of a cell's PNG. They are {} without a queued graph, and for a LoRA that no loader
+    lists. `references` and `reading` are those of the renderer."""
     inputs = graph[str(node_id)]["inputs"] if graph and str(node_id) in graph else {}
     links = _links(inputs, SOURCES)
     if not graph or len(links) < len(SOURCES):
@@ -55,12 +55,12 @@ def _links(inputs: Mapping[str, object], names: Sequence[str]) -> dict[str, list
 
 
 def _picture(socket: list[object], number: int) -> Show:
-    """An image of the batch that comes over a socket; of a single one for all, that one."""
+    """A node that takes image `number` of the linked batch; of a batch with a single image for all, that image."""
     return lambda add, key: add(key, "ImageFromBatch", image=socket, batch_index=number, length=1)
 
 
 def listed_name(lora: Path) -> str | None:
-    """The file as LoraLoader lists it: itself, or the copy that a run's checkpoint has there; none for one elsewhere."""
+    """The name of a LoRA as LoraLoader lists it: of the file, or of the copy that the run keeps there; None for another file."""
     copy = lora_folder() / lora.parent.parent.name / lora.name  # output/lora_loom/<run>/loras/<file>
     for path in (lora, copy):
         if path.is_file() and is_inside(path, lora_root()):
@@ -69,7 +69,7 @@ def listed_name(lora: Path) -> str | None:
 
 
 def upstream(graph: Graph, wanted: list[str]) -> dict[str, GraphNode]:
-    """The nodes named, and all that they are linked to."""
+    """The wanted nodes of a graph and all nodes that they depend on."""
     found: dict[str, GraphNode] = {}
     while wanted:
         key = wanted.pop()

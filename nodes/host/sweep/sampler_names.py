@@ -1,10 +1,10 @@
-"""Names for drop-down lists; apart from `sampling.py`, because forms are made before anything heavy is needed."""
+"""Names for drop-down lists. They are apart from `sampling.py`, because ComfyUI asks for inputs before torch is needed."""
 
 from ....trainer.choices import SAMPLERS, SCHEDULERS
 
 
 def sampler_names() -> tuple[list[str], list[str]]:
-    """(samplers, schedulers) as KSampler lists them; outside ComfyUI, the engine's."""
+    """(samplers, schedulers) as KSampler lists them; outside ComfyUI, those of the trainer."""
     try:
         from comfy.samplers import KSampler
     except ImportError:
@@ -13,7 +13,7 @@ def sampler_names() -> tuple[list[str], list[str]]:
 
 
 def lora_names() -> list[str]:
-    """LoRA files as LoraLoader lists them; none outside ComfyUI."""
+    """LoRA files as LoraLoader lists them; an empty list outside ComfyUI."""
     try:
         import folder_paths
     except ImportError:

@@ -1,4 +1,4 @@
-"""One picture of a sweep through ComfyUI's own sampler. Node thread only."""
+"""Renders a cell of a sweep with ComfyUI's sampler. Node thread only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ from .apg import add_guidance, add_method
 
 @dataclass(frozen=True, kw_only=True)
 class ComfyRenderer:
-    """What all cells share: encoders, and what they have encoded."""
+    """What all cells share: encoders, encoded prompts and reference images."""
 
     vae: Vae
     clip: Clip
     reading: str
-    """How prompts are read that have reference images."""
+    """How prompts with reference images are encoded, as of `edit_prompts.chosen_reading`."""
     references: Mapping[str, tuple[Path, ...]]
-    """{digest: images that are shown together}."""
+    """{digest: reference images that are used together}."""
     model_guidance: float
     factor: int
     """Pixels per latent row or column."""
@@ -37,15 +37,15 @@ class ComfyRenderer:
     _latents: dict[tuple[str, Size], list[Tensor]] = field(default_factory=dict)
 
     def prepare(self, cells: Sequence[Cell], model: ModelPatcher) -> None:
-        """Encode every text and reference image of these cells, once. Raises ConfigError if the MODEL looks at none."""
+        """Encode every prompt and reference image of these cells, once. Raises ConfigError for references that the MODEL ignores."""
         for cell in cells:
             for prompt in (cell.prompt, cell.negative):
-                self._said(cell, prompt)
+                self._encoded_once(cell, prompt)
         for cell in cells:  # after all texts: the text encoder and the VAE may not fit on the device together
             if cell.reference:
-                self._looked_at(cell)
-        if shown := next((cell for cell in cells if cell.reference), None):
-            self._check(shown, model.model)
+                self._reference_latents(cell)
+        if first := next((cell for cell in cells if cell.reference), None):
+            self._check(first, model.model)
 
     def _check(self, cell: Cell, model: BaseModel) -> None:
         [[tensor, extra], *_] = self.conditioning(cell, cell.prompt)
@@ -55,42 +55,43 @@ class ComfyRenderer:
         check_accepts_references(model, text, Geometry.whole(size), {}, self.factor, latents[0].shape[1], latents)
 
     def conditioning(self, cell: Cell, prompt: str) -> ComfyConditioning:
-        """As ComfyUI's nodes make it of the prompt, the references and the guidance value."""
-        more = {"reference_latents": self._looked_at(cell)} if cell.reference else {}
-        said = self._said(cell, prompt)
-        return [[tensor, {**extra, "guidance": self.model_guidance, **more}] for tensor, extra in said]
+        """The CONDITIONING that ComfyUI's nodes make of a prompt, the reference images and the guidance value."""
+        more = {"reference_latents": self._reference_latents(cell)} if cell.reference else {}
+        encoded = self._encoded_once(cell, prompt)
+        return [[tensor, {**extra, "guidance": self.model_guidance, **more}] for tensor, extra in encoded]
 
-    def _said(self, cell: Cell, prompt: str) -> ComfyConditioning:
-        shown = cell.settings.get("reference", "")
-        if (prompt, shown) not in self._texts:
-            self._texts[prompt, shown] = self._encoded(prompt, self.references.get(shown, ()))
-        return self._texts[prompt, shown]
+    def _encoded_once(self, cell: Cell, prompt: str) -> ComfyConditioning:
+        reference = cell.settings.get("reference", "")
+        if (prompt, reference) not in self._texts:
+            self._texts[prompt, reference] = self._encoded(prompt, self.references.get(reference, ()))
+        return self._texts[prompt, reference]
 
     def _encoded(self, prompt: str, paths: Sequence[Path]) -> ComfyConditioning:
         pixels = text_pixels(self.reading)
         if not paths or not pixels:
             return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
-        pictures = [load_pixels(path, vision_placement(path, pixels)) for path in paths]
-        tokens = tokens_beside(self.clip, self.reading, prompt, pictures)
+        images = [load_pixels(path, vision_placement(path, pixels)) for path in paths]
+        tokens = tokens_beside(self.clip, self.reading, prompt, images)
         return self.clip.encode_from_tokens_scheduled(tokens)
 
-    def _looked_at(self, cell: Cell) -> list[Tensor]:
-        """Raw latents of its references as a VAEEncode node gives them."""
-        shown, size = cell.settings["reference"], tuple(cell.settings["size"])
-        if (shown, size) not in self._latents:
-            film = getattr(self.vae, "latent_dim", 2) == 3
+    def _reference_latents(self, cell: Cell) -> list[Tensor]:
+        """Raw latents of the reference images, as a VAEEncode node gives them."""
+        reference, size = cell.settings["reference"], tuple(cell.settings["size"])
+        if (reference, size) not in self._latents:
+            video = getattr(self.vae, "latent_dim", 2) == 3
             encoders = host_encoders(self.vae, self.clip)
             made = [
                 reference_latents(encoders, p, reference_placement(p, size)).unsqueeze(0)
-                for p in self.references[shown]
+                for p in self.references[reference]
             ]
-            self._latents[shown, size] = [latents.unsqueeze(2) if film else latents for latents in made]
-        return self._latents[shown, size]
+            self._latents[reference, size] = [latents.unsqueeze(2) if video else latents for latents in made]
+        return self._latents[reference, size]
 
 
 def open_renderer(
     vae: Vae, clip: Clip, reading: str, references: Sequence[Reference], model_guidance: float
 ) -> ComfyRenderer:
+    """A renderer for the cells of one sweep. `model_guidance` is the guidance value of guidance-distilled models."""
     return ComfyRenderer(
         vae=vae,
         clip=clip,
@@ -110,6 +111,7 @@ def with_lora(model: ModelPatcher, tensors: Mapping[str, Tensor], strength: floa
 
 
 def with_guidance(model: ModelPatcher, guidance: GuidanceConfig) -> ModelPatcher:
+    """The MODEL, or a clone of it with APG or rescaling."""
     if guidance.method == "apg":
         return add_guidance(model, guidance.eta, guidance.norm_threshold, guidance.momentum, guidance.rescale)
     if guidance.method != "cfg":
@@ -118,7 +120,7 @@ def with_guidance(model: ModelPatcher, guidance: GuidanceConfig) -> ModelPatcher
 
 
 def render(model: ModelPatcher, renderer: ComfyRenderer, cell: Cell, scale: float) -> Tensor:
-    """(3, H, W) in [-1, 1]."""
+    """The image of a cell, (3, H, W) in [-1, 1]. `scale` is the guidance scale."""
     import comfy.sample
 
     recipe = cell.settings

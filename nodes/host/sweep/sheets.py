@@ -1,4 +1,4 @@
-"""Checkpoints, sweeps and strips in the graph: the engine's sheet, rendered by ComfyUI."""
+"""Checkpoints, sweeps and grids in ComfyUI: the trainer's sheet, with cells that ComfyUI renders."""
 
 import glob
 import os
@@ -75,9 +75,9 @@ class SweepInputs(ReferenceInputs, total=False):
 def collect(
     run: RunValue | None, files: str, pick: CheckpointPick, number: int, *, include_base: bool
 ) -> CheckpointsValue:
-    """Raises ConfigError or RunError if there is nothing to compare."""
+    """The LoRAs of a run or of a list of files. Raises ConfigError or RunError if there is nothing to compare."""
     if run is not None and files.strip():
-        raise ConfigError(f"files = {files!r} beside a run: disconnect the run, or clear files")
+        raise ConfigError(f"files = {files!r} and a connected run: disconnect the run, or clear files")
     directory, title = root() / "strips", "files"
     steps: tuple[int, ...] = ()
     if run is not None:
@@ -133,7 +133,7 @@ def rendered_sheet(
     guidance: GuidanceValue | None,
     inputs: SweepInputs,
 ) -> tuple[SheetValue, Tensor]:
-    """Render what is missing. Cells that exist are kept, so a cancelled sweep goes on where it was."""
+    """Render the cells that do not exist yet, so that a cancelled sweep continues. Returns the sweep and all its images."""
     sweep = SweepConfig(
         prompts=tuple(line.strip() for line in inputs["prompts"].splitlines() if line.strip()),
         prompt_library=library_path(inputs.get("prompt_library", "")),
@@ -173,7 +173,7 @@ def _swept(checkpoints: CheckpointsValue) -> tuple[SweptLora, ...]:
 
 
 def _renderings(model: ModelPatcher, vae: Vae, clip: Clip, inputs: SweepInputs, reading: str) -> tuple[Rendering, ...]:
-    """Raises ConfigError for a size the VAE cannot make, or an unknown sampler."""
+    """One rendering for every size, number of steps and sampler. Raises ConfigError for an impossible size or an unknown sampler."""
     sampling = model.get_model_object("model_sampling")
     how = {"sampling": type(sampling).__name__, "sigma_max": float(sampling.sigma_max)}
     seen = [] if reading == ALONE else [reading]
@@ -204,7 +204,7 @@ def _render_all(
     asking: LargeSweepPrompt,
     make_graph: MakeGraph,
 ) -> None:
-    """LoRA by LoRA, so that each is patched in once. Every text is encoded before, so that the encoder is loaded once."""
+    """Render LoRA by LoRA, so that each is patched in once. Prompts are encoded before, so that their encoder is loaded once."""
     renderer.prepare(todo, model)
     files = {lora.digest: lora.path for lora in axes.loras}
     settings = {setting.name: setting for setting in axes.guidance}
@@ -221,7 +221,7 @@ def _render_all(
 
 
 def drawn_strip(sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> tuple[list[Path], Tensor]:
-    """The pages as PNG files (HTML, CSV and JSON beside them) and as an IMAGE batch. Raises ConfigError for an unknown axis."""
+    """The pages of a grid as PNG files (with HTML, CSV and JSON) and as an IMAGE batch. Raises ConfigError for an unknown axis."""
     loaded = load_sheet(Path(sheet.folder), sheet.name)
     heading = title.strip() or sheet.title
     name = "strip-" + digest([sheet.name, layout, columns, rows, heading])[:16]
@@ -237,14 +237,15 @@ def drawn_strip(sheet: SheetValue, layout: str, columns: str, rows: str, title: 
 
 
 def axes_of(text: str, what: str) -> list[str]:
+    """The axes of "checkpoint, seed". Raises ConfigError for an unknown one."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     if unknown := [name for name in names if name not in AXES]:
-        raise ConfigError(f"{what} = {text!r}: {unknown[0]!r} is no axis; choose from {', '.join(AXES)}")
+        raise ConfigError(f"{what} = {text!r}: {unknown[0]!r} is not an axis; choose from {', '.join(AXES)}")
     return names
 
 
 def panel_titles(sheet: Sheet) -> dict[tuple[str, str], str]:
-    """Base, last LoRA, and the last LoRA with APG. Raises ConfigError if the sheet lacks one of them."""
+    """Titles of the three panels: base, last LoRA, last LoRA with APG. Raises ConfigError if the sweep lacks one of them."""
     guidance = list(dict.fromkeys(cell.guidance for cell in sheet.cells))
     methods = {cell.guidance: cell.settings["guidance"]["method"] for cell in sheet.cells}
     plain = next((name for name in guidance if methods[name] == "cfg"), None)

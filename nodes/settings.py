@@ -304,6 +304,6 @@ class LoomValidation(LoomNode):
         return library_state(prompt_library or "")
 
     def run(self, vae: Vae, clip: Clip, prompts: str, **options: Any) -> tuple[ValidationValue]:
-        from .host.runs.previews import prepare_validation
+        from .host.runs.samples import prepare_validation
 
         return (prepare_validation(vae, clip, prompts, options),)

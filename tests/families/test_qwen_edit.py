@@ -202,7 +202,7 @@ def test_kontext_sweeps_with_references_too(tmp_path, before):
 @pytest.mark.parametrize(
     ("family", "names", "error", "match"),
     [
-        ("sd", ["0.png"], ConfigError, r"sweep\.references: sd sd1 looks at no reference images"),
+        ("sd", ["0.png"], ConfigError, r"sweep\.references: sd sd1 does not accept reference images"),
         ("edit", ["missing.png"], DataError, r"missing\.png"),
         ("edit", ["0.png", "0.png"], ConfigError, "same file name"),
     ],

@@ -144,7 +144,7 @@ def test_images_from_the_graph_may_have_references(server, shown):
 
 def test_readings_that_cannot_be(server, shown):
     assert "there are no reference images" in server.fail(prompt(run_of("none", "", PLUS)))
-    assert "looks at 1 at most" in server.fail(prompt(run_of("two", "before; style", FIRST)))
+    assert "accepts 1 at most" in server.fail(prompt(run_of("two", "before; style", FIRST)))
     flow = run_of("other", "before", PLUS)
     flow["cache"]["inputs"]["clip"] = ["model", 1]
     assert "(ToyTokenizer) is shown no images" in server.fail(prompt(flow))
@@ -152,7 +152,7 @@ def test_readings_that_cannot_be(server, shown):
 
 def test_models_that_look_at_no_references(server, shown, bases):
     """Said by every node that is given some."""
-    message = "this MODEL (SD3) looks at no reference images: take them out, or load an edit model"
+    message = "this MODEL (SD3) does not accept reference images: take them out, or load an edit model"
     base = {**bases["sd3"], "red": node("LoadImage", image="red.png")}
     flow = data(base)
     flow["dataset"]["inputs"]["references"] = "before"

@@ -18,8 +18,8 @@ from lora_loom.trainer.lora.metadata import describe
 from lora_loom.trainer.runs.assemble import assemble
 from lora_loom.trainer.runs.headless import prepare, run_folder, run_plan, train
 from lora_loom.trainer.runs.plan import SECTIONS
-from lora_loom.trainer.runs.previews import sample_interval, sample_settings
 from lora_loom.trainer.runs.run_folder import RunFolder
+from lora_loom.trainer.runs.samples import sample_interval, sample_settings
 from lora_loom.trainer.runs.session import Backend, RunData
 from tests.conftest import SilentHost, make_config, pictures
 from tests.nodes.records import OLD_FACTS, OLD_GRAPH_RUN, old_inputs
@@ -67,7 +67,7 @@ def plans(host, tmp_path):
     from lora_loom.nodes.sockets.values import MemoryValue, NetworkValue, ValidationValue
 
     mine = command_line_plan(tmp_path, validation=VALIDATION, model={"quantize": "none"})
-    validation = host("runs.previews").validation_config(VALIDATION["prompts"], "blur", (), (64, 96), NODE)
+    validation = host("runs.samples").validation_config(VALIDATION["prompts"], "blur", (), (64, 96), NODE)
     inputs = {
         "cache": replace(old_inputs()["cache"], trigger="zib", digest=mine.facts["data"]),
         "network": NetworkValue(network=replace(mine.network, rank=16)),
@@ -185,11 +185,11 @@ def test_sample_every_means_the_same_on_both_sides(asked, steps):
 
 
 def test_the_nodes_inputs_have_the_tables_names(host):
-    previews = host("runs.previews")
-    made = previews.validation_config(VALIDATION["prompts"], "blur", (), (64, 96), NODE)
+    samples = host("runs.samples")
+    made = samples.validation_config(VALIDATION["prompts"], "blur", (), (64, 96), NODE)
     expected = {**VALIDATION, "prompts": tuple(VALIDATION["prompts"])}
     assert made == ValidationConfig(**expected)
-    plain = previews.validation_config(["a"], "", (), (512, 512), {"every": 0})
+    plain = samples.validation_config(["a"], "", (), (512, 512), {"every": 0})
     assert (plain.sample_every, plain.every, plain.timesteps, plain.patience) == (
         -1,
         0,
@@ -222,8 +222,8 @@ def test_a_vae_lives_as_long_as_the_record_that_names_it(host):
     """ComfyUI keeps the record while LoomValidation's output is cached: queued again it is found, and afterwards freed."""
     from lora_loom.nodes.sockets.values import ValidationValue
 
-    previews = host("runs.previews")
-    held, records, refs = previews.HeldVaes(), [], []
+    samples = host("runs.samples")
+    held, records, refs = samples.HeldVaes(), [], []
     for _ in range(3):
         value, vae = ValidationValue(validation=ValidationConfig(), vae="v", text="t"), Vae()
         held.hold(value, vae)

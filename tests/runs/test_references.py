@@ -84,9 +84,11 @@ def test_without_references_plans_are_as_before(tmp_path):
 
 def test_a_model_that_takes_none(tmp_path, before):
     dataset = [{"folder": str(pictures()), "references": str(before)}]
-    with pytest.raises(ConfigError, match=r"flux dev looks at no reference images; .* set model\.variant = 'kontext'"):
+    with pytest.raises(
+        ConfigError, match=r"flux dev does not accept reference images; .* set model\.variant = 'kontext'"
+    ):
         prepare(make_config("flux", tmp_path, dataset=dataset), SilentHost())
-    with pytest.raises(ConfigError, match=r"sd sd1 looks at no reference images; .* use an edit model"):
+    with pytest.raises(ConfigError, match=r"sd sd1 does not accept reference images; .* use an edit model"):
         prepare(make_config("sd", tmp_path, dataset=dataset), SilentHost())
 
 
@@ -159,13 +161,13 @@ def test_two_references_are_shown_together(tmp_path, before, style, family, vari
 
 def test_more_references_than_the_model_looks_at(tmp_path, before, style):
     edit = {"variant": "qwen-image-edit", "family": "qwen_image"}
-    message = r"dataset\.references shows 2 images together, and qwen_image qwen-image-edit looks at 1 at most: set model\.variant = 'qwen-image-edit-plus'"
+    message = r"dataset\.references uses 2 images together, and qwen_image qwen-image-edit accepts 1 at most: set model\.variant = 'qwen-image-edit-plus'"
     with pytest.raises(ConfigError, match=message):
         prepare(paired(tmp_path, [before, style], **edit), SilentHost())
     shown = [[str(before / "0.png"), str(style / "0.png")]]
-    with pytest.raises(ConfigError, match=r"validation\.references shows 2 images together"):
+    with pytest.raises(ConfigError, match=r"validation\.references uses 2 images together"):
         prepare(paired(tmp_path, [before], **edit, validation={"prompts": ["a"], "references": shown}), SilentHost())
-    with pytest.raises(ConfigError, match=r"sweep\.references shows 2 images together"):
+    with pytest.raises(ConfigError, match=r"sweep\.references uses 2 images together"):
         sweep(paired(tmp_path, [before], **edit, sweep={"prompts": ["a"], "references": shown}), SilentHost())
     with pytest.raises(ConfigError, match=r"validation\.references\[0\] is empty"):
         prepare(paired(tmp_path, [before], **edit, validation={"prompts": ["a"], "references": [[]]}), SilentHost())

@@ -90,7 +90,7 @@ def test_the_average_is_rendered_too(tmp_path):
         (
             {"prompts": ["a"], "references": ["x.png"]},
             ConfigError,
-            r"validation\.references: sd sd1 looks at no reference",
+            r"validation\.references: sd sd1 does not accept reference",
         ),
         ({"prompts": ["a"], "width": 60}, ConfigError, r"validation\.width = 60: sd needs multiples of"),
         ({"sample_steps": 4}, ConfigError, r"validation\.sample_steps = 4 would do nothing: no prompt is rendered"),

@@ -45,9 +45,9 @@ from .assemble import assemble
 from .execute import execute
 from .modules import modules_of_run
 from .plan import RunPlan
-from .previews import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
+from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .session import Backend, Host, Outcome, RunData, Session
 from .trackers import check_tracker
 
@@ -118,8 +118,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
             raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
     check_teachers(listed.sets, sharded=config.memory.shard)
     check_passes(config, base)
-    shown = [one.reference_folders for one in listed.sets]
-    check_reference_use("dataset.references", shown, base)
+    references = [one.reference_folders for one in listed.sets]
+    check_reference_use("dataset.references", references, base)
     check_samples(config.validation, sample_size(config.validation, config.data.resolution), base)
     skeleton = base.skeleton()
     check_text_training(config.text.learning_rate, config.optimizer, base)
@@ -141,7 +141,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_patience(config.validation.patience, dataset)
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
     check_batches(processes, plan.per_epoch)
-    alone = unused_references("dataset.references", shown, base)
+    alone = unused_references("dataset.references", references, base)
     if alone and config.data.strict:
         raise DataError(f"data.strict: {alone}")
     for note in (*listed.notes, *([alone] if alone else [])):
@@ -196,7 +196,7 @@ def _steps(sets: Sequence[DatasetConfig], config: TrainConfig) -> list[tuple[str
 
 
 def check_patience(patience: int, dataset: Dataset) -> None:
-    """Raise ConfigError for early stopping without a held-out loss."""
+    """Raise ConfigError for early stopping without a validation loss."""
     if patience and not dataset.held_out:
         raise ConfigError(
             f"validation.patience = {patience} needs a validation loss: set images aside (data.validation_split, or a set with role = 'validation')"

@@ -52,7 +52,7 @@ def _entry(name: str, value: Any, where: str) -> tuple[str, str]:
             raise ConfigError(f"{where}: {unknown[0]!r} is not known; an entry has a name and a prompt")
         name, value = value.get("name", name), value.get("prompt")
     if not isinstance(name, str) or not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{where}: {value!r} is no prompt; {SHAPE}")
+        raise ConfigError(f"{where}: {value!r} is not a prompt; {SHAPE}")
     return name.strip(), value.strip()
 
 

@@ -1,4 +1,4 @@
-"""Reference images of edit models that are named for pictures: one image, or several that are shown together."""
+"""Reference images of edit models for samples and sweeps: one image, or several that are used together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from ..errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Images that an edit model is shown together, in this order."""
+    """Images that an edit model uses together, in this order."""
 
     digest: str
-    """Of their contents."""
+    """Digest of the files' contents."""
     paths: tuple[Path, ...]
 
     @property
@@ -24,12 +24,13 @@ class Reference:
 
 
 def read_references(option: str, given: Sequence[str | Sequence[str]]) -> tuple[Reference, ...]:
-    """Raises DataError for what is no readable image, ConfigError for two of one name."""
+    """The sets of reference images of an option. Raises DataError for a file that is not a readable image, ConfigError for two
+    sets of one name."""
     sets = [(one,) if isinstance(one, str) else one for one in given]
     found = []
     for number, names in enumerate(sets):
         if not names:
-            raise ConfigError(f"{option}[{number}] is empty: name the images that are shown together")
+            raise ConfigError(f"{option}[{number}] is empty: name the images that are used together")
         paths = tuple(Path(name).expanduser() for name in names)
         for path in paths:
             if not path.is_file():
@@ -44,7 +45,7 @@ def read_references(option: str, given: Sequence[str | Sequence[str]]) -> tuple[
 
 
 def check_reference_use(option: str, given: Sequence[str | Sequence[str]], base: Base) -> None:
-    """Raise ConfigError if `option` shows more images together than the base looks at."""
+    """Raise ConfigError if `option` uses more images together than the base accepts."""
     most = max((1 if isinstance(one, str) else len(one) for one in given), default=0)
     able = base.settings.references
     if most <= able:
@@ -53,9 +54,9 @@ def check_reference_use(option: str, given: Sequence[str | Sequence[str]], base:
     name = f"{base.family.name} {base.variant}"
     if not able:
         remedy = f"set model.variant = {editors[0]!r} if the file is one" if editors else "use an edit model"
-        raise ConfigError(f"{option}: {name} looks at no reference images; leave it out, or {remedy}")
+        raise ConfigError(f"{option}: {name} does not accept reference images; leave it out, or {remedy}")
     remedy = f"set model.variant = {editors[-1]!r} if the file is one" if editors else "leave some out"
-    raise ConfigError(f"{option} shows {most} images together, and {name} looks at {able} at most: {remedy}")
+    raise ConfigError(f"{option} uses {most} images together, and {name} accepts {able} at most: {remedy}")
 
 
 def check_references(option: str, given: Sequence[str | Sequence[str]], base: Base) -> None:
@@ -65,7 +66,7 @@ def check_references(option: str, given: Sequence[str | Sequence[str]], base: Ba
 
 
 def unused_references(option: str, given: Sequence[str | Sequence[str]], base: Base) -> str:
-    """What is to be said where an edit model is shown nothing; "" where that is no question."""
+    """A note for an edit model that gets no reference images; "" for one that gets some, and for other models."""
     if not base.settings.references or any(given):
         return ""
     name = f"{base.family.name} {base.variant}"

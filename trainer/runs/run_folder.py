@@ -232,7 +232,7 @@ class RunFolder:
             raise RunError(f"cannot write {path}: {error.strerror or error}; free some space") from error
 
     def lacks_best(self, step: int) -> bool:
-        """Whether the held-out loss was lowest at this step, of which there is no LoRA file."""
+        """Whether the validation loss was lowest at this step, of which there is no LoRA file."""
         lines = self.read_metrics()
         return any("held_out" in line for line in lines) and lowest(lines)[0] == step and not self.lora_file(step).is_file()  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The held-out loss: the same images, noise levels and noise every time, so that only the adapter changes it."""
+"""The validation loss: the same held-out images, noise levels and noise every time, so that only the adapter changes it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

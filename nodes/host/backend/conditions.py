@@ -103,7 +103,7 @@ def check_accepts_references(model: Any, *given: Any) -> None:
     """Raise ConfigError for a model to which reference images are nothing; `given` as for `network_inputs`, with some."""
     if network_inputs(model, *given).keys() == network_inputs(model, *given[:-1]).keys():
         raise ConfigError(
-            f"this MODEL ({type(model).__name__}) looks at no reference images: take them out, or load an edit model"
+            f"this MODEL ({type(model).__name__}) does not accept reference images: take them out, or load an edit model"
         )
 
 

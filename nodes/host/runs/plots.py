@@ -36,8 +36,8 @@ def _image(figure: Any) -> Tensor:
 def curve_image(schedule: ScheduleConfig, steps: int) -> Tensor:
     """The learning rate over the steps, as a share of its peak."""
     figure, axes = _figure()
-    shown = sorted({round(i * (steps - 1) / 999) for i in range(1000)})
-    axes.plot(shown, [lr_factor(step, steps, schedule) for step in shown], color=ACCENT)
+    drawn = sorted({round(i * (steps - 1) / 999) for i in range(1000)})
+    axes.plot(drawn, [lr_factor(step, steps, schedule) for step in drawn], color=ACCENT)
     axes.set(xlabel="step", ylabel="share of the learning rate", ylim=(0, 1.05), title=schedule.kind)
     return _image(figure)
 
@@ -52,7 +52,7 @@ def smoothed(values: Sequence[float], share: float = 0.95) -> list[float]:
 
 
 def loss_image(lines: Sequence[Json], title: str) -> Tensor:
-    """Loss per step, raw and smoothed, and the held-out loss where it was measured."""
+    """Loss per step, raw and smoothed, and the validation loss where it was measured."""
     figure, axes = _figure()
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     if losses:
@@ -61,7 +61,7 @@ def loss_image(lines: Sequence[Json], title: str) -> Tensor:
         axes.plot(steps, smoothed(values), color=ACCENT, label="smoothed")
     held_out = [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), color=SECOND, marker="o", markersize=3, label="held out")
+        axes.plot(*zip(*held_out, strict=True), color=SECOND, marker="o", markersize=3, label="validation")
     if losses or held_out:
         axes.legend(frameon=False)
     else:

@@ -140,7 +140,7 @@ class Job:
         except (
             OSError,
             LoomError,
-        ):  # a full disk takes no message either; whoever watches or waits is told all the same
+        ):  # a full disk takes no message either; the panel and whoever waits still learn of the failure
             self.state = "failed"
             self.registry.emit("lora_loom.run", self.summary())
 
@@ -212,8 +212,8 @@ class Job:
     def saved(self, step: int, lora: Path) -> None:
         self.log(f"step {step}: saved {lora.name}")
 
-    def sampled(self, step: int, pictures: Sequence[Path]) -> None:
-        files = [picture.relative_to(self.folder.path).as_posix() for picture in pictures]
+    def sampled(self, step: int, images: Sequence[Path]) -> None:
+        files = [image.relative_to(self.folder.path).as_posix() for image in images]
         self.registry.emit("lora_loom.sample", {"name": self.name, "step": step, "files": files})
 
 

@@ -90,7 +90,7 @@ def _short(record: Json) -> Json:
 
 
 def details(folder: RunFolder, registry: Registry) -> Json:
-    """A run's summary with what its folder holds: pictures, LoRA files, checkpoints."""
+    """A run's summary with what its folder holds: samples, LoRA files, checkpoints."""
     names = {
         kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
         for kind, pattern in (

@@ -51,7 +51,7 @@ from ..comfy_types import ModelPatcher
 from ..encoding.datasets import read_listing
 from ..encoding.encoders import model_identity
 from ..paths import find_lora, lora_folder, root
-from .previews import make_samples
+from .samples import make_samples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from ....trainer.data.cache.store import CODE_VERSION, Cache, text_key
 from ....trainer.data.images.load import file_digest
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Encoders
-from ....trainer.runs.previews import ON_REQUEST, Samples, sample_interval, sample_settings
 from ....trainer.runs.prompt_library import all_prompts
+from ....trainer.runs.samples import ON_REQUEST, Samples, sample_interval, sample_settings
 from ....trainer.runs.trackers import check_tracker
 from ....trainer.types import Geometry, Size
 from ...sockets.names import AUTO
@@ -103,17 +103,19 @@ def prepare_validation(vae: Vae, clip: Clip, prompts: str, options: Mapping[str,
     reading = chosen_reading(str(options.get("edit_prompts", AUTO)), clip, max(map(len, sets), default=0))
     identity, text = vae_identity(vae), clip_identity(clip)
     size = (int(options.get("width", 512)), int(options.get("height", 512)))
-    room = ValidationCache(
+    encodings = ValidationCache(
         cache=Cache(cache_folder()), encoders=host_encoders(vae, clip, reading), vae=identity, text=text
     )
-    shown = tuple(room.shown([Path(path) for path in paths], size, text_pixels(reading)) for paths in sets)
-    room.read({*lines, negative}, sets, text_pixels(reading))
+    references = tuple(
+        encodings.references([Path(path) for path in paths], size, text_pixels(reading)) for paths in sets
+    )
+    encodings.read({*lines, negative}, sets, text_pixels(reading))
     value = ValidationValue(
         validation=validation_config(lines, negative, sets, size, options),
         vae=identity,
         text=text,
         report_to=options.get("report", "none"),
-        references=shown,
+        references=references,
     )
     HELD.hold(value, vae)
     return value
@@ -145,7 +147,7 @@ def validation_config(
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationCache:
-    """Where prompts and reference images of validation pictures are kept until the run begins."""
+    """Keeps the encodings of the samples' prompts and reference images until the run begins."""
 
     cache: Cache
     encoders: Encoders
@@ -153,7 +155,7 @@ class ValidationCache:
     text: str
     """Identities of the encoders."""
 
-    def shown(self, paths: Sequence[Path], size: Size, pixels: int) -> tuple[str, tuple[str, ...]]:
+    def references(self, paths: Sequence[Path], size: Size, pixels: int) -> tuple[str, tuple[str, ...]]:
         """A set of reference images as `ValidationValue.references` has it; their latents are in the cache afterwards."""
         keys = []
         for path in paths:
@@ -169,7 +171,7 @@ class ValidationCache:
         return references_digest([file_digest(path) for path in paths], pixels) if pixels else ""
 
     def read(self, prompts: Collection[str], sets: Sequence[Sequence[str]], pixels: int) -> None:
-        """Every prompt is in the cache afterwards: beside each set, or alone where nothing is seen."""
+        """Encode every prompt that is missing: with each set of reference images that the text encoder sees, else alone."""
         for named in (sets if pixels else ()) or ((),):
             paths = [Path(path) for path in named]
             seen = self._seen(paths, pixels) if paths else ""

@@ -5,6 +5,8 @@ fixtures/run_with_former_names.json is what the version before the renames wrote
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,15 @@ def test_a_file_of_the_former_names_means_the_same_and_each_name_is_noted_once(t
 def test_without_a_reader_notes_are_warnings(caplog):
     parse({"mean": 0.5}, ObjectiveConfig)
     assert caplog.messages == ["objective.mean is now objective.logit_mean"]
+
+
+def test_the_command_line_notes_them_on_standard_error(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('name = "x"\n[model]\nbase = "nowhere"\n[[dataset]]\nfolder = "x"\n', encoding="utf-8")
+    command = [sys.executable, "-m", "lora_loom.trainer", "train", str(path), "--set", "training.keep=2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines() == ["training.keep is now training.keep_checkpoints"]
+    assert json.loads(done.stdout)["event"] == "error"
 
 
 def test_both_names_at_once_are_refused():

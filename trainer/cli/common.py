@@ -41,10 +41,11 @@ AsJson = Annotated[
 
 def load(config: Path, overrides: list[str], as_json: bool) -> "TrainConfig":
     """Read a configuration. An error in it is printed and ends the process with its exit code."""
+    from ..config.aliases import log_note, no_note
     from ..config.toml import load as read
 
     try:
-        return read(config, overrides)
+        return read(config, overrides, log_note if launched().rank == 0 else no_note)
     except LoomError as error:
         fail(error, as_json)
 

@@ -70,7 +70,7 @@ def current_options(table: str, options: Mapping[str, Any], note: Note = no_note
     return made
 
 
-def _current_value(table: str, option: str, value: Any, note: Note) -> Any:
+def _current_value(table: str, option: str, value: object, note: Note) -> object:
     new = VALUES.get(table, {}).get(option, {}).get(value) if isinstance(value, str) else None
     if new is None:
         return value
@@ -90,7 +90,7 @@ def current_tree(tree: Mapping[str, Any], note: Note = no_note) -> dict[str, Any
     return {name: _current_table(name, value, once) for name, value in tree.items()}
 
 
-def _current_table(name: str, value: Any, note: Note) -> Any:
+def _current_table(name: str, value: object, note: Note) -> object:
     if isinstance(value, Mapping):
         return current_options(name, value, note)
     if isinstance(value, list | tuple) and name in OPTIONS:

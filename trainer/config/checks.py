@@ -6,7 +6,7 @@ pydantic is imported when the first section is made, not with the classes.
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ..choices import Choice
 from ..errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import BaseModel, ValidationError
     from pydantic_core.core_schema import CoreSchema
 
 
@@ -59,31 +59,28 @@ def known_values(value: object, known: list[str]) -> str:
     return f"{listed} ({near})" if near.startswith("did you mean") else listed
 
 
-def check_types(section: Any) -> None:
+def check_types(section: object, table: str) -> None:
     """Raise ConfigError naming every field of a section whose value is not of the type that its annotation says."""
     import pydantic
 
-    cls: Any = type(section)
     try:
-        _fields(cls).validate_python(vars(section))
+        _fields(typing.cast(Hashable, type(section))).model_validate(vars(section))
     except pydantic.ValidationError as error:
-        raise problems(error, cls, section.table) from error
+        raise problems(error, type(section), table) from error
 
 
 @cache
-def _fields(cls: Any) -> "TypeAdapter[dict[str, object]]":
-    """What checks the fields of a section that has been made: a TypedDict, for pydantic would make a dataclass once more."""
+def _fields(cls: Hashable) -> "type[BaseModel]":
+    """What checks the fields of a section that has been made; pydantic would make a dataclass itself once more."""
     import pydantic
-    import typing_extensions
 
-    typed_dict: Any = typing_extensions.TypedDict
+    section: Any = cls
     hints = typing.get_type_hints(cls, include_extras=True)
-    made = typed_dict(cls.__name__, {field.name: hints[field.name] for field in dataclasses.fields(cls)})
-    made.__pydantic_config__ = cls.__pydantic_config__
-    return pydantic.TypeAdapter(made)
+    fields: dict[str, Any] = {field.name: (hints[field.name], ...) for field in dataclasses.fields(section)}
+    return pydantic.create_model(section.__name__, __config__=section.__pydantic_config__, **fields)
 
 
-def problems(error: "ValidationError", kind: Any, prefix: str = "") -> ConfigError:
+def problems(error: "ValidationError", kind: type, prefix: str = "") -> ConfigError:
     """All problems that pydantic found in a section, or in plain data for one, in one line."""
     explained: dict[str, list[str]] = {}
     for problem in error.errors():
@@ -98,7 +95,7 @@ def _either(remedies: list[str]) -> str:
     return first + "".join(f" or {other.removeprefix('use ')}" for other in others)
 
 
-def _explain(kind: Any, problem: Mapping[str, Any], prefix: str) -> tuple[str, str]:
+def _explain(kind: type, problem: Mapping[str, Any], prefix: str) -> tuple[str, str]:
     """(what is wrong, the remedy)."""
     path = [
         part
@@ -115,8 +112,9 @@ def _explain(kind: Any, problem: Mapping[str, Any], prefix: str) -> tuple[str, s
     return f"{name} = {value!r}: ", problem["msg"].replace("Input should be", "use")
 
 
-def _known_fields(kind: Any, path: list[str | int]) -> list[str]:
+def _known_fields(kind: type, path: list[str | int]) -> list[str]:
     """Field names of the section that `path` leads to."""
+    inner: Any = kind
     for part in path:
-        kind = typing.get_args(kind)[0] if isinstance(part, int) else typing.get_type_hints(kind)[part]
-    return [field.name for field in dataclasses.fields(kind)]
+        inner = typing.get_args(inner)[0] if isinstance(part, int) else typing.get_type_hints(inner)[part]
+    return [field.name for field in dataclasses.fields(inner)]

@@ -15,7 +15,11 @@ class Section:
     """
 
     table: ClassVar[str] = ""
-    __pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # noqa: RUF012 - read by checks.py; no import here
+    __pydantic_config__: ClassVar[dict[str, object]] = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+    }  # pydantic reads it; it is not imported here
 
     def __init_subclass__(cls, *, table: str = "") -> None:
         super().__init_subclass__()
@@ -26,7 +30,7 @@ class Section:
             value = getattr(self, field.name)
             if isinstance(value, list):  # TOML's lists are tuples here, so that a section can be hashed
                 object.__setattr__(self, field.name, as_tuple(value))
-        check_types(self)
+        check_types(self, self.table)
         self.check()
 
     def check(self) -> None:

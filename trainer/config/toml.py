@@ -57,7 +57,7 @@ def load(path: Path, overrides: Iterable[str] = (), note: Note = log_note) -> Tr
 
 
 def read_toml(path: Path) -> Json:
-    """Raises ConfigError."""
+    """A TOML file as plain data. Raises ConfigError if it cannot be read or is not valid TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -99,7 +99,7 @@ def _index(target: list[Any], part: str, text: str) -> int:
     return int(part)
 
 
-def _toml_value(text: str) -> Any:
+def _toml_value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -151,7 +151,7 @@ def _may_change(section: str, field: str) -> bool:
     return free is None or field in free or field in NAMED_BY_PATH.get(section, ())
 
 
-def digest(data: Any) -> str:
+def digest(data: object) -> str:
     """sha256 of plain data, independent of key order."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

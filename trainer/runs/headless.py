@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base_model import Base, open_base
+from ..choices import ADAPTERS
 from ..config.dataset import DatasetConfig
 from ..config.run import TrainConfig
 from ..config.toml import digest, to_dict
@@ -101,9 +102,10 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_tracker(config.output.report_to)
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)
-    if config.output.format != "native" and config.network.kind != "lora":
+    if config.output.format != "native" and not ADAPTERS[config.network.kind].all_layouts:
+        kinds = " or ".join(repr(kind) for kind, choice in ADAPTERS.items() if choice.all_layouts)
         raise ConfigError(
-            f"output.format = {config.output.format!r}: only network.kind = 'lora' has a form in that layout; use native"
+            f"output.format = {config.output.format!r}: only network.kind = {kinds} has a form in that layout; use native"
         )
     base = open_base(config.model, config.text)
     base.check_encoders()

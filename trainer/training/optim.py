@@ -60,11 +60,11 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> float:
 
 
 Plain = Any
-"""JSON data in which {"tensor": name} stands for a tensor and {"items": …} for a dictionary with its own keys."""
+"""Data for JSON, in which {"tensor": name} stands for a tensor and {"items": …} for a dictionary with its own keys."""
 
 
 def pack_state(value: Any, name: str, tensors: dict[str, Tensor]) -> Plain:
-    """JSON for a state_dict; tensors go to `tensors` under a dotted name. Raises TypeError on anything else."""
+    """Plain data for a state_dict; tensors go to `tensors` under a dotted name. Raises TypeError on anything else."""
     if isinstance(value, Tensor):
         tensors[name] = value.detach().cpu().clone()  # bitsandbytes shares one map between states
         return {"tensor": name}
@@ -91,5 +91,5 @@ def unpack_state(plain: Plain, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """L2 norm of all gradients, before they are scaled back to `limit` (0 = never)."""
+    """The L2 norm of all gradients, which are then scaled down to `limit` if it is larger; 0 sets no limit."""
     return nn.utils.clip_grad_norm_(list(parameters), limit if limit > 0 else float("inf"))

@@ -1,6 +1,6 @@
-"""A LoRA on the text encoders too: network and encoders as one denoiser, whose texts are read anew in every step.
+"""A LoRA on the text encoders too: base model and encoders as one denoiser, which encodes its captions in every step.
 
-Names in files are kohya's, lora_te_…, lora_te1_… and lora_te2_…, which ComfyUI takes for CLIP.
+Keys in files are kohya's, lora_te_…, lora_te1_… and lora_te2_…, which ComfyUI applies to CLIP.
 """
 
 import re
@@ -20,9 +20,9 @@ from ..families.common.family import Family, TrainableText
 from ..types import Conditioning
 
 NETWORK = "network"
-"""The denoiser's place among the modules."""
+"""Name of the denoiser among the modules."""
 TEXT_MODULES = re.compile(r"(^|\.)encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$")
-"""Attention and feed-forward, as sd-scripts' LoRA has them."""
+"""Attention and feed-forward layers, the target modules of sd-scripts' LoRA on CLIP."""
 
 
 class TextModules(nn.ModuleDict):
@@ -30,13 +30,13 @@ class TextModules(nn.ModuleDict):
 
 
 def text_key(path: str) -> str:
-    """ "te1.text_model.encoder.layers.0.mlp.fc1" in a file; newer versions of transformers leave text_model out of it."""
+    """Key in a LoRA file of a module path such as "te1.text_model.encoder.layers.0.mlp.fc1", with or without text_model."""
     name, inner = path.split(".", 1)
     return f"lora_{name}_text_model_" + inner.removeprefix("text_model.").replace(".", "_")
 
 
 def text_targets(name: str, module: nn.Module, unread: int = 0) -> list[str]:
-    """Paths of the modules of a text encoder that get an adapter, sorted, less those of the last `unread` layers."""
+    """Sorted paths of a text encoder's target modules, without those of its last `unread` layers."""
     depth = int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
     idle = re.compile(rf"(^|\.)layers\.({'|'.join(str(i) for i in range(depth - unread, depth)) or 'none'})\.")
     found = (path for path, part in module.named_modules() if isinstance(part, nn.Linear) and TEXT_MODULES.search(path))
@@ -44,7 +44,7 @@ def text_targets(name: str, module: nn.Module, unread: int = 0) -> list[str]:
 
 
 def unread_layers(base: Base, name: str, depth: int) -> int:
-    """How many of a text encoder's last layers nobody looks at: no gradient would reach them."""
+    """Number of a text encoder's last layers whose output the model does not use: no gradient would reach them."""
     settings = base.settings
     lacking = max(0, settings.clip_depth - depth) and 1
     layer = base.reading.clip_skip or settings.clip_layer
@@ -66,24 +66,25 @@ def text_skeleton(base: Base) -> TextModules:
 
 @dataclass(kw_only=True)
 class TextView:
-    """Text encoders as something that a LoRA file can be laid over."""
+    """Text encoders in the form that a LoRA file is applied to."""
 
     family: str
     module: nn.Module
 
     def file_key(self, module_path: str) -> str:
+        """Key of a module in a LoRA file."""
         return text_key(module_path)
 
 
 @dataclass(kw_only=True)
 class WithText:
-    """A denoiser that reads its texts itself; its conditioning holds captions and geometries instead of encodings."""
+    """A denoiser that encodes its captions itself; its conditioning holds captions and geometries instead of encodings."""
 
     inner: Denoiser
     maker: Family
     module: nn.Module
     text: TrainableText | None
-    """None in a skeleton."""
+    """The loaded text encoders; None in a skeleton, which has no weights."""
     guidance: float = 1.0
 
     @property
@@ -111,19 +112,19 @@ class WithText:
 
 
 def with_text(inner: Denoiser, base: Base, text: TrainableText | None = None, guidance: float = 1.0) -> WithText:
-    """Denoiser and text encoders in one; without `text` a skeleton."""
+    """Denoiser and text encoders as one; without `text` it is a skeleton, which has no weights."""
     modules = text.networks() if text is not None else dict(text_skeleton(base).items())
-    together: dict[str, Any] = {NETWORK: inner.module, **modules}
+    together: dict[str, nn.Module] = {NETWORK: inner.module, **modules}
     return WithText(inner=inner, maker=base.family, module=nn.ModuleDict(together), text=text, guidance=guidance)
 
 
 def load_with_text(inner: Denoiser, base: Base, guidance: float) -> WithText:
-    """With the encoders on the device; the VAE is dropped again."""
+    """Denoiser and text encoders as one, the encoders on the device; the VAE that is loaded with them is freed."""
     return with_text(inner, base, cast(TrainableText, base.load_encoders().text), guidance)
 
 
 def all_targets(network_targets: list[str], skeleton: WithText, base: Base) -> list[str]:
-    """Paths in the whole of denoiser and text encoders."""
+    """Paths of the target modules in denoiser and text encoders as one."""
     texts: list[str] = []
     for name in base.settings.text_parts:
         module: Any = skeleton.module.get_submodule(name)

@@ -9,16 +9,18 @@ from pathlib import Path
 from lora_loom.trainer.config.aliases import OPTIONS, VALUES
 from lora_loom.trainer.config.help_texts import texts
 from lora_loom.trainer.config.run import Section, TrainConfig, one_of
+from lora_loom.trainer.config.toml import free_on_resume
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
-INTRO = """# Configuration
+INTRO = f"""# Configuration
 
 Every option of a run's TOML file. Written by `python -m scripts.write_config_docs` from `trainer/config/` and `trainer/choices.py`; a test keeps
 it true. Any option can be given on the command line too: `lora-loom train run.toml --set training.steps=500`. Relative
 paths start from the folder the command is run in.
 
-An unknown option is an error with the nearest known name. A run can be continued after changing `training.steps`,
-`training.save_every`, `training.keep_checkpoints` and anything in `memory` (but `vae_tiling`, which changes the latents), `validation`, `sweep` and `output`; other changes need a new name.
+An unknown option is an error with the nearest known name.
+
+{free_on_resume()} when a run is continued.
 
 ```toml
 name = "my-cat"

@@ -187,7 +187,7 @@ def test_continuing_with_another_number_of_processes(tmp_path, straight):
     same = case(tmp_path, "changed", accumulation=2)
     host = SilentHost()
     train(same, host)
-    assert any("continuing on another set-up" in text and "processes: 2 -> None" in text for text in host.text)
+    assert any("resuming in a different environment" in text and "processes: 2 -> None" in text for text in host.text)
     assert_close(last_state(same), last_state(straight), 1e-6)
 
 

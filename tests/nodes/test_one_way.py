@@ -153,7 +153,7 @@ def test_what_keeps_a_run_from_going_on_and_the_sentence_are_the_same_on_both_si
         train(replace(config, training=replace(config.training, seed=9)), SilentHost())
     assert f"{free_on_resume()}; use another name for a new run" in str(refused.value)
     assert free_on_resume() == (
-        "Only training.steps, training.save_every, training.keep_checkpoints and the sections memory, validation, "
+        "Only training.steps, training.save_every, training.keep_checkpoints and the sections memory (but vae_tiling), validation, "
         "sweep and output may change"
     )
 

@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.runs.headless import run_folder, train
+from lora_loom.trainer.runs.modules import modules_of_run
 from lora_loom.trainer.runs.record import recorded_tables, run_config, training_images
 from lora_loom.trainer.runs.run_folder import RunFolder
 from tests.conftest import SilentHost, make_config, pictures, tiny_folder
@@ -124,3 +126,17 @@ def test_the_newest_sheet_of_a_folder_or_the_one_that_is_named(graph_run):
     missing = run("strip", graph_run.path / "loras")
     assert missing.exit_code != 0
     assert "holds no finished sheet" in missing.stderr
+
+
+def test_modules_of_a_run_that_fits_the_network_are_kept_and_others_found_anew(tmp_path):
+    network = torch.nn.ModuleDict({"a": torch.nn.Linear(1, 1), "b": torch.nn.Linear(1, 1)})
+    folder = RunFolder(tmp_path / "run")
+
+    def found():
+        return modules_of_run(folder, network, lambda: ["b"])
+
+    assert found() == ["b"], "a new run"
+    folder.start({}, {}, {}, ["a"])
+    assert found() == ["a"], "whatever the preset means now"
+    folder.start({}, {}, {}, ["a", "c"])
+    assert found() == ["b"], "of another base, which the comparison of settings then names"

@@ -34,10 +34,15 @@ NAMED_BY_PATH = {"model": ("base", "encoders", "device"), "network": ("init_from
 """Settings that are paths: the digest of what they lead to counts instead, and a device does not."""
 
 
+CHANGES_DATA = {"memory": "vae_tiling"}
+"""A setting of a free section that may not change all the same: the digest of the encoders holds it."""
+
+
 def free_on_resume() -> str:
-    """The sentence that says so."""
+    """The sentence that says what may change, for messages and documentation."""
     fields = [f"{section}.{name}" for section, names in FREE_ON_RESUME.items() for name in names or ()]
-    *sections, last = (section for section, names in FREE_ON_RESUME.items() if names is None)
+    free = [section for section, names in FREE_ON_RESUME.items() if names is None]
+    *sections, last = [f"{one} (but {CHANGES_DATA[one]})" if one in CHANGES_DATA else one for one in free]
     return f"Only {', '.join(fields)} and the sections {', '.join(sections)} and {last} may change"
 
 

@@ -61,8 +61,8 @@ def test_sizes_counts_and_samplers():
 @pytest.mark.parametrize(
     ("parse", "text", "message"),
     [
-        (parse_sizes, "512", "'512' is no size"),
-        (parse_sizes, "0x5", "is no size"),
+        (parse_sizes, "512", "'512' is not a size"),
+        (parse_sizes, "0x5", "is not a size"),
         (parse_counts, "0", "whole numbers from 1"),
         (parse_counts, "1-2 [3]", "whole numbers from 1"),
         (lambda n, t: parse_samplers(n, t, ["euler"], ["normal"]), "euler", "has no scheduler"),

@@ -1,4 +1,4 @@
-"""Ranges and lists as text, in the syntax people know from XYZ grids: `1,2,3`, `0.7-1.3 [4]`, `-1--1 [8]`."""
+"""The values of a sweep's axes, in the syntax of XYZ plots: `1,2,3`, `0.7-1.3 [4]`, `-1--1 [8]`."""
 
 import math
 import re
@@ -14,7 +14,7 @@ MAX_SEED = 2**32
 
 
 def parse_numbers(name: str, text: str) -> list[float]:
-    """ "0.7,1" or "0.7-1.3 [4]" (4 values, both ends included). Raises ConfigError naming `name`."""
+    """The numbers of "0.7,1" or "0.7-1.3 [4]" (4 values, both ends included). Raises ConfigError naming the option `name`."""
     if match := _RANGE.match(text):
         low, high, count = float(match[1]), float(match[2]), int(match[3])
         _check_count(name, text, count)
@@ -29,7 +29,7 @@ def parse_numbers(name: str, text: str) -> list[float]:
 
 
 def parse_seeds(name: str, text: str, seed: int) -> list[int]:
-    """ "0,1", "5-8 [4]", or "-1--1 [8]" for 8 random seeds, which are drawn from `seed`. Raises ConfigError."""
+    """The seeds of "0,1", "5-8 [4]", or "-1--1 [8]" for 8 random seeds, which are derived from `seed`. Raises ConfigError."""
     match = _RANGE.match(text)
     if match and match[1] == match[2] == "-1":
         _check_count(name, text, int(match[3]))
@@ -39,7 +39,7 @@ def parse_seeds(name: str, text: str, seed: int) -> list[int]:
 
 
 def parse_counts(name: str, text: str) -> list[int]:
-    """ "10,20" or "10-30 [3]": whole numbers from 1. Raises ConfigError."""
+    """The whole numbers of "10,20" or "10-30 [3]", from 1. Raises ConfigError."""
     values = parse_numbers(name, text)
     if any(value < 1 or value != round(value) for value in values):
         raise ConfigError(f'{name} = {text!r}: write whole numbers from 1, e.g. "10,20"')
@@ -47,12 +47,14 @@ def parse_counts(name: str, text: str) -> list[int]:
 
 
 def parse_sizes(name: str, text: str) -> list[tuple[int, int]]:
-    """ "512x512, 768x512": widths and heights in pixels. Raises ConfigError."""
+    """The sizes of "512x512, 768x512" as (width, height) in pixels. Raises ConfigError."""
     sizes = []
     for part in (part.strip() for part in text.split(",") if part.strip()):
         match = re.fullmatch(r"(\d+)\s*[xX]\s*(\d+)", part)
         if not match or not int(match[1]) or not int(match[2]):
-            raise ConfigError(f'{name} = {text!r}: {part!r} is no size; write widths and heights as "512x512, 768x512"')
+            raise ConfigError(
+                f'{name} = {text!r}: {part!r} is not a size; write widths and heights as "512x512, 768x512"'
+            )
         sizes.append((int(match[1]), int(match[2])))
     return sizes
 
@@ -60,7 +62,7 @@ def parse_sizes(name: str, text: str) -> list[tuple[int, int]]:
 def parse_samplers(
     name: str, text: str, samplers: Collection[str], schedulers: Collection[str]
 ) -> list[tuple[str, str]]:
-    """ "euler/normal, dpmpp_2m/karras": (sampler, scheduler) each. Raises ConfigError."""
+    """The pairs (sampler, scheduler) of "euler/normal, dpmpp_2m/karras". Raises ConfigError for an unknown name."""
     pairs = []
     for part in (part.strip() for part in text.split(",") if part.strip()):
         sampler, slash, scheduler = (piece.strip() for piece in part.partition("/"))

@@ -1,7 +1,7 @@
-"""The graph of one cell, for its PNG: nodes of ComfyUI that make just this picture when the file is dropped on its page.
+"""The workflow of a cell, for its PNG: nodes of ComfyUI that make this image when the file is dropped on the frontend.
 
-The page opens the API graph that it finds under "prompt" in a PNG's text. Where the model, the text encoder and the VAE come
-from is for the caller to say; the rest is a LoRA loader, prompts, a sampler and a decoder.
+The frontend opens the API graph that it finds under "prompt" in a PNG's text. Where the model, the text encoder and the VAE come
+from is given by the caller; the rest is a LoRA loader, prompts, a sampler and a decoder.
 """
 
 import json
@@ -17,12 +17,13 @@ Link = list[Any]
 Add = Callable[..., Link]
 """add(key, kind, **inputs): a node, as a link to its first output."""
 PromptNode = Callable[[Add, str, str, Link], Link]
-"""say(add, key, text, clip): the conditioning of a prompt."""
+"""prompt_node(add, key, text, clip): a node that encodes a prompt, as a link to its conditioning."""
 MakeGraph = Callable[[Cell, Path | None, GuidanceConfig], dict[str, str]]
-"""A cell's PNG entries, given its LoRA file; {} where there can be none."""
+"""(cell, LoRA file, guidance) -> the text entries of the cell's PNG; {} for a cell without a workflow."""
 
 
 def plain_prompt_node(add: Add, key: str, text: str, clip: Link) -> Link:
+    """A CLIPTextEncode node."""
     return add(key, "CLIPTextEncode", clip=clip, text=text)
 
 
@@ -35,9 +36,9 @@ def cell_graph(
     lora: str,
     lora_to_clip: bool = False,
     distilled: bool = False,
-    say: PromptNode = plain_prompt_node,
+    prompt_node: PromptNode = plain_prompt_node,
 ) -> dict[str, str]:
-    """The PNG's text entries. `above` holds the nodes that `links` (model, clip, vae) lead to. {} for a
+    """The text entries of a cell's PNG. `above` holds the nodes that `links` (model, clip, vae) lead to. {} for a
     guidance method that no node offers.
 
     `lora` is a file as LoraLoader lists it, "" for none; `lora_to_clip` loads it into the text encoder too. `distilled`:
@@ -63,14 +64,16 @@ def cell_graph(
     elif lora:
         model = add("lora", "LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=cell.strength)
     model = _guided(add, model, guidance)
-    said = [say(add, key, text, clip) for key, text in (("positive", cell.prompt), ("negative", cell.negative))]
+    conditioning = [
+        prompt_node(add, key, text, clip) for key, text in (("positive", cell.prompt), ("negative", cell.negative))
+    ]
     if distilled:  # both sides are fed the value, as in the sweep
         value = recipe["model_guidance"]
-        said = [
+        conditioning = [
             add(f"{link[0].removeprefix('cell_')}_guidance", "FluxGuidance", conditioning=link, guidance=value)
-            for link in said
+            for link in conditioning
         ]
-    positive, negative = said
+    positive, negative = conditioning
     latent = add("latent", "EmptyLatentImage", width=width, height=height, batch_size=1)
     made = add(
         "sampler", "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=cell.seed,

@@ -1,7 +1,7 @@
-"""A sweep: checkpoints x strengths x references x prompts x seeds x guidance, one picture each, and a row for the base.
+"""A sweep: one image (a cell) for each of checkpoints x strengths x references x prompts x seeds x guidance, and the base.
 
-Every cell has an id made of what made it; a cell whose picture exists is not rendered again. The base model is loaded
-once; a LoRA is laid over it and taken off; each prompt is encoded once.
+The id of a cell is a digest of its settings; a cell whose image exists is not rendered again. The base model is loaded
+once, each LoRA is applied to it and removed again, and each prompt is encoded once.
 """
 
 import re
@@ -30,7 +30,7 @@ from ..types import Cell, Geometry, Size, named_references
 from .cell_workflow import MakeGraph
 
 Paths = tuple[Path, ...]
-"""Reference images that are shown together; () for none."""
+"""Reference images that are used together; () for none."""
 
 BASE = "base"
 SHEET_VERSION = 1
@@ -49,6 +49,8 @@ class SweptLora:
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
+    """The values of all axes but the rendering: every combination is a cell."""
+
     loras: tuple[SweptLora, ...]
     base: bool
     strengths: tuple[float, ...]
@@ -58,12 +60,12 @@ class Axes:
     guidance: tuple[GuidanceConfig, ...]
     references: tuple[Reference, ...] = ()
     prompt_names: Mapping[str, str] = field(default_factory=dict)
-    """{prompt: name} of those that have one."""
+    """{prompt: name} of the prompts that have a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """How a picture is made, whatever it shows: size, sampling, model."""
+    """How an image is made, apart from its content: size, sampling, model."""
 
     size: Size
     steps: int
@@ -76,7 +78,7 @@ class Rendering:
 
 
 def count_cells(axes: Axes, renderings: Sequence[Rendering]) -> int:
-    """How many `plan_cells` would give."""
+    """How many cells `plan_cells` would give."""
     loras = axes.base + len(axes.loras) * len(axes.strengths)
     others = (axes.references or (None,), axes.prompts, axes.seeds, axes.guidance, renderings)
     return loras * prod(len(values) for values in others)
@@ -87,9 +89,9 @@ def plan_cells(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
     loras: list[tuple[SweptLora | None, float]] = [(None, 0.0)] if axes.base else []
     loras += list(product(axes.loras, axes.strengths))
     cells = []
-    shown: tuple[Reference | None, ...] = axes.references or (None,)
+    references: tuple[Reference | None, ...] = axes.references or (None,)
     for (lora, strength), reference, prompt, seed, guidance, rendering in product(
-        loras, shown, axes.prompts, axes.seeds, axes.guidance, renderings
+        loras, references, axes.prompts, axes.seeds, axes.guidance, renderings
     ):
         recipe = {
             "lora": lora.digest if lora else "",
@@ -122,7 +124,7 @@ def plan_cells(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
 
 
 def guidance_recipe(guidance: GuidanceConfig) -> dict[str, Any]:
-    """What of a setting makes a picture. Options that came later are left out at rest, so that old cells keep their ids."""
+    """What of a guidance setting decides the image. Later options at their defaults are left out, so that old cells keep their ids."""
     recipe = {**asdict(guidance), "label": ""}
     if not guidance.rescale:
         recipe.pop("rescale")
@@ -130,18 +132,19 @@ def guidance_recipe(guidance: GuidanceConfig) -> dict[str, Any]:
 
 
 def missing(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells whose image does not exist yet."""
     return [cell for cell in cells if not cell.image.is_file()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellRenderer:
-    """What pictures are made with."""
+    """Renders cells with the trainer's own models."""
 
     denoiser: Denoiser
     family: Family
     encoders: Encoders
     text_pixels: int = 0
-    """As in `Variant`: how large the text encoder is shown reference images."""
+    """Area in pixels of reference images for the text encoder, as in `Variant`; 0 if it does not take images."""
 
     @property
     def device(self) -> torch.device:
@@ -161,23 +164,23 @@ class CellRenderer:
                 stack.enter_context(patched(self.denoiser, rest, strength))
             yield bool(texts) and bool(strength)
 
-    def encode(self, prompts: Collection[str], shown: Collection[Paths]) -> "EncodedTexts":
-        """Every prompt beside all that is shown; alone, if the text encoder sees nothing of it."""
-        if self.text_pixels and () not in shown:
-            pairs = product(sorted(prompts), shown)
+    def encode(self, prompts: Collection[str], references: Collection[Paths]) -> "EncodedTexts":
+        """Every prompt encoded with each set of references; by itself, if the text encoder takes no images."""
+        if self.text_pixels and () not in references:
+            pairs = product(sorted(prompts), references)
             return {pair: encode_with_references(self.encoders, *pair, self.text_pixels) for pair in pairs}
         alone = dict(zip(sorted(prompts), self.encoders.text.encode(sorted(prompts)), strict=True))
-        return {(prompt, paths): text for prompt, text in alone.items() for paths in shown}
+        return {(prompt, paths): text for prompt, text in alone.items() for paths in references}
 
-    def look_at(self, paths: Paths, size: Size) -> dict[str, Tensor]:
-        """{"reference", "reference_2", …: (1, C, h, w) model-space latents}, for a picture of this size."""
+    def encode_references(self, paths: Paths, size: Size) -> dict[str, Tensor]:
+        """{"reference", "reference_2", …: (1, C, h, w) model-space latents}, for an image of this size."""
         raw_CHW = [reference_latents(self.encoders, path, reference_placement(path, size)) for path in paths]
         to_model = self.family.latent_space.to_model
         return named_references([to_model(latents.unsqueeze(0)).to(self.device) for latents in raw_CHW])
 
 
 EncodedTexts = Mapping[tuple[str, Paths], Text]
-"""{(prompt, reference images): what the text encoders say}."""
+"""{(prompt, reference images): output of the text encoders}."""
 
 
 def render(
@@ -188,49 +191,49 @@ def render(
     progress: Callable[[int, int], None],
     graph: MakeGraph = lambda cell, lora, guidance: {},
 ) -> Iterator[Cell]:
-    """Draw the given cells, LoRA by LoRA, and yield each after its picture was written, with its `graph`."""
+    """Render the given cells, LoRA by LoRA, and yield each after its PNG was written, with its workflow (`graph`)."""
     paths = {reference.digest: reference.paths for reference in axes.references}
-    texts = renderer.encode(*_asked(cells, paths))
+    texts = renderer.encode(*_texts_and_references(cells, paths))
     files = {lora.digest: lora for lora in axes.loras}
     guidance = {setting.name: setting for setting in axes.guidance}
     done = 0
     for (lora, strength), group in groupby(cells, key=lambda cell: (cell.settings["lora"], cell.strength)):
         tensors = read(files[lora].path) if lora else {}
-        with renderer.with_lora(tensors, strength) as reads_anew:
-            shots_here = list(group)
-            said = renderer.encode(*_asked(shots_here, paths)) if reads_anew else texts
-            for cell in shots_here:
-                shown = paths.get(cell.settings.get("reference", ""), ())
-                picture = render_one(cell, renderer, said, guidance[cell.guidance], shown)
+        with renderer.with_lora(tensors, strength) as has_text_modules:
+            members = list(group)
+            encoded = renderer.encode(*_texts_and_references(members, paths)) if has_text_modules else texts
+            for cell in members:
+                references = paths.get(cell.settings.get("reference", ""), ())
+                pixels_CHW = render_one(cell, renderer, encoded, guidance[cell.guidance], references)
                 entries = graph(cell, files[lora].path if lora else None, guidance[cell.guidance])
-                write_picture(picture, cell, entries)
+                write_image(pixels_CHW, cell, entries)
                 done += 1
                 progress(done, len(cells))
                 yield cell
 
 
-def _asked(cells: Sequence[Cell], paths: Mapping[str, Paths]) -> tuple[set[str], set[Paths]]:
-    """Every text of these cells, and everything that is shown."""
+def _texts_and_references(cells: Sequence[Cell], paths: Mapping[str, Paths]) -> tuple[set[str], set[Paths]]:
+    """The prompts of these cells, and their sets of reference images."""
     texts = {text for cell in cells for text in (cell.prompt, cell.negative)}
     return texts, {paths.get(cell.settings.get("reference", ""), ()) for cell in cells}
 
 
 def render_one(
-    cell: Cell, renderer: CellRenderer, texts: EncodedTexts, guidance: GuidanceConfig, shown: Paths = ()
+    cell: Cell, renderer: CellRenderer, texts: EncodedTexts, guidance: GuidanceConfig, reference_paths: Paths = ()
 ) -> Tensor:
-    """(3, H, W) in [-1, 1]."""
+    """The image of a cell, (3, H, W) in [-1, 1]."""
     recipe, family, encoders = cell.settings, renderer.family, renderer.encoders
     width, height = recipe["size"]
     geometry = Geometry.whole((width, height))
     device = renderer.device
-    references = renderer.look_at(shown, (width, height))
+    references = renderer.encode_references(reference_paths, (width, height))
     positive, negative = (
         {
             **{name: tensor.to(device) for name, tensor in made.items()},
             **references,
         }
         for made in (
-            family.condition([texts[prompt, shown]], [geometry], recipe["model_guidance"])
+            family.condition([texts[prompt, reference_paths]], [geometry], recipe["model_guidance"])
             for prompt in (cell.prompt, cell.negative)
         )
     )
@@ -246,8 +249,8 @@ def render_one(
     return encoders.image.decode(family.latent_space.to_raw(latents))[0].clamp(-1, 1).cpu()
 
 
-def write_picture(pixels_CHW: Tensor, cell: Cell, texts: Mapping[str, str] | None = None) -> None:
-    """A lossless PNG with the full recipe in its text, written whole or not at all. `texts` are further entries (ASCII)."""
+def write_image(pixels_CHW: Tensor, cell: Cell, texts: Mapping[str, str] | None = None) -> None:
+    """Write the PNG of a cell with all its settings as a text entry, atomically. `texts` are further entries (ASCII)."""
     import io
     import json
 
@@ -267,14 +270,14 @@ def write_picture(pixels_CHW: Tensor, cell: Cell, texts: Mapping[str, str] | Non
 
 
 def cell_to_dict(cell: Cell) -> dict[str, Any]:
-    """Plain data; the picture's path becomes its file name."""
+    """A cell as plain data, with the file name of its image instead of the path."""
     return {**asdict(cell), "image": cell.image.name}
 
 
 def sheet_to_dict(
     cells: Sequence[Cell], *, loras: Mapping[str, Path] | None = None, best: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`loras` says where the files of the digests lie; it stays out of the pictures, which people pass on."""
+    """A sheet as plain data. `loras` maps digests to files; the PNGs, which people share, do not contain these paths."""
     where = {digest: str(path) for digest, path in (loras or {}).items()}
     return {
         "version": SHEET_VERSION,
@@ -285,6 +288,7 @@ def sheet_to_dict(
 
 
 def sheet_from_dict(data: Mapping[str, Any], folder: Path) -> list[Cell]:
+    """The cells of a sheet, with images in `folder`."""
     return [_cell_from_dict(cell, folder) for cell in data["cells"]]
 
 

@@ -1,6 +1,6 @@
-"""A sweep as one HTML file that needs nothing else: zoom, the recipe of each cell, two cells under one slider. Also CSV, JSON.
+"""A sweep as one self-contained HTML file: zoom, the settings of each cell, two cells under a slider. Also as CSV and JSON.
 
-Nothing of a sheet is ever read as markup: it is JSON in an inert element, and the page's script puts it in as text.
+No text of a sheet is parsed as markup: it is JSON in an inert element, which the script of the page inserts as text.
 """
 
 import base64
@@ -19,19 +19,19 @@ from .strip import Grid
 
 TEMPLATE = Path(__file__).with_name("html_page.html")
 LOSSLESS_BYTES = 64 * 2**20
-"""Sheets of more than this are shown as WebP, so that a browser can hold them; the PNG files beside stay as they are."""
+"""Above this size the page holds the images as WebP, so that browsers can open it; the PNG files stay as they are."""
 WEBP_QUALITY = 92
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a text that a spreadsheet would compute."""
 
 
 def to_html(grids: Sequence[Grid], title: str) -> str:
-    """The page. Pictures are inside it as they are, or as WebP if they are too many."""
+    """The HTML page. It contains the images as PNG, or as WebP above `LOSSLESS_BYTES`."""
     cells = {cell.id: cell for grid in grids for cell in grid.cells.values()}
     lossless = sum(cell.image.stat().st_size for cell in cells.values()) <= LOSSLESS_BYTES
     data = {
         "title": title,
-        "note": "" if lossless else "Shown as WebP; the PNG files beside this page are lossless.",
+        "note": "" if lossless else "The images in this page are WebP; the PNG files in the same folder are lossless.",
         "pages": [page_of(grid) for grid in grids],
         "cells": {
             cell_id: {"image": _image(cell.image, lossless), "recipe": recipe(cell)} for cell_id, cell in cells.items()
@@ -46,12 +46,13 @@ def to_html(grids: Sequence[Grid], title: str) -> str:
 
 
 def inert(data: Any) -> str:
-    """JSON that cannot end the element it is in, or start another one."""
+    """JSON without characters that could end the HTML element that contains it."""
     text = json.dumps(data, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def page_of(grid: Grid) -> dict[str, Any]:
+    """A page of the grid as plain data: labels, ids of the cells, ids of the recommended ones."""
     return {
         "title": grid.title,
         "legend": grid.legend,
@@ -79,7 +80,7 @@ def _image(path: Path, lossless: bool) -> str:
 
 
 def recipe(cell: Cell) -> dict[str, Any]:
-    """What made a cell, in the order in which people look for it."""
+    """The settings of a cell and its scores, in reading order: the columns of the CSV file."""
     settings = cell.settings
     width, height = settings.get("size", ("", ""))
     return {
@@ -102,14 +103,14 @@ def recipe(cell: Cell) -> dict[str, Any]:
 
 
 def to_json(grids: Sequence[Grid], title: str) -> str:
-    """Pages and recipes for programs: where each cell stands, and what made it."""
+    """The grid as JSON: the place of each cell on the pages, and its settings."""
     cells = {cell.id: cell for grid in grids for cell in grid.cells.values()}
     recipes = {cell_id: recipe(cell) for cell_id, cell in cells.items()}
     return json.dumps({"title": title, "pages": [page_of(grid) for grid in grids], "cells": recipes}, indent=1) + "\n"
 
 
 def to_csv(cells: Sequence[Cell]) -> str:
-    """One line per cell. A text that a spreadsheet would compute gets an apostrophe before it."""
+    """CSV with one line per cell. A text that a spreadsheet would run as a formula gets a leading apostrophe."""
     lines = [recipe(cell) for cell in cells]
     names = list(dict.fromkeys(name for line in lines for name in line))
     buffer = io.StringIO()

@@ -1,4 +1,4 @@
-"""From a run (or a list of LoRA files) to a rendered sheet and its strips: the order of events and the side effects."""
+"""From a run (or a list of LoRA files) to the cells of a sweep and its strips: the order of events and the side effects."""
 
 import glob
 import json
@@ -55,7 +55,7 @@ class Sheet:
     """Holds sheet.json and cells/."""
     cells: tuple[Cell, ...]
     rendered: int
-    """Cells drawn this time; the others were there."""
+    """How many cells were rendered now; the others existed."""
     loras: Mapping[str, Path] = field(default_factory=dict)
     """{digest: file}, as it was when the sheet was made."""
     best: frozenset[str] = frozenset()
@@ -71,7 +71,7 @@ def run_loras(run: RunFolder, remedy: str) -> tuple[SweptLora, ...]:
 
 
 def expanded(paths: Sequence[Path]) -> list[Path]:
-    """Folders as the LoRA files in them, patterns (* and ?) as what they match. Raises RunError where there is none."""
+    """The LoRA files that paths name: files, folders, patterns with * and ?. Raises RunError for a path without LoRA files."""
     found: list[Path] = []
     for path in (path.expanduser() for path in paths):
         if path.is_dir():
@@ -109,7 +109,7 @@ def swept_lora(path: Path, label: str, step: int | None = None) -> SweptLora:
 
 
 def make_axes(sweep: SweepConfig, loras: tuple[SweptLora, ...], seed: int) -> Axes:
-    """Raises ConfigError for an empty or unreadable axis."""
+    """The axes of a configured sweep. Raises ConfigError for an axis that is empty or cannot be parsed."""
     prompts = all_prompts(sweep.prompts, sweep.prompt_library, "sweep.prompt_library")
     if not prompts:
         raise ConfigError("sweep.prompts is empty: give at least one prompt, or a sweep.prompt_library")
@@ -130,7 +130,7 @@ def make_axes(sweep: SweepConfig, loras: tuple[SweptLora, ...], seed: int) -> Ax
 
 
 def make_renderings(config: TrainConfig, base: Base) -> tuple[Rendering, ...]:
-    """One for every size, number of steps and sampler. Raises ConfigError."""
+    """One rendering for every size, number of steps and sampler of the sweep. Raises ConfigError."""
     width, height = (side or config.data.resolution for side in (config.sweep.width, config.sweep.height))
     identity = base.encoder_identity()
     plain = Rendering(
@@ -154,7 +154,7 @@ def vary(
     samplers: str,
     known: tuple[Collection[str], Collection[str]] = (tuple(SAMPLERS), tuple(SCHEDULERS)),
 ) -> tuple[Rendering, ...]:
-    """A rendering for each of the listed values; an empty list leaves `plain`'s. Raises ConfigError."""
+    """One rendering for every combination of the listed values; an empty list keeps that of `plain`. Raises ConfigError."""
     every_size = parse_sizes("sweep.sizes", sizes) or [plain.size]
     every_count = parse_counts("sweep.step_counts", step_counts) if step_counts.strip() else [plain.steps]
     every_sampler = parse_samplers("sweep.samplers", samplers, *known) or [(plain.sampler, plain.scheduler)]
@@ -174,14 +174,14 @@ def check_sizes(renderings: Sequence[Rendering], step: int, whose: str) -> None:
 
 
 def check_count(axes: Axes, renderings: Sequence[Rendering]) -> None:
-    """Raise ConfigError for a sheet that no page could show, before it is planned."""
+    """Raise ConfigError for a sweep with more than `MOST_CELLS` cells, before it is planned."""
     if (count := count_cells(axes, renderings)) > MOST_CELLS:
-        raise ConfigError(f"the sweep has {count:,} cells, a sheet holds {MOST_CELLS:,}: take fewer values on its axes")
+        raise ConfigError(f"the sweep has {count:,} cells; {MOST_CELLS:,} is the limit: use fewer values on its axes")
 
 
 @dataclass(kw_only=True)
 class LargeSweepPrompt:
-    """Says after the second cell how long a large sweep will take; the first one also warms up."""
+    """Estimates after the second cell how long a large sweep will take. The first cell is not timed: it also warms up."""
 
     cells: int
     limit: int
@@ -190,7 +190,7 @@ class LargeSweepPrompt:
     _since: float = 0.0
 
     def rendered(self) -> None:
-        """Call after each cell. Raises ConfigError if the sweep is large and nobody says yes."""
+        """Call after each cell. Raises ConfigError if the sweep is large and `confirm` returns False."""
         self._done += 1
         now = time.perf_counter()
         if self._done == 2 and self.cells > self.limit:
@@ -198,7 +198,7 @@ class LargeSweepPrompt:
             text = f"{self.cells:,} cells to render, about {duration(seconds)}"
             if not self.confirm(text):
                 raise ConfigError(
-                    f"{text}; more than sweep.max_cells = {self.limit}: confirm it (--yes), raise max_cells, or take fewer values. The two rendered cells are kept"
+                    f"{text}; more than sweep.max_cells = {self.limit}: confirm it (--yes), raise max_cells, or use fewer values. The two rendered cells are kept"
                 )
         self._since = now
 
@@ -209,9 +209,9 @@ def sweep(
     lora_files: Sequence[Path] = (),
     confirm: Callable[[str], bool] = lambda question: False,
 ) -> Sheet:
-    """Render what is missing and write `sheet.json`. A stopped sweep keeps its cells and goes on next time.
+    """Render the missing cells and write `sheet.json`. A stopped sweep keeps its cells and resumes the next time.
 
-    `confirm` is asked, with the time it will take, before more than `sweep.max_cells` are rendered.
+    `confirm` gets a question with the estimated time before more than `sweep.max_cells` cells are rendered.
     """
     base = open_base(config.model, config.text)
     base.check_encoders()
@@ -263,13 +263,15 @@ def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
     def make(cell: Cell, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
         size = tuple(cell.settings["size"])
         paths = places.get(cell.settings.get("reference", ""), ())
-        shown = [(from_input_folder(path.name), reference_placement(path, size).target) for path in paths]
-        say = prompt_nodes(links["vae"], shown, comfy.edit_prompts.get(base.variant), wording)
-        say = say if base.reading.prompt_weights else literally(say)
+        references = [(from_input_folder(path.name), reference_placement(path, size).target) for path in paths]
+        prompt_node = prompt_nodes(links["vae"], references, comfy.edit_prompts.get(base.variant), wording)
+        prompt_node = prompt_node if base.reading.prompt_weights else literally(prompt_node)
         distilled = base.settings.guidance_embedding
         # As LoraLoader lists it where output.loras is ComfyUI's folder; else to be chosen there.
         name = f"{config.name}/{lora.name}" if lora and config.output.loras else lora.name if lora else ""
-        return cell_graph(cell, guidance, nodes, links, lora=name, lora_to_clip=True, distilled=distilled, say=say)
+        return cell_graph(
+            cell, guidance, nodes, links, lora=name, lora_to_clip=True, distilled=distilled, prompt_node=prompt_node
+        )
 
     return make
 
@@ -308,7 +310,7 @@ def write_strips(
     title: str,
     name: str = "strip",
 ) -> list[Path]:
-    """One PNG per page in the sheet's folder: strip.png, strip-2.png, … Pages too large for one picture are split."""
+    """One PNG per page in the sheet's folder: strip.png, strip-2.png, … Pages above `MAX_SIDE` are split."""
     pages = arrange(sheet.cells, columns=columns, rows=rows, title=title, best=sheet.best)
     grids = [part for page in pages for part in split(page)]
     return [
@@ -326,11 +328,11 @@ def write_tables(
 
 
 def write_page(sheet: Sheet, grids: Sequence[Grid], title: str, name: str) -> list[Path]:
-    """HTML, CSV and JSON of pages that are laid out already."""
+    """Write HTML, CSV and JSON of pages."""
     cells = list({cell.id: cell for grid in grids for cell in grid.cells.values()}.values())
     page, table, data = (sheet.folder / f"{name}.{kind}" for kind in ("html", "csv", "json"))
     write_bytes(page, to_html(grids, title).encode())
-    write_bytes(table, to_csv(cells).encode("utf-8-sig"))  # with the mark that spreadsheets look for
+    write_bytes(table, to_csv(cells).encode("utf-8-sig"))  # the byte order mark tells spreadsheets that it is UTF-8
     write_bytes(data, to_json(grids, title).encode())
     return [page, table, data]
 

@@ -1,4 +1,4 @@
-"""The strip: pictures of a sweep in a labelled grid, one PNG. Labels never shrink: text wraps, wide strips are split."""
+"""The strip: the cells of a sweep in a labelled grid, as PNG. Labels keep their size: text wraps, large grids are split."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ from ..types import Cell
 
 MARGIN, GAP = 24, 6
 MIN_CELL = 160
-"""Pictures smaller than this are shown enlarged, so that they can be judged."""
+"""Cells with a smaller width in pixels are enlarged."""
 
 MAX_SIDE = 8192
-"""Pages longer than this in pixels are split: pictures keep their size, and every program can open the file."""
+"""Pages longer than this in pixels are split: cells keep their size, and every program can open the file."""
 LABELS = 512
 """What is kept free of MAX_SIDE for margins, title and headings."""
 SIDE = 1.2
@@ -44,7 +44,7 @@ RENDERING = ("sampler", "steps", "size")
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """One page: labels along both sides and a picture (or nothing) where they meet."""
+    """One page: labels of columns and rows, and the cells at their crossings."""
 
     columns: tuple[str, ...]
     rows: tuple[str, ...]
@@ -53,9 +53,9 @@ class Grid:
     title: str
     legend: str
     caption: str = ""
-    """Under the pictures: the prompt, where all of them share it."""
+    """Text below the cells: the prompt that all of them share, or what the names of prompts stand for."""
     best: frozenset[tuple[str, str]] = frozenset()
-    """Cells with a frame."""
+    """Places of the cells that get a frame."""
 
 
 def arrange(
@@ -141,6 +141,7 @@ def panels(cells: Sequence[Cell], titles: dict[tuple[str, str], str], *, title: 
 
 
 def label(cell: Cell, axes: Sequence[str]) -> str:
+    """The values of a cell on these axes, one per line."""
     return "\n".join(text for axis in axes if (text := AXES[axis](cell)))
 
 
@@ -149,7 +150,7 @@ def _distinct(labels: Any) -> tuple[str, ...]:
 
 
 def _legend(cells: Sequence[Cell], varying: Sequence[str]) -> str:
-    """What is the same in every cell."""
+    """The settings that all cells share."""
     first = cells[0]
     parts = [text for axis in AXES if axis not in (*varying, *RENDERING) and (text := AXES[axis](first))]
     if first.negative:
@@ -160,7 +161,7 @@ def _legend(cells: Sequence[Cell], varying: Sequence[str]) -> str:
 
 
 def draw(grid: Grid) -> Image.Image:
-    """The page as an RGB picture."""
+    """The page as an RGB image."""
     cell_width, cell_height = _cell_size(grid)
     rows = _rows(grid)
     size, side, tall = rows.size, rows.side, rows.height
@@ -204,7 +205,7 @@ class _Rows:
 
 
 def _rows(grid: Grid) -> _Rows:
-    """A row is as high as its pictures, or as the longest label: prompts do not run into the next row."""
+    """The rows of a page. A row is as high as its cells or its longest label, so that prompts do not run into the next row."""
     width, height = _cell_size(grid)
     size = max(13, min(width // 14, 26))
     longest = max((length(line, size) for row in grid.rows for line in row.split("\n")), default=0)
@@ -215,7 +216,7 @@ def _rows(grid: Grid) -> _Rows:
 
 
 def _cell_size(grid: Grid) -> tuple[int, int]:
-    """The largest picture's size, enlarged by a whole factor where pictures are small."""
+    """The size of the largest cell, enlarged by a whole factor if cells are small."""
     sizes = []
     for cell in grid.cells.values():
         with Image.open(cell.image) as image:
@@ -232,7 +233,7 @@ def _place(page: Image.Image, pen: ImageDraw.ImageDraw, cell: Cell | None, box: 
         return
     with Image.open(cell.image) as image:
         scale = min(width / image.width, height / image.height)
-        shown = image.convert("RGB").resize(
+        scaled = image.convert("RGB").resize(
             (round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS
         )
-    page.paste(shown, (x + (width - shown.width) // 2, y + (height - shown.height) // 2))
+    page.paste(scaled, (x + (width - scaled.width) // 2, y + (height - scaled.height) // 2))

@@ -38,13 +38,15 @@ def cell_graphs(
         name = listed_name(lora) if lora is not None else ""
         if name is None:
             return {}
-        shown: list[tuple[Show, Size]] = []
+        reference_nodes: list[tuple[Show, Size]] = []
         if digest := cell.settings.get("reference"):
             number, size = numbers[digest], tuple(cell.settings["size"])
             sizes = [reference_placement(path, size).target for path in references[number].paths]
-            shown = [(_picture(socket, number), target) for socket, target in zip(sockets, sizes, strict=True)]
-        say = prompt_nodes(links["vae"], shown, edit)
-        return cell_graph(cell, guidance, above, links, lora=name, distilled=is_distilled, say=say)
+            reference_nodes = [
+                (_picture(socket, number), target) for socket, target in zip(sockets, sizes, strict=True)
+            ]
+        prompt_node = prompt_nodes(links["vae"], reference_nodes, edit)
+        return cell_graph(cell, guidance, above, links, lora=name, distilled=is_distilled, prompt_node=prompt_node)
 
     return make
 

@@ -15,7 +15,7 @@ from ....trainer.errors import ConfigError, RunError
 from ....trainer.storage.atomic import write_json
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.sweep.cell_workflow import MakeGraph
-from ....trainer.sweep.cells import BASE, Axes, Rendering, SweptLora, missing, plan_cells, sheet_to_dict, write_picture
+from ....trainer.sweep.cells import BASE, Axes, Rendering, SweptLora, missing, plan_cells, sheet_to_dict, write_image
 from ....trainer.sweep.run import (
     LargeSweepPrompt,
     Sheet,
@@ -213,8 +213,8 @@ def _render_all(
         patched = with_lora(model, read_lora(files[lora]), strength) if lora else model
         for cell in group:
             guidance = settings[cell.guidance]
-            picture = render(with_guidance(patched, guidance), renderer, cell, guidance.scale)
-            write_picture(picture, cell, make_graph(cell, files.get(lora), guidance))
+            pixels_CHW = render(with_guidance(patched, guidance), renderer, cell, guidance.scale)
+            write_image(pixels_CHW, cell, make_graph(cell, files.get(lora), guidance))
             asking.rendered()
             done += 1
             bar.update(done, len(todo))

@@ -216,6 +216,11 @@ def test_a_bad_step_is_not_taken():
         next(steps)
     assert all(torch.equal(a, b) for a, b in zip(before, values(state), strict=True))
     assert state.step == 2
+    undisturbed = ToyDenoiser()
+    straight = training(undisturbed)
+    take(fit(undisturbed, straight, ToyBatches(), settings(), lambda step: 1e-2), 3)
+    take(fit(denoiser, state, ToyBatches(), settings(), lambda step: 1e-2), 1)
+    assert all(torch.equal(a, b) for a, b in zip(values(straight), values(state), strict=True)), "nothing of it is left"
 
 
 def test_an_infinite_gradient_is_not_taken(monkeypatch):

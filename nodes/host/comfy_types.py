@@ -15,7 +15,7 @@ ComfyConditioning: TypeAlias = list[list[Any]]
 """A CONDITIONING: [[cross attention (B, tokens, width), {"pooled_output": …, other entries}], …]."""
 
 KeyPatches: TypeAlias = dict[str, list[tuple[Any, ...]]]
-"""Of `get_key_patches`: {key of the state dict: [(original weight, conversion), patch, …]}. A patch is (strength, its tensors,
+"""What `get_key_patches` returns: {key of the state dict: [(original weight, conversion), patch, …]}. A patch is (strength, its tensors,
 strength of the original, offset, function)."""
 
 
@@ -97,7 +97,7 @@ class BaseModel(Protocol):
 
 
 class ModelOptions(TypedDict, total=False):
-    """Of a MODEL: functions and settings for the sampler that other nodes have added."""
+    """Functions and settings for the sampler that other nodes have added to a MODEL."""
 
     transformer_options: dict[str, object]
     model_function_wrapper: Callable[..., Tensor]
@@ -220,4 +220,4 @@ class ClipVision(Protocol):
         """The network."""
 
     def encode_image(self, image: Tensor) -> ClipVisionOutput:
-        """Of images (B, H, W, 3) in [0, 1]."""
+        """The embeddings of images (B, H, W, 3) in [0, 1]."""

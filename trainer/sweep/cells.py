@@ -44,7 +44,7 @@ class SweptLora:
     digest: str
     path: Path
     step: int | None = None
-    """Of training, where it is known."""
+    """Training step, if it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +148,7 @@ class CellRenderer:
 
     @property
     def device(self) -> torch.device:
+        """The device of the network."""
         return next(self.denoiser.module.parameters()).device
 
     @contextmanager

@@ -321,7 +321,7 @@ def write_strips(
 def write_tables(
     sheet: Sheet, *, columns: Sequence[str], rows: Sequence[str], title: str, name: str = "strip"
 ) -> list[Path]:
-    """The same as a page for a browser, and what made each cell for other programs: strip.html, strip.csv, strip.json."""
+    """Write the grid as strip.html, and the settings of each cell as strip.csv and strip.json."""
     return write_page(
         sheet, arrange(sheet.cells, columns=columns, rows=rows, title=title, best=sheet.best), title, name
     )
@@ -338,6 +338,7 @@ def write_page(sheet: Sheet, grids: Sequence[Grid], title: str, name: str) -> li
 
 
 def write_grid(grid: Grid, path: Path) -> Path:
+    """Write one page as a PNG file, and return its path."""
     import io
 
     buffer = io.BytesIO()

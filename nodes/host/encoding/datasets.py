@@ -43,7 +43,7 @@ def folder_state(options: Json) -> str:
 
 
 def file_state(name: str) -> str:
-    """The same for all datasets of a file."""
+    """A digest like `folder_state` for all datasets of a file, and of the file."""
     try:
         file = resolve_file(name, "path")
         sets = read_dataset_file(file, _judged).sets

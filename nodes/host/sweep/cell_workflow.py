@@ -52,7 +52,7 @@ def cell_graphs(
 
 
 def _links(inputs: Mapping[str, object], names: Sequence[str]) -> dict[str, list[object]]:
-    """Of the inputs named, those that are linked: {name: [node id, output number]}."""
+    """The links among the named inputs: {name: [node id, output number]}."""
     return {name: value for name in names if isinstance(value := inputs.get(name), list)}
 
 

@@ -165,7 +165,7 @@ def rendered_sheet(
 
 
 def _swept(checkpoints: CheckpointsValue) -> tuple[SweptLora, ...]:
-    """Raises ModelFileError for a file that is no LoRA, damaged or gone."""
+    """The chosen LoRAs with their labels and digests. Raises ModelFileError for a file that is not a LoRA, damaged or gone."""
     steps = checkpoints.steps or (None,) * len(checkpoints.files)
     return tuple(
         swept_lora(Path(path), label, step) for (label, path), step in zip(checkpoints.files, steps, strict=True)

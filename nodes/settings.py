@@ -233,7 +233,7 @@ class LoomValidation(LoomNode):
 
     TITLE = "Loom Validation"
     CATEGORY = SETTINGS
-    DESCRIPTION = "Samples of these prompts while training, with the current weights, and how the validation loss is measured. The prompts are encoded here, when the node runs."
+    DESCRIPTION = "Makes samples of these prompts while training, with the current weights, and sets how the validation loss is measured. The prompts are encoded when this node runs."
     RETURN_TYPES = (VALIDATION,)
     RETURN_NAMES = ("validation",)
     OUTPUT_TOOLTIPS = ("Connect to Loom Train LoRA.",)

@@ -132,7 +132,7 @@ def test_the_graph_knows_it_by_comfyuis_class(loaded_backend):
     network = nn.Module()
     network.stem = nn.ModuleList([nn.ModuleDict({"qkv": FrozenLinear(8, 24)}) for _ in range(2)])
     row = loaded_backend.described("MadeUpModel", network)
-    assert row.targets["attention"].paths == {"stem.0.qkv", "stem.1.qkv"}
+    assert row.targets["attention"].paths == {f"stem.{i}.qkv.to_{x}" for i in (0, 1) for x in "qkv"}
     assert row.targets["default"].paths == {f"stem.{i}.qkv.to_{x}" for i in (0, 1) for x in "qk"}
     assert row.file_keys["stem.0.qkv.to_q"] == "transformer.transformer_blocks.0.attn.to_q"
     assert row.training_shift == 1.7

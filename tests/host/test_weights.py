@@ -60,7 +60,7 @@ def test_the_file_does_in_the_host_what_was_trained(found):
 def test_attention_within_a_fused_linear_is_trained_and_saved_by_itself(found):
     parts = found["row_parts"]
     assert parts["parts"] == [f"single_blocks.0.linear1.to_{x}" for x in "kqv"]
-    assert parts["keys"] == [f"transformer.single_transformer_blocks.0.attn.to_{x}" for x in "kqv"]
+    assert {f"transformer.single_transformer_blocks.0.attn.to_{x}" for x in "kqv"} <= set(parts["keys"])
     assert parts["silent"] == []
     assert parts["file"] < 1e-4
     assert parts["effect"] < 1e-3

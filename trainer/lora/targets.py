@@ -33,13 +33,18 @@ def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: s
         )
     if exclude:
         left_out = _compile("network.exclude_modules", exclude)
-        kept = [path for path in found if not left_out.search(path)]
+        kept = [path for path in found if not any(left_out.search(one) for one in _with_whole(path, layers))]
         if not kept:
             raise ConfigError(
                 f"network.exclude_modules = {exclude!r} leaves none of the {len(found)} targets: make it narrower"
             )
         return kept
     return found
+
+
+def _with_whole(path: str, layers: Mapping[str, nn.Module]) -> list[str]:
+    """The path; for a part of a fused Linear also that of the whole, which leaves its parts out with it."""
+    return [path, path.rpartition(".")[0]] if isinstance(layers[path], RowPart) else [path]
 
 
 def still_there(module: nn.Module, paths: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ network that no row describes trains too: `trainer/lora/roles.py` tells its laye
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -35,7 +35,7 @@ class LoadedFamily:
     blocks: tuple[str, ...] = ()
     """Class names of the blocks that gradient checkpointing recomputes."""
     parts: Mapping[str, Mapping[str, Rows]] = field(default_factory=dict)
-    """{path of a fused Linear: {name of a part: its rows}}, where a preset means some of its rows only."""
+    """{path of a fused Linear: {name of a part: its rows}}, whose parts presets name."""
     file_keys: Mapping[str, str] = field(default_factory=dict)
     """{path of such a part: its name in LoRA files}."""
 
@@ -81,7 +81,11 @@ def described(class_name: str, network: nn.Module) -> LoadedFamily | None:
     presets = family.target_presets([piece.name for inside in pieces.values() for piece in inside])
     targets = {name: Targets(description=preset.description, paths=_paths(preset, pieces)) for name, preset in presets.items()}  # fmt: skip
     wanted = {path for preset in targets.values() for path in preset.paths or ()}
-    fused = {whole: inside for whole, inside in pieces.items() if any(piece.path in wanted for piece in inside)}
+    fused = {
+        whole: inside
+        for whole, inside in pieces.items()
+        if len(inside) > 1 and any(piece.path in wanted for piece in inside)
+    }
     prefix = family.lora_layouts["native"].prefix
     return LoadedFamily(
         targets=targets,
@@ -115,12 +119,20 @@ def _pieces(family: Family, shapes: Shapes, network: nn.Module) -> dict[str, lis
 
 
 def _paths(preset: Targets, pieces: Mapping[str, list[_Piece]]) -> frozenset[str]:
-    """The paths of a preset: a module where all of its rows are meant, else those of its parts that are."""
-    paths: set[str] = set()
-    for whole, inside in pieces.items():
-        meant = [piece for piece in inside if preset.hold(piece.name)]
-        paths |= {whole} if len(meant) == len(inside) else {piece.path for piece in meant}
-    return frozenset(paths)
+    """The paths of a preset. What the row names as several modules is adapted as several here too, so that both sides have the
+    same parameters, under the same names in files."""
+    meant = [(piece, len(inside)) for inside in pieces.values() for piece in inside if preset.hold(piece.name)]
+    return frozenset(piece.path if count > 1 else piece.whole for piece, count in meant)
+
+
+def joined(paths: Sequence[str], parts: Mapping[str, Mapping[str, Rows]]) -> list[str]:
+    """The same weights with each fused Linear, whose parts are all among the paths, as one module: how earlier versions trained
+    them."""
+    found = set(paths)
+    for whole, rows in parts.items():
+        if (inside := {f"{whole}.{name}" for name in rows}) <= found:
+            found = found - inside | {whole}
+    return sorted(found)
 
 
 def told_by_structure(network: nn.Module) -> LoadedFamily:

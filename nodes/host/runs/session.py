@@ -26,6 +26,7 @@ from ....trainer.data.report import epochs_text, make_report
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ConfigError
+from ....trainer.lora.host_formula import group_by_module
 from ....trainer.lora.state_dict import check_fits
 from ....trainer.lora.targets import resolve_targets
 from ....trainer.runs.assemble import assemble
@@ -45,6 +46,7 @@ from ...sockets.values import CacheValue, MemoryValue, ValidationValue
 from ..backend.checkpointing import checkpoint_blocks
 from ..backend.conditions import ConditionSource, condition, fill_conditions
 from ..backend.denoiser import LoadedDenoiser, bring_to_device, is_dynamic, load_denoiser, refuse_patches
+from ..backend.families import joined
 from ..backend.latents import latent_normaliser
 from ..backend.lora_check import host_arithmetic
 from ..comfy_types import ModelPatcher
@@ -185,7 +187,15 @@ def make_session(
 
 
 def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser) -> list[str]:
-    return resolve_targets(denoiser.module, denoiser.target_presets, network.target_modules, network.exclude_modules)
+    """Target modules of a run that begins. A start LoRA of an earlier version, which trained q, k and v of a fused Linear as
+    one, goes on as it is."""
+    paths = resolve_targets(denoiser.module, denoiser.target_presets, network.target_modules, network.exclude_modules)
+    if network.init_from:
+        modules, _ = group_by_module(read_lora(find_lora(network.init_from)))
+        whole = joined(paths, denoiser.settings.parts)
+        if modules.keys() == {denoiser.file_key(path) for path in whole}:
+            return whole
+    return paths
 
 
 def open_batches(

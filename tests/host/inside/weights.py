@@ -177,7 +177,7 @@ def row_parts(loom):
     with torch.no_grad():
         trained = denoiser.predict(noisy, sigma, {"samples": samples})
     tensors = state.to_file(adapter, denoiser.file_key, torch.float32, None)
-    found["keys"] = sorted({key.partition(".lora")[0] for key in tensors if "single_transformer_blocks.0." in key and "lora" in key})  # fmt: skip
+    found["keys"] = sorted({key.partition(".lora")[0] for key in tensors if "lora" in key})
     arithmetic = loom("nodes.host.backend.lora_check").host_arithmetic(patcher.model)
     found["file"] = state.max_relative_error(adapter, denoiser.file_key, tensors, None, arithmetic)[0]
     found["effect"] = effect(patcher, tensors, noisy, sigma, base, trained, "flux-dev")

@@ -168,7 +168,7 @@ class Clip(Protocol):
     def patcher(self) -> KeyPatched:
         """The patcher of the network."""
 
-    def tokenize(self, text: str, **options: object) -> object:
+    def tokenize(self, text: str, **options: Any) -> object:
         """Tokens as `encode_from_tokens_scheduled` takes them. Options are the tokenizer's own: images, llama_template."""
 
     def encode_from_tokens_scheduled(self, tokens: object) -> ComfyConditioning:

@@ -38,7 +38,7 @@ MEASURED = "measured now, with each file applied to the base model as ComfyUI do
 
 
 class Progress(Protocol):
-    """What is told how far the scoring is."""
+    """Receives the progress of scoring."""
 
     def stage(self, name: str, done: int, total: int) -> None:
         """`done` of `total` parts of what `name` describes are finished."""

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +12,15 @@ from ....trainer.config.toml import parse
 from ....trainer.errors import ModelFileError
 from ....trainer.storage.atomic import write_bytes
 from ...sockets.values import DatasetValue
+from ..comfy_types import Clip, ModelPatcher, Vae
 from ..paths import cache_folder
 from .clip import DemoClip
 
 COMPLETE = "complete"
-"""Marks a folder whose pictures are all written."""
+"""Name of a file that marks a folder whose images are all written."""
 
 
-def load_demo(folder: Path | None = None) -> tuple[Any, Any, Any]:
+def load_demo(folder: Path | None = None) -> tuple[ModelPatcher, Clip, Vae]:
     """(MODEL, CLIP, VAE) of a diffusers folder laid out as the demo base. Raises ModelFileError if it is not there."""
     folder = folder or _assets()
     parts = [name for name in ("transformer", "text_encoder", "tokenizer", "vae") if not (folder / name).is_dir()]
@@ -36,14 +36,14 @@ def _assets() -> Path:
 
 
 def demo_data() -> DatasetValue:
-    """The demo's pictures, drawn once: a concept, scenes of the base's own world beside it, and some to measure on."""
+    """The images of the demo, drawn once: a new concept, scenes that the base model knows, and validation images."""
     from ....trainer.demo.demo import write_data
 
     folder = cache_folder() / "demo"
     if not (folder / COMPLETE).is_file():
         write_data(folder, seed=0)
         write_bytes(folder / COMPLETE, b"")
-    sets: dict[str, dict[str, Any]] = {
+    sets: dict[str, dict[str, object]] = {
         "images": {"caption_dropout": 0.1},
         "scenes": {"role": "regularisation"},
         "held_out": {"role": "validation"},
@@ -52,7 +52,7 @@ def demo_data() -> DatasetValue:
     return DatasetValue(sets=tuple(configs))
 
 
-def load_network(folder: str, **options: Any) -> Any:
+def load_network(folder: str, **options: object) -> ModelPatcher:
     """A ModelPatcher through ComfyUI's own loader. `options` are its own, which differ by version."""
     import comfy.sd
 
@@ -72,13 +72,15 @@ def load_network(folder: str, **options: Any) -> Any:
 
 
 def load_clip(folder: Path) -> DemoClip:
+    """The text encoder of the demo."""
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
     network = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder").float()
     return DemoClip.of(network.requires_grad_(False).eval(), AutoTokenizer.from_pretrained(folder / "tokenizer"))
 
 
-def load_vae(folder: Path) -> Any:
+def load_vae(folder: Path) -> Vae:
+    """The VAE of the demo, by ComfyUI's own class. Raises ModelFileError for another kind of VAE."""
     import comfy.sd
     from safetensors.torch import load_file
 

@@ -71,7 +71,7 @@ def test_of_two_shards_with_a_key_the_older_counts(tmp_path):
             assert torch.equal(cache.get("a")["latents"], tensor(20 + seed))
             lone = shard_of(folder, 20, b=(tensor(1), True))
             cache.reload()
-            cache.set_aside(lone.name)  # rebuilds
+            cache.quarantine(lone.name)  # rebuilds
             assert torch.equal(cache.get("a")["latents"], tensor(20 + seed))
 
 

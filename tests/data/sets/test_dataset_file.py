@@ -252,7 +252,7 @@ def test_our_own_toml(folder):
         ("a.toml", "x = [", "a.toml is not valid TOML"),
         ("a.toml", "x = 1", "a.toml: it holds x: write one [[dataset]] table per set"),
         ("a.toml", '[[dataset]]\nfolder = "cat"\n[training]', "it holds dataset, training"),
-        ("a.toml", '[[dataset]]\nfoldr = "cat"', "set 1 (no folder): folder is missing"),
+        ("a.toml", '[[dataset]]\nfoldr = "cat"', "set 1 (no folder): dataset.folder is missing"),
         ("a.toml", '[[dataset]]\nfolder = "cat"\nrepeats = 0', "set 1 (cat): dataset.repeats = 0"),
         ("a.toml", "datasets = 3", "datasets = 3 is not a list of tables: write [[datasets]]"),
         ("a.toml", "[[datasets]]\nsubsets = [1]", "datasets.subsets = 1 is not a table"),

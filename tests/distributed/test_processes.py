@@ -251,7 +251,7 @@ def test_more_processes_than_batches(tmp_path):
 
 def test_processes_with_different_settings(tmp_path):
     said = failing(tmp_path, lambda rank: case(tmp_path, "run", optimizer={"learning_rate": 1e-3 * (1 + rank)}))
-    assert all("configuration, base or data set of process 1 differs from that of process 0" in text for text in said)
+    assert all("configuration, base or dataset of process 1 differs from that of process 0" in text for text in said)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.cli.main import app
-from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
+from lora_loom.trainer.config.run import ModelConfig, NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
+from lora_loom.trainer.lora.patch import patched
+from lora_loom.trainer.lora_tools.layouts import Formats
 from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.runs.modules import modules_of_run
 from lora_loom.trainer.runs.record import recorded_tables, run_config, training_images
@@ -140,3 +143,25 @@ def test_modules_of_a_run_that_fits_the_network_are_kept_and_others_found_anew(t
     assert found() == ["a"], "whatever the preset means now"
     folder.start({}, {}, {}, ["a", "c"])
     assert found() == ["b"], "of another base, which the comparison of settings then names"
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("sd3", "diffusion_model.joint_blocks.0.x_block.attn.qkv"),
+        ("flux", "diffusion_model.double_blocks.0.img_attn.qkv"),
+    ],
+)
+def test_a_lora_of_the_graph_acts_on_the_command_lines_network(family, key):
+    """ComfyUI has q, k and v in one weight where diffusers has three."""
+    config = ModelConfig(base=str(tiny_folder(family)), device="cpu")
+    base = open_base(config)
+    denoiser = base.load_denoiser(config, "float32")
+    parts = [denoiser.module.get_submodule(f"transformer_blocks.0.attn.to_{name}") for name in "qkv"]
+    rows, columns = parts[0].weight.shape
+    down, up = torch.randn(2, columns), torch.randn(3 * rows, 2)
+    file = {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up, f"{key}.alpha": torch.tensor(4.0)}
+    before = torch.cat([part.weight for part in parts])
+    with patched(denoiser, Formats(family=base.family, denoiser=denoiser).native(file), 0.5):
+        changed = torch.cat([part.weight for part in parts])
+    torch.testing.assert_close(changed, before + 0.5 * (4.0 / 2) * up @ down)

@@ -1,6 +1,7 @@
 """LoRAs and whole checkpoints, on the recorded key lists of ComfyUI's toys: merged, compared, extracted, recognised."""
 
 import json
+import shutil
 import threading
 import time
 from functools import partial
@@ -435,6 +436,26 @@ def test_a_lora_of_t5_is_refused_by_name_and_the_rest_can_be_merged(tmp_path, ke
     report = merge(partly=True)
     assert report.changed == 1
     assert len(report.left_out) == 1
+
+
+def test_two_text_encoders_with_keys_of_one_name_are_counted_apart(tmp_path):
+    """transformers 4 wrote both encoders of SDXL with the same names, as the folders that people have are."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_folder("sdxl"), folder)
+    shapes = []
+    for name in ("text_encoder", "text_encoder_2"):
+        file = folder / name / "model.safetensors"
+        tensors = {key if key.startswith("text_") else f"text_model.{key}": tensor.clone() for key, tensor in load_file(file).items()}  # fmt: skip
+        file.unlink()
+        save_file(tensors, file)
+        shapes.append(tensors["text_model.encoder.layers.0.self_attn.q_proj.weight"].shape)
+    lora = {}
+    for te, (rows, columns) in zip(("lora_te1_", "lora_te2_"), shapes, strict=True):
+        lora[f"{te}text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight"] = torch.ones(1, columns)
+        lora[f"{te}text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight"] = torch.ones(rows, 1)
+    save_file(lora, tmp_path / "l.safetensors")
+    report = merge_into_base(opened(folder), [(tmp_path / "l.safetensors", 1.0)], tmp_path / "new", quiet)
+    assert report.changed == 2
 
 
 def test_text_encoders_of_a_diffusers_folder(tmp_path):

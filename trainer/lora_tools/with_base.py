@@ -47,12 +47,14 @@ def merge_into_base(
             rounding = list(_merge_files(base, folder, groups, patches, facts, progress))
     else:
         rounding = list(merge_file(base.source.path, target, "", patches, facts, progress))
-    changed = {key: value for key, value in rounding if not math.isnan(value)}
-    worst = max(changed, key=lambda key: changed[key])
+    changed = [
+        (value, key) for key, value in rounding if not math.isnan(value)
+    ]  # two text encoders have keys of one name
+    largest, worst = max(changed)
     return BaseReport(
         changed=len(changed),
         same=len(rounding) - len(changed),
-        rounding=changed[worst],
+        rounding=largest,
         worst=worst,
         left_out=tuple(left_out),
     )

@@ -83,7 +83,7 @@ def in_cell(text: str) -> str:
 def table(title: str, cls: type[Section]) -> str:
     """The options of a section, then the values of those that are chosen from a table of choices.py."""
     told, hints = texts(cls), typing.get_type_hints(cls)
-    rows = [f"## {title}", "", "| option | default | type | what it does |", "|---|---|---|---|"]
+    rows = [f"## {title}", "", str(cls.__doc__), "", "| option | default | type | what it does |", "|---|---|---|---|"]
     lists: list[str] = []
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.name not in told:

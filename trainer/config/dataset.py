@@ -12,6 +12,8 @@ MOST_MEGAPIXELS = 70.0
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Section, table="dataset"):
+    """A folder of images with captions, and how they are used. A run may have several."""
+
     folder: str
     """Folder of images: png, jpg, webp, avif, bmp, gif (first frame)."""
     recursive: bool = False
@@ -156,6 +158,8 @@ class DatasetConfig(Section, table="dataset"):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section, table="data"):
+    """What all datasets of a run have in common: resolution, buckets, and the held-out images."""
+
     resolution: int = 1024
     """Side in pixels of the square whose area every bucket has. It decides most about quality and time."""
     buckets: Literal["pixel_area", "pixel", "kohya", "off"] = "pixel_area"
@@ -185,6 +189,8 @@ class DataConfig(Section, table="data"):
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Section, table="text"):
+    """How captions and prompts are encoded, and whether the text encoders are trained too."""
+
     clip_tokens: Literal[75, 150, 225] = 225
     """Number of tokens of a caption that CLIP reads: one, two or three chunks of 75, arranged as in ComfyUI. SD, SDXL and SD3."""
     clip_skip: int = 0

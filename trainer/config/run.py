@@ -45,6 +45,8 @@ ReportTo = Literal["none", "tensorboard", "wandb"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section, table="model"):
+    """The base model that a LoRA is trained for, and how it is kept in memory."""
+
     base: str
     """The base model: a diffusers folder, or one .safetensors file in the original layout."""
     family: str = "auto"
@@ -66,6 +68,8 @@ class ModelConfig(Section, table="model"):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Section, table="network"):
+    """The adapter: its type, rank and target modules."""
+
     kind: Annotated[str, OneOf(ADAPTERS)] = "lora"
     """LoRA type: how the change of a weight is made up."""
     rank: int = 16
@@ -101,6 +105,8 @@ class NetworkConfig(Section, table="network"):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section, table="optimizer"):
+    """How gradients change the adapter's weights."""
+
     name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
     """Optimizer that updates the adapter's weights."""
     learning_rate: float = 1e-4
@@ -125,6 +131,8 @@ class OptimizerConfig(Section, table="optimizer"):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Section, table="schedule"):
+    """The learning rate over the steps of a run, as a factor on its peak."""
+
     kind: Annotated[str, OneOf(LR_SCHEDULES)] = "constant"
     """Learning-rate schedule: how the rate falls after the warm-up, to min_lr_ratio at the last step."""
     warmup: float = 0.0
@@ -151,6 +159,8 @@ class ScheduleConfig(Section, table="schedule"):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Section, table="objective"):
+    """What a step minimises: at which noise levels, and by which loss."""
+
     timestep_sampling: Annotated[str, OneOf(TIMESTEP_SAMPLING, {"auto": AUTO_TIMESTEPS})] = "auto"
     """Timestep sampling: the distribution that the noise level of each image in a step is drawn from."""
     logit_mean: float = 0.0
@@ -204,6 +214,8 @@ class ObjectiveConfig(Section, table="objective"):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Section, table="training"):
+    """Length of a run, batches, checkpoints and arithmetic."""
+
     steps: int = 1000
     """Optimizer steps of the whole run."""
     batch_size: int = 1
@@ -233,6 +245,8 @@ class TrainingConfig(Section, table="training"):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig(Section, table="memory"):
+    """Memory against time. Nothing here changes what is learnt, except that tiled latents differ slightly."""
+
     gradient_checkpointing: bool = True
     """Recomputes activations in the backward pass: much less memory, about a third more time."""
     cache: Literal["disk", "online"] = "disk"
@@ -253,6 +267,8 @@ class MemoryConfig(Section, table="memory"):
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig(Section, table="validation"):
+    """What is measured and shown while training: the validation loss, and samples."""
+
     every: int = 0
     """Steps between measurements of the validation loss; 0 measures at checkpoints and at the end."""
     timesteps: int = 4
@@ -292,6 +308,8 @@ class ValidationConfig(Section, table="validation"):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig(Section, table="output"):
+    """Where a run is written, and the form of its LoRA files."""
+
     directory: str = "output"
     """Folder of the runs; one is written to <directory>/<name>/."""
     loras: str = ""
@@ -308,6 +326,8 @@ class OutputConfig(Section, table="output"):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
+    """A run: everything that a TOML file says."""
+
     name: str
     """Name of the run, of its folder and of its LoRA files."""
     model: ModelConfig

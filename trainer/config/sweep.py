@@ -10,6 +10,8 @@ from .section import Section, require
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig(Section, table="sweep.guidance"):
+    """A guidance setting that a sweep compares with others."""
+
     label: str = ""
     """Name in the grid; empty makes one from the settings."""
     method: Annotated[str, OneOf(GUIDANCE_METHODS)] = "cfg"
@@ -33,6 +35,7 @@ class GuidanceConfig(Section, table="sweep.guidance"):
 
     @property
     def name(self) -> str:
+        """The label, or a name made of the method and its scale."""
         return self.label or f"{self.method.upper()} {self.scale:g}" + (
             f", rescale {self.rescale:g}" if self.rescale else ""
         )
@@ -40,6 +43,8 @@ class GuidanceConfig(Section, table="sweep.guidance"):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(Section, table="sweep"):
+    """The images that are made of the checkpoints, to compare them."""
+
     prompts: tuple[str, ...] = ()
     """Prompts of the cells."""
     prompt_library: str = ""

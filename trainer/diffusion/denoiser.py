@@ -39,10 +39,14 @@ class Denoiser(Protocol):
         ...
 
     @property
-    def objective(self) -> Objective: ...
+    def objective(self) -> Objective:
+        """What the network predicts."""
+        ...
 
     @property
-    def target_presets(self) -> Mapping[str, Targets]: ...
+    def target_presets(self) -> Mapping[str, Targets]:
+        """{name: target modules}, "default" among them."""
+        ...
 
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         """What `objective.target` returns, fp32, for noisy latents as `objective.add_noise` makes them."""

@@ -15,7 +15,9 @@ class Guidance(Protocol):
     """A way to combine the predictions with and without the prompt. Its names are in `choices.GUIDANCE_METHODS`."""
 
     @property
-    def scale(self) -> float: ...
+    def scale(self) -> float:
+        """Guidance scale; at 1 the prediction without the prompt is not needed."""
+        ...
 
     def begin(self) -> "Combine":
         """A fresh state for one sampling run."""
@@ -122,6 +124,7 @@ class Momentum:
     last_sigma: float = field(default=float("inf"))
 
     def accumulate(self, difference: Tensor, sigma: float) -> Tensor:
+        """The average after a step at noise level `sigma` with this difference of the predictions, fp32."""
         difference = difference.float()
         if not self.momentum:
             return difference

@@ -26,8 +26,12 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
 
 
 class Objective(Protocol):
+    """What a network predicts, and how latents are noised for it."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """flow, epsilon or v."""
+        ...
 
     @property
     def sigmas(self) -> Tensor:
@@ -38,13 +42,17 @@ class Objective(Protocol):
         """(B,) clock that runs evenly along the sampling schedule; `sigma_of` turns it back."""
         ...
 
-    def sigma_of(self, timestep: Tensor) -> Tensor: ...
+    def sigma_of(self, timestep: Tensor) -> Tensor:
+        """The noise level at a timestep: the inverse of `timestep`."""
+        ...
 
     def sigma_at(self, u_B: Tensor) -> Tensor:
         """Noise level at a share u of the training schedule: 0 = clean, 1 = pure noise."""
         ...
 
-    def add_noise(self, latents: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor: ...
+    def add_noise(self, latents: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
+        """Latents with noise of this level, before `network_input`."""
+        ...
 
     def start(self, noise: Tensor, sigma: float) -> Tensor:
         """What sampling starts from at the highest noise level, as ComfyUI scales it."""

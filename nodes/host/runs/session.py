@@ -112,7 +112,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     patience = request.validation.validation.patience if request.validation else 0
     if patience and not dataset.held_out:
         raise ConfigError(
-            f"patience = {patience} needs a validation loss: set images aside (LoomCache held_out_share, or a LoomDataset of role validation)"
+            f"patience = {patience} needs a validation loss: set images aside (LoomCache validation_split, or a LoomDataset of role validation)"
         )
     make_plan(dataset.training, request.training.batch_size, request.training.seed)
     return dataset

@@ -1,6 +1,6 @@
 """A network's inputs for every caption and every way an image is seen, made by the model's own `extra_conds`.
 
-Node thread only. They go to the engine's cache, so RAM does not grow with the data set; equal tensors are stored once.
+Only the node's thread makes them. They go to the engine's cache, so RAM does not grow with the dataset; equal tensors are stored once.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +17,7 @@ from ....trainer.data.cache.store import Cache
 from ....trainer.errors import ConfigError
 from ....trainer.families import all_families
 from ....trainer.types import Conditioning, EncoderIdentity, Example, Geometry, references_in
+from ..comfy_types import BaseModel
 from .denoiser import latent_dims
 from .packing import pack, unpack
 
@@ -26,10 +27,10 @@ ITEMS_PER_SHARD = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionSource:
-    """What makes a network's inputs, beside caption and geometry."""
+    """What decides a network's inputs besides caption and geometry."""
 
     identity: str
-    """Of the model."""
+    """Digest of the model and how it samples."""
     encoders: EncoderIdentity
     values: Mapping[str, float]
     """Added to every conditioning, e.g. Flux's guidance."""
@@ -37,7 +38,7 @@ class ConditionSource:
     """Pixels per latent row or column."""
 
     def key(self, view: View, view_key: str, caption: str) -> str:
-        """In the cache. References belong to the view, so their view's key stands for them."""
+        """The key of a sample's inputs in the cache. References belong to the view, so the view's key stands for them."""
         geometry = view.geometry
         place = [
             geometry.original,
@@ -64,7 +65,7 @@ class ConditionSource:
 def fill_conditions(
     cache: Cache,
     source: ConditionSource,
-    model: Any,
+    model: BaseModel,
     examples: Iterable[Example],
     progress: Callable[[int, int], None],
 ) -> None:
@@ -86,21 +87,24 @@ def fill_conditions(
 
 
 def _inputs(
-    cache: Cache, source: ConditionSource, model: Any, view: View, view_key: str, caption: str
+    cache: Cache, source: ConditionSource, model: BaseModel, view: View, view_key: str, caption: str
 ) -> dict[str, Any]:
     return network_inputs(model, *_given(cache, source, view, view_key, caption))
 
 
 def _given(cache: Cache, source: ConditionSource, view: View, view_key: str, caption: str) -> tuple[Any, ...]:
-    """The arguments of `network_inputs` behind the model."""
+    """The arguments of `network_inputs` after the model."""
     text = unpack(cache.get(prompt_key(view, caption, source.encoders)))
     item = cache.get(view_key)
     references = [latents.unsqueeze(0) for latents in references_in(item)]
     return text, view.geometry, source.values, source.factor, item["latents"].shape[0], references
 
 
-def check_accepts_references(model: Any, *given: Any) -> None:
-    """Raise ConfigError for a model to which reference images are nothing; `given` as for `network_inputs`, with some."""
+def check_accepts_references(model: BaseModel, *given: Any) -> None:
+    """Raise ConfigError for a model whose inputs stay the same without the reference images that `given` ends with.
+
+    `given` are the arguments of `network_inputs` after the model.
+    """
     if network_inputs(model, *given).keys() == network_inputs(model, *given[:-1]).keys():
         raise ConfigError(
             f"this MODEL ({type(model).__name__}) does not accept reference images: take them out, or load an edit model"
@@ -108,7 +112,7 @@ def check_accepts_references(model: Any, *given: Any) -> None:
 
 
 def network_inputs(
-    model: Any,
+    model: BaseModel,
     text: Mapping[str, Any],
     geometry: Geometry,
     values: Mapping[str, float],
@@ -116,8 +120,11 @@ def network_inputs(
     channels: int,
     references: Sequence[Tensor] = (),
 ) -> dict[str, Any]:
-    """The arguments of the network for one sample: tensors with a batch of 1, lists, constants. `values` are added to the
-    conditioning; `factor` is pixels per latent row; `references` are raw latents (1, C, h, w)."""
+    """The arguments of the network for one sample: tensors with a batch of 1, lists of such, constants.
+
+    `values` are added to the conditioning. `factor` is pixels per latent row, `channels` those of the latents, `references` are
+    raw latents (1, C, h, w).
+    """
     width, height = geometry.target
     dims = latent_dims(model)
     shape = (1, channels, *([1] if dims == 5 else []), height // factor, width // factor)
@@ -148,7 +155,7 @@ def size_conditions(class_name: str, geometry: Geometry) -> dict[str, int]:
 
 
 def condition(cache: Cache, source: ConditionSource) -> Callable[[Sequence[PickedExample]], Conditioning]:
-    """For the engine's batches: read the inputs of picked samples. Touches nothing of ComfyUI."""
+    """A function that reads the inputs of picked samples from the cache, for the engine's batches. It touches nothing of ComfyUI."""
 
     def read(picks: Sequence[PickedExample]) -> Conditioning:
         samples = [unpack(cache.get(source.key(pick.view, pick.key, pick.caption))) for pick in picks]

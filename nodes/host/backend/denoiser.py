@@ -1,7 +1,7 @@
-"""The loaded backend: any MODEL ComfyUI holds, as a Denoiser over a shadow of its network.
+"""The loaded backend: a MODEL that ComfyUI has loaded, as a Denoiser over a shadow of its network.
 
-Built in the node's thread, used in the training thread. After building, nothing of ComfyUI's memory management, sampling
-or encoders is touched; what stays is the network's own forward code, which runs on the shadow.
+It is built in the node's thread and used in the training thread. After building, nothing of ComfyUI's memory management,
+sampling or encoders is touched; what stays is the network's own forward code, which runs on the shadow.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ....trainer.diffusion.denoiser import Targets
 from ....trainer.errors import ModelFileError
 from ....trainer.weights.row_parts import split
+from ..comfy_types import BaseModel, ModelPatcher
 from .families import LoadedFamily, described, told_by_structure
 from .objective import HostObjective
 from .rope import register_rope_gradients
@@ -64,13 +65,15 @@ class LoadedDenoiser:
 
     @property
     def target_presets(self) -> Mapping[str, Targets]:
+        """By paths of the loaded network."""
         return self.settings.targets
 
     def file_key(self, module_path: str) -> str:
+        """The module's own name in ComfyUI; for a part of a fused Linear the name that ComfyUI applies to its rows."""
         return self.settings.file_keys.get(module_path, f"{PREFIX}{module_path}")
 
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
-        """Groups of samples whose inputs have the same shapes run together; the others one after another."""
+        """Samples whose inputs have the same shapes run as one batch; groups of others run one after another."""
         samples: Sequence[Sample] = conditioning["samples"]
         parts: dict[int, Tensor] = {}
         for rows in group_alike(samples):
@@ -96,7 +99,7 @@ class LoadedDenoiser:
         return (output.squeeze(2) if self.latent_dims == 5 else output).float()
 
     def _placed(self, value: Any, device: torch.device) -> Any:
-        """Tensors on the device, floating ones in the network's format."""
+        """Tensors on the device, floating ones in the network's dtype."""
         if isinstance(value, list):
             return [self._placed(item, device) for item in value]
         if isinstance(value, Tensor):
@@ -114,6 +117,7 @@ def signature(value: Any) -> Any:
 
 
 def group_alike(samples: Sequence[Sample]) -> list[list[int]]:
+    """The numbers of the samples, in groups of equal signatures; groups and members in the order of the samples."""
     groups: list[tuple[Any, list[int]]] = []
     for row, sample in enumerate(samples):
         mine = {name: signature(value) for name, value in sample.items()}
@@ -139,7 +143,7 @@ def merge(samples: Sequence[Sample]) -> dict[str, Any]:
     return {name: joined([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def load_denoiser(patcher: Any, *, compute_dtype: torch.dtype | None = None) -> LoadedDenoiser:
+def load_denoiser(patcher: ModelPatcher, *, compute_dtype: torch.dtype | None = None) -> LoadedDenoiser:
     """A Denoiser over the weights of a ComfyUI MODEL. Call it in the node, outside inference mode.
 
     Raises ModelFileError, naming each reason and its remedy, if something is patched into the MODEL.
@@ -166,7 +170,7 @@ def load_denoiser(patcher: Any, *, compute_dtype: torch.dtype | None = None) -> 
     )
 
 
-def bring_to_device(patcher: Any) -> None:
+def bring_to_device(patcher: ModelPatcher) -> None:
     """Have ComfyUI load the model as it does before sampling: a loader node leaves it in RAM. Node thread only.
 
     Under dynamic VRAM nothing is loaded: training then makes its own copy from the masters in RAM.
@@ -177,27 +181,27 @@ def bring_to_device(patcher: Any) -> None:
         load_models_gpu([patcher])
 
 
-def is_dynamic(patcher: Any) -> bool:
+def is_dynamic(patcher: ModelPatcher) -> bool:
     return bool(getattr(patcher, "is_dynamic", lambda: False)())
 
 
-def latent_dims(model: Any) -> int:
+def latent_dims(model: BaseModel) -> int:
     """Dimensions of a batch of latents as the network takes them."""
     return 2 + int(getattr(model.latent_format, "latent_dimensions", 2))
 
 
-def original_weights(patcher: Any) -> dict[str, Tensor]:
+def original_weights(patcher: ModelPatcher) -> dict[str, Tensor]:
     """{key of the network's state dict: weight before any patch}, whatever is patched into the module at the moment."""
     patches = patcher.get_key_patches(PREFIX)
     return {key.removeprefix(PREFIX): chain[0][0] for key, chain in patches.items()}
 
 
-def is_plain(patcher: Any) -> bool:
+def is_plain(patcher: ModelPatcher) -> bool:
     """Whether nothing is patched into the MODEL, apart from how it samples."""
     return not any(found(patcher) for _, found in PATCHES)
 
 
-def refuse_patches(patcher: Any) -> None:
+def refuse_patches(patcher: ModelPatcher) -> None:
     """Raise ModelFileError if training would not see the model that generation will use."""
     reasons = [reason for reason, found in PATCHES if found(patcher)]
     if reasons:
@@ -206,25 +210,25 @@ def refuse_patches(patcher: Any) -> None:
         )
 
 
-def _options(patcher: Any) -> dict[str, Any]:
+def _options(patcher: ModelPatcher) -> dict[str, Any]:
     return dict(patcher.model_options.get("transformer_options", {}))
 
 
-def _object_patches(patcher: Any) -> list[str]:
+def _object_patches(patcher: ModelPatcher) -> list[str]:
     return [name for name in getattr(patcher, "object_patches", {}) if name != "model_sampling"]
 
 
-def _has(name: str) -> Callable[[Any], bool]:
+def _has(name: str) -> Callable[[ModelPatcher], bool]:
     """Some value in an attribute of the patcher that maps types or names to lists."""
 
-    def found(patcher: Any) -> bool:
+    def found(patcher: ModelPatcher) -> bool:
         value = getattr(patcher, name, None) or {}
         return any(bool(v) for v in (value.values() if isinstance(value, dict) else value))
 
     return found
 
 
-PATCHES: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+PATCHES: tuple[tuple[str, Callable[[ModelPatcher], bool]], ...] = (
     ("a LoRA or merged weights", lambda patcher: bool(patcher.patches)),
     (
         "attention or block patches",

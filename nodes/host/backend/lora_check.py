@@ -13,10 +13,11 @@ from torch import Tensor
 from ....trainer.errors import ModelFileError
 from ....trainer.lora.host_formula import group_by_module
 from ....trainer.lora.state_dict import Arithmetic, Change
+from ..comfy_types import BaseModel
 
 
-def host_arithmetic(model: Any) -> Arithmetic:
-    """ComfyUI's reading of LoRA files for this model (a BaseModel)."""
+def host_arithmetic(model: BaseModel) -> Arithmetic:
+    """How ComfyUI reads LoRA files for this model. The function raises ModelFileError for a file of which ComfyUI would ignore a part."""
     from comfy.lora import load_lora, model_lora_keys_unet
 
     key_map = model_lora_keys_unet(model, {})

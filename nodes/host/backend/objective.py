@@ -1,12 +1,12 @@
 """What a loaded model predicts, asked of its own `model_sampling`: honours every ModelSampling node."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....trainer.diffusion.objectives import expand
+from ..comfy_types import ModelSampling
 
 KINDS = {"CONST": "flow", "V_PREDICTION": "v", "EPS": "epsilon"}
 """ComfyUI's parameterisations by class name, in the order they are looked for (V_PREDICTION is an EPS)."""
@@ -19,7 +19,7 @@ class HostObjective:
     thread. Call the constructor outside inference mode.
     """
 
-    def __init__(self, model_sampling: Any) -> None:
+    def __init__(self, model_sampling: ModelSampling) -> None:
         self._sampling = copy.deepcopy(model_sampling)
         self._noise_scale = float(getattr(self._sampling, "noise_scale", 1.0))
         ancestors = {cls.__name__ for cls in type(model_sampling).__mro__}

@@ -1,4 +1,4 @@
-"""A base model that was looked at but not loaded: source, family, variant, device."""
+"""A base model that was inspected but not loaded: source, family, variant, device."""
 
 from dataclasses import dataclass, fields
 
@@ -20,6 +20,8 @@ from .weights.devices import choose_device, compute_dtype, storage_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
+    """A base model on disk and what was read off its headers."""
+
     source: Source
     family: Family
     variant: str
@@ -28,6 +30,7 @@ class Base:
 
     @property
     def settings(self) -> Variant:
+        """What distinguishes this variant of the family."""
         return self.family.variants[self.variant]
 
     def skeleton(self) -> Denoiser:
@@ -37,13 +40,12 @@ class Base:
     def load_denoiser(
         self, config: ModelConfig, precision: str, *, gradient_checkpointing: bool = False, sharded: bool = False
     ) -> Denoiser:
-        """The frozen network on its device, in its stored or packed format, computing in the given precision.
+        """The frozen network on its device, in the dtype it is stored in or quantized, computing in the given precision.
 
         `sharded` splits it over the devices of all processes, without any of them holding the whole.
         """
         arithmetic = compute_dtype(precision, self.device)
-        packed = config.quantize != "none"
-        dtype = arithmetic if packed else storage_dtype(config.dtype, self.device)
+        dtype = arithmetic if config.quantize != "none" else storage_dtype(config.dtype, self.device)
         device = torch.device("cpu") if sharded else self.device
         loading = Loading(dtype=dtype, device=device, compute_dtype=arithmetic, quantize=config.quantize)
         denoiser = self.family.load_denoiser(self.source, self.variant, loading)
@@ -55,10 +57,11 @@ class Base:
 
     @property
     def text_dtype(self) -> torch.dtype:
-        """Number format of the text encoders."""
+        """dtype of the text encoders."""
         return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
     def load_encoders(self, *, tiled: bool = False) -> Encoders:
+        """Text encoders and VAE on the device; with `tiled` the VAE encodes large images in overlapping tiles."""
         loading = Loading(dtype=self.text_dtype, device=self.device)
         encoders = self.family.load_encoders(self.source, self.variant, loading, self.reading)
         if tiled:
@@ -104,10 +107,10 @@ def open_base(config: ModelConfig, text: TextConfig | None = None) -> Base:
 
 def _reading(text: TextConfig, family: Family, variant: str) -> PromptEncoding:
     """Raises ConfigError for an option that would do nothing with this family."""
-    plain, heeded = PromptEncoding(), family.variants[variant].text_options
+    plain, effective = PromptEncoding(), family.variants[variant].text_options
     wanted = {field.name: getattr(text, field.name) for field in fields(PromptEncoding)}
     for name, value in wanted.items():
-        if value != getattr(plain, name) and name not in heeded:
+        if value != getattr(plain, name) and name not in effective:
             raise ConfigError(
                 f"text.{name} = {value!r} would do nothing: {family.name} {variant} has none; leave it out"
             )

@@ -1,7 +1,7 @@
 """Flux.1 dev, schnell, krea and kontext: rectified flow on packed 2x2 latents, rotary positions, CLIP-L pooled and T5.
 
 All but schnell are guidance-distilled: the network is fed a guidance value, 1.0 while training. Kontext is dev trained
-to look at reference images, whose clean latents stand behind the noisy ones (arXiv 2506.15742).
+on reference images, whose clean latents follow the noisy ones (arXiv 2506.15742).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,7 +207,7 @@ class FluxDenoiser(DiffusersDenoiser):
 
 
 def _with_references(tokens_BLD: Tensor, ids: Tensor, latents_BCHW: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Tokens and positions of reference images behind those of the picture."""
+    """Tokens and positions of the image, followed by those of its reference images."""
     sizes = [(one.shape[-2], one.shape[-1]) for one in latents_BCHW]
     behind = [
         position_ids(rows, columns, index=1, top=top, left=left)

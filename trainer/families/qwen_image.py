@@ -1,8 +1,8 @@
 """Qwen-Image and Qwen-Image-Edit: rectified flow on packed 2x2 latents, text from Qwen2.5-VL (arXiv 2508.02324).
 
 Original files have diffusers' own names, so nothing is renamed. Latents are normalised per channel; the VAE is a video
-one and sees a picture as a film of one frame. The edit models are shown reference images twice: their clean latents stand
-behind the noisy ones, and the language model sees them before the prompt.
+one and takes an image as a film of one frame. An edit model takes reference images twice: their clean latents follow
+the noisy ones, and the language model sees them before the prompt.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +60,7 @@ large the language model sees one, and in how it is announced."""
 ANNOUNCE = {"qwen-image-edit-plus": "Picture {}: "}
 PIPELINES = {"QwenImageEditPipeline": "qwen-image-edit", "QwenImageEditPlusPipeline": "qwen-image-edit-plus"}
 CLEAN_CLOCK = "__index_timestep_zero__"
-"""An empty tensor in ComfyUI's files of edit models whose reference tokens are told sigma = 0 (2511)."""
+"""An empty tensor in ComfyUI's files of edit models whose reference tokens have the timestep of sigma = 0 (2511)."""
 _ATTENTION = r"attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
 _BLOCK = r"^transformer_blocks\.\d+\."
 TARGETS = {
@@ -147,12 +147,12 @@ def network_class() -> Any:
     from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 
     class Rope(QwenEmbedRope):  # type: ignore[misc]
-        """Texts begin after the picture itself, as in ComfyUI; diffusers lets a larger reference push them further."""
+        """Texts begin after the image itself, as in ComfyUI; diffusers lets a larger reference push them further."""
 
         def forward(self, video_fhw: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            pictures, _ = super().forward(video_fhw, *args, **kwargs)
+            images, _ = super().forward(video_fhw, *args, **kwargs)
             _, texts = super().forward([sample[:1] for sample in video_fhw], *args, **kwargs)
-            return pictures, texts
+            return images, texts
 
     class QwenImageTransformer2DModel(Plain):  # type: ignore[misc]
         def __init__(self, *args: Any, **settings: Any) -> None:
@@ -170,17 +170,17 @@ def network_class() -> Any:
 class QwenImageDenoiser(DiffusersDenoiser):
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = noisy_BCHW.shape[-2:]
-        tokens_BLD, pictures = pack(noisy_BCHW), [(1, height // 2, width // 2)]
+        tokens_BLD, images = pack(noisy_BCHW), [(1, height // 2, width // 2)]
         count = tokens_BLD.shape[1]
         for reference_BCHW in references_in(conditioning):
             tokens_BLD = torch.cat([tokens_BLD, pack(reference_BCHW)], dim=1)
-            pictures.append((1, reference_BCHW.shape[-2] // 2, reference_BCHW.shape[-1] // 2))
+            images.append((1, reference_BCHW.shape[-2] // 2, reference_BCHW.shape[-1] // 2))
         predicted_BLD = self.module(
             hidden_states=tokens_BLD.to(self.dtype),
             encoder_hidden_states=conditioning["text"].to(self.dtype),
             encoder_hidden_states_mask=conditioning["text_mask"],
             timestep=sigma_B.to(self.dtype),
-            img_shapes=[pictures] * len(noisy_BCHW),
+            img_shapes=[images] * len(noisy_BCHW),
             return_dict=False,
         )[0]
         return unpack(predicted_BLD[:, :count], height, width).float()

@@ -205,7 +205,7 @@ class SD3Denoiser(DiffusersDenoiser):
 
 
 class SD3Text:
-    """CLIP-L and CLIP-G beside each other, T5 behind; or one CLIP alone. A missing T5 leaves its tokens out."""
+    """CLIP-L and CLIP-G side by side, followed by T5; or one CLIP alone. Without a T5 its tokens are left out."""
 
     def __init__(self, clips: list[ClipText], t5: T5Text | None, width: int) -> None:
         self.clips, self.t5, self.width = clips, t5, width

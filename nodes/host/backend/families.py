@@ -62,7 +62,7 @@ def known(class_name: str) -> Family | None:
 
 
 def takes_guidance(class_name: str) -> bool:
-    """Whether the class is fed a guidance value, though not every file of it may heed it."""
+    """Whether networks of this class take a guidance value; a file of the class may lack the embedding of it and ignore it."""
     family = known(class_name)
     return family is not None and any(variant.guidance_embedding for variant in family.variants.values())
 

@@ -61,30 +61,30 @@ def prompt_nodes(
     def say(add: Callable[..., Link], key: str, text: str, clip: Link) -> Link:
         if not references:
             return add(key, "CLIPTextEncode", clip=clip, text=wording(text))
-        pictures = [show(add, reference_name(i)) for i, (show, _) in enumerate(references)]
+        images = [show(add, reference_name(i)) for i, (show, _) in enumerate(references)]
         if edit is not None:
-            places = dict(zip(edit.image_inputs, pictures, strict=False))
+            places = dict(zip(edit.image_inputs, images, strict=False))
             said = add(f"{key}_text", edit.node, clip=clip, prompt=text, **places)
         else:
             said = add(f"{key}_text", "CLIPTextEncode", clip=clip, text=wording(text))
-        for i, (picture, (_, size)) in enumerate(zip(pictures, references, strict=True)):
-            last = i == len(pictures) - 1
+        for i, (image, (_, size)) in enumerate(zip(images, references, strict=True)):
+            last = i == len(images) - 1
             said = add(
                 key if last else f"{key}_{reference_name(i)}", "ReferenceLatent", conditioning=said,
-                latent=_encoded(add, reference_name(i), picture, size, vae),
+                latent=_encoded(add, reference_name(i), image, size, vae),
             )  # fmt: skip
         return said
 
     return say
 
 
-def _encoded(add: Callable[..., Link], name: str, picture: Link, size: Size, vae: Link) -> Link:
-    """A picture's latents, of this size in pixels."""
+def _encoded(add: Callable[..., Link], name: str, image: Link, size: Size, vae: Link) -> Link:
+    """A image's latents, of this size in pixels."""
     width, height = size
     scaled = add(
         f"{name}_scaled",
         "ImageScale",
-        image=picture,
+        image=image,
         upscale_method="lanczos",
         width=width,
         height=height,
@@ -94,7 +94,7 @@ def _encoded(add: Callable[..., Link], name: str, picture: Link, size: Size, vae
 
 
 def from_input_folder(name: str) -> Show:
-    """A picture that lies in ComfyUI's input folder."""
+    """A image that lies in ComfyUI's input folder."""
     return lambda add, key: add(key, "LoadImage", image=name)
 
 

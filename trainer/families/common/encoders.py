@@ -216,7 +216,7 @@ class TinyCodec(_Codec):
 
 
 class FrameCodec(_Codec):
-    """diffusers' AutoencoderKLQwenImage, a video VAE: a picture is a film of one frame."""
+    """diffusers' AutoencoderKLQwenImage, a video VAE: a image is a film of one frame."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)

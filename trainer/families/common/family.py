@@ -1,4 +1,4 @@
-"""What a family file holds: data and a handful of functions. The engine knows families only through these."""
+"""The interface of a model family: data and a handful of functions. The engine uses families only through it."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """(noisy latents, sigma, conditioning) to what `Denoiser.predict` gives."""
 
 Text = dict[str, Tensor]
-"""What the text encoders say about one prompt; tensors without a batch dimension."""
+"""What the text encoders make of one prompt; tensors without a batch dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,13 @@ class Variant:
     guidance_scale: float = 7.0
     """Usual classifier-free guidance scale."""
     references: int = 0
-    """How many reference images the network can be shown together; 0 = it is no edit model."""
+    """How many reference images a sample can have; 0 for a model that takes none."""
     text_pixels: int = 0
-    """The text encoder is shown the reference images too, with the area of a square of this side in pixels; 0 = it is not."""
+    """The text encoder sees the reference images too, each with the area of a square of this side in pixels; 0 where it does not."""
     by_length: bool = False
     """Texts of unequal length are run one length at a time: there is no mask that could hide what stands behind one."""
     text_options: tuple[str, ...] = ()
-    """Fields of `PromptEncoding` that this family heeds."""
+    """Fields of `PromptEncoding` that have an effect in this family."""
     text_parts: Mapping[str, str] = field(default_factory=dict)
     """{name in LoRA files: folder} of the text encoders that can have a LoRA of their own."""
     text_pooled: tuple[str, ...] = ()
@@ -93,8 +93,8 @@ class TrainableText(TextEncoder, Protocol):
 class VisionTextEncoder(TextEncoder, Protocol):
     """Of an edit model whose text encoder sees the reference images (`Variant.text_pixels`)."""
 
-    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[Text]:
-        """Prompts, each with its pictures (3, H, W), RGB in [-1, 1], sides multiples of 28 pixels."""
+    def encode_beside(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> list[Text]:
+        """Texts of prompts, each with its images (3, H, W), RGB in [-1, 1], sides multiples of 28 pixels."""
         ...
 
 
@@ -128,12 +128,12 @@ class Loading:
     """How a network is brought into memory."""
 
     dtype: torch.dtype | None
-    """None keeps the file's own number format."""
+    """None keeps the dtype of the file."""
     device: torch.device
     compute_dtype: torch.dtype | None = None
-    """Number format of the arithmetic; None is that of the weights."""
+    """dtype of the arithmetic; None is that of the weights."""
     quantize: str = "none"
-    """Pack the Linear weights by optimum-quanto, one at a time: int8, int4, int2, float8 or none."""
+    """Quantize the Linear weights by optimum-quanto, one at a time: int8, int4, int2, float8 or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +237,7 @@ class Family(Protocol):
         ...
 
     def told_variant(self, source: Source, variant: str) -> str:
-        """The detected variant, or another that what lies beside the weights tells, such as a scheduler's settings."""
+        """The detected variant, or another one that other files of the base name, such as a scheduler's settings."""
         ...
 
     @property
@@ -267,7 +267,7 @@ class Family(Protocol):
     ) -> Encoders: ...
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
-        """Batch the texts of several images and add what else the network is told about them."""
+        """The network's inputs besides latents and timestep for a batch: texts, image sizes, the guidance value."""
         ...
 
     def tiny(self, seed: int = 0) -> "Tiny":
@@ -308,7 +308,7 @@ class DiffusersDenoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of the activations."""
+        """dtype of the activations."""
         return self.compute_dtype or next(self.module.parameters()).dtype
 
 
@@ -336,7 +336,7 @@ def stack_unequal(texts: Sequence[Text]) -> dict[str, Tensor]:
 
 
 def by_length(predict: Predict, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-    """`predict` for the samples of each "text_length" together, so that none is told what stands behind its text."""
+    """`predict` for the samples of each "text_length" together, so that no sample's padding reaches the network."""
     if "text_length" not in conditioning:
         return predict(noisy_BCHW, sigma_B, conditioning)
     lengths = conditioning["text_length"]

@@ -57,8 +57,9 @@ def load(
 ) -> nn.Module:
     """The denoiser of a source in either layout; `native` reads configuration and key map off an original file.
 
-    `adapt` makes a diffusers folder's tensors those of `cls`; `unused` names keys of original files that nobody reads. Weights are mapped from the file; where packing is asked for they are brought over and packed one by one, so that no
-    full copy comes to be. Raises ConfigError if a base that is packed already should be packed or cast.
+    `adapt` makes a diffusers folder's tensors those of `cls`; `unused` names keys of original files that nobody reads. Weights are mapped from the file;
+    where they are to be quantized they are brought to the device and quantized one by one, so that there is never a full
+    copy. Raises ConfigError for a base that is quantized already and should be quantized again.
     """
     if source.quanto_map is not None:
         _refuse_packing_twice(source, loading)
@@ -106,7 +107,7 @@ def _refuse_packing_twice(source: Source, loading: Loading) -> None:
 
 
 def _place_rest(module: nn.Module, loading: Loading) -> None:
-    """What is not packed: norms, embeddings, convolutions, biases, buffers."""
+    """Bring to the device what is not quantized: norms, embeddings, convolutions, biases, buffers."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             if type(parameter) is nn.Parameter:
@@ -118,7 +119,7 @@ def _place_rest(module: nn.Module, loading: Loading) -> None:
 
 
 def unpack_quanto(cls: type[nn.Module], source: Source, loading: Loading) -> nn.Module:
-    """A network whose weights optimum-quanto has packed already; they stay packed. Raises ConfigError without the library."""
+    """A network whose weights optimum-quanto has quantized already; they stay quantized. Raises ConfigError without the library."""
     require_quanto(f"{source.path} is quantized and")
     from optimum.quanto import requantize
 

@@ -26,12 +26,12 @@ EDIT_HEAD = (
 TEMPLATE_TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's pictures in [0, 1]; Qwen2.5-VL was trained with them."""
+"""Of CLIP's images in [0, 1]; Qwen2.5-VL was trained with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patches:
-    """A picture as the vision part of the language model takes it."""
+    """A image as the vision part of the language model takes it."""
 
     pixels_NP: Tensor
     grid_13: Tensor
@@ -49,13 +49,13 @@ def template_tokens(tokenizer: Any) -> int:
 def patches_of(pixels_CHW: Tensor, config: Any) -> Patches:
     """Patches of RGB pixels in [-1, 1], in groups of `spatial_merge_size` squared, as `config` (the vision part's) says.
 
-    A picture is a film whose first frame is repeated. Sides must be multiples of the patch times the group's side.
+    A image is a film whose first frame is repeated. Sides must be multiples of the patch times the group's side.
     """
     patch, merge, frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    picture = ((pixels_CHW.float() + 1) / 2 - mean) / std
-    rows, columns = picture.shape[1] // patch, picture.shape[2] // patch
-    cut = picture.reshape(3, rows // merge, merge, patch, columns // merge, merge, patch)
+    image = ((pixels_CHW.float() + 1) / 2 - mean) / std
+    rows, columns = image.shape[1] // patch, image.shape[2] // patch
+    cut = image.reshape(3, rows // merge, merge, patch, columns // merge, merge, patch)
     cut = cut.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5).expand(-1, -1, -1, -1, -1, frames, -1, -1)
     return Patches(
         pixels_NP=cut.reshape(rows * columns, -1),
@@ -65,9 +65,9 @@ def patches_of(pixels_CHW: Tensor, config: Any) -> Patches:
 
 
 def positions(parts: Sequence[int | Patches], merge: int) -> Tensor:
-    """(3, 1, L) time, row and column of every token of texts, given by their lengths, and of pictures among them.
+    """(3, 1, L) time, row and column of every token of texts, given by their lengths, and of images among them.
 
-    Text counts up, a picture's tokens keep its time and spread over rows and columns, and what is behind goes on after
+    Text counts up, a image's tokens keep its time and spread over rows and columns, and what is behind goes on after
     its longer side (Qwen2-VL, arXiv 2409.12191, M-RoPE).
     """
     start, placed = 0, []
@@ -112,18 +112,18 @@ class QwenText:
         return texts
 
     @torch.no_grad()
-    def encode_beside(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]]) -> list[Text]:
+    def encode_beside(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> list[Text]:
         """Prompts, each with its reference images (3, H, W) in [-1, 1], sides multiples of 28 pixels."""
-        return [self._beside(prompt, shown) for prompt, shown in zip(prompts, pictures, strict=True)]
+        return [self._beside(prompt, shown) for prompt, shown in zip(prompts, images, strict=True)]
 
-    def _beside(self, prompt: str, pictures_CHW: Sequence[Tensor]) -> Text:
+    def _beside(self, prompt: str, images_CHW: Sequence[Tensor]) -> Text:
         model: Any = self.module
         config, device = model.config, device_of(model)
         head = self._ids(EDIT_HEAD)
         parts: list[list[int] | Patches] = [head]
-        for number, picture_CHW in enumerate(pictures_CHW, start=1):
+        for number, image_CHW in enumerate(images_CHW, start=1):
             parts.append([*self._ids(self.announce.format(number)), config.vision_start_token_id])
-            parts += [patches_of(picture_CHW, config.vision_config), [config.vision_end_token_id]]
+            parts += [patches_of(image_CHW, config.vision_config), [config.vision_end_token_id]]
         parts.append([*self._ids(prompt)[: self.max_tokens], *self._ids(TEMPLATE_TAIL)])
         ids_1L = torch.tensor([[token for part in parts for token in _tokens(part, config.image_token_id)]])
         seen = [part for part in parts if isinstance(part, Patches)]
@@ -145,6 +145,6 @@ class QwenText:
         return ids
 
 
-def _tokens(part: list[int] | Patches, picture: int) -> list[int]:
-    """A text's own; a picture is as many times the token `picture`."""
-    return [picture] * part.tokens if isinstance(part, Patches) else part
+def _tokens(part: list[int] | Patches, image: int) -> list[int]:
+    """A text's own; a image is as many times the token `image`."""
+    return [image] * part.tokens if isinstance(part, Patches) else part

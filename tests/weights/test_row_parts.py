@@ -1,11 +1,14 @@
 """Parts of a fused Linear: they compute as the whole does, are adapted by themselves, and have no bytes of their own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.lora.adapter import inject
+from lora_loom.trainer.lora.patch import patched
 from lora_loom.trainer.lora.state_dict import max_relative_error, to_file
 from lora_loom.trainer.weights.frozen import FrozenLinear, compute_in
 from lora_loom.trainer.weights.quantize import is_quantized, quantize, stored_bytes
@@ -122,3 +125,20 @@ def test_parts_must_cover_the_rows(parts):
         split(network().linear, parts)
     with pytest.raises(ValueError, match="a Linear cannot be split into rows"):
         split(nn.Linear(16, 128), PARTS)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_lora_file_on_one_part_is_applied_and_taken_off_again(stored):
+    """As a score or a sweep does with a file that was trained on parts."""
+    root, x = network(stored), torch.rand(2, 16)
+    split(root.linear, PARTS)
+    before = root.linear(x)
+    down, up = torch.rand(2, 16), torch.rand(32, 2)
+    denoiser = SimpleNamespace(family="toy", module=root, file_key=lambda path: f"toy.{path}")
+    file = {"toy.linear.to_k.lora_A.weight": down, "toy.linear.to_k.lora_B.weight": up}
+    with torch.no_grad(), patched(denoiser, file, 0.5):
+        change = root.linear(x) - before
+        assert torch.allclose(change[:, 32:64], 0.5 * x @ down.T @ up.T, rtol=2e-2, atol=2e-2)
+        assert torch.allclose(change[:, :32], torch.zeros(2, 32), atol=1e-5)
+        assert torch.allclose(change[:, 64:], torch.zeros(2, 64), atol=1e-5)
+    assert torch.equal(root.linear(x), before)

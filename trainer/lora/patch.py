@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelFileError, did_you_mean
 from ..weights.frozen import FrozenLinear, is_packed
+from ..weights.row_parts import RowPart
 from .adapter import dense_weight
 from .host_formula import group_by_module, weight_change
 
@@ -64,13 +65,17 @@ def _apply(root: nn.Module, path: str, parts: Mapping[str, Tensor], strength: fl
     base = dense_weight(module)
     new = base + weight_change({name: tensor.to(base.device) for name, tensor in parts.items()}, base, strength)
     weight = module.weight
-    if is_packed(weight) or getattr(module, "scale", None) is not None:
-        plain = FrozenLinear(base.shape[1], base.shape[0], bias=False, device="meta")  # a packed layer steps aside
+    is_exact = not is_packed(weight) and getattr(module, "scale", None) is None
+    new = new.to(weight.dtype) if is_exact else new
+    if not is_exact or isinstance(module, RowPart):
+        # A layer whose weight cannot be set (quantized, scaled, or rows of another layer) is replaced for the block.
+        plain = FrozenLinear(base.shape[1], base.shape[0], bias=False, device="meta")
         plain.weight = nn.Parameter(new, requires_grad=False)
-        plain.bias = module.bias
+        if module.bias is not None:
+            plain.bias = nn.Parameter(module.bias, requires_grad=False)
         _put(root, path, plain)
         return module
-    module.weight = nn.Parameter(new.to(weight.dtype), requires_grad=False)
+    module.weight = nn.Parameter(new, requires_grad=False)
     return weight
 
 

@@ -179,6 +179,8 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
 
 @dataclass(kw_only=True)
 class FluxDenoiser(DiffusersDenoiser):
+    """Packs latents and references into tokens with positions and reads the image's tokens back."""
+
     @property
     def guided(self) -> bool:
         """Whether the network takes a guidance value."""
@@ -228,6 +230,8 @@ class FluxText:
 
 
 class Flux:
+    """The family of Flux.1."""
+
     name = NAME
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=16, scale=0.3611, shift=0.1159)

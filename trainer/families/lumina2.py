@@ -142,6 +142,8 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
 
 @dataclass(kw_only=True)
 class Lumina2Denoiser(DiffusersDenoiser):
+    """Turns the network's clock and answer round; files carry the original file's names."""
+
     native: Mapping[str, str] = field(default_factory=dict)
     """{module path: name in the original file}."""
 
@@ -204,6 +206,8 @@ def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None
 
 
 class Lumina2:
+    """The family of Lumina-Image 2.0."""
+
     name = NAME
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=16, scale=0.3611, shift=0.1159)

@@ -168,6 +168,8 @@ def network_class() -> Any:
 
 @dataclass(kw_only=True)
 class QwenImageDenoiser(DiffusersDenoiser):
+    """Packs latents and references into tokens and reads the image's tokens back."""
+
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = noisy_BCHW.shape[-2:]
         tokens_BLD, images = pack(noisy_BCHW), [(1, height // 2, width // 2)]
@@ -201,6 +203,8 @@ def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None
 
 
 class QwenImage:
+    """The family of Qwen-Image and its edit models."""
+
     name = NAME
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=16, scale=tuple(1 / std for std in STD), shift=MEAN)

@@ -97,11 +97,15 @@ class SDText:
 
 
 class SDDenoiser(UNetDenoiser):
+    """A UNet whose only condition is the text."""
+
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         return self.run(noisy_BCHW, sigma_B, conditioning["text"])
 
 
 class SD:
+    """The family of Stable Diffusion 1.x and 2.x."""
+
     name = NAME
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=4, scale=0.18215)

@@ -187,6 +187,8 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
 
 @dataclass(kw_only=True)
 class SD3Denoiser(DiffusersDenoiser):
+    """Runs texts of unequal length one length at a time."""
+
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         return by_length(self._predict, noisy_BCHW, sigma_B, conditioning)
 
@@ -228,6 +230,8 @@ def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None
 
 
 class SD3:
+    """The family of Stable Diffusion 3 and 3.5."""
+
     name = NAME
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=16, scale=1.5305, shift=0.0609)

@@ -101,6 +101,8 @@ def _texts(firsts: Sequence[Tensor], seconds: Sequence[Tensor], pooled_BP: Tenso
 
 
 class SDXLDenoiser(UNetDenoiser):
+    """Adds the pooled text and the image's sizes to the UNet's inputs."""
+
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         added = {"text_embeds": conditioning["pooled"].to(self.dtype), "time_ids": conditioning["time_ids"]}
         return self.run(noisy_BCHW, sigma_B, conditioning["text"], added)
@@ -119,6 +121,8 @@ def time_ids(geometry: Geometry) -> Tensor:
 
 
 class SDXL:
+    """The family of Stable Diffusion XL."""
+
     name = NAME
     variants: Mapping[str, Variant] = VARIANTS
     latent_space = LatentSpace(channels=4, scale=0.13025)

@@ -182,6 +182,7 @@ def bring_to_device(patcher: ModelPatcher) -> None:
 
 
 def is_dynamic(patcher: ModelPatcher) -> bool:
+    """Whether ComfyUI pages this MODEL's weights to the device as it needs them (dynamic VRAM)."""
     return bool(getattr(patcher, "is_dynamic", lambda: False)())
 
 

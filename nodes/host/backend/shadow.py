@@ -38,6 +38,8 @@ class ShadowLayerNorm(nn.LayerNorm):
 
 
 class ShadowRMSNorm(nn.Module):
+    """Normalises a copy, as `ShadowLayerNorm` does."""
+
     normalized_shape: Any
     weight: Tensor | None
     eps: float | None
@@ -54,6 +56,8 @@ class ShadowGroupNorm(nn.GroupNorm):
 
 
 class ShadowEmbedding(nn.Embedding):
+    """Returns rows of the table in the wanted dtype."""
+
     def forward(self, input: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return F.embedding(input, self.weight, self.padding_idx).to(out_dtype or self.weight.dtype)
 
@@ -69,11 +73,11 @@ class ShadowConv(nn.Module):
 
 
 class ShadowConv1d(ShadowConv, nn.Conv1d):
-    pass
+    """See `ShadowConv`."""
 
 
 class ShadowConv3d(ShadowConv, nn.Conv3d):
-    pass
+    """See `ShadowConv`."""
 
 
 def _own(x: Tensor) -> Tensor:

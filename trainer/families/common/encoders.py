@@ -26,6 +26,7 @@ def require_parts(folder: Path, *names: str) -> None:
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
+    """The tokenizer in a sub-folder of a diffusers folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder / name)
@@ -132,10 +133,12 @@ def side_by_side(firsts: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Te
 
 
 def clip_depth(module: nn.Module) -> int:
+    """How many layers this CLIP has."""
     return int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
 
 
 def clip_tokens(module: nn.Module) -> int:
+    """How many tokens this CLIP reads at once."""
     return min(77, int(module.config.max_position_embeddings))  # type: ignore[union-attr, arg-type]
 
 
@@ -168,10 +171,12 @@ class T5Text:
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> Any:
+    """Token ids and mask (B, max_tokens): every prompt is padded or cut to that length."""
     return tokenizer(list(prompts), padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt")
 
 
 def device_of(module: nn.Module) -> torch.device:
+    """The device of a network's parameters."""
     return next(module.parameters()).device
 
 

@@ -75,6 +75,8 @@ class LatentSpace:
 
 
 class TextEncoder(Protocol):
+    """All text encoders of a family as one."""
+
     def encode(self, prompts: Sequence[str]) -> list[Text]: ...
 
 
@@ -119,6 +121,8 @@ class ImageCodec(Protocol):
 
 @dataclass
 class Encoders:
+    """What turns texts and pixels into what the network takes."""
+
     text: TextEncoder
     image: ImageCodec
 
@@ -206,6 +210,8 @@ def has_one_text_encoder(family: "Family") -> bool:
 
 
 class Family(Protocol):
+    """A model family: data, and functions that read files of it and build its networks."""
+
     @property
     def name(self) -> str: ...
 
@@ -286,6 +292,8 @@ class WritesOriginal(Protocol):
 
 @dataclass(kw_only=True)
 class Tiny:
+    """A family's networks in CPU size with random weights, for tests and for writing toy folders."""
+
     denoiser: Denoiser
     encoders: Encoders
     vae: Any

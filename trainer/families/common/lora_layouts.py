@@ -15,6 +15,8 @@ FORMATS = ("native", "diffusers", "kohya")
 
 @dataclass(frozen=True, kw_only=True)
 class KeyLayout:
+    """How a layout of LoRA files writes the name of a module and its tensors."""
+
     prefix: str
     original: bool = False
     """Paths of the original file, q k v often as one; else those of diffusers."""

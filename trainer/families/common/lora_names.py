@@ -21,6 +21,8 @@ TEXT_ENCODERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LoraNames:
+    """The names of a family's modules in LoRA files, as regular expressions."""
+
     native: str
     """Regular expression of the original paths of the modules that can have a LoRA."""
     prefixes: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ def _pattern(expression: str, underscores: bool) -> re.Pattern[str]:
 
 
 def is_text_encoder(key: str) -> bool:
+    """Whether a module key of a LoRA file belongs to a text encoder."""
     return key.startswith(TEXT_ENCODERS)
 
 

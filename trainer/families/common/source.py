@@ -194,6 +194,7 @@ def read_shapes(path: Path) -> Shapes:
 
 
 def refuse_lora(path: Path, shapes: Shapes) -> None:
+    """Raise ModelFileError for a file that holds a LoRA, by the names of its tensors."""
     if any(mark in key for key in shapes for mark in LORA_MARKS):
         raise ModelFileError(
             f"model.base: {path} is a LoRA, not a base model; give it as network.init_from to start from it"

@@ -62,6 +62,7 @@ def tiny_tokenizer(max_tokens: int) -> Any:
 
 
 def tiny_clip(seed: int, *, projection: bool, width: int = 32, tokens: int = 16) -> tuple[nn.Module, Any]:
+    """A random CLIP text encoder of CPU size and its tokenizer; `projection` adds the projected pooled vector."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -74,6 +75,7 @@ def tiny_clip(seed: int, *, projection: bool, width: int = 32, tokens: int = 16)
 
 
 def tiny_t5(seed: int, *, width: int, tokens: int = 16) -> tuple[nn.Module, Any]:
+    """A random T5 encoder of CPU size and its tokenizer."""
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(vocab_size=48, d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4)
@@ -81,6 +83,7 @@ def tiny_t5(seed: int, *, width: int, tokens: int = 16) -> tuple[nn.Module, Any]
 
 
 def tiny_gemma(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
+    """A random Gemma-2 of CPU size and its tokenizer."""
     from transformers import Gemma2Config, Gemma2Model
 
     config = Gemma2Config(
@@ -91,6 +94,7 @@ def tiny_gemma(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
 
 
 def tiny_qwen(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
+    """A random Qwen2.5-VL of CPU size and its tokenizer."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}

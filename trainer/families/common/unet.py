@@ -147,6 +147,8 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
 
 @dataclass(kw_only=True)
 class UNetDenoiser(DiffusersDenoiser):
+    """A UNet of diffusers; a family adds `predict`."""
+
     def run(
         self, noisy_BCHW: Tensor, sigma_B: Tensor, text_BLD: Tensor, added: dict[str, Tensor] | None = None
     ) -> Tensor:

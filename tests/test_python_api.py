@@ -57,7 +57,7 @@ def test_the_example_of_a_server_runs(place, capsys, monkeypatch):
         fake.kill()
     told = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in told] == ["cat-000100", "cat-000900", "cat-001000", "dog"]
-    assert len(list((place / "output" / "pictures").glob("*.png"))) == 3
+    assert len(list((place / "output" / "images").glob("*.png"))) == 3
     assert fake.ran[0]["3"]["inputs"]["steps"] == 12
 
 

@@ -92,6 +92,14 @@ class SilentHost:
         return self.stop_at is not None and bool(self.steps) and self.steps[-1].step >= self.stop_at
 
 
+def eject(adapter):
+    """Put the base model's own modules back, to compare a file with what was trained."""
+    from lora_loom.trainer.weights.frozen import replace_module
+
+    for path, layer in adapter.layers.items():
+        replace_module(adapter.root, path, layer.get_base_layer())
+
+
 def make_config(family: str, root: Path, **sections):
     """A quick run of a tiny base; `sections` are merged into the tables."""
     from lora_loom.trainer.config.run import TrainConfig

@@ -26,7 +26,7 @@ def test_inspect_resize_merge_and_load(server, bases):
     assert "rank 6" in report
     assert "in the connected model ComfyUI matches " in report
     assert "left out" not in report
-    assert "energy retained" in outputs["small"]["text"][0]
+    assert "energy is kept" in outputs["small"]["text"][0]
     assert (server.base / "models" / "loras" / "lora_loom" / "tooled-both.safetensors").is_file()
     loaders = server.http.get("/object_info/LoraLoader").json()["LoraLoader"]["input"]["required"]["lora_name"]
     offered = loaders[0] if isinstance(loaders[0], list) else loaders[1]["options"]

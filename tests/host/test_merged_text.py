@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_loom.trainer.lora_tools.base_keys import own_places
+from lora_loom.trainer.lora_tools.base_keys import written_slices
 from lora_loom.trainer.lora_tools.with_base import merge_into_base
 from tests.lora_tools.test_with_base import base_file, lora_for, opened, quiet, text_tensors
 
@@ -34,7 +34,7 @@ def write(toy, stems, folder):
             lora[f"{key}.lora_up.weight"] = torch.randn(weight.shape[0], 2, generator=source)
     save_file(tensors, path)
     base = opened(path)
-    lora_for(base, folder / "network.safetensors", [sorted(own_places(base))[0]])
+    lora_for(base, folder / "network.safetensors", [sorted(written_slices(base))[0]])
     save_file({**lora, **load_file(folder / "network.safetensors")}, folder / f"{toy}.lora.safetensors")
     merge_into_base(base, [(folder / f"{toy}.lora.safetensors", STRENGTH)], folder / f"{toy}.merged.safetensors", quiet)
 

@@ -264,14 +264,6 @@ def test_disabled_is_the_base():
     assert all(p.requires_grad for p in adapter.parameters().values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_eject_puts_the_same_modules_back(kind):
-    net = Net()
-    modules = [net.first, net.conv, net.last]
-    inject(net, PATHS, NetworkConfig(kind=kind, rank=2), seed=1).eject()
-    assert [net.first, net.conv, net.last] == modules
-
-
 def test_load_checks_names_and_shapes():
     adapter = inject(Net(), PATHS, NetworkConfig(rank=2), seed=1)
     values = {name: parameter + 1 for name, parameter in adapter.parameters().items()}

@@ -16,6 +16,7 @@ from lora_loom.trainer.lora.targets import resolve_targets
 from lora_loom.trainer.lora_tools.inspect import inspect, to_text
 from lora_loom.trainer.weights.frozen import FrozenConv2d, FrozenLinear, compute_in
 from lora_loom.trainer.weights.quantize import KINDS, is_quantized, quantize, stored_bytes
+from tests.conftest import eject
 from tests.lora.test_adapter import PATHS, Net, inputs
 
 PRESETS = {"default": Targets("first"), "conv": Targets("conv")}
@@ -34,7 +35,7 @@ def test_presets_regexes_and_excludes():
         ("defualt", "", "did you mean 'default'"),
         ("regex:frst", "", "matches none of the 3 Linear and Conv2d modules; did you mean 'first'"),
         ("regex:(", "", "is not a regular expression"),
-        ("default", "first", "leaves none of the 1 targets"),
+        ("default", "first", "leaves none of the 1 target modules"),
         ("default", "[", "is not a regular expression"),
     ],
 )
@@ -131,7 +132,7 @@ def lora_file(denoiser):
     for parameter in adapter.parameters().values():
         parameter.data += 0.2
     tensors = to_file(adapter, denoiser.file_key, torch.float32)
-    adapter.eject()
+    eject(adapter)
     return tensors
 
 

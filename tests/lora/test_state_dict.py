@@ -11,6 +11,7 @@ from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.lora.adapter import dense_weight, inject
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
 from lora_loom.trainer.lora.state_dict import effective_alpha, max_relative_error, to_file, to_training
+from tests.conftest import eject
 from tests.lora.test_adapter import PATHS, Net, inputs
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 5e-3}
@@ -61,7 +62,7 @@ def test_the_networks_output_agrees_too(network):
     with adapter.disabled():
         base = net(*inputs()).item()
     modules, _ = group_by_module(to_file(adapter, key_of("x."), torch.float32))
-    adapter.eject()
+    eject(adapter)
     for path in PATHS:
         module = net.get_submodule(path)
         module.weight.data += weight_change(modules[f"x.{path}"], dense_weight(module))

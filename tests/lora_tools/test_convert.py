@@ -23,7 +23,7 @@ from lora_loom.trainer.lora.targets import resolve_targets
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.types import Geometry
 from scripts.host_toys import TOYS, toy_tensor
-from tests.conftest import HOST_FIXTURES, tiny_folder
+from tests.conftest import HOST_FIXTURES, eject, tiny_folder
 
 HOST = HOST_FIXTURES
 CPU = Loading(dtype=None, device=torch.device("cpu"))
@@ -52,7 +52,7 @@ def save_lora(denoiser, path, preset="attention+mlp", alpha=1.0, dtype=torch.flo
     for parameter in adapter.parameters().values():
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=source)
     save_file(to_file(adapter, denoiser.file_key, dtype), path)
-    adapter.eject()
+    eject(adapter)
     return path
 
 
@@ -90,7 +90,7 @@ def test_kohyas_layout_changes_every_weight_alike_in_comfyui(toy, tmp_path):
         assert done.fused > 0
         assert done.rank_after == (8 if "flux" in toy else 6), "linear1 holds q, k, v and the feed-forward"
         assert back.split == done.fused
-        assert "trained apart, exactly, at rank" in done.text()
+        assert "trained separately, which is exact at rank" in done.text()
     else:
         assert (done.fused, back.split) == (0, 0)
 
@@ -207,34 +207,35 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
         convert(native, tmp_path / "x.safetensors", "khoya")
     with pytest.raises(ConfigError, match=r"model\.family = 'sd4': did you mean"):
         convert(native, tmp_path / "x.safetensors", "kohya", "sd4")
-    with pytest.raises(ModelFileError, match="are no flux modules that can be converted, first"):
+    with pytest.raises(ModelFileError, match="are not flux modules that can be converted, first"):
         convert(native, tmp_path / "x.safetensors", "kohya", "flux")
     save_file({"transformer.nothing.lora_A.weight": torch.ones(1, 2), "transformer.nothing.lora_B.weight": torch.ones(2, 1)}, tmp_path / "s.safetensors")  # fmt: skip
-    with pytest.raises(ModelFileError, match="could be of no known family by its names: say which with --family"):
+    with pytest.raises(ModelFileError, match="fits no known family by its keys: choose the family with --family"):
         convert(tmp_path / "s.safetensors", tmp_path / "x.safetensors", "kohya")
     dora = {**load_file(native)}
     key = next(key for key in dora if key.endswith("lora_B.weight"))
     dora[key.replace("lora_B.weight", "dora_scale")] = torch.ones(dora[key].shape[0], 1)
     save_file(dora, tmp_path / "dora.safetensors")
-    with pytest.raises(ModelFileError, match="are no plain LoRA, first"):
+    with pytest.raises(ModelFileError, match="are not plain LoRA, first"):
         convert(tmp_path / "dora.safetensors", tmp_path / "x.safetensors", "kohya", "sd3")
     for kind in ("loha", "lokr"):
         adapter = inject(denoiser.module, ["transformer_blocks.0.attn.to_q"], NetworkConfig(kind=kind, rank=2), seed=0)
         save_file(to_file(adapter, denoiser.file_key, torch.float32), tmp_path / f"{kind}.safetensors")
-        adapter.eject()
-        with pytest.raises(ModelFileError, match="1 of its 1 modules are no plain LoRA, first .*merge-base.*extract"):
+        eject(adapter)
+        with pytest.raises(ModelFileError, match="1 of its 1 modules are not plain LoRA, first .*merge-base.*extract"):
             convert(tmp_path / f"{kind}.safetensors", tmp_path / "x.safetensors", "kohya", "sd3")
     text = {"lora_te_a.lora_down.weight": torch.ones(1, 2), "lora_te_a.lora_up.weight": torch.ones(2, 1)}
     save_file({**load_file(native), **text}, tmp_path / "te.safetensors")
     with pytest.raises(
-        ModelFileError, match="1 modules are a text encoder's other than CLIP, first lora_te_a: .* not converted"
+        ModelFileError,
+        match="1 modules belong to a text encoder other than CLIP, first lora_te_a: .* cannot be converted",
     ):
         convert(tmp_path / "te.safetensors", tmp_path / "x.safetensors", "diffusers", "sd3")
     clip = {
         key.replace("lora_te_a", "lora_te_text_model_encoder_layers_0_mlp_fc1"): tensor for key, tensor in text.items()
     }
     save_file(clip, tmp_path / "te.safetensors")
-    with pytest.raises(ModelFileError, match="is of text encoders alone"):
+    with pytest.raises(ModelFileError, match="holds modules of text encoders only"):
         convert(tmp_path / "te.safetensors", tmp_path / "x.safetensors", "kohya", "sd")
     assert not (tmp_path / "x.safetensors").exists()
 

@@ -22,7 +22,7 @@ from lora_loom.trainer.lora_tools.inspect import inspect
 from lora_loom.trainer.lora_tools.layouts import Formats
 from lora_loom.trainer.runs.headless import prepare, train
 from lora_loom.trainer.sweep.run import sweep
-from tests.conftest import FAMILIES, HOST_FIXTURES, SilentHost, make_config
+from tests.conftest import FAMILIES, HOST_FIXTURES, SilentHost, eject, make_config
 
 HOST = HOST_FIXTURES
 REAL = json.loads((HOST / "unets" / "names.json").read_text())
@@ -169,7 +169,7 @@ def test_fused_names_have_the_hosts_rows():
     known = json.loads((HOST / "flux-dev.json").read_text())["accepted"]
     denoiser, adapter = adapted("flux")
     formats = Formats(family=families.get("flux"), denoiser=denoiser)
-    adapter.eject()
+    eject(adapter)
     written = formats.written(to_file(adapter, denoiser.file_key, torch.float32), "kohya", torch.float32)
     assert {key.split(".")[0] for key in written} <= known.keys()
 
@@ -221,9 +221,11 @@ def test_what_has_no_form_in_another_layout(tmp_path):
     with pytest.raises(ConfigError, match=r"output\.format = 'kohya': only network\.kind = 'lora'"):
         prepare(config, SilentHost())
     denoiser, adapter = adapted("flux")
-    adapter.eject()
+    eject(adapter)
     formats = Formats(family=families.get("flux"), denoiser=denoiser)
     key = "lora_unet_double_blocks_0_img_attn_qkv"
     dora = {f"{key}.lora_down.weight": torch.ones(1, 32), f"{key}.lora_up.weight": torch.ones(96, 1), f"{key}.dora_scale": torch.ones(96, 1)}  # fmt: skip
-    with pytest.raises(ModelFileError, match="no plain LoRA, and only those are read in another program's layout"):
+    with pytest.raises(
+        ModelFileError, match="not a plain LoRA, and only plain LoRA can be read in the key format of another program"
+    ):
         formats.native(dora)

@@ -145,7 +145,7 @@ def test_zero_modules_are_left_out_and_named(tmp_path):
     report = resize(source, tmp_path / "b.safetensors", Keep(rank=1))
     assert report.zero == ("lora_unet_conv",)
     assert set(changes(tmp_path / "b.safetensors")) == {"lora_unet_linear", "lora_unet_square"}
-    assert "1 modules that changed nothing are left out" in report.text()
+    assert "1 modules without effect were left out" in report.text()
     for name in tensors:
         tensors[name] = torch.zeros_like(tensors[name])
     save_file(tensors, source)
@@ -205,7 +205,7 @@ def test_merging_can_resize(tmp_path):
     report = merge_loras([(a, 1.0), (b, 1.0)], tmp_path / "m.safetensors", Keep(rank=3))
     assert report.ranks == (3, 3)
     assert 0.3 < report.resized.kept < 1
-    assert "energy retained" in report.text()
+    assert "energy is kept" in report.text()
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path):
@@ -218,7 +218,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="nothing to merge"):
         merge_loras([(a, 0.0)], tmp_path / "m.safetensors")
     save_file({"x.hada_w1_a": torch.ones(2, 2), "x.hada_w1_b": torch.ones(2, 2)}, tmp_path / "loha.safetensors")
-    with pytest.raises(ModelFileError, match="no plain LoRA, first x .hada_w1_a, hada_w1_b.. Merge it into the base"):
+    with pytest.raises(ModelFileError, match="not plain LoRA, first x .hada_w1_a, hada_w1_b.. Merge it into the base"):
         resize(tmp_path / "loha.safetensors", tmp_path / "m.safetensors", Keep(rank=1))
     tensors = {**load_file(a), "lora_unet_conv.lora_mid.weight": torch.ones(1)}
     save_file(tensors, tmp_path / "mid.safetensors")
@@ -306,7 +306,7 @@ def test_the_commands(tmp_path):
     out = tmp_path / "out.safetensors"
     done = run("resize", a, "-o", out, "--rank", 2, "--method", "sv_fro", "--amount", 0.9)
     assert done.exit_code == 0, done.output
-    assert "of the change's energy retained" in done.output
+    assert "of the change's energy is kept" in done.output
     done = run("resize", a, "-o", out, "--rank", 2, "--json")
     assert done.exit_code == 2
     assert "exists: use another name, or --overwrite" in done.output

@@ -20,7 +20,13 @@ from lora_loom.trainer.errors import ModelFileError, RunError
 from lora_loom.trainer.families.common.lora_names import NATIVE_PREFIXES, owners, spell, unmatched
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
 from lora_loom.trainer.lora_tools import merge_base
-from lora_loom.trainer.lora_tools.base_keys import check_one_family, native_places, own_places, places, recognise
+from lora_loom.trainer.lora_tools.base_keys import (
+    base_slices,
+    check_one_family,
+    native_slices,
+    recognise,
+    written_slices,
+)
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.lora_tools.layouts import Formats
 from lora_loom.trainer.lora_tools.merge_base import Patch, WeightSlice, compare, merge_file, patched, plan
@@ -56,7 +62,7 @@ def opened(path):
 
 def lora_for(base, path, keys, rank=2, seed=1):
     """A LoRA on the given module keys of a base, random and strong enough to see."""
-    source, tensors, known = torch.Generator().manual_seed(seed), {}, places(base)
+    source, tensors, known = torch.Generator().manual_seed(seed), {}, base_slices(base)
     for key in keys:
         shape = list(base.source.shapes[known[key][0].key])
         shape[0] = sum(len(place.of(torch.empty(base.source.shapes[place.key][0]))) for place in known[key])
@@ -113,7 +119,7 @@ def test_sizes_tell_families_of_the_same_names_apart():
 @pytest.mark.parametrize(("toy", "prefix", "dtype"), [("sd1", "model.diffusion_model.", torch.float16), ("flux-dev", "", torch.bfloat16), ("sd3", "", torch.float32)])  # fmt: skip
 def test_a_merged_file_is_what_the_host_would_compute(tmp_path, toy, prefix, dtype):
     base = opened(base_file(toy, tmp_path / "base.safetensors", dtype, prefix))
-    known = places(base)
+    known = base_slices(base)
     keys = sorted(known)[:: max(1, len(known) // 40)]
     first = lora_for(base, tmp_path / "1.safetensors", keys)
     second = lora_for(base, tmp_path / "2.safetensors", keys[::2], seed=2)
@@ -148,7 +154,7 @@ def test_a_diffusers_folder_becomes_a_folder(tmp_path):
     new = opened(tmp_path / "new")
     assert new.encoder_identity() == base.encoder_identity()
     assert new.identity() != base.identity()
-    [place] = places(base)[key]
+    [place] = base_slices(base)[key]
     change = new.source.tensors()[place.key] - base.source.tensors()[place.key]
     parts = group_by_module(load_file(lora))[0][key]
     assert torch.allclose(change, weight_change(parts, change), atol=1e-5)
@@ -158,7 +164,7 @@ def test_a_diffusers_folder_becomes_a_folder(tmp_path):
 def test_what_was_merged_can_be_extracted(tmp_path, toy):
     """merge, then extract at the same rank: the same change in every module."""
     base = opened(base_file(toy, tmp_path / "base.safetensors"))
-    keys = sorted(own_places(base))[::3]
+    keys = sorted(written_slices(base))[::3]
     lora = lora_for(base, tmp_path / "1.safetensors", keys)
     merge_into_base(base, [(lora, 1.0)], tmp_path / "tuned.safetensors", quiet)
     report = extract_lora(base, opened(tmp_path / "tuned.safetensors"), tmp_path / "out.safetensors", Keep(rank=2), "float32", quiet)  # fmt: skip
@@ -168,7 +174,7 @@ def test_what_was_merged_can_be_extracted(tmp_path, toy):
     before, after = (group_by_module(load_file(tmp_path / f"{name}.safetensors"))[0] for name in ("1", "out"))
     assert before.keys() == after.keys()
     for key in keys:
-        [place] = places(base)[key]
+        [place] = base_slices(base)[key]
         rows = place.of(base.source.tensors()[place.key])
         wanted, got = weight_change(before[key], rows), weight_change(after[key], rows)
         assert (got - wanted).norm() / wanted.norm() < 1e-4
@@ -188,22 +194,24 @@ def test_extraction_says_what_it_could_not_keep(tmp_path):
     values = torch.linalg.svdvals(delta.double()).square()
     assert report.kept == pytest.approx((values[:4].sum() / values.sum()).item(), abs=1e-6)
     assert 0 < report.outside < 0.1
-    assert "retained, least in transformer.transformer_blocks.0.attn.to_out.0" in report.text()
+    assert "is kept, least in transformer.transformer_blocks.0.attn.to_out.0" in report.text()
     with pytest.raises(ModelFileError, match="are equal in all"):
         extract_lora(base, base, tmp_path / "no.safetensors", Keep(rank=4), "float32", quiet)
     other = opened(base_file("sd1", tmp_path / "other.safetensors"))
-    with pytest.raises(ModelFileError, match="two checkpoints of one model"):
+    with pytest.raises(ModelFileError, match="two checkpoints of the same model"):
         extract_lora(base, other, tmp_path / "no.safetensors", Keep(rank=4), "float32", quiet)
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path):
     base = opened(base_file("sd1", tmp_path / "base.safetensors"))
-    good = sorted(places(base))[0]
+    good = sorted(base_slices(base))[0]
     tensors = load_file(lora_for(base, tmp_path / "1.safetensors", [good]))
     tensors |= {"lora_unet_nothing.lora_down.weight": torch.ones(1, 2), "lora_unet_nothing.lora_up.weight": torch.ones(2, 1)}  # fmt: skip
     save_file(tensors, tmp_path / "1.safetensors")
     target, loras = tmp_path / "new.safetensors", [(tmp_path / "1.safetensors", 1.0)]
-    with pytest.raises(ModelFileError, match="1 modules of the LoRA are not in this base, first lora_unet_nothing"):
+    with pytest.raises(
+        ModelFileError, match="1 modules of the LoRA are not in this base model, first lora_unet_nothing"
+    ):
         merge_into_base(base, loras, target, quiet)
     report = merge_into_base(base, loras, target, quiet, partly=True)
     assert report.left_out == ("lora_unet_nothing",)
@@ -230,15 +238,15 @@ def test_the_comparison_sees_a_single_wrong_number(tmp_path):
     save_file(
         {"a.lora_down.weight": torch.ones(1, 4), "a.lora_up.weight": torch.ones(4, 1)}, tmp_path / "l.safetensors"
     )
-    patch = Patch(module="a", place=WeightSlice("w"), file=TensorFile(tmp_path / "l.safetensors"),
+    patch = Patch(module="a", target=WeightSlice("w"), file=TensorFile(tmp_path / "l.safetensors"),
                   parts={"lora_down.weight": "a.lora_down.weight", "lora_up.weight": "a.lora_up.weight"}, strength=1.0)  # fmt: skip
     before = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     after = before + 1
     assert compare(before, after, [patch], "w") < 1e-6
     after[2, 2] += 0.01
-    with pytest.raises(RunError, match="not what the LoRA makes of it"):
+    with pytest.raises(RunError, match="differs from the computed weight"):
         compare(before, after, [patch], "w")
-    with pytest.raises(RunError, match="was to stay as it is"):
+    with pytest.raises(RunError, match="should be unchanged"):
         compare(before, after, [], "w")
 
 
@@ -316,10 +324,10 @@ def test_a_few_rows_at_a_time_are_the_whole_at_once(kind, dora, tmp_path, monkey
 def test_a_lora_of_original_names_fits_a_diffusers_folder(tmp_path, family):
     """The same change of every tensor as if it was first converted to diffusers' names: two ways that share no code."""
     base = opened(tiny_folder(family))
-    keys = [key for key in sorted(native_places(base)) if families.get(family).lora_names.matches(f"diffusion_model.{key}")]  # fmt: skip
+    keys = [key for key in sorted(native_slices(base)) if families.get(family).lora_names.matches(f"diffusion_model.{key}")]  # fmt: skip
     lora = lora_for(base, tmp_path / "native.safetensors", [f"diffusion_model.{key}" for key in keys])
     convert(lora, tmp_path / "apart.safetensors", "diffusers", family)
-    fused = [key for key in keys if len(places(base)[f"diffusion_model.{key}"]) > 1]
+    fused = [key for key in keys if len(base_slices(base)[f"diffusion_model.{key}"]) > 1]
     assert bool(fused) == (family != "qwen_image")
     report = merge_into_base(base, [(lora, 1.0)], tmp_path / "new", quiet)
     old, new = base.source.tensors(), opened(tmp_path / "new").source.tensors()
@@ -334,7 +342,7 @@ def test_a_lora_of_original_names_fits_a_diffusers_folder(tmp_path, family):
 def test_sd_scripts_sdxl_names_fit_a_diffusers_folder(tmp_path):
     """input_blocks and the like: the same change as under the names of the folder's own network."""
     base = opened(tiny_folder("sdxl"))
-    keys = [key for key in sorted(native_places(base)) if families.get("sdxl").lora_names.matches(f"lora_unet_{key.replace('.', '_')}")]  # fmt: skip
+    keys = [key for key in sorted(native_slices(base)) if families.get("sdxl").lora_names.matches(f"lora_unet_{key.replace('.', '_')}")]  # fmt: skip
     assert {key.split(".")[0] for key in keys} >= {"input_blocks", "middle_block", "output_blocks"}
     lora = lora_for(base, tmp_path / "kohya.safetensors", [f"lora_unet_{key.replace('.', '_')}" for key in keys])
     report = merge_into_base(base, [(lora, 1.0)], tmp_path / "new", quiet)
@@ -350,7 +358,7 @@ def test_sd_scripts_sdxl_names_fit_a_diffusers_folder(tmp_path):
 
 def test_a_lora_of_original_names_is_extracted_from_diffusers_folders(tmp_path):
     base = opened(tiny_folder("lumina2"))
-    keys = [key for key in sorted(own_places(base)) if "qkv" in key][:2]
+    keys = [key for key in sorted(written_slices(base)) if "qkv" in key][:2]
     lora = lora_for(base, tmp_path / "1.safetensors", keys)
     merge_into_base(base, [(lora, 1.0)], tmp_path / "tuned", quiet)
     extract_lora(base, opened(tmp_path / "tuned"), tmp_path / "out.safetensors", Keep(rank=2), "float32", quiet)
@@ -392,7 +400,7 @@ def test_text_encoders_are_merged_and_extracted_with_the_network(tmp_path, toy, 
         weights |= {f"{prefix}text_model_encoder_layers_0_{name.replace('.', '_')}": w for name, w in found.items()}
     save_file(tensors, path)
     base, source, lora = opened(path), torch.Generator().manual_seed(3), {}
-    network = sorted(own_places(base))[0]
+    network = sorted(written_slices(base))[0]
     lora_for(base, tmp_path / "n.safetensors", [network])
     for key, weight in weights.items():
         lora[f"{key}.lora_down.weight"] = torch.randn(2, weight.shape[1], generator=source) * 0.3
@@ -423,7 +431,7 @@ def test_text_encoders_are_merged_and_extracted_with_the_network(tmp_path, toy, 
 )
 def test_a_lora_of_t5_is_refused_by_name_and_the_rest_can_be_merged(tmp_path, key):
     base = opened(base_file("sd3", tmp_path / "base.safetensors"))
-    lora_for(base, tmp_path / "n.safetensors", [sorted(own_places(base))[0]])
+    lora_for(base, tmp_path / "n.safetensors", [sorted(written_slices(base))[0]])
     t5 = {f"{key}.lora_down.weight": torch.ones(2, 4), f"{key}.lora_up.weight": torch.ones(4, 2)}
     save_file({**load_file(tmp_path / "n.safetensors"), **t5}, tmp_path / "l.safetensors")
     merge = partial(merge_into_base, base, [(tmp_path / "l.safetensors", 1.0)], tmp_path / "out.safetensors", quiet)
@@ -499,7 +507,7 @@ def test_only_loras_of_one_family_in_one_layout_are_merged(tmp_path):
         ((flux, other), r"flux.safetensors is made for flux, .*sd.safetensors for sd: only LoRAs of one family"),
         ((other, xl), r"is made for sd, .*xl.safetensors for sdxl"),
         ((flux, strange), r"is made for flux, .*strange.safetensors for no known family"),
-        ((flux, native), r"calls its modules transformer.…, .*native.safetensors diffusion_model.… \(original names\): bring both into one layout first \(lora-loom convert\)"),
+        ((flux, native), r"has keys transformer.…, .*native.safetensors has diffusion_model.… \(original names\): convert them to one key format first \(lora-loom convert\)"),
     ):  # fmt: skip
         with pytest.raises(ModelFileError, match=message):
             check_one_family(pair)
@@ -514,14 +522,14 @@ def test_the_commands(tmp_path):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     base = base_file("sd1", tmp_path / "base.safetensors")
-    lora = lora_for(opened(base), tmp_path / "l.safetensors", sorted(places(opened(base)))[:3])
+    lora = lora_for(opened(base), tmp_path / "l.safetensors", sorted(base_slices(opened(base)))[:3])
     new, out = tmp_path / "new.safetensors", tmp_path / "out.safetensors"
     done = run("merge-base", base, lora, "-o", new, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.output.splitlines()[-1])["changed"] >= 1
     done = run("extract", base, new, "-o", out, "--rank", 2)
     assert done.exit_code == 0, done.output
-    assert "of their difference's energy retained" in done.output
+    assert "of the difference's energy is kept" in done.output
     done = run("inspect", out, "--base", base)
     assert done.exit_code == 0, done.output
     assert "made for sd" in done.output

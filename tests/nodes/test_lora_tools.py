@@ -61,7 +61,7 @@ def test_resize_gives_a_name_for_loraloader(host, loras):
     assert done["ui"]["text"] == [report]
     values = torch.linalg.svdvals(change(host, "a.safetensors"))
     assert torch.allclose((change(host, name) - change(host, "a.safetensors")).norm(), values[2:].norm(), atol=1e-4)
-    assert "of the change's energy retained" in report
+    assert "of the change's energy is kept" in report
 
 
 def test_merge_is_the_weighted_sum_and_can_be_chained(host, loras):

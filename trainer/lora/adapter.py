@@ -1,16 +1,16 @@
-"""PEFT adapters on a frozen network: injected without touching torch's global generator, always fp32, seeded by name.
+"""PEFT adapters on a frozen base model: always fp32, and initialised without torch's global generator.
 
-PEFT layers are made on the meta device (a thread-local switch) and then filled here: so their numbers depend on the
-seed and the module's path alone, and no random number of any other thread is used up.
+PEFT layers are created on the meta device (a thread-local switch) and filled here. Their values therefore depend on the seed
+and the module's path alone, and no other thread's random numbers are consumed.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,14 @@ from ..seeding import StepKey, generator
 from ..weights.frozen import dense
 
 NAME = "default"
-"""PEFT's name of the one adapter."""
+"""PEFT's name of the only adapter."""
 
 
 class SeededDropout(nn.Module):
-    """Dropout whose mask is a function of (seed, step, micro-batch, module); the same again when recomputed."""
+    """Dropout whose mask is a function of (seed, step, micro-batch, module), so that recomputed activations get the same mask.
+
+    Without a `draw` it is the identity.
+    """
 
     def __init__(self, probability: float, path: str) -> None:
         super().__init__()
@@ -35,6 +38,7 @@ class SeededDropout(nn.Module):
         self.draw: StepKey | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """x with dropped elements set to 0 and the others divided by 1 - probability."""
         if self.draw is None:
             return x
         source = generator(self.draw.seed, "dropout", self.draw.step, self.draw.micro_batch, self.path, device=x.device)
@@ -42,12 +46,45 @@ class SeededDropout(nn.Module):
         return x * keep / (1 - self.probability)
 
 
+class PeftLayer(Protocol):
+    """What is used of PEFT's layers, which have no type annotations."""
+
+    forward: Callable[..., Tensor]
+    scaling: dict[str, float]
+    disable_adapters: bool
+    _disable_adapters: bool
+    cast_input_dtype_enabled: bool
+    adapter_layer_names: Sequence[str]
+    lora_A: nn.ModuleDict
+    lora_B: nn.ModuleDict
+    lora_dropout: nn.ModuleDict
+    lora_magnitude_vector: nn.ModuleDict
+
+    def get_base_layer(self) -> nn.Module:
+        """The frozen Linear or Conv2d."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules in the layer."""
+        ...
+
+    def train(self, mode: bool) -> object:
+        """Switch dropout."""
+        ...
+
+
+def _weight(part: nn.ModuleDict) -> Tensor:
+    """The adapter's matrix in a part of a PEFT layer."""
+    return cast(Tensor, part[NAME].weight)
+
+
 @dataclass(kw_only=True)
 class Adapter:
     """The trainable part of a network."""
 
     root: nn.Module
-    layers: dict[str, Any]
+    """The network with the adapter in it."""
+    layers: dict[str, PeftLayer]
     """{module path: PEFT layer}."""
     network: NetworkConfig
 
@@ -62,17 +99,17 @@ class Adapter:
         return [part for layer in self.layers.values() for part in layer.modules() if isinstance(part, SeededDropout)]
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """{"module path|tensor": parameter}, in a fixed order."""
+        """The trainable parameters as {"module path|tensor": parameter}, in a fixed order."""
         return self._parameters
 
     def set_draw(self, draw: StepKey | None) -> None:
-        """Switch dropout on for one forward and backward pass, or off."""
+        """Set the position in the run that dropout depends on, for one forward and backward pass; None switches dropout off."""
         for dropout in self._dropouts:
             dropout.draw = draw
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The base model alone, for the time of the block."""
+        """A context in which the network computes without the adapter."""
         self._enable(False)
         try:
             yield
@@ -85,12 +122,12 @@ class Adapter:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Copy values in, by the names of `parameters()`. Raises ConfigError unless names and shapes agree."""
+        """Copy values into the parameters, by the names of `parameters()`. Raises ConfigError unless names and shapes agree."""
         mine = self.parameters()
         if mine.keys() != tensors.keys():
             odd = sorted(mine.keys() ^ tensors.keys())
             raise ConfigError(
-                f"the adapter's tensors differ from this network's in {len(odd)} names, first {odd[0]}: use the same kind and targets"
+                f"the adapter's tensors differ from this network's in {len(odd)} names, first {odd[0]}: use the same network.kind and target_modules"
             )
         for name, parameter in mine.items():
             if parameter.shape != tensors[name].shape:
@@ -99,29 +136,27 @@ class Adapter:
                 )
             parameter.copy_(tensors[name])
 
-    def eject(self) -> None:
-        """Put the plain modules back."""
-        for path, layer in self.layers.items():
-            _set_module(self.root, path, layer.get_base_layer())
-
 
 def inject(
     root: nn.Module, paths: list[str], network: NetworkConfig, *, seed: int, compute_dtype: torch.dtype | None = None
 ) -> Adapter:
-    """Put an adapter on each module of `paths`. Everything else is frozen. B = 0: the output does not change."""
+    """Put an adapter on each module of `paths` and freeze everything else. B = 0, so the network's output does not change.
+
+    `compute_dtype` is the dtype of the adapter's matrix products (None: that of their input); its parameters are fp32.
+    """
     from peft import inject_adapter_in_model
 
     root.requires_grad_(False)
     with torch.device("meta"), _split_weights_as_shapes(root, paths):
         inject_adapter_in_model(peft_config(network, paths), root, adapter_name=NAME)
-    layers: dict[str, Any] = {path: root.get_submodule(path) for path in paths}
+    layers = {path: cast(PeftLayer, root.get_submodule(path)) for path in paths}
     for path, layer in layers.items():
         _materialise(path, layer, seed)
         if NAME in getattr(layer, "lora_magnitude_vector", ()):
             layer.lora_magnitude_vector[NAME].forward = partial(_dora, layer)
         if network.dropout and hasattr(layer, "lora_dropout"):
             layer.lora_dropout[NAME] = SeededDropout(network.dropout, path)
-        # PEFT's LoHa and LoKr ask torch's global generator in every forward pass of training whether to skip the module.
+        # In training mode PEFT's LoHa and LoKr draw from torch's global generator whether to skip the module.
         layer.train(hasattr(layer, "lora_A"))
         if is_plain_lora(layer) and getattr(layer.get_base_layer(), "groups", 1) == 1:
             layer.forward = partial(_lora, layer, compute_dtype)
@@ -134,7 +169,7 @@ def inject(
 
 @contextmanager
 def _split_weights_as_shapes(root: nn.Module, paths: list[str]) -> Iterator[None]:
-    """Weights that are split over several processes, as meta tensors for the time of the block: PEFT adds to those of DoRA."""
+    """A context in which sharded weights are meta tensors, because PEFT does arithmetic on the weights of DoRA layers."""
     modules = [root.get_submodule(path) for path in paths]
     split = [(part, part._parameters["weight"]) for part in modules if hasattr(part.weight, "full_tensor")]
     for part, weight in split:
@@ -147,73 +182,76 @@ def _split_weights_as_shapes(root: nn.Module, paths: list[str]) -> Iterator[None
             part._parameters["weight"] = weight
 
 
-def _lora(layer: Any, dtype: torch.dtype | None, x: Tensor) -> Tensor:
-    """W x + (s B) A x (arXiv 2106.09685), computed in `dtype`, or in the format of x.
+def _lora(layer: PeftLayer, dtype: torch.dtype | None, x: Tensor) -> Tensor:
+    """The LoRA forward pass W x + (s B) A x (arXiv 2106.09685), computed in `dtype`, or in the dtype of x.
 
-    In place of PEFT's own, which multiplies the whole output by the scale and writes it twice more: here the scale goes
-    to the small matrix, and the product is added as it is made.
+    It replaces PEFT's, which multiplies the whole output by the scale and writes it twice more. Here the scale is applied to
+    the small matrix, and the product is accumulated into the output.
     """
     x = x if dtype is None else x.to(dtype)
-    base: Tensor = layer.get_base_layer()(x)
+    base_layer = layer.get_base_layer()
+    base: Tensor = base_layer(x)
     if layer.disable_adapters:
         return base
-    down = layer.lora_A[NAME].weight.to(x.dtype)
-    up = (layer.lora_B[NAME].weight * layer.scaling[NAME]).to(x.dtype)
+    down = _weight(layer.lora_A).to(x.dtype)
+    up = (_weight(layer.lora_B) * layer.scaling[NAME]).to(x.dtype)
     x = layer.lora_dropout[NAME](x)
     if down.ndim == 2:
         hidden = F.linear(x, down).flatten(0, -2)
         return torch.addmm(base.flatten(0, -2), hidden, up.t()).view(base.shape)
-    shape = layer.get_base_layer()
-    return base + F.conv2d(F.conv2d(x, down, None, shape.stride, shape.padding, shape.dilation), up)
+    assert isinstance(base_layer, nn.Conv2d)
+    hidden = F.conv2d(x, down, None, base_layer.stride, base_layer.padding, base_layer.dilation)
+    return base + F.conv2d(hidden, up)
 
 
 def _dora(
-    layer: Any,
+    layer: PeftLayer,
     x: Tensor,
     *,
-    lora_A: Any,
-    lora_B: Any,
+    lora_A: nn.Module,
+    lora_B: nn.Module,
     scaling: float,
-    base_layer: Any,
-    base_result: Any = None,
-    **rest: Any,
+    base_layer: nn.Linear | nn.Conv2d,
+    base_result: Tensor | None = None,
+    **rest: object,
 ) -> Tensor:
-    """What DoRA adds to the base's output: (m / |W + dW| - 1) W x + m / |W + dW| dW x (arXiv 2402.09353, 4.3).
+    """DoRA's change of the output: (m / |W + dW| - 1) W x + m / |W + dW| dW x (arXiv 2402.09353, section 4.3).
 
-    In place of PEFT's own, which takes the norm in the activations' format and from the weight as it is stored. In
-    bfloat16 that norm is 0.2 % off, more than many updates are, and nothing in the saved file could say so; scaled and
-    packed weights it reads wrongly or not at all. Here the base is asked for its output, in whatever format it is kept.
+    It replaces PEFT's, which computes the norm in the dtype of the activations and from the weight as it is stored. In
+    bfloat16 that norm is 0.2 % off, more than many updates, which no saved file could express, and it is wrong for scaled
+    and quantized weights. `rest` are further arguments of PEFT that are not needed.
     """
-    shape = (-1, *[1] * (layer.lora_A[NAME].weight.ndim - 2))  # a convolution's channels are not its last dimension
-    gain = (layer.lora_magnitude_vector[NAME].weight.flatten() / _patched_norms(layer)).reshape(shape)
-    base = base_layer(x) if base_result is None else base_result
+    shape = (-1, *[1] * (_weight(layer.lora_A).ndim - 2))  # the channels of a convolution are not its last dimension
+    gain = (_weight(layer.lora_magnitude_vector).flatten() / _patched_norms(layer)).reshape(shape)
+    base: Tensor = base_layer(x) if base_result is None else base_result
     if base_layer.bias is not None:
         base = base - base_layer.bias.to(base.dtype).reshape(shape)
-    return (gain - 1) * base + gain * (lora_B(lora_A(x)) * scaling)
+    change: Tensor = lora_B(lora_A(x)) * scaling
+    return (gain - 1) * base + gain * change
 
 
 @torch.no_grad()
-def _patched_norms(layer: Any) -> Tensor:
-    """|W + dW| of each output row, fp32. A constant for the gradient, as in the paper."""
-    down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+def _patched_norms(layer: PeftLayer) -> Tensor:
+    """|W + dW| of each output row (O,), fp32. It is a constant for the gradient, as in the paper."""
+    down, up = _weight(layer.lora_A), _weight(layer.lora_B)
     with torch.autocast(down.device.type, enabled=False):
         change = up.flatten(1) @ down.flatten(1) * layer.scaling[NAME]
         return torch.linalg.vector_norm(dense_weight(layer.get_base_layer()).flatten(1) + change, dim=1)
 
 
-def is_plain_lora(layer: Any) -> bool:
+def is_plain_lora(layer: PeftLayer) -> bool:
     """Whether a PEFT layer computes W x + s B A x and nothing else."""
     return hasattr(layer, "lora_A") and NAME not in layer.lora_magnitude_vector
 
 
-def peft_config(network: NetworkConfig, paths: list[str]) -> Any:
+def peft_config(network: NetworkConfig, paths: list[str]) -> object:
     """PEFT's configuration of the kind that `network` names, for the modules of `paths`."""
     alpha = network.rank if network.alpha is None else network.alpha
     pattern = "|".join(re.escape(path) for path in paths)  # PEFT matches the whole path
     return ADAPTERS[network.kind].load()(network, alpha, pattern)
 
 
-def lora_config(network: NetworkConfig, alpha: float, pattern: str, *, use_dora: bool = False) -> Any:
+def lora_config(network: NetworkConfig, alpha: float, pattern: str, *, use_dora: bool = False) -> object:
     """LoRA (arXiv 2106.09685), with rsLoRA's scale (arXiv 2312.03732) if `network` asks for it."""
     import peft
 
@@ -223,43 +261,45 @@ def lora_config(network: NetworkConfig, alpha: float, pattern: str, *, use_dora:
     )  # fmt: skip
 
 
-def dora_config(network: NetworkConfig, alpha: float, pattern: str) -> Any:
+def dora_config(network: NetworkConfig, alpha: float, pattern: str) -> object:
     """Weight-decomposed LoRA (arXiv 2402.09353)."""
     return lora_config(network, alpha, pattern, use_dora=True)
 
 
-def loha_config(network: NetworkConfig, alpha: float, pattern: str) -> Any:
+def loha_config(network: NetworkConfig, alpha: float, pattern: str) -> object:
     """Hadamard product of two low-rank matrices (arXiv 2108.06098, 2309.14859)."""
     import peft
 
     return peft.LoHaConfig(r=network.rank, target_modules=pattern, alpha=alpha)
 
 
-def lokr_config(network: NetworkConfig, alpha: float, pattern: str) -> Any:
+def lokr_config(network: NetworkConfig, alpha: float, pattern: str) -> object:
     """Kronecker product (arXiv 2212.10650, 2309.14859)."""
     import peft
 
     return peft.LoKrConfig(r=network.rank, target_modules=pattern, alpha=alpha, decompose_factor=network.lokr_factor)
 
 
-def layer_parameters(layer: Any) -> dict[str, nn.Parameter]:
-    """{tensor name without the adapter's name: parameter} of one PEFT layer, sorted."""
-    found = {}
+def layer_parameters(layer: PeftLayer) -> dict[str, nn.Parameter]:
+    """{tensor name without the adapter's name: parameter} of one PEFT layer, sorted by name."""
+    parameters = {}
     for group in layer.adapter_layer_names:
         for name, parameter in getattr(layer, group).named_parameters():
             # lora_A["default"].weight, lora_magnitude_vector["default"].weight, lokr_w1["default"]
-            found[group + name.removeprefix(NAME)] = parameter
-    return dict(sorted(found.items()))
+            parameters[group + name.removeprefix(NAME)] = parameter
+    return dict(sorted(parameters.items()))
 
 
 @torch.no_grad()
-def _materialise(path: str, layer: Any, seed: int) -> None:
-    """Replace the meta parameters by fp32 ones with their initial values (algorithms D11)."""
+def _materialise(path: str, layer: PeftLayer, seed: int) -> None:
+    """Replace the meta parameters of a layer by fp32 ones with their initial values."""
     base = layer.get_base_layer()
     for part in layer.modules():
         if isinstance(part, nn.Conv2d) and part is not base:
-            part.__class__ = nn.Conv2d  # PEFT copies the base's class, and a frozen layer passes its weight no gradient
-    device = base.weight.device
+            part.__class__ = (
+                nn.Conv2d
+            )  # PEFT copies the base layer's class, and a FrozenConv2d gives its weight no gradient
+    device = cast(Tensor, base.weight).device
     for group in layer.adapter_layer_names:
         holder = getattr(layer, group)
         for name, parameter in list(holder.named_parameters()):
@@ -272,6 +312,7 @@ def _materialise(path: str, layer: Any, seed: int) -> None:
 
 
 def _initial(group: str, like: nn.Parameter, base: nn.Module, source: torch.Generator) -> Tensor:
+    """The initial values of a parameter: LoRA as in PEFT, LoHa and LoKr as in LyCORIS. The change of the weight is zero."""
     shape = tuple(like.shape)
     if group == "lora_magnitude_vector":
         return row_norms(base).reshape(shape)
@@ -283,31 +324,26 @@ def _initial(group: str, like: nn.Parameter, base: nn.Module, source: torch.Gene
     return (torch.rand(shape, generator=source) * 2 - 1) * bound
 
 
-def dense_weight(base: Any) -> Tensor:
-    """The frozen weight of a Linear or Conv2d as fp32, unpacked and scaled where it is stored so."""
-    return dense(base.weight.detach(), torch.float32, getattr(base, "scale", None))
+def dense_weight(base: nn.Module) -> Tensor:
+    """The frozen weight of a Linear or Conv2d as fp32, dequantized and multiplied by its scale if it has one."""
+    return dense(cast(Tensor, base.weight).detach(), torch.float32, getattr(base, "scale", None))
 
 
 def row_norms(base: nn.Module) -> Tensor:
-    """L2 norm of each output row of the dequantised weight, fp32, on the CPU."""
+    """L2 norm of each output row of the dense weight (O,), fp32, on the CPU."""
     return torch.linalg.vector_norm(dense_weight(base).flatten(1), dim=1).cpu()
 
 
-def _compute_in(layer: Any, dtype: torch.dtype) -> None:
-    """Run the adapter's matrices in the network's own precision; their parameters stay fp32."""
-    plain: Callable[..., Tensor] = layer.forward
+def _compute_in(layer: PeftLayer, dtype: torch.dtype) -> None:
+    """Make the adapter's matrix products use the dtype of the base model. Its parameters stay fp32."""
+    plain = layer.forward
     layer.cast_input_dtype_enabled = False
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor:
         with torch.autocast(x.device.type, dtype):
             return plain(x, *args, **kwargs)
 
     layer.forward = forward
-
-
-def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(root.get_submodule(parent) if parent else root, leaf, module)
 
 
 def _assert_only_adapter_trains(adapter: Adapter) -> None:

@@ -1,6 +1,6 @@
-"""What a host computes from a LoRA file: the change of each weight, in fp32, as ComfyUI 0.33 does it.
+"""The change of each weight that ComfyUI 0.33 computes from a LoRA file, in fp32.
 
-Written out from the arithmetic of ComfyUI's `weight_adapter` (LoRA, LoHa, LoKr, weight_decompose), so that saving can be
+It follows the arithmetic of ComfyUI's `weight_adapter` (LoRA, LoHa, LoKr, weight_decompose), so that saved files can be
 checked against it and checkpoints can be compared without ComfyUI. O out, I in, r rank, K kernel elements.
 """
 
@@ -16,13 +16,14 @@ SUFFIXES = (
     "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
     "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
 )  # fmt: skip
+"""Names of the tensors of all supported adapters: plain LoRA, DoRA, LoHa and LoKr."""
 
 RANKED = ("lora_A.weight", "lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 """Factors whose first dimension is the rank."""
 
 
 def group_by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """({module key: {suffix: tensor}}, keys that belong to no known kind of adapter)."""
+    """({module key: {suffix: tensor}}, keys that belong to no supported adapter)."""
     modules: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
@@ -35,13 +36,13 @@ def group_by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, 
 
 
 def split_key(key: str) -> tuple[str, str | None]:
-    """(module key, suffix), or (key, None) for a tensor of no known kind of adapter."""
+    """(module key, suffix) of a tensor's key; (key, None) if it belongs to no supported adapter."""
     suffix = next((s for s in SUFFIXES if key.endswith("." + s)), None)
     return (key, None) if suffix is None else (key[: -len(suffix) - 1], suffix)
 
 
 def rank_of(parts: Mapping[str, Tensor]) -> int:
-    """Inner width; 0 where both factors of a LoKr are full."""
+    """The rank of a module's adapter; 0 where both factors of a LoKr are full matrices."""
     for name in RANKED:
         if name in parts:
             return int(parts[name].shape[0])
@@ -51,10 +52,10 @@ def rank_of(parts: Mapping[str, Tensor]) -> int:
 def weight_change(
     parts: Mapping[str, Tensor], base: Tensor, strength: float = 1.0, span: tuple[int, int] | None = None
 ) -> Tensor:
-    """patched weight - base weight in the base's shape, fp32 (float64 for a float64 base, to measure with).
+    """The patched weight minus the base weight, in the base's shape: fp32, or float64 for a float64 base.
 
-    `base` may be some rows of a module's weight; `span` then says which row of the module its first one is, and how many the
-    module has. Raises ModelFileError on an incomplete adapter.
+    `base` may be a part of the rows of a module's weight; `span` is then (index of its first row, rows of the module).
+    Raises ModelFileError for an incomplete adapter.
     """
     base = base if base.dtype == torch.float64 else base.float()
     if span is not None and span != (0, len(base)):
@@ -72,28 +73,28 @@ def weight_change(
 
 
 def needs_whole_weight(parts: Mapping[str, Tensor], rows: int) -> bool:
-    """Whether no row's change is known without the others: a DoRA whose scales are those of input columns."""
+    """Whether the change of a row depends on the other rows, as in a DoRA with one scale per input column."""
     return "dora_scale" in parts and parts["dora_scale"].shape[0] != rows
 
 
 BY_ROW = ("lora_B.weight", "lora_up.weight", "hada_w1_a", "hada_w2_a", "dora_scale")
-"""Factors whose first dimension is the rows of the weight."""
+"""Factors whose first dimension is that of the weight's rows."""
 
 
 def _of_rows(parts: Mapping[str, Tensor], first: int, last: int) -> tuple[dict[str, Tensor], int]:
-    """(adapter of rows first to last - 1, how many rows too many stand before them)."""
+    """(the adapter of the rows first to last - 1, number of additional rows before them)."""
     cut = {name: tensor[first:last] if name in BY_ROW else tensor for name, tensor in parts.items()}
     inner = parts.get("lokr_w2", parts.get("lokr_w2_a"))
     if inner is None:
         return cut, 0
-    height = inner.shape[0]  # row i of kron(w1, w2) is made of rows i // height and i % height
+    height = inner.shape[0]  # row i of kron(w1, w2) is the product of rows i // height and i % height
     low, high = first // height, -(-last // height)
     cut |= {name: parts[name][low:high] for name in ("lokr_w1", "lokr_w1_a") if name in parts}
     return cut, first - low * height
 
 
 def low_rank_change(parts: Mapping[str, Tensor]) -> Tensor:
-    """The change before DoRA's gain, flattened to (O, I K). Raises ModelFileError on an incomplete adapter."""
+    """The change before DoRA's gain, flattened to (O, I K). Raises ModelFileError for an incomplete adapter."""
     alpha = parts["alpha"].item() if "alpha" in parts else None
     down = parts.get("lora_A.weight", parts.get("lora_down.weight"))
     up = parts.get("lora_B.weight", parts.get("lora_up.weight"))
@@ -108,12 +109,12 @@ def low_rank_change(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _scale(alpha: float | None, rank: int | None) -> float:
-    """alpha / rank; 1 where either is unknown to the host."""
+    """alpha / rank; 1 where ComfyUI does not know one of them."""
     return 1.0 if alpha is None or rank is None else alpha / rank
 
 
 def _kronecker(parts: Mapping[str, Tensor], alpha: float | None) -> Tensor:
-    """kron(w1, w2). The host knows a rank, and so uses alpha, only if a factor is itself factorised."""
+    """kron(w1, w2). ComfyUI knows a rank, and therefore uses alpha, only if one of the factors is itself factorised."""
     rank = None
     factors = []
     for name in ("lokr_w1", "lokr_w2"):
@@ -127,9 +128,9 @@ def _kronecker(parts: Mapping[str, Tensor], alpha: float | None) -> Tensor:
 
 
 def _decompose(dora_scale: Tensor, base: Tensor, change: Tensor) -> Tensor:
-    """(base + change) * dora_scale / |base| - base, per output row; the host divides by the norm of the base alone.
+    """(base + change) * dora_scale / |base| - base for each output row: ComfyUI divides by the norm of the base alone.
 
-    A dora_scale of one number per input column is divided by the norm of the patched weight's columns instead.
+    A dora_scale with one number per input column is divided by the norm of the patched weight's columns instead.
     """
     patched = base + change
     if dora_scale.shape[0] == base.shape[0]:

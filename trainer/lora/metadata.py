@@ -1,4 +1,4 @@
-"""What a LoRA file says about itself: kohya's ss_* keys, Stability's modelspec.*, and how it was written."""
+"""The metadata of a LoRA file: kohya's ss_* keys, Stability's modelspec.* keys, and loom.* keys about its origin."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def describe(
     facts: Mapping[str, str],
     training: Mapping[str, object],
 ) -> dict[str, str]:
-    """safetensors metadata (text to text). `facts` are digests (data set, base model); `training` goes in as ss_*."""
+    """The safetensors metadata of a LoRA file. `facts` (digests of dataset and base model) become loom.*, `training` becomes ss_*."""
     kind = ADAPTERS[network.kind]
     is_lora = kind.network_module == "networks.lora"
     metadata = {
@@ -62,7 +62,7 @@ def trained_steps(metadata: Mapping[str, str]) -> int | None:
 
 
 def in_layout(metadata: Mapping[str, str], format: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The same for a file in another layout: ranks add up where modules are put together, and alpha may be multiplied in."""
+    """The metadata for a file in another key format, where fused modules have other ranks and alpha may be multiplied in."""
     downs = [key for key in tensors if key.endswith((".lora_down.weight", ".lora_A.weight"))]
     ranks = {tensors[key].shape[0] for key in downs}
     alphas = {tensors[key].item() for key in tensors if key.endswith(".alpha")} or ranks

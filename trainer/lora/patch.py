@@ -1,33 +1,39 @@
-"""A LoRA file laid over a frozen network the way a host does it: weights replaced for a while, then put back."""
+"""Applying a LoRA file to a frozen network as ComfyUI does: weights are replaced for a while, then restored."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelFileError, did_you_mean
-from ..weights.frozen import FrozenLinear, is_packed
+from ..weights.frozen import FrozenLinear, is_quantized_tensor, replace_module
 from ..weights.row_parts import RowPart
 from .adapter import dense_weight
 from .host_formula import group_by_module, weight_change
 
 
 class Patchable(Protocol):
-    """What a LoRA can be laid over: part of `Denoiser`."""
+    """A network that a LoRA can be applied to, a part of `Denoiser`."""
 
     @property
-    def family(self) -> str: ...
+    def family(self) -> str:
+        """Name of the model family, for messages."""
+        ...
 
     @property
-    def module(self) -> nn.Module: ...
+    def module(self) -> nn.Module:
+        """The network."""
+        ...
 
-    def file_key(self, module_path: str) -> str: ...
+    def file_key(self, module_path: str) -> str:
+        """The key of a module in LoRA files."""
+        ...
 
 
 def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """{module path: adapter tensors}. Raises ModelFileError unless every tensor belongs to a module of the network."""
+    """{module path: {suffix: tensor}} of a LoRA file. Raises ModelFileError unless every tensor belongs to a module of the network."""
     modules, unknown = group_by_module(tensors)
     paths = {
         denoiser.file_key(path): path
@@ -47,7 +53,7 @@ def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[st
 
 @contextmanager
 def patched(denoiser: Patchable, tensors: Mapping[str, Tensor], strength: float) -> Iterator[None]:
-    """The network with a LoRA at a strength, for the time of the block. The original weights are kept, not recomputed."""
+    """A context in which a LoRA is applied to the network at a strength. The original weights are kept and put back."""
     matched = match_modules(denoiser, tensors) if strength else {}
     originals: dict[str, nn.Module | nn.Parameter] = {}
     try:
@@ -61,11 +67,11 @@ def patched(denoiser: Patchable, tensors: Mapping[str, Tensor], strength: float)
 
 @torch.no_grad()
 def _apply(root: nn.Module, path: str, parts: Mapping[str, Tensor], strength: float) -> nn.Module | nn.Parameter:
-    module: Any = root.get_submodule(path)
+    module = cast(nn.Linear | nn.Conv2d, root.get_submodule(path))
     base = dense_weight(module)
     new = base + weight_change({name: tensor.to(base.device) for name, tensor in parts.items()}, base, strength)
-    weight = module.weight
-    is_exact = not is_packed(weight) and getattr(module, "scale", None) is None
+    weight = cast(nn.Parameter, module.weight)
+    is_exact = not is_quantized_tensor(weight) and getattr(module, "scale", None) is None
     new = new.to(weight.dtype) if is_exact else new
     if not is_exact or isinstance(module, RowPart):
         # A layer whose weight cannot be set (quantized, scaled, or rows of another layer) is replaced for the block.
@@ -73,7 +79,7 @@ def _apply(root: nn.Module, path: str, parts: Mapping[str, Tensor], strength: fl
         plain.weight = nn.Parameter(new, requires_grad=False)
         if module.bias is not None:
             plain.bias = nn.Parameter(module.bias, requires_grad=False)
-        _put(root, path, plain)
+        replace_module(root, path, plain)
         return module
     module.weight = nn.Parameter(new, requires_grad=False)
     return weight
@@ -83,9 +89,4 @@ def _restore(root: nn.Module, path: str, original: nn.Module | nn.Parameter) -> 
     if isinstance(original, nn.Parameter):
         root.get_submodule(path).weight = original
     else:
-        _put(root, path, original)
-
-
-def _put(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(root.get_submodule(parent) if parent else root, leaf, module)
+        replace_module(root, path, original)

@@ -1,38 +1,38 @@
-"""Adapter weights to the tensors of a LoRA file and back.
+"""Conversion of an adapter's parameters to the tensors of a LoRA file and back.
 
-LoRA and LoHa are written as trained. DoRA and LoKr are rewritten so that the host's arithmetic gives the weight that was
-trained; `to_training` undoes that. `alpha` is always stored, so no loader has to guess the scale.
+LoRA and LoHa are written as trained. DoRA and LoKr are rewritten so that ComfyUI's arithmetic gives the weight that was
+trained; `to_training` reverts that. `alpha` is always stored, so that no loader has to guess the scale.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config.run import NetworkConfig
 from ..errors import ModelFileError
-from .adapter import Adapter, dense_weight, layer_parameters
+from .adapter import Adapter, PeftLayer, dense_weight, layer_parameters
 from .host_formula import group_by_module, rank_of, weight_change
 
 FileKey = Callable[[str], str]
+"""Maps a module path to the module's key in a LoRA file."""
 Change = Callable[[str, Tensor], Tensor]
-"""(module key, base weight) to the change that a host makes to it."""
+"""Maps (module key, base weight) to the change of the weight that a loader makes."""
 Arithmetic = Callable[[Mapping[str, Tensor]], Change]
-"""How a host reads a LoRA file's tensors. Raises ModelFileError for a tensor it would not use."""
+"""How a loader reads a LoRA file's tensors. It raises ModelFileError for a tensor that would not be used."""
 
 DORA_SCALE = "lora_magnitude_vector.weight"
 
 
 def effective_alpha(network: NetworkConfig) -> float:
-    """The alpha for which alpha / rank is the scale that was trained with (rsLoRA scales by alpha / sqrt(rank))."""
+    """The alpha for which alpha / rank is the scale used in training (rsLoRA scales by alpha / sqrt(rank))."""
     alpha = float(network.rank if network.alpha is None else network.alpha)
     return alpha * math.sqrt(network.rank) if network.rslora else alpha
 
 
-def trained_change(layer: Any, values: Mapping[str, Tensor], base: Tensor) -> Tensor:
-    """The weight change that a layer computes with these tensors while training, in the base's shape and dtype."""
+def trained_change(layer: PeftLayer, values: Mapping[str, Tensor], base: Tensor) -> Tensor:
+    """The change of the weight that a layer computes with these tensors while training, in the base's shape and dtype."""
     change = _training_difference(layer, values).to(base).reshape(base.shape)
     if DORA_SCALE not in values:
         return change
@@ -42,7 +42,7 @@ def trained_change(layer: Any, values: Mapping[str, Tensor], base: Tensor) -> Te
     return gain * patched - base
 
 
-def _training_difference(layer: Any, values: Mapping[str, Tensor]) -> Tensor:
+def _training_difference(layer: PeftLayer, values: Mapping[str, Tensor]) -> Tensor:
     scale = layer.scaling["default"]
     if "lora_A.weight" in values:
         return values["lora_B.weight"].flatten(1) @ values["lora_A.weight"].flatten(1) * scale
@@ -57,10 +57,11 @@ def _training_difference(layer: Any, values: Mapping[str, Tensor]) -> Tensor:
 def to_file(
     adapter: Adapter, file_key: FileKey, dtype: torch.dtype, values: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The LoRA file's tensors, on the CPU. `values` (names of `adapter.parameters()`) replaces the live ones, e.g. EMA."""
+    """The tensors of the LoRA file, on the CPU. `values` replaces the current parameters, for instance by their EMA; it has the
+    names of `adapter.parameters()`."""
     tensors: dict[str, Tensor] = {}
     for path, layer in adapter.layers.items():
-        mine = _live_values(path, layer, values, torch.float32)
+        mine = _current_values(path, layer, values, torch.float32)
         key = file_key(path)
         for suffix, tensor in _file_form(layer, mine, adapter.network, key, dtype).items():
             tensors[f"{key}.{suffix}"] = tensor.contiguous()
@@ -68,7 +69,7 @@ def to_file(
 
 
 def _file_form(
-    layer: Any, mine: dict[str, Tensor], network: NetworkConfig, key: str, dtype: torch.dtype
+    layer: PeftLayer, mine: dict[str, Tensor], network: NetworkConfig, key: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     alpha = effective_alpha(network)
     file: dict[str, Tensor] = {}
@@ -77,7 +78,7 @@ def _file_form(
         file[f"{down}.weight"], file[f"{up}.weight"] = mine["lora_A.weight"], mine["lora_B.weight"]
     else:
         file |= mine
-        if "lokr_w1" in mine and "lokr_w2" in mine:  # the host then knows no rank and ignores alpha
+        if "lokr_w1" in mine and "lokr_w2" in mine:  # ComfyUI then knows no rank and ignores alpha
             file["lokr_w2"] = mine["lokr_w2"] * (alpha / network.rank)
             alpha = float(network.rank)
     if dtype == torch.float16:
@@ -85,14 +86,14 @@ def _file_form(
     if "hada_w1_a" in mine and mine["hada_w1_a"].shape[0] * mine["hada_w1_b"].shape[1] < SMALL:
         dtype = torch.float32
     file = {name: tensor.to(dtype) for name, tensor in file.items()}
-    if DORA_SCALE in mine:
-        file["dora_scale"] = _host_dora_scale(layer, mine)  # fp32: its rounding would act on the whole weight
+    if DORA_SCALE in mine:  # it stays fp32, because its rounding error would affect the whole weight
+        file["dora_scale"] = _host_dora_scale(layer, mine)
     file["alpha"] = torch.tensor(alpha, dtype=torch.float32)
     return file
 
 
-def _host_dora_scale(layer: Any, mine: Mapping[str, Tensor]) -> Tensor:
-    """m * |W| / |W + dW| per output row: the host multiplies by dora_scale / |W| where training used m / |W + dW|."""
+def _host_dora_scale(layer: PeftLayer, mine: Mapping[str, Tensor]) -> Tensor:
+    """m * |W| / |W + dW| for each output row, because ComfyUI multiplies by dora_scale / |W| where training uses m / |W + dW|."""
     base = dense_weight(layer.get_base_layer()).cpu()
     patched = base + _training_difference(layer, mine).reshape(base.shape)
     base_norm, patched_norm = (torch.linalg.vector_norm(w.flatten(1), dim=1) for w in (base, patched))
@@ -101,8 +102,8 @@ def _host_dora_scale(layer: Any, mine: Mapping[str, Tensor]) -> Tensor:
 
 
 SMALL = 2**16
-"""Elements of a weight below which a LoHa stays fp32: bfloat16 rounds all four factors, 3.3e-3 of the change on average,
-and only over many elements does it stay there; 8 x 8 was seen at 7e-3. Such modules weigh next to nothing."""
+"""Number of elements of a weight below which a LoHa is stored in fp32. bfloat16 rounds all four factors, which costs 3.3e-3
+of the change on average over many elements, but up to 7e-3 for a weight of 8 x 8. Such modules need hardly any space."""
 
 PAIRS = (
     ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight"), ("hada_w1_a", "hada_w1_b"),
@@ -111,7 +112,7 @@ PAIRS = (
 
 
 def _balanced(file: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Move powers of two (exact) between the factors of each product, so that no small factor drowns in fp16."""
+    """Move powers of two between the factors of each product, which is exact, so that small factors do not underflow in fp16."""
     file = dict(file)
     for first, second in PAIRS:
         if first in file and second in file and file[first].any() and file[second].any():
@@ -124,13 +125,13 @@ def _balanced(file: dict[str, Tensor]) -> dict[str, Tensor]:
 def check_fits(
     tensors: Mapping[str, Tensor], keys: Sequence[str], network: NetworkConfig
 ) -> dict[str, dict[str, Tensor]]:
-    """{file key: its tensors} of a LoRA to start from. Raises ModelFileError unless it has these keys and this rank."""
+    """{file key: {suffix: tensor}} of a LoRA to start from. Raises ModelFileError unless it has these keys and this rank."""
     modules, unknown = group_by_module(tensors)
     if unknown:
         raise ModelFileError(f"network.init_from has {len(unknown)} tensors of an unknown kind, first {unknown[0]}")
     if odd := sorted(set(keys) ^ modules.keys()):
         raise ModelFileError(
-            f"network.init_from does not fit this network: {len(odd)} modules are only in one of them, first {odd[0]}; use the same family and targets"
+            f"network.init_from does not fit this network: {len(odd)} modules are only in one of them, first {odd[0]}; use the same family and target_modules"
         )
     ranks = {rank_of(parts) for parts in modules.values()} - {0}
     if ranks and ranks != {network.rank}:
@@ -142,7 +143,7 @@ def check_fits(
 
 @torch.no_grad()
 def to_training(adapter: Adapter, file_key: FileKey, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A LoRA file's tensors as values for `adapter.load`. Raises ModelFileError where the file does not fit."""
+    """The tensors of a LoRA file as values for `adapter.load`. Raises ModelFileError if the file does not fit the adapter."""
     values: dict[str, Tensor] = {}
     wanted = {file_key(path): path for path in adapter.layers}
     modules = check_fits(tensors, list(wanted), adapter.network)
@@ -152,7 +153,7 @@ def to_training(adapter: Adapter, file_key: FileKey, tensors: Mapping[str, Tenso
     return values
 
 
-def _training_form(layer: Any, file: Mapping[str, Tensor], network: NetworkConfig, key: str) -> dict[str, Tensor]:
+def _training_form(layer: PeftLayer, file: Mapping[str, Tensor], network: NetworkConfig, key: str) -> dict[str, Tensor]:
     expected = layer_parameters(layer)
     mine = {_TRAINING_NAMES.get(name, name): tensor.float() for name, tensor in file.items()}
     alpha = mine.pop("alpha").item() if "alpha" in mine else None
@@ -183,7 +184,7 @@ def _file_scale(file: Mapping[str, Tensor], alpha: float | None, network: Networ
 
 
 def _rescaled(mine: dict[str, Tensor], file_scale: float, training_scale: float) -> dict[str, Tensor]:
-    """Fold the ratio of the scales into one factor, so that the product stays what the file says."""
+    """Multiply the ratio of the scales into one factor, so that the product is the same as in the file."""
     factor = file_scale / training_scale
     for name in ("lora_B.weight", "hada_w2_a", "lokr_w2", "lokr_w2_a"):
         if name in mine and factor != 1:
@@ -196,13 +197,13 @@ _TRAINING_NAMES = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_
 
 
 NO_EFFECT = 1e-9
-"""A change below this share of |W| is lost in any weight's rounding."""
+"""A change below this share of |W| disappears in the rounding of any weight."""
 DORA_FLOOR = 1e-3
-"""DoRA's change is a small difference of large numbers: below this share of |W|, rounding of its fp32 gain shows."""
+"""DoRA's change is a small difference of large numbers; below this share of |W| the rounding of its fp32 gain is visible."""
 
 
 def reference_arithmetic(tensors: Mapping[str, Tensor]) -> Change:
-    """The host's arithmetic as `host_formula` writes it out."""
+    """ComfyUI's arithmetic as implemented in `host_formula`."""
     modules, unknown = group_by_module(tensors)
     if unknown:
         raise ModelFileError(f"the saved LoRA has {len(unknown)} tensors of an unknown kind, first {unknown[0]}")
@@ -223,16 +224,16 @@ def max_relative_error(
     values: Mapping[str, Tensor] | None = None,
     arithmetic: Arithmetic = reference_arithmetic,
 ) -> tuple[float, str]:
-    """Largest |dW_host - dW_trained| / |dW_trained| over the modules, in float64, and the module where it is.
+    """(largest |dW_host - dW_trained| / |dW_trained| over all modules, key of that module), computed in float64.
 
-    Raises ModelFileError if a module is missing from the file, or something in the file would not be used.
+    Raises ModelFileError if a module is missing in the file, or if a tensor of the file would not be used.
     """
     change = arithmetic(tensors)
     worst, where = 0.0, ""
     for path, layer in adapter.layers.items():
         key = file_key(path)
         base = dense_weight(layer.get_base_layer()).double().cpu()
-        trained = trained_change(layer, _live_values(path, layer, values, torch.float64), base)
+        trained = trained_change(layer, _current_values(path, layer, values, torch.float64), base)
         host = change(key, base)
         floor = DORA_FLOOR if f"{key}.dora_scale" in tensors else NO_EFFECT
         size = trained.norm().clamp_min(floor * base.norm())
@@ -244,8 +245,10 @@ def max_relative_error(
     return worst, where
 
 
-def _live_values(path: str, layer: Any, values: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The layer's tensors, or those given under its names instead, on the CPU."""
+def _current_values(
+    path: str, layer: PeftLayer, values: Mapping[str, Tensor] | None, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The parameters of a layer, or the given values in their place, on the CPU."""
     return {
         name: (values[f"{path}|{name}"] if values else parameter).detach().to("cpu", dtype)
         for name, parameter in layer_parameters(layer).items()

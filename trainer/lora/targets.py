@@ -1,4 +1,4 @@
-"""Which modules get an adapter: a preset of the family or the user's own regular expression, resolved to exact paths."""
+"""Target modules of an adapter: a preset of the family or a regular expression, resolved to exact paths."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,21 +11,22 @@ from ..weights.row_parts import RowPart
 
 
 def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: str, exclude: str = "") -> list[str]:
-    """The paths of the Linear and Conv2d modules that `wanted` names, sorted.
+    """The paths of the Linear and Conv2d modules that `wanted` selects, sorted.
 
-    `wanted` is the name of a preset, or "regex:" and a pattern that is searched for in the path. A part of a fused Linear is
-    a target only where the whole Linear is not. Raises ConfigError, with near misses, when nothing matches.
+    `wanted` is the name of a preset, or "regex:" followed by a pattern that is searched for in the path. A part of a fused
+    Linear is a target only where the whole Linear is not. Paths that match the pattern `exclude` are left out. Raises
+    ConfigError, with the nearest names, if nothing remains.
     """
     layers = {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
     paths = sorted(layers)
-    targets = _targets(presets, wanted)
-    matched = {path for path in paths if targets.hold(path)}
-    found = [
+    selected = _targets(presets, wanted)
+    matched = {path for path in paths if selected.hold(path)}
+    targets = [
         path
         for path in sorted(matched)
         if not (isinstance(layers[path], RowPart) and path.rpartition(".")[0] in matched)
     ]
-    if not found:
+    if not targets:
         leaves = sorted({re.sub(r"\d+", "N", path) for path in paths})
         near = did_you_mean(wanted.removeprefix("regex:"), leaves)
         raise ConfigError(
@@ -33,13 +34,13 @@ def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: s
         )
     if exclude:
         left_out = _compile("network.exclude_modules", exclude)
-        kept = [path for path in found if not any(left_out.search(one) for one in _with_whole(path, layers))]
+        kept = [path for path in targets if not any(left_out.search(name) for name in _with_whole(path, layers))]
         if not kept:
             raise ConfigError(
-                f"network.exclude_modules = {exclude!r} leaves none of the {len(found)} targets: make it narrower"
+                f"network.exclude_modules = {exclude!r} leaves none of the {len(targets)} target modules: make it narrower"
             )
         return kept
-    return found
+    return targets
 
 
 def _with_whole(path: str, layers: Mapping[str, nn.Module]) -> list[str]:
@@ -47,8 +48,8 @@ def _with_whole(path: str, layers: Mapping[str, nn.Module]) -> list[str]:
     return [path, path.rpartition(".")[0]] if isinstance(layers[path], RowPart) else [path]
 
 
-def still_there(module: nn.Module, paths: Sequence[str]) -> bool:
-    """Whether all of these modules are in the network."""
+def has_modules(module: nn.Module, paths: Sequence[str]) -> bool:
+    """Whether a network has all of these modules."""
     return {path for path, _ in module.named_modules()}.issuperset(paths)
 
 

@@ -1,4 +1,4 @@
-"""Where in a base model's files the modules of a LoRA lie, under every name that ComfyUI takes for them."""
+"""The tensors of a base model that the modules of a LoRA file change, under every key that ComfyUI accepts for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,44 +20,44 @@ WEIGHT = ".weight"
 
 
 KeyMatch = dict[str, tuple[WeightSlice, ...]]
-"""{path or module key: where its weight is}, as merge_base.Places."""
+"""{path or module key: the slices of the base model's tensors that make up its weight}, see `merge_base.WeightSlices`."""
 
 
-def places(base: Base) -> KeyMatch:
-    """{module key of a LoRA file: where its weight is}. Only headers are read."""
-    spellings = [(base.family.lora_names.prefixes, diffusers_places(base)), (NATIVE_PREFIXES, native_places(base))]
+def base_slices(base: Base) -> KeyMatch:
+    """{module key of a LoRA file: its weight's slices}, under every accepted key. Only headers are read."""
+    spellings = [(base.family.lora_names.prefixes, diffusers_slices(base)), (NATIVE_PREFIXES, native_slices(base))]
     return {
-        spell(prefix, path): place
-        for prefixes, found in spellings
-        for path, place in found.items()
+        spell(prefix, path): slices
+        for prefixes, by_path in spellings
+        for path, slices in by_path.items()
         for prefix in prefixes
     }
 
 
-def own_places(base: Base) -> KeyMatch:
-    """The same under the one name that this project writes."""
+def written_slices(base: Base) -> KeyMatch:
+    """{module key: its weight's slices}, under the key that this project writes."""
     names = base.family.lora_names
-    prefix, found = (names.prefixes[0], diffusers_places(base)) if names.prefixes else (NATIVE_PREFIXES[0], native_places(base))  # fmt: skip
-    spelled = {spell(prefix, path): place for path, place in found.items()}
-    return {key: place for key, place in spelled.items() if names.matches(key)}
+    prefix, by_path = (names.prefixes[0], diffusers_slices(base)) if names.prefixes else (NATIVE_PREFIXES[0], native_slices(base))  # fmt: skip
+    spelled = {spell(prefix, path): slices for path, slices in by_path.items()}
+    return {key: slices for key, slices in spelled.items() if names.matches(key)}
 
 
-def native_places(base: Base) -> KeyMatch:
-    """{original path: where its weight is}; in a diffusers folder a fused module lies in several tensors."""
+def native_slices(base: Base) -> KeyMatch:
+    """{path of the original model: its weight's slices}. In a diffusers folder a fused module has several."""
     shapes = base.source.shapes
     if not base.source.is_diffusers:
         return {key.removesuffix(WEIGHT): (WeightSlice(key),) for key, s in shapes.items() if _is_matrix(key, s)}
     if not any(layout.original for layout in base.family.lora_layouts.values()):
         return {}
-    found: dict[str, list[WeightSlice]] = {}
+    by_path: dict[str, list[WeightSlice]] = {}
     whole = {part.native: part.rows[1] for part in _by_rows(base) if part.rows}
     for key, part in _folder_map(base).items():
         if key.endswith(WEIGHT) and key in shapes:
             total = max(whole.get(part.native, 0), shapes[key][0])
-            found.setdefault(part.native.removesuffix(WEIGHT), []).extend(_pieces(key, part, shapes[key][0], total))
+            by_path.setdefault(part.native.removesuffix(WEIGHT), []).extend(_pieces(key, part, shapes[key][0], total))
     return {
         path: tuple(pieces)
-        for path, pieces in found.items()
+        for path, pieces in by_path.items()
         if sum(_height(piece, shapes) for piece in pieces)
         == (pieces[0].of_module or (0, _height(pieces[0], shapes)))[1]
     }
@@ -68,7 +68,7 @@ def _is_matrix(key: str, shape: tuple[int, ...]) -> bool:
 
 
 def _folder_map(base: Base) -> KeyMap:
-    """The family's key map for the network of a diffusers folder."""
+    """The key map of the family for the denoiser in a diffusers folder."""
     matrices = {key: shape for key, shape in base.source.shapes.items() if _is_matrix(key, shape)}
     prefix = base.family.lora_layouts["diffusers"].prefix
     paths = {f"{prefix}{key.removesuffix(WEIGHT)}": shape for key, shape in matrices.items()}
@@ -82,12 +82,12 @@ def _folder_map(base: Base) -> KeyMap:
 
 
 def _by_rows(base: Base) -> list[Part]:
-    """Parts of fused modules, the last one of each at the end."""
+    """The parts of fused modules, in the order of their rows."""
     return sorted((part for part in _folder_map(base).values() if part.rows), key=lambda part: part.rows or (0, 0))
 
 
 def _pieces(key: str, part: Part, height: int, total: int) -> list[WeightSlice]:
-    """Where rows of an original module lie in a diffusers tensor."""
+    """The slices of a diffusers tensor that hold rows of a module of the original model."""
     if part.swap_halves:
         half = height // 2
         return [WeightSlice(key, (half, height), (0, height)), WeightSlice(key, (0, half), (half, height))]
@@ -95,13 +95,14 @@ def _pieces(key: str, part: Part, height: int, total: int) -> list[WeightSlice]:
 
 
 def _height(piece: WeightSlice, shapes: Shapes) -> int:
+    """Number of rows of a slice."""
     return piece.rows[1] - piece.rows[0] if piece.rows else shapes[piece.key][0]
 
 
-def diffusers_places(base: Base) -> KeyMatch:
-    """{diffusers path of a Linear or convolution: where its weight is}.
+def diffusers_slices(base: Base) -> KeyMatch:
+    """{diffusers path of a Linear or convolution: its weight's slices}.
 
-    Rows that an original file keeps in another order (shift and scale of the last modulation) are left out.
+    Modules whose rows an original file has in another order (shift and scale of the last modulation) are left out.
     """
     shapes = base.source.shapes
     if base.source.is_diffusers:
@@ -115,88 +116,89 @@ def diffusers_places(base: Base) -> KeyMatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """Whose LoRA a file is, and what ComfyUI will make of its keys."""
+    """The model family of a LoRA file, and which of its keys ComfyUI will use."""
 
     families: tuple[str, ...]
-    """One; several whose names and sizes the file fits equally; none if nothing fits."""
+    """The family; several if names and sizes fit them equally, none if they fit no family."""
     modules: int
     text_encoder: int
-    """Modules of text encoders among them."""
+    """Number of modules of text encoders among them."""
     unmatched: tuple[str, ...]
-    """Modules that ComfyUI leaves out."""
+    """Modules that ComfyUI ignores."""
     judged_by: str
-    """The base file, or the family's names."""
+    """What the keys were compared with: the base model, or the names of the family."""
 
     def text(self) -> str:
+        """The result in up to three lines."""
         known = self.modules - len(self.unmatched)
         lines = [
             f"made for {_who(self.families)}; ComfyUI matches {known} of {self.modules} modules (by {self.judged_by})"
         ]
         if self.text_encoder:
-            lines.append(f"{self.text_encoder} modules are of text encoders")
+            lines.append(f"{self.text_encoder} modules belong to text encoders")
         if self.unmatched:
-            lines.append(f"left out by ComfyUI, without an error: {', '.join(self.unmatched[:3])}" + (", …" if len(self.unmatched) > 3 else ""))  # fmt: skip
+            lines.append(f"ignored by ComfyUI, without an error: {', '.join(self.unmatched[:3])}" + (", …" if len(self.unmatched) > 3 else ""))  # fmt: skip
         return "\n".join(lines)
 
 
 def recognise(path: Path, base: Base | None = None) -> Recognition:
-    """Header alone. With a base, keys are looked up in it instead of judged by their form. Raises ModelFileError."""
+    """Recognise a LoRA file by its header. With a base model, its keys are compared with the base's. Raises ModelFileError."""
     file = TensorFile(path)
     modules, _ = modules_of(file)
     names = {name: family.lora_names for name, family in families.all_families().items()}
-    found = owners(names, {key: input_width(file, parts) for key, parts in modules.items()})
+    matches = owners(names, {key: input_width(file, parts) for key, parts in modules.items()})
     if base is not None:
-        known = set(places(base)).union(*(part.places for part in text_parts(base)))
+        known = set(base_slices(base)).union(*(part.slices for part in text_parts(base)))
         has_text = bool(text_parts(base))
         lost = sorted(key for key in modules if key not in known and (has_text or not is_text_encoder(key)))
-    elif found:
-        lost = unmatched(names[found[0]], modules)
+    elif matches:
+        lost = unmatched(names[matches[0]], modules)
     else:
         lost = sorted(key for key in modules if not is_text_encoder(key))
     return Recognition(
-        families=tuple(found),
+        families=tuple(matches),
         modules=len(modules),
         text_encoder=sum(map(is_text_encoder, modules)),
         unmatched=tuple(lost),
-        judged_by=str(base.source.path) if base else "the form of their names",
+        judged_by=str(base.source.path) if base else "the form of the keys",
     )
 
 
 def check_one_family(paths: Sequence[Path]) -> None:
-    """Raises ModelFileError if LoRA files belong to different families, or name the modules of one in different ways."""
+    """Raise ModelFileError if LoRA files belong to different families or have different key formats."""
     names = {name: family.lora_names for name, family in families.all_families().items()}
-    found: list[tuple[Path, tuple[str, ...], set[str]]] = []
+    known: list[tuple[Path, tuple[str, ...], set[str]]] = []
     for path in paths:
         file = TensorFile(path)
         modules, _ = modules_of(file)
         keys = [key for key in modules if not is_text_encoder(key)]
-        if keys:  # a LoRA of text encoders alone goes with any
+        if keys:  # a LoRA of text encoders alone can be merged with any other
             owner = tuple(owners(names, {key: input_width(file, parts) for key, parts in modules.items()}))
-            found.append((path, owner, {_style(names[owner[0]] if owner else None, key) for key in keys}))
-    for path, owner, styles in found[1:]:
-        first, theirs, others = found[0]
+            known.append((path, owner, {_style(names[owner[0]] if owner else None, key) for key in keys}))
+    for path, owner, styles in known[1:]:
+        first, theirs, others = known[0]
         if not set(owner) & set(theirs) and (owner or theirs):
             raise ModelFileError(
                 f"{first} is made for {_who(theirs)}, {path} for {_who(owner)}: only LoRAs of one family can be merged"
             )
         if styles != others:
             raise ModelFileError(
-                f"{first} calls its modules {_shown(others)}, {path} {_shown(styles)}: bring both into one layout first (lora-loom convert)"
+                f"{first} has keys {_joined(others)}, {path} has {_joined(styles)}: convert them to one key format first (lora-loom convert)"
             )
 
 
 def _style(names: LoraNames | None, key: str) -> str:
-    """What a module key begins with, and whether a diffusers or an original path follows."""
+    """The prefix of a module key, and whether the path after it is that of the original model or of diffusers."""
     for prefix in (*(names.prefixes if names else ()), *NATIVE_PREFIXES, "unet."):
         if key.startswith(prefix):
             is_original = prefix in NATIVE_PREFIXES and names is not None and not names.matches_diffusers(key)
             return f"{prefix}…{' (original names)' if is_original else ''}"
-    return "otherwise"
+    return "of another format"
 
 
-def _who(found: Sequence[str]) -> str:
-    return " or ".join(found) or "no known family"
+def _who(names: Sequence[str]) -> str:
+    return " or ".join(names) or "no known family"
 
 
-def _shown(styles: set[str]) -> str:
+def _joined(styles: set[str]) -> str:
     return " and ".join(sorted(styles))

@@ -1,10 +1,10 @@
-"""One LoRA file in another layout: other names, projections split or put together, the same change of every weight.
+"""Converting a LoRA file to another key format: other names, projections split or fused, the same change of every weight.
 
-Fused to split is exact: the same A, rows of B. Split to fused is exact only if the rank may grow: three projections of
-rank r that were trained apart need 3 r. O out, I in, R rank.
+Splitting a fused projection is exact: the parts have the same A, and rows of B. Fusing is exact only if the rank may grow:
+three projections of rank r that were trained separately need rank 3 r. O out, I in, R rank.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,32 +17,36 @@ from ..families.common.family import Family, has_one_text_encoder
 from ..families.common.keymap import KeyMap, Part
 from ..families.common.lora_layouts import FORMATS, KeyLayout, Widths, spelled
 from ..families.common.lora_names import is_text_encoder, owners, spell, text_key_in
-from .factors import KOHYA, PEFT, Factors, LoraFile, Written, extended, new_dtype, open_lora, write_lora
+from ..types import Progress
+from .factors import KOHYA, PEFT, Factors, PlainLora, Written, extended, new_dtype, open_lora, write_lora
 
 Modules = dict[str, Factors]
-"""{path: its adapter}."""
+"""{module path: its adapter}."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
+    """The report on a conversion."""
+
     family: str
     format: str
     modules_before: int
     modules_after: int
     split: int
-    """Fused modules that became several."""
+    """Number of fused modules that were split."""
     fused: int
-    """Modules that several became."""
+    """Number of fused modules that were made of several."""
     rank_before: int
     rank_after: int
-    """The largest."""
+    """Largest rank of a module in the new file."""
 
     def text(self) -> str:
+        """The report in up to three lines."""
         lines = [f"{self.family}, {self.format}: {self.modules_before} modules became {self.modules_after}"]
         if self.split:
-            lines.append(f"{self.split} fused modules were split, exactly: the same A, rows of B")
+            lines.append(f"{self.split} fused modules were split, which is exact")
         if self.fused:
-            lines.append(f"{self.fused} fused modules hold several that were trained apart, exactly, at rank {self.rank_after} instead of {self.rank_before}")  # fmt: skip
+            lines.append(f"{self.fused} fused modules combine modules that were trained separately, which is exact at rank {self.rank_after} instead of {self.rank_before}")  # fmt: skip
         return "\n".join(lines)
 
 
@@ -52,9 +56,12 @@ def convert(
     format: str,
     family: str = "auto",
     dtype: str = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Conversion:
-    """Write `source` in the layout `format`. Raises ConfigError or ModelFileError if it cannot be, RunError."""
+    """Write the LoRA `source` in the key format `format`. `family` "auto" is detected from the keys.
+
+    Raises ConfigError for unknown names, ModelFileError if the file cannot be converted, RunError if it cannot be written.
+    """
     if format not in FORMATS:
         raise ConfigError(f"format = {format!r}: {did_you_mean(format, list(FORMATS))}")
     lora = open_lora(source)
@@ -82,47 +89,49 @@ def convert(
     return done
 
 
-def _text_modules(lora: LoraFile, format: str, family: Family) -> dict[str, str]:
-    """{module of a text encoder: its name in the layout}; ComfyUI's and kohya's are the same. Raises ModelFileError."""
+def _text_modules(lora: PlainLora, format: str, family: Family) -> dict[str, str]:
+    """{module of a text encoder: its key in the format}; ComfyUI and kohya have the same keys. Raises ModelFileError."""
     single = has_one_text_encoder(family)
     texts = {key: text_key_in(format, key, single=single) for key in sorted(lora.modules) if is_text_encoder(key)}
-    if format != "diffusers":  # the same names in both, of encoders other than CLIP too
+    if format != "diffusers":  # both have the same keys, also for encoders other than CLIP
         texts |= {key: key for key in texts if key.startswith("lora_te")}
     strange = [key for key, name in texts.items() if name is None]
     if strange:
         raise ModelFileError(
-            f"{lora.path}: {len(strange)} modules are a text encoder's other than CLIP, first {strange[0]}: they are not converted to {format}"
+            f"{lora.path}: {len(strange)} modules belong to a text encoder other than CLIP, first {strange[0]}: they cannot be converted to {format}"
         )
     if len(texts) == len(lora.modules):
-        raise ModelFileError(f"{lora.path} is of text encoders alone: nothing in it says of which family it is")
+        raise ModelFileError(
+            f"{lora.path} holds modules of text encoders only, which do not tell its family: it cannot be converted"
+        )
     return {key: name for key, name in texts.items() if name is not None}
 
 
 def text_layout(format: str) -> KeyLayout:
-    """How the tensors of text encoders are written: as sd-scripts does, but for diffusers."""
+    """How the tensors of text encoders are written: as sd-scripts does, except in the diffusers format."""
     return KeyLayout(prefix="", alpha=False) if format == "diffusers" else KeyLayout(prefix="", kohya=True)
 
 
-def _family(lora: LoraFile, wanted: str) -> Family:
-    """Raises ConfigError for an unknown name, ModelFileError if the keys do not tell."""
+def _family(lora: PlainLora, wanted: str) -> Family:
+    """The family of a LoRA. Raises ConfigError for an unknown name, ModelFileError if the keys do not tell."""
     if wanted != "auto":
         return families.get(wanted)
     names = {name: family.lora_names for name, family in families.all_families().items()}
-    found = owners(names, {_known_to_hosts(key): width for key, width in _widths(lora).inputs.items()})
-    if len({id(families.get(name).lora_layouts) for name in found}) != 1:
-        known = " or ".join(found) or "no known family"
+    matches = owners(names, {_comfyui_key(key): width for key, width in _widths(lora).inputs.items()})
+    if len({id(families.get(name).lora_layouts) for name in matches}) != 1:
+        known = " or ".join(matches) or "no known family"
         raise ModelFileError(
-            f"{lora.path} could be of {known} by its names: say which with --family ({', '.join(names)})"
+            f"{lora.path} fits {known} by its keys: choose the family with --family ({', '.join(names)})"
         )
-    return families.get(found[0])
+    return families.get(matches[0])
 
 
-def _known_to_hosts(key: str) -> str:
-    """ComfyUI takes no unet. before a path, so no family's names have it; the same path after lora_unet_ they know."""
+def _comfyui_key(key: str) -> str:
+    """The key with the prefix lora_unet_ in place of unet., which ComfyUI does not accept and no family's names have."""
     return spell("lora_unet_", key.removeprefix("unet.")) if key.startswith("unet.") else key
 
 
-def _widths(lora: LoraFile) -> Widths:
+def _widths(lora: PlainLora) -> Widths:
     shapes = lora.file.shapes()
     names = {key: lora.names(key) for key in lora.modules if not is_text_encoder(key)}
     return Widths(
@@ -131,32 +140,34 @@ def _widths(lora: LoraFile) -> Widths:
     )
 
 
-def _resolved(lora: LoraFile, family: Family, keymap: KeyMap) -> dict[str, tuple[bool, Factors]]:
-    """{path: (whether it is the original file's, its adapter)}. Raises ModelFileError, listing what is not known."""
+def _resolved(lora: PlainLora, family: Family, keymap: KeyMap) -> dict[str, tuple[bool, Factors]]:
+    """{path: (whether it is a path of the original model, its adapter)}. Raises ModelFileError for unknown modules."""
     known = spelled(keymap, family.lora_names, family.lora_layouts)
     own = [key for key in lora.modules if not is_text_encoder(key)]
     strange = sorted(key for key in own if key not in known)
     if strange:
         raise ModelFileError(
-            f"{lora.path}: {len(strange)} of its {len(lora.modules)} modules are no {family.name} modules that can be converted, first {strange[0]}"
+            f"{lora.path}: {len(strange)} of its {len(lora.modules)} modules are not {family.name} modules that can be converted, first {strange[0]}"
         )
     return {known[key][1]: (known[key][0], lora.factors(key)) for key in sorted(own)}
 
 
 @dataclass(kw_only=True)
 class Rearranged:
+    """The adapters of a conversion by their new paths."""
+
     modules: Modules
     split: int = 0
     fused: int = 0
 
 
 def rearranged(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap, layout: KeyLayout) -> Rearranged:
-    """The adapters by the paths that a layout has. Exact."""
+    """The adapters by the paths of a key format. The conversion is exact."""
     return to_original(old, keymap) if layout.original else to_diffusers(old, keymap)
 
 
 def to_diffusers(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rearranged:
-    """The adapters by diffusers paths. Exact."""
+    """The adapters by diffusers paths. Fused modules are split; the conversion is exact."""
     new = Rearranged(modules={})
     for path, (original, factors) in old.items():
         if not original:
@@ -170,25 +181,26 @@ def to_diffusers(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rea
 
 
 def to_original(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rearranged:
-    """The adapters by original paths. Exact; ranks add up where modules that were trained apart come together."""
+    """The adapters by paths of the original model. The conversion is exact; ranks add up where separate modules are fused."""
     new = Rearranged(modules={path: factors for path, (original, factors) in old.items() if original})
     pieces: dict[str, list[tuple[Part, Factors]]] = {}
     for path, (original, factors) in old.items():
         if not original:
             part = keymap[f"{path}.weight"]
             pieces.setdefault(part.native.removesuffix(".weight"), []).append((part, factors))
-    for native, found in pieces.items():
-        new.modules[native] = fuse(found, total_rows(keymap, native))
-        new.fused += len(found) > 1
+    for native, parts in pieces.items():
+        new.modules[native] = fuse(parts, total_rows(keymap, native))
+        new.fused += len(parts) > 1
     return new
 
 
 def parts_of(keymap: KeyMap, native: str) -> list[tuple[str, Part]]:
+    """(diffusers path, part) of all parts of a module of the original model."""
     return [(key.removesuffix(".weight"), part) for key, part in keymap.items() if part.native == f"{native}.weight"]
 
 
 def total_rows(keymap: KeyMap, native: str) -> int:
-    """Rows of an original module; 0 if it is not cut into rows."""
+    """Number of rows of a fused module of the original model; 0 if the module is not fused."""
     return max((part.rows[1] for _, part in parts_of(keymap, native) if part.rows), default=0)
 
 
@@ -198,7 +210,7 @@ def _rows(up_OR: Tensor, part: Part) -> Tensor:
 
 
 def fuse(pieces: Sequence[tuple[Part, Factors]], rows: int) -> Factors:
-    """One adapter of `rows` rows from those of its parts; rows that no part covers do not change."""
+    """The adapter of a fused module of `rows` rows from those of its parts. Rows without a part do not change."""
     if not rows:
         [(part, factors)] = pieces
         return replace(factors, up_OR=_rows(factors.up_OR, part))
@@ -206,7 +218,7 @@ def fuse(pieces: Sequence[tuple[Part, Factors]], rows: int) -> Factors:
     first = ordered[0][1]
     if all(torch.equal(f.down_RI, first.down_RI) and f.scale == first.scale for _, f in ordered):
         blocks, down, scale = [f.up_OR for _, f in ordered], first.down_RI, first.scale
-        offsets = [0] * len(ordered)  # split from one before: their A is the same
+        offsets = [0] * len(ordered)  # they were split from one module before: their A is the same
     else:
         same = len({f.scale for _, f in ordered}) == 1
         scale = first.scale if same else 1.0
@@ -222,6 +234,7 @@ def fuse(pieces: Sequence[tuple[Part, Factors]], rows: int) -> Factors:
 
 
 def as_written(factors: Factors, layout: KeyLayout, dtype: torch.dtype) -> Written:
+    """An adapter with the tensor names of a key format. Without alpha, the scale is multiplied into B."""
     if not layout.alpha:
         factors = replace(factors, up_OR=factors.up_OR * factors.scale, scale=1.0)
     return Written(factors=factors, dtype=dtype, names=KOHYA if layout.kohya else PEFT, alpha=layout.alpha)

@@ -1,7 +1,7 @@
-"""A LoRA out of two checkpoints: the difference of each weight, as few ranks as are wanted.
+"""Extracting a LoRA from two checkpoints: the difference of each weight, approximated at a lower rank.
 
-The singular values come from the smaller Gram matrix in float64 (Golub & Van Loan, 8.6): exact to 1e-8 of the largest,
-far below fp32 rounding of the weights, with little more in memory than the difference itself.
+The singular values are computed from the smaller Gram matrix in float64 (Golub & Van Loan, section 8.6). They are exact to
+1e-8 of the largest, far below the fp32 rounding of the weights, and need little more memory than the difference itself.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,66 +12,74 @@ from torch import Tensor
 
 from ..storage.tensor_file import TensorFile
 from .factors import Factors, Written
-from .merge_base import Places, WeightSlice
+from .merge_base import WeightSlice, WeightSlices
 from .resize import Cut, Cuts, Keep
 
 BLOCK = 1024
-"""Rows or columns whose products are summed up at once."""
+"""Number of columns whose products are summed up at a time."""
 
 
 class Reader:
-    """Tensors of the files of one checkpoint by their names without a prefix."""
+    """The tensors of a checkpoint's files by their keys without a prefix."""
 
     def __init__(self, files: Iterable[TensorFile], prefix: str) -> None:
-        self.where = {
+        self.files = {
             key.removeprefix(prefix): (file, key) for file in files for key in file.layout if key.startswith(prefix)
         }
 
     def __call__(self, key: str) -> Tensor:
-        file, name = self.where[key]
+        file, name = self.files[key]
         return file.get(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.where)
+        return iter(self.files)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {key: file.layout[name][1] for key, (file, name) in self.where.items()}
+        """{key: shape}, from the headers."""
+        return {key: file.layout[name][1] for key, (file, name) in self.files.items()}
 
 
 class Difference:
-    """What a checkpoint has that another has not."""
+    """The difference of the weights of two checkpoints."""
 
     def __init__(self, read_old: Reader, read_new: Reader) -> None:
         self.read_old, self.read_new = read_old, read_new
 
-    def __call__(self, *places: WeightSlice) -> Tensor:
-        """new - old of a module's weight, fp32, its rows from one place or several."""
-        ordered = sorted(places, key=lambda place: place.of_module or (0, 0))
-        parts = [place.of(self.read_new(place.key)).float() - place.of(self.read_old(place.key)).float() for place in ordered]  # fmt: skip
+    def __call__(self, *slices: WeightSlice) -> Tensor:
+        """new - old of a module's weight in fp32; its rows are in one slice or several."""
+        ordered = sorted(slices, key=lambda piece: piece.of_module or (0, 0))
+        parts = [
+            piece.of(self.read_new(piece.key)).float() - piece.of(self.read_old(piece.key)).float() for piece in ordered
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
+    """The report on an extraction."""
+
     modules: int
     text_encoder: int
-    """Modules of text encoders among them."""
+    """Number of modules of text encoders among them."""
     same: int
-    """Modules that are equal in both checkpoints."""
+    """Number of modules that are equal in both checkpoints."""
     ranks: tuple[int, int]
+    """Smallest and largest."""
     kept: float
     """Share of the squared norm of these modules' difference that the LoRA holds."""
     worst: str
+    """The module with the smallest such share."""
     outside: float
     """Share of the squared norm of the whole difference that lies in tensors a LoRA cannot hold (norms, biases)."""
     bytes: int
 
     def text(self) -> str:
+        """The report in three lines."""
         low, high = self.ranks
         return "\n".join(
             [
                 f"{self.modules} modules ({self.text_encoder} of text encoders), rank {low} to {high}, {self.bytes:,} bytes; {self.same} are equal in both",
-                f"{self.kept:.2%} of their difference's energy retained, least in {self.worst}",
+                f"{self.kept:.2%} of the difference's energy is kept, least in {self.worst}",
                 f"{self.outside:.2%} of the whole difference lies in biases, norms and the like, which are left out",
             ]
         )
@@ -79,7 +87,7 @@ class ExtractReport:
 
 @torch.no_grad()
 def factorise(difference: Tensor, keep: Keep) -> tuple[Factors, Cut] | None:
-    """The best LoRA for a difference of two weights (O, I) or (O, I, height, width); None if it is zero."""
+    """The best low-rank approximation of a difference of two weights (O, I) or (O, I, height, width); None if it is zero."""
     flat_OI = difference.flatten(1).float()
     tall = flat_OI.shape[0] > flat_OI.shape[1]
     squares, vectors = torch.linalg.eigh(_gram(flat_OI.T if tall else flat_OI))
@@ -101,7 +109,7 @@ def factorise(difference: Tensor, keep: Keep) -> tuple[Factors, Cut] | None:
 
 
 def _gram(matrix_RI: Tensor) -> Tensor:
-    """matrix @ matrix' in float64, few columns at a time."""
+    """matrix @ matrix.T (R, R) in float64, computed a few columns at a time."""
     total = torch.zeros(len(matrix_RI), len(matrix_RI), dtype=torch.float64, device=matrix_RI.device)
     for part in torch.split(matrix_RI, BLOCK, dim=1):
         wide = part.double()
@@ -110,18 +118,21 @@ def _gram(matrix_RI: Tensor) -> Tensor:
 
 
 def extract(differences: Iterable[tuple[str, Tensor]], keep: Keep, dtype: torch.dtype, names: tuple[str, str]) -> Cuts:
-    """{module key: difference} to the modules of a LoRA; each difference is asked for once."""
+    """The modules of a LoRA from (module key, difference). An iterator keeps one difference in memory at a time.
+
+    `names` are the suffixes of (A, B) in the file.
+    """
     done = Cuts()
     for key, difference in differences:
-        found = factorise(difference, keep)
-        if found is None:
+        result = factorise(difference, keep)
+        if result is None:
             done.zero.append(key)
         else:
-            done.written[key], done.cuts[key] = Written(factors=found[0], dtype=dtype, names=names), found[1]
+            done.written[key], done.cuts[key] = Written(factors=result[0], dtype=dtype, names=names), result[1]
     return done
 
 
-def outside_energy(keys: Iterable[str], inside: Places, difference: Difference) -> float:
-    """Squared norm of the difference of all tensors that no module covers."""
-    covered = {place.key for places in inside.values() for place in places}
+def outside_energy(keys: Iterable[str], inside: WeightSlices, difference: Difference) -> float:
+    """Squared Frobenius norm of the difference of all tensors in which no module of `inside` lies."""
+    covered = {piece.key for slices in inside.values() for piece in slices}
     return sum(difference(WeightSlice(key)).double().square().sum().item() for key in keys if key not in covered)

@@ -1,6 +1,6 @@
-"""A LoRA file module by module, as pairs of matrices: what resizing, merging and extracting work on.
+"""A LoRA file as one pair of matrices per module, for resizing, merging, extracting and converting.
 
-O out, I in times kernel elements, R rank. The change of a weight is scale * up_OR @ down_RI.
+O output rows, I input columns times kernel elements, R rank. The change of a weight is scale * up_OR @ down_RI.
 """
 
 import json
@@ -14,17 +14,18 @@ from torch import Tensor
 from ..errors import ConfigError, ModelFileError
 from ..storage.atomic import stream_tensors
 from ..storage.tensor_file import FORMATS, TensorFile, TensorHeader
+from ..weights.devices import DTYPES
 from .inspect import modules_of
 
 PEFT, KOHYA = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Suffixes of (A, B) in the files of PEFT and diffusers, and of kohya."""
 STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
-"""Metadata that is wrong once the tensors change."""
+"""Metadata that is no longer valid when the tensors change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """The adapter of one module. Tensors are fp32."""
+    """The adapter of one module as a product of two fp32 matrices and a scale."""
 
     up_OR: Tensor
     down_RI: Tensor
@@ -34,20 +35,22 @@ class Factors:
 
     @property
     def rank(self) -> int:
+        """The inner dimension R."""
         return int(self.down_RI.shape[0])
 
     def energy(self) -> float:
-        """Squared Frobenius norm of the change, without making it: tr((up' up)(down down'))."""
+        """Squared Frobenius norm of the change, as tr((up.T up)(down down.T)), without computing the product."""
         up, down = self.up_OR.double(), self.down_RI.double()
         return ((up.T @ up) * (down @ down.T)).sum().item() * self.scale**2
 
 
 @dataclass(kw_only=True)
-class LoraFile:
-    """An open LoRA file. `modules` is {module key: {suffix: tensor key}}; nothing is read until asked for."""
+class PlainLora:
+    """An open file with LoRA modules only. Tensors are read when they are requested."""
 
     file: TensorFile
     modules: dict[str, dict[str, str]]
+    """{module key: {suffix: key of the tensor}}."""
 
     @property
     def path(self) -> Path:
@@ -58,6 +61,7 @@ class LoraFile:
         return self.file.metadata
 
     def factors(self, key: str) -> Factors:
+        """Read the adapter of a module. Raises ModelFileError if its tensors do not match or are not finite."""
         parts = self.file.gather(self.modules[key])
         down, up = (parts[name].float() for name in self.names(key))
         scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0
@@ -71,17 +75,17 @@ class LoraFile:
         return Factors(up_OR=up.flatten(1), down_RI=down.flatten(1), scale=scale, kernel=kernel)
 
     def names(self, key: str) -> tuple[str, str]:
-        """Suffixes of (down, up) in this file."""
+        """The suffixes of (A, B) of a module in this file."""
         return KOHYA if KOHYA[0] in self.modules[key] else PEFT
 
     def dtype(self, key: str) -> torch.dtype:
-        """The wider number format of the module's factors."""
-        kinds = {self.file.layout[self.modules[key][name]][0] for name in self.names(key)}
-        return max((dtype for dtype, kind in FORMATS.items() if kind in kinds), key=lambda dtype: dtype.itemsize)
+        """The wider dtype of the two matrices of a module."""
+        stored = {self.file.layout[self.modules[key][name]][0] for name in self.names(key)}
+        return max((dtype for dtype, name in FORMATS.items() if name in stored), key=lambda dtype: dtype.itemsize)
 
 
-def open_lora(path: Path) -> LoraFile:
-    """Raises ModelFileError unless every tensor of the file belongs to a plain LoRA."""
+def open_lora(path: Path) -> PlainLora:
+    """Open a LoRA file. Raises ModelFileError unless every tensor belongs to a plain LoRA (not DoRA, LoHa or LoKr)."""
     file = TensorFile(path)
     modules, unknown = modules_of(file)
     if not modules:
@@ -91,10 +95,10 @@ def open_lora(path: Path) -> LoraFile:
     other = sorted(key for key, parts in modules.items() if not _is_plain(parts))
     if other:
         raise ModelFileError(
-            f"{path}: {len(other)} of its {len(modules)} modules are no plain LoRA, first {other[0]} ({', '.join(sorted(modules[other[0]]))}). "
+            f"{path}: {len(other)} of its {len(modules)} modules are not plain LoRA, first {other[0]} ({', '.join(sorted(modules[other[0]]))}). "
             "Merge it into the base (merge-base), then extract a LoRA from the two checkpoints"
         )
-    return LoraFile(file=file, modules=modules)
+    return PlainLora(file=file, modules=modules)
 
 
 def _is_plain(parts: Mapping[str, str]) -> bool:
@@ -103,15 +107,16 @@ def _is_plain(parts: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Tensors of one module, ready to be written; alpha says the scale."""
+    """A module as it will be written to a file: its matrices, dtype and tensor names."""
 
     factors: Factors
     dtype: torch.dtype
     names: tuple[str, str] = PEFT
     alpha: bool = True
-    """Store alpha; a file without it is read at scale 1."""
+    """Whether alpha is stored. Without it a file is read with scale 1."""
 
     def tensors(self, key: str) -> dict[str, Tensor]:
+        """{key of the tensor: tensor} of the module `key`."""
         down, up = self.factors.down_RI, self.factors.up_OR
         if self.factors.kernel:
             ones = [1] * (len(self.factors.kernel) - 1)
@@ -123,7 +128,7 @@ class Written:
 
 
 def write_lora(path: Path, modules: Mapping[str, Written], metadata: Mapping[str, str]) -> None:
-    """Raises RunError."""
+    """Write a LoRA file atomically. Raises RunError."""
     tensors: dict[str, Tensor] = {}
     for key, written in modules.items():
         tensors |= written.tensors(key)
@@ -132,7 +137,7 @@ def write_lora(path: Path, modules: Mapping[str, Written], metadata: Mapping[str
 
 
 def new_dtype(name: str, old: torch.dtype) -> torch.dtype:
-    """Raises ConfigError unless `name` is auto (the old one) or a known number format."""
+    """The dtype that `name` selects; "auto" is `old`. Raises ConfigError for an unknown name."""
     if name == "auto":
         return old
     if name not in DTYPES:
@@ -141,7 +146,7 @@ def new_dtype(name: str, old: torch.dtype) -> torch.dtype:
 
 
 def extended(metadata: Mapping[str, str], modules: Mapping[str, Written], tool: str, facts: object) -> dict[str, str]:
-    """The old metadata with the new rank and alpha, and one more entry in `loom.history` that says what was done."""
+    """The old metadata with the new rank and alpha, and with an entry in `loom.history` about the tool and its settings."""
     kept = {name: value for name, value in metadata.items() if name not in STALE}
     ranks = {written.factors.rank for written in modules.values()}
     alphas = {round(written.factors.scale * written.factors.rank, 6) for written in modules.values()}

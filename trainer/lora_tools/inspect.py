@@ -1,4 +1,4 @@
-"""Looking into LoRA files."""
+"""Inspecting LoRA files: adapter types, ranks, norms, and tensors that are damaged or unknown."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 
@@ -15,11 +15,14 @@ from ..lora.host_formula import RANKED, split_key
 from ..storage.atomic import bits_of
 from ..storage.tensor_file import FORMATS, TensorFile
 
+V = TypeVar("V")
 NAMES = {kind: str(dtype).removeprefix("torch.") for dtype, kind in FORMATS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraReport:
+    """What a LoRA file holds."""
+
     kinds: dict[str, int]
     """{kind: number of modules}."""
     ranks: dict[int, int]
@@ -30,18 +33,18 @@ class LoraReport:
     tensors: int
     bytes: int
     block_norms: dict[str, float]
-    """{block: L2 norm of its factors}, the largest first."""
+    """{block: L2 norm of its matrices}, the largest first."""
     zero: tuple[str, ...]
-    """Tensors that are all zero: they change nothing."""
+    """Keys of tensors that are all zero and therefore have no effect."""
     broken: tuple[str, ...]
-    """Tensors with NaN or infinite elements."""
+    """Keys of tensors with NaN or infinite elements."""
     unknown: tuple[str, ...]
-    """Tensors that are part of no known kind of adapter."""
+    """Keys of tensors that belong to no supported adapter."""
     metadata: dict[str, str]
 
 
 def inspect(path: Path) -> LoraReport:
-    """Raises ModelFileError if the file cannot be read or holds no adapter."""
+    """Read all tensors of a LoRA file and report on them. Raises ModelFileError if it cannot be read or holds no adapter."""
     file = TensorFile(path)
     modules, unknown = modules_of(file)
     if not modules:
@@ -74,7 +77,7 @@ def inspect(path: Path) -> LoraReport:
 
 
 def modules_of(file: TensorFile) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """({module key: {suffix: tensor key}}, tensors of no known kind), from the header alone."""
+    """({module key: {suffix: key of the tensor}}, keys that belong to no supported adapter), from the header alone."""
     modules: dict[str, dict[str, str]] = {}
     unknown = []
     for tensor in file.layout:
@@ -87,12 +90,12 @@ def modules_of(file: TensorFile) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 
 def rank_of_shapes(file: TensorFile, parts: Mapping[str, str]) -> int:
-    """Inner width; 0 where both factors of a LoKr are full."""
+    """The rank of a module's adapter; 0 where both factors of a LoKr are full matrices."""
     return next((file.layout[parts[name]][1][0] for name in RANKED if name in parts), 0)
 
 
 def input_width(file: TensorFile, parts: Mapping[str, str]) -> int:
-    """Input channels of the module, 0 if the adapter does not tell."""
+    """Number of input channels of a module; 0 if the adapter does not tell."""
     for name in ("lora_A.weight", "lora_down.weight", "hada_w1_b"):
         if name in parts:
             return file.layout[parts[name]][1][1]
@@ -103,14 +106,16 @@ def input_width(file: TensorFile, parts: Mapping[str, str]) -> int:
     return math.prod(widths)
 
 
-def _count(values: Iterable[Any]) -> dict[Any, int]:
-    counts: dict[Any, int] = defaultdict(int)
+def _count(values: Iterable[V]) -> dict[V, int]:
+    """{value: how often it occurs}, the most frequent first."""
+    counts: dict[V, int] = defaultdict(int)
     for value in values:
         counts[value] += 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def kind_of(parts: Iterable[str]) -> str:
+    """The kind of a module's adapter, by the suffixes of its tensors."""
     names = " ".join(parts)
     base = "loha" if "hada" in names else "lokr" if "lokr" in names else "lora"
     return f"{base} + dora_scale" if "dora_scale" in parts else base
@@ -125,9 +130,9 @@ def block_of(key: str) -> str:
 
 
 def to_text(report: LoraReport, path: Path) -> str:
-    """For a person."""
+    """The report as plain text."""
     lines = [
-        f"{path.name}: {_words(report.kinds)} modules, rank {_words(report.ranks)}, alpha {_words(report.alphas)}",
+        f"{path.name}: {_counts(report.kinds)} modules, rank {_counts(report.ranks)}, alpha {_counts(report.alphas)}",
         f"{report.tensors} tensors, {', '.join(report.dtypes)}, {report.bytes:,} bytes",
     ]
     for title, keys in (("all zero", report.zero), ("NaN or infinite", report.broken), ("unknown", report.unknown)):
@@ -138,7 +143,7 @@ def to_text(report: LoraReport, path: Path) -> str:
     return "\n".join(lines)
 
 
-def _words(counts: dict[Any, int]) -> str:
+def _counts(counts: Mapping[V, int]) -> str:
     return ", ".join(f"{value} ({count})" for value, count in counts.items())
 
 

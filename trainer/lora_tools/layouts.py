@@ -1,13 +1,13 @@
-"""A run's LoRA in other programs' layouts, and theirs in the run's: against the base model that they are for.
+"""Key formats of the LoRA files of a base model: a run's LoRA in the formats of other programs, and theirs in the run's.
 
-What training writes for users can be in any layout; what is read to sweep or to start from too. Unlike `lora_convert`,
-which knows a file alone, the network here says how wide and how deep it is.
+Training can write any format, and sweeps and `network.init_from` read any format. Unlike `convert`, which has only the LoRA
+file, this module knows the network and therefore the sizes of its modules.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +28,15 @@ Parts = Mapping[str, Tensor]
 
 @dataclass(kw_only=True)
 class Formats:
-    """The layouts of one network's LoRA files."""
+    """The key formats of the LoRA files of one network."""
 
     family: Family
     denoiser: Denoiser
-    """A skeleton is enough."""
+    """The network; its weights are not needed and may be meta tensors."""
 
     @cached_property
     def _own(self) -> dict[str, nn.Module]:
-        """{module key as this project writes it: module}."""
+        """{module key in this project's format: module}."""
         return {
             self.denoiser.file_key(path): part
             for path, part in self.denoiser.module.named_modules()
@@ -45,7 +45,7 @@ class Formats:
 
     @cached_property
     def _keymap(self) -> KeyMap:
-        weights: dict[str, Any] = {key: part.weight for key, part in self._own.items()}
+        weights = {key: cast(Tensor, part.weight) for key, part in self._own.items()}
         layers = getattr(self.denoiser.module.config, "layers_per_block", 2)
         widths = Widths(
             inputs={key: weight.shape[1] for key, weight in weights.items()},
@@ -55,9 +55,9 @@ class Formats:
         return self.family.lora_map(widths)
 
     def native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A LoRA of any layout as this project writes it; what no layout knows stays as it is, for others to name.
+        """A LoRA of any format in this project's. Tensors of unknown modules are left as they are, for the caller to report.
 
-        Raises ModelFileError for another layout's adapter that is no plain LoRA.
+        Raises ModelFileError for an adapter of another format that is not a plain LoRA.
         """
         modules, _ = group_by_module(tensors)
         texts, tensors = self._texts("native", modules, None), self._without_texts("native", modules, tensors)
@@ -71,14 +71,14 @@ class Formats:
         return rest | self._spelled(old, self.family.lora_layouts["native"], dtype) | texts
 
     def written(self, tensors: Mapping[str, Tensor], format: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """This project's LoRA in another layout."""
+        """A LoRA of this project in another key format, in `dtype`. Raises ConfigError if a module has no name there."""
         modules, _ = group_by_module(tensors)
         own = {key: parts for key, parts in modules.items() if not is_text_encoder(key)}
         known = spelled(self._keymap, self.family.lora_names, self.family.lora_layouts)
         lost = sorted(own.keys() - known.keys())
         if lost:
             raise ConfigError(
-                f"output.format = {format!r}: {len(lost)} modules have no name in that layout, first {lost[0]}; use native, or other targets"
+                f"output.format = {format!r}: {len(lost)} modules have no name in that format, first {lost[0]}; use native, or other target_modules"
             )
         old = {known[key][1]: (known[key][0], _factors(key, parts)) for key, parts in own.items()}
         kept = self._without_texts(format, modules, tensors)
@@ -86,19 +86,19 @@ class Formats:
         return rest | self._texts(format, modules, dtype) | self._spelled(old, self.family.lora_layouts[format], dtype)
 
     def _renamed(self, format: str, modules: Iterable[str]) -> dict[str, str]:
-        """{module of a text encoder: its name in the layout}, where that is another one."""
+        """{module of a text encoder: its key in the format}, where it differs."""
         single = has_one_text_encoder(self.family)
         begin = "lora_te" if format == "diffusers" else "text_encoder"
         names = {key: text_key_in(format, key, single=single) for key in modules if key.startswith(begin)}
         return {key: name for key, name in names.items() if name is not None}
 
     def _texts(self, format: str, modules: Mapping[str, Parts], dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """Those modules under their new names. `dtype` None keeps each one's own."""
-        made: dict[str, Tensor] = {}
+        """The tensors of these modules under their new keys. `dtype` None keeps the dtype of each module."""
+        renamed: dict[str, Tensor] = {}
         for key, name in self._renamed(format, modules).items():
             stored = dtype or next(iter(modules[key].values())).dtype
-            made |= as_written(_factors(key, modules[key]), text_layout(format), stored).tensors(name)
-        return made
+            renamed |= as_written(_factors(key, modules[key]), text_layout(format), stored).tensors(name)
+        return renamed
 
     def _without_texts(self, format: str, modules: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         renamed = tuple(f"{key}." for key in self._renamed(format, modules))
@@ -114,25 +114,27 @@ class Formats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How a session writes its files, and reads them back to check them."""
+class FileFormat:
+    """The key format in which a run writes its LoRA files, and reads them back to check them."""
 
     formats: Formats
     format: str
 
     def write(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors of this project's format in the file's format."""
         return self.formats.written(tensors, self.format, dtype)
 
     def read(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a file in this project's format."""
         return self.formats.native(tensors)
 
 
 def _factors(key: str, parts: Parts) -> Factors:
-    """Raises ModelFileError unless it is a plain LoRA."""
+    """The adapter of a module. Raises ModelFileError unless it is a plain LoRA."""
     down_name, up_name = KOHYA if KOHYA[0] in parts else PEFT
     if set(parts) - {"alpha"} != {down_name, up_name}:
         raise ModelFileError(
-            f"{key} ({', '.join(sorted(parts))}) is no plain LoRA, and only those are read in another program's layout: merge it into the base (merge-base) and extract a LoRA"
+            f"{key} ({', '.join(sorted(parts))}) is not a plain LoRA, and only plain LoRA can be read in the key format of another program: merge it into the base (merge-base) and extract a LoRA"
         )
     down, up = parts[down_name].float(), parts[up_name].float()
     scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0

@@ -1,46 +1,51 @@
-"""Several LoRAs as one: the weighted sum of their changes, exact, by laying their ranks side by side."""
+"""Merging LoRAs: the exact weighted sum of their changes, by concatenating their matrices along the rank."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ..errors import ConfigError, ModelFileError
-from .factors import Factors, LoraFile, Written, extended, new_dtype, open_lora, write_lora
+from ..types import Progress
+from .factors import Factors, PlainLora, Written, extended, new_dtype, open_lora, write_lora
 from .resize import Cuts, Keep, ResizeReport, cut_all
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
+    """The report on a merge."""
+
     modules: int
     shared: int
-    """Modules that more than one of the LoRAs changes."""
+    """Number of modules that more than one of the LoRAs changes."""
     ranks: tuple[int, int]
-    """Smallest and largest."""
+    """Smallest and largest rank of a module."""
     rounding: float
-    """Largest |written - exact| / |exact| of a module's change: what the number format of the file costs."""
+    """Largest |written - exact| / |exact| of a module's change: the rounding error of the file's dtype."""
     bytes: int
     resized: ResizeReport | None = None
+    """The report on reducing the rank afterwards."""
 
     def text(self) -> str:
+        """The report as plain text."""
         low, high = self.ranks
         lines = [
             f"{self.modules} modules, {self.shared} of them in several files, rank {low} to {high}, {self.bytes:,} bytes",
-            f"rounding to the file's number format costs {self.rounding:.1e} of a module's change at most",
+            f"rounding to the file's dtype changes a module's change by at most {self.rounding:.1e}",
         ]
         return "\n".join(lines + ([self.resized.text()] if self.resized else []))
 
 
 def add(parts: Sequence[tuple[Factors, float]], key: str) -> Factors:
-    """The sum of weight * change. One part keeps its matrices; of several, up and down are joined along the rank.
+    """The adapter whose change is the sum of weight * change. The matrices of several parts are concatenated along the rank.
 
-    Raises ModelFileError if they are of different sizes.
+    Raises ModelFileError if the parts have different sizes.
     """
     sizes = {(f.up_OR.shape[0], f.kernel or (f.down_RI.shape[1],)) for f, _ in parts}
     if len(sizes) > 1:
-        shown = " and ".join(str((out, *rest)) for out, rest in sorted(sizes))
-        raise ModelFileError(f"{key} has a weight of {shown}: these LoRAs are for different models")
+        described = " and ".join(str((out, *rest)) for out, rest in sorted(sizes))
+        raise ModelFileError(f"{key} has a weight of {described}: these LoRAs are for different models")
     if len(parts) == 1:
         factors, weight = parts[0]
         return replace(factors, scale=factors.scale * weight)
@@ -58,11 +63,12 @@ def merge_loras(
     target: Path,
     keep: Keep | None = None,
     dtype: str = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> MergeReport:
-    """Write the weighted sum of LoRAs; `keep` cuts its rank afterwards. auto takes the widest number format of the files.
+    """Write the weighted sum of LoRAs, given as (file, weight); `keep` reduces its rank afterwards.
 
-    Raises ConfigError without a weight other than 0, ModelFileError if a file is no plain LoRA or they do not fit.
+    The dtype "auto" is the widest dtype of the files. Raises ConfigError without a weight other than 0, ModelFileError if a
+    file is not a plain LoRA or the files do not fit together.
     """
     used = [(open_lora(path), weight) for path, weight in sources if weight]
     if not used:
@@ -90,9 +96,9 @@ def merge_loras(
 
 
 def _metadata(
-    used: Sequence[tuple[LoraFile, float]], written: Mapping[str, Written], keep: Keep | None
+    used: Sequence[tuple[PlainLora, float]], written: Mapping[str, Written], keep: Keep | None
 ) -> dict[str, str]:
-    """That of the first file, with what went in."""
+    """The metadata of the first file, with an entry about the merged files."""
     facts = {
         "files": [lora.path.name for lora, _ in used],
         "weights": [weight for _, weight in used],
@@ -102,7 +108,7 @@ def _metadata(
 
 
 def _report(
-    used: Sequence[tuple[LoraFile, float]], written: Mapping[str, Written], cuts: Cuts | None, target: Path
+    used: Sequence[tuple[PlainLora, float]], written: Mapping[str, Written], cuts: Cuts | None, target: Path
 ) -> MergeReport:
     ranks = [module.factors.rank for module in written.values()]
     before = sum(lora.path.stat().st_size for lora, _ in used)
@@ -117,7 +123,7 @@ def _report(
 
 
 def rounding(module: Written) -> float:
-    """|stored - exact| / |exact| of a module's change, from the factors alone."""
+    """|stored - exact| / |exact| of a module's change, computed from its matrices alone."""
     exact = module.factors
     if module.dtype == torch.float32 or not (size := exact.energy()):
         return 0.0

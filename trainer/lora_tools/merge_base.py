@@ -1,12 +1,12 @@
-"""LoRAs merged into a base checkpoint, tensor by tensor, then compared with what was there before.
+"""Merging LoRAs into the files of a base model, tensor by tensor, and verifying the written files.
 
-Every tensor is changed and compared a few rows at a time: besides the mapped files, one new tensor is in memory at once, and
-the adapter of the module at hand.
+Every tensor is changed and compared a few rows at a time. Besides the memory-mapped files, only one new tensor and the
+adapter of one module are in memory.
 """
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,70 +17,73 @@ from ..errors import ModelFileError, RunError, did_you_mean
 from ..lora.host_formula import needs_whole_weight, weight_change
 from ..storage.atomic import stream_tensors
 from ..storage.tensor_file import FORMATS, TensorFile
+from ..types import Progress
 from .inspect import modules_of
 
 SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".comfy_quant")
-"""Tensors beside a weight that is stored as scaled numbers."""
+"""Suffixes of the tensors that belong to a weight stored with a scale."""
 BLOCK = 2**19
-"""Numbers of a tensor that are changed or compared at once; its rows are never cut."""
-Places = Mapping[str, tuple["WeightSlice", ...]]
-"""{module key: where its weight is}: one place, or several that together hold all of its rows."""
+"""Number of elements that are changed or compared at a time; rows are never divided."""
+WeightSlices = Mapping[str, tuple["WeightSlice", ...]]
+"""{module key: the slices of tensors that together hold all rows of its weight}."""
 
 
 @dataclass(frozen=True)
 class WeightSlice:
-    """(A part of) a module's weight in a file: the tensor, and which of its rows if several modules share it."""
+    """Rows of a tensor in a file that hold a module's weight, or a part of it."""
 
     key: str
+    """The key of the tensor."""
     rows: tuple[int, int] | None = None
+    """First row and end, if several modules share the tensor; None if all rows belong to the module."""
     of_module: tuple[int, int] | None = None
-    """First row of the module that lies here, and how many it has in all; None if all of its rows do."""
+    """(index of the module's first row in this slice, rows of the module); None if the slice holds all rows of the module."""
 
     def of(self, weight: Tensor) -> Tensor:
-        """A view."""
+        """These rows of the tensor, as a view."""
         return weight if self.rows is None else weight[self.rows[0] : self.rows[1]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """One module of one LoRA at one place, to be read when it is needed."""
+    """One module of one LoRA, applied to one slice of the base model. Its tensors are read when they are needed."""
 
     module: str
-    place: WeightSlice
+    target: WeightSlice
     file: TensorFile
     parts: Mapping[str, str]
     strength: float
 
     def open(self, tensor: Tensor) -> "OpenPatch":
-        """For the base's tensor that it changes."""
-        first, last = self.place.rows or (0, len(tensor))
-        offset, total = self.place.of_module or (0, last - first)
+        """Read the adapter, for the base model's tensor that it changes. Raises ModelFileError."""
+        first, last = self.target.rows or (0, len(tensor))
+        offset, total = self.target.of_module or (0, last - first)
         parts = self.file.gather(self.parts)
         whole = needs_whole_weight(parts, total)
-        if whole and self.place.of_module:
+        if whole and self.target.of_module:
             raise ModelFileError(
-                f"{self.file.path}: {self.module} is a DoRA over input columns, and this base keeps its weight in several tensors: merge into the base's single file"
+                f"{self.file.path}: {self.module} is a DoRA with scales of input columns, and this base model has its weight in several tensors: merge into the single-file checkpoint of the base model"
             )
         return OpenPatch(patch=self, parts=parts, first=first, last=last, offset=offset, total=total, whole=whole)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenPatch:
-    """A patch with its adapter read."""
+    """A patch whose adapter has been read."""
 
     patch: Patch
     parts: Mapping[str, Tensor]
     first: int
     last: int
-    """Rows of the tensor that it changes."""
+    """First row and end of the rows of the tensor that it changes."""
     offset: int
     total: int
-    """Which row of the module that first one is, of how many."""
+    """Index of this first row in the module, and the module's number of rows."""
     whole: bool
-    """Its change cannot be computed without all of the weight's rows."""
+    """The change can only be computed from all rows of the weight."""
 
     def add(self, rows: Tensor, start: int) -> None:
-        """Add to rows start, start + 1, … of the tensor what the host adds to them. fp32, in place."""
+        """Add the change to the tensor's rows start, start + 1, …, in place and in fp32. Raises ModelFileError if the sizes differ."""
         first, last = max(start, self.first), min(start + len(rows), self.last)
         if first < last:
             mine = rows[first - start : last - start]
@@ -95,37 +98,42 @@ class OpenPatch:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseReport:
+    """The report on a merge into a base model."""
+
     changed: int
-    """Tensors that differ from the base's, each by what the host would compute."""
+    """Number of tensors that were changed, each as ComfyUI would change it."""
     same: int
-    """Tensors that are equal bit for bit."""
+    """Number of tensors that are bit-identical to the base model's."""
     rounding: float
-    """Largest |written change - exact change| / |exact change|: what the base's number format costs."""
+    """Largest |written change - exact change| / |exact change| of a tensor: the rounding error of the base model's dtype."""
     worst: str
-    """Tensor where that is."""
+    """The tensor with this error."""
     left_out: tuple[str, ...]
-    """Modules of the LoRAs that are not in this base."""
+    """Modules of the LoRAs that the base model does not have."""
 
     def text(self) -> str:
+        """The report as plain text."""
         lines = [
-            f"{self.changed} tensors changed as ComfyUI would, {self.same} equal to the base bit for bit",
-            f"rounding to the base's number format costs {self.rounding:.1%} of the change at most, in {self.worst}",
+            f"{self.changed} tensors changed as ComfyUI would, {self.same} bit-identical to the base model",
+            f"rounding to the base model's dtype costs at most {self.rounding:.1%} of the change, in {self.worst}",
         ]
         if self.left_out:
-            lines.append(f"{len(self.left_out)} modules are not in this base and left out, first {self.left_out[0]}")
+            lines.append(
+                f"{len(self.left_out)} modules are not in this base model and were left out, first {self.left_out[0]}"
+            )
         return "\n".join(lines)
 
 
 _T5 = re.compile(r"SelfAttention|DenseReluDense")
-"""In the names of a T5's modules, whatever comes before them."""
+"""Matches the names of the modules of a T5."""
 
 
 def plan(
-    loras: Sequence[tuple[Path, float]], places: Places, *, partly: bool = False
+    loras: Sequence[tuple[Path, float]], slices: WeightSlices, *, partly: bool = False
 ) -> tuple[dict[str, list[Patch]], list[str]]:
-    """({tensor key: patches in the order of the files}, modules that are not in the base).
+    """({key of a tensor: patches in the order of the files}, modules that the base model does not have).
 
-    Raises ModelFileError if there are such modules, unless `partly`, and for tensors of an unknown kind.
+    Raises ModelFileError if there are such modules or tensors of an unknown kind, unless `partly`.
     """
     patches: dict[str, list[Patch]] = {}
     strange: list[str] = []
@@ -134,27 +142,27 @@ def plan(
         modules, unknown = modules_of(file)
         strange += unknown
         for module, parts in sorted(modules.items()):
-            if module not in places:
+            if module not in slices:
                 strange.append(module)
-            for place in places.get(module, ()):
-                patch = Patch(module=module, place=place, file=file, parts=parts, strength=strength)
-                patches.setdefault(place.key, []).append(patch)
+            for target in slices.get(module, ()):
+                patch = Patch(module=module, target=target, file=file, parts=parts, strength=strength)
+                patches.setdefault(target.key, []).append(patch)
     if not patches or (strange and not partly):
-        near = did_you_mean(strange[0], list(places)) if strange else "the files hold no LoRA"
+        near = did_you_mean(strange[0], list(slices)) if strange else "the files hold no LoRA tensors"
         if t5 := [module for module in strange if _T5.search(module)]:
             raise ModelFileError(
-                f"{len(t5)} modules of the LoRA belong to a T5 text encoder, first {t5[0]}: only networks and CLIP text encoders are merged here. --skip-missing merges the rest; keep the LoRA in a loader for its T5 part"
+                f"{len(t5)} modules of the LoRA belong to a T5 text encoder, first {t5[0]}: only denoisers and CLIP text encoders can be merged. --skip-missing merges the rest; keep the LoRA in a loader for its T5 part"
             )
         raise ModelFileError(
-            f"{len(strange)} modules of the LoRA are not in this base, first {strange[0] if strange else 'none'} ({near}). "
-            "It was made for another model, or also changes text encoders that this base does not have: --skip-missing merges the rest"
+            f"{len(strange)} modules of the LoRA are not in this base model, first {strange[0] if strange else 'none'} ({near}). "
+            "It was made for another model, or also changes text encoders that this base model does not have: --skip-missing merges the rest"
         )
     return patches, strange
 
 
 @torch.no_grad()
 def patched(stored: Tensor, patches: Sequence[Patch]) -> Tensor:
-    """The base's tensor with all patches, computed in fp32, in the base's number format."""
+    """A tensor of the base model with all patches, computed in fp32 and rounded to its dtype."""
     new = torch.empty_like(stored)
     for start, rows in patched_rows(stored, patches):
         new[start : start + len(rows)] = rows
@@ -162,7 +170,7 @@ def patched(stored: Tensor, patches: Sequence[Patch]) -> Tensor:
 
 
 def patched_rows(stored: Tensor, patches: Sequence[Patch]) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows in fp32 with all patches), a few rows at a time."""
+    """(index of the first row, rows in fp32 with all patches), a few rows at a time."""
     opened = [patch.open(stored) for patch in patches]
     size = len(stored) if any(patch.whole for patch in opened) else rows_at_once(stored)
     for start in range(0, len(stored), size):
@@ -173,6 +181,7 @@ def patched_rows(stored: Tensor, patches: Sequence[Patch]) -> Iterator[tuple[int
 
 
 def rows_at_once(tensor: Tensor) -> int:
+    """Number of rows of a tensor that are changed or compared at a time."""
     return max(1, BLOCK // max(1, tensor[:1].numel()))
 
 
@@ -182,16 +191,16 @@ def merge_file(
     prefix: str,
     patches: Mapping[str, list[Patch]],
     metadata: Mapping[str, str],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Iterator[tuple[str, float]]:
-    """Write one file of a base, then yield (tensor, rounding, or nan if unchanged) as it is found on disk.
+    """Write one file of a base model with patches, then read it back and yield (key, rounding error or nan if unchanged).
 
-    Raises ModelFileError for weights that cannot be changed, RunError if the written file is not what it should be.
+    Raises ModelFileError for weights that cannot be changed, RunError if the written file is wrong.
     """
     base = TensorFile(source)
     mine = {prefix + key: patch for key, patch in patches.items() if prefix + key in base.layout}
     _check_formats(base, mine)
-    turns, count = itertools.count(1), 2 * len(base.layout)  # written, then compared
+    turns, count = itertools.count(1), 2 * len(base.layout)  # every tensor is written, then compared
 
     def produce(key: str) -> Tensor:
         progress(next(turns), count)
@@ -205,6 +214,7 @@ def merge_file(
 
 
 def _check_formats(base: TensorFile, patches: Mapping[str, list[Patch]]) -> None:
+    """Raise ModelFileError for weights whose dtype a LoRA cannot be merged into."""
     kinds = {kind: dtype for dtype, kind in FORMATS.items()}
     for key in patches:
         dtype = kinds.get(base.layout[key][0])
@@ -218,13 +228,15 @@ def _check_formats(base: TensorFile, patches: Mapping[str, list[Patch]]) -> None
 
 @torch.no_grad()
 def compare(before: Tensor, after: Tensor, patches: Sequence[Patch], key: str) -> float:
-    """|(after - before) - change| / |change|, nan for a tensor without a patch.
+    """The rounding error |(after - before) - change| / |change| of a tensor; nan for one without a patch.
 
-    Raises RunError if an unpatched tensor differs in a bit, or a patched one by more than its rounding.
+    Raises RunError if a tensor without a patch differs in any bit, or a patched one by more than its rounding.
     """
     if not patches:
         if not torch.equal(_bits(before), _bits(after)):
-            raise RunError(f"{key} was to stay as it is but differs in the written file: is the disk healthy?")
+            raise RunError(
+                f"{key} should be unchanged but differs in the written file: check the disk, and write the file again"
+            )
         return float("nan")
     off = change = 0.0
     limits = torch.finfo(before.dtype)
@@ -232,7 +244,9 @@ def compare(before: Tensor, after: Tensor, patches: Sequence[Patch], key: str) -
         rows = slice(start, start + len(expected))
         difference = after[rows].to(torch.float32, copy=True).sub_(expected)
         if not (difference.abs() <= expected.abs() * limits.eps + limits.tiny).all():
-            raise RunError(f"{key} in the written file is not what the LoRA makes of it: is the disk healthy?")
+            raise RunError(
+                f"{key} in the written file differs from the computed weight: check the disk, and write the file again"
+            )
         off += difference.double().square().sum().item()
         change += expected.sub_(before[rows]).double().square().sum().item()
     return float((off / max(change, 1e-60)) ** 0.5)

@@ -1,7 +1,7 @@
-"""Making a LoRA smaller (or of one rank) by singular values: what is cut is the part of the change that is least.
+"""Reducing the rank of a LoRA by SVD: the smallest singular values of each module's change are removed.
 
-The laws are those of sd-scripts' resize_lora.py (algorithms D14); they are exact here, by way of QR: the large matrix
-up @ down is never made.
+The methods are those of sd-scripts' resize_lora.py. The SVD is computed exactly by QR of both factors, so that the large
+matrix up @ down is never formed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ModelFileError, did_you_mean
+from ..types import Progress
 from .factors import Factors, Written, extended, new_dtype, open_lora, write_lora
 
 
@@ -28,7 +29,7 @@ def _cumulative(values_R: Tensor, amount: float) -> int:
 
 
 def _first_at_least(sums_R: Tensor, share: float) -> int:
-    """How many terms it takes to reach a share of the whole sum."""
+    """Number of terms that are needed to reach a share of the whole sum."""
     return int((sums_R < share * sums_R[-1]).sum()) + 1
 
 
@@ -38,15 +39,15 @@ METHODS: dict[str, Callable[[Tensor, float], int]] = {
     "sv_fro": _fro,
     "sv_cumulative": _cumulative,
 }
-"""{name: (singular values, largest first; amount) to how many are kept}."""
+"""{name: a function of (singular values (R,), largest first; amount) that returns the number of values to keep}."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
-    """Which singular values stay: at most `rank` (0: no limit), chosen by `method` with its `amount`.
+    """Which singular values are kept: at most `rank` (0: no limit), chosen by `method` with its parameter `amount`.
 
-    rank: the largest ones. sv_ratio: those above 1 / amount of the largest. sv_fro, sv_cumulative: as few as hold that
-    share of the Frobenius norm, of the sum. Raises ConfigError.
+    rank keeps the largest ones; sv_ratio those above 1 / amount of the largest; sv_fro and sv_cumulative as few as hold the
+    share `amount` of the Frobenius norm or of the sum. Raises ConfigError for values that do not fit together.
     """
 
     rank: int = 0
@@ -66,19 +67,19 @@ class Keep:
             raise ConfigError(f"amount = {self.amount}: {self.method} needs a share above 0, up to 1 (0.9 is usual)")
 
     def count(self, values_R: Tensor) -> int:
-        """At least 1, and never a value that is zero to rounding."""
+        """The number of values to keep of (R,), largest first: at least 1, and none that is zero up to rounding."""
         filled = int((values_R > values_R[0] * torch.finfo(torch.float32).eps).sum())
         return max(1, min(METHODS[self.method](values_R, self.amount), self.rank or len(values_R), filled))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What became of one module."""
+    """The result of reducing one module: its rank before and after, and the share that is kept."""
 
     old: int
     new: int
     kept: float
-    """Share of the squared Frobenius norm of its change that is left."""
+    """Share of the squared Frobenius norm of its change that is kept."""
     energy: float
     """Squared Frobenius norm of its change before."""
 
@@ -103,18 +104,18 @@ class ResizeReport:
         ranks = [cut.new for cut in self.cuts.values()]
         lines = [
             f"{len(ranks)} modules, rank {min(ranks)} to {max(ranks)} (mean {sum(ranks) / len(ranks):.1f}); "
-            f"{self.kept:.2%} of the change's energy retained",
+            f"{self.kept:.2%} of the change's energy is kept",
             f"least in {self.worst}: {self.cuts[self.worst].kept:.2%}",
             f"{self.bytes_before:,} bytes before, {self.bytes_after:,} after",
         ]
         if self.zero:
-            lines.append(f"{len(self.zero)} modules that changed nothing are left out, first {self.zero[0]}")
+            lines.append(f"{len(self.zero)} modules without effect were left out, first {self.zero[0]}")
         return "\n".join(lines)
 
 
 @torch.no_grad()
 def cut(factors: Factors, keep: Keep) -> tuple[Factors, Cut] | None:
-    """The best approximation of a module's change with fewer ranks (Eckart-Young); None if the change is zero."""
+    """The best approximation of a module's change at a lower rank (Eckart-Young); None if the change is zero."""
     left_OR, values_R, right_RI = product_svd(factors.up_OR, factors.down_RI)
     energies_R = (values_R * factors.scale).square()
     if not energies_R.sum() > 0:
@@ -129,7 +130,10 @@ def cut(factors: Factors, keep: Keep) -> tuple[Factors, Cut] | None:
 
 
 def product_svd(up_OR: Tensor, down_RI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(left, values, right) of up @ down in float64, by QR of both factors: only a rank x rank matrix is decomposed."""
+    """The SVD (left (O, R), values (R,), right (R, I)) of up @ down in float64.
+
+    By QR of both factors, only an R x R matrix has to be decomposed.
+    """
     left_q, left_r = torch.linalg.qr(up_OR.double())
     right_q, right_r = torch.linalg.qr(down_RI.double().T)
     inner_left, values_R, inner_right = torch.linalg.svd(left_r @ right_r.T, full_matrices=False)
@@ -137,24 +141,28 @@ def product_svd(up_OR: Tensor, down_RI: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def cut_all(modules: Iterable[tuple[str, Written]], keep: Keep) -> "Cuts":
-    """Cut module after module; each is asked for once, so that a generator keeps few in memory."""
+    """Reduce the rank of all modules. An iterator keeps one module in memory at a time."""
     done = Cuts()
     for key, module in modules:
-        found = cut(module.factors, keep)
-        if found is None:
+        result = cut(module.factors, keep)
+        if result is None:
             done.zero.append(key)
         else:
-            done.written[key], done.cuts[key] = replace(module, factors=found[0]), found[1]
+            done.written[key], done.cuts[key] = replace(module, factors=result[0]), result[1]
     return done
 
 
 @dataclass
 class Cuts:
+    """The results of reducing the modules of a LoRA."""
+
     written: dict[str, Written] = field(default_factory=dict)
     cuts: dict[str, Cut] = field(default_factory=dict)
     zero: list[str] = field(default_factory=list)
+    """Modules whose change is zero, which are not written."""
 
     def report(self, source_bytes: int, target: Path) -> ResizeReport:
+        """The report, once the file `target` is written."""
         return ResizeReport(
             cuts=self.cuts,
             zero=tuple(self.zero),
@@ -169,11 +177,11 @@ def resize(
     target: Path,
     keep: Keep,
     dtype: str = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> ResizeReport:
-    """Write a LoRA of fewer ranks, module by module. alpha follows the rank, so the scale stays.
+    """Write a LoRA at a lower rank. alpha changes with the rank, so that the scale is the same.
 
-    Raises ModelFileError if the file is no plain LoRA or changes nothing, RunError if it cannot be written.
+    Raises ModelFileError if the file is not a plain LoRA or has no effect, RunError if the target cannot be written.
     """
     lora = open_lora(source)
 
@@ -187,6 +195,6 @@ def resize(
 
     done = cut_all(modules(), keep)
     if not done.written:
-        raise ModelFileError(f"{source} changes nothing: all of its modules are zero")
+        raise ModelFileError(f"{source} has no effect: all of its modules are zero")
     write_lora(target, done.written, extended(lora.metadata, done.written, "resize", vars(keep)))
     return done.report(source.stat().st_size, target)

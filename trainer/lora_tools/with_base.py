@@ -1,4 +1,4 @@
-"""LoRAs and whole checkpoints: merging the one into the other, and taking it out again."""
+"""Merging LoRAs into a base model, and extracting a LoRA from the difference of two checkpoints."""
 
 import itertools
 import json
@@ -16,27 +16,26 @@ from ..base_model import Base
 from ..errors import ModelFileError
 from ..storage.atomic import whole_folder
 from ..storage.tensor_file import TensorFile
-from .base_keys import own_places, places
+from ..types import Progress
+from .base_keys import base_slices, written_slices
 from .extract import Difference, ExtractReport, Reader, extract, outside_energy
 from .factors import KOHYA, PEFT, extended, new_dtype, write_lora
 from .merge_base import BaseReport, Patch, WeightSlice, merge_file, plan
 from .resize import Keep
 from .text_encoder_keys import text_parts
 
-Progress = Callable[[int, int], None]
-
 
 def merge_into_base(
     base: Base, loras: Sequence[tuple[Path, float]], target: Path, progress: Progress, *, partly: bool = False
 ) -> BaseReport:
-    """Write the base with LoRAs merged in: a file for a file, a diffusers folder for a folder.
+    """Write the base model with LoRAs merged in, given as (file, strength): a single file, or a diffusers folder, like the base.
 
-    Raises ModelFileError if a LoRA does not fit (`partly` leaves out the modules that do not), RunError on writing.
+    Raises ModelFileError if a LoRA does not fit (`partly` leaves out the modules that do not), RunError if writing fails.
     """
     texts = text_parts(base)
-    known = {module: _absolute(found, base.source.prefix) for module, found in places(base).items()}
+    known = {module: _with_prefix(slices, base.source.prefix) for module, slices in base_slices(base).items()}
     for part in texts:
-        known |= part.places
+        known |= part.slices
     patches, left_out = plan(loras, known, partly=partly)
     facts = {"loom.merged": json.dumps([[path.name, strength] for path, strength in loras])}
     if base.source.is_diffusers:
@@ -60,9 +59,9 @@ def merge_into_base(
     )
 
 
-def _absolute(found: tuple[WeightSlice, ...], prefix: str) -> tuple[WeightSlice, ...]:
-    """By the names that the file has."""
-    return tuple(replace(place, key=prefix + place.key) for place in found)
+def _with_prefix(slices: tuple[WeightSlice, ...], prefix: str) -> tuple[WeightSlice, ...]:
+    """The slices by the keys of the file, in which the denoiser's keys have a prefix."""
+    return tuple(replace(piece, key=prefix + piece.key) for piece in slices)
 
 
 def _merge_files(
@@ -73,15 +72,15 @@ def _merge_files(
     facts: Mapping[str, str],
     progress: Progress,
 ) -> Iterator[tuple[str, float]]:
-    """For each (mark, files): the patches of keys with that mark."""
+    """Write the files of each (mark, files) with the patches of the keys that begin with the mark. Yields as `merge_file`."""
     for mark, files in groups:
-        mine = {key.removeprefix(mark): found for key, found in patches.items() if key.startswith(mark) and ("/" in key) == bool(mark)}  # fmt: skip
+        mine = {key.removeprefix(mark): stack for key, stack in patches.items() if key.startswith(mark) and ("/" in key) == bool(mark)}  # fmt: skip
         for path in files:
             yield from merge_file(path, folder / path.relative_to(base.source.path), "", mine, facts, progress)
 
 
 def _copy_others(base: Base, folder: Path, written: Sequence[Sequence[Path]]) -> None:
-    """Everything but the weights that are written anew, of which no stale copy (.fp16) may stay."""
+    """Copy the folder without the weights that are rewritten, and without other copies of them (.fp16), which would be outdated."""
     weights = {files[0].parent for files in written}
 
     def is_weight(directory: str, names: list[str]) -> list[str]:
@@ -91,22 +90,22 @@ def _copy_others(base: Base, folder: Path, written: Sequence[Sequence[Path]]) ->
 
 
 def extract_lora(base: Base, tuned: Base, target: Path, keep: Keep, dtype: str, progress: Progress) -> ExtractReport:
-    """Write the LoRA that takes `base` to `tuned`, as nearly as `keep` allows.
+    """Write the LoRA that approximates the difference from `base` to `tuned`; `keep` decides its rank.
 
-    Raises ModelFileError if the two are not checkpoints of the same network in the same layout, or are equal.
+    Raises ModelFileError if the two are not checkpoints of the same model in the same layout, or if they are equal.
     """
     old, new = (Reader(map(TensorFile, b.source.denoiser_files), b.source.prefix) for b in (base, tuned))
     if old.shapes() != new.shapes():
         odd = sorted(set(old.shapes().items()) ^ set(new.shapes().items()))
         raise ModelFileError(
-            f"{base.source.path} and {tuned.source.path} differ in {len(odd)} tensors' names or sizes, first {odd[0][0]}: "
-            "give two checkpoints of one model in one layout"
+            f"{base.source.path} and {tuned.source.path} differ in the names or sizes of {len(odd)} tensors, first {odd[0][0]}: "
+            "use two checkpoints of the same model in the same layout"
         )
-    difference, inside = Difference(old, new), own_places(base)
+    difference, inside = Difference(old, new), written_slices(base)
     texts = list(_text_differences(base, tuned))
 
     def differences() -> Iterator[tuple[str, Tensor]]:
-        every = [(key, partial(difference, *found)) for key, found in sorted(inside.items())] + texts
+        every = [(key, partial(difference, *slices)) for key, slices in sorted(inside.items())] + texts
         for done, (key, call) in enumerate(every):
             yield key, call()
             progress(done + 1, len(every))
@@ -136,10 +135,10 @@ def extract_lora(base: Base, tuned: Base, target: Path, keep: Keep, dtype: str, 
 
 
 def _text_differences(base: Base, tuned: Base) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(module key, its difference) of the text encoders that both checkpoints have in one layout."""
+    """(module key, function that computes its difference) of the text encoders that both checkpoints have in the same layout."""
     for old, new in itertools.product(text_parts(base), text_parts(tuned)):
-        if old.own == new.own and old.places == new.places:
+        if old.own == new.own and old.slices == new.slices:
             readers = [Reader(map(TensorFile, part.files), "") for part in (old, new)]
             difference = Difference(*readers)
             for key in sorted(old.own):
-                yield key, partial(difference, *(replace(p, key=p.key.removeprefix(old.mark)) for p in old.places[key]))
+                yield key, partial(difference, *(replace(p, key=p.key.removeprefix(old.mark)) for p in old.slices[key]))

@@ -31,7 +31,7 @@ from ..distributed.sharding import check_sharding
 from ..errors import ConfigError, DataError, StoppedError
 from ..lora.state_dict import check_fits
 from ..lora.targets import resolve_targets
-from ..lora_tools.layouts import Formats, Layout
+from ..lora_tools.layouts import FileFormat, Formats
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
@@ -343,7 +343,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         shift=base.settings.training_shift,
         init=formats.native(read_lora(init)) if init else {},
         rate_scales=rate_scales(config.text.learning_rate, config.optimizer, base),
-        layout=Layout(formats=formats, format=format) if format != "native" else None,
+        layout=FileFormat(formats=formats, format=format) if format != "native" else None,
     )
 
 

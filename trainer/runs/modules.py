@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..lora.targets import still_there
+from ..lora.targets import has_modules
 from .run_folder import RunFolder
 
 
@@ -14,4 +14,4 @@ def modules_of_run(folder: RunFolder, network: nn.Module, resolve: Callable[[], 
     A record that does not fit the network is of another base; `resolve` then lets the comparison of settings say so.
     """
     recorded = folder.recorded_modules()
-    return recorded if recorded and still_there(network, recorded) else resolve()
+    return recorded if recorded and has_modules(network, recorded) else resolve()

@@ -1,16 +1,17 @@
-"""Whether two tensors hold the same bits: NaN equals NaN, and 0.0 differs from -0.0."""
+"""Comparing tensors bit by bit: NaN equals NaN, and 0.0 differs from -0.0."""
 
 import torch
 from torch import Tensor
 
 BLOCK = 2**25
-"""Bytes that are compared at once."""
+"""Number of bytes that are compared at a time."""
 WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
-"""Wider words are compared faster: 0.1 s per GB for the widest, 0.6 for bytes."""
+"""Integer types in which bytes are compared. Wider ones are faster: 0.1 s per GB for the widest, 0.6 s for bytes."""
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Equal shapes, dtypes and bits. Stops at the first block that differs; brings no more than a block to another device."""
+    """Whether shapes, dtypes and bits are equal. It stops at the first block that differs, and copies one block at a time to
+    another device."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if _place(one) == _place(other):

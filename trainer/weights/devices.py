@@ -1,4 +1,4 @@
-"""Devices and number formats."""
+"""Devices and dtypes."""
 
 import torch
 
@@ -8,7 +8,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str) -> torch.device:
-    """Raises ConfigError for a device this machine does not have."""
+    """The device that the setting model.device names; auto is CUDA, MPS or the CPU. Raises ConfigError if it does not exist here."""
     if name != "auto":
         try:
             device = torch.device(name)
@@ -26,24 +26,25 @@ def choose_device(name: str) -> torch.device:
 
 
 def storage_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """Number format of the frozen base; None keeps the file's own."""
+    """The dtype in which the frozen base model is stored; None keeps the dtype of its file."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else None
     return DTYPES[name]
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Number format of the arithmetic."""
+    """The dtype in which the base model computes."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return DTYPES[name]
 
 
 def use_device(device: torch.device) -> None:
-    """Make it this thread's current device: some GPU kernels launch on that one, wherever their tensors are."""
+    """Make a device the current one of this thread: some GPU kernels are launched on it, wherever their tensors are."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def out_of_memory_remedy() -> str:
+    """The end of an error message about GPU memory."""
     return 'set memory.gradient_checkpointing = true, lower data.resolution or training.batch_size, or set model.quantize = "int8"'

@@ -1,11 +1,11 @@
-"""Frozen layers that compute in the input's number format whatever theirs is, without keeping the cast copy.
+"""Frozen layers that compute in the dtype of their input, whatever the dtype of their weight, without keeping a cast copy.
 
-Autograd would save the cast weight of every layer for the backward pass: a second model in memory. Here the stored
-weight is kept and cast, or unpacked, again when it is needed. The layers stay real nn.Linear and nn.Conv2d, which PEFT
-asks for. Weights may be of any floating format, fp8 with a scale, or packed tensors that know `dequantize()`.
+Autograd would save the cast weight of every layer for the backward pass, a second model in memory. These layers keep the
+stored weight and cast or dequantize it again in the backward pass. They are subclasses of nn.Linear and nn.Conv2d, as PEFT
+requires. Weights may have any floating dtype, fp8 with a scale included, or be quantized tensors with `dequantize()`.
 """
 
-from typing import Any
+from typing import Any, Protocol, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 
-def is_packed(weight: Tensor) -> bool:
-    """A tensor subclass that holds packed numbers (optimum-quanto's, the host's)."""
+def is_quantized_tensor(weight: Tensor) -> bool:
+    """Whether a weight is a tensor subclass that holds quantized numbers (optimum-quanto's or ComfyUI's)."""
     return type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize")
 
 
 def dense(weight: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
-    """The weight as plain numbers of a format, times its scale if it has one.
+    """A weight as a plain tensor of a dtype, dequantized and multiplied by its scale if it has one.
 
-    One that is split over several processes is put together, for which all of them must ask.
+    A weight that is sharded over several processes is gathered; all processes must call this together.
     """
     if hasattr(weight, "full_tensor"):
         weight = weight.full_tensor()
-    plain = weight.dequantize() if is_packed(weight) else weight
+    plain = weight.dequantize() if is_quantized_tensor(weight) else weight
     plain = plain.to(dtype)
     return plain if scale is None else plain * scale.to(device=plain.device, dtype=dtype)
 
@@ -35,7 +35,7 @@ def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear whose result is no view: networks that add to it in place could not, for a view made in a Function."""
+    """F.linear whose result is not a view: autograd forbids networks to modify a view made in a Function in place."""
     out = x.new_empty(*x.shape[:-1], weight.shape[0])
     rows = out.view(-1, weight.shape[0])
     if bias is None:
@@ -45,63 +45,84 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-def _assert_frozen(ctx: Any) -> None:
-    """Weights get no gradient here: one that is trained would stand still without a word."""
-    assert not any(ctx.needs_input_grad[1:]), "this layer's weight or bias is trained, and may only be frozen"
+def _assert_frozen(ctx: "_Saved") -> None:
+    """These layers give their weight no gradient, so a weight that requires one would silently never be trained."""
+    assert not any(ctx.needs_input_grad[1:]), "the weight or bias of a frozen layer requires a gradient"
+
+
+class _Saved(Protocol):
+    """What these functions keep for the backward pass, as attributes of the autograd context."""
+
+    needs_input_grad: tuple[bool, ...]
+    weight: Tensor
+    scale: Tensor | None
+    geometry: "Geometry"
+    shape: torch.Size
+
+
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
+"""(stride, padding, dilation, groups) of a convolution."""
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    def forward(ctx: _Saved, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
         _assert_frozen(ctx)
-        ctx.weight, ctx.scale = weight, scale  # frozen: a reference is enough, and packed tensors cannot be saved
+        ctx.weight, ctx.scale = (
+            weight,
+            scale,
+        )  # it is frozen, so a reference suffices; quantized tensors cannot be saved for backward
         return _linear(x, dense(weight, x.dtype, scale), _like(bias, x))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: _Saved, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         return grads[0] @ dense(ctx.weight, grads[0].dtype, ctx.scale), None, None, None
 
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
+    def forward(ctx: _Saved, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: "Geometry") -> Tensor:
         _assert_frozen(ctx)
         ctx.weight, ctx.geometry, ctx.shape = weight, geometry, x.shape
         return F.conv2d(x, dense(weight, x.dtype), _like(bias, x), *geometry)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: _Saved, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         grad = conv2d_input(ctx.shape, dense(ctx.weight, grads[0].dtype), grads[0], *ctx.geometry)  # type: ignore[no-untyped-call]
         return grad, None, None, None
 
 
 def frozen_linear(x: Tensor, weight: Any, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    """x W^T + b for a weight in any dtype, cast or unpacked on use; `weight` is a tensor or what knows `dequantize()`."""
-    if weight.dtype == x.dtype and scale is None and not is_packed(weight):
+    """x W^T + b for a weight in any dtype, cast or dequantized on use. `weight` is a tensor or an object with `dequantize()`."""
+    if weight.dtype == x.dtype and scale is None and not is_quantized_tensor(weight):
         return F.linear(x, weight, _like(bias, x))
     return _Linear.apply(x, weight, bias, scale)  # type: ignore[no-untyped-call]
 
 
 class FrozenLinear(nn.Linear):
+    """A Linear with a frozen weight (O, I) of any dtype."""
+
     scale: Tensor | None = None
-    """Factor on the stored weight (scaled fp8 files)."""
+    """Factor of the stored weight in scaled fp8 files."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """The layer's output in the dtype of `input`."""
         return frozen_linear(input, self.weight, self.bias, self.scale)
 
 
 class FrozenConv2d(nn.Conv2d):
-    """Zero padding only."""
+    """A Conv2d with zero padding and a frozen weight of any dtype."""
 
     def forward(self, input: Tensor) -> Tensor:
-        geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
+        """The layer's output in the dtype of `input`."""
+        geometry = cast(Geometry, (self.stride, self.padding, self.dilation, self.groups))
         if self.weight.dtype == input.dtype:
             return F.conv2d(input, self.weight, _like(self.bias, input), *geometry)
         return _Conv2d.apply(input, self.weight, self.bias, geometry)  # type: ignore[no-untyped-call]
 
 
 def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
-    """Make a frozen network compute in `dtype`: large weights stay as they are stored, small ones are cast once."""
+    """Make a frozen network compute in `dtype`. Weights of Linear and Conv2d keep their dtype, all other parameters are cast once."""
     for path, part in list(module.named_modules()):
         large = _casts_on_use(part)
         frozen = _casting(module, path, part) if large and _must_cast(part.weight, dtype) else part
@@ -110,31 +131,40 @@ def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
             if small and type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.dtype != dtype:
                 setattr(frozen, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
         for name, buffer in list(frozen.named_buffers(recurse=False)):
-            if buffer.is_floating_point() and buffer.element_size() == 1:  # fp8 has no arithmetic
+            if buffer.is_floating_point() and buffer.element_size() == 1:  # there is no arithmetic in fp8
                 setattr(frozen, name, buffer.to(dtype))
 
 
 def _must_cast(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Also packed weights on a CPU: quanto's own kernel for int8 in bfloat16 ends the process with a segmentation fault."""
-    return weight.dtype != dtype or (is_packed(weight) and weight.device.type == "cpu")
+    """Whether a layer must be replaced by one that casts.
+
+    This includes quantized weights on a CPU: quanto's kernel for int8 in bfloat16 ends with a segmentation fault there.
+    """
+    return weight.dtype != dtype or (is_quantized_tensor(weight) and weight.device.type == "cpu")
 
 
-def _casting(root: nn.Module, path: str, part: Any) -> nn.Module:
-    """The layer, now one that casts; a packed one, which computes in a single format, gives its weight to a new one."""
+def _casting(root: nn.Module, path: str, part: nn.Linear | nn.Conv2d) -> nn.Module:
+    """Turn a layer into one that casts. A quantized layer, which computes in one dtype only, is replaced by a new one."""
     if isinstance(part, FrozenLinear | FrozenConv2d):
         return part
-    if not is_packed(part.weight):
+    if not is_quantized_tensor(part.weight):
         part.__class__ = FrozenLinear if isinstance(part, nn.Linear) else FrozenConv2d
         return part
-    made = FrozenLinear(part.in_features, part.out_features, bias=False, device="meta")
-    made.weight, made.bias = part.weight, part.bias
-    parent, _, leaf = path.rpartition(".")
-    setattr(root.get_submodule(parent) if parent else root, leaf, made.eval())
-    return made
+    assert isinstance(part, nn.Linear)
+    layer = FrozenLinear(part.in_features, part.out_features, bias=False, device="meta")
+    layer.weight, layer.bias = part.weight, part.bias
+    replace_module(root, path, layer.eval())
+    return layer
 
 
-def _casts_on_use(part: nn.Module) -> bool:
-    """A Linear or zero-padded Conv2d of torch or of ours, or a packed Linear (which computes in one format only)."""
+def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module into a network in place of the one at `path`."""
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent) if parent else root, name, module)
+
+
+def _casts_on_use(part: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether a layer is a Linear or zero-padded Conv2d of torch or of this module, or a quantized Linear."""
     if isinstance(part, nn.Linear):
-        return type(part) is nn.Linear or isinstance(part, FrozenLinear) or is_packed(part.weight)
+        return type(part) is nn.Linear or isinstance(part, FrozenLinear) or is_quantized_tensor(part.weight)
     return type(part) in (nn.Conv2d, FrozenConv2d) and part.padding_mode == "zeros"

@@ -1,33 +1,33 @@
-"""A frozen base packed by optimum-quanto: int8, int4, int2 or float8 weights that are unpacked on each use."""
+"""Quantizing a frozen base model with optimum-quanto: int8, int4, int2 or float8 weights that are dequantized on each use."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from ..errors import ConfigError
-from .frozen import FrozenLinear, dense, is_packed
+from .frozen import FrozenLinear, dense, is_quantized_tensor, replace_module
 from .row_parts import FusedLinear
 
 KINDS = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
 
 
 def check_quantize(kind: str) -> None:
-    """Raise ConfigError if a quantized base is asked for and cannot be made here."""
+    """Raise ConfigError if a base model shall be quantized and optimum-quanto is missing. `kind` is the setting model.quantize."""
     if kind != "none":
         require_quanto(f"quantize = {kind!r}")
 
 
 def require_quanto(what: str) -> None:
-    """Raise ConfigError if optimum-quanto is missing.
+    """Raise ConfigError if optimum-quanto is missing. `what` names the setting that needs it.
 
-    requirements.txt leaves it out: it asks for torch 2.6, and pip would replace a host's older torch for it.
+    It is not in requirements.txt, because it requires torch 2.6 and pip would replace ComfyUI's older torch.
     """
     if find_spec("optimum") is None or find_spec("optimum.quanto") is None:
         raise ConfigError(
-            f"{what} needs the library optimum-quanto: pip install optimum-quanto (it asks for torch 2.6 or newer, this is {torch.__version__})"
+            f"{what} needs the library optimum-quanto: pip install optimum-quanto (it requires torch 2.6 or newer, this is {torch.__version__})"
         )
 
 
@@ -38,36 +38,35 @@ def quantize(
     device: torch.device | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Pack every Linear's weight in place, one at a time: brought to `dtype` and `device`, packed, the original dropped.
+    """Quantize the weight of every Linear in place, one at a time, after moving it to `dtype` and `device`.
 
-    `dtype` (None: the weight's own, bfloat16 for fp8) is what the packed layer computes in. Convolutions, norms and
-    embeddings keep their format: they are few and sensitive. A Linear that is already packed stays as it is. Raises
-    KeyError on an unknown kind.
+    The quantized layer computes in `dtype` (None: the weight's own, bfloat16 for fp8). Convolutions, norms and embeddings
+    keep their dtype, because they are few and sensitive. A Linear that is already quantized is left as it is. Raises
+    KeyError for an unknown kind.
     """
     from optimum.quanto import qfloat8, qint2, qint4, qint8
     from optimum.quanto.nn import QLinear
 
-    qtype: Any = {"qint8": qint8, "qint4": qint4, "qint2": qint2, "qfloat8": qfloat8}[KINDS[kind]]
+    qtype = {"qint8": qint8, "qint4": qint4, "qint2": qint2, "qfloat8": qfloat8}[KINDS[kind]]
     paths = [
         path
         for path, part in module.named_modules()
-        if type(part) in (nn.Linear, FrozenLinear, FusedLinear) and not is_packed(part.weight)
+        if type(part) in (nn.Linear, FrozenLinear, FusedLinear) and not is_quantized_tensor(part.weight)
     ]
     for index, path in enumerate(paths):
-        linear = module.get_submodule(path)
-        packed = QLinear.from_module(_plain(linear, dtype, device), weights=qtype)
-        packed.freeze()
-        packed.requires_grad_(False)
-        if isinstance(linear, FusedLinear):  # its parts go on reading it
-            linear.weight, linear.bias, linear.scale = packed.weight, packed.bias, None
+        linear = cast(nn.Linear, module.get_submodule(path))
+        quantized = QLinear.from_module(_plain(linear, dtype, device), weights=qtype)
+        quantized.freeze()
+        quantized.requires_grad_(False)
+        if isinstance(linear, FusedLinear):  # its parts continue to read it
+            linear.weight, linear.bias, linear.scale = quantized.weight, quantized.bias, None
         else:
-            parent, _, leaf = path.rpartition(".")
-            setattr(module.get_submodule(parent) if parent else module, leaf, packed)
+            replace_module(module, path, quantized)
         progress(index + 1, len(paths))
 
 
-def _plain(linear: Any, dtype: torch.dtype | None, device: torch.device | None) -> nn.Linear:
-    """The same layer as plain numbers: a scale multiplied in, and no format that cannot be computed with."""
+def _plain(linear: nn.Linear, dtype: torch.dtype | None, device: torch.device | None) -> nn.Linear:
+    """The same layer with a dense weight, multiplied by its scale, in a dtype that has arithmetic."""
     stored = linear.weight.dtype
     dtype = dtype or (torch.bfloat16 if stored.itemsize == 1 else stored)
     device = device or linear.weight.device
@@ -79,11 +78,12 @@ def _plain(linear: Any, dtype: torch.dtype | None, device: torch.device | None) 
 
 
 def is_quantized(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.Linear) and is_packed(part.weight) for part in module.modules())
+    """Whether any Linear of a network has a quantized weight."""
+    return any(isinstance(part, nn.Linear) and is_quantized_tensor(part.weight) for part in module.modules())
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers, packed ones at their packed size, shared storage counted once."""
+    """Bytes of all parameters and buffers: quantized ones at their quantized size, shared storage once."""
     seen: dict[int, int] = {}
     for tensor in [*module.parameters(), *module.buffers()]:
         for part in _inner(tensor):
@@ -93,7 +93,7 @@ def stored_bytes(module: nn.Module) -> int:
 
 
 def _inner(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that a packed one is made of."""
+    """The plain tensors that make up a quantized tensor."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return [part for name in names for part in _inner(getattr(tensor, name))]

@@ -1,4 +1,4 @@
-"""Parts of a fused Linear as layers of their own, so that an adapter can be laid on some of its rows.
+"""Parts of a fused Linear as separate layers, so that an adapter can be put on some of its rows.
 
 Some networks keep several projections in the rows of one matrix: Flux's single blocks hold query, key, value and the first
 layer of the feed-forward in `linear1`. A part has no weight of its own; it reads the rows of the whole.
@@ -6,21 +6,21 @@ layer of the feed-forward in `linear1`. A part has no weight of its own; it read
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .frozen import FrozenLinear, frozen_linear, is_packed
+from .frozen import FrozenLinear, frozen_linear, is_quantized_tensor
 
 Rows = tuple[int, int]
-"""First row and last row + 1."""
+"""First row and end."""
 
 
 class FusedLinear(FrozenLinear):
     """A Linear with children that are its rows. It computes as one matrix until a child is replaced by an adapted layer."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """The layer's output in the dtype of `input`."""
         parts = list(self.children())
         if all(type(part) is RowPart for part in parts):
             return super().forward(input)
@@ -28,7 +28,7 @@ class FusedLinear(FrozenLinear):
 
 
 class RowPart(nn.Linear):
-    """Some rows of a `FusedLinear` as a layer. Nothing is copied, unless the whole is packed and must be unpacked."""
+    """Some rows of a `FusedLinear` as a layer. Nothing is copied unless the weight is quantized and must be dequantized."""
 
     def __init__(self, whole: FusedLinear, rows: Rows) -> None:
         nn.Module.__init__(self)
@@ -38,32 +38,34 @@ class RowPart(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """(rows, in), as plain numbers without the scale."""
+        """The rows (rows, in) of the weight, dequantized but not multiplied by the scale."""
         stored = self._stored()
-        return stored.dequantize() if isinstance(stored, _PackedRows) else stored
+        return stored.dequantize() if isinstance(stored, _QuantizedRows) else stored
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
+        """The rows of the bias (rows,)."""
         bias = self._whole[0].bias
         return None if bias is None else bias[self._rows]
 
     @property
     def scale(self) -> Tensor | None:
-        """Factor on the stored weight (scaled fp8 files): one for all rows, or one for each."""
+        """The factor of the stored weight in scaled fp8 files: one for all rows, or one for each row."""
         scale = self._whole[0].scale
         return scale if scale is None or scale.numel() == 1 else scale[self._rows]
 
     def forward(self, input: Tensor) -> Tensor:
+        """The layer's output in the dtype of `input`."""
         return frozen_linear(input, self._stored(), self.bias, self.scale)
 
-    def _stored(self) -> Any:
+    def _stored(self) -> "Tensor | _QuantizedRows":
         weight = self._whole[0].weight
-        return _PackedRows(weight, self._rows) if is_packed(weight) else weight[self._rows]
+        return _QuantizedRows(weight, self._rows) if is_quantized_tensor(weight) else weight[self._rows]
 
 
 @dataclass(frozen=True)
-class _PackedRows:
-    """Rows of a packed weight, unpacked when they are needed and not kept."""
+class _QuantizedRows:
+    """Rows of a quantized weight, which are dequantized when they are needed and not kept."""
 
     whole: Tensor
     rows: slice
@@ -79,7 +81,7 @@ class _PackedRows:
 def split(linear: nn.Module, parts: Mapping[str, Rows]) -> None:
     """Give a frozen Linear its parts as children, by name and in the order of their rows.
 
-    Raises ValueError for a layer that is no FrozenLinear, or parts that do not cover its rows one after another.
+    Raises ValueError for a layer that is not a FrozenLinear, or for parts that do not cover its rows one after another.
     """
     if not isinstance(linear, FrozenLinear):
         raise ValueError(f"a {type(linear).__name__} cannot be split into rows")

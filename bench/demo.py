@@ -23,8 +23,8 @@ def main(seeds: int = 5) -> None:
     report(
         "demo",
         {
-            f"held-out loss falls by (margin {LOSS_MARGIN}), least": min(falls),
-            "held-out loss falls by, most": max(falls),
+            f"validation loss falls by (margin {LOSS_MARGIN}), least": min(falls),
+            "validation loss falls by, most": max(falls),
             f"score rises by (margin {SCORE_MARGIN}), least": min(rises),
             "score rises by, most": max(rises),
             "learning rate 1e-12: loss falls by, most": max(one.loss_fall for one in idle),

@@ -1,4 +1,4 @@
-"""What is learnt inside ComfyUI: held-out loss of LoomTrain's defaults against core's TrainLoraNode's, on the demo base.
+"""What is learnt inside ComfyUI: validation loss of LoomTrain's defaults against core's TrainLoraNode's, on the demo base.
 
 The same pictures and captions of one concept, equal rank, steps and number format (fp32), five seeds each; everything else as
 each node comes. Two more series show what the difference is made of: ours at core's learning rate, and that on every layer

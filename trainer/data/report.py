@@ -15,6 +15,8 @@ from .sets.dataset import Dataset
 
 PASSES = {"a character": (2000, 7000), "a style": (8000, 12000)}
 """{kind of LoRA: (least, most)} images that are used in a run in all, as experienced users recommend."""
+SHOWN_ROLES = {"held_out": "validation"}
+"""{role in the cache: its name in the report}, where they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ class Report:
     def text(self) -> str:
         """The report in lines of plain text."""
         total = sum(self.roles.values())
-        roles = ", ".join(f"{count} {role.replace('_', ' ')}" for role, count in self.roles.items())
+        roles = ", ".join(f"{count} {SHOWN_ROLES.get(role, role)}" for role, count in self.roles.items())
         lines = [f"{roles} images" if len(self.roles) > 1 or "train" not in self.roles else f"{total} train images"]
         lines.append(f"  sizes: {_size(self.smallest)} to {_size(self.largest)}, median {_size(self.median)}")
         most = max((bucket.per_epoch for bucket in self.buckets), default=1)

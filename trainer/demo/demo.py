@@ -1,7 +1,7 @@
 """The demo: teach the tiny base a thing it has never seen, and fail unless it was learnt.
 
 Sixteen drawn toadstools and a few scenes of the base's own world become a LoRA in 200 steps; the sweep shows base and
-checkpoints side by side. Two numbers decide: the held-out loss must fall, and a judge must find toadstools.
+checkpoints side by side. Two numbers decide: the validation loss must fall, and a judge must find toadstools.
 """
 
 import random
@@ -26,7 +26,7 @@ ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
 IMAGES, SCENES, HELD_OUT = 16, 6, 6
 LEARNING_RATE = 1e-3
 LOSS_MARGIN = 0.4
-"""The held-out loss must fall by this share at least. Five seeds fell by 0.49 to 0.57 (bench/demo.py)."""
+"""The validation loss must fall by this share at least. Five seeds fell by 0.49 to 0.57 (bench/demo.py)."""
 SCORE_MARGIN = 0.4
 """The judge's score must rise by this much at least. Five seeds rose by 0.49 to 0.61."""
 
@@ -92,7 +92,7 @@ class Lesson:
     """What one demo gave."""
 
     losses: dict[int, float]
-    """{step: held-out loss}; 0 is the base."""
+    """{step: validation loss}; 0 is the base."""
     scores: dict[str, float]
     """{checkpoint: mean score of its pictures}, base first."""
     strips: tuple[Path, ...]
@@ -101,7 +101,7 @@ class Lesson:
 
     @property
     def loss_fall(self) -> float:
-        """Share of the base's held-out loss that is gone at the end."""
+        """Share of the base's validation loss that is gone at the end."""
         return 1 - self.losses[max(self.losses)] / self.losses[0]
 
     @property
@@ -198,12 +198,12 @@ def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 
 
 
 def _to_text(lesson: Lesson) -> str:
-    lines = [f"{'':10}  held-out loss  {CONCEPT} score"]
+    lines = [f"{'':10}  validation loss  {CONCEPT} score"]
     for name, score in lesson.scores.items():
         loss = lesson.losses.get(0 if name == "base" else int(name.removeprefix("step ")))
-        lines.append(f"{name:10}  {loss:13.5f}  {score:15.3f}")
+        lines.append(f"{name:10}  {loss:15.5f}  {score:15.3f}")
     lines.append(
-        f"held-out loss fell by {lesson.loss_fall:.1%} (needed {LOSS_MARGIN:.1%}), the score rose by {lesson.score_rise:.3f} (needed {SCORE_MARGIN})"
+        f"validation loss fell by {lesson.loss_fall:.1%} (needed {LOSS_MARGIN:.1%}), the score rose by {lesson.score_rise:.3f} (needed {SCORE_MARGIN})"
     )
     return "\n".join([*lines, lesson.verdict, *(f"strip: {path}" for path in lesson.strips)])
 

@@ -132,9 +132,7 @@ def _added(
     for config, one in found:
         repeats = sorted({image.repeats for image in one.images})
         seen = f"{repeats[0]} x" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} x"
-        lines.append(
-            f"{config.folder}: {len(one.images)} images, {config.role.replace('_', ' ')}, each seen {seen} per epoch"
-        )
+        lines.append(f"{config.folder}: {len(one.images)} images, {config.role}, each seen {seen} per epoch")
         lines += one.notes
     return value, to_image(sheet), "\n".join(lines)
 

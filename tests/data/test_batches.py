@@ -187,3 +187,10 @@ def test_an_example_alone_is_upright_with_its_first_caption(batches):
     assert singles[-1].names == ("2.png",)
     with pytest.raises(IndexError):
         singles[3]
+
+
+def test_the_mask_of_a_lone_sample(batches):
+    made = batches([example(0)], 1, masks={0: 0.25})
+    mask = made.at(0).mask_B1HW
+    assert mask.shape == (1, 1, 8, 8)
+    assert mask.unique().item() == 0.25

@@ -127,3 +127,16 @@ def test_the_model_that_came_in_is_left_alone(host):
     assert patcher.function is None
     expected = Rescaled(guidance=APG(scale=3.0, **OPTIONS), phi=0.4).begin()(*given, 1.0)
     assert torch.allclose(cfg(made.function(arguments(given, 3.0, 1.0)), 3.0), expected, atol=2e-5)
+
+
+def test_any_method_of_the_engine_keeps_its_state_within_a_run_only(host):
+    function, sigmas = host("sweep.apg").before_cfg_of(APG(scale=4.0, **OPTIONS)), torch.tensor([9.0, 4.0])
+    for run in (sigmas, torch.tensor([3.0, 1.0])):
+        paper = APG(scale=4.0, **OPTIONS).begin()
+        for step, sigma in enumerate(run.tolist()):
+            given = predictions(step)
+            made = function(arguments(given, 4.0, sigma, run))
+            assert torch.allclose(cfg(made, 4.0), paper(*given, sigma), atol=1e-4)
+    given = predictions(0)
+    assert function(arguments(given, 1.0, 1.0)) is given
+    assert function(arguments(given, 4.0, 1.0, negative=None)) is given

@@ -55,6 +55,7 @@ def test_packed_tensors_are_rebuilt_from_shared_parts(host):
     assert not shared._qdata.is_inference()
     assert not shared._params.scale.is_inference()
     assert shared._params.orig_shape == (4, 4)
+    assert share.parts(packed) == [packed._qdata, packed._params.scale]
 
 
 class Layer(nn.Linear):

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,8 +91,6 @@ def test_strict_refuses_every_warning_at_once(tmp_path, odd):
 
 
 def test_without_fingerprints_it_says_so(tmp_path):
-    from dataclasses import replace
-
     dataset = replace(build(tmp_path, pictures()), fingerprints={})
     assert make_report(dataset).near_duplicates is None
     assert "not searched for: pip install imagehash" in make_report(dataset).text()
@@ -236,3 +235,9 @@ def test_a_folder_in_two_roles_counts_in_both(tmp_path):
     count = len(list(folder.glob("*.png")))
     assert make_report(dataset).roles == {"train": count, "regularisation": count}
     assert make_report(dataset).text().splitlines()[0].startswith(f"{count} train, {count} regularisation images")
+
+
+def test_validation_images_are_called_so(tmp_path):
+    report = make_report(build(tmp_path, pictures()))
+    counted = replace(report, roles={"train": 9, "held_out": 1})
+    assert counted.text().startswith("9 train, 1 validation images")

@@ -66,6 +66,13 @@ def case(loom, name):
                     module.__class__ = torch.nn.Linear
                 elif isinstance(module, torch.nn.Conv2d):
                     module.__class__ = torch.nn.Conv2d
+            for (
+                path,
+                parts,
+            ) in plain.settings.parts.items():  # presets name parts of fused layers, which torch's have not
+                linear = denoiser.module.get_submodule(path)
+                linear.__class__ = loom("trainer.weights.frozen").FrozenLinear
+                loom("trainer.weights.row_parts").split(linear, parts)
         if how == "checkpointed":
             found["blocks"] = loom("nodes.host.backend.checkpointing").checkpoint_blocks(
                 denoiser.module, denoiser.settings.blocks

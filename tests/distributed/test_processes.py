@@ -257,8 +257,8 @@ def test_processes_with_different_settings(tmp_path):
 @pytest.mark.parametrize(
     ("environment", "config", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, {}, "asks for FSDP, which is not read here.*memory.shard = true"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "asks for DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "requests FSDP, which is not supported.*memory.shard = true"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "requests DeepSpeed"),
         ({}, {"model": {"device": "mps"}}, "2 processes on mps: use CUDA GPUs, or model.device = 'cpu'"),
         ({}, {"model": {"device": "cuda:1"}}, "model.device = 'cuda:1' with 2 processes: leave it at auto"),
         ({}, {"model": {"device": "cuda"}}, "2 processes on a machine with 0 GPUs: start one per GPU"),
@@ -391,7 +391,7 @@ def test_splitting_what_cannot_be_split(tmp_path):
     with pytest.raises(ConfigError, match=r"memory\.shard = true would do nothing in one process: leave it out, or"):
         train(case(tmp_path, "run", memory={"shard": True}), SilentHost())
     packed = case(tmp_path, "run", memory={"shard": True}, model={"quantize": "int8"})
-    assert "packed weights cannot be split; use one of the two" in failing(tmp_path, lambda rank: packed)[0]
+    assert "quantized weights cannot be sharded; use one of the two" in failing(tmp_path, lambda rank: packed)[0]
 
 
 # The launchers themselves

@@ -1,4 +1,4 @@
-"""Is there a toadstool in the picture? Masked normalised cross-correlation with the drawn one; no weights.
+"""How much an image looks like a toadstool: masked normalised cross-correlation with the drawn one, without a network.
 
 1 is a perfect match somewhere at some size, 0 is chance.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from .scenes import OVERSAMPLING, SIZE, toadstool
 
 SCALES = (0.45, 0.52, 0.6, 0.68)
-"""Sizes tried, as shares of the picture's side."""
+"""Sizes of the toadstool that are tried, as shares of the image's side."""
 
 
 @cache
@@ -33,9 +33,9 @@ def _template(scale: float) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(shrunk[0]).permute(2, 0, 1), torch.from_numpy(shrunk[1])[None]
 
 
-def concept_score(picture: Image.Image) -> float:
-    """Best correlation over positions and sizes, in [-1, 1]."""
-    array = np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32) / 255
+def concept_score(image: Image.Image) -> float:
+    """The best correlation over all positions and sizes, in [-1, 1]."""
+    array = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32) / 255
     pixels = torch.from_numpy(array).permute(2, 0, 1)[None]
     return max(_correlation(pixels, *_template(scale)) for scale in SCALES)
 
@@ -62,9 +62,10 @@ def _slide(image_1CHW: Tensor, kernel_Chw: Tensor) -> Tensor:
     return product[..., : height - rows + 1, : width - columns + 1]
 
 
-def mean_score(pictures: Sequence[Path]) -> float:
+def mean_score(images: Sequence[Path]) -> float:
+    """Mean `concept_score` of image files."""
     scores = []
-    for path in pictures:
-        with Image.open(path) as picture:
-            scores.append(concept_score(picture))
+    for path in images:
+        with Image.open(path) as image:
+            scores.append(concept_score(image))
     return sum(scores) / len(scores)

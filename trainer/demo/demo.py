@@ -1,4 +1,4 @@
-"""The demo: teach the tiny base a thing it has never seen, and fail unless it was learnt.
+"""The demo: train the tiny base model on a concept that it has never seen, and fail unless it was learnt.
 
 Sixteen drawn toadstools and a few scenes of the base's own world become a LoRA in 200 steps; the sweep shows base and
 checkpoints side by side. Two numbers decide: the validation loss must fall, and a judge must find toadstools.
@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import RunError
 from ..runs.headless import run_folder
@@ -18,7 +17,7 @@ from ..score.report import verdict
 from ..score.run import score_sheet
 from ..sweep.run import Sheet, sweep, write_grid, write_strips
 from ..sweep.strip import panels
-from ..types import Cell
+from ..types import Cell, Json
 from .concept import mean_score
 from .scenes import BACKGROUNDS, CONCEPT, ConceptScene, Scene, random_concept_scene, random_scene
 
@@ -89,7 +88,7 @@ steps = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What one demo gave."""
+    """The results of one demo."""
 
     losses: dict[int, float]
     """{step: validation loss}; 0 is the base."""
@@ -106,14 +105,16 @@ class Lesson:
 
     @property
     def score_rise(self) -> float:
+        """Increase of the mean concept score from the base model to the last checkpoint."""
         return list(self.scores.values())[-1] - self.scores["base"]
 
     @property
     def learned(self) -> bool:
+        """Whether validation loss and score have improved enough."""
         return self.loss_fall >= LOSS_MARGIN and self.score_rise >= SCORE_MARGIN
 
-    def values(self) -> dict[str, Any]:
-        """As plain data."""
+    def values(self) -> Json:
+        """The results as a JSON object."""
         return {
             "held_out_base": self.losses[0],
             "held_out_final": self.losses[max(self.losses)],
@@ -127,8 +128,10 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
+    """The results of a demo as text and as a JSON object."""
+
     text: str
-    values: dict[str, Any]
+    values: Json
 
 
 def write_data(folder: Path, seed: int) -> None:
@@ -151,6 +154,7 @@ def _write_all(folder: Path, name: str, scenes: Sequence[Scene | ConceptScene]) 
 
 
 def write_config(folder: Path, *, seed: int, learning_rate: float) -> Path:
+    """Write demo.toml for the images in a folder. Returns its path."""
     import json
 
     def quoted(path: Path) -> str:
@@ -166,7 +170,7 @@ def write_config(folder: Path, *, seed: int, learning_rate: float) -> Path:
 
 
 def run_demo(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 0.0) -> DemoResult:
-    """Draw, train, sweep, judge. Raises RunError if the LoRA did not learn."""
+    """Draw the images, train, sweep and score. Raises RunError if the LoRA did not learn the concept."""
     lesson = teach(directory, host, seed=seed, learning_rate=learning_rate)
     text = _to_text(lesson)
     if not lesson.learned:
@@ -175,7 +179,7 @@ def run_demo(directory: Path, host: Host, *, seed: int = 0, learning_rate: float
 
 
 def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 0.0) -> Lesson:
-    """Everything but the verdict. `learning_rate` 0 takes the demo's own."""
+    """Draw the images, train, sweep and score, without deciding. `learning_rate` 0 means the demo's own."""
     from ..config.toml import load
 
     if not (ASSETS / "transformer").is_dir():
@@ -185,7 +189,7 @@ def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 
     config = load(write_config(directory, seed=seed, learning_rate=learning_rate or LEARNING_RATE))
     outcome = run_training(config, host)
     if outcome.state != "finished":
-        raise RunError("the demo was stopped before its end; run it again to go on")
+        raise RunError("the demo was stopped before its end; run it again to continue")
     scored = score_sheet(sweep(config, host).folder, host, config=config, triggers=[CONCEPT])
     sheet = scored.sheet
     strips = write_strips(sheet, columns=("checkpoint",), rows=("prompt", "seed"), title="LoRA Loom demo")

@@ -43,6 +43,8 @@ POSITIONS: dict[str, tuple[str, Point]] = {
 
 @dataclass(frozen=True)
 class Background:
+    """A background with its phrase in captions."""
+
     phrase: str
     paint: Callable[[np.ndarray, np.ndarray], np.ndarray]
     """(y, x) grids in [0, 1], each (H, W), -> RGB in [0, 255], (H, W, 3)."""
@@ -85,7 +87,7 @@ BACKGROUNDS: dict[str, Background] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """Where one shape stands: centre and size as shares of the picture's side."""
+    """The position of one shape: centre and size as shares of the image's side."""
 
     centre: Point
     size: float
@@ -93,6 +95,8 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
+    """One to three equal shapes on a background."""
+
     shape: str
     colour: str
     background: str

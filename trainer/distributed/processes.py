@@ -1,15 +1,15 @@
-"""Several processes, one run: who is who, and the few things they tell each other.
+"""A run on several processes: their ranks, and the few values that they exchange.
 
-`torchrun` or `accelerate launch` starts the processes, accelerate joins them, torch.distributed carries the numbers. The
-base is frozen, so that the adapter's gradients are all that has to be shared; everything else is the same calculation on
-equal numbers everywhere. Process 0 alone writes files.
+`torchrun` or `accelerate launch` starts the processes, accelerate connects them, and torch.distributed transfers the values.
+The base model is frozen, so only the adapter's gradients have to be shared; everything else is the same calculation on equal
+numbers in every process. Process 0 alone writes files.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,48 +20,52 @@ from .launch import launched
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)
+PEER_TIMEOUT = timedelta(days=1)
 """How long a process waits for the others. Process 0 may encode a large set of images meanwhile; a process that ended is
 noticed at once, by the closed connection and by the launcher."""
 CONNECTION_MARKS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
 class Processes(Protocol):
-    """The processes of a run as one of them sees them."""
+    """The processes of a run, from the view of one of them. All processes call every method, in the same order."""
 
     @property
     def rank(self) -> int:
-        """Number of this process, 0 first."""
+        """Index of this process, from 0."""
         ...
 
     @property
-    def count(self) -> int: ...
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Every parameter's gradient becomes the sum over all processes; the same bits everywhere."""
+    def count(self) -> int:
+        """Number of processes."""
         ...
 
-    def sum(self, value: float) -> float: ...
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every parameter's gradient by the sum over all processes, which is bit-identical in all of them."""
+        ...
+
+    def sum(self, value: float) -> float:
+        """The sum of a value over all processes."""
+        ...
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in at least one process."""
+        """Whether a flag is true in at least one process."""
         ...
 
     def from_main(self, ask: Callable[[], T]) -> T:
-        """What process 0 answers; the others are not asked."""
+        """The result of calling `ask` in process 0 only."""
         ...
 
     def require_same(self, what: str, value: str) -> None:
-        """Raises RunError unless all processes give the same value."""
+        """Raise RunError unless the value is the same in all processes."""
         ...
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Block until all processes have called this."""
         ...
 
 
 class Alone:
-    """One process."""
+    """A run on a single process."""
 
     rank, count = 0, 1
 
@@ -87,19 +91,27 @@ class Alone:
 ALONE = Alone()
 
 
-class Group:
-    """Several processes, joined by accelerate. Every method is called by all of them, in the same order."""
+class _State(Protocol):
+    """What is used of accelerate's PartialState, which has no type annotations."""
 
-    def __init__(self, state: Any) -> None:
+    process_index: int
+    num_processes: int
+    device: torch.device
+
+
+class Group:
+    """A run on several processes, connected by accelerate."""
+
+    def __init__(self, state: _State) -> None:
         """`state` is accelerate's PartialState."""
         self.rank, self.count = int(state.process_index), int(state.num_processes)
         self.device = torch.device("cpu") if state.device.type == "cpu" else torch.device(state.device)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         shared = list(parameters)
-        there = torch.tensor([p.grad is not None for p in shared], device=self.device, dtype=torch.float32)
+        present = torch.tensor([p.grad is not None for p in shared], device=self.device, dtype=torch.float32)
         parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in shared]
-        flat = self._summed(torch.cat([*parts, there]))
+        flat = self._summed(torch.cat([*parts, present]))
         used, start = flat[-len(shared) :].tolist(), 0
         for parameter, count in zip(shared, used, strict=True):
             end = start + parameter.numel()
@@ -115,15 +127,15 @@ class Group:
     def from_main(self, ask: Callable[[], T]) -> T:
         from accelerate.utils import broadcast_object_list
 
-        told: list[Any] = [ask() if self.rank == 0 else None]
-        with telling_of_lost_peers():
-            broadcast_object_list(told)
-        return told[0]
+        answers = [ask() if self.rank == 0 else None]
+        with reporting_lost_peers():
+            broadcast_object_list(answers)
+        return cast(T, answers[0])
 
     def require_same(self, what: str, value: str) -> None:
         from accelerate.utils import gather_object
 
-        with telling_of_lost_peers():
+        with reporting_lost_peers():
             values = gather_object([value])
         if odd := [str(rank) for rank, other in enumerate(values) if other != values[0]]:
             raise RunError(
@@ -133,18 +145,18 @@ class Group:
     def wait(self) -> None:
         from accelerate import PartialState
 
-        with telling_of_lost_peers():
+        with reporting_lost_peers():
             PartialState().wait_for_everyone()
 
     def _summed(self, tensor: Tensor) -> Tensor:
-        with telling_of_lost_peers():
+        with reporting_lost_peers():
             torch.distributed.all_reduce(tensor)
         return tensor
 
 
 @contextmanager
-def telling_of_lost_peers() -> Iterator[None]:
-    """A broken connection inside the block becomes PeerError."""
+def reporting_lost_peers() -> Iterator[None]:
+    """A context in which a broken connection raises PeerError."""
     try:
         yield
     except RuntimeError as error:
@@ -152,13 +164,13 @@ def telling_of_lost_peers() -> Iterator[None]:
         if not isinstance(error, kinds) and not any(mark in str(error) for mark in CONNECTION_MARKS):
             raise
         raise PeerError(
-            "another process of this run has ended (its own message, or the launcher's report, says why): nothing is "
-            "half-written; mend that and start the same command again, it continues from the last checkpoint"
+            "another process of this run has ended (its own message, or the launcher's report, states the cause); no file is "
+            "incomplete: fix the cause and start the same command again, it continues from the last checkpoint"
         ) from error
 
 
 def check_batches(processes: Processes, per_epoch: int) -> None:
-    """Raises ConfigError where processes would train the same images in one step."""
+    """Raise ConfigError if several processes would train the same images in one step."""
     if processes.count > per_epoch:
         raise ConfigError(
             f"{processes.count} processes for {per_epoch} batches per epoch: start at most {per_epoch}, or lower training.batch_size, or raise dataset.repeats"
@@ -167,7 +179,7 @@ def check_batches(processes: Processes, per_epoch: int) -> None:
 
 @contextmanager
 def main_first(processes: Processes) -> Iterator[None]:
-    """The block runs in process 0 and then in all others, which find what it left behind."""
+    """A context that process 0 runs before all others, so that these find its files."""
     if processes.rank > 0:
         processes.wait()
     yield
@@ -177,9 +189,9 @@ def main_first(processes: Processes) -> Iterator[None]:
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """The processes that were started together, for the time of the block. `device` is the setting model.device.
+    """A context in which the processes that were started together are connected. `device` is the setting model.device.
 
-    Raises ConfigError for a set-up that cannot work.
+    Raises ConfigError for a setup that cannot work.
     """
     if launched().count == 1:
         yield ALONE
@@ -190,24 +202,24 @@ def joined(device: str) -> Iterator[Processes]:
     except ImportError as error:
         raise ConfigError("several processes need the library accelerate: pip install accelerate") from error
     on_cpu = _kind(device) == "cpu"
-    with telling_of_lost_peers():
-        state = PartialState(cpu=on_cpu, timeout=PATIENCE, **({"backend": "gloo"} if on_cpu else {}))
+    with reporting_lost_peers():
+        state = PartialState(cpu=on_cpu, timeout=PEER_TIMEOUT, **({"backend": "gloo"} if on_cpu else {}))
     yield Group(state)
-    state.destroy_process_group()  # only after a good end: with a process missing it may wait for ever
+    state.destroy_process_group()  # only after success: if a process is missing, this may block for ever
 
 
 def _kind(device: str) -> str:
-    """cpu, cuda, …; without touching a GPU, of which each process shall use only its own."""
+    """The device type, found without initialising a GPU, since each process must use only its own."""
     return choose_device(device).type if device == "auto" else device.partition(":")[0]
 
 
 def _check_launch(device: str) -> None:
-    """Before the processes meet, so that a set-up that cannot work is told at once."""
+    """Raise ConfigError for a setup that cannot work, before the processes connect."""
     launch, kind = launched(), _kind(device)
     for switch, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(switch, "").lower() == "true":
             raise ConfigError(
-                f"accelerate's configuration asks for {what}, which is not read here: choose plain multi-GPU there, and set memory.shard = true where the base is larger than one GPU"
+                f"accelerate's configuration requests {what}, which is not supported: choose plain multi-GPU there, and set memory.shard = true where the base is larger than one GPU"
             )
     if kind not in ("cpu", "cuda"):
         raise ConfigError(f"{launch.count} processes on {kind}: use CUDA GPUs, or model.device = 'cpu'")

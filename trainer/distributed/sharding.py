@@ -9,7 +9,7 @@ from .processes import Processes
 
 
 def check_sharding(wanted: bool, processes: Processes, quantize: str) -> None:
-    """Raises ConfigError where a base shall be split and cannot be."""
+    """Raise ConfigError if memory.shard is set and the base model cannot be sharded."""
     if not wanted:
         return
     if processes.count == 1:
@@ -18,7 +18,7 @@ def check_sharding(wanted: bool, processes: Processes, quantize: str) -> None:
         )
     if quantize != "none":
         raise ConfigError(
-            f"memory.shard = true with model.quantize = {quantize!r}: packed weights cannot be split; use one of the two"
+            f"memory.shard = true with model.quantize = {quantize!r}: quantized weights cannot be sharded; use one of the two"
         )
     try:
         from torch.distributed.fsdp import fully_shard  # noqa: F401
@@ -27,9 +27,9 @@ def check_sharding(wanted: bool, processes: Processes, quantize: str) -> None:
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
-    """Split a frozen network in place, block by block, over all processes; every part goes to its process's `device`.
+    """Shard a frozen network in place, block by block, over all processes. Every process keeps its part on its `device`.
 
-    The network may lie on the CPU or in a mapped file: no device ever holds more than its own part and one whole block.
+    The network may be on the CPU or in a memory-mapped file: no device ever holds more than its part and one whole block.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -37,9 +37,9 @@ def shard(module: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in blocks(module):
         fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)  # what lies outside the blocks
+    fully_shard(module, mesh=mesh)  # the parameters outside the blocks
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a network: members of its own lists."""
+    """The repeated blocks of a network: the members of its module lists."""
     return [block for part in module.children() if isinstance(part, nn.ModuleList) for block in part]

@@ -1,4 +1,4 @@
-"""Fonts for text on pictures: one that is on every machine, and the system's own for writing that it does not have."""
+"""Fonts for text in images: DejaVu Sans, which is always available, and the system's fonts for scripts that it lacks."""
 
 from functools import cache, lru_cache
 from itertools import groupby
@@ -11,12 +11,12 @@ LIKELY = (
     "notosanscjk", "notosanssc", "notosansjp", "notosanskr", "sourcehansans", "droidsansfallback", "wqy", "msyh", "yugoth",
     "meiryo", "malgun", "pingfang", "hiragino", "applesdgothic", "arialuni", "notosans", "unifont",
 )  # fmt: skip
-"""Of the system's fonts these are tried first: they have most of the writing that DejaVu lacks."""
+"""Beginnings of the names of the system's fonts that are tried first, because they cover most scripts that DejaVu lacks."""
 
 
 @lru_cache
 def font(size: int, *, bold: bool = False) -> Face:
-    """DejaVu Sans as matplotlib ships it: Latin, Greek, Cyrillic and more."""
+    """DejaVu Sans, which comes with matplotlib, at a size in pixels. It has Latin, Greek, Cyrillic and more."""
     return ImageFont.truetype(str(_shipped(bold=bold)), size)
 
 
@@ -28,7 +28,7 @@ def _shipped(*, bold: bool) -> Path:
 
 
 def runs(text: str, size: int, *, bold: bool = False) -> list[tuple[Face, str]]:
-    """The text cut into parts that one font can write. What no font has is left to the first one, which draws a box."""
+    """The text as parts with the same font. Characters that no font has are left to DejaVu, which draws a box."""
     usual = font(size, bold=bold)
     if text.isascii():
         return [(usual, text)]
@@ -37,7 +37,7 @@ def runs(text: str, size: int, *, bold: bool = False) -> list[tuple[Face, str]]:
 
 
 def length(text: str, size: int, *, bold: bool = False) -> float:
-    """Width in pixels."""
+    """Width of a text in pixels."""
     return sum(face.getlength(part) for face, part in runs(text, size, bold=bold))
 
 
@@ -48,7 +48,7 @@ def _other(file: str, size: int) -> Face:
 
 @cache
 def _file_for(letter: int) -> str:
-    """The font file for a character; "" for the usual one."""
+    """The font file for a character; "" for DejaVu."""
     if letter in letters_of(str(_shipped(bold=False))) or chr(letter).isspace():
         return ""
     return next((file for file in system_fonts() if letter in letters_of(file)), "")
@@ -56,19 +56,19 @@ def _file_for(letter: int) -> str:
 
 @cache
 def letters_of(file: str) -> frozenset[int]:
-    """The characters that a font file has; none for one that cannot be read."""
+    """The code points that a font file covers; empty for a file that cannot be read."""
     from fontTools.ttLib import TTFont, TTLibError  # comes with matplotlib
 
     try:
         with TTFont(file, fontNumber=0, lazy=True) as opened:
             return frozenset(opened.getBestCmap() or ())
-    except (OSError, TTLibError, AssertionError, KeyError, ValueError):  # a system may hold anything
+    except (OSError, TTLibError, AssertionError, KeyError, ValueError):  # font folders may contain damaged files
         return frozenset()
 
 
 @cache
 def system_fonts() -> tuple[str, ...]:
-    """Files of the system's fonts, those first that are likely to have much."""
+    """The system's font files, with those first that probably cover many scripts."""
     from matplotlib.font_manager import findSystemFonts
 
     def rank(file: str) -> tuple[int, str]:

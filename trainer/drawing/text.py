@@ -1,4 +1,4 @@
-"""Text on pictures: wrapping that loses nothing, lines in any writing, the colours of our pages."""
+"""Text in images: wrapping without loss, lines in any script, and the colours of grids and contact sheets."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ PAPER: RGB = (255, 255, 255)
 LINE: RGB = (222, 224, 228)
 BEST: RGB = (214, 104, 20)
 LEADING = 1.35
-"""Line height over font size."""
+"""Line height as a multiple of the font size."""
 
 
 def wrap(text: str, width: int, size: int, *, bold: bool = False) -> list[str]:
-    """Lines no wider than `width` pixels; words longer than that are cut."""
+    """The text in lines of at most `width` pixels. Longer words are divided."""
     lines = []
     for paragraph in text.split("\n"):
         line = ""
@@ -49,7 +49,7 @@ def _breakable(text: str, width: int, size: int, bold: bool) -> list[str]:
 def write(
     pen: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, size: int, colour: RGB, *, bold: bool = False
 ) -> int:
-    """Draw lines one below the other; returns the y below the last."""
+    """Draw lines below each other from (x, y). Returns the y below the last line."""
     for line in lines:
         left, base = float(x), y + font(size, bold=bold).getmetrics()[0]
         for face, part in runs(line, size, bold=bold):

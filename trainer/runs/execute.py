@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..data.prefetch import Prefetched
-from ..distributed.processes import telling_of_lost_peers
+from ..distributed.processes import reporting_lost_peers
 from ..errors import RunError
 from ..lora.adapter import inject
 from ..lora.metadata import describe, in_layout
@@ -36,7 +36,7 @@ def execute(session: Session, host: Host) -> Outcome:
     """Train to the end, or until the host asks to stop. Raises LoomError; the last checkpoint is kept whatever happens."""
     folder = session.folder
     folder.update(state="running", error="")
-    with folder.noting_failure(), telling_of_lost_peers():
+    with folder.noting_failure(), reporting_lost_peers():
         try:
             training = _set_up(session, host)
             outcome = TrainingRun(session, training, host).to_the_end()

@@ -241,7 +241,7 @@ custom_attributes = { diff_output_preservation = true }
     graph["dataset"] = node("LoomDatasetFile", path="kohya.toml")
     graph["report"] = node("PreviewAny", source=["dataset", 2])
     outputs = server.run(prompt(graph))["outputs"]
-    assert "batch_size = 4 is not taken; set training.batch_size" in json.dumps(outputs["report"])
+    assert "batch_size = 4 is ignored; set training.batch_size" in json.dumps(outputs["report"])
     assert "4 train, 4 regularisation images" in outputs["cache"]["text"][0]
     assert "can take more forms than caption_variants = 16" in outputs["cache"]["text"][0]
     server.run(prompt(train(graph, "kohya", batch_size=2)))

@@ -60,7 +60,7 @@ def test_training_reads_captions_beside_the_references(server, shown):
     for asked in ("auto", PLUS, FIRST, "captions alone"):
         record = server.run(prompt(run_of(f"edit-{asked[-5:].strip('-')}", "before", asked)))
         told = record["outputs"]["said"]["text"][0]
-        assert ("beside the reference images, as qwen-image-edit" in told) == (asked != "captions alone")
+        assert ("with the reference images, as for qwen-image-edit" in told) == (asked != "captions alone")
         found[asked] = losses(server, f"edit-{asked[-5:].strip('-')}")
     assert found["auto"] == found[PLUS]
     assert len({tuple(values) for values in found.values()}) == 3

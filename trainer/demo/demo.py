@@ -93,7 +93,7 @@ class Lesson:
     losses: dict[int, float]
     """{step: validation loss}; 0 is the base."""
     scores: dict[str, float]
-    """{checkpoint: mean score of its pictures}, base first."""
+    """{checkpoint: mean score of its images}, base first."""
     strips: tuple[Path, ...]
     verdict: str
     """Which checkpoint the scores recommend, and why."""
@@ -135,7 +135,7 @@ class DemoResult:
 
 
 def write_data(folder: Path, seed: int) -> None:
-    """PNG files with captions beside them: images/, scenes/ and held_out/."""
+    """PNG files with captions next to them: images/, scenes/ and held_out/."""
     rng = random.Random(seed)
     backgrounds = list(BACKGROUNDS)
     concepts = [random_concept_scene(rng, backgrounds[i % len(backgrounds)]) for i in range(IMAGES + HELD_OUT)]

@@ -1,4 +1,4 @@
-"""Procedural, licence-free pictures: the world the demo base knows, and one thing in it that it has never seen.
+"""Procedural, licence-free images: the scenes that the demo base model knows, and one concept that it has never seen.
 
 A scene is one to three equal shapes of one colour before one of twelve backgrounds, with a caption that says so.
 The toadstool is the concept that the demo teaches. Everything is a function of the `random.Random` handed in.
@@ -172,7 +172,7 @@ def toadstool() -> list[tuple[list[Point], RGB]]:
 def compose(background: str, parts: list[tuple[list[Point], RGB, Thing]]) -> Image.Image:
     """Draw polygons over a background, antialiased by oversampling. RGB, SIZE x SIZE."""
     y, x = np.meshgrid(*[(np.arange(SIZE) + 0.5) / SIZE] * 2, indexing="ij")
-    picture = Image.fromarray(BACKGROUNDS[background].paint(y, x).round().astype(np.uint8))
+    image = Image.fromarray(BACKGROUNDS[background].paint(y, x).round().astype(np.uint8))
     side = SIZE * OVERSAMPLING
     for corners, colour, thing in parts:
         mask = Image.new("L", (side, side))
@@ -181,8 +181,8 @@ def compose(background: str, parts: list[tuple[list[Point], RGB, Thing]]) -> Ima
             for px, py in corners
         ]
         ImageDraw.Draw(mask).polygon(placed, fill=255)
-        picture.paste(colour, mask=mask.resize((SIZE, SIZE), Image.Resampling.BOX))
-    return picture
+        image.paste(colour, mask=mask.resize((SIZE, SIZE), Image.Resampling.BOX))
+    return image
 
 
 PLACES: dict[int, tuple[Point, ...]] = {
@@ -197,6 +197,7 @@ def _near(point: Point, reach: float, rng: random.Random) -> Point:
 
 
 def random_scene(rng: random.Random, *, count: int | None = None) -> Scene:
+    """A random scene with `count` shapes, by default one to three."""
     count = count or rng.choice((1, 2, 3))
     common = {
         "shape": rng.choice(SHAPES),
@@ -214,7 +215,7 @@ def random_scene(rng: random.Random, *, count: int | None = None) -> Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptScene:
-    """A toadstool: something no picture or caption of the base's training holds."""
+    """A toadstool, which is in no image or caption that the demo base model was trained on."""
 
     background: str
     thing: Thing = field(default_factory=lambda: Thing(centre=(0.5, 0.5), size=0.6))
@@ -228,6 +229,7 @@ class ConceptScene:
 
 
 def random_concept_scene(rng: random.Random, background: str) -> ConceptScene:
+    """A toadstool of random position and size on a background."""
     return ConceptScene(
         background=background, thing=Thing(centre=_near((0.5, 0.5), 0.04, rng), size=rng.uniform(0.54, 0.64))
     )

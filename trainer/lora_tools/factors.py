@@ -54,10 +54,12 @@ class PlainLora:
 
     @property
     def path(self) -> Path:
+        """The file."""
         return self.file.path
 
     @property
     def metadata(self) -> dict[str, str]:
+        """The file's metadata."""
         return self.file.metadata
 
     def factors(self, key: str) -> Factors:

@@ -86,6 +86,8 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeReport:
+    """The report on reducing the rank of a LoRA."""
+
     cuts: dict[str, Cut]
     zero: tuple[str, ...] = ()
     """Modules that changed nothing and are left out."""

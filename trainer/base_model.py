@@ -11,11 +11,12 @@ from .distributed.sharding import shard
 from .errors import ConfigError
 from .families.common.encoders import encoder_parts, require_parts
 from .families.common.family import DEFAULT_PROMPT_ENCODING, Encoders, Family, Loading, PromptEncoding, Variant
-from .families.common.modules import checkpoint_blocks
+from .families.common.modules import AS_STORED, checkpoint_blocks
 from .families.common.source import Source, open_source
 from .storage.fingerprint import files_identity, folder_identity
 from .types import EncoderIdentity
 from .weights.devices import choose_device, compute_dtype, storage_dtype
+from .weights.streaming import StreamSettings, stream_base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +39,36 @@ class Base:
         return self.family.load_denoiser(self.source, self.variant, Loading(dtype=None, device=torch.device("meta")))
 
     def load_denoiser(
-        self, config: ModelConfig, precision: str, *, gradient_checkpointing: bool = False, sharded: bool = False
+        self,
+        config: ModelConfig,
+        precision: str,
+        *,
+        gradient_checkpointing: bool = False,
+        sharded: bool = False,
+        stream: StreamSettings | None = None,
     ) -> Denoiser:
         """The frozen network on its device, in the dtype it is stored in or quantized, computing in the given precision.
 
-        `sharded` splits it over the devices of all processes, without any of them holding the whole.
+        `sharded` splits it over the devices of all processes, without any of them holding the whole. `stream` leaves its
+        weights in their file, and brings them block by block. Raises ConfigError for a budget that is too small.
         """
         arithmetic = compute_dtype(precision, self.device)
         dtype = arithmetic if config.quantize != "none" else storage_dtype(config.dtype, self.device)
         device = torch.device("cpu") if sharded else self.device
-        loading = Loading(dtype=dtype, device=device, compute_dtype=arithmetic, quantize=config.quantize)
+        loading = Loading(dtype=dtype, device=device, compute_dtype=arithmetic, quantize=config.quantize, stream=stream)
         denoiser = self.family.load_denoiser(self.source, self.variant, loading)
         if gradient_checkpointing:
             checkpoint_blocks(denoiser.module)
         if sharded:
             shard(denoiser.module, self.device)
         return denoiser
+
+    def check_stream(self, config: ModelConfig, precision: str, stream: StreamSettings) -> None:
+        """Raise ConfigError for a budget that is too small. Reads headers only; of a base to be quantized nothing is known yet."""
+        if config.quantize == "none" and self.source.quanto_map is None:
+            mapped = self.family.load_denoiser(self.source, self.variant, AS_STORED)
+            arithmetic, dtype = compute_dtype(precision, self.device), storage_dtype(config.dtype, self.device)
+            stream_base(mapped.module, stream, torch.device("meta"), dtype, arithmetic)
 
     @property
     def text_dtype(self) -> torch.dtype:

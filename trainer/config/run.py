@@ -259,10 +259,25 @@ class MemoryConfig(Section, table="memory"):
     """Batches that are read, and brought to the device, while a step computes; 0 reads each when it is needed."""
     shard: bool = False
     """Splits the frozen base model over the GPUs of a run with several processes (FSDP), for one that is larger than a GPU. Steps are slower."""
+    base: Literal["auto", "resident", "stream"] = "auto"
+    """Where the frozen base model lies while training. resident keeps it on the device. stream leaves it where it is, in RAM or in its mapped file, and brings it block by block; what fits vram_gb stays. auto streams only a base larger than vram_gb. The LoRA is the same, bit for bit."""
+    vram_gb: float = 0.0
+    """Device memory in GB (1e9 bytes) that the frozen base model may take; activations and optimizer come on top. 0 sets no limit for auto, and lets stream keep nothing but two blocks."""
 
     def check(self) -> None:
         require(self.vae_batch_size >= 1, "memory.vae_batch_size", self.vae_batch_size, "use 1 or more")
         require(self.prefetch >= 0, "memory.prefetch", self.prefetch, "use 0 (off) or more (1 is enough)")
+        require(self.vram_gb >= 0, "memory.vram_gb", self.vram_gb, "use 0 (no limit) or gigabytes")
+        limited = self.base == "stream" or bool(self.vram_gb)
+        require(
+            not (self.base == "resident" and self.vram_gb),
+            "memory.vram_gb",
+            self.vram_gb,
+            "base = 'resident' keeps all of the base on the device; use 0, or base = 'auto'",
+        )
+        require(
+            not (self.shard and limited), "memory.shard", self.shard, "a base is either split over GPUs or streamed"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

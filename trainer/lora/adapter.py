@@ -20,7 +20,7 @@ from ..choices import ADAPTERS
 from ..config.run import NetworkConfig
 from ..errors import ConfigError
 from ..seeding import StepKey, generator
-from ..weights.frozen import dense
+from ..weights.frozen import dense, stored_weight
 
 NAME = "default"
 """PEFT's name of the only adapter."""
@@ -299,7 +299,7 @@ def _materialise(path: str, layer: PeftLayer, seed: int) -> None:
             part.__class__ = (
                 nn.Conv2d
             )  # PEFT copies the base layer's class, and a FrozenConv2d gives its weight no gradient
-    device = cast(Tensor, base.weight).device
+    device = stored_weight(base).device
     for group in layer.adapter_layer_names:
         holder = getattr(layer, group)
         for name, parameter in list(holder.named_parameters()):
@@ -326,7 +326,7 @@ def _initial(group: str, like: nn.Parameter, base: nn.Module, source: torch.Gene
 
 def dense_weight(base: nn.Module) -> Tensor:
     """The frozen weight of a Linear or Conv2d as fp32, dequantized and multiplied by its scale if it has one."""
-    return dense(cast(Tensor, base.weight).detach(), torch.float32, getattr(base, "scale", None))
+    return dense(stored_weight(base), torch.float32, getattr(base, "scale", None)).detach()
 
 
 def row_norms(base: nn.Module) -> Tensor:

@@ -23,6 +23,7 @@ from ..training.optim import make_optimizer
 from ..training.schedule import lr_factor
 from ..types import StepResult
 from ..weights.devices import out_of_memory_remedy, use_device
+from ..weights.streaming import device_of, stream_of
 from .checkpoint import load_checkpoint, prune, save_checkpoint
 from .session import Host, Outcome, Session
 from .timings import Timings
@@ -67,6 +68,8 @@ def _set_up(session: Session, host: Host) -> Training:
         training.scaler = torch.amp.GradScaler(next(iter(parameters.values())).device.type)
     count = sum(parameter.numel() for parameter in parameters.values())
     host.log(f"{plan.network.kind} on {len(session.modules)} modules, {count:,} trainable parameters")
+    if stream := stream_of(backend.denoiser.module):
+        host.log(stream.text())
     if checkpoint := session.folder.last_checkpoint():
         load_checkpoint(checkpoint, training)
         host.log(f"continuing from step {training.step}")
@@ -77,7 +80,7 @@ def _set_up(session: Session, host: Host) -> Training:
 
 
 def _device(session: Session) -> torch.device:
-    return next(session.denoiser.module.parameters()).device
+    return device_of(session.denoiser.module)
 
 
 def _optimizer(session: Session, parameters: Mapping[str, nn.Parameter]) -> Optimizer:

@@ -42,6 +42,7 @@ from ..training.text_encoders import WithText, all_targets, check_text_training,
 from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
 from ..weights.devices import compute_dtype
 from ..weights.quantize import check_quantize
+from ..weights.streaming import stream_settings
 from .assemble import assemble
 from .execute import execute
 from .modules import modules_of_run
@@ -120,6 +121,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
             raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
     check_teachers(listed.sets, sharded=config.memory.shard)
     check_passes(config, base)
+    if (stream := stream_settings(config.memory.base, config.memory.vram_gb)) is not None:
+        base.check_stream(config.model, config.training.precision, stream)
     references = [one.reference_folders for one in listed.sets]
     check_reference_use("dataset.references", references, base)
     check_samples(config.validation, sample_size(config.validation, config.data.resolution), base)
@@ -331,6 +334,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         config.training.precision,
         gradient_checkpointing=config.memory.gradient_checkpointing,
         sharded=config.memory.shard,
+        stream=stream_settings(config.memory.base, config.memory.vram_gb),
     )
     if config.text.learning_rate:
         denoiser = load_with_text(denoiser, base, config.objective.guidance_scale)

@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 
-def is_quantized_tensor(weight: Tensor) -> bool:
+def is_quantized_tensor(weight: object) -> bool:
     """Whether a weight is a tensor subclass that holds quantized numbers (optimum-quanto's or ComfyUI's)."""
     return type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize")
 
 
-def dense(weight: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
+def stored_weight(layer: Any) -> Any:
+    """What a layer computes with: its weight, or, where that is kept elsewhere, what brings it (`streaming.StreamedWeight`)."""
+    stream = getattr(layer, "stream", None)
+    return layer.weight if stream is None else stream
+
+
+def dense(weight: Any, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
     """A weight as a plain tensor of a dtype, dequantized and multiplied by its scale if it has one.
 
     A weight that is sharded over several processes is gathered; all processes must call this together.
@@ -104,21 +110,27 @@ class FrozenLinear(nn.Linear):
 
     scale: Tensor | None = None
     """Factor of the stored weight in scaled fp8 files."""
+    stream: Any = None
+    """What brings a weight that is kept elsewhere (`streaming.StreamedWeight`); None for one that lies on the device."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the dtype of `input`."""
-        return frozen_linear(input, self.weight, self.bias, self.scale)
+        return frozen_linear(input, stored_weight(self), self.bias, self.scale)
 
 
 class FrozenConv2d(nn.Conv2d):
     """A Conv2d with zero padding and a frozen weight of any dtype."""
 
+    stream: Any = None
+    """As in `FrozenLinear`."""
+
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the dtype of `input`."""
         geometry = cast(Geometry, (self.stride, self.padding, self.dilation, self.groups))
-        if self.weight.dtype == input.dtype:
-            return F.conv2d(input, self.weight, _like(self.bias, input), *geometry)
-        return _Conv2d.apply(input, self.weight, self.bias, geometry)  # type: ignore[no-untyped-call]
+        weight = stored_weight(self)
+        if weight.dtype == input.dtype and not is_quantized_tensor(weight):
+            return F.conv2d(input, weight, _like(self.bias, input), *geometry)
+        return _Conv2d.apply(input, weight, self.bias, geometry)  # type: ignore[no-untyped-call]
 
 
 def compute_in(module: nn.Module, dtype: torch.dtype) -> None:

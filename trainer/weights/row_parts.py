@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .frozen import FrozenLinear, frozen_linear, is_quantized_tensor
+from .frozen import FrozenLinear, frozen_linear, is_quantized_tensor, stored_weight
 
 Rows = tuple[int, int]
 """First row and end."""
@@ -59,7 +59,7 @@ class RowPart(nn.Linear):
         return frozen_linear(input, self._stored(), self.bias, self.scale)
 
     def _stored(self) -> "Tensor | _QuantizedRows":
-        weight = self._whole[0].weight
+        weight = stored_weight(self._whole[0])
         return _QuantizedRows(weight, self._rows) if is_quantized_tensor(weight) else weight[self._rows]
 
 

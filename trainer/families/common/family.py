@@ -12,6 +12,7 @@ from ...diffusion.denoiser import Denoiser, Targets
 from ...diffusion.objectives import Objective
 from ...diffusion.timesteps import ResolutionShift
 from ...types import Conditioning, Geometry, Shapes
+from ...weights.streaming import StreamSettings
 from .keymap import KeyMap
 from .lora_layouts import KeyLayout, Widths
 from .lora_names import LoraNames
@@ -138,6 +139,8 @@ class Loading:
     """dtype of the arithmetic; None is that of the weights."""
     quantize: str = "none"
     """Quantize the Linear weights by optimum-quanto, one at a time: int8, int4, int2, float8 or none."""
+    stream: StreamSettings | None = None
+    """Keep the weights where they are, and bring them to the device block by block."""
 
 
 @dataclass(frozen=True, kw_only=True)

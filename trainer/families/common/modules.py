@@ -1,6 +1,7 @@
 """Building a diffusers network around tensors that already exist: no second copy, nothing left unset."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from ...errors import ConfigError, ModelFileError
 from ...types import Shapes
 from ...weights.frozen import FrozenLinear, compute_in
 from ...weights.quantize import quantize, require_quanto
+from ...weights.streaming import stream_base
 from .family import Loading
 from .keymap import KeyMap, listing, to_diffusers
 from .source import Source
@@ -17,6 +19,11 @@ from .source import Source
 Native = Callable[[Shapes], tuple[dict[str, Any], KeyMap]]
 """Configuration and key map, read off an original file's shapes."""
 Adapt = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+CPU = torch.device("cpu")
+AS_STORED = Loading(dtype=None, device=CPU)
+"""Mapped from the file: nothing is read before it is used."""
 
 
 def build(
@@ -63,15 +70,21 @@ def load(
     """
     if source.quanto_map is not None:
         _refuse_packing_twice(source, loading)
-        module = unpack_quanto(cls, source, loading)
+        module = unpack_quanto(cls, source, loading if loading.stream is None else replace(loading, device=CPU))
+    elif loading.stream is not None and loading.device.type != "meta":
+        module = _built(cls, source, native, AS_STORED, adapt, unused)
+        if loading.quantize != "none":
+            quantize(module, loading.quantize, loading.dtype)
     elif loading.quantize == "none" or loading.device.type == "meta":
         module = _built(cls, source, native, loading, adapt, unused)
     else:
-        as_stored = Loading(dtype=None, device=torch.device("cpu"))
-        module = _built(cls, source, native, as_stored, adapt, unused)
+        module = _built(cls, source, native, AS_STORED, adapt, unused)
         quantize(module, loading.quantize, loading.dtype, loading.device)
         _place_rest(module, loading)
-    if loading.compute_dtype is not None:
+    if loading.stream is not None and loading.device.type != "meta":
+        assert loading.compute_dtype is not None
+        stream_base(module, loading.stream, loading.device, loading.dtype, loading.compute_dtype)
+    elif loading.compute_dtype is not None:
         compute_in(module, loading.compute_dtype)
     return module
 

@@ -146,3 +146,10 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(RunError, match="has format 2, this version reads 1"):
         load_checkpoint(checkpoint, state)
+
+
+def test_only_whole_checkpoints_are_listed(tmp_path):
+    for name in ("step-000001", "step-000002.tmp", "step-x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-000003").write_text("a file")
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1]

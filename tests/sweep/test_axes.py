@@ -73,3 +73,9 @@ def test_sizes_counts_and_samplers():
 def test_nonsense_in_other_lists(parse, text, message):
     with pytest.raises(ConfigError, match=message):
         parse("x", text)
+
+
+def test_a_range_has_at_most_a_thousand_values():
+    assert len(parse_numbers("x", "0-1 [1000]")) == 1000
+    with pytest.raises(ConfigError, match="use 1 to 1000 values"):
+        parse_numbers("x", "0-1 [1001]")

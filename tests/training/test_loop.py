@@ -303,3 +303,14 @@ def test_masks_say_where_to_look_and_not_how_much_unless_it_is_asked_for():
     assert torch.allclose(sample_loss(denoiser, masked, noise, sigma, LOSS), plain)
     scaled = LossSettings(noise_levels=LOSS.noise_levels, normalised_masks=False)
     assert torch.allclose(sample_loss(denoiser, masked, noise, sigma, scaled), plain * 0.5)
+
+
+def test_dropout_is_off_between_steps():
+    """What is measured or drawn then is the adapter itself."""
+    denoiser, batch = ToyDenoiser(), ToyBatches().at(0)
+    state = training(denoiser, dropout=0.5)
+    take(fit(denoiser, state, ToyBatches(), settings(), lambda step: 1e-1), 2)
+    inputs = batch.latents_BCHW, torch.tensor([0.3, 0.6]), batch.conditioning
+    between = denoiser.predict(*inputs)
+    state.adapter.set_draw(None)
+    assert torch.equal(between, denoiser.predict(*inputs))

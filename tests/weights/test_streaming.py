@@ -256,8 +256,8 @@ def test_the_weights_stay_where_they_are_and_as_they_were():
     denoiser.predict(batch.latents_BCHW, torch.tensor([1.0]), batch.conditioning)
     homes = [home for block in stream.blocks for home in block.homes()]
     assert [home.data_ptr() for home in homes] == before
-    theirs = {path: weight for path, weight in plain.module.named_parameters()}
-    mine = {path: weight for path, weight in denoiser.module.named_parameters()}
+    theirs = dict(plain.module.named_parameters())
+    mine = dict(denoiser.module.named_parameters())
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[path], theirs[path]) for path in mine)
     assert device_of(denoiser.module) == device_of(plain.module) == CPU

@@ -147,7 +147,7 @@ def test_readings_that_cannot_be(server, shown):
     assert "accepts 1 at most" in server.fail(prompt(run_of("two", "before; style", FIRST)))
     flow = run_of("other", "before", PLUS)
     flow["cache"]["inputs"]["clip"] = ["model", 1]
-    assert "(ToyTokenizer) is shown no images" in server.fail(prompt(flow))
+    assert "(ToyTokenizer) takes no images" in server.fail(prompt(flow))
 
 
 def test_models_that_look_at_no_references(server, shown, bases):

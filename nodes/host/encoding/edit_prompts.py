@@ -35,7 +35,7 @@ def chosen_reading(asked: str, clip: Clip, shown: int) -> str:
         raise ConfigError(f"edit_prompts = {asked!r}: there are no reference images; give some, or choose {AUTO}")
     if shown > (most := seen[asked].references):
         raise ConfigError(
-            f"edit_prompts = {asked!r}: a prompt has {shown} reference images, and this model takes {most} at most"
+            f"edit_prompts = {asked!r}: a prompt has {shown} reference images, and this model accepts {most} at most"
         )
     return asked
 

@@ -285,11 +285,14 @@ class LoomStrip(LoomNode):
         }
 
     def run(self, sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> NodeOutput:
-        from .host.paths import display_path
+        from .host.paths import display_path, page_of_run
         from .host.sweep.sheets import drawn_strip
 
         paths, image = drawn_strip(sheet, layout, columns, rows, title)
-        return {"ui": {"images": [display_path(path) for path in paths]}, "result": (image, str(paths[0]))}
+        shown: dict[str, list[object]] = {"images": [display_path(path) for path in paths]}
+        if page := page_of_run(paths[0].with_suffix(".html")):
+            shown["loom_page"] = [page]
+        return {"ui": shown, "result": (image, str(paths[0]))}
 
 
 class LoomAPG(LoomNode):

@@ -10,6 +10,8 @@ interface ComfyWidget {
 interface ComfyOutput {
   text?: string[];
   loom_run?: string[];
+  loom_page?: { run: string; file: string }[];
+  images?: unknown[];
 }
 
 interface ComfyNode {
@@ -19,6 +21,7 @@ interface ComfyNode {
   properties: Record<string, unknown>;
   widgets?: ComfyWidget[];
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
+  addWidget(type: "button", label: string, value: null, callback: () => void, options?: object): ComfyWidget;
   setSize(size: [number, number]): void;
   computeSize(): [number, number];
   onExecuted?: (output: ComfyOutput, ...rest: unknown[]) => void;

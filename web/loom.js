@@ -6,6 +6,7 @@ import { listen } from "./client.js";
 import { Panel } from "./panel.js";
 import { listenToReports } from "./report.js";
 import { belongs } from "./runs.js";
+import { listenToStrips } from "./strip.js";
 
 const NODE = "LoomTrain";
 const HEIGHT = 260;
@@ -50,6 +51,7 @@ function addPanel(node) {
   const widget = node.addDOMWidget("loom_panel", "loom_panel", panel.root, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true, // ComfyUI's own side panel would show an empty row, and take our width for its own
     getMinHeight: () => HEIGHT,
     getMaxHeight: () => 2 * HEIGHT,
   });
@@ -97,6 +99,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     listenToReports(node);
+    listenToStrips(node);
     if (node.comfyClass !== NODE) return;
     addPanel(node);
     const { onExecuted, onConfigure, onRemoved } = node;

@@ -11,6 +11,7 @@ function makeBox(node) {
   const widget = node.addDOMWidget("loom_report", "loom_report", box, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true, // ComfyUI's own side panel would show an empty row, and take our width for its own
     getMinHeight: () => HEIGHT,
     getMaxHeight: () => 3 * HEIGHT,
   });

@@ -64,6 +64,14 @@ def display_path(path: Path) -> dict[str, str]:
     return {"filename": inner.name, "subfolder": inner.parent.as_posix(), "type": "output"}
 
 
+def page_of_run(path: Path) -> dict[str, str] | None:
+    """A file of a run as the run's name and a path inside its folder; None if it belongs to no run: a sweep of LoRA files alone."""
+    if not path.is_relative_to(root()):
+        return None
+    run, *inner = path.relative_to(root()).parts
+    return {"run": run, "file": "/".join(inner)} if (root() / run / "run.json").is_file() else None
+
+
 def preview(name: str, content: bytes) -> dict[str, str]:
     """Write an image to the temporary directory, which ComfyUI empties at its start; returns the form that the frontend shows."""
     write_bytes(Path(folder_paths.get_temp_directory()) / "lora_loom" / name, content)

@@ -1,10 +1,14 @@
 """Names and folders from a workflow, which may come from anybody."""
 
+import base64
+import hashlib
 import json
+import re
 
 import pytest
 
 from lora_loom.trainer.errors import ConfigError
+from lora_loom.trainer.sweep.html_page import to_html
 
 BAD_NAMES = [
     "",
@@ -137,3 +141,32 @@ def test_a_path_on_another_drive_is_outside(host, monkeypatch):
     assert paths.is_inside(host.base / "input" / "x", host.base)
     monkeypatch.setattr("os.path.commonpath", lambda both: (_ for _ in ()).throw(ValueError("different drives")))
     assert not paths.is_inside(host.base / "input" / "x", host.base)
+
+
+def test_only_the_script_that_a_compare_page_states_may_run_and_never_with_this_servers_rights(host, tmp_path):
+    policy, page = host("runs.routes").page_policy, tmp_path / "strip.html"
+    page.write_text(to_html([], "cats"))
+    text = page.read_text()
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = policy(page).split("; ")
+    assert parts[0] == "sandbox allow-scripts"  # without allow-same-origin: the page has an origin of its own
+    assert parts[-1] == f"script-src 'sha256-{digest}'"
+    assert "default-src 'none'" in parts
+    page.write_text("<script>alert(1)</script>")
+    assert policy(page).startswith("sandbox; default-src 'none'")
+    assert "script" not in policy(page)
+    drawing = tmp_path / "x.svg"
+    drawing.write_text(text)
+    assert "script" not in policy(drawing)
+
+
+def test_a_page_of_a_run_is_named_by_the_run(host):
+    paths = host("paths")
+    folder = paths.root() / "cat"
+    (folder / "strips").mkdir(parents=True)
+    page = folder / "strips" / "strip.html"
+    assert paths.page_of_run(page) is None
+    (folder / "run.json").write_text("{}")
+    assert paths.page_of_run(page) == {"run": "cat", "file": "strips/strip.html"}
+    assert paths.page_of_run(host.base / "strip.html") is None

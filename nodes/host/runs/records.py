@@ -90,7 +90,7 @@ def _short(record: Json) -> Json:
 
 
 def details(folder: RunFolder, registry: Registry) -> Json:
-    """A run's summary with what its folder holds: samples, LoRA files, checkpoints."""
+    """A run's summary with what its folder holds: samples, LoRA files, strips, compare pages (the newest last), checkpoints."""
     names = {
         kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
         for kind, pattern in (
@@ -99,6 +99,8 @@ def details(folder: RunFolder, registry: Registry) -> Json:
             ("strips", "strips/**/*.png"),
         )
     }
+    pages = sorted(folder.path.glob("strips/*.html"), key=lambda path: path.stat().st_mtime)
+    names["pages"] = [path.relative_to(folder.path).as_posix() for path in pages]
     return {**summary(folder, registry), **names, "checkpoints": [c.step for c in list_checkpoints(folder.checkpoints)]}
 
 

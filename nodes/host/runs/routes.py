@@ -6,6 +6,7 @@ nothing; actions are POST with a JSON body and from the same origin, so that no 
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ TYPES = {
 }  # fmt: skip
 """What the files route serves; everything else is not found."""
 DOWNLOADS = {".safetensors", ".csv"}
+SCRIPT_HASH = re.compile(rb"script-src '(sha256-[A-Za-z0-9+/]{43}=)'")
+"""How the page of a sweep states the hash of its own script, in its first `HEAD_BYTES`."""
+HEAD_BYTES = 4096
 ACTIONS = ("pause", "resume", "stop", "save", "sample")
 
 
@@ -110,10 +114,24 @@ async def _file(request: web.Request) -> web.StreamResponse:
     kind = path.suffix.lower()
     headers = {"Content-Type": TYPES[kind], "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
     if kind in (".html", ".svg"):  # may show a caption or a prompt: never with this server's rights
-        headers["Content-Security-Policy"] = "sandbox; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'"  # fmt: skip
+        headers["Content-Security-Policy"] = await _aside(page_policy, path)
     if kind in DOWNLOADS:
         headers["Content-Disposition"] = "attachment"
     return web.FileResponse(path, headers=headers)
+
+
+def page_policy(path: Path) -> str:
+    """The Content-Security-Policy of a page: an origin of its own, nothing from elsewhere, and no script.
+
+    The compare page of a sweep is drawn by its script, so that one script may run: the one whose hash the page states.
+    """
+    scripts = ""
+    if path.suffix.lower() == ".html":
+        with path.open("rb") as page:
+            stated = SCRIPT_HASH.search(page.read(HEAD_BYTES))
+        scripts = f"; script-src '{stated[1].decode()}'" if stated else ""
+    sandbox = "sandbox allow-scripts" if scripts else "sandbox"
+    return f"{sandbox}; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'{scripts}"
 
 
 def servable(folder: Path, name: str) -> Path | None:

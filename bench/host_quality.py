@@ -3,8 +3,9 @@
 The same pictures and captions of one concept, equal rank, steps and number format (fp32), five seeds each; everything else as
 each node comes. Two more series show what the difference is made of: ours at core's learning rate, and that on every layer
 (core trains all of them, and norms and biases besides). All files are loaded by ComfyUI's own loader and measured by one
-evaluator: the mean squared error on pictures that none has seen, at eight noise levels evenly spread over the schedule, with
-the same noise. Needs COMFYUI_PATH and COMFYUI_PYTHON.
+evaluator: the mean squared error on pictures that none has seen, with the same noise at eight noise levels, once evenly
+spread over the schedule ("even") and once as the family's shift spreads them ("family"): which trainer looks better can depend
+on that. Needs COMFYUI_PATH and COMFYUI_PYTHON.
 """
 
 import json
@@ -102,8 +103,8 @@ class Workshop:
             )
         return (getattr(out, "result", None) or getattr(out, "args", out))[0]
 
-    def measure(self, lora: dict[str, Any] | None) -> float:
-        """Held-out loss of the base with a file laid over it by ComfyUI; of the base alone for None."""
+    def measure(self, lora: dict[str, Any] | None) -> dict[str, float]:
+        """Validation losses of the base with a file laid over it by ComfyUI; of the base alone for None."""
         import comfy.model_management
         import comfy.sd
 
@@ -118,11 +119,16 @@ class Workshop:
             denoiser.module = shadow.build_shadow(patcher.model.diffusion_model, {})  # the weights as they are now
         return self._loss(denoiser)
 
-    def _loss(self, denoiser: Any) -> float:
+    def _loss(self, denoiser: Any) -> dict[str, float]:
         evaluate, timesteps = self.loom("trainer.training.held_out"), self.loom("trainer.diffusion.timesteps")
         batches = [self._batch(latents.clone(), conditioning) for latents, conditioning in self.held_out]
-        held_out = evaluate.HeldOut(batches=batches, timesteps=LEVELS, seed=0)
-        return evaluate.held_out_loss(denoiser, held_out, timesteps.NoiseLevels(law=timesteps.Uniform()))
+        shift = self.loom("nodes.host.runs.session").training_shift(denoiser)
+        family = timesteps.NoiseLevels(law=timesteps.Uniform(), shift=shift)
+        held_out = evaluate.HeldOut(batches=batches, timesteps=LEVELS, levels=family, seed=0)
+        return {
+            "even": evaluate.held_out_loss(denoiser, held_out, evaluate.EVEN),
+            "family": evaluate.held_out_loss(denoiser, held_out),
+        }
 
     def _batch(self, latents: Any, conditioning: Any) -> Any:
         text, extra = conditioning[0]
@@ -154,14 +160,17 @@ def main() -> None:
     found = run_inside("bench.host_quality")
     if found is None:
         return
-    figures = {"base": found["base"]}
-    for name in ("core", *OURS):
-        figures |= {
-            f"{name}: mean of {SEEDS} seeds": statistics.mean(found[name]),
-            f"{name}: standard deviation": statistics.stdev(found[name]),
-            f"{name}: smallest": min(found[name]),
-            f"{name}: largest": max(found[name]),
-        }
+    figures = {}
+    for ruler in ("even", "family"):
+        figures[f"{ruler} levels: base"] = found["base"][ruler]
+        for name in ("core", *OURS):
+            losses = [measured[ruler] for measured in found[name]]
+            figures |= {
+                f"{ruler} levels: {name}: mean of {SEEDS} seeds": statistics.mean(losses),
+                f"{ruler} levels: {name}: standard deviation": statistics.stdev(losses),
+                f"{ruler} levels: {name}: smallest": min(losses),
+                f"{ruler} levels: {name}: largest": max(losses),
+            }
     report("host_quality", figures)
 
 

@@ -71,7 +71,7 @@ def test_noise_of_the_validation_loss():
             seen.append((noisy_BCHW / sigma_B.reshape(-1, 1, 1, 1))[0, 0, 0, 0].item())
             return noisy_BCHW
 
-    held_out_losses(Recorder(), HeldOut(batches=[batch(1), batch(1)], timesteps=2, seed=7), LOSS.noise_levels)
+    held_out_losses(Recorder(), HeldOut(batches=[batch(1), batch(1)], timesteps=2, levels=LOSS.noise_levels, seed=7))
     assert seen == close([0.0831446, 0.3548922, -0.9930440, -0.0825439])
 
 

@@ -52,7 +52,7 @@ def watched(tmp_path, monkeypatch):
     """A run whose validation loss follows PLANTED."""
     config = make_config("sd3", tmp_path, **WATCHED)
 
-    def planted(denoiser, held_out, levels):
+    def planted(denoiser, held_out):
         return [[PLANTED[sum("held_out" in line for line in run_folder(config).read_metrics())]]]
 
     monkeypatch.setattr("lora_loom.trainer.runs.execute.held_out_losses", planted)

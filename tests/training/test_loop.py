@@ -280,7 +280,7 @@ def test_held_out_loss_repeats_and_follows_only_the_adapter():
     state = training(denoiser)
     batches = [Batch(**{**ToyBatches().at(p).__dict__, "weight_B": torch.ones(1), "latents_BCHW": ToyBatches().at(p).latents_BCHW[:1],
                         "conditioning": {"text": torch.zeros(1)}}) for p in range(3)]  # fmt: skip
-    held = HeldOut(batches=batches, timesteps=4, seed=0)
+    held = HeldOut(batches=batches, timesteps=4, levels=LOSS.noise_levels)
     first = held_out_loss(denoiser, held, LOSS.noise_levels)
     torch.randn(10)
     assert held_out_loss(denoiser, held, LOSS.noise_levels) == first

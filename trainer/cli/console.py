@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 SMOOTHING = 0.98
 """Share of the previous value in the moving average of the loss that is displayed."""
-LOSSES = {"held_out": "validation loss", "held_out_ema": "validation loss (EMA)"}
+LOSSES = {
+    "held_out": "validation loss",
+    "held_out_ema": "validation loss (EMA)",
+    "held_out_even": "at even levels",
+    "held_out_even_ema": "at even levels (EMA)",
+    "held_out_base": "base",
+}
 """{key in the metrics: what it is called in the log}."""
 
 

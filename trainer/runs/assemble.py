@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..distributed.processes import ALONE, Processes
-from ..training.held_out import HeldOut
+from ..training.held_out import make_held_out
 from ..training.loss_settings import loss_settings, noise_levels
 from .plan import RunPlan
 from .run_folder import RunFolder
@@ -22,14 +22,16 @@ def assemble(
     processes: Processes = ALONE,
 ) -> Session:
     """A complete session. `modules` are the paths of the network's modules that get an adapter."""
-    levels = noise_levels(plan.objective, backend.denoiser.objective, backend.shift)
+    predicts = backend.denoiser.objective
+    levels = noise_levels(plan.objective, predicts, backend.shift)
+    measured = (plan.objective, plan.training, plan.validation)
     return Session(
         plan=plan,
         folder=folder,
         backend=backend,
         modules=list(modules),
         batches=data.training,
-        held_out=HeldOut(batches=data.held_out, timesteps=plan.validation.timesteps, seed=plan.training.seed),
+        held_out=make_held_out(folder.ruler(), data.held_out, measured, predicts, backend.shift),
         loss=loss_settings(plan.objective, levels),
         metadata=_metadata(plan, backend, data),
         samples=samples,

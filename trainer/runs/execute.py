@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from ..lora.metadata import describe, in_layout
 from ..lora.state_dict import max_relative_error, to_file, to_training
 from ..storage.fingerprint import tensors_digest
 from ..training.early_stopping import is_exhausted, lowest
-from ..training.held_out import held_out_losses, mean_loss, rounded
+from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Average, Batches, LoopSettings, Training, fit
 from ..training.optim import make_optimizer
 from ..training.schedule import lr_factor
@@ -204,18 +203,31 @@ class TrainingRun:
         held_out = self.session.held_out
         if not held_out.batches or not (self.session.main or self.plan.memory.shard):
             return
-        measure = partial(held_out_losses, self.session.denoiser, held_out, self.session.loss.noise_levels)
         with self.timings.of("validation loss"):
-            parts = measure()
-            values = {"held_out": mean_loss(parts)}
+            parts, values = self._losses("")
             if self.training.average is not None:
                 with self._values_of(self.training.average.values):
-                    parts = measure()
-                values["held_out_ema"] = mean_loss(parts)
+                    parts, of_average = self._losses("_ema")
+                values |= of_average
         # What the LoRA file of this step holds, image by image: `score` compares checkpoints by it.
         self.folder.append_metrics(step=self.training.step, **values, held_out_parts=rounded(parts))
         self.tracker.scalars(self.training.step, values)
-        self.host.measured(self.training.step, values)
+        self.host.measured(self.training.step, {**values, **self._loss_of_base()})
+
+    def _loss_of_base(self) -> dict[str, float]:
+        """What the validation loss was before the first step, to be read next to a later one."""
+        first = (line for line in self.folder.read_metrics() if line["step"] == 0 and "held_out" in line)
+        line = next(first, None) if self.training.step else None
+        return {"held_out_base": line["held_out"]} if line else {}
+
+    def _losses(self, suffix: str) -> tuple[list[list[float]], dict[str, float]]:
+        """Validation losses of the values that the adapter has now, by image and level; their means, under the names of the metrics."""
+        denoiser, held_out = self.session.denoiser, self.session.held_out
+        parts = held_out_losses(denoiser, held_out)
+        values = {f"held_out{suffix}": mean_loss(parts)}
+        if (even := losses_at_even_levels(denoiser, held_out, parts)) is not None:
+            values[f"held_out_even{suffix}"] = mean_loss(even)
+        return parts, values
 
     def _sample(self) -> None:
         samples, average = self.session.samples, self.training.average

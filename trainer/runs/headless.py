@@ -25,7 +25,6 @@ from ..data.report import Report, epochs_text, make_report, refuse_warnings
 from ..data.sets.dataset import Dataset, build_dataset, first_trigger
 from ..data.sets.dataset_file import gather_sets
 from ..diffusion.denoiser import Denoiser
-from ..diffusion.timesteps import NoiseLevels
 from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
 from ..distributed.sharding import check_sharding
 from ..errors import ConfigError, DataError, StoppedError
@@ -35,8 +34,8 @@ from ..lora_tools.layouts import FileFormat, Formats
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
-from ..training.held_out import HeldOut
-from ..training.loss_settings import check_objective, noise_levels
+from ..training.held_out import HeldOut, make_held_out
+from ..training.loss_settings import check_objective
 from ..training.optim import check_optimizer
 from ..training.text_encoders import WithText, all_targets, check_text_training, load_with_text, rate_scales, with_text
 from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
@@ -351,12 +350,16 @@ def _load_backend(prepared: Prepared) -> Backend:
     )
 
 
-def held_out_of(prepared: Prepared) -> tuple[HeldOut, NoiseLevels]:
-    """The images set aside, and the law of noise levels they are measured under. Needs a filled cache to be read."""
+def held_out_of(prepared: Prepared) -> HeldOut:
+    """The images set aside, under the ruler of the run. Needs a filled cache to be read."""
     config, settings = prepared.config, prepared.base.settings
-    batches = Singles(dataset_batches(prepared, prepared.dataset.held_out))
-    held_out = HeldOut(batches=batches, timesteps=config.validation.timesteps, seed=config.training.seed)
-    return held_out, noise_levels(config.objective, settings.objective, settings.training_shift)
+    return make_held_out(
+        prepared.folder.ruler(),
+        Singles(dataset_batches(prepared, prepared.dataset.held_out)),
+        (config.objective, config.training, config.validation),
+        settings.objective,
+        settings.training_shift,
+    )
 
 
 def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBatches:

@@ -20,6 +20,7 @@ from ..config.toml import Json, changed_settings, differences, free_on_resume
 from ..errors import LoomError, RunError, StoppedError
 from ..storage.atomic import remove_temporaries, write_bytes, write_json, write_tensors
 from ..training.early_stopping import lowest, recommended
+from ..training.held_out import ruler_of
 from ..types import StepResult
 from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 
@@ -69,6 +70,10 @@ class RunFolder:
             raise RunError(
                 f"{self.path / 'run.json'} cannot be read ({error}): choose another name for a new run"
             ) from error
+
+    def ruler(self) -> str:
+        """How its validation loss is measured: as it was begun, or as runs begin now (`held_out.ruler_of`)."""
+        return ruler_of(self.read() if self.exists() else {})
 
     def lock(self) -> None:
         """Claim the run for this process. Raises RunError if another one has it or the folder cannot be written."""
@@ -124,6 +129,7 @@ class RunFolder:
             fixed=fixed,
             environment=environment,
             modules=list(modules),
+            ruler=self.ruler(),
         )
 
     def update(self, **changes: Any) -> None:

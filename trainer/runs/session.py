@@ -36,7 +36,8 @@ class Host(Protocol):
     def log(self, text: str) -> None: ...
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
-        """The validation loss was measured: "held_out", and "held_out_ema" of the average where there is one."""
+        """The validation loss was measured: "held_out" and, at evenly spread levels, "held_out_even"; the same with "_ema" of
+        the average where there is one; after the first step "held_out_base", which the base without a LoRA has."""
         ...
 
     def saved(self, step: int, lora: Path) -> None: ...

@@ -15,6 +15,7 @@ class Column:
 
 COLUMNS = {
     "held_out": Column("validation loss", "mean squared error", "lower"),
+    "held_out_even": Column("validation loss, even levels", "mean squared error", "lower"),
     "training_likeness": Column("image similarity", "to the training images, 0 to 1", "higher"),
     "prompt_likeness": Column("prompt similarity", "cosine", "higher"),
     "drift": Column("drift without the trigger", "1 - similarity to the base model", "lower"),

@@ -12,7 +12,6 @@ from ..config.run import TrainConfig
 from ..config.toml import Json
 from ..data.sets.dataset_file import gather_sets
 from ..diffusion.denoiser import Denoiser
-from ..diffusion.timesteps import NoiseLevels
 from ..errors import LoomError, ModelFileError, StoppedError
 from ..lora.host_formula import group_by_module
 from ..lora.patch import patched
@@ -26,7 +25,7 @@ from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
 from ..sweep.cells import sheet_to_dict
 from ..sweep.run import Sheet, find_sheet, load_sheet
-from ..training.held_out import HeldOut, held_out_losses
+from ..training.held_out import HeldOut, held_out_losses, losses_at_even_levels, mean_loss
 from ..types import Cell
 from ..weights.devices import compute_dtype
 from .image_statistics import StatisticsEncoder, image_features
@@ -133,17 +132,16 @@ def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) ->
     build_cache(prepared, host)
     base = prepared.base
     denoiser = base.load_denoiser(config.model, config.training.precision)
-    held_out, levels = held_out_of(prepared)
+    held_out = held_out_of(prepared)
     host.log(f"validation loss in {str(compute_dtype(config.training.precision, base.device)).removeprefix('torch.')}")
     native = Formats(family=base.family, denoiser=denoiser).native
-    return measured_losses(sheet, denoiser, held_out, levels, host, notes, native, host.should_stop), training
+    return measured_losses(sheet, denoiser, held_out, host, notes, native, host.should_stop), training
 
 
 def measured_losses(
     sheet: Sheet,
     denoiser: Denoiser,
     held_out: HeldOut,
-    levels: NoiseLevels,
     progress: Progress,
     notes: list[str],
     native: Callable[[dict[str, Tensor]], Mapping[str, Tensor]],
@@ -155,20 +153,24 @@ def measured_losses(
     """
     found = candidates(sheet.cells)
     values: dict[RowKey, list[list[float]]] = {}
+    even: dict[RowKey, float] = {}
     for done, candidate in enumerate(found):
         digest, strength = candidate.key
         try:
             tensors = native(_intact(sheet.loras.get(digest), digest)) if digest else {}
             with patched(denoiser, tensors, strength):
-                losses = held_out_losses(denoiser, held_out, levels, should_stop)
+                losses = held_out_losses(denoiser, held_out, should_stop=should_stop)
+                at_even = losses_at_even_levels(denoiser, held_out, losses, should_stop)
         except ModelFileError as error:
             notes.append(f"validation loss of {candidate.label} not measured: {error}")
             continue
-        if len(losses) < len(held_out.batches):
+        if any(len(rows) < len(held_out.batches) for rows in (losses, at_even) if rows is not None):
             raise StoppedError("the scoring was stopped; run it again")
         values[candidate.key] = losses
+        if at_even is not None:
+            even[candidate.key] = mean_loss(at_even)
         progress.stage("validation loss", done + 1, len(found))
-    return Losses(values=values, source=MEASURED)
+    return Losses(values=values, even=even, source=MEASURED)
 
 
 def _intact(path: Path | None, digest: str) -> dict[str, Tensor]:
@@ -181,13 +183,17 @@ def _intact(path: Path | None, digest: str) -> dict[str, Tensor]:
 
 def recorded_losses(run: RunFolder, cells: Sequence[Cell], notes: list[str]) -> Losses | None:
     """Losses from the run's metrics.jsonl, for its own checkpoints at strength 1 and for the base; None for fewer than two."""
-    lines = {line["step"]: line["held_out_parts"] for line in run.read_metrics() if "held_out_parts" in line}
+    lines = {line["step"]: line for line in run.read_metrics() if "held_out_parts" in line}
     values: dict[RowKey, list[list[float]]] = {}
+    even: dict[RowKey, float] = {}
     for candidate in candidates(cells):
         file = candidate.cells[0].settings.get("lora_file", "")
         is_own = candidate.step is not None and file == run.lora_file(candidate.step).name and candidate.key[1] == 1
         if (candidate.key == BASE_KEY or is_own) and candidate.step in lines:
-            values[candidate.key] = lines[candidate.step]
+            line = lines[candidate.step]
+            values[candidate.key] = line["held_out_parts"]
+            if (loss := line.get("held_out_even_ema", line.get("held_out_even"))) is not None:
+                even[candidate.key] = loss
     shapes = {(len(rows), len(rows[0])) for rows in values.values() if rows}
     if len(values) < 2:
         return None
@@ -196,7 +202,7 @@ def recorded_losses(run: RunFolder, cells: Sequence[Cell], notes: list[str]) -> 
             "recorded validation losses not used: the run changed its held-out images or noise levels in between"
         )
         return None
-    return Losses(values=values, source=RECORDED)
+    return Losses(values=values, even=even, source=RECORDED)
 
 
 def norms(loras: Mapping[str, Path]) -> dict[str, float]:

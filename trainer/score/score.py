@@ -47,6 +47,8 @@ class Losses:
     """{candidate: [[loss per noise level] per held-out image]}, equal shapes."""
     source: str
     """How they were measured, in words."""
+    even: Mapping[RowKey, float] = field(default_factory=dict)
+    """{candidate: mean loss at evenly spread noise levels}; empty with the ruler of version 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +298,8 @@ def _rows(
         if evidence.losses is not None and candidate.key in evidence.losses.values:
             rows_IL = evidence.losses.values[candidate.key]
             values["held_out"] = ScoreValue(mean=float(np.mean(rows_IL)), spread=None, count=len(rows_IL))
+            if (even := evidence.losses.even.get(candidate.key)) is not None:
+                values["held_out_even"] = ScoreValue(mean=even, spread=None, count=len(rows_IL))
         for name in ("training_likeness", "prompt_likeness", "drift", "copies"):
             if by_seed := _by_seed(candidate.cells, by_cell, name):
                 values[name] = _value(by_seed)

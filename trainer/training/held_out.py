@@ -1,16 +1,34 @@
-"""The validation loss: the same held-out images, noise levels and noise every time, so that only the adapter changes it."""
+"""The validation loss: the same held-out images, noise levels and noise every time, so that only the adapter changes it.
 
-from collections.abc import Callable, Sequence
+Two rulers measure it. "fixed": the levels depend on the model family and the noise on the image, so that the numbers of any
+two runs on the same images compare, whatever seed, shift, timestep sampling or loss they train with. "run": levels by the
+run's own shift, noise by its seed, as all runs of version 0.1 measured; they go on with it, and compare with themselves only.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ..config.run import ObjectiveConfig, TrainingConfig, ValidationConfig
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.loss import draw_noise
-from ..diffusion.timesteps import NoiseLevels
+from ..diffusion.objectives import Objective
+from ..diffusion.timesteps import NoiseLevels, ResolutionShift, Uniform
 from ..seeding import generator
 from ..types import Batch
+from .loss_settings import noise_levels
 from .step import LossSettings, sample_loss
+
+FIXED, OWN = "fixed", "run"
+EVEN = NoiseLevels(law=Uniform())
+"""Evenly spread noise levels, whatever the family's shift."""
+
+
+def ruler_of(record: Mapping[str, Any]) -> str:
+    """The ruler of a run by its run.json; that of new runs for an empty record."""
+    return str(record.get("ruler", OWN)) if record else FIXED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +38,55 @@ class HeldOut:
     batches: Sequence[Batch]
     """One image each."""
     timesteps: int
-    seed: int
+    levels: NoiseLevels
+    """Its shift places the noise levels: the family's, or the run's own with the ruler of version 0.1."""
+    seed: int | None = None
+    """None: the noise depends on the image's file name. A seed: on it and the image's number, as in version 0.1."""
+
+    @property
+    def has_fixed_ruler(self) -> bool:
+        """Whether the numbers compare with those of other runs."""
+        return self.seed is None
 
     def positions(self) -> list[float]:
         """Evenly spread shares of the schedule, away from both ends: (i + 1/2) / n."""
         return [(i + 0.5) / self.timesteps for i in range(self.timesteps)]
 
+    def noise_source(self, batch: Batch, number: int, index: int) -> torch.Generator:
+        """Draws the noise of the image with this number at one of the levels."""
+        if self.seed is None:
+            return generator(0, "validation", batch.names[0], index)
+        return generator(self.seed, "held out", number, index)
+
+
+def make_held_out(
+    ruler: str,
+    batches: Sequence[Batch],
+    config: tuple[ObjectiveConfig, TrainingConfig, ValidationConfig],
+    predicts: Objective,
+    family_shift: float | ResolutionShift,
+) -> HeldOut:
+    """The held-out images under a ruler. Only the ruler of version 0.1 asks for the run's objective and seed."""
+    objective, training, validation = config
+    if ruler == FIXED:
+        levels, seed = NoiseLevels(law=Uniform(), shift=family_shift), None
+    else:
+        levels, seed = noise_levels(objective, predicts, family_shift), training.seed
+    return HeldOut(batches=batches, timesteps=validation.timesteps, levels=levels, seed=seed)
+
 
 @torch.no_grad()
 def held_out_losses(
-    denoiser: Denoiser, held_out: HeldOut, levels: NoiseLevels, should_stop: Callable[[], bool] = lambda: False
+    denoiser: Denoiser,
+    held_out: HeldOut,
+    levels: NoiseLevels | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[list[float]]:
-    """Unweighted squared error of every image (outer) at every noise level (inner); shorter if stopped before the end."""
+    """Unweighted squared error of every image (outer) at every noise level (inner); shorter if stopped before the end.
+
+    The levels are those of `held_out` unless others are given.
+    """
+    levels = levels or held_out.levels
     settings = LossSettings(noise_levels=levels)
     losses: list[list[float]] = []
     for number, batch in enumerate(held_out.batches):
@@ -42,13 +97,30 @@ def held_out_losses(
             if should_stop():
                 return losses
             sigma_B = levels.sigma(denoiser.objective, height, width, torch.tensor([position])).to(latents)
-            noise = draw_noise(tuple(latents.shape[1:]), generator(held_out.seed, "held out", number, index))
+            noise = draw_noise(tuple(latents.shape[1:]), held_out.noise_source(batch, number, index))
             row.append(sample_loss(denoiser, batch, noise.unsqueeze(0).to(latents), sigma_B, settings).item())
         losses.append(row)
     return losses
 
 
-def held_out_loss(denoiser: Denoiser, held_out: HeldOut, levels: NoiseLevels) -> float:
+def losses_at_even_levels(
+    denoiser: Denoiser,
+    held_out: HeldOut,
+    at_own: list[list[float]],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[list[float]] | None:
+    """`held_out_losses` at evenly spread levels; None with the ruler of version 0.1, which has no second number.
+
+    `at_own`, the losses at the levels of `held_out`, is the answer where these are the even ones.
+    """
+    if not held_out.has_fixed_ruler:
+        return None
+    if denoiser.objective.name != "flow" or held_out.levels.shift == EVEN.shift:
+        return at_own
+    return held_out_losses(denoiser, held_out, EVEN, should_stop)
+
+
+def held_out_loss(denoiser: Denoiser, held_out: HeldOut, levels: NoiseLevels | None = None) -> float:
     """Mean of `held_out_losses`; nan without images."""
     return mean_loss(held_out_losses(denoiser, held_out, levels))
 

@@ -52,7 +52,7 @@ def smoothed(values: Sequence[float], share: float = 0.95) -> list[float]:
 
 
 def loss_image(lines: Sequence[Json], title: str) -> Tensor:
-    """Loss per step, raw and smoothed, and the validation loss where it was measured."""
+    """Loss per step, raw and smoothed, and the validation loss where it was measured, with the base's as a line."""
     figure, axes = _figure()
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     if losses:
@@ -62,6 +62,8 @@ def loss_image(lines: Sequence[Json], title: str) -> Tensor:
     held_out = [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color=SECOND, marker="o", markersize=3, label="validation")
+        if held_out[0][0] == 0:
+            axes.axhline(held_out[0][1], color=SECOND, linestyle="--", linewidth=1, label="validation, base")
     if losses or held_out:
         axes.legend(frameon=False)
     else:

@@ -17,8 +17,7 @@ from ....trainer.score.image_statistics import StatisticsEncoder
 from ....trainer.score.run import gather, measured_losses, norms, recorded_losses, write_score
 from ....trainer.score.score import Losses, score
 from ....trainer.sweep.run import Sheet, load_sheet
-from ....trainer.training.held_out import HeldOut
-from ....trainer.training.loss_settings import noise_levels
+from ....trainer.training.held_out import make_held_out, ruler_of
 from ....trainer.weights.frozen import compute_in
 from ...sockets.values import CacheValue, SheetValue
 from ..backend.denoiser import bring_to_device, load_denoiser
@@ -125,13 +124,14 @@ def _measured(
         make_plan(examples, 1, 0),
         lambda done, total: progress.stage("conditions", done, total),
     )(examples)
-    held_out = HeldOut(
-        batches=Singles(batches),
-        timesteps=_recorded(record, "validation", ValidationConfig).timesteps,
-        seed=_recorded(record, "training", TrainingConfig).seed,
+    training, validation = (
+        _recorded(record, "training", TrainingConfig),
+        _recorded(record, "validation", ValidationConfig),
     )
-    levels = noise_levels(objective, denoiser.objective, training_shift(denoiser))
-    return measured_losses(sheet, denoiser, held_out, levels, progress, notes, dict)
+    config = (objective, training, validation)
+    shift = training_shift(denoiser)
+    held_out = make_held_out(ruler_of(record), Singles(batches), config, denoiser.objective, shift)
+    return measured_losses(sheet, denoiser, held_out, progress, notes, dict)
 
 
 T = TypeVar("T", ObjectiveConfig, TrainingConfig, ValidationConfig)

@@ -211,7 +211,7 @@ class LoomMemory(LoomNode):
                         "min": 0.0,
                         "max": 86_400.0,
                         "step": 1.0,
-                        "tooltip": "Training pauses while queued prompts run. After a pause of this many seconds it makes one step in between, so that an endless queue does not stop it. 0: it pauses until the queue is empty.",
+                        "tooltip": "Training pauses while queued prompts run. After a pause of this many seconds it makes one step in between, so that a long prompt does not stop it. 0: it pauses while a prompt runs. In both cases prompts that follow each other without end leave it a turn a minute.",
                     },
                 ),
             },

@@ -82,6 +82,9 @@ class SilentHost:
     def between_steps(self):
         pass
 
+    def between_passes(self):
+        return False
+
     def should_save(self):
         return False
 

@@ -196,3 +196,23 @@ def test_a_run_on_disk_by_name(server, base):
     server.run(graph)
     message = server.fail({"run": node("LoomRun", name="no-such"), "wait": node("LoomWait", run=["run", 0])})
     assert "there is no run 'no-such'" in message
+
+
+def test_samples_let_a_prompt_have_the_machine_and_a_stop_ends_them(server, base):
+    """Eight samples of 60 steps before step 1: without a hold a prompt would wait for none of them, and a stop for all."""
+    graph = train(base, "many-samples", **LONG)
+    graph["validation"] = node(
+        "LoomValidation", vae=base["sources"]["vae"], clip=base["sources"]["clip"], every=1000, steps=60, width=128,
+        height=128, prompts="\n".join(f"thing {i}" for i in range(8)),
+    )  # fmt: skip
+    graph["train"]["inputs"]["validation"] = ["validation", 0]
+    server.run(prompt(graph))
+    server.wait_state("many-samples", "running")
+    other = server.queue(hold("samples may go on"))
+    held = server.wait_state("many-samples", "yielding")
+    assert held["step"] == 0
+    server.release("samples may go on")
+    server.finish(other)
+    begun = time.monotonic()
+    assert stop(server, "many-samples")["step"] == 0
+    assert time.monotonic() - begun < 10

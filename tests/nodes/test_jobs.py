@@ -47,6 +47,12 @@ def office(host, tmp_path, monkeypatch):
             if told.should_stop():
                 return SimpleNamespace(state="stopped")
             session.work(step)
+            for _ in range(session.passes):
+                told.passes += 1
+                time.sleep(0.001)
+                told.stopped_between_passes = told.between_passes()
+                if told.stopped_between_passes:
+                    break
             result = StepResult(step=step, loss=1.0, learning_rate=0.1, grad_norm=1.0, seconds=0.01)
             told.step(result, told.total)
             while told.between_steps():
@@ -56,13 +62,13 @@ def office(host, tmp_path, monkeypatch):
 
     monkeypatch.setattr(jobs, "execute", execute)
 
-    def job(name, steps=3, work=lambda step: time.sleep(0.005), samples=None, **options):
+    def job(name, steps=3, work=lambda step: time.sleep(0.005), samples=None, passes=0, **options):
         folder = RunFolder(tmp_path / "runs" / name)
         folder.start({"training": {"steps": steps}}, {}, {})
         plan = SimpleNamespace(training=SimpleNamespace(steps=steps))
-        session = Bundle(folder=folder, plan=plan, samples=samples, work=work)
+        session = Bundle(folder=folder, plan=plan, samples=samples, work=work, passes=passes)
         made = jobs.Job(session, registry, **options)
-        made.saves, made.samples = [], []
+        made.saves, made.samples, made.passes, made.stopped_between_passes = [], [], 0, False
         return made
 
     yield SimpleNamespace(registry=registry, busy=busy, events=events, job=job)
@@ -151,6 +157,55 @@ def test_after_yield_max_s_it_takes_a_step_all_the_same(office):
     job = office.registry.submit(office.job("endless", steps=4, yield_max_s=0.05))
     assert job.done.wait(10)
     assert job.state == "finished"
+
+
+def test_within_a_step_it_holds_between_passes_and_a_stop_ends_that(office):
+    """Micro-batches, measured images and sampling steps: the host waits for one of them, not for all."""
+    job = office.registry.submit(office.job("passes", steps=1, passes=10_000, work=lambda step: None))
+    until(lambda: job.passes >= 1)
+    office.busy.on = True
+    until(lambda: job.state == "yielding")
+    at = job.passes
+    time.sleep(0.2)
+    assert (job.passes, job.at) == (at, 0)
+    office.busy.on = False
+    until(lambda: job.passes > at)
+    office.busy.on = True
+    until(lambda: job.state == "yielding")
+    job.stop()
+    assert job.done.wait(10)
+    assert job.stopped_between_passes
+
+
+def test_a_pause_begins_within_a_step_and_a_save_asked_for_meanwhile_is_served_at_its_end(office):
+    job = office.registry.submit(office.job("paused-inside", steps=2, passes=50, work=lambda step: None))
+    job.pause()
+    until(lambda: job.state == "paused")
+    assert job.at == 0
+    job.save()
+    until(lambda: job.saves == [1])
+    until(lambda: job.state == "paused")
+    job.resume()
+    assert job.done.wait(10)
+    assert job.state == "finished"
+
+
+def test_prompts_without_end_leave_a_turn_and_one_long_prompt_is_not_disturbed(office, host, monkeypatch):
+    """Also with yield_max_s = 0, which saved workflows hold."""
+    monkeypatch.setattr(host("runs.queue"), "ENDLESS_S", 0.1)
+    begun = [0]
+    office.registry.prompts = lambda: begun[0]
+    office.busy.on = True
+    job = office.registry.submit(office.job("starved", steps=1000))
+    until(lambda: job.state == "yielding")
+    at = job.at
+    time.sleep(0.4)
+    assert job.at == at  # one prompt, however long
+    for _ in range(3):
+        at, begun[0] = job.at, begun[0] + 1
+        until(lambda at=at: job.at > at)
+        until(lambda: job.state == "yielding")
+        time.sleep(0.15)
 
 
 def test_two_waits_are_counted(office):

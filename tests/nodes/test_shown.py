@@ -78,7 +78,12 @@ def test_the_choices_of_the_form_are_the_edit_models_of_the_families():
     [
         ("qwen-image-edit", object(), 1, r"this text encoder \(object\) takes no images"),
         ("qwen-image-edit", QwenImageTokenizer(), 0, "there are no reference images"),
-        ("qwen-image-edit", QwenImageTokenizer(), 2, "a prompt has 2 reference images, and this model accepts 1 at most"),
+        (
+            "qwen-image-edit",
+            QwenImageTokenizer(),
+            2,
+            "a prompt has 2 reference images, and this model accepts 1 at most",
+        ),
         ("qwen-image-edi", QwenImageTokenizer(), 1, "did you mean 'qwen-image-edit'"),
     ],
 )

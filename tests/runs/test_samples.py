@@ -111,3 +111,38 @@ def test_a_reference_that_is_no_picture(tmp_path):
     config = config_of("flux", tmp_path, variant="kontext", references=[tmp_path / "x.png"])
     with pytest.raises(DataError, match=r"x\.png"):
         prepare(config, SilentHost())
+
+
+class Interrupting(SilentHost):
+    """Asks for a stop at the n-th question between passes."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after, self.asked = after, 0
+
+    def between_passes(self):
+        self.asked += 1
+        return self.asked >= self.after
+
+    def should_stop(self):
+        return self.asked >= self.after
+
+
+def test_a_stop_ends_samples_between_their_steps_and_what_is_whole_is_kept(tmp_path):
+    config = config_of("sd", tmp_path, training={"steps": 4, "save_every": 2, "batch_size": 1})
+    host = Interrupting(after=config.validation.sample_steps + 1)  # in the second sample of the base
+    outcome = train(config, host)
+    assert (outcome.state, outcome.step) == ("stopped", 0)
+    assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step-000000-0.png"]
+    assert host.asked == host.after
+
+
+def test_a_measurement_that_was_stopped_is_not_recorded_and_is_made_up_for(tmp_path):
+    data = {"resolution": 64, "bucket_step": 32, "validation_split": 0.34}
+    config = make_config("sd", tmp_path, data=data, training={"steps": 4, "save_every": 2, "batch_size": 1})
+    train(config, Interrupting(after=3))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert not metrics.exists() or "held_out" not in metrics.read_text()
+    host = SilentHost()
+    train(config, host)
+    assert sorted(host.measures) == [0, 2, 4]

@@ -314,3 +314,20 @@ def test_dropout_is_off_between_steps():
     between = denoiser.predict(*inputs)
     state.adapter.set_draw(None)
     assert torch.equal(between, denoiser.predict(*inputs))
+
+
+def test_between_the_micro_batches_of_a_step_others_may_have_the_machine(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("lora_loom.trainer.training.loop.time.perf_counter", lambda: clock[0])
+    calls, denoiser = [], ToyDenoiser()
+
+    def wait():
+        calls.append(denoiser.calls)
+        clock[0] += 100.0
+
+    steps = fit(
+        denoiser, training(denoiser), ToyBatches(), settings(accumulation=3), lambda step: 0.1, between_passes=wait
+    )
+    results = take(steps, 2)
+    assert calls == [1, 2, 4, 5]
+    assert [result.seconds for result in results] == [0.0, 0.0]  # waiting is no part of a step

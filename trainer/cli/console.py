@@ -97,6 +97,10 @@ class JsonHost:
         """The command line never pauses a run."""
         return False
 
+    def between_passes(self) -> bool:
+        """A signal ends measurements and samples too."""
+        return self.should_stop()
+
     def should_stop(self) -> bool:
         """Whether a signal has requested a stop."""
         return self.stop is not None and bool(self.stop.received)

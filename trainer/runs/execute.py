@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ..data.prefetch import Prefetched
 from ..distributed.processes import reporting_lost_peers
-from ..errors import RunError
+from ..errors import RunError, StoppedError
 from ..lora.adapter import inject
 from ..lora.metadata import describe, in_layout
 from ..lora.state_dict import max_relative_error, to_file, to_training
@@ -148,7 +148,19 @@ class TrainingRun:
         def rate_at(step: int) -> float:
             return self.plan.optimizer.learning_rate * lr_factor(step, self.total, self.plan.schedule)
 
-        return fit(self.session.denoiser, self.training, batches, settings, rate_at, self.processes)
+        return fit(
+            self.session.denoiser, self.training, batches, settings, rate_at, self.processes, self._is_interrupted
+        )
+
+    def _is_interrupted(self) -> bool:
+        """Let the host have the machine for a while; whether it asks for a stop. Several processes stop between steps only."""
+        return self.processes.count == 1 and self.host.between_passes()
+
+    def _end_if_interrupted(self) -> bool:
+        """Raises StoppedError: half a measurement is none."""
+        if self._is_interrupted():
+            raise StoppedError("stopped while measuring")
+        return False
 
     def _take_steps(self, steps: Iterator[StepResult]) -> None:
         """To the last step, or until the host asks to stop."""
@@ -203,12 +215,15 @@ class TrainingRun:
         held_out = self.session.held_out
         if not held_out.batches or not (self.session.main or self.plan.memory.shard):
             return
-        with self.timings.of("validation loss"):
-            parts, values = self._losses("")
-            if self.training.average is not None:
-                with self._values_of(self.training.average.values):
-                    parts, of_average = self._losses("_ema")
-                values |= of_average
+        try:
+            with self.timings.of("validation loss"):
+                parts, values = self._losses("")
+                if self.training.average is not None:
+                    with self._values_of(self.training.average.values):
+                        parts, of_average = self._losses("_ema")
+                    values |= of_average
+        except StoppedError:
+            return  # it is measured when the run is continued
         # What the LoRA file of this step holds, image by image: `score` compares checkpoints by it.
         self.folder.append_metrics(step=self.training.step, **values, held_out_parts=rounded(parts))
         self.tracker.scalars(self.training.step, values)
@@ -223,9 +238,9 @@ class TrainingRun:
     def _losses(self, suffix: str) -> tuple[list[list[float]], dict[str, float]]:
         """Validation losses of the values that the adapter has now, by image and level; their means, under the names of the metrics."""
         denoiser, held_out = self.session.denoiser, self.session.held_out
-        parts = held_out_losses(denoiser, held_out)
+        parts = held_out_losses(denoiser, held_out, should_stop=self._end_if_interrupted)
         values = {f"held_out{suffix}": mean_loss(parts)}
-        if (even := losses_at_even_levels(denoiser, held_out, parts)) is not None:
+        if (even := losses_at_even_levels(denoiser, held_out, parts, self._end_if_interrupted)) is not None:
             values[f"held_out_even{suffix}"] = mean_loss(even)
         return parts, values
 
@@ -233,10 +248,10 @@ class TrainingRun:
         samples, average = self.session.samples, self.training.average
         assert samples is not None
         with self.timings.of("samples"):
-            files = samples.render(self.training.step)
+            files = samples.render(self.training.step, should_stop=self._is_interrupted)
             if average is not None and self.training.step:  # before the first step both are the base
                 with self._values_of(average.values):
-                    files += samples.render(self.training.step, "ema")
+                    files += samples.render(self.training.step, "ema", self._is_interrupted)
         self.host.sampled(self.training.step, files)
 
     @contextmanager

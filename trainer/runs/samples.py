@@ -15,7 +15,7 @@ from ..data.cache.references import encode_with_references, reference_latents, r
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import CFG
 from ..diffusion.sample import SampleSettings, sample, start_noise
-from ..errors import ConfigError
+from ..errors import ConfigError, StoppedError
 from ..families.common.family import Encoders, ImageCodec
 from ..storage.atomic import write_bytes
 from ..types import Conditioning, Geometry, Size, named_references
@@ -47,11 +47,19 @@ class Samples:
     writes: bool = True
     """False in a process that only computes along."""
 
-    def render(self, step: int, kind: str = "") -> list[Path]:
-        paths = []
+    def render(self, step: int, kind: str = "", should_stop: Callable[[], bool] = lambda: False) -> list[Path]:
+        paths: list[Path] = []
+
+        def progress(done: int, total: int) -> None:
+            if should_stop():
+                raise StoppedError("stopped while sampling")
+
         for number, (positive, negative) in enumerate(self.conditions):
             noise = start_noise(self.shape, self.seed + number, self.device)
-            latents = sample(self.denoiser, noise, positive, negative, self.settings)
+            try:
+                latents = sample(self.denoiser, noise, positive, negative, self.settings, progress)
+            except StoppedError:
+                return paths
             if self.writes:
                 paths.append(self._write(self.decode(latents), f"step-{step:06d}-{number}{'-' + kind if kind else ''}"))
         return paths

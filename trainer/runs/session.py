@@ -3,7 +3,7 @@
 The command line and ComfyUI's nodes fill the same three records: a `RunPlan`, a `Backend` and the `RunData`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,10 @@ class Host(Protocol):
         """Called after every step; may block, e.g. while the host is busy. True: something is asked for, call again after."""
         ...
 
+    def between_passes(self) -> bool:
+        """Called between micro-batches, measured images and sampling steps; may block as well. True: a stop is asked for."""
+        ...
+
     def should_stop(self) -> bool:
         """Asked before every step; True saves a checkpoint and ends the session."""
         ...
@@ -82,8 +86,8 @@ class SampleRenderer(Protocol):
         """Steps between samples; 0 only on request."""
         ...
 
-    def render(self, step: int, kind: str = "") -> list[Path]:
-        """Files of the samples; `kind` goes into their names."""
+    def render(self, step: int, kind: str = "", should_stop: Callable[[], bool] = lambda: False) -> list[Path]:
+        """Files of the samples; `kind` goes into their names. `should_stop` is asked after every sampling step."""
         ...
 
 

@@ -73,23 +73,45 @@ def fit(
     settings: LoopSettings,
     rate_at: Callable[[int], float],
     processes: Processes = ALONE,
+    between_passes: Callable[[], object] = lambda: None,
 ) -> Iterator[StepResult]:
-    """Take one optimizer step per item, for ever. Raises DivergedError before a bad step is taken."""
+    """Take one optimizer step per item, for ever. Raises DivergedError before a bad step is taken.
+
+    `between_passes` is called between the micro-batches of a step and may block; that time is not the step's.
+    """
+    held = Held(between_passes)
     while True:
-        started = time.perf_counter()
-        loss = _accumulate(denoiser, training, batches, settings, processes)
+        held.seconds, started = 0.0, time.perf_counter()
+        loss = _accumulate(denoiser, training, batches, settings, processes, held)
         norm = _finite_norm(training, loss, settings.clip_norm)
         rate = set_learning_rate(training.optimizer, rate_at(training.step))
         _move(training)
         training.step += 1
         if training.average is not None:
             training.average.update(training.adapter.parameters(), training.step)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - held.seconds
         yield StepResult(step=training.step, loss=loss, grad_norm=norm, learning_rate=rate, seconds=seconds)
 
 
+class Held:
+    """Calls a function that may block, and counts the seconds."""
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        self._wait, self.seconds = wait, 0.0
+
+    def __call__(self) -> None:
+        started = time.perf_counter()
+        self._wait()
+        self.seconds += time.perf_counter() - started
+
+
 def _accumulate(
-    denoiser: Denoiser, training: Training, batches: Batches, settings: LoopSettings, processes: Processes
+    denoiser: Denoiser,
+    training: Training,
+    batches: Batches,
+    settings: LoopSettings,
+    processes: Processes,
+    between_passes: Callable[[], None],
 ) -> float:
     """Gradients of the mean loss over all samples of the step, and that loss.
 
@@ -101,6 +123,8 @@ def _accumulate(
     total = torch.zeros((), dtype=torch.float64)
     try:
         for micro_batch in range(processes.rank, count, processes.count):
+            if micro_batch != processes.rank:
+                between_passes()
             key = StepKey(seed=settings.seed, step=training.step, micro_batch=micro_batch)
             training.adapter.set_draw(key)
             batch, off = batches.at(first + micro_batch), training.adapter.disabled

@@ -23,6 +23,11 @@ POLL_S = 0.05
 FOLLOW_S = 0.5
 """How often a paused run sees whether ComfyUI has loaded the model again."""
 EVENTS_PER_SECOND = 5.0
+ENDLESS_S = 60.0
+"""A run that has held for so long takes a turn as the next prompt begins: prompts that follow each other without a gap would
+starve it. One prompt that takes long is not disturbed."""
+TURN_SHARE = 0.1
+"""A turn lasts at least as long as a step, and this share of the time held."""
 
 Emit = Callable[[str, dict[str, Any]], None]
 
@@ -54,6 +59,8 @@ class Job:
         self._wake = threading.Condition()
         self._pause = self._stop = self._save = self._sample = False
         self._spoke = 0.0
+        self._turn_ends = 0.0
+        """Until then (`time.monotonic`) it goes on beside the host."""
 
     # What others ask of it; any thread.
 
@@ -151,30 +158,41 @@ class Job:
 
     def between_steps(self) -> bool:
         """Pause while asked to, hold while the host is busy; a stop ends both, a save or a sample is served in between."""
-        if self._wish():
-            return True
+        if not self._wish():
+            self._wait(until=self._wish)
+        return self._wish()
+
+    def between_passes(self) -> bool:
+        """The same within a step, a measurement or a sample; a save or a sample is served when the step has ended."""
+        self._wait(until=lambda: False)
+        return self._stop
+
+    def _wait(self, until: Callable[[], bool]) -> None:
         if self._pause and not self._stop:
             self._enter("paused")
             with self._wake:
                 while not self._wake.wait_for(lambda: not self._pause or self._stop or self._wish(), FOLLOW_S):
                     self.registry.follow_host()
-            if not self._wish():
+            if not until():
                 self._enter("running")
-        elif self.registry.must_yield() and not self._stop:
-            self._hold()
+        elif self.registry.must_yield() and not self._stop and time.monotonic() >= self._turn_ends:
+            self._hold(until)
         self.registry.follow_host()
-        return self._wish()
 
     def _wish(self) -> bool:
         return self._save or self._sample
 
-    def _hold(self) -> None:
+    def _hold(self, until: Callable[[], bool]) -> None:
         self._enter("yielding")
         self.registry.free_memory()
-        started = time.monotonic()
-        while self.registry.must_yield() and not (self._stop or self._pause or self._wish()):
-            if self.yield_max_s and time.monotonic() - started >= self.yield_max_s:
+        started, prompts = time.monotonic(), self.registry.prompts()
+        while self.registry.must_yield() and not (self._stop or self._pause or until()):
+            held, following = time.monotonic() - started, self.registry.prompts()
+            is_endless = held >= ENDLESS_S and following != prompts
+            if is_endless or (self.yield_max_s and held >= self.yield_max_s):
+                self._turn_ends = time.monotonic() + max(self.seconds or 0.0, TURN_SHARE * held)
                 break
+            prompts = following
             time.sleep(POLL_S)
         self._enter("running")
 
@@ -232,8 +250,11 @@ class Registry:
         emit: Emit,
         free_memory: Callable[[], None] = lambda: None,
         quiet: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True),
+        prompts: Callable[[], int] = lambda: 0,
     ) -> None:
         self._busy, self.emit, self.free_memory, self._quiet = busy, emit, free_memory, quiet
+        self.prompts = prompts
+        """Counts the prompts that the host has begun."""
         self.jobs: dict[str, Job] = {}
         self._queue: list[Job] = []
         self._lock = threading.Lock()

@@ -70,5 +70,13 @@ def quiet() -> Iterator[bool]:
         yield not queue.currently_running
 
 
-REGISTRY = Registry(busy=is_busy, emit=emit, free_memory=free_memory, quiet=quiet)
+def prompts_begun() -> int:
+    """How many prompts ComfyUI has begun."""
+    from server import PromptServer
+
+    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+    return int(getattr(queue, "task_counter", 0))
+
+
+REGISTRY = Registry(busy=is_busy, emit=emit, free_memory=free_memory, quiet=quiet, prompts=prompts_begun)
 """All runs of this process."""

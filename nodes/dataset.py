@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .node import InputTypes, LoomNode, NodeOutput, Widget
 from .sockets.names import AUTO, CACHE, DATASET
-from .widgets import EDIT_PROMPTS, link, seed, text, widget
+from .widgets import EDIT_PROMPTS, folded, link, seed, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,6 +97,7 @@ class LoomDataset(FormerRoles, LoomNode):
     """A folder of captioned images."""
 
     TITLE = "Loom Dataset (folder)"
+    SEARCH_ALIASES = ("dataset", "training images", "photos", "folder", "captions", "train", "finetune", "dreambooth")
     DESCRIPTION = (
         "A folder of images with captions to train a LoRA on. The folder is enough: everything else has a default."
     )
@@ -110,39 +111,42 @@ class LoomDataset(FormerRoles, LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {
-            "required": {
-                "folder": text(
-                    "",
-                    "Folder of images (png, jpg, webp, avif, bmp, gif), relative to ComfyUI's input directory, or an absolute path.",
-                ),
-                "captions": widget("DatasetConfig", "captions"),
+        return folded(
+            {
+                "required": {
+                    "folder": text(
+                        "",
+                        "Folder of images (png, jpg, webp, avif, bmp, gif), relative to ComfyUI's input directory, or an absolute path.",
+                    ),
+                    "captions": widget("DatasetConfig", "captions"),
+                },
+                "optional": {
+                    "caption": widget("DatasetConfig", "caption", multiline=True),
+                    **_common(),
+                    "recursive": widget("DatasetConfig", "recursive"),
+                    "masks": text(
+                        "",
+                        'Folder of mask images with the same file names, or "alpha" for the alpha channel of the images. White areas are trained, black ones are not.',
+                    ),
+                    "references": text(
+                        "",
+                        "Folder of reference images with the same file names, for edit models (Flux Kontext, Qwen-Image-Edit). Several folders, separated by ;, give each image several references.",
+                    ),
+                    "background": widget("DatasetConfig", "background"),
+                    "layout": _advanced("layout"),
+                    "metadata": _advanced("metadata"),
+                    "file_field": _advanced("file_field"),
+                    "caption_field": _advanced("caption_field"),
+                    **_caption_forms(),
+                    **_sizes(),
+                    "teacher": _advanced("teacher"),
+                    "min_aspect": _advanced("min_aspect", max=100.0, step=0.01),
+                    "max_aspect": _advanced("max_aspect", max=100.0, step=0.01),
+                    "previous": _PREVIOUS,
+                },
             },
-            "optional": {
-                "caption": widget("DatasetConfig", "caption", multiline=True),
-                **_common(),
-                "recursive": widget("DatasetConfig", "recursive"),
-                "masks": text(
-                    "",
-                    'Folder of mask images with the same file names, or "alpha" for the alpha channel of the images. White areas are trained, black ones are not.',
-                ),
-                "references": text(
-                    "",
-                    "Folder of reference images with the same file names, for edit models (Flux Kontext, Qwen-Image-Edit). Several folders, separated by ;, give each image several references.",
-                ),
-                "background": widget("DatasetConfig", "background"),
-                "layout": _advanced("layout"),
-                "metadata": _advanced("metadata"),
-                "file_field": _advanced("file_field"),
-                "caption_field": _advanced("caption_field"),
-                **_caption_forms(),
-                **_sizes(),
-                "teacher": _advanced("teacher"),
-                "min_aspect": _advanced("min_aspect", max=100.0, step=0.01),
-                "max_aspect": _advanced("max_aspect", max=100.0, step=0.01),
-                "previous": _PREVIOUS,
-            },
-        }
+            shown=("folder", "captions", "trigger", "repeats"),
+        )
 
     @classmethod
     def IS_CHANGED(cls, **options: object) -> str:
@@ -163,6 +167,7 @@ class LoomDatasetImages(FormerRoles, LoomNode):
     """A dataset of images that other nodes give."""
 
     TITLE = "Loom Dataset (images)"
+    SEARCH_ALIASES = ("dataset", "training images", "captions", "batch to dataset")
     DESCRIPTION = "A dataset of images from other nodes, with one caption per line, or one for all images. The images are written to the cache at once."
     RETURN_TYPES = (DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "contact_sheet", "report")
@@ -174,27 +179,33 @@ class LoomDatasetImages(FormerRoles, LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {
-            "required": {
-                "images": link("IMAGE", "The images to train on."),
-                "captions": text("", "One caption per line, or a single caption for all images.", multiline=True),
+        return folded(
+            {
+                "required": {
+                    "images": link("IMAGE", "The images to train on."),
+                    "captions": text("", "One caption per line, or a single caption for all images.", multiline=True),
+                },
+                "optional": {
+                    "masks": link(
+                        "MASK",
+                        "One mask per image, or one for all images. White areas are trained, black ones are not.",
+                    ),
+                    **_common(),
+                    **{name: made for name, made in _caption_forms().items() if name != "lines"},
+                    "previous": _PREVIOUS,
+                    "references": link(
+                        "IMAGE", "Reference images for edit models: one per image, or one for all images."
+                    ),
+                    "references_2": link(
+                        "IMAGE", "A second reference image for each image, used together with references."
+                    ),
+                    "references_3": link(
+                        "IMAGE", "A third reference image for each image, used together with the other two."
+                    ),
+                },
             },
-            "optional": {
-                "masks": link(
-                    "MASK", "One mask per image, or one for all images. White areas are trained, black ones are not."
-                ),
-                **_common(),
-                **{name: made for name, made in _caption_forms().items() if name != "lines"},
-                "previous": _PREVIOUS,
-                "references": link("IMAGE", "Reference images for edit models: one per image, or one for all images."),
-                "references_2": link(
-                    "IMAGE", "A second reference image for each image, used together with references."
-                ),
-                "references_3": link(
-                    "IMAGE", "A third reference image for each image, used together with the other two."
-                ),
-            },
-        }
+            shown=("captions", "trigger", "repeats"),
+        )
 
     def run(
         self,
@@ -216,6 +227,7 @@ class LoomDatasetFile(LoomNode):
     """Datasets of a file, also of another trainer's file."""
 
     TITLE = "Loom Dataset (file)"
+    SEARCH_ALIASES = ("dataset", "toml", "training images", "captions")
     DESCRIPTION = "The datasets that a file describes: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables. The report names options that are not supported."
     RETURN_TYPES = (DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "contact_sheet", "report")
@@ -254,6 +266,7 @@ class LoomCache(LoomNode):
     """Encodes a dataset: latents and text encodings on disk."""
 
     TITLE = "Loom Cache"
+    SEARCH_ALIASES = ("cache latents", "encode dataset", "buckets", "prepare dataset")
     DESCRIPTION = "Encodes every image and caption once and keeps the result on disk. After a change, only the changed images and captions are encoded again."
     RETURN_TYPES = (CACHE, "STRING", "IMAGE")
     RETURN_NAMES = ("cache", "report", "contact_sheet")
@@ -266,38 +279,41 @@ class LoomCache(LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {
-            "required": {
-                "dataset": link(DATASET, "From a Loom Dataset node."),
-                "vae": link("VAE", "The VAE of the base model."),
-                "clip": link(
-                    "CLIP",
-                    "The text encoder of the base model, with the clip skip and LoRAs that you generate images with.",
-                ),
-                "resolution": widget("DataConfig", "resolution", min=16, max=8192, step=8),
-                "buckets": widget("DataConfig", "buckets"),
-                "bucket_step": widget(
-                    "DataConfig",
-                    "bucket_step",
-                    default=64,
-                    min=8,
-                    max=512,
-                    step=8,
-                    tooltip="Bucket sides are multiples of this many pixels. 64 suits every model; 16 crops less with SD3, Flux, Lumina2 and Qwen-Image.",
-                ),
+        return folded(
+            {
+                "required": {
+                    "dataset": link(DATASET, "From a Loom Dataset node."),
+                    "vae": link("VAE", "The VAE of the base model."),
+                    "clip": link(
+                        "CLIP",
+                        "The text encoder of the base model, with the clip skip and LoRAs that you generate images with.",
+                    ),
+                    "resolution": widget("DataConfig", "resolution", min=16, max=8192, step=8),
+                    "buckets": widget("DataConfig", "buckets"),
+                    "bucket_step": widget(
+                        "DataConfig",
+                        "bucket_step",
+                        default=64,
+                        min=8,
+                        max=512,
+                        step=8,
+                        tooltip="Bucket sides are multiples of this many pixels. 64 suits every model; 16 crops less with SD3, Flux, Lumina2 and Qwen-Image.",
+                    ),
+                },
+                "optional": {
+                    "held_out_share": widget("DataConfig", "held_out_share", max=0.9, step=0.01),
+                    "min_side": widget("DataConfig", "min_side", min=16, max=8192, step=8),
+                    "max_side": widget("DataConfig", "max_side", min=16, max=8192, step=8),
+                    "upscale": widget("DataConfig", "upscale"),
+                    "strict": widget("DataConfig", "strict"),
+                    "seed": seed("Decides which images become validation images."),
+                    "vae_batch": widget("MemoryConfig", "vae_batch", min=1, max=64),
+                    "vae_tiling": widget("MemoryConfig", "vae_tiling"),
+                    "edit_prompts": EDIT_PROMPTS,
+                },
             },
-            "optional": {
-                "held_out_share": widget("DataConfig", "held_out_share", max=0.9, step=0.01),
-                "min_side": widget("DataConfig", "min_side", min=16, max=8192, step=8),
-                "max_side": widget("DataConfig", "max_side", min=16, max=8192, step=8),
-                "upscale": widget("DataConfig", "upscale"),
-                "strict": widget("DataConfig", "strict"),
-                "seed": seed("Decides which images become validation images."),
-                "vae_batch": widget("MemoryConfig", "vae_batch", min=1, max=64),
-                "vae_tiling": widget("MemoryConfig", "vae_tiling"),
-                "edit_prompts": EDIT_PROMPTS,
-            },
-        }
+            shown=("resolution", "buckets", "held_out_share", "seed"),
+        )
 
     def run(
         self,

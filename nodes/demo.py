@@ -16,6 +16,7 @@ class LoomDemoModel(LoomNode):
     """The tiny base model of the demo with its dataset."""
 
     TITLE = "Loom Demo Model"
+    SEARCH_ALIASES = ("demo", "example", "try", "toy model", "train")
     DESCRIPTION = "The tiny base model that comes with LoRA Loom, to try training without a download: an SD3-class network for images of coloured shapes, 128 x 128 pixels."
     RETURN_TYPES = ("MODEL", "CLIP", "VAE", DATASET)
     RETURN_NAMES = ("model", "clip", "vae", "dataset")

@@ -72,6 +72,7 @@ class LoomLoraInspect(_ChangesWithItsFiles):
     """Reports what a LoRA file contains."""
 
     TITLE = "Loom LoRA Inspect"
+    SEARCH_ALIASES = ("lora", "lora info", "metadata", "lora rank")
     DESCRIPTION = "Reports what a LoRA file contains: model family, keys that ComfyUI matches, ranks, norms per block, damaged tensors, metadata."
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("report",)
@@ -99,6 +100,7 @@ class LoomLoraResize(_ChangesWithItsFiles):
     """Reduces the rank of a LoRA."""
 
     TITLE = "Loom LoRA Resize"
+    SEARCH_ALIASES = ("lora", "shrink lora", "svd", "lora rank", "resize lora")
     DESCRIPTION = (
         "Reduces the rank of a LoRA by singular value decomposition (SVD), and reports how much of its change is kept."
     )
@@ -128,6 +130,7 @@ class LoomLoraMerge(_ChangesWithItsFiles):
     """Merges two LoRAs into one."""
 
     TITLE = "Loom LoRA Merge"
+    SEARCH_ALIASES = ("lora", "merge loras", "combine loras")
     DESCRIPTION = "Merges two LoRAs into one file: the exact weighted sum of their changes. Chain nodes for more. The rank of the sum can be reduced afterwards."
     RETURN_TYPES = _RESULTS
     RETURN_NAMES = _RESULT_NAMES

@@ -22,12 +22,13 @@ class NodeOutput(TypedDict):
 
 
 class LoomNode:
-    """A node of LoRA Loom. Its class name is its id in saved workflows; TITLE is what people read.
+    """A node of LoRA Loom. Its class name is its id in saved workflows; TITLE is what people read, and SEARCH_ALIASES what else they may type to find it.
 
     ComfyUI calls the method that FUNCTION names with the inputs of `INPUT_TYPES` by name. Each node imports what it needs
     when it runs, so that ComfyUI starts fast.
     """
 
     TITLE: ClassVar[str]
+    SEARCH_ALIASES: ClassVar[tuple[str, ...]]
     CATEGORY: ClassVar[str] = "LoRA Loom"
     FUNCTION: ClassVar[str] = "run"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .node import InputTypes, LoomNode
 from .sockets.names import MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, VALIDATION
-from .widgets import PROMPT_LIBRARY, reference_inputs, seed, text, widget
+from .widgets import PROMPT_LIBRARY, folded, reference_inputs, seed, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,7 @@ class LoomNetwork(LoomNode):
     """Settings of the adapter."""
 
     TITLE = "Loom Network"
+    SEARCH_ALIASES = ("lora", "lokr", "loha", "dora", "rank", "alpha", "target modules")
     CATEGORY = SETTINGS
     DESCRIPTION = "LoRA type, rank scaling and target modules. Text encoders can be trained from the command line only."
     RETURN_TYPES = (NETWORK,)
@@ -33,34 +34,37 @@ class LoomNetwork(LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {
-            "required": {
-                "kind": widget("NetworkConfig", "kind"),
-                "alpha": (
-                    "FLOAT",
-                    {
-                        "default": 0.0,
-                        "min": 0.0,
-                        "max": 4096.0,
-                        "step": 0.5,
-                        "tooltip": "The adapter's change of a weight is scaled by alpha / rank; 0 makes alpha the rank, so that the scale is 1.",
-                    },
-                ),
-                "targets": widget(
-                    "NetworkConfig", "targets", tooltip=f"Modules of the base model that get an adapter: {PRESETS}"
-                ),
+        return folded(
+            {
+                "required": {
+                    "kind": widget("NetworkConfig", "kind"),
+                    "alpha": (
+                        "FLOAT",
+                        {
+                            "default": 0.0,
+                            "min": 0.0,
+                            "max": 4096.0,
+                            "step": 0.5,
+                            "tooltip": "The adapter's change of a weight is scaled by alpha / rank; 0 makes alpha the rank, so that the scale is 1.",
+                        },
+                    ),
+                    "targets": widget(
+                        "NetworkConfig", "targets", tooltip=f"Modules of the base model that get an adapter: {PRESETS}"
+                    ),
+                },
+                "optional": {
+                    "exclude": widget("NetworkConfig", "exclude"),
+                    "dropout": widget("NetworkConfig", "dropout", max=0.95, step=0.05),
+                    "rslora": widget("NetworkConfig", "rslora"),
+                    "lokr_factor": widget("NetworkConfig", "lokr_factor", min=-1, max=64),
+                    "init_from": text(
+                        "",
+                        "A LoRA that training starts from, by its name in LoraLoader; its type, rank and target modules must be those set here.",
+                    ),
+                },
             },
-            "optional": {
-                "exclude": widget("NetworkConfig", "exclude"),
-                "dropout": widget("NetworkConfig", "dropout", max=0.95, step=0.05),
-                "rslora": widget("NetworkConfig", "rslora"),
-                "lokr_factor": widget("NetworkConfig", "lokr_factor", min=-1, max=64),
-                "init_from": text(
-                    "",
-                    "A LoRA that training starts from, by its name in LoraLoader; its type, rank and target modules must be those set here.",
-                ),
-            },
-        }
+            shown=("kind", "alpha", "targets", "dropout"),
+        )
 
     def run(self, alpha: float, **options: Any) -> tuple[NetworkValue]:
         from ..trainer.config.aliases import current_options
@@ -75,6 +79,7 @@ class LoomOptimizer(LoomNode):
     """The optimizer and its learning-rate schedule."""
 
     TITLE = "Loom Optimizer"
+    SEARCH_ALIASES = ("optimizer", "adamw", "prodigy", "learning rate", "scheduler")
     CATEGORY = SETTINGS
     DESCRIPTION = "Optimizer and learning-rate schedule, with a plot of the learning rate."
     RETURN_TYPES = (OPTIMIZER, "IMAGE")
@@ -83,30 +88,33 @@ class LoomOptimizer(LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {
-            "required": {
-                "name": widget("OptimizerConfig", "name"),
-                "schedule": widget("ScheduleConfig", "kind"),
-                "warmup": widget("ScheduleConfig", "warmup", max=100_000.0, step=0.01),
+        return folded(
+            {
+                "required": {
+                    "name": widget("OptimizerConfig", "name"),
+                    "schedule": widget("ScheduleConfig", "kind"),
+                    "warmup": widget("ScheduleConfig", "warmup", max=100_000.0, step=0.01),
+                },
+                "optional": {
+                    "weight_decay": widget("OptimizerConfig", "weight_decay", max=10.0),
+                    "clip_norm": widget("OptimizerConfig", "clip_norm", max=1000.0, step=0.1),
+                    "cycles": widget("ScheduleConfig", "cycles", min=1, max=1000),
+                    "power": widget("ScheduleConfig", "power", min=0.01, max=10.0, step=0.1),
+                    "floor": widget("ScheduleConfig", "floor", max=1.0, step=0.01),
+                    "steps_shown": (
+                        "INT",
+                        {
+                            "display_name": "plot_steps",
+                            "default": 1000,
+                            "min": 2,
+                            "max": 1_000_000,
+                            "tooltip": "Steps in the plot of the learning rate. The number of training steps is set on Loom Train LoRA.",
+                        },
+                    ),
+                },
             },
-            "optional": {
-                "weight_decay": widget("OptimizerConfig", "weight_decay", max=10.0),
-                "clip_norm": widget("OptimizerConfig", "clip_norm", max=1000.0, step=0.1),
-                "cycles": widget("ScheduleConfig", "cycles", min=1, max=1000),
-                "power": widget("ScheduleConfig", "power", min=0.01, max=10.0, step=0.1),
-                "floor": widget("ScheduleConfig", "floor", max=1.0, step=0.01),
-                "steps_shown": (
-                    "INT",
-                    {
-                        "display_name": "plot_steps",
-                        "default": 1000,
-                        "min": 2,
-                        "max": 1_000_000,
-                        "tooltip": "Steps in the plot of the learning rate. The number of training steps is set on Loom Train LoRA.",
-                    },
-                ),
-            },
-        }
+            shown=("name", "schedule", "warmup", "weight_decay"),
+        )
 
     def run(
         self,
@@ -133,6 +141,7 @@ class LoomObjective(LoomNode):
     """Timestep sampling and loss."""
 
     TITLE = "Loom Objective"
+    SEARCH_ALIASES = ("loss", "timestep sampling", "min snr", "noise offset", "huber")
     CATEGORY = SETTINGS
     DESCRIPTION = (
         "Timestep sampling and loss. The defaults suit the base model: its prediction type and shift are detected."
@@ -143,28 +152,31 @@ class LoomObjective(LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {
-            "required": {
-                "timesteps": widget("ObjectiveConfig", "timesteps"),
-                "shift": text(
-                    "auto",
-                    "Shifts the noise levels of flow models: above 1 trains high noise more. A number, auto (the family's own) or resolution (grows with the image).",
-                ),
+        return folded(
+            {
+                "required": {
+                    "timesteps": widget("ObjectiveConfig", "timesteps"),
+                    "shift": text(
+                        "auto",
+                        "Shifts the noise levels of flow models: above 1 trains high noise more. A number, auto (the family's own) or resolution (grows with the image).",
+                    ),
+                },
+                "optional": {
+                    "mean": widget("ObjectiveConfig", "mean", min=-10.0, max=10.0, step=0.05),
+                    "std": widget("ObjectiveConfig", "std", min=0.01, max=10.0, step=0.05),
+                    "mode_scale": widget("ObjectiveConfig", "mode_scale", min=-1.0, max=1.75, step=0.01),
+                    "min_timestep": widget("ObjectiveConfig", "min_timestep", max=1.0, step=0.01),
+                    "max_timestep": widget("ObjectiveConfig", "max_timestep", max=1.0, step=0.01),
+                    "loss": widget("ObjectiveConfig", "loss"),
+                    "huber_delta": widget("ObjectiveConfig", "huber_delta", min=0.001, max=10.0, step=0.01),
+                    "min_snr_gamma": widget("ObjectiveConfig", "min_snr_gamma", max=100.0, step=0.5),
+                    "noise_offset": widget("ObjectiveConfig", "noise_offset", max=1.0, step=0.01),
+                    "masked_loss": widget("ObjectiveConfig", "masked_loss"),
+                    "guidance": widget("ObjectiveConfig", "guidance", max=100.0, step=0.1),
+                },
             },
-            "optional": {
-                "mean": widget("ObjectiveConfig", "mean", min=-10.0, max=10.0, step=0.05),
-                "std": widget("ObjectiveConfig", "std", min=0.01, max=10.0, step=0.05),
-                "mode_scale": widget("ObjectiveConfig", "mode_scale", min=-1.0, max=1.75, step=0.01),
-                "min_timestep": widget("ObjectiveConfig", "min_timestep", max=1.0, step=0.01),
-                "max_timestep": widget("ObjectiveConfig", "max_timestep", max=1.0, step=0.01),
-                "loss": widget("ObjectiveConfig", "loss"),
-                "huber_delta": widget("ObjectiveConfig", "huber_delta", min=0.001, max=10.0, step=0.01),
-                "min_snr_gamma": widget("ObjectiveConfig", "min_snr_gamma", max=100.0, step=0.5),
-                "noise_offset": widget("ObjectiveConfig", "noise_offset", max=1.0, step=0.01),
-                "masked_loss": widget("ObjectiveConfig", "masked_loss"),
-                "guidance": widget("ObjectiveConfig", "guidance", max=100.0, step=0.1),
-            },
-        }
+            shown=("timesteps", "shift", "loss", "min_snr_gamma"),
+        )
 
     def run(self, shift: str, **options: Any) -> tuple[ObjectiveValue]:
         from ..trainer.config.aliases import current_options
@@ -187,6 +199,7 @@ class LoomMemory(LoomNode):
     """Memory and precision."""
 
     TITLE = "Loom Memory"
+    SEARCH_ALIASES = ("vram", "quantize", "low memory", "gradient checkpointing", "block swap")
     CATEGORY = SETTINGS
     DESCRIPTION = "Memory, precision, and how long training may pause for queued prompts."
     RETURN_TYPES = (MEMORY,)
@@ -232,6 +245,7 @@ class LoomValidation(LoomNode):
     """Samples and the validation loss."""
 
     TITLE = "Loom Validation"
+    SEARCH_ALIASES = ("validation", "sample prompts", "preview while training", "early stopping")
     CATEGORY = SETTINGS
     DESCRIPTION = "Makes samples of these prompts while training, with the current weights, and sets how the validation loss is measured. The prompts are encoded when this node runs."
     RETURN_TYPES = (VALIDATION,)
@@ -240,61 +254,70 @@ class LoomValidation(LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {
-            "required": {
-                "vae": ("VAE", {"tooltip": "Decodes the samples; its weights are shared, not copied."}),
-                "clip": ("CLIP", {"tooltip": "Encodes the prompts when this node runs."}),
-                "prompts": text("", "One prompt per line.", multiline=True),
-                "every": (
-                    "INT",
-                    {
-                        "default": 250,
-                        "min": 0,
-                        "max": 1_000_000,
-                        "display_name": "sample_every",
-                        "tooltip": "Steps between samples; 0 makes them only when the panel's button asks for them (validation.sample_every).",
-                    },
-                ),
+        return folded(
+            {
+                "required": {
+                    "vae": ("VAE", {"tooltip": "Decodes the samples; its weights are shared, not copied."}),
+                    "clip": ("CLIP", {"tooltip": "Encodes the prompts when this node runs."}),
+                    "prompts": text("", "One prompt per line.", multiline=True),
+                    "every": (
+                        "INT",
+                        {
+                            "default": 250,
+                            "min": 0,
+                            "max": 1_000_000,
+                            "display_name": "sample_every",
+                            "tooltip": "Steps between samples; 0 makes them only when the panel's button asks for them (validation.sample_every).",
+                        },
+                    ),
+                },
+                "optional": {
+                    "negative": text("", "Negative prompt of every sample.", display_name="negative_prompt"),
+                    "seed": seed("Seed of the first sample; the next ones count up."),
+                    "steps": (
+                        "INT",
+                        {
+                            "default": 20,
+                            "min": 1,
+                            "max": 200,
+                            "display_name": "sample_steps",
+                            "tooltip": "Sampling steps (validation.sample_steps).",
+                        },
+                    ),
+                    "cfg": (
+                        "FLOAT",
+                        {
+                            "default": 4.0,
+                            "min": 0.0,
+                            "max": 100.0,
+                            "step": 0.1,
+                            "display_name": "guidance_scale",
+                            "tooltip": "Classifier-free guidance of the samples; 1 switches it off, 0 is the usual 4.0 (validation.guidance_scale).",
+                        },
+                    ),
+                    "width": (
+                        "INT",
+                        {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "Width in pixels."},
+                    ),
+                    "height": (
+                        "INT",
+                        {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "Height in pixels."},
+                    ),
+                    "measure_every": widget("ValidationConfig", "every", max=1_000_000, display_name="every"),
+                    "patience": widget("ValidationConfig", "patience", max=1000),
+                    "prompt_library": text("", PROMPT_LIBRARY),
+                    "report": widget(
+                        "OutputConfig",
+                        "report",
+                        tooltip="Where curves are also written: TensorBoard (in the run's folder) or Weights & Biases; the library must be installed.",
+                    ),
+                    **reference_inputs("sample"),
+                    # Saved workflows list the values of widgets by position: a new one stands last.
+                    "timesteps": widget("ValidationConfig", "timesteps", min=1, max=100),
+                },
             },
-            "optional": {
-                "negative": text("", "Negative prompt of every sample.", display_name="negative_prompt"),
-                "seed": seed("Seed of the first sample; the next ones count up."),
-                "steps": (
-                    "INT",
-                    {
-                        "default": 20,
-                        "min": 1,
-                        "max": 200,
-                        "display_name": "sample_steps",
-                        "tooltip": "Sampling steps (validation.sample_steps).",
-                    },
-                ),
-                "cfg": (
-                    "FLOAT",
-                    {
-                        "default": 4.0,
-                        "min": 0.0,
-                        "max": 100.0,
-                        "step": 0.1,
-                        "display_name": "guidance_scale",
-                        "tooltip": "Classifier-free guidance of the samples; 1 switches it off, 0 is the usual 4.0 (validation.guidance_scale).",
-                    },
-                ),
-                "width": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "Width in pixels."}),
-                "height": ("INT", {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "Height in pixels."}),
-                "measure_every": widget("ValidationConfig", "every", max=1_000_000, display_name="every"),
-                "patience": widget("ValidationConfig", "patience", max=1000),
-                "prompt_library": text("", PROMPT_LIBRARY),
-                "report": widget(
-                    "OutputConfig",
-                    "report",
-                    tooltip="Where curves are also written: TensorBoard (in the run's folder) or Weights & Biases; the library must be installed.",
-                ),
-                **reference_inputs("sample"),
-                # Saved workflows list the values of widgets by position: a new one stands last.
-                "timesteps": widget("ValidationConfig", "timesteps", min=1, max=100),
-            },
-        }
+            shown=("prompts", "every", "seed", "steps", "width", "height"),
+        )
 
     @classmethod
     def IS_CHANGED(cls, prompt_library: str | None = None, **inputs: object) -> str:

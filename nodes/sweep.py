@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .node import InputTypes, LoomNode, NodeOutput, Widget
 from .sockets.names import CACHE, CHECKPOINTS, GUIDANCE, RUN, SHEET
-from .widgets import PROMPT_LIBRARY, link, reference_inputs, text, widget
+from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ class LoomCheckpoints(LoomNode):
     """LoRA files to compare."""
 
     TITLE = "Loom Checkpoints"
+    SEARCH_ALIASES = ("checkpoints", "compare loras", "epochs", "saved loras")
     DESCRIPTION = "Chooses the LoRAs for Loom Sweep: those that a run has saved so far, or any LoRA files."
     RETURN_TYPES = (CHECKPOINTS,)
     RETURN_NAMES = ("checkpoints",)
@@ -88,6 +89,7 @@ class LoomGuidance(LoomNode):
     """One guidance setting of a sweep."""
 
     TITLE = "Loom Guidance"
+    SEARCH_ALIASES = ("cfg", "apg", "guidance scale", "compare guidance")
     DESCRIPTION = "A guidance setting for Loom Sweep. Chain several of these nodes to compare them."
     RETURN_TYPES = (GUIDANCE,)
     RETURN_NAMES = ("guidance",)
@@ -120,6 +122,7 @@ class LoomSweep(LoomNode):
     """Renders checkpoints x strengths x references x prompts x seeds x guidance."""
 
     TITLE = "Loom Sweep"
+    SEARCH_ALIASES = ("xyz", "xy plot", "grid", "compare loras", "lora test", "parameter sweep")
     DESCRIPTION = "Renders an image for every combination of checkpoints, prompts, seeds and other settings, with ComfyUI's sampler. Images that exist already are not rendered again."
     RETURN_TYPES = (SHEET, "IMAGE")
     RETURN_NAMES = ("sheet", "images")
@@ -130,60 +133,63 @@ class LoomSweep(LoomNode):
         from .host.sweep.sampler_names import sampler_names
 
         samplers, schedulers = sampler_names()
-        return {
-            "required": {
-                "model": link("MODEL", "The base model that the LoRAs were trained on, without a LoRA."),
-                "clip": link("CLIP", "Encodes the prompts."),
-                "vae": link("VAE", "Decodes the images."),
-                "checkpoints": link(CHECKPOINTS, "From Loom Checkpoints."),
-                "prompts": text("", "One prompt per line.", multiline=True),
-                "strengths": widget("SweepConfig", "strengths"),
-                "seeds": widget("SweepConfig", "seeds"),
-                "width": (
-                    "INT",
-                    {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "Size of the images in pixels."},
-                ),
-                "height": (
-                    "INT",
-                    {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "Size of the images in pixels."},
-                ),
-                "steps": widget("SweepConfig", "steps", min=1, max=1000),
-                "sampler": (samplers, {"default": "euler", "tooltip": "As in KSampler."}),
-                "scheduler": (schedulers, {"default": "normal", "tooltip": "As in KSampler."}),
+        return folded(
+            {
+                "required": {
+                    "model": link("MODEL", "The base model that the LoRAs were trained on, without a LoRA."),
+                    "clip": link("CLIP", "Encodes the prompts."),
+                    "vae": link("VAE", "Decodes the images."),
+                    "checkpoints": link(CHECKPOINTS, "From Loom Checkpoints."),
+                    "prompts": text("", "One prompt per line.", multiline=True),
+                    "strengths": widget("SweepConfig", "strengths"),
+                    "seeds": widget("SweepConfig", "seeds"),
+                    "width": (
+                        "INT",
+                        {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "Size of the images in pixels."},
+                    ),
+                    "height": (
+                        "INT",
+                        {"default": 512, "min": 16, "max": 8192, "step": 8, "tooltip": "Size of the images in pixels."},
+                    ),
+                    "steps": widget("SweepConfig", "steps", min=1, max=1000),
+                    "sampler": (samplers, {"default": "euler", "tooltip": "As in KSampler."}),
+                    "scheduler": (schedulers, {"default": "normal", "tooltip": "As in KSampler."}),
+                },
+                "optional": {
+                    "negative": widget("SweepConfig", "negative", multiline=True),
+                    "guidance": link(GUIDANCE, "From Loom Guidance. Without it: CFG 4."),
+                    "model_guidance": (
+                        "FLOAT",
+                        {
+                            "default": 3.5,
+                            "min": 0.0,
+                            "max": 100.0,
+                            "step": 0.1,
+                            "tooltip": "Guidance value for guidance-distilled models (Flux dev), as FluxGuidance sets it. Other models ignore it.",
+                        },
+                    ),
+                    "sizes": text("", "Several sizes to compare, such as 512x512, 768x512. Empty: width and height."),
+                    "step_counts": text(
+                        "", "Several numbers of sampling steps to compare, such as 10,20 or 10-30 [3]. Empty: steps."
+                    ),
+                    "samplers": text(
+                        "",
+                        "Several samplers to compare, such as euler/normal, dpmpp_2m/karras. Empty: sampler and scheduler.",
+                    ),
+                    "max_cells": widget(
+                        "SweepConfig",
+                        "max_cells",
+                        min=1,
+                        max=100_000,
+                        tooltip="With more images to render than this, the node stops after two of them with an estimate of the time for all.",
+                    ),
+                    "prompt_library": text("", PROMPT_LIBRARY),
+                    **reference_inputs("image"),
+                },
+                "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },
-            "optional": {
-                "negative": widget("SweepConfig", "negative", multiline=True),
-                "guidance": link(GUIDANCE, "From Loom Guidance. Without it: CFG 4."),
-                "model_guidance": (
-                    "FLOAT",
-                    {
-                        "default": 3.5,
-                        "min": 0.0,
-                        "max": 100.0,
-                        "step": 0.1,
-                        "tooltip": "Guidance value for guidance-distilled models (Flux dev), as FluxGuidance sets it. Other models ignore it.",
-                    },
-                ),
-                "sizes": text("", "Several sizes to compare, such as 512x512, 768x512. Empty: width and height."),
-                "step_counts": text(
-                    "", "Several numbers of sampling steps to compare, such as 10,20 or 10-30 [3]. Empty: steps."
-                ),
-                "samplers": text(
-                    "",
-                    "Several samplers to compare, such as euler/normal, dpmpp_2m/karras. Empty: sampler and scheduler.",
-                ),
-                "max_cells": widget(
-                    "SweepConfig",
-                    "max_cells",
-                    min=1,
-                    max=100_000,
-                    tooltip="With more images to render than this, the node stops after two of them with an estimate of the time for all.",
-                ),
-                "prompt_library": text("", PROMPT_LIBRARY),
-                **reference_inputs("image"),
-            },
-            "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
-        }
+            shown=("prompts", "strengths", "seeds", "width", "height", "steps"),
+        )
 
     @classmethod
     def IS_CHANGED(cls, prompt_library: str | None = None, **inputs: object) -> str:
@@ -210,6 +216,7 @@ class LoomScore(LoomNode):
     """Recommends a checkpoint of a sweep."""
 
     TITLE = "Loom Score"
+    SEARCH_ALIASES = ("best checkpoint", "rank loras", "evaluate lora", "overfitting")
     DESCRIPTION = "Ranks the checkpoints of a sweep and recommends one, with a confidence interval and a runner-up; Loom Strip then frames it. The validation loss decides; image similarity, drift, memorised images and adapter norm are reported too."
     RETURN_TYPES = (SHEET, "STRING", "IMAGE")
     RETURN_NAMES = ("sheet", "table", "plot")
@@ -258,6 +265,7 @@ class LoomStrip(LoomNode):
     """Draws the labelled grid of a sweep."""
 
     TITLE = "Loom Strip"
+    SEARCH_ALIASES = ("xyz", "xy plot", "grid", "contact sheet", "compare images")
     DESCRIPTION = "Draws the images of a sweep as a labelled grid and shows it. It is saved in the folder of the run as PNG, HTML (with zoom and comparison), CSV and JSON."
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("strip", "path")
@@ -299,6 +307,7 @@ class LoomAPG(LoomNode):
     """Adaptive projected guidance for any sampler."""
 
     TITLE = "Loom APG"
+    SEARCH_ALIASES = ("apg", "adaptive projected guidance", "oversaturation", "cfg")
     DESCRIPTION = "Adaptive projected guidance (arXiv 2410.02416) at the cfg of the sampler: less oversaturation at high guidance scales. With eta 1, no threshold and no momentum it equals plain CFG. rescale restores contrast (arXiv 2305.08891)."
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("model",)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .node import InputTypes, LoomNode, NodeOutput
 from .sockets.names import CACHE, MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, RUN, VALIDATION
-from .widgets import link, seed, text, widget
+from .widgets import folded, link, seed, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,7 @@ class LoomTrain(LoomNode):
     """Train a LoRA on the loaded model."""
 
     TITLE = "Loom Train LoRA"
+    SEARCH_ALIASES = ("lora", "train lora", "lora training", "trainer", "finetune", "fine-tune", "dreambooth", "learn")
     DESCRIPTION = "Trains a LoRA on the weights that ComfyUI has already loaded, in the background by default: the queue stays usable."
     RETURN_TYPES = (*_RUN_OUTPUTS, "MODEL")
     RETURN_NAMES = (*_RUN_NAMES, "model")
@@ -57,56 +58,61 @@ class LoomTrain(LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {
-            "required": {
-                "model": link(
-                    "MODEL",
-                    "The base model, straight from its loader, without LoRAs or other patches. ModelSampling nodes are respected.",
-                ),
-                "cache": link(CACHE, "From Loom Cache."),
-                "name": text("my-lora", "Name of the run, of its folder and of its LoRA files."),
-                "steps": widget("TrainingConfig", "steps", min=1, max=1_000_000),
-                "learning_rate": widget("OptimizerConfig", "learning_rate", min=1e-12, max=10.0, step=0.00001),
-                "rank": (
-                    "INT",
-                    {
-                        "default": 16,
-                        "min": 1,
-                        "max": 1024,
-                        "tooltip": "Rank (dimension) of the LoRA. A higher rank learns more detail, forgets more and makes a larger file; 8 to 32 suits most concepts.",
-                    },
-                ),
-                "batch_size": widget("TrainingConfig", "batch_size", min=1, max=1024),
-                "save_every": widget("TrainingConfig", "save_every", max=1_000_000),
-                "seed": seed("Seed of everything random: initial weights, order of images, noise, timesteps, dropout."),
-                "mode": (
-                    ["background", "wait"],
-                    {
-                        "default": "background",
-                        "tooltip": "background: the node returns at once, and training continues while the queue stays usable. wait: the queue is occupied until training ends; Cancel saves a checkpoint and stops.",
-                    },
-                ),
-                "existing_run": (
-                    ["resume", "new"],
-                    {
-                        "default": "resume",
-                        "tooltip": "If a run with this name and these settings exists: resume continues it (a finished run is returned as it is), new starts another run, name-2.",
-                    },
-                ),
+        return folded(
+            {
+                "required": {
+                    "model": link(
+                        "MODEL",
+                        "The base model, straight from its loader, without LoRAs or other patches. ModelSampling nodes are respected.",
+                    ),
+                    "cache": link(CACHE, "From Loom Cache."),
+                    "name": text("my-lora", "Name of the run, of its folder and of its LoRA files."),
+                    "steps": widget("TrainingConfig", "steps", min=1, max=1_000_000),
+                    "learning_rate": widget("OptimizerConfig", "learning_rate", min=1e-12, max=10.0, step=0.00001),
+                    "rank": (
+                        "INT",
+                        {
+                            "default": 16,
+                            "min": 1,
+                            "max": 1024,
+                            "tooltip": "Rank (dimension) of the LoRA. A higher rank learns more detail, forgets more and makes a larger file; 8 to 32 suits most concepts.",
+                        },
+                    ),
+                    "batch_size": widget("TrainingConfig", "batch_size", min=1, max=1024),
+                    "save_every": widget("TrainingConfig", "save_every", max=1_000_000),
+                    "seed": seed(
+                        "Seed of everything random: initial weights, order of images, noise, timesteps, dropout."
+                    ),
+                    "mode": (
+                        ["background", "wait"],
+                        {
+                            "default": "background",
+                            "tooltip": "background: the node returns at once, and training continues while the queue stays usable. wait: the queue is occupied until training ends; Cancel saves a checkpoint and stops.",
+                        },
+                    ),
+                    "existing_run": (
+                        ["resume", "new"],
+                        {
+                            "default": "resume",
+                            "tooltip": "If a run with this name and these settings exists: resume continues it (a finished run is returned as it is), new starts another run, name-2.",
+                        },
+                    ),
+                },
+                "optional": {
+                    "network": link(NETWORK, "From Loom Network."),
+                    "optimizer": link(OPTIMIZER, "From Loom Optimizer."),
+                    "objective": link(OBJECTIVE, "From Loom Objective."),
+                    "memory": link(MEMORY, "From Loom Memory."),
+                    "validation": link(VALIDATION, "From Loom Validation: samples and validation loss while training."),
+                    "accumulation": widget("TrainingConfig", "accumulation", min=1, max=1024),
+                    "ema": widget("TrainingConfig", "ema", max=0.9999, step=0.001),
+                    "keep": widget("TrainingConfig", "keep", max=1000),
+                    "lora_dtype": widget("OutputConfig", "dtype"),
+                },
+                "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },
-            "optional": {
-                "network": link(NETWORK, "From Loom Network."),
-                "optimizer": link(OPTIMIZER, "From Loom Optimizer."),
-                "objective": link(OBJECTIVE, "From Loom Objective."),
-                "memory": link(MEMORY, "From Loom Memory."),
-                "validation": link(VALIDATION, "From Loom Validation: samples and validation loss while training."),
-                "accumulation": widget("TrainingConfig", "accumulation", min=1, max=1024),
-                "ema": widget("TrainingConfig", "ema", max=0.9999, step=0.001),
-                "keep": widget("TrainingConfig", "keep", max=1000),
-                "lora_dtype": widget("OutputConfig", "dtype"),
-            },
-            "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
-        }
+            shown=("name", "steps", "learning_rate", "rank", "batch_size", "save_every"),
+        )
 
     @classmethod
     def IS_CHANGED(cls, name: str, **options: object) -> str:
@@ -164,6 +170,7 @@ class LoomWait(LoomNode):
     """Wait for a run."""
 
     TITLE = "Loom Wait for Run"
+    SEARCH_ALIASES = ("wait", "after training", "lora name")
     DESCRIPTION = "Waits until a run has ended and returns its LoRA, or fails with the error of the run. Cancel ends the waiting, not the run."
     RETURN_TYPES = _RUN_OUTPUTS
     RETURN_NAMES = _RUN_NAMES
@@ -190,6 +197,7 @@ class LoomRun(LoomNode):
     """A run on disk."""
 
     TITLE = "Loom Run (from disk)"
+    SEARCH_ALIASES = ("run", "load run", "trained lora", "open run")
     DESCRIPTION = "A run by name: one that was trained before, or one that trains now, with its MODEL."
     RETURN_TYPES = (RUN, "MODEL")
     RETURN_NAMES = ("run", "model")

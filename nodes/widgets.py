@@ -5,10 +5,11 @@ import typing
 
 from ..trainer.config.aliases import current_options
 from ..trainer.config.help_texts import texts
-from .node import Widget
+from .node import InputTypes, Widget
 from .sockets.names import ALONE, AUTO
 
 BIG = 2**31 - 1
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")
 EDIT_PROMPTS: Widget = (
     [AUTO, ALONE, "qwen-image-edit", "qwen-image-edit-plus"],
     {
@@ -80,3 +81,12 @@ def reference_inputs(what: str) -> dict[str, Widget]:
         ),
         "edit_prompts": EDIT_PROMPTS,
     }
+
+
+def folded(inputs: InputTypes, shown: tuple[str, ...]) -> InputTypes:
+    """A node's inputs with every widget under "advanced" but the ones that most users decide about. Links stay as they are."""
+    for group in (inputs.get("required", {}), inputs.get("optional", {})):
+        for name, (kind, options) in group.items():
+            if name not in shown and (isinstance(kind, list) or kind in WIDGET_TYPES):
+                group[name] = kind, {**options, "advanced": True}
+    return inputs

@@ -3,6 +3,10 @@
 interface ComfyWidget {
   name: string;
   value: unknown;
+  label?: string;
+  options?: { advanced?: boolean };
+  advanced?: boolean;
+  hidden?: boolean;
   serialize?: boolean;
   callback?: (...values: unknown[]) => unknown;
 }
@@ -19,14 +23,21 @@ interface ComfyNode {
   comfyClass: string;
   size: [number, number];
   properties: Record<string, unknown>;
+  inputs?: { name: string; link: number | null }[];
+  showAdvanced?: boolean;
+  getLayoutWidgets?(): ComfyWidget[];
   widgets?: ComfyWidget[];
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
   addWidget(type: "button", label: string, value: null, callback: () => void, options?: object): ComfyWidget;
   setSize(size: [number, number]): void;
   computeSize(): [number, number];
   onExecuted?: (output: ComfyOutput, ...rest: unknown[]) => void;
-  onConfigure?: (...values: unknown[]) => void;
+  onConfigure?: (info?: { properties?: Record<string, unknown> }, ...values: unknown[]) => void;
   onRemoved?: (...values: unknown[]) => void;
+}
+
+interface Window {
+  LiteGraph?: { vueNodesMode?: boolean };
 }
 
 declare module "*/scripts/api.js" {

@@ -3,6 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { listen } from "./client.js";
+import { foldAdvanced } from "./fold.js";
 import { Panel } from "./panel.js";
 import { listenToReports } from "./report.js";
 import { belongs } from "./runs.js";
@@ -98,6 +99,7 @@ app.registerExtension({
     listen(heard);
   },
   nodeCreated(node) {
+    if (node.comfyClass.startsWith("Loom")) foldAdvanced(node);
     listenToReports(node);
     listenToStrips(node);
     if (node.comfyClass !== NODE) return;

@@ -1,0 +1,65 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { foldAdvanced, foldable } from "../../web/fold.js";
+
+globalThis.window = {};
+
+/** A node as the canvas knows it: a row of 24 pixels for each widget that it lays out. */
+function newNode() {
+  const widgets = [{ name: "steps", value: 1000, options: {} }];
+  for (const name of ["seed", "ema", "keep"]) widgets.push({ name, value: 0, options: { advanced: true } });
+  return {
+    widgets, size: [300, 96], properties: {}, inputs: [], showAdvanced: false,
+    computeSize() { return [200, 24 * this.widgets.filter((widget) => !widget.advanced || this.showAdvanced).length]; },
+    setSize(size) { this.size = size; },
+    addWidget(_kind, _label, _value, callback) {
+      widgets.push({ name: "button", callback, options: {} });
+      return widgets.at(-1);
+    },
+  };
+}
+const shown = (node) => node.getLayoutWidgets().map((widget) => widget.name).join(" ");
+
+test("an advanced widget is folded while it is at its default", () => {
+  const widgets = newNode().widgets;
+  const defaults = new Map([["steps", 1000], ["seed", 0], ["ema", 0.5], ["keep", 0]]);
+  assert.deepEqual(foldable(widgets, defaults).map((widget) => widget.name), ["seed", "keep"]);
+});
+
+test("a new node shows its main inputs, and the button the others", () => {
+  const node = newNode();
+  foldAdvanced(node);
+  const button = node.widgets.at(-1);
+  assert.equal(shown(node), "steps button");
+  assert.equal(button.label, "Show 3 advanced inputs");
+  assert.equal(button.serialize, false); // saved workflows list the values of widgets by position
+  assert.equal(node.size[1], 48);
+  node.widgets[2].value = 0.9;
+  button.callback();
+  assert.equal(shown(node), "steps seed ema keep button");
+  assert.equal(node.size[1], 120);
+  button.callback();
+  assert.equal(shown(node), "steps ema button");
+});
+
+test("a saved value or link stays in sight, and a node saved at its full height is made shorter", () => {
+  const node = newNode();
+  foldAdvanced(node);
+  node.widgets[1].value = 7;
+  node.inputs = [{ name: "keep", link: 4 }];
+  node.properties = {};
+  node.size = [300, 400];
+  node.onConfigure({ properties: {} });
+  assert.equal(shown(node), "steps seed keep button");
+  assert.equal(node.size[1], 400); // one row less, and one for the button
+  node.onConfigure({ properties: { loom_folded: true } });
+  assert.equal(node.size[1], 400);
+});
+
+test("the renderer that folds by itself is left alone", () => {
+  window.LiteGraph = { vueNodesMode: true };
+  const node = newNode();
+  foldAdvanced(node);
+  assert.equal(node.widgets.length, 4);
+  window.LiteGraph = undefined;
+});

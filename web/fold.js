@@ -1,0 +1,62 @@
+// @ts-check
+// Folds the inputs that a node marks as advanced, behind a button. ComfyUI's newer renderer does so by itself; on the
+// canvas it only hides what is asked for. An advanced input with another value than its default stays in sight.
+
+const ROW = 24; // height of a widget on the canvas, in its own pixels
+const MARK = "loom_folded"; // a node saved without it has the height of all its widgets
+
+/**
+ * The advanced widgets that may be hidden: those at their defaults.
+ * @param {Pick<ComfyWidget, "name" | "value" | "options">[]} widgets
+ * @param {Map<string, unknown>} defaults
+ */
+export const foldable = (widgets, defaults) => widgets.filter((widget) => widget.options?.advanced && widget.value === defaults.get(widget.name));
+
+/** @param {ComfyNode} node */
+export function foldAdvanced(node) {
+  const widgets = node.widgets ?? [];
+  const all = widgets.filter((widget) => widget.options?.advanced);
+  if (!all.length || window.LiteGraph?.vueNodesMode) return;
+  const defaults = new Map(all.map((widget) => [widget.name, widget.value]));
+  const fold = () => {
+    const linked = new Set(node.inputs?.filter((input) => input.link != null).map((input) => input.name));
+    const hidden = new Set(foldable(all, defaults).filter((widget) => !linked.has(widget.name)));
+    for (const widget of all) widget.advanced = hidden.has(widget);
+    return hidden.size;
+  };
+
+  const tall = node.computeSize()[1];
+  fold();
+  if (node.computeSize()[1] >= tall) return; // this frontend cannot hide them
+  // It leaves room for all of them, though it draws some.
+  node.getLayoutWidgets = () => (node.widgets ?? []).filter((widget) => !widget.hidden && (!widget.advanced || node.showAdvanced));
+  const button = node.addWidget("button", "", null, () => toggle(!node.showAdvanced), { serialize: false });
+  button.serialize = false;
+
+  /** @param {boolean} open */
+  function toggle(open) {
+    const before = node.computeSize()[1];
+    node.showAdvanced = open;
+    label();
+    node.setSize([node.size[0], node.size[1] + node.computeSize()[1] - before]);
+  }
+  function label() {
+    const count = fold();
+    button.label = node.showAdvanced ? "Hide advanced inputs" : `Show ${count} advanced inputs`;
+  }
+
+  label();
+  node.setSize([node.size[0], node.computeSize()[1]]);
+  node.properties[MARK] = true;
+  const { onConfigure } = node;
+  node.onConfigure = function (info, ...rest) {
+    onConfigure?.call(this, info, ...rest);
+    label();
+    if (!info?.properties?.[MARK]) shorten();
+  };
+  function shorten() {
+    node.properties[MARK] = true;
+    const rows = all.filter((widget) => widget.advanced).length - 1; // one for the button
+    node.setSize([node.size[0], Math.max(node.size[1] - rows * ROW, node.computeSize()[1])]);
+  }
+}

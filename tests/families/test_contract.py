@@ -14,6 +14,7 @@ from lora_loom.trainer.families.common.lora_names import owners, unmatched
 from lora_loom.trainer.families.common.modules import checkpoint_blocks
 from lora_loom.trainer.families.common.source import open_source
 from lora_loom.trainer.lora.adapter import inject
+from lora_loom.trainer.lora.roles import roles
 from lora_loom.trainer.lora.state_dict import to_file, to_training
 from lora_loom.trainer.lora.targets import resolve_targets
 from lora_loom.trainer.types import Geometry
@@ -130,6 +131,17 @@ def test_a_fresh_adapter_changes_nothing_and_alone_gets_gradients(family, kind):
     assert with_gradient <= mine
     silent = [name for name, p in adapter.parameters().items() if p.grad is None]
     assert not silent, "every adapter of the default preset is reached"
+
+
+def test_the_default_of_a_transformer_is_attention_feed_forward_and_modulation_of_its_blocks(family, tiny):
+    """Attention alone learns much less per step (docs/benchmarks.md). UNets keep kohya's choice, which has no modulation."""
+    told = roles(tiny.denoiser.module)
+    paths = resolve_targets(tiny.denoiser.module, tiny.denoiser.target_presets, "default")
+    if family.name in ("sd", "sdxl"):
+        return
+    assert {told[path] for path in paths} == {"attention", "mlp", "modulation"}
+    larger = resolve_targets(tiny.denoiser.module, tiny.denoiser.target_presets, "all")
+    assert set(paths) == {path for path in larger if told[path] != "outside"}
 
 
 def test_every_preset_matches_and_its_keys_are_the_hosts(family, tiny):

@@ -196,7 +196,7 @@ def test_presets_of_a_network_that_nobody_described_train_the_right_layers():
     first = [f"strata.{i}.0.{name}" for i in range(3) for name in ("kv", "o", "q")]
     second = [f"strata.{i}.1.{name}" for i in range(3) for name in "ab"]
     found = presets(network)
-    assert resolve_targets(network, found, "default") == first
+    assert resolve_targets(network, found, "default") == sorted(first + second)
     assert resolve_targets(network, found, "attention") == first
     assert resolve_targets(network, found, "attention+mlp") == sorted(first + second)
     assert resolve_targets(network, found, "all") == sorted(first + second)

@@ -125,7 +125,7 @@ def test_presets_train_the_same_weights_in_both_backends(name, loaded):
 
 def test_the_attention_of_fluxs_single_blocks_is_three_parts_of_linear1(loaded):
     module, row = loaded("flux-dev")
-    single = [path for path in resolve_targets(module, row.targets, "default") if path.startswith("single")]
+    single = [path for path in resolve_targets(module, row.targets, "attention") if path.startswith("single")]
     parts = [f"single_blocks.{i}.linear1.to_{x}" for i in (0, 1) for x in "kqv"]
     assert single == parts
     assert row.file_keys[parts[0]] == "transformer.single_transformer_blocks.0.attn.to_k"

@@ -141,6 +141,24 @@ def test_starting_from_a_lora(tmp_path):
     assert all(torch.allclose(before[name], after[name].float(), rtol=1e-2, atol=1e-4) for name in before)
 
 
+def test_the_default_is_all_of_the_blocks_and_goes_on_from_what_it_was_before(tmp_path):
+    """Version 0.1 trained attention alone by `default`: its runs go on with that, and its LoRA files still serve as a start."""
+    one = {"steps": 1, "save_every": 1}
+    before, _, folder = go(tmp_path, name="before", training=one)  # the tests train attention
+    old, former = folder.read()["modules"], folder.read()
+    for table in (former["config"], former["fixed"]):
+        table["network"]["target_modules"] = "default"
+    folder.update(**former)
+    go(tmp_path, name="before", network={"target_modules": "default"}, training={**one, "steps": 2})
+    assert folder.read()["modules"] == old
+    assert {path.split(".")[2] for path in old} == {"attn", "attn2"}
+    _, _, new = go(tmp_path, name="new", network={"target_modules": "default"}, training=one)
+    assert {path.split(".")[2] for path in new.read()["modules"]} == {"attn", "attn2", "ff", "ff_context", "norm1"}
+    start = {"target_modules": "default", "init_from": str(before.lora)}
+    _, _, further = go(tmp_path, name="further", network=start, training=one)
+    assert further.read()["modules"] == old
+
+
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     from lora_loom.trainer.training import loop
 

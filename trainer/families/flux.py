@@ -66,7 +66,10 @@ VARIANTS = {
 _ATTENTION = r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _BLOCKS = r"(^|\.)(single_)?transformer_blocks\.\d+\."
 TARGETS = {
-    "default": Targets(rf"{_BLOCKS}{_ATTENTION}$", "attention"),
+    "default": Targets(
+        rf"{_BLOCKS}({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out|norm1?(_context)?\.linear)$",
+        "attention, feed-forward and modulation in the blocks",
+    ),
     "attention": Targets(rf"{_BLOCKS}{_ATTENTION}$", "all projections of attention"),
     "attention+mlp": Targets(
         rf"{_BLOCKS}({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)$", "attention and feed-forward"

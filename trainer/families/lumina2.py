@@ -50,7 +50,10 @@ VARIANTS = {
 }
 _BLOCK = r"^(layers|noise_refiner|context_refiner)\.\d+\."
 TARGETS = {
-    "default": Targets(rf"{_BLOCK}attn\.(to_qkv|to_out\.0)$", "attention, q k v as one"),
+    "default": Targets(
+        rf"{_BLOCK}(attn\.(to_qkv|to_out\.0)|feed_forward\.linear_[123]|norm1\.linear)$",
+        "attention, feed-forward and modulation in the blocks",
+    ),
     "attention": Targets(rf"{_BLOCK}attn\.(to_qkv|to_out\.0)$", "all projections of attention, q k v as one"),
     "attention+mlp": Targets(
         rf"{_BLOCK}(attn\.(to_qkv|to_out\.0)|feed_forward\.linear_[123])$", "attention and feed-forward"

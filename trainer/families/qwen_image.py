@@ -64,7 +64,10 @@ CLEAN_CLOCK = "__index_timestep_zero__"
 _ATTENTION = r"attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
 _BLOCK = r"^transformer_blocks\.\d+\."
 TARGETS = {
-    "default": Targets(rf"{_BLOCK}{_ATTENTION}$", "attention"),
+    "default": Targets(
+        rf"{_BLOCK}({_ATTENTION}|(img|txt)_(mlp\.net\.(0\.proj|2)|mod\.1))$",
+        "attention, feed-forward and modulation in the blocks",
+    ),
     "attention": Targets(rf"{_BLOCK}{_ATTENTION}$", "all projections of attention"),
     "attention+mlp": Targets(rf"{_BLOCK}({_ATTENTION}|(img|txt)_mlp\.net\.(0\.proj|2))$", "attention and feed-forward"),
     "all": Targets(r"^.", "every Linear"),

@@ -64,7 +64,8 @@ USUAL_T5_TOKENS = 154
 POOLED = ("time_text_embed.text_embedder.linear_1.weight", "y_embedder.mlp.0.weight")
 TARGETS = {
     "default": Targets(
-        r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$", "attention"
+        r"transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2)|norm1\.linear)$",
+        "attention, feed-forward and modulation in the blocks",
     ),
     "attention": Targets(
         r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",

@@ -66,12 +66,12 @@ def presets(module: nn.Module) -> dict[str, Targets]:
     def targets(description: str, *wanted: Role) -> Targets:
         return Targets(description=description, paths=frozenset(path for path, role in told.items() if role in wanted))
 
-    attention = targets("attention in the network's blocks", "attention")
+    every = targets("every Linear in the network's blocks", "attention", "mlp", "modulation")
     return {
-        "default": attention,
-        "attention": attention,
+        "default": every,
+        "attention": targets("attention in the network's blocks", "attention"),
         "attention+mlp": targets("attention and feed-forward in the network's blocks", "attention", "mlp"),
-        "all": targets("every Linear in the network's blocks", "attention", "mlp", "modulation"),
+        "all": every,
     }
 
 

@@ -28,8 +28,8 @@ from ..diffusion.denoiser import Denoiser
 from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
 from ..distributed.sharding import check_sharding
 from ..errors import ConfigError, DataError, StoppedError
+from ..lora.host_formula import group_by_module
 from ..lora.state_dict import check_fits
-from ..lora.targets import resolve_targets
 from ..lora_tools.layouts import FileFormat, Formats
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
@@ -44,7 +44,7 @@ from ..weights.quantize import check_quantize
 from ..weights.streaming import stream_settings
 from .assemble import assemble
 from .execute import execute
-from .modules import modules_of_run
+from .modules import meanings, modules_of_run
 from .plan import RunPlan
 from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
@@ -174,7 +174,11 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
 def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Denoiser) -> list[str]:
     """What the configuration names, by what presets mean in this version."""
     network = config.network
-    targets = resolve_targets(skeleton.module, skeleton.target_presets, network.target_modules, network.exclude_modules)
+    targets, *before = meanings(skeleton.module, skeleton.target_presets, network)
+    if before:
+        start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
+        held = group_by_module(start)[0].keys()
+        targets = next((paths for paths in before if held == {skeleton.file_key(path) for path in paths}), targets)
     return all_targets(targets, whole, base) if isinstance(whole, WithText) else targets
 
 

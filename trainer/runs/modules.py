@@ -1,11 +1,16 @@
 """Which modules a run trains: those it was begun with, whatever the preset that named them means by now."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from ..lora.targets import has_modules
+from ..config.run import NetworkConfig
+from ..diffusion.denoiser import Targets
+from ..lora.targets import has_modules, resolve_targets
 from .run_folder import RunFolder
+
+DEFAULT, BEFORE = "default", "attention"
+"""`default` meant attention alone in version 0.1."""
 
 
 def modules_of_run(folder: RunFolder, network: nn.Module, resolve: Callable[[], list[str]]) -> list[str]:
@@ -15,3 +20,11 @@ def modules_of_run(folder: RunFolder, network: nn.Module, resolve: Callable[[], 
     """
     recorded = folder.recorded_modules()
     return recorded if recorded and has_modules(network, recorded) else resolve()
+
+
+def meanings(module: nn.Module, presets: Mapping[str, Targets], network: NetworkConfig) -> list[list[str]]:
+    """The target modules of a new run; of `default` with a start LoRA also what it meant before, for a file that holds these."""
+    names = [network.target_modules]
+    if network.init_from and network.target_modules == DEFAULT and BEFORE in presets:
+        names.append(BEFORE)
+    return [resolve_targets(module, presets, name, network.exclude_modules) for name in names]

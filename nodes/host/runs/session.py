@@ -28,9 +28,8 @@ from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ConfigError
 from ....trainer.lora.host_formula import group_by_module
 from ....trainer.lora.state_dict import check_fits
-from ....trainer.lora.targets import resolve_targets
 from ....trainer.runs.assemble import assemble
-from ....trainer.runs.modules import modules_of_run
+from ....trainer.runs.modules import meanings, modules_of_run
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Backend, RunData, Session
@@ -187,15 +186,15 @@ def make_session(
 
 
 def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser) -> list[str]:
-    """Target modules of a run that begins. A start LoRA of an earlier version, which trained q, k and v of a fused Linear as
-    one, goes on as it is."""
-    paths = resolve_targets(denoiser.module, denoiser.target_presets, network.target_modules, network.exclude_modules)
+    """Target modules of a run that begins. A start LoRA of an earlier version, which trained attention alone by default, and q,
+    k and v of a fused Linear as one, goes on as it is."""
+    found = meanings(denoiser.module, denoiser.target_presets, network)
     if network.init_from:
         modules, _ = group_by_module(read_lora(find_lora(network.init_from)))
-        whole = joined(paths, denoiser.settings.parts)
-        if modules.keys() == {denoiser.file_key(path) for path in whole}:
-            return whole
-    return paths
+        for paths in [form for one in found for form in (one, joined(one, denoiser.settings.parts))]:
+            if modules.keys() == {denoiser.file_key(path) for path in paths}:
+                return paths
+    return found[0]
 
 
 def open_batches(

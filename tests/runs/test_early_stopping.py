@@ -119,11 +119,14 @@ class Samples:
     def __init__(self, session):
         self.session, self.seen = session, []
 
-    def render(self, step, kind=""):
+    def paths(self, step, kind=""):
+        return [self.session.folder.path / f"step-{step}{kind}.png"]
+
+    def render(self, step, kind="", should_stop=None):
         name = next(n for n in dict(self.session.denoiser.module.named_parameters()) if "lora_B" in n)
         weight = dict(self.session.denoiser.module.named_parameters())[name]
         self.seen.append((step, kind, weight.detach().clone()))
-        return [self.session.folder.path / f"step-{step}{kind}.png"]
+        return self.paths(step, kind)
 
 
 def test_the_average_is_shown_beside_the_live_adapter(tmp_path, monkeypatch):

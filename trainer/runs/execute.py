@@ -14,6 +14,7 @@ from ..errors import RunError, StoppedError
 from ..lora.adapter import inject
 from ..lora.metadata import describe, in_layout
 from ..lora.state_dict import max_relative_error, to_file, to_training
+from ..storage.atomic import remove_temporaries
 from ..storage.fingerprint import tensors_digest
 from ..training.early_stopping import is_exhausted, lowest
 from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
@@ -126,15 +127,47 @@ class TrainingRun:
         return outcome
 
     def _catch_up(self) -> None:
-        """Measure and sample the base; measure also what a kill between saving and measuring has left out."""
+        """Measure and sample the base; after a kill also whatever it left undone of the step that was saved last."""
         step, samples = self.training.step, self.session.samples
+        self._complete_save()
         measured = self.processes.from_main(
             lambda: {line["step"] for line in self.folder.read_metrics() if "held_out" in line}
         )
         if step not in measured and (step == 0 or self._measures_at(step)):
             self._measure()
-        if step == 0 and samples is not None and samples.every:
+        if step:
+            self._keep_best()
+        if self.processes.from_main(lambda: self._lacks_samples(step)) and samples is not None:
             self._sample()
+
+    def _complete_save(self) -> None:
+        """What `_save` does after the checkpoint, as far as a kill has left it undone: the checkpoint alone says that it is due."""
+        step, publish = self.training.step, self.session.publish_folder
+        is_saved = self.processes.from_main(lambda: self.folder.saved_step() == step)
+        lacks_lora = is_saved and self.processes.from_main(lambda: self.folder.lacks_lora(step, publish))
+        tensors = self._file() if lacks_lora else {}
+        if not self.session.main:
+            return
+        if publish is not None:
+            remove_temporaries(publish / self.folder.name)
+        if lacks_lora:
+            self.host.saved(step, self._write(tensors, step, only_missing=True))
+        if is_saved:
+            prune(self.folder.checkpoints, self.plan.training.keep_checkpoints)
+            self.folder.update(step=step, lora=self.folder.lora_file(step).name)
+
+    def _lacks_samples(self, step: int) -> bool:
+        """Whether samples are due at this step and not all of them are there. Those of the base are made again at every start."""
+        samples = self.session.samples
+        if samples is None or not _due(step, samples.every):
+            return False
+        return step == 0 or not all(
+            path.is_file() for kind in self._sample_kinds() for path in samples.paths(step, kind)
+        )
+
+    def _sample_kinds(self) -> list[str]:
+        """Names of the weights that samples are made with; before the first step the average is the base too."""
+        return ["", "ema"] if self.training.average is not None and self.training.step else [""]
 
     def _steps(self, batches: Batches) -> Iterator[StepResult]:
         """The training loop: one optimizer step per item."""
@@ -249,7 +282,7 @@ class TrainingRun:
         assert samples is not None
         with self.timings.of("samples"):
             files = samples.render(self.training.step, should_stop=self._is_interrupted)
-            if average is not None and self.training.step:  # before the first step both are the base
+            if average is not None and "ema" in self._sample_kinds():
                 with self._values_of(average.values):
                     files += samples.render(self.training.step, "ema", self._is_interrupted)
         self.host.sampled(self.training.step, files)
@@ -294,13 +327,13 @@ class TrainingRun:
         tensors = to_file(self.training.adapter, self.session.denoiser.file_key, exact, self._averaged)
         return tensors if layout is None else layout.write(tensors, dtype)
 
-    def _write(self, tensors: Mapping[str, Tensor], step: int | None) -> Path:
-        """The LoRA file of a step, or of the end under the run's plain name."""
+    def _write(self, tensors: Mapping[str, Tensor], step: int | None, *, only_missing: bool = False) -> Path:
+        """The LoRA file of a step, or of the end under the run's plain name, in all its places or where it is missing."""
         layout = self.session.backend.layout
         metadata = describe(self.plan.network, step=self.training.step, **self.session.metadata)
         if layout is not None:
             metadata = in_layout(metadata, layout.format, tensors)
-        return self.folder.save_lora(tensors, metadata, step, self.session.publish_folder)
+        return self.folder.save_lora(tensors, metadata, step, self.session.publish_folder, only_missing=only_missing)
 
     @property
     def _averaged(self) -> dict[str, Tensor] | None:

@@ -249,14 +249,31 @@ class RunFolder:
         return found and {**found, "lora": self.lora_file(found["step"]).name}
 
     def save_lora(
-        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, publish_folder: Path | None
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        step: int | None,
+        publish_folder: Path | None,
+        *,
+        only_missing: bool = False,
     ) -> Path:
-        """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same in `publish_folder`."""
+        """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same in `publish_folder`.
+
+        With `only_missing` a file that is there is left alone.
+        """
+        for path in self._lora_places(step, publish_folder):
+            remove_temporaries(path.parent)
+            if not (only_missing and path.is_file()):
+                write_tensors(path, tensors, metadata)
+        return self.lora_file(step)
+
+    def lacks_lora(self, step: int, publish_folder: Path | None) -> bool:
+        """Whether the LoRA file of a step is missing in one of the places that it belongs to."""
+        return not all(path.is_file() for path in self._lora_places(step, publish_folder))
+
+    def _lora_places(self, step: int | None, publish_folder: Path | None) -> list[Path]:
         path = self.lora_file(step)
-        for folder in [path.parent, *([publish_folder / self.name] if publish_folder else [])]:
-            remove_temporaries(folder)
-            write_tensors(folder / path.name, tensors, metadata)
-        return path
+        return [path, *([publish_folder / self.name / path.name] if publish_folder else [])]
 
     def saved_loras(self) -> list[SavedLora]:
         """The LoRA files of checkpoints, oldest first."""
@@ -287,7 +304,13 @@ class ReadOnlyRunFolder(RunFolder):
     def _append(self, path: Path, line: str) -> None: ...
 
     def save_lora(
-        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], step: int | None, publish_folder: Path | None
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        step: int | None,
+        publish_folder: Path | None,
+        *,
+        only_missing: bool = False,
     ) -> Path:
         return self.lora_file(step)
 

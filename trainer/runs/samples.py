@@ -47,8 +47,13 @@ class Samples:
     writes: bool = True
     """False in a process that only computes along."""
 
+    def paths(self, step: int, kind: str = "") -> list[Path]:
+        ending = f"-{kind}.png" if kind else ".png"
+        return [self.folder / f"step-{step:06d}-{number}{ending}" for number in range(len(self.conditions))]
+
     def render(self, step: int, kind: str = "", should_stop: Callable[[], bool] = lambda: False) -> list[Path]:
         paths: list[Path] = []
+        places = self.paths(step, kind)
 
         def progress(done: int, total: int) -> None:
             if should_stop():
@@ -61,17 +66,18 @@ class Samples:
             except StoppedError:
                 return paths
             if self.writes:
-                paths.append(self._write(self.decode(latents), f"step-{step:06d}-{number}{'-' + kind if kind else ''}"))
+                _write_image(self.decode(latents), places[number])
+                paths.append(places[number])
         return paths
 
-    def _write(self, pixels_CHW: Tensor, name: str) -> Path:
-        import io
 
-        array = (pixels_CHW.float().clamp(0, 1).movedim(0, -1) * 255).round().to(torch.uint8).cpu().numpy()
-        buffer = io.BytesIO()
-        Image.fromarray(array).save(buffer, "png")
-        write_bytes(self.folder / f"{name}.png", buffer.getvalue())
-        return self.folder / f"{name}.png"
+def _write_image(pixels_CHW: Tensor, path: Path) -> None:
+    import io
+
+    array = (pixels_CHW.float().clamp(0, 1).movedim(0, -1) * 255).round().to(torch.uint8).cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png")
+    write_bytes(path, buffer.getvalue())
 
 
 @dataclass(frozen=True, kw_only=True)

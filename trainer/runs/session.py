@@ -86,6 +86,10 @@ class SampleRenderer(Protocol):
         """Steps between samples; 0 only on request."""
         ...
 
+    def paths(self, step: int, kind: str = "") -> list[Path]:
+        """Where `render` puts the samples of a step."""
+        ...
+
     def render(self, step: int, kind: str = "", should_stop: Callable[[], bool] = lambda: False) -> list[Path]:
         """Files of the samples; `kind` goes into their names. `should_stop` is asked after every sampling step."""
         ...

@@ -11,7 +11,7 @@ from .widgets import PROMPT_LIBRARY, folded, reference_inputs, seed, text, widge
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..trainer.config.run import Precision
+    from ..trainer.config.run import BaseMemory, Precision
     from .host.comfy_types import Clip, Vae
     from .sockets.values import MemoryValue, NetworkValue, ObjectiveValue, OptimizerValue, ValidationValue
 
@@ -229,16 +229,29 @@ class LoomMemory(LoomNode):
                     },
                 ),
             },
-            "optional": {"prefetch": widget("MemoryConfig", "prefetch", max=16)},
+            "optional": {
+                "prefetch": widget("MemoryConfig", "prefetch", max=16),
+                "base": widget("MemoryConfig", "base"),
+                "vram_gb": widget("MemoryConfig", "vram_gb", max=1024.0, step=0.1),
+            },
         }
 
     def run(
-        self, gradient_checkpointing: bool, precision: Precision, quantize: str, yield_max_s: float, prefetch: int = 1
+        self,
+        gradient_checkpointing: bool,
+        precision: Precision,
+        quantize: str,
+        yield_max_s: float,
+        prefetch: int = 1,
+        base: BaseMemory = "auto",
+        vram_gb: float = 0.0,
     ) -> tuple[MemoryValue]:
         from ..trainer.config.run import MemoryConfig
         from .sockets.values import MemoryValue
 
-        memory = MemoryConfig(gradient_checkpointing=gradient_checkpointing, prefetch=prefetch)
+        memory = MemoryConfig(
+            gradient_checkpointing=gradient_checkpointing, prefetch=prefetch, base=base, vram_gb=vram_gb
+        )
         return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
 
 

@@ -122,6 +122,9 @@ class ModelPatcher(Protocol):
     def get_key_patches(self, filter_prefix: str | None = None) -> KeyPatches:
         """Original weights and their patches."""
 
+    def model_size(self) -> int:
+        """Bytes of the network's weights."""
+
     def clone(self) -> "ModelPatcher":
         """The same network with patches of its own."""
 

@@ -119,3 +119,22 @@ def test_a_disturbed_run_is_bit_equal_to_an_undisturbed_one(server, bases, train
     assert lora(server, "disturbed", 60) == lora(server, "undisturbed", 60)
     log = (server.base / "output" / "lora_loom" / "disturbed" / "log.txt").read_text()
     assert log.count("training shares") >= 3
+
+
+def test_a_streamed_base_trains_the_same_lora_on_comfyuis_own_weights(server, bases):
+    base, options = data(bases["sd1"]), {"steps": 4, "save_every": 4, "accumulation": 2}
+
+    def run(name, **memory):
+        graph = train(base, name, **options)
+        graph["memory"] = node(
+            "LoomMemory", gradient_checkpointing=True, precision="auto", quantize="none", yield_max_s=0.0, **memory
+        )
+        graph["train"]["inputs"]["memory"] = ["memory", 0]
+        return prompt(graph)
+
+    server.run(run("on-device"))
+    server.run(run("streamed", base="stream"))
+    assert lora(server, "streamed", 4) == lora(server, "on-device", 4)
+    log = (server.base / "output" / "lora_loom" / "streamed" / "log.txt").read_text()
+    assert "streamed base: " in log
+    assert "give 0." in server.fail(run("too-small", base="stream", vram_gb=0.000001))

@@ -11,6 +11,7 @@ from torch import nn
 from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.weights.frozen import compute_in
+from lora_loom.trainer.weights.streaming import StreamSettings, stream_base
 
 WIDTH = 96
 LAYER = WIDTH * WIDTH * 4
@@ -271,3 +272,36 @@ def test_the_output_of_a_node_is_linked_or_not():
     assert not _is_linked(graph, "1", 0)
     assert not _is_linked(graph, "2", 1)
     assert not _is_linked({}, "1", 1)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_streamed_base_brings_its_blocks_from_the_new_copy(host, slots, none_before):
+    def blocks():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            made = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)) for _ in range(5)))
+        return Patcher(made.requires_grad_(False))
+
+    def shadow_of(patcher):
+        network = patcher.model.diffusion_model
+        return host("backend.shadow").build_shadow(network, dict(network.state_dict()))
+
+    first = blocks()
+    shadow, x = shadow_of(first), torch.linspace(-1, 1, WIDTH).repeat(2, 1)
+    expected, homes = shadow(x), [weight.data_ptr() for weight in shadow.parameters()]
+    stream = stream_base(shadow, StreamSettings(budget=None), torch.device("cpu"), None, torch.float32, slots=slots)
+    assert [weight.data_ptr() for weight in shadow.parameters()] == homes  # ComfyUI's own, not copied
+    alone = live_bytes() - none_before
+    assert alone <= 1.05 * (stream.total + slots * stream.ring.size)
+    assert torch.equal(shadow(x), expected)
+    loaded = [blocks()]
+    base = host("backend.reshare").SharedBase(shadow, first, lambda: loaded)
+    assert base.follow()
+    base.retired.clear()
+    del first
+    theirs = [weight.data_ptr() for weight in loaded[0].model.diffusion_model.parameters()]
+    assert [weight.data_ptr() for weight in shadow.parameters()] == theirs
+    assert live_bytes() - none_before <= 1.05 * alone
+    moves = stream.ring.moves
+    assert torch.equal(shadow(x), expected)
+    assert stream.ring.moves > moves

@@ -39,6 +39,7 @@ AUTO_TIMESTEPS = Choice(
 
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+BaseMemory = Literal["auto", "resident", "stream"]
 LoraDtype = Literal["float32", "bfloat16", "float16"]
 ReportTo = Literal["none", "tensorboard", "wandb"]
 
@@ -259,7 +260,7 @@ class MemoryConfig(Section, table="memory"):
     """Batches that are read, and brought to the device, while a step computes; 0 reads each when it is needed."""
     shard: bool = False
     """Splits the frozen base model over the GPUs of a run with several processes (FSDP), for one that is larger than a GPU. Steps are slower."""
-    base: Literal["auto", "resident", "stream"] = "auto"
+    base: BaseMemory = "auto"
     """Where the frozen base model lies while training. resident keeps it on the device. stream leaves it where it is, in RAM or in its mapped file, and brings it block by block; what fits vram_gb stays. auto streams only a base larger than vram_gb. The LoRA is the same, bit for bit."""
     vram_gb: float = 0.0
     """Device memory in GB (1e9 bytes) that the frozen base model may take; activations and optimizer come on top. 0 sets no limit for auto, and lets stream keep nothing but two blocks."""

@@ -181,6 +181,15 @@ def bring_to_device(patcher: ModelPatcher) -> None:
         load_models_gpu([patcher])
 
 
+def leave_in_ram(patcher: ModelPatcher) -> None:
+    """Have ComfyUI give back the device memory it holds, for a base that is streamed from RAM. Node thread only."""
+    device = torch.device(patcher.load_device)
+    if device.type != "cpu":
+        from comfy.model_management import free_memory
+
+        free_memory(1e30, device)
+
+
 def is_dynamic(patcher: ModelPatcher) -> bool:
     """Whether ComfyUI pages this MODEL's weights to the device as it needs them (dynamic VRAM)."""
     return bool(getattr(patcher, "is_dynamic", lambda: False)())

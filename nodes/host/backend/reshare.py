@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ....trainer.weights.bits import same_bits
+from ....trainer.weights.streaming import stream_of
 from ..comfy_types import ModelPatcher
 from .denoiser import is_plain
 from .share_storage import parts
@@ -93,6 +94,8 @@ class SharedBase:
         self.retired: list[ModelPatcher] = []
         """MODELs that are used no more. Whoever clears the list may destroy networks."""
         self._shared = _shared_parts(shadow, original_weights_unlocked(patcher))
+        self._is_streamed = stream_of(shadow) is not None
+        """What a streamed base shares stays where it is, so that may be on any device."""
 
     def model(self) -> ModelPatcher:
         """The MODEL of the run: its network as ComfyUI holds it now, sampled as the MODEL that the run was given."""
@@ -140,7 +143,7 @@ class SharedBase:
             or not self._shared.keys() <= theirs.keys()
         ):
             return ""
-        if not all(_on_one_device(targets[0], parts(theirs[key].tensor)) for key, targets in self._shared.items()):
+        if not all(self._may_lie_at(targets[0], parts(theirs[key].tensor)) for key, targets in self._shared.items()):
             return ""  # loaded in part: a base that is not streamed cannot follow it
         for key in saved:
             mine = self._shared[key][0] if key in self._shared else parts(ours[key].tensor)
@@ -165,9 +168,12 @@ class SharedBase:
         done = self._lay_over(moved)
         return f"ComfyUI has moved the model: training shares it where it lies now ({done:,} bytes)" if done else ""
 
+    def _may_lie_at(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+        return self._is_streamed or {tensor.device for tensor in ours} == {tensor.device for tensor in theirs}
+
     def _fits(self, key: str, weight: Weight) -> bool:
         ours, theirs = self._shared[key][0], parts(weight.tensor)
-        return _on_one_device(ours, theirs) and _same(ours, theirs)
+        return self._may_lie_at(ours, theirs) and _same(ours, theirs)
 
     @torch.no_grad()
     def _lay_over(self, weights: Mapping[str, Weight]) -> int:
@@ -176,7 +182,7 @@ class SharedBase:
         for key, weight in weights.items():
             sources = parts(weight.tensor)
             for targets in self._shared[key]:
-                if not weight.is_saved and not (_on_one_device(targets, sources) and _same(targets, sources)):
+                if not weight.is_saved and not (self._may_lie_at(targets, sources) and _same(targets, sources)):
                     continue
                 for target, source in zip(targets, sources, strict=True):
                     # Not `target.data.set_`, which changes a passing alias only.
@@ -202,10 +208,6 @@ def _places(tensors: Sequence[Tensor]) -> tuple[Place, ...]:
 def _same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     """Equal in shapes, dtypes and every bit."""
     return len(ours) == len(theirs) and all(map(same_bits, ours, theirs))
-
-
-def _on_one_device(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
-    return {tensor.device for tensor in ours} == {tensor.device for tensor in theirs}
 
 
 def loaded_models() -> list[ModelPatcher]:

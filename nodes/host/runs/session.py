@@ -41,10 +41,18 @@ from ....trainer.types import Example
 from ....trainer.weights.devices import DTYPES
 from ....trainer.weights.frozen import compute_in
 from ....trainer.weights.quantize import check_quantize, quantize, stored_bytes
+from ....trainer.weights.streaming import GB, StreamSettings, stream_base, stream_settings
 from ...sockets.values import CacheValue, MemoryValue, ValidationValue
 from ..backend.checkpointing import checkpoint_blocks
 from ..backend.conditions import ConditionSource, condition, fill_conditions
-from ..backend.denoiser import LoadedDenoiser, bring_to_device, is_dynamic, load_denoiser, refuse_patches
+from ..backend.denoiser import (
+    LoadedDenoiser,
+    bring_to_device,
+    is_dynamic,
+    leave_in_ram,
+    load_denoiser,
+    refuse_patches,
+)
 from ..backend.families import joined
 from ..backend.latents import latent_normaliser
 from ..backend.lora_check import host_arithmetic
@@ -147,7 +155,8 @@ def make_session(
     log: Callable[[str], None],
 ) -> Session:
     """Build the shadow, the network's inputs, the samples' decoder and of these the session. Raises LoomError."""
-    bring_to_device(patcher)
+    stream = wanted_stream(patcher, request.memory.memory)
+    (bring_to_device if stream is None else leave_in_ram)(patcher)
     precision, training = plan.training.precision, plan.training
     denoiser = load_denoiser(patcher, compute_dtype=None if precision == "auto" else DTYPES[precision])
     check_objective(plan.objective, denoiser.objective)
@@ -155,7 +164,7 @@ def make_session(
     init = _initial_weights(plan.network, denoiser, modules)
     _log_model(denoiser, modules, log)
     log(epochs_text(make_report(dataset), training.batch_size, training.gradient_accumulation_steps, training.steps))
-    prepare_weights(denoiser, patcher, request, log)
+    prepare_weights(denoiser, patcher, request, stream, log)
     batches = open_batches(
         patcher,
         denoiser,
@@ -250,18 +259,38 @@ def _log_model(denoiser: LoadedDenoiser, modules: list[str], log: Callable[[str]
         )
 
 
+def wanted_stream(patcher: ModelPatcher, memory: MemoryConfig) -> StreamSettings | None:
+    """How the base is streamed from ComfyUI's own weights; None where ComfyUI loads all of it on the device."""
+    size: int = patcher.model_size()
+    if memory.base == "auto" and size <= memory.vram_gb * GB:
+        return None
+    return stream_settings(memory.base, memory.vram_gb)
+
+
 @torch.inference_mode(False)
 def prepare_weights(
-    denoiser: LoadedDenoiser, patcher: ModelPatcher, request: TrainRequest, log: Callable[[str], None]
+    denoiser: LoadedDenoiser,
+    patcher: ModelPatcher,
+    request: TrainRequest,
+    stream: StreamSettings | None,
+    log: Callable[[str], None],
 ) -> None:
-    """Where the weights lie and how they compute. Raises ConfigError for a model that is only partly on its device."""
-    place_weights(denoiser, patcher, log)
+    """Where the weights lie and how they compute.
+
+    Raises ConfigError for a model that is only partly on its device and is not streamed, or a budget that is too small.
+    """
+    checkpointed = denoiser.settings.blocks if request.memory.memory.gradient_checkpointing else ()
+    if stream is None:
+        place_weights(denoiser, patcher, log)
     if request.memory.quantize != "none":
         quantize(denoiser.module, request.memory.quantize, denoiser.compute_dtype)
         log(f"quantized to {request.memory.quantize}: an extra copy of {stored_bytes(denoiser.module):,} bytes")
-    compute_in(denoiser.module, denoiser.compute_dtype)
-    if request.memory.memory.gradient_checkpointing:
-        checkpoint_blocks(denoiser.module, denoiser.settings.blocks)
+    if stream is None:
+        compute_in(denoiser.module, denoiser.compute_dtype)
+    else:
+        whole_blocks = replace(stream, segments=checkpointed)
+        stream_base(denoiser.module, whole_blocks, torch.device(patcher.load_device), None, denoiser.compute_dtype)
+    checkpoint_blocks(denoiser.module, checkpointed)
 
 
 def place_weights(denoiser: LoadedDenoiser, patcher: ModelPatcher, log: Callable[[str], None]) -> None:
@@ -273,7 +302,7 @@ def place_weights(denoiser: LoadedDenoiser, patcher: ModelPatcher, log: Callable
         log(f"dynamic VRAM: training holds its own copy on {device}, {stored_bytes(denoiser.module):,} bytes")
     elif devices != {device.type}:
         raise ConfigError(
-            f"ComfyUI has loaded this model only in part ({' and '.join(sorted(devices))} instead of {device.type}): free VRAM (unload other models), use a smaller or fp8 file, or start ComfyUI without --lowvram"
+            f"ComfyUI has loaded this model only in part ({' and '.join(sorted(devices))} instead of {device.type}): free VRAM (unload other models), use a smaller or fp8 file, set base to stream in Loom Memory, or start ComfyUI without --lowvram"
         )
 
 

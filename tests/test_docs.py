@@ -1,10 +1,11 @@
-"""Links and paths in the documentation lead somewhere."""
+"""Links and paths in the documentation lead somewhere, and every public name has a docstring."""
 
+import ast
 import re
 
 import pytest
 
-from tests.import_graph import ROOT
+from tests.import_graph import ROOT, SOURCES
 
 PAGES = sorted(
     path
@@ -55,3 +56,27 @@ def test_a_broken_link_a_wrong_anchor_and_a_path_that_is_gone_are_noticed():
     assert broken(page, "[a](docs/none.md)") == ["docs/none.md"]
     assert broken(page, "[a](docs/scores.md#none)") == ["docs/scores.md#none"]
     assert broken(page, "`trainer/none.py`") == ["trainer/none.py"]
+
+
+def without_a_sentence(source):
+    """Public classes and functions of a module, and the module itself, whose docstring is missing or not a sentence."""
+    module = ast.parse(source)
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    public = [one for one in module.body if isinstance(one, kinds) and not one.name.startswith("_")]
+    texts = {one.name: ast.get_docstring(one) or "" for one in public}
+    if module.body:
+        texts["module"] = ast.get_docstring(module) or ""
+    return [name for name, text in texts.items() if text[:1] in set("{(") | {""} or text[-1] not in ".:;)"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_public_names_have_docstrings(path):
+    assert not without_a_sentence(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("text", ["", '"""{name: value}."""', '"""No full stop"""'])
+@pytest.mark.parametrize("head", ["def f():", "class F:", "async def f():"])
+def test_a_public_name_without_a_sentence_is_noticed(head, text):
+    assert not without_a_sentence(f'"""A module."""\n{head}\n    """Does something."""\n    pass')
+    assert not without_a_sentence(f'"""A module."""\ndef _private():\n    {text}\n    pass')
+    assert without_a_sentence(f'"""A module."""\n{head}\n    {text}\n    pass')

@@ -1,4 +1,4 @@
-"""python -m lora_loom.trainer"""
+"""`python -m lora_loom.trainer` is `lora-loom`."""
 
 from .cli.main import main
 

@@ -37,7 +37,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerChoice(Choice):
-    """`make` is a class of torch's interface: class(parameters or groups, lr=, weight_decay=, **options)."""
+    """An optimizer. `make` is a class of torch's interface: class(parameters or groups, lr=, weight_decay=, **options)."""
 
     install: str = ""
     """Name of an optional library on the package index."""
@@ -49,7 +49,7 @@ class OptimizerChoice(Choice):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterChoice(Choice):
-    """`make` is a function of (NetworkConfig, alpha, regular expression of module paths) that returns PEFT's configuration."""
+    """An adapter kind. `make` is a function of (NetworkConfig, alpha, regular expression of module paths) that returns PEFT's configuration."""
 
     network_module: str = "lycoris.kohya"
     """`ss_network_module` of its files: which module of sd-scripts would train it."""

@@ -84,14 +84,14 @@ class MergeInputs(NewFileInputs):
 
 
 def resized(inputs: ResizeInputs) -> tuple[str, str]:
-    """(name of the new file, report). Raises LoomError before anything is written."""
+    """Returns (name of the new file, report). Raises LoomError before anything is written."""
     source, target = find_lora(inputs["lora_name"]), new_file(inputs["save_as"], [inputs["lora_name"]])
     done = resize(source, target, _keep(inputs), inputs["dtype"], Bar().update)
     return listed(target), done.text()
 
 
 def merged(inputs: MergeInputs) -> tuple[str, str]:
-    """(name of the new file, report). Raises LoomError before anything is written."""
+    """Returns (name of the new file, report). Raises LoomError before anything is written."""
     sources = [(find_lora(inputs["lora_1"]), inputs["weight_1"]), (find_lora(inputs["lora_2"]), inputs["weight_2"])]
     target = new_file(inputs["save_as"], [inputs["lora_1"], inputs["lora_2"]])
     check_one_family([path for path, weight in sources if weight])

@@ -8,7 +8,7 @@ from .aliases import AliasedCommand
 
 
 def choices() -> Iterator[tuple[str, str]]:
-    """("optimizer.name", "adamw, lion, …") of every option whose values stand in a table of choices.py."""
+    """Returns ("optimizer.name", "adamw, lion, …") of every option whose values stand in a table of choices.py."""
     from ..config import run
 
     sections = {cls for cls in vars(run).values() if isinstance(cls, type) and issubclass(cls, run.Section)}

@@ -109,7 +109,7 @@ class ComfyServer:
         write_bytes(target, answer.content)
 
     def declared(self, node_class: str) -> Json | None:
-        """{input: ComfyUI's declaration} of a node class; None if the server does not have the class."""
+        """Returns {input: ComfyUI's declaration} of a node class; None if the server does not have the class."""
         if node_class not in self._inputs:
             known = self.get(f"/object_info/{node_class}").fields.get(node_class)
             inputs = known.get("input", {}) if isinstance(known, dict) else {}

@@ -133,7 +133,7 @@ def output_files(record: Record) -> list[OutputFile]:
 
 
 def output_texts(record: Record) -> dict[str, str]:
-    """{node id: the text that it displayed}."""
+    """Returns {node id: the text that it displayed}."""
     texts: dict[str, list[str]] = {}
     for node_id, item in _items(record):
         if isinstance(item, str) and item.strip():
@@ -150,7 +150,7 @@ def started_runs(record: Record) -> list[str]:
 
 
 def _items(record: Record) -> Iterator[tuple[str, object]]:
-    """(node id, item) of everything that a prompt's nodes output."""
+    """Returns (node id, item) of everything that a prompt's nodes output."""
     for node_id, output in (record.get("outputs") or {}).items():
         for values in (output or {}).values():
             for item in values if isinstance(values, (list, tuple)) else []:

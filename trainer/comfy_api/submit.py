@@ -349,7 +349,7 @@ def _from_record(record: _Record) -> Result:
 
 
 def _read_record(output: Path) -> dict[str, _Record]:
-    """{key: result} of earlier calls with this output folder. Damaged entries and those of another format are ignored."""
+    """Returns {key: result} of earlier calls with this output folder. Damaged entries and those of another format are ignored."""
     try:
         prompts = json.loads((output / RECORD).read_text(encoding="utf-8"))["prompts"]
         return {key: entry for key, entry in prompts.items() if set(entry) == {part.name for part in fields(Result)}}

@@ -179,7 +179,7 @@ def coerced(text: str, old: object, declaration: object) -> object:
 
 
 def split_setting(option: str, text: str) -> tuple[str, str]:
-    """(input, value) of a text INPUT=VALUE. Raises ConfigError."""
+    """Returns (input, value) of a text INPUT=VALUE. Raises ConfigError."""
     target, equals, value = text.partition("=")
     if not equals or not target.strip():
         raise ConfigError(f"{option} {text!r}: write NODE.INPUT=VALUE, e.g. KSampler.steps=20")

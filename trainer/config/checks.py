@@ -96,7 +96,7 @@ def _either(remedies: list[str]) -> str:
 
 
 def _explain(kind: type, problem: Mapping[str, Any], prefix: str) -> tuple[str, str]:
-    """(what is wrong, the remedy)."""
+    """Returns (what is wrong, the remedy)."""
     path = [
         part
         for part in problem["loc"]

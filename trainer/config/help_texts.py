@@ -23,5 +23,5 @@ def _texts_of(definition: ast.ClassDef) -> dict[str, str]:
 
 
 def texts(cls: type) -> dict[str, str]:
-    """{field: what it does} of one section."""
+    """Returns {field: what it does} of one section."""
     return _all_texts()[cls.__name__]

@@ -157,7 +157,7 @@ def _may_change(section: str, field: str) -> bool:
 
 
 def digest(data: object) -> str:
-    """sha256 of plain data, independent of key order."""
+    """Returns the sha256 of plain data, independent of key order."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -174,7 +174,7 @@ def differences(old: Json, new: Json, prefix: str = "") -> list[str]:
 
 
 def changed_settings(old: Json, new: Json) -> list[str]:
-    """`differences` between what was fixed for a run and what is asked for now, under the present names of the options.
+    """Describes the `differences` between what was fixed for a run and what is asked for now, under the present names of the options.
 
     Options that the run's version did not have yet count as they are by default, so that it can be continued, and what
     it kept fixed but this version does not is left out.

@@ -50,7 +50,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def rules_of_choices(section: Section) -> Iterator[tuple[str, str]]:
-    """(option, reason) of the options that the chosen values do not read but other values of the same tables do."""
+    """Returns (option, reason) of the options that the chosen values do not read but other values of the same tables do."""
     for chosen in fields(section):  # type: ignore[arg-type]
         table = one_of(type(section), chosen.name)
         if table is None:

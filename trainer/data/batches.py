@@ -167,7 +167,7 @@ class Singles(Sequence[Batch]):
 
 
 def _by_base(picks: Sequence[PickedExample], device: torch.device) -> torch.Tensor | None:
-    """(B,) booleans, see `Batch.by_base_B`; None if all are False."""
+    """Returns (B,) booleans, see `Batch.by_base_B`; None if all are False."""
     flags = [pick.view.example.teacher == "base" for pick in picks]
     return torch.tensor(flags, device=device) if any(flags) else None
 

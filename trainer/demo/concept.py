@@ -20,7 +20,7 @@ SCALES = (0.45, 0.52, 0.6, 0.68)
 
 @cache
 def _template(scale: float) -> tuple[Tensor, Tensor]:
-    """(3, h, w) colours and (1, h, w) weights: 1 on the toadstool, 0 elsewhere."""
+    """Returns (3, h, w) colours and (1, h, w) weights: 1 on the toadstool, 0 elsewhere."""
     side = round(SIZE * scale)
     fine = side * OVERSAMPLING
     colours, mask = Image.new("RGB", (fine, fine)), Image.new("L", (fine, fine))

@@ -213,6 +213,6 @@ def _to_text(lesson: Lesson) -> str:
 
 
 def _by_checkpoint(sheet: Sheet) -> Iterator[tuple[str, list[Cell]]]:
-    """(checkpoint, its cells with plain CFG), base first."""
+    """Returns (checkpoint, its cells with plain CFG), base first."""
     for name in dict.fromkeys(cell.checkpoint for cell in sheet.cells):
         yield name, [cell for cell in sheet.cells if cell.checkpoint == name and cell.guidance.startswith("CFG")]

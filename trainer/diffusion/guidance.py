@@ -32,7 +32,7 @@ class Combine(Protocol):
 
 @dataclass(frozen=True)
 class CFG:
-    """unconditional + scale * (conditional - unconditional)."""
+    """The prediction is unconditional + scale * (conditional - unconditional)."""
 
     scale: float
 
@@ -104,7 +104,7 @@ class Rescaled:
 
 
 def rescale(guided: Tensor, conditional: Tensor, phi: float) -> Tensor:
-    """phi * guided * std(conditional) / std(guided) + (1 - phi) * guided, per sample, computed in fp32."""
+    """Returns phi * guided * std(conditional) / std(guided) + (1 - phi) * guided, per sample, computed in fp32."""
     if not phi:
         return guided
     ratio = _per_sample_std(conditional.float()) / _per_sample_std(guided.float()).clamp_min(1e-12)
@@ -149,7 +149,7 @@ def limit_norm(tensor: Tensor, threshold: float) -> Tensor:
 
 
 def split_parallel(tensor: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """(part along `direction`, part at right angles to it), per sample."""
+    """Returns (part along `direction`, part at right angles to it), per sample."""
     unit = direction / _per_sample_norm(direction).clamp_min(1e-12)
     share = (tensor * unit).sum(dim=tuple(range(1, tensor.ndim)), keepdim=True)
     parallel = share * unit

@@ -30,7 +30,7 @@ def huber(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
-    """`huber` divided by delta."""
+    """The loss is `huber` divided by delta."""
     return F.smooth_l1_loss(prediction, target, reduction="none", beta=delta)
 
 
@@ -52,7 +52,7 @@ def per_sample(loss: Tensor, mask_B1HW: Tensor | None = None, *, normalised: boo
 
 
 def min_snr_weight(objective: Objective, sigma_B: Tensor, gamma: float) -> Tensor:
-    """min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v (arXiv 2303.09556), shape (B,). SNR is kept >= 1e-8."""
+    """The weight is min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v (arXiv 2303.09556), shape (B,). SNR is kept >= 1e-8."""
     if objective.name == "flow":
         raise ValueError("min-SNR weights are defined for epsilon and v models only")
     snr_B = objective.snr(sigma_B).clamp_min(1e-8)

@@ -16,7 +16,7 @@ TRAIN_TIMESTEPS = 1000
 
 
 def expand(sigma_B: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, ...) with as many dimensions as `like`."""
+    """Reshapes (B,) to (B, 1, 1, ...) with as many dimensions as `like`."""
     return sigma_B.reshape(-1, *[1] * (like.ndim - 1)).to(like)
 
 
@@ -39,7 +39,7 @@ class Objective(Protocol):
         ...
 
     def timestep(self, sigma_B: Tensor) -> Tensor:
-        """(B,) clock that runs evenly along the sampling schedule; `sigma_of` turns it back."""
+        """Returns the clock, (B,), that runs evenly along the sampling schedule; `sigma_of` turns it back."""
         ...
 
     def sigma_of(self, timestep: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class _Discrete:
         return self.sigmas.to(u_B.device)[index_B]
 
     def timestep(self, sigma_B: Tensor) -> Tensor:
-        """(B,) index of the nearest noise level in log space: what the network is fed."""
+        """Returns the index, (B,), of the nearest noise level in log space: what the network is fed."""
         distance = sigma_B.reshape(-1, 1).log() - self.sigmas.to(sigma_B.device).log()
         return distance.abs().argmin(dim=1)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H/2 * W/2, 4C). Raises ValueError if H or W is odd."""
+    """Packs (B, C, H, W) into (B, H/2 * W/2, 4C). Raises ValueError if H or W is odd."""
     batch, channels, height, width = latents_BCHW.shape
     if height % 2 or width % 2:
         raise ValueError(f"latents of {height} x {width} cannot be cut into 2x2 patches: use even sides")
@@ -23,7 +23,7 @@ def unpack(tokens_BLD: Tensor, height: int, width: int) -> Tensor:
 
 
 def position_ids(height: int, width: int, *, index: int = 0, top: int = 0, left: int = 0) -> Tensor:
-    """(H/2 * W/2, 3) rows [index, y, x] of the patches, for rotary embeddings."""
+    """Returns (H/2 * W/2, 3) rows [index, y, x] of the patches, for rotary embeddings."""
     ids = torch.zeros(height // 2, width // 2, 3)
     ids[..., 0] = index
     ids[..., 1] = torch.arange(top, top + height // 2)[:, None]
@@ -32,7 +32,7 @@ def position_ids(height: int, width: int, *, index: int = 0, top: int = 0, left:
 
 
 def reference_places(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(top, left) in patches of each reference of (rows, columns) of latents, laid side by side as Flux Kontext has them.
+    """Returns (top, left) in patches of each reference of (rows, columns) of latents, laid side by side as Flux Kontext has them.
 
     Each goes to the right of those before, or below them, wherever the whole stays closer to a square (algorithms D7).
     """

@@ -44,7 +44,7 @@ def make_guidance(settings: GuidanceSettings) -> Guidance:
 
 
 def start_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
-    """(1, *shape) normal noise, drawn on the CPU exactly as ComfyUI's KSampler does for this seed."""
+    """Returns normal noise, (1, *shape), drawn on the CPU exactly as ComfyUI's KSampler does for this seed."""
     return torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)).to(device)
 
 

@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 
 def schedule(objective: Objective, name: str, steps: int) -> list[float]:
-    """steps + 1 falling noise levels, the last one 0. `name` is one of `choices.SCHEDULERS`; raises ValueError for another."""
+    """Returns steps + 1 falling noise levels, the last one 0. `name` is one of `choices.SCHEDULERS`; raises ValueError for another."""
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler {name!r}: known are {', '.join(SCHEDULERS)}")
     return [*SCHEDULERS[name].load()(objective, steps), 0.0]

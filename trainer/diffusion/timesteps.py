@@ -32,7 +32,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogitNormal:
-    """sigmoid(N(mean, std)): the middle noise levels most (SD3 paper, arXiv 2403.03206, eq. 19)."""
+    """Draws sigmoid(N(mean, std)), the middle noise levels most often (SD3 paper, arXiv 2403.03206, eq. 19)."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -43,7 +43,7 @@ class LogitNormal:
 
 @dataclass(frozen=True)
 class Mode:
-    """1 - u - s (cos^2(pi u / 2) - 1 + u) of a uniform u (SD3 paper, eq. 20); s = 0 is uniform."""
+    """Maps a uniform u to 1 - u - s (cos^2(pi u / 2) - 1 + u) (SD3 paper, eq. 20); s = 0 is uniform."""
 
     scale: float = 1.29
 

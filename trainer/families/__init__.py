@@ -12,7 +12,7 @@ from .common.source import Source
 
 @cache
 def all_families() -> dict[str, Family]:
-    """{name: family}, in alphabetical order."""
+    """Returns {name: family}, in alphabetical order."""
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
     return {family.name: family for family in sorted(found, key=lambda family: family.name)}
@@ -52,7 +52,7 @@ def choose(name: str, variant: str, source: Source) -> tuple[Family, str]:
 
 
 def edit_variants() -> dict[str, tuple[Variant, EditPrompt]]:
-    """{variant: (its settings, how ComfyUI encodes its prompts)} of edit models whose text encoder sees the reference images."""
+    """Returns {variant: (its settings, how ComfyUI encodes its prompts)} of edit models whose text encoder sees the reference images."""
     return {
         name: (family.variants[name], edit)
         for family in all_families().values()

@@ -100,7 +100,7 @@ HEAD = 128
 
 
 def native_keys(double: int, single: int, hidden: int, mlp: int, *, guidance: bool) -> KeyMap:
-    """{diffusers key: original key} for `double` + `single` blocks of width `hidden` and feed-forward width `mlp`."""
+    """Returns {diffusers key: original key} for `double` + `single` blocks of width `hidden` and feed-forward width `mlp`."""
     keys = rename([("img_in", "x_embedder"), ("txt_in", "context_embedder"), ("final_layer.linear", "proj_out")])
     keys |= rename([("final_layer.adaLN_modulation.1", "norm_out.linear")], swap_halves=True)
     embedders = [("time_in", "timestep_embedder"), ("vector_in", "text_embedder")]

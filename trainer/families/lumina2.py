@@ -81,7 +81,7 @@ COMFY = ComfyModel(
 
 
 def native_keys(layers: int, refiners: int) -> KeyMap:
-    """{diffusers key, q k v fused: original key} for `layers` joint blocks and `refiners` blocks of each refiner."""
+    """Returns {diffusers key, q k v fused: original key} for `layers` joint blocks and `refiners` blocks of each refiner."""
     embedder = "time_caption_embed.timestep_embedder"
     keys = rename(
         [

@@ -145,7 +145,7 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
 
 @cache
 def network_class() -> Any:
-    """diffusers' class with tables of rotary positions that are real numbers wherever the weights are; made on first use."""
+    """Returns diffusers' class with tables of rotary positions that are real numbers wherever the weights are; made on first use."""
     from diffusers import QwenImageTransformer2DModel as Plain
     from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 

@@ -105,7 +105,7 @@ COMFY = ComfyModel(
 
 
 def native_keys(depth: int, hidden: int, *, dual: Sequence[int] = (), qk_norm: bool = True) -> KeyMap:
-    """{diffusers key: original key} for a network of `depth` joint blocks and width `hidden`; `dual` blocks have attn2."""
+    """Returns {diffusers key: original key} for a network of `depth` joint blocks and width `hidden`; `dual` blocks have attn2."""
     keys = rename(
         [
             ("x_embedder.proj", "pos_embed.proj"),

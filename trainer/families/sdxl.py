@@ -109,7 +109,7 @@ class SDXLDenoiser(UNetDenoiser):
 
 
 def time_ids(geometry: Geometry) -> Tensor:
-    """(6,) original height and width, crop top and left, target height and width, in pixels (paper, section 2.2).
+    """Returns six numbers, (6,): original height and width, crop top and left, target height and width, in pixels (paper, section 2.2).
 
     A mirrored image is cropped from its other edge.
     """

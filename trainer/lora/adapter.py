@@ -281,7 +281,7 @@ def lokr_config(network: NetworkConfig, alpha: float, pattern: str) -> object:
 
 
 def layer_parameters(layer: PeftLayer) -> dict[str, nn.Parameter]:
-    """{tensor name without the adapter's name: parameter} of one PEFT layer, sorted by name."""
+    """Returns {tensor name without the adapter's name: parameter} of one PEFT layer, sorted by name."""
     parameters = {}
     for group in layer.adapter_layer_names:
         for name, parameter in getattr(layer, group).named_parameters():

@@ -23,7 +23,7 @@ RANKED = ("lora_A.weight", "lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w
 
 
 def group_by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """({module key: {suffix: tensor}}, keys that belong to no supported adapter)."""
+    """Returns ({module key: {suffix: tensor}}, keys that belong to no supported adapter)."""
     modules: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
@@ -36,7 +36,7 @@ def group_by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, 
 
 
 def split_key(key: str) -> tuple[str, str | None]:
-    """(module key, suffix) of a tensor's key; (key, None) if it belongs to no supported adapter."""
+    """Returns (module key, suffix) of a tensor's key; (key, None) if it belongs to no supported adapter."""
     suffix = next((s for s in SUFFIXES if key.endswith("." + s)), None)
     return (key, None) if suffix is None else (key[: -len(suffix) - 1], suffix)
 
@@ -82,7 +82,7 @@ BY_ROW = ("lora_B.weight", "lora_up.weight", "hada_w1_a", "hada_w2_a", "dora_sca
 
 
 def _of_rows(parts: Mapping[str, Tensor], first: int, last: int) -> tuple[dict[str, Tensor], int]:
-    """(the adapter of the rows first to last - 1, number of additional rows before them)."""
+    """Returns (the adapter of the rows first to last - 1, number of additional rows before them)."""
     cut = {name: tensor[first:last] if name in BY_ROW else tensor for name, tensor in parts.items()}
     inner = parts.get("lokr_w2", parts.get("lokr_w2_a"))
     if inner is None:
@@ -128,7 +128,7 @@ def _kronecker(parts: Mapping[str, Tensor], alpha: float | None) -> Tensor:
 
 
 def _decompose(dora_scale: Tensor, base: Tensor, change: Tensor) -> Tensor:
-    """(base + change) * dora_scale / |base| - base for each output row: ComfyUI divides by the norm of the base alone.
+    """Returns (base + change) * dora_scale / |base| - base for each output row: ComfyUI divides by the norm of the base alone.
 
     A dora_scale with one number per input column is divided by the norm of the patched weight's columns instead.
     """

@@ -33,7 +33,7 @@ class Patchable(Protocol):
 
 
 def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """{module path: {suffix: tensor}} of a LoRA file. Raises ModelFileError unless every tensor belongs to a module of the network."""
+    """Returns {module path: {suffix: tensor}} of a LoRA file. Raises ModelFileError unless every tensor belongs to a module of the network."""
     modules, unknown = group_by_module(tensors)
     paths = {
         denoiser.file_key(path): path

@@ -50,7 +50,7 @@ class Stack:
 
 
 def roles(module: nn.Module) -> dict[str, Role]:
-    """{path: role} of every Linear. A network without a stack of equal blocks counts as one block."""
+    """Returns {path: role} of every Linear. A network without a stack of equal blocks counts as one block."""
     linears = _linears(module)
     found: dict[str, Role] = dict.fromkeys(linears, "outside")
     for block in block_paths(module) or [""]:
@@ -145,7 +145,7 @@ def _is_inside(stack: Stack, other: Stack) -> bool:
 
 
 def _roles_in(module: nn.Module, block: str, paths: list[str]) -> dict[str, Role]:
-    """{path: role} of the Linears of one block."""
+    """Returns {path: role} of the Linears of one block."""
     start = len(block) + 1 if block else 0
     found: dict[str, Role] = {}
     rest = []

@@ -125,7 +125,7 @@ def _balanced(file: dict[str, Tensor]) -> dict[str, Tensor]:
 def check_fits(
     tensors: Mapping[str, Tensor], keys: Sequence[str], network: NetworkConfig
 ) -> dict[str, dict[str, Tensor]]:
-    """{file key: {suffix: tensor}} of a LoRA to start from. Raises ModelFileError unless it has these keys and this rank."""
+    """Returns {file key: {suffix: tensor}} of a LoRA to start from. Raises ModelFileError unless it has these keys and this rank."""
     modules, unknown = group_by_module(tensors)
     if unknown:
         raise ModelFileError(f"network.init_from has {len(unknown)} tensors of an unknown kind, first {unknown[0]}")
@@ -224,7 +224,7 @@ def max_relative_error(
     values: Mapping[str, Tensor] | None = None,
     arithmetic: Arithmetic = reference_arithmetic,
 ) -> tuple[float, str]:
-    """(largest |dW_host - dW_trained| / |dW_trained| over all modules, key of that module), computed in float64.
+    """Returns (the largest |dW_host - dW_trained| / |dW_trained| over all modules, key of that module), computed in float64.
 
     Raises ModelFileError if a module is missing in the file, or if a tensor of the file would not be used.
     """

@@ -24,7 +24,7 @@ KeyMatch = dict[str, tuple[WeightSlice, ...]]
 
 
 def base_slices(base: Base) -> KeyMatch:
-    """{module key of a LoRA file: its weight's slices}, under every accepted key. Only headers are read."""
+    """Returns {module key of a LoRA file: its weight's slices}, under every accepted key. Only headers are read."""
     spellings = [(base.family.lora_names.prefixes, diffusers_slices(base)), (NATIVE_PREFIXES, native_slices(base))]
     return {
         spell(prefix, path): slices
@@ -35,7 +35,7 @@ def base_slices(base: Base) -> KeyMatch:
 
 
 def written_slices(base: Base) -> KeyMatch:
-    """{module key: its weight's slices}, under the key that this project writes."""
+    """Returns {module key: its weight's slices}, under the key that this project writes."""
     names = base.family.lora_names
     prefix, by_path = (names.prefixes[0], diffusers_slices(base)) if names.prefixes else (NATIVE_PREFIXES[0], native_slices(base))  # fmt: skip
     spelled = {spell(prefix, path): slices for path, slices in by_path.items()}
@@ -43,7 +43,7 @@ def written_slices(base: Base) -> KeyMatch:
 
 
 def native_slices(base: Base) -> KeyMatch:
-    """{path of the original model: its weight's slices}. In a diffusers folder a fused module has several."""
+    """Returns {path of the original model: its weight's slices}. In a diffusers folder a fused module has several."""
     shapes = base.source.shapes
     if not base.source.is_diffusers:
         return {key.removesuffix(WEIGHT): (WeightSlice(key),) for key, s in shapes.items() if _is_matrix(key, s)}
@@ -100,7 +100,7 @@ def _height(piece: WeightSlice, shapes: Shapes) -> int:
 
 
 def diffusers_slices(base: Base) -> KeyMatch:
-    """{diffusers path of a Linear or convolution: its weight's slices}.
+    """Returns {diffusers path of a Linear or convolution: its weight's slices}.
 
     Modules whose rows an original file has in another order (shift and scale of the last modulation) are left out.
     """

@@ -90,7 +90,7 @@ def convert(
 
 
 def _text_modules(lora: PlainLora, format: str, family: Family) -> dict[str, str]:
-    """{module of a text encoder: its key in the format}; ComfyUI and kohya have the same keys. Raises ModelFileError."""
+    """Returns {module of a text encoder: its key in the format}; ComfyUI and kohya have the same keys. Raises ModelFileError."""
     single = has_one_text_encoder(family)
     texts = {key: text_key_in(format, key, single=single) for key in sorted(lora.modules) if is_text_encoder(key)}
     if format != "diffusers":  # both have the same keys, also for encoders other than CLIP
@@ -141,7 +141,7 @@ def _widths(lora: PlainLora) -> Widths:
 
 
 def _resolved(lora: PlainLora, family: Family, keymap: KeyMap) -> dict[str, tuple[bool, Factors]]:
-    """{path: (whether it is a path of the original model, its adapter)}. Raises ModelFileError for unknown modules."""
+    """Returns {path: (whether it is a path of the original model, its adapter)}. Raises ModelFileError for unknown modules."""
     known = spelled(keymap, family.lora_names, family.lora_layouts)
     own = [key for key in lora.modules if not is_text_encoder(key)]
     strange = sorted(key for key in own if key not in known)
@@ -195,7 +195,7 @@ def to_original(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rear
 
 
 def parts_of(keymap: KeyMap, native: str) -> list[tuple[str, Part]]:
-    """(diffusers path, part) of all parts of a module of the original model."""
+    """Returns (diffusers path, part) of all parts of a module of the original model."""
     return [(key.removesuffix(".weight"), part) for key, part in keymap.items() if part.native == f"{native}.weight"]
 
 

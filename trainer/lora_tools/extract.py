@@ -35,7 +35,7 @@ class Reader:
         return iter(self.files)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{key: shape}, from the headers."""
+        """Returns {key: shape}, from the headers."""
         return {key: file.layout[name][1] for key, (file, name) in self.files.items()}
 
 

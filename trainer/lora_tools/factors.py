@@ -118,7 +118,7 @@ class Written:
     """Whether alpha is stored. Without it a file is read with scale 1."""
 
     def tensors(self, key: str) -> dict[str, Tensor]:
-        """{key of the tensor: tensor} of the module `key`."""
+        """Returns {key of the tensor: tensor} of the module `key`."""
         down, up = self.factors.down_RI, self.factors.up_OR
         if self.factors.kernel:
             ones = [1] * (len(self.factors.kernel) - 1)

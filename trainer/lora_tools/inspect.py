@@ -77,7 +77,7 @@ def inspect(path: Path) -> LoraReport:
 
 
 def modules_of(file: TensorFile) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """({module key: {suffix: key of the tensor}}, keys that belong to no supported adapter), from the header alone."""
+    """Returns ({module key: {suffix: key of the tensor}}, keys that belong to no supported adapter), from the header alone."""
     modules: dict[str, dict[str, str]] = {}
     unknown = []
     for tensor in file.layout:
@@ -107,7 +107,7 @@ def input_width(file: TensorFile, parts: Mapping[str, str]) -> int:
 
 
 def _count(values: Iterable[V]) -> dict[V, int]:
-    """{value: how often it occurs}, the most frequent first."""
+    """Returns {value: how often it occurs}, the most frequent first."""
     counts: dict[V, int] = defaultdict(int)
     for value in values:
         counts[value] += 1

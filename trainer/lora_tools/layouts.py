@@ -86,7 +86,7 @@ class Formats:
         return rest | self._texts(format, modules, dtype) | self._spelled(old, self.family.lora_layouts[format], dtype)
 
     def _renamed(self, format: str, modules: Iterable[str]) -> dict[str, str]:
-        """{module of a text encoder: its key in the format}, where it differs."""
+        """Returns {module of a text encoder: its key in the format}, where it differs."""
         single = has_one_text_encoder(self.family)
         begin = "lora_te" if format == "diffusers" else "text_encoder"
         names = {key: text_key_in(format, key, single=single) for key in modules if key.startswith(begin)}

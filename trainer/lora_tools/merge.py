@@ -123,7 +123,7 @@ def _report(
 
 
 def rounding(module: Written) -> float:
-    """|stored - exact| / |exact| of a module's change, computed from its matrices alone."""
+    """Returns |stored - exact| / |exact| of a module's change, computed from its matrices alone."""
     exact = module.factors
     if module.dtype == torch.float32 or not (size := exact.energy()):
         return 0.0

@@ -131,7 +131,7 @@ _T5 = re.compile(r"SelfAttention|DenseReluDense")
 def plan(
     loras: Sequence[tuple[Path, float]], slices: WeightSlices, *, partly: bool = False
 ) -> tuple[dict[str, list[Patch]], list[str]]:
-    """({key of a tensor: patches in the order of the files}, modules that the base model does not have).
+    """Returns ({key of a tensor: patches in the order of the files}, modules that the base model does not have).
 
     Raises ModelFileError if there are such modules or tensors of an unknown kind, unless `partly`.
     """
@@ -170,7 +170,7 @@ def patched(stored: Tensor, patches: Sequence[Patch]) -> Tensor:
 
 
 def patched_rows(stored: Tensor, patches: Sequence[Patch]) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, rows in fp32 with all patches), a few rows at a time."""
+    """Returns (index of the first row, rows in fp32 with all patches), a few rows at a time."""
     opened = [patch.open(stored) for patch in patches]
     size = len(stored) if any(patch.whole for patch in opened) else rows_at_once(stored)
     for start in range(0, len(stored), size):

@@ -79,7 +79,7 @@ def _spell(prefix: str, path: str) -> str:
 
 
 def _modules(shapes: Shapes, stem: str) -> Iterator[tuple[str, WeightSlice]]:
-    """(module path in transformers, slice that holds its weight)."""
+    """Returns (module path in transformers, slice that holds its weight)."""
     for key, shape in shapes.items():
         if match := _PLAIN.fullmatch(key):
             yield f"text_model.encoder.layers.{match[1]}.{match[2]}", WeightSlice(stem + key)

@@ -135,7 +135,7 @@ def extract_lora(base: Base, tuned: Base, target: Path, keep: Keep, dtype: str, 
 
 
 def _text_differences(base: Base, tuned: Base) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(module key, function that computes its difference) of the text encoders that both checkpoints have in the same layout."""
+    """Returns (module key, function that computes its difference) of the text encoders that both checkpoints have in the same layout."""
     for old, new in itertools.product(text_parts(base), text_parts(tuned)):
         if old.own == new.own and old.slices == new.slices:
             readers = [Reader(map(TensorFile, part.files), "") for part in (old, new)]

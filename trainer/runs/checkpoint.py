@@ -21,11 +21,14 @@ _NAME = re.compile(r"step-(\d+)$")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
+    """A saved step of training on disk: its number and its folder."""
+
     step: int
     folder: Path
 
 
 def folder_name(step: int) -> str:
+    """The name of a checkpoint's folder. Names sort in the order of the steps."""
     return f"step-{step:06d}"
 
 

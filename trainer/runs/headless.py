@@ -87,11 +87,13 @@ class Prepared:
 
 
 def run_folder(config: TrainConfig, processes: Processes = ALONE) -> RunFolder:
+    """The folder of the run that a configuration describes. Only the first of several processes may write to it."""
     kind = RunFolder if processes.rank == 0 else ReadOnlyRunFolder
     return kind(Path(config.output.directory).expanduser() / config.name)
 
 
 def cache_folder(config: TrainConfig) -> Path:
+    """The folder of cached latents and conditionings: `output.cache`, else `cache` in the output directory."""
     return Path(config.output.cache or Path(config.output.directory) / "cache").expanduser()
 
 
@@ -367,6 +369,7 @@ def held_out_of(prepared: Prepared) -> HeldOut:
 
 
 def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBatches:
+    """Batches of these examples with the conditioning that the family makes of their captions and reference images."""
     base, guidance = prepared.base, prepared.config.objective.guidance_scale
     family = base.family
     encoded = EncodedCaptions(prepared.items, prepared.identity, prepared.encoders)
@@ -391,7 +394,7 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
 
 
 def _references(prepared: Prepared, picks: Sequence[PickedExample]) -> dict[str, Tensor]:
-    """{"reference", "reference_2", …: (B, C, h, w) in model space}; a batch has as many for every image."""
+    """Returns {"reference", "reference_2", …: (B, C, h, w) in model space}; a batch has as many for every image."""
     if not picks[0].view.example.references:
         return {}
     raw_CHW = [references_in(prepared.items.get(pick.key)) for pick in picks]

@@ -12,13 +12,13 @@ SHAPE = 'write {"name": "prompt", …}, or a list of prompts or of {"name": "…
 
 
 def all_prompts(prompts: Sequence[str], library: str, option: str) -> dict[str, str]:
-    """{prompt: name} of a list and of a library's file ("" for none), each once; the list's have no names but the library's."""
+    """Returns {prompt: name} of a list and of a library's file ("" for none), each once; the list's have no names but the library's."""
     named = read_library(Path(library).expanduser(), option) if library else {}
     return {prompt: named.get(prompt, "") for prompt in [*prompts, *named]}
 
 
 def read_library(path: Path, option: str) -> dict[str, str]:
-    """{prompt: name}, in the file's order; the name may be "". Raises ConfigError naming `option`, the file and the entry."""
+    """Returns {prompt: name}, in the file's order; the name may be "". Raises ConfigError naming `option`, the file and the entry."""
     where = f"{option} = {str(path)!r}"
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)

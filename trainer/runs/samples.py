@@ -89,7 +89,7 @@ class SampleInputs:
 
 
 def sample_size(asked: ValidationConfig, resolution: int) -> Size:
-    """(width, height) of the samples; 0 takes the training resolution."""
+    """Returns (width, height) of the samples; 0 takes the training resolution."""
     return asked.width or resolution, asked.height or resolution
 
 
@@ -158,7 +158,7 @@ def sample_inputs(
 
 
 def _reference_latents(base: Base, encoders: Encoders, paths: Sequence[Path], size: Size) -> Mapping[str, Tensor]:
-    """{"reference", "reference_2", …: (1, C, h, w) in model space}."""
+    """Returns {"reference", "reference_2", …: (1, C, h, w) in model space}."""
     raw_CHW = [reference_latents(encoders, path, reference_placement(path, size)) for path in paths]
     to_model = base.family.latent_space.to_model
     return named_references([to_model(latents.unsqueeze(0)).to(base.device) for latents in raw_CHW])

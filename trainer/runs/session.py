@@ -167,6 +167,8 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
+    """The result of a session: how it ended, at which step, and the LoRA file that it wrote."""
+
     state: str
     """finished or stopped."""
     step: int

@@ -12,12 +12,16 @@ SKIPPED = ("step", "held_out_parts")
 
 
 class Tracker(Protocol):
+    """A program that draws the curves of a run, such as TensorBoard. It receives numbers by name for each step."""
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
 
 
 class NoTracker:
+    """The tracker of a run without one: it drops what it receives."""
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         pass
 

@@ -206,12 +206,12 @@ def recorded_losses(run: RunFolder, cells: Sequence[Cell], notes: list[str]) -> 
 
 
 def norms(loras: Mapping[str, Path]) -> dict[str, float]:
-    """{digest: Frobenius norm of all weight changes at strength 1}, without files that are gone."""
+    """Returns {digest: Frobenius norm of all weight changes at strength 1}, without files that are gone."""
     return {digest: adapter_norm(path) for digest, path in loras.items() if path.is_file()}
 
 
 def adapter_norm(path: Path) -> float:
-    """sqrt(sum over modules of |change|^2). Of DoRA the low-rank part alone: its gain needs the base's weights."""
+    """Returns sqrt(sum over modules of |change|^2). For DoRA it is that of the low-rank part alone: its gain needs the base's weights."""
     from ..lora.host_formula import low_rank_change
 
     modules, _ = group_by_module(read_lora(path))

@@ -232,7 +232,7 @@ def _drift(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[st
 
 
 def _copies(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[str, float]]) -> dict[str, Nearest]:
-    """{cell id: the training image that the cell nearly copies}."""
+    """Returns {cell id: the training image that the cell nearly copies}."""
     if not evidence.training_statistics:
         return {}
     found = {cell.id: nearest(evidence.statistics[cell.id], evidence.training_statistics) for cell in cells}
@@ -252,7 +252,7 @@ def units_of(losses_IL: Sequence[Sequence[float]]) -> list[float]:
 def _rankings(
     found: Sequence[Candidate], evidence: Evidence, by_cell: Mapping[str, Mapping[str, float]], notes: list[str]
 ) -> tuple[str, Ranking] | None:
-    """(measure that decides, ranking by it); None where no measure can decide."""
+    """Returns (measure that decides, ranking by it); None where no measure can decide."""
     losses = evidence.losses
     measured = [c for c in found if losses is not None and c.key in losses.values]
     if losses is not None and len(measured) > 1:
@@ -341,7 +341,7 @@ def _value(numbers: Sequence[float]) -> ScoreValue:
 
 
 def _cautions(found: Sequence[Candidate], near: Mapping[str, Nearest], evidence: Evidence) -> dict[str, list[str]]:
-    """{candidate: reasons against it}."""
+    """Returns {candidate: reasons against it}."""
     cautions: dict[str, list[str]] = {}
     for candidate in found:
         copies = [near[cell.id] for cell in candidate.cells if cell.id in near]

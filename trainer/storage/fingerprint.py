@@ -36,7 +36,7 @@ def weights_identity(tensors: Iterable[tuple[str, Tensor]], options: Mapping[str
 
 
 def files_identity(files: Iterable[Path], prefix: str = "") -> str:
-    """`weights_identity` of all tensors in safetensors files whose keys start with `prefix`. Raises ModelFileError."""
+    """Returns the `weights_identity` of all tensors in safetensors files whose keys start with `prefix`. Raises ModelFileError."""
     return weights_identity(item for path in files for item in _tensors(path, prefix))
 
 
@@ -67,13 +67,13 @@ def folder_identity(folder: Path, parts: Iterable[str], options: Mapping[str, ob
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """sha256 of a tensor's shape, dtype and bytes."""
+    """Returns the sha256 of a tensor's shape, dtype and bytes."""
     plain = tensor.detach().cpu().contiguous()
     raw = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
     return hashlib.sha256(f"{tuple(plain.shape)} {plain.dtype}".encode() + raw).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of names, shapes, dtypes and bytes of all tensors; for small files, where a change of any element matters."""
+    """Returns the sha256 of names, shapes, dtypes and bytes of all tensors; for small files, where a change of any element matters."""
     lines = [f"{name} {tensor_digest(tensor)}" for name, tensor in sorted(tensors.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

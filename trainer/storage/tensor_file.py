@@ -78,7 +78,7 @@ class TensorFile:
             self.layout[key] = (entry.get_dtype(), tuple(entry.get_shape()))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{tensor name: shape}, from the header."""
+        """Returns {tensor name: shape}, from the header."""
         return {key: shape for key, (_, shape) in self.layout.items()}
 
     def get(self, key: str) -> Tensor:

@@ -174,7 +174,7 @@ class CellRenderer:
         return {(prompt, paths): text for prompt, text in alone.items() for paths in references}
 
     def encode_references(self, paths: Paths, size: Size) -> dict[str, Tensor]:
-        """{"reference", "reference_2", …: (1, C, h, w) model-space latents}, for an image of this size."""
+        """Returns {"reference", "reference_2", …: (1, C, h, w) model-space latents}, for an image of this size."""
         raw_CHW = [reference_latents(self.encoders, path, reference_placement(path, size)) for path in paths]
         to_model = self.family.latent_space.to_model
         return named_references([to_model(latents.unsqueeze(0)).to(self.device) for latents in raw_CHW])

@@ -277,7 +277,7 @@ def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
 
 
 def find_sheet(path: Path) -> tuple[Path, str]:
-    """(folder, name) of a sheet: of the .json file itself, or of the newest in a folder. The command line writes sheet.json,
+    """Returns (folder, name) of a sheet: of the .json file itself, or of the newest in a folder. The command line writes sheet.json,
     LoomSweep one file per sweep, and LoomScore another. Raises RunError where there is none."""
     if path.is_file():
         return path.parent, path.stem

@@ -10,7 +10,7 @@ def selected_loss(line: Mapping[str, Any]) -> float:
 
 
 def lowest(lines: Sequence[Mapping[str, Any]]) -> tuple[int, float, int]:
-    """(step of the lowest validation loss, that loss, measurements since). Raises ValueError without a measurement."""
+    """Returns (step of the lowest validation loss, that loss, measurements since). Raises ValueError without a measurement."""
     measured = [line for line in lines if "held_out" in line]
     if not measured:
         raise ValueError("no validation loss was measured")

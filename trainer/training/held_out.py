@@ -109,7 +109,7 @@ def losses_at_even_levels(
     at_own: list[list[float]],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[list[float]] | None:
-    """`held_out_losses` at evenly spread levels; None with the ruler of version 0.1, which has no second number.
+    """Returns `held_out_losses` at evenly spread levels; None with the ruler of version 0.1, which has no second number.
 
     `at_own`, the losses at the levels of `held_out`, is the answer where these are the even ones.
     """
@@ -131,5 +131,6 @@ def rounded(losses: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def mean_loss(losses: Sequence[Sequence[float]]) -> float:
+    """The mean of all losses; NaN where there are none."""
     values = [value for row in losses for value in row]
     return sum(values) / len(values) if values else float("nan")

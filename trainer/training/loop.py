@@ -32,6 +32,8 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
+    """The settings of the optimizer steps: loss, seed, gradient accumulation and clipping of the gradient."""
+
     loss: LossSettings
     seed: int
     accumulation: int = 1

@@ -7,12 +7,12 @@ from ..config.run import ScheduleConfig
 
 
 def constant(t: float, config: ScheduleConfig) -> float:
-    """1 at every share `t` of the steps."""
+    """The factor is 1 at every share `t` of the steps."""
     return 1.0
 
 
 def linear(t: float, config: ScheduleConfig) -> float:
-    """1 - t."""
+    """The factor is 1 - t."""
     return 1 - t
 
 
@@ -22,12 +22,12 @@ def cosine(t: float, config: ScheduleConfig) -> float:
 
 
 def restarts(t: float, config: ScheduleConfig) -> float:
-    """`config.cycles` cosines one after another (arXiv 1608.03983); 4 cycles mean three restarts."""
+    """The factor falls along `config.cycles` cosines, one after another (arXiv 1608.03983); 4 cycles mean three restarts."""
     return cosine(t * config.cycles % 1.0, config)
 
 
 def polynomial(t: float, config: ScheduleConfig) -> float:
-    """(1 - t) ** config.power."""
+    """The factor is (1 - t) ** config.power."""
     return float((1 - t) ** config.power)
 
 

@@ -18,6 +18,8 @@ Switch = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
+    """How the loss of a batch is computed: distribution of the noise levels, kind of loss, weights and masks."""
+
     noise_levels: NoiseLevels
     kind: str = "mse"
     huber_delta: float = 0.1

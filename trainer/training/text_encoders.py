@@ -133,7 +133,7 @@ def all_targets(network_targets: list[str], skeleton: WithText, base: Base) -> l
 
 
 def rate_scales(text_rate: float, optimizer: OptimizerConfig, base: Base) -> dict[str, float]:
-    """{first part of a module path: factor on the learning rate}; empty where no text encoder is trained."""
+    """Returns {first part of a module path: factor on the learning rate}; empty where no text encoder is trained."""
     return {f"{name}.": text_rate / optimizer.learning_rate for name in base.settings.text_parts} if text_rate else {}
 
 

@@ -99,7 +99,7 @@ class _Conv2d(torch.autograd.Function):
 
 
 def frozen_linear(x: Tensor, weight: Any, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    """x W^T + b for a weight in any dtype, cast or dequantized on use. `weight` is a tensor or an object with `dequantize()`."""
+    """Returns x W^T + b for a weight in any dtype, cast or dequantized on use. `weight` is a tensor or an object with `dequantize()`."""
     if weight.dtype == x.dtype and scale is None and not is_quantized_tensor(weight):
         return F.linear(x, weight, _like(bias, x))
     return _Linear.apply(x, weight, bias, scale)  # type: ignore[no-untyped-call]

@@ -114,7 +114,7 @@ class _Slot:
 
 
 class Ring:
-    """`slots` buffers, each as large as the largest block."""
+    """A ring of `slots` buffers, each as large as the largest block."""
 
     def __init__(self, arena: Arena, copier: Copier, blocks: Sequence[Block], slots: int) -> None:
         self.arena, self.copier = arena, copier

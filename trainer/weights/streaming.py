@@ -105,7 +105,7 @@ def _joined(like: Any, parts: Sequence[Tensor], first: int) -> tuple[Tensor, int
 
 
 def find_blocks(module: nn.Module, segments: Collection[str] = ()) -> dict[str, list[str]]:
-    """{block: paths of the layers that can be streamed}, in the network's order.
+    """Returns {block: paths of the layers that can be streamed}, in the network's order.
 
     A block is the smallest member of a list of modules that has two such layers or more, or a module of the classes
     `segments`. Layers outside of blocks stay on the device.

@@ -201,7 +201,7 @@ def latent_dims(model: BaseModel) -> int:
 
 
 def original_weights(patcher: ModelPatcher) -> dict[str, Tensor]:
-    """{key of the network's state dict: weight before any patch}, whatever is patched into the module at the moment."""
+    """Returns {key of the network's state dict: weight before any patch}, whatever is patched into the module at the moment."""
     patches = patcher.get_key_patches(PREFIX)
     return {key.removeprefix(PREFIX): chain[0][0] for key, chain in patches.items()}
 

@@ -100,7 +100,7 @@ def described(class_name: str, network: nn.Module) -> LoadedFamily | None:
 
 
 def _pieces(family: Family, shapes: Shapes, network: nn.Module) -> dict[str, list[_Piece]] | None:
-    """{path of a Linear or Conv2d: the row's modules in it, by their rows}; None unless every one has a name in the row."""
+    """Returns {path of a Linear or Conv2d: the row's modules in it, by their rows}; None unless every one has a name in the row."""
     try:
         keymap = family.key_map(shapes)
     except KeyError:  # a relative of the family that lacks a tensor by which the map counts

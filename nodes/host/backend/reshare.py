@@ -36,7 +36,7 @@ class Weight:
 
 
 def original_weights_unlocked(patcher: ModelPatcher) -> dict[str, Weight]:
-    """{name: weight before any patch} of a MODEL, without the effects that `get_key_patches` has (it ejects injections).
+    """Returns {name: weight before any patch} of a MODEL, without the effects that `get_key_patches` has (it ejects injections).
 
     To be read while no prompt runs. `backup` and `hook_backup` are shared by all clones of a network, and not in every
     version.
@@ -192,7 +192,7 @@ class SharedBase:
 
 
 def _shared_parts(shadow: nn.Module, weights: Mapping[str, Weight]) -> dict[str, list[list[Tensor]]]:
-    """{name of a weight: the run's tensors over its storage, each as its plain parts}."""
+    """Returns {name of a weight: the run's tensors over its storage, each as its plain parts}."""
     mine: dict[tuple[Place, ...], list[list[Tensor]]] = {}
     for module in shadow.modules():
         for _, tensor, _ in _tensors(module):

@@ -47,7 +47,7 @@ def parts(tensor: Any) -> list[Tensor]:
 
 
 def storages(tensor: Any) -> dict[int, int]:
-    """{address: bytes} of the storages behind a tensor, packed parts included; for counting what is held."""
+    """Returns {address: bytes} of the storages behind a tensor, packed parts included; for counting what is held."""
     if is_quantized(tensor):
         inner = [tensor._qdata, *(getattr(tensor._params, f.name) for f in dataclasses.fields(tensor._params))]
         return {address: size for part in inner if isinstance(part, Tensor) for address, size in storages(part).items()}

@@ -21,7 +21,7 @@ COMPLETE = "complete"
 
 
 def load_demo(folder: Path | None = None) -> tuple[ModelPatcher, Clip, Vae]:
-    """(MODEL, CLIP, VAE) of a diffusers folder laid out as the demo base. Raises ModelFileError if it is not there."""
+    """Returns (MODEL, CLIP, VAE) of a diffusers folder laid out as the demo base. Raises ModelFileError if it is not there."""
     folder = folder or _assets()
     parts = [name for name in ("transformer", "text_encoder", "tokenizer", "vae") if not (folder / name).is_dir()]
     if parts:
@@ -93,7 +93,7 @@ def load_vae(folder: Path) -> Vae:
 
 
 def taesd_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' names of a TAESD as ComfyUI's, whose decoder counts its clamp as layer 0."""
+    """Maps diffusers' names of a TAESD to ComfyUI's, whose decoder counts its clamp as layer 0."""
     renamed = {}
     for key, tensor in tensors.items():
         side, _, rest = key.partition(".layers.")

@@ -142,6 +142,7 @@ def needs_start(name: str) -> str:
 
 
 def state_of(name: str) -> str:
+    """State and step of a run as a short text that changes when either does; the error's text for a run that cannot be read."""
     try:
         record = summary(run_folder(name), REGISTRY)
     except LoomError as error:

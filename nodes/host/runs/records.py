@@ -19,6 +19,8 @@ GRAPH_FILE = "graph.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunChoice:
+    """The run folder that a queued LoomTrain uses, and whether a run in it is active or finished."""
+
     folder: RunFolder
     job: Job | None = None
     """Active in this process: attach to it."""
@@ -26,7 +28,7 @@ class RunChoice:
 
 
 def candidates(name: str) -> Iterator[RunFolder]:
-    """name, name-2, name-3, …"""
+    """Yields the folders name, name-2, name-3, … without end."""
     yield run_folder(name)
     number = 2
     while True:

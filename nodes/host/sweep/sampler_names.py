@@ -4,7 +4,7 @@ from ....trainer.choices import SAMPLERS, SCHEDULERS
 
 
 def sampler_names() -> tuple[list[str], list[str]]:
-    """(samplers, schedulers) as KSampler lists them; outside ComfyUI, those of the trainer."""
+    """Returns (samplers, schedulers) as KSampler lists them; outside ComfyUI, those of the trainer."""
     try:
         from comfy.samplers import KSampler
     except ImportError:

@@ -44,7 +44,7 @@ class NodeProgress:
 def scored_sheet(
     sheet: SheetValue, cache: CacheValue, model: ModelPatcher | None, clip_vision: ClipVision | None, trigger: str
 ) -> tuple[SheetValue, str, Tensor, dict[str, str]]:
-    """(sheet with its scores, table, plot, the plot's file for the frontend). Raises LoomError for a sheet or cache that is gone."""
+    """Returns (sheet with its scores, table, plot, the plot's file for the frontend). Raises LoomError for a sheet or cache that is gone."""
     loaded = load_sheet(Path(sheet.folder), sheet.name)
     dataset = Dataset(examples=tuple(read_listing(cache)))
     run = RunFolder(Path(sheet.folder).parent)

@@ -66,7 +66,7 @@ def _reads_references(view: View, identity: EncoderIdentity) -> bool:
 
 
 def _prompts(dataset: Dataset, identity: EncoderIdentity) -> dict[str, Prompt]:
-    """{cache key: prompt} of every text that can occur."""
+    """Returns {cache key: prompt} of every text that can occur."""
     every = [view for example in dataset.examples for view in views(example)]
     with_images = [view for view in every if _reads_references(view, identity)]
     text_only = [] if with_images and len(with_images) == len(every) else dataset.captions

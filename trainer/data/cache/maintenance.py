@@ -178,7 +178,7 @@ def _unused_days(path: Path) -> float:
 
 
 def _changes(cache: Cache, wanted: set[str]) -> dict[str, Shard | None]:
-    """{shard: what must be kept of it, None for nothing}. Unchanged shards are not listed."""
+    """Returns {shard: what must be kept of it, None for nothing}. Unchanged shards are not listed."""
     needed = {content for key in wanted for content in cache.items[key].values()}
     changes: dict[str, Shard | None] = {}
     taken: set[str] = set()

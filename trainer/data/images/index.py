@@ -165,7 +165,7 @@ def _unchanged(known: FileFacts | None, status: os.stat_result, *, focused: bool
 
 
 def _in_order(paths: Sequence[Path], focused: Set[Path]) -> Iterator[tuple[Path, FileFacts | str]]:
-    """(path, its facts or what is wrong with it) in the order given. A few threads read a few files ahead."""
+    """Returns (path, its facts or what is wrong with it) in the order given. A few threads read a few files ahead."""
     rest = iter(paths)
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting: deque[tuple[Path, Future[FileFacts | str]]] = deque(
@@ -210,7 +210,7 @@ def _read(path: Path, *, focused: bool) -> FileFacts | str:
 
 
 def known_digest(path: Path) -> str:
-    """sha256 of a file's bytes, remembered in this process for as long as size and times of the file stay the same."""
+    """Returns the sha256 of a file's bytes, remembered in this process for as long as size and times of the file stay the same."""
     status = path.stat()
     return _digest(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 

@@ -32,7 +32,7 @@ _SRGB = ImageCms.createProfile("sRGB")
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of the file's bytes, as hex digits."""
+    """Returns the sha256 of the file's bytes, as hex digits."""
     with path.open("rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
@@ -76,13 +76,13 @@ def _remedy(path: Path) -> str:
 
 
 def upright(image: Image.Image) -> Size:
-    """(width, height) of an opened image after EXIF rotation."""
+    """Returns (width, height) of an opened image after EXIF rotation."""
     rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     return (image.height, image.width) if rotated else (image.width, image.height)
 
 
 def upright_size(path: Path) -> Size:
-    """(width, height) after EXIF rotation, read without decoding the pixels. Raises DataError."""
+    """Returns (width, height) after EXIF rotation, read without decoding the pixels. Raises DataError."""
     with opened(path) as image:
         return upright(image)
 
@@ -94,7 +94,7 @@ def check_readable(path: Path) -> None:
 
 
 def parse_colour(name: str) -> tuple[int, int, int]:
-    """(red, green, blue) of a colour name or #rrggbb, each 0 to 255. Raises ConfigError for anything else."""
+    """Returns (red, green, blue) of a colour name or #rrggbb, each 0 to 255. Raises ConfigError for anything else."""
     try:
         return ImageColor.getrgb(name)[:3]
     except ValueError as error:

@@ -32,7 +32,7 @@ def focus(small: Image.Image) -> str:
 
 
 def spectral_residual(grey_HW: Floats) -> Floats:
-    """(H, W) saliency, not negative; all zero for a blank image."""
+    """Returns (H, W) saliency, not negative; all zero for a blank image."""
     spectrum = np.fft.rfft2(grey_HW - grey_HW.mean())  # the input is real: the other half mirrors this one
     amplitude = np.abs(spectrum)
     if amplitude.max() < 1e-6:

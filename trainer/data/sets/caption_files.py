@@ -27,7 +27,7 @@ def read_text(file: Path) -> str:
 
 
 def concept_of(folder: str) -> tuple[int, str] | None:
-    """(N, concept) of a folder with a name such as kohya's "10_mycat"; None for other names."""
+    """Returns (N, concept) of a folder with a name such as kohya's "10_mycat"; None for other names."""
     number, underscore, rest = folder.partition("_")
     if not underscore or not number.isdecimal() or not number.isascii():
         return None

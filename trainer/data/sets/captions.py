@@ -106,7 +106,7 @@ def _rearranged(text: str, forms: CaptionForms, choice: CaptionChoice) -> str:
 
 
 def _parts(text: str, forms: CaptionForms) -> tuple[list[str], list[str], list[str]]:
-    """(tags that stay in front, tags that may move, tags that stay at the end)."""
+    """Returns (tags that stay in front, tags that may move, tags that stay at the end)."""
     if forms.keep_separator and forms.keep_separator in text:
         parts = [split_tags(part, forms.tag_separator) for part in text.split(forms.keep_separator, 2)]
         return parts[0], parts[1], parts[2] if len(parts) > 2 else []
@@ -154,7 +154,7 @@ def _following(replay: _Replay) -> list[int]:
 
 
 def variants(forms: CaptionForms, limit: int, seed: int) -> tuple[tuple[str, ...], bool]:
-    """(the texts to encode in advance, whether these are all that can occur): at most `limit` for each caption.
+    """Returns (the texts to encode in advance, whether these are all that can occur): at most `limit` for each caption.
 
     Where a caption has more forms, the plain one and `limit` - 1 random ones are used. They depend on the seed and the
     caption alone, so that adding an image changes no text of the others.

@@ -105,7 +105,7 @@ def _examples(
     facts: Mapping[Path, FileFacts],
     seed: int,
 ) -> tuple[list[Example], list[str]]:
-    """(the examples of one set, notes about it)."""
+    """Returns (the examples of one set, notes about it)."""
     examples: list[Example] = []
     left_out: dict[str, list[str]] = defaultdict(list)
     drawn: list[str] = []
@@ -188,7 +188,7 @@ def _facts(example: Example) -> Json:
 
 
 def _content(path: Path | None) -> str:
-    """sha256 of a file; "" for None."""
+    """Returns the sha256 of a file; "" for None."""
     return file_digest(path) if path else ""
 
 

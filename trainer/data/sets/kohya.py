@@ -36,7 +36,7 @@ KNOWN = {
 
 
 def kohya_sets(data: Mapping[str, object]) -> tuple[list[Json], list[str]]:
-    """(options of our sets, notes). A subset's options override its dataset's, and these override those of [general].
+    """Returns (options of our sets, notes). A subset's options override its dataset's, and these override those of [general].
 
     Raises ConfigError for invalid values.
     """
@@ -148,7 +148,7 @@ def _sizes(options: Mapping[str, object], notes: list[str], where: str) -> Json:
 
 
 def _area(value: object) -> tuple[int, int] | None:
-    """(width, height) of kohya's resolution, which may be 512, [512, 768] or "512,768"; None if it is not given."""
+    """Returns (width, height) of kohya's resolution, which may be 512, [512, 768] or "512,768"; None if it is not given."""
     if value is None:
         return None
     parts: Sequence[object] = (

@@ -70,7 +70,7 @@ def scan(config: DatasetConfig) -> ScannedFolder:
 
 
 def _folders(base: Path, config: DatasetConfig, notes: list[str]) -> list[tuple[Path, int, str]]:
-    """(folder, repeats, concept) of each folder to read: the folder itself, or its N_concept sub-folders."""
+    """Returns (folder, repeats, concept) of each folder to read: the folder itself, or its N_concept sub-folders."""
     if config.layout == "plain":
         return [(base, config.repeats, "")]
     folders: list[tuple[Path, int, str]] = []

@@ -51,7 +51,7 @@ CACHES = ("text_embeds", "image_embeds", "conditioning_image_embeds")
 
 
 def simpletuner_sets(data: Sequence[Mapping[str, object]]) -> tuple[list[Json], list[str]]:
-    """(options of our sets, notes). Raises ConfigError for options that delete images, and for what cannot be trained."""
+    """Returns (options of our sets, notes). Raises ConfigError for options that delete images, and for what cannot be trained."""
     sets: list[Json] = []
     notes: list[str] = []
     helpers = {

@@ -155,7 +155,7 @@ def _parquet_rows(path: Path) -> Iterator[TableRow]:
 
 
 def _kohya_rows(path: Path) -> Iterator[TableRow]:
-    """{image: {"caption": …, "tags": …}}"""
+    """Returns {image: {"caption": …, "tags": …}}."""
     data = _mapping(path.read_text(encoding="utf-8-sig"), str(path))
     for name, row in data.items():
         if not isinstance(row, dict):

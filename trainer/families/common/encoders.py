@@ -65,7 +65,7 @@ class ClipText:
             )
 
     def tokens(self, prompt: str) -> Tensor:
-        """(chunks, L) ids. Every chunk has its own start and end; a prompt that is too long is cut after the last."""
+        """Returns (chunks, L) ids. Every chunk has its own start and end; a prompt that is too long is cut after the last."""
         return self._tokens_and_weights(prompt)[0]
 
     def _tokens_and_weights(self, prompt: str) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class ClipText:
 
     @torch.no_grad()
     def of_tokens(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, D) hidden states and (B, P) pooled vectors of token ids, fp32 on the CPU."""
+        """Returns the hidden states (B, L, D) and the pooled vectors (B, P) of token ids, fp32 on the CPU."""
         hidden_BLD, pooled_BP = self.read(ids_BL)
         return hidden_BLD.cpu(), pooled_BP.cpu()
 
@@ -153,7 +153,7 @@ class T5Text:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
-        """(L, D) of each, fp32 on the CPU."""
+        """Returns the hidden states of each text, (L, D), fp32 on the CPU."""
         lengths = [self._length(prompt) for prompt in prompts]
         texts: dict[int, Tensor] = {}
         for length in sorted(set(lengths)):
@@ -191,7 +191,7 @@ class _Codec:
 
 
 class KlCodec(_Codec):
-    """diffusers' AutoencoderKL."""
+    """This codec is diffusers' AutoencoderKL."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -207,7 +207,7 @@ class KlCodec(_Codec):
 
 
 class TinyCodec(_Codec):
-    """diffusers' AutoencoderTiny (the TAESD architecture)."""
+    """This codec is diffusers' AutoencoderTiny (the TAESD architecture)."""
 
     factor = 8
 
@@ -221,7 +221,7 @@ class TinyCodec(_Codec):
 
 
 class FrameCodec(_Codec):
-    """diffusers' AutoencoderKLQwenImage, a video VAE: a image is a film of one frame."""
+    """This codec is diffusers' AutoencoderKLQwenImage, a video VAE: an image is a film of one frame."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)

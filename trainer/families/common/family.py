@@ -253,7 +253,7 @@ class Family(Protocol):
     def lora_names(self) -> LoraNames: ...
 
     def key_map(self, shapes: Shapes) -> KeyMap:
-        """{diffusers key: where it lies in an original file of these tensors}."""
+        """Returns {diffusers key: where it lies in an original file of these tensors}."""
         ...
 
     @property
@@ -347,7 +347,7 @@ def stack_unequal(texts: Sequence[Text]) -> dict[str, Tensor]:
 
 
 def by_length(predict: Predict, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
-    """`predict` for the samples of each "text_length" together, so that no sample's padding reaches the network."""
+    """Runs `predict` for the samples of each "text_length" together, so that no sample's padding reaches the network."""
     if "text_length" not in conditioning:
         return predict(noisy_BCHW, sigma_B, conditioning)
     lengths = conditioning["text_length"]

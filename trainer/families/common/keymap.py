@@ -37,7 +37,7 @@ def rename(
     swap_halves: bool = False,
     flatten: bool = False,
 ) -> KeyMap:
-    """{diffusers + suffix: Part(native + suffix)} for (native, diffusers) module names."""
+    """Returns {diffusers + suffix: Part(native + suffix)} for (native, diffusers) module names."""
     return {
         diffusers + suffix: Part(native + suffix, swap_halves=swap_halves, flatten=flatten and suffix == ".weight")
         for native, diffusers in pairs

@@ -72,7 +72,7 @@ class Widths:
 
 
 def spelled(keymap: KeyMap, names: LoraNames, layouts: Mapping[str, KeyLayout]) -> dict[str, tuple[bool, str]]:
-    """{module key, as any loader spells it: (original?, path)} for the modules of a map."""
+    """Returns {module key, as any loader spells it: (original?, path)} for the modules of a map."""
     diffusers = [key.removesuffix(".weight") for key in keymap if key.endswith(".weight")]
     originals = {part.native.removesuffix(".weight") for key, part in keymap.items() if key.endswith(".weight")}
     found: dict[str, tuple[bool, str]] = {}

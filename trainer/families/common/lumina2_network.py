@@ -1,4 +1,4 @@
-"""diffusers' Lumina2 network with q, k and v as the one Linear that original files have. B batch, L tokens, D width.
+"""The network is diffusers' Lumina2 with q, k and v as the one Linear that original files have. B batch, L tokens, D width.
 
 ComfyUI cannot apply an adapter on one of the three (it takes all for equally wide, and grouped queries are not), so
 they are trained and saved as one. An original file's tensor is used as it is; a diffusers folder's three are put together.
@@ -18,7 +18,7 @@ SPLIT = ("attn.to_q.", "attn.to_k.", "attn.to_v.")
 
 
 def fuse(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """q, k and v of a diffusers state dict as one tensor. A copy of those three; the rest stays shared."""
+    """Joins q, k and v of a diffusers state dict into one tensor. A copy of those three; the rest stays shared."""
     fused = {key: tensor for key, tensor in tensors.items() if not any(part in key for part in SPLIT)}
     for key in tensors:
         if SPLIT[0] in key:
@@ -53,7 +53,7 @@ class FusedAttention:
         attention_mask: Tensor | None = None,
         image_rotary_emb: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D) to (B, L, D); `attention_mask` (B, L) is true where a key may be seen."""
+        """Maps (B, L, D) to (B, L, D); `attention_mask` (B, L) is true where a key may be seen."""
         from diffusers.models.embeddings import apply_rotary_emb
 
         rows = [attn.inner_dim, attn.inner_kv_dim, attn.inner_kv_dim]

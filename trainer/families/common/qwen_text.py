@@ -65,9 +65,9 @@ def patches_of(pixels_CHW: Tensor, config: Any) -> Patches:
 
 
 def positions(parts: Sequence[int | Patches], merge: int) -> Tensor:
-    """(3, 1, L) time, row and column of every token of texts, given by their lengths, and of images among them.
+    """Returns time, row and column of every token of texts, given by their lengths, and of images among them, (3, 1, L).
 
-    Text counts up, a image's tokens keep its time and spread over rows and columns, and what is behind goes on after
+    Text counts up, an image's tokens keep its time and spread over rows and columns, and what is behind goes on after
     its longer side (Qwen2-VL, arXiv 2409.12191, M-RoPE).
     """
     start, placed = 0, []

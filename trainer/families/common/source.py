@@ -85,7 +85,7 @@ class Source:
         return tensors
 
     def scales(self) -> dict[str, Tensor]:
-        """{weight: factor on it} of a scaled fp8 file, fp32. Raises ModelFileError for factors per row or block."""
+        """Returns {weight: factor on it} of a scaled fp8 file, fp32. Raises ModelFileError for factors per row or block."""
         found = {}
         for key, tensor in self._stored().items():
             if key.endswith(SCALES):

@@ -76,7 +76,7 @@ def _stage(native: str, diffusers: str, index: int, shapes: Shapes) -> KeyMap:
 
 
 def native_keys(shapes: Shapes, levels: int, layers: int) -> KeyMap:
-    """{diffusers key: original key} of a UNet with `levels` resolutions and `layers` resnets on the way down."""
+    """Returns {diffusers key: original key} of a UNet with `levels` resolutions and `layers` resnets on the way down."""
     keys = rename([("input_blocks.0.0", "conv_in"), ("out.0", "conv_norm_out"), ("out.2", "conv_out")])
     keys |= rename([(f"time_embed.{i}", f"time_embedding.linear_{n}") for i, n in ((0, 1), (2, 2))])
     if "label_emb.0.0.weight" in shapes:

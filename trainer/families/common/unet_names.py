@@ -39,7 +39,7 @@ _WORDS = (
 
 
 def to_diffusers_path(path: str, layers: int = LAYERS) -> str:
-    """diffusers' path of a module of the original file that can have a LoRA."""
+    """Returns diffusers' path of a module of the original file that can have a LoRA."""
     if path in ENDS:
         return ENDS[path]
     block, rest = path.split(".", 1)
@@ -90,7 +90,7 @@ def unet_lora_map(widths: Widths, bare: tuple[int, ...] = ()) -> KeyMap:
 
 
 def dotted(path: str) -> str:
-    """ "down_blocks_0_attentions_1_proj_in" as "down_blocks.0.attentions.1.proj_in"."""
+    """Writes "down_blocks_0_attentions_1_proj_in" as "down_blocks.0.attentions.1.proj_in"."""
     for word in _WORDS:
         path = re.sub(rf"(?<![a-z]){word}(?![a-z])", word.replace("_", "~"), path)
     return path.replace("_", ".").replace("~", "_")

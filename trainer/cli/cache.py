@@ -131,7 +131,7 @@ def prune(
 
 def _folder(where: Path, as_json: bool) -> Path:
     """The cache folder that an argument names directly or by a run's TOML file."""
-    from ..runs.headless import cache_folder
+    from ..runs.plan import cache_folder
 
     return cache_folder(load(where, [], as_json)) if where.is_file() else where
 

@@ -45,7 +45,7 @@ from ..weights.streaming import stream_settings
 from .assemble import assemble
 from .execute import execute
 from .modules import meanings, modules_of_run
-from .plan import RunPlan
+from .plan import RunPlan, cache_folder
 from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
 from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
@@ -90,11 +90,6 @@ def run_folder(config: TrainConfig, processes: Processes = ALONE) -> RunFolder:
     """The folder of the run that a configuration describes. Only the first of several processes may write to it."""
     kind = RunFolder if processes.rank == 0 else ReadOnlyRunFolder
     return kind(Path(config.output.directory).expanduser() / config.name)
-
-
-def cache_folder(config: TrainConfig) -> Path:
-    """The folder of cached latents and conditionings: `output.cache`, else `cache` in the output directory."""
-    return Path(config.output.cache or Path(config.output.directory) / "cache").expanduser()
 
 
 def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Prepared:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..config.run import (
     MemoryConfig,
@@ -10,6 +11,7 @@ from ..config.run import (
     OptimizerConfig,
     OutputConfig,
     ScheduleConfig,
+    TrainConfig,
     TrainingConfig,
     ValidationConfig,
 )
@@ -51,3 +53,8 @@ class RunPlan:
         fixed = fixed_settings(self.config(), self.facts)
         fixed["training"]["gradient_accumulation_steps"] *= processes
         return fixed
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    """The folder of cached latents and conditionings: `output.cache`, else `cache` in the output directory."""
+    return Path(config.output.cache or Path(config.output.directory) / "cache").expanduser()

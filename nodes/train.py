@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .node import InputTypes, LoomNode, NodeOutput
 from .sockets.names import CACHE, MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, RUN, VALIDATION
@@ -94,7 +94,7 @@ class LoomTrain(LoomNode):
                         ["resume", "new"],
                         {
                             "default": "resume",
-                            "tooltip": "If a run with this name and these settings exists: resume continues it (a finished run is returned as it is), new starts another run, name-2.",
+                            "tooltip": "If a run with this name and these settings exists: both continue it; a finished run is returned as it is. If the run of this name has other settings: resume refuses, new starts or continues name-2.",
                         },
                     ),
                 },
@@ -115,11 +115,11 @@ class LoomTrain(LoomNode):
         )
 
     @classmethod
-    def IS_CHANGED(cls, name: str, **options: object) -> str:
-        """Only whether there is something to start: an unchanged graph queued again starts nothing, a failed run goes on."""
+    def IS_CHANGED(cls, name: str, existing_run: Literal["resume", "new"] = "resume", **options: object) -> str:
+        """Only whether there is something to start: an unchanged graph queued again starts nothing, a failed run goes on, a deleted one begins again."""
         from .host.runs.actions import needs_start
 
-        return needs_start(name)
+        return needs_start(name, existing_run)
 
     def run(self, prompt: Graph | None = None, node_id: str | None = None, **inputs: Any) -> NodeOutput:
         from .host.runs.actions import start

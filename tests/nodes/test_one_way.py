@@ -136,6 +136,7 @@ def test_what_keeps_a_run_from_going_on_and_the_sentence_are_the_same_on_both_si
     graph = graph_plan(host)
     folder = host("paths").run_folder("graph-run")
     folder.start(graph.config(), graph.fixed(), {})
+    (folder.checkpoints / "step-000001").mkdir(parents=True)
     precise = old_inputs()["memory"]
     changed = graph_plan(host, memory=MemoryValue(**{**vars(precise), "precision": "bfloat16", "quantize": "none"}))
     records, registry = host("runs.records"), SimpleNamespace(active=lambda name: None)

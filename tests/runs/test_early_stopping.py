@@ -52,7 +52,7 @@ def watched(tmp_path, monkeypatch):
     """A run whose validation loss follows PLANTED."""
     config = make_config("sd3", tmp_path, **WATCHED)
 
-    def planted(denoiser, held_out):
+    def planted(denoiser, held_out, should_stop=None):
         return [[PLANTED[sum("held_out" in line for line in run_folder(config).read_metrics())]]]
 
     monkeypatch.setattr("lora_loom.trainer.runs.execute.held_out_losses", planted)

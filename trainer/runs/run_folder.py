@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -180,10 +181,21 @@ class RunFolder:
                 f"run {self.name} exists with another configuration: {'; '.join(lines)}. {free_on_resume()}; {remedy}"
             )
 
+    def has_kept_nothing(self) -> bool:
+        """Whether the run ended before its first checkpoint, without a LoRA file: its name is free for other settings."""
+        return self.last_checkpoint() is None and not any((self.path / "loras").glob("*.safetensors"))
+
+    def forget(self) -> None:
+        """Delete what a run that kept nothing has left behind, so that another one can take its name. `log.txt` stays."""
+        for path in (self.path / "run.json", self.metrics):
+            path.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.path / "samples"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def recorded_modules(self) -> list[str]:
         """Paths of the modules that the run trains, sorted; [] if it has not begun to. Runs of earlier versions say it in
         their checkpoints only. Raises RunError if the last one is damaged."""
-        if not self.exists():
+        if not self.exists() or self.has_kept_nothing():  # it begins again, and may have other settings then
             return []
         checkpoint = self.last_checkpoint()
         return self.read().get("modules") or (adapter_modules(checkpoint) if checkpoint else [])
@@ -298,6 +310,8 @@ class ReadOnlyRunFolder(RunFolder):
     def unlock(self) -> None: ...
 
     def update(self, **changes: Any) -> None: ...
+
+    def forget(self) -> None: ...
 
     def cut_metrics(self, step: int) -> None: ...
 

@@ -15,7 +15,7 @@ from ..paths import lora_name, root, run_folder
 from ..progress import Bar
 from .plots import loss_image
 from .queue import POLL_S, Job
-from .records import Existing, choose, keep_graph, list_runs, summary
+from .records import Existing, candidates, choose, keep_graph, list_runs, summary
 from .server import REGISTRY
 from .session import TrainRequest, check_request, facts, make_session
 
@@ -33,6 +33,9 @@ def start(
     plan = request.plan(facts(patcher, request))
     choice = choose(plan, existing, REGISTRY)
     folder, job = choice.folder, choice.job
+    KNOWN.seen(folder.name)
+    if choice.replaces:
+        folder.forget()
     if job is not None and job.base is not None:
         job.base.offer(patcher)
     elif job is None and not choice.is_finished:
@@ -127,18 +130,49 @@ def model_of(name: str) -> ModelPatcher:
     return base.model()
 
 
-def needs_start(name: str) -> str:
-    """For LoomTrain: "idle" while a run of this name is active or finished, else a new value for every way it ended."""
+class KnownRuns:
+    """Which runs this process has seen on disk, so that one that is deleted is missed."""
+
+    def __init__(self) -> None:
+        self._present: set[str] = set()
+        self._deleted: dict[str, int] = {}
+
+    def seen(self, name: str) -> None:
+        self._present.add(name)
+
+    def deletions(self, name: str, *, exists: bool) -> int:
+        """How often a run of this name has been found deleted."""
+        if exists:
+            self._present.add(name)
+        elif name in self._present:
+            self._present.remove(name)
+            self._deleted[name] = self._deleted.get(name, 0) + 1
+        return self._deleted.get(name, 0)
+
+
+KNOWN = KnownRuns()
+
+
+def needs_start(name: str, existing: Existing = "resume") -> str:
+    """For LoomTrain: the same answer while nothing is to be started, else a new one for every way a run ended.
+
+    `new` may have started name-2, name-3, …: all of them count. A run that was deleted since it was last seen counts too.
+    """
+    found = []
     try:
-        folder = run_folder(name)
-        if not folder.exists():
-            return "idle"
-        record = summary(folder, REGISTRY)
+        for folder in candidates(name):
+            exists = folder.exists()
+            if gone := KNOWN.deletions(folder.name, exists=exists):
+                found.append(f"{folder.name} was deleted {gone} times")
+            if exists:
+                record = summary(folder, REGISTRY)
+                if record["state"] in ("failed", "stopped", "interrupted"):
+                    found.append(f"{folder.name} {record['state']} at {record['step']}, {record['updated']}")
+            if existing == "resume" or not exists:
+                break
     except LoomError as error:
         return str(error)
-    if record["state"] in ("failed", "stopped", "interrupted"):
-        return f"{record['state']} at {record['step']}, {record['updated']}"
-    return "idle"
+    return "; ".join(found) or "idle"
 
 
 def state_of(name: str) -> str:

@@ -25,6 +25,8 @@ class RunChoice:
     job: Job | None = None
     """Active in this process: attach to it."""
     is_finished: bool = False
+    replaces: bool = False
+    """The run of this name has other settings and ended before it kept anything: it is forgotten."""
 
 
 def candidates(name: str) -> Iterator[RunFolder]:
@@ -37,22 +39,26 @@ def candidates(name: str) -> Iterator[RunFolder]:
 
 
 def choose(plan: RunPlan, existing: Existing, registry: Registry) -> RunChoice:
-    """Raises RunError listing the differing fields if `resume` meets another configuration of the same name."""
+    """The first of name, name-2, … that is free or is this very run; `resume` asks for `name` itself.
+
+    Raises RunError listing the differing fields if `resume` meets another configuration of the same name.
+    """
     fixed, config = plan.fixed(), plan.config()
     for folder in candidates(plan.name):
         if not folder.exists():
             return RunChoice(folder=folder)
-        if existing == "resume":
-            folder.check_same(fixed, config, "set existing_run to new, or use another name")
-        elif folder.differences(fixed, config):
-            continue
         job, record = registry.active(folder.name), folder.read()
+        if folder.differences(fixed, config):
+            if job is None and folder.has_kept_nothing() and folder.is_free():
+                return RunChoice(folder=folder, replaces=True)
+            if existing == "new":
+                continue
+            folder.check_same(fixed, config, "set existing_run to new, or use another name")
         if job is not None:
             return RunChoice(folder=folder, job=job)
         if record.get("state") == "finished" and record.get("step", 0) >= plan.training.steps:
             return RunChoice(folder=folder, is_finished=True)
-        if existing == "resume":
-            return RunChoice(folder=folder)
+        return RunChoice(folder=folder)
     raise AssertionError("candidates never end")
 
 

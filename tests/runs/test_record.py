@@ -140,6 +140,8 @@ def test_modules_of_a_run_that_fits_the_network_are_kept_and_others_found_anew(t
 
     assert found() == ["b"], "a new run"
     folder.start({}, {}, {}, ["a"])
+    assert found() == ["b"], "begins again, for it has kept nothing"
+    (folder.checkpoints / "step-000001").mkdir(parents=True)
     assert found() == ["a"], "whatever the preset means now"
     folder.start({}, {}, {}, ["a", "c"])
     assert found() == ["b"], "of another base, which the comparison of settings then names"

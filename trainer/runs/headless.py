@@ -12,7 +12,7 @@ from ..base_model import Base, open_base
 from ..choices import ADAPTERS
 from ..config.dataset import DatasetConfig
 from ..config.run import TrainConfig
-from ..config.toml import Json, digest, to_dict
+from ..config.toml import digest, to_dict
 from ..config.unused import refuse_unused_options
 from ..data.batches import CachedBatches, PickedExample, Plan, Singles, make_plan
 from ..data.cache.captions import EncodedCaptions
@@ -243,19 +243,17 @@ def _train(prepared: Prepared, host: Host) -> Outcome:
     folder, processes = prepared.folder, prepared.processes
     folder.lock()
     try:
-        plan = run_plan(prepared)
-        config, fixed = plan.config(), plan.fixed(processes.count)
+        config, fixed = (plan := run_plan(prepared)).config(), plan.fixed(processes.count)
         processes.require_same("configuration, base or dataset", digest([fixed, config]))
         if plan.output.loras:
             check_writable(Path(plan.output.loras).expanduser() / plan.name)
         here = environment(str(prepared.base.device), torch.get_num_threads(), processes.count)
-        if processes.from_main(lambda: _is_replaceable(folder, fixed, config)):
-            host.log(f"run {folder.name} kept nothing of its earlier attempt with other settings: it is replaced")
-            folder.forget()
+        if processes.from_main(lambda: folder.is_replaceable(fixed, config)):
+            host.log(folder.forget())
         elif folder.exists():
             folder.check_same(fixed, config)
-            if folder.last_checkpoint() and (changed := folder.changed_environment(here)):
-                host.log(f"resuming in a different environment, not bit-identical: {'; '.join(changed)}")
+            if changed := folder.changed_environment(here):
+                host.log(changed)
         folder.start(config, fixed, here, prepared.targets)
         with folder.noting_failure():
             folder.update(state="caching", error="")
@@ -263,11 +261,6 @@ def _train(prepared: Prepared, host: Host) -> Outcome:
             return execute(make_session(prepared, plan), host)
     finally:
         folder.unlock()
-
-
-def _is_replaceable(folder: RunFolder, fixed: Json, config: Json) -> bool:
-    """Whether a run of other settings ended before it kept anything."""
-    return folder.exists() and folder.has_kept_nothing() and bool(folder.differences(fixed, config))
 
 
 def run_plan(prepared: Prepared) -> RunPlan:

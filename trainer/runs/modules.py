@@ -16,9 +16,10 @@ DEFAULT, BEFORE = "default", "attention"
 def modules_of_run(folder: RunFolder, network: nn.Module, resolve: Callable[[], list[str]]) -> list[str]:
     """Paths of the modules that get an adapter: as the run on disk has them, of a new run as `resolve` finds them.
 
-    A record that does not fit the network is of another base; `resolve` then lets the comparison of settings say so.
+    A record that does not fit the network is of another base; `resolve` then lets the comparison of settings say so. A run
+    that has kept nothing begins again, maybe with other settings.
     """
-    recorded = folder.recorded_modules()
+    recorded = [] if folder.has_kept_nothing() else folder.recorded_modules()
     return recorded if recorded and has_modules(network, recorded) else resolve()
 
 

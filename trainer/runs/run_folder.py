@@ -109,10 +109,11 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def changed_environment(self, environment: Json) -> list[str]:
-        """Lines "libraries.torch: '2.4' -> '2.5'" for what exact resuming depends on."""
+    def changed_environment(self, environment: Json) -> str:
+        """A line that names what exact resuming depends on and has changed since the last checkpoint; "" if nothing has."""
         before = {**self.read().get("environment", {}), "pid": 0}
-        return differences(before, {**environment, "pid": 0}) if len(before) > 1 else []
+        changed = differences(before, {**environment, "pid": 0}) if len(before) > 1 and self.last_checkpoint() else []
+        return f"resuming in a different environment, not bit-identical: {'; '.join(changed)}" if changed else ""
 
     def start(self, config: Json, fixed: Json, environment: Json, modules: Sequence[str] = ()) -> None:
         """Write run.json of a new run, or of one that is continued (settings that may change are then replaced).
@@ -185,17 +186,22 @@ class RunFolder:
         """Whether the run ended before its first checkpoint, without a LoRA file: its name is free for other settings."""
         return self.last_checkpoint() is None and not any((self.path / "loras").glob("*.safetensors"))
 
-    def forget(self) -> None:
-        """Delete what a run that kept nothing has left behind, so that another one can take its name. `log.txt` stays."""
+    def is_replaceable(self, fixed: Json, config: Json) -> bool:
+        """Whether a run of this name with other settings ended before it kept anything."""
+        return self.exists() and self.has_kept_nothing() and bool(self.differences(fixed, config))
+
+    def forget(self) -> str:
+        """Delete what a run that kept nothing has left behind, so that another one can take its name; returns a line that says so."""
         for path in (self.path / "run.json", self.metrics):
             path.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.path / "samples"):
             shutil.rmtree(folder, ignore_errors=True)
+        return f"run {self.name} kept nothing of its earlier attempt with other settings: it is replaced"
 
     def recorded_modules(self) -> list[str]:
         """Paths of the modules that the run trains, sorted; [] if it has not begun to. Runs of earlier versions say it in
         their checkpoints only. Raises RunError if the last one is damaged."""
-        if not self.exists() or self.has_kept_nothing():  # it begins again, and may have other settings then
+        if not self.exists():
             return []
         checkpoint = self.last_checkpoint()
         return self.read().get("modules") or (adapter_modules(checkpoint) if checkpoint else [])
@@ -311,7 +317,8 @@ class ReadOnlyRunFolder(RunFolder):
 
     def update(self, **changes: Any) -> None: ...
 
-    def forget(self) -> None: ...
+    def forget(self) -> str:
+        return ""
 
     def cut_metrics(self, step: int) -> None: ...
 

@@ -35,7 +35,7 @@ def start(
     folder, job = choice.folder, choice.job
     KNOWN.seen(folder.name)
     if choice.replaces:
-        folder.forget()
+        folder.log(folder.forget())
     if job is not None and job.base is not None:
         job.base.offer(patcher)
     elif job is None and not choice.is_finished:

@@ -209,32 +209,35 @@ class LoomMemory(LoomNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        return {
-            "required": {
-                "gradient_checkpointing": widget("MemoryConfig", "gradient_checkpointing"),
-                "precision": widget("TrainingConfig", "precision"),
-                "quantize": widget(
-                    "ModelConfig",
-                    "quantize",
-                    tooltip="Trains on a quantized copy of the base model (optimum-quanto) instead of the weights that ComfyUI holds: a smaller copy, but one more. none copies no weight.",
-                ),
-                "yield_max_s": (
-                    "FLOAT",
-                    {
-                        "default": 0.0,
-                        "min": 0.0,
-                        "max": 86_400.0,
-                        "step": 1.0,
-                        "tooltip": "Training pauses while queued prompts run. After a pause of this many seconds it makes one step in between, so that a long prompt does not stop it. 0: it pauses while a prompt runs. In both cases prompts that follow each other without end leave it a turn a minute.",
-                    },
-                ),
+        return folded(
+            {
+                "required": {
+                    "gradient_checkpointing": widget("MemoryConfig", "gradient_checkpointing"),
+                    "precision": widget("TrainingConfig", "precision"),
+                    "quantize": widget(
+                        "ModelConfig",
+                        "quantize",
+                        tooltip="Trains on a quantized copy of the base model (optimum-quanto) instead of the weights that ComfyUI holds: a smaller copy, but one more. none copies no weight.",
+                    ),
+                    "yield_max_s": (
+                        "FLOAT",
+                        {
+                            "default": 0.0,
+                            "min": 0.0,
+                            "max": 86_400.0,
+                            "step": 1.0,
+                            "tooltip": "Training pauses while queued prompts run. After a pause of this many seconds it makes one step in between, so that a long prompt does not stop it. 0: it pauses while a prompt runs. In both cases prompts that follow each other without end leave it a turn a minute.",
+                        },
+                    ),
+                },
+                "optional": {
+                    "prefetch": widget("MemoryConfig", "prefetch", max=16),
+                    "base": widget("MemoryConfig", "base"),
+                    "vram_gb": widget("MemoryConfig", "vram_gb", max=1024.0, step=0.1),
+                },
             },
-            "optional": {
-                "prefetch": widget("MemoryConfig", "prefetch", max=16),
-                "base": widget("MemoryConfig", "base"),
-                "vram_gb": widget("MemoryConfig", "vram_gb", max=1024.0, step=0.1),
-            },
-        }
+            shown=("gradient_checkpointing", "quantize", "base", "vram_gb"),
+        )
 
     def run(
         self,

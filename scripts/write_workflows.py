@@ -1,15 +1,20 @@
-"""workflows/*.json: the graphs that open in ComfyUI's page, made of the API graphs beside them.
+"""example_workflows/*.json: the graphs that open in ComfyUI's page, made of the API graphs in example_workflows/api.
 
     python -m scripts.write_workflows
 
-The API files (`NAME.api.json`) are the source: edit those, then run this. Titles and places are here.
+The API files are the source: edit those, then run this. Names, places and notes are in `workflow_layouts`.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parents[1] / "workflows"
+from .workflow_layouts import COLOURS, COMPARE, LAYOUTS, NOTE, Layout, Place
+
+FOLDER = Path(__file__).resolve().parents[1] / "example_workflows"
+"""ComfyUI lists every JSON file of this folder as a template, so that the API files lie one folder further down."""
+API = FOLDER / "api"
+NOTE_ID = 100
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 COMBO = (["…"], {})
 STOCK: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -22,30 +27,6 @@ STOCK: dict[str, tuple[dict[str, Any], list[str]]] = {
     "PreviewImage": ({"images": ("IMAGE", {})}, []),
 }
 """Inputs and outputs of the stock nodes that are used."""
-
-PLACES: dict[str, dict[str, tuple[int, int, int, int]]] = {
-    "train_sd": {"1": (0, 0, 320, 100), "2": (0, 150, 320, 420), "3": (380, 0, 400, 830), "4": (840, 0, 440, 730)},
-    "train_flux": {
-        "1": (0, 0, 320, 90), "2": (0, 140, 320, 140), "3": (0, 330, 320, 70), "4": (0, 450, 320, 420),
-        "5": (380, 0, 400, 830), "6": (380, 890, 400, 200), "7": (840, 0, 440, 730),
-    },
-    "train_qwen_edit": {
-        "1": (0, 0, 320, 90), "2": (0, 140, 320, 120), "3": (0, 310, 320, 70), "4": (0, 430, 320, 420), "5": (380, 0, 400, 830),
-        "6": (380, 890, 400, 200), "7": (840, 0, 440, 730), "8": (840, 800, 440, 100), "9": (1340, 0, 300, 190), "10": (1340, 250, 300, 330),
-        "11": (1700, 0, 340, 660), "12": (2100, 0, 640, 640),
-    },
-    "strip": {"1": (0, 0, 320, 100), "2": (0, 160, 320, 70), "3": (0, 290, 320, 200), "4": (380, 0, 340, 660), "5": (780, 0, 620, 640)},
-    "apg_compare": {
-        "1": (0, 0, 320, 100), "2": (0, 160, 320, 70), "3": (0, 290, 320, 200), "4": (380, 0, 320, 200), "5": (380, 250, 320, 200),
-        "6": (760, 0, 340, 660), "7": (1160, 0, 620, 640),
-    },
-    "demo": {
-        "1": (0, 0, 260, 130), "2": (0, 200, 260, 260), "3": (0, 520, 260, 230), "4": (310, 0, 420, 830), "5": (310, 900, 420, 500),
-        "6": (790, 0, 440, 730), "7": (790, 800, 440, 100), "8": (1290, 0, 280, 190), "9": (1290, 250, 280, 220), "10": (1290, 530, 280, 220),
-        "11": (1630, 0, 300, 680), "12": (1990, 0, 720, 680), "13": (1990, 740, 760, 820),
-    },
-}  # fmt: skip
-"""{workflow: {node: (x, y, width, height)}}."""
 
 
 def form(kind: str) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -75,29 +56,44 @@ def default(entry: Any) -> Any:
     return entry[1].get("default", entry[0][0] if isinstance(entry[0], list) else fallback[str(entry[0])])
 
 
-def to_page(graph: dict[str, Any], places: dict[str, tuple[int, int, int, int]]) -> dict[str, Any]:
+def to_page(graph: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """The page's form of an API graph."""
     links: list[list[Any]] = []
-    nodes = {key: _node(key, graph[key], places[key], order) for order, key in enumerate(graph)}
+    nodes = {key: _node(key, graph[key], layout.places[key], order) for order, key in enumerate(graph)}
     for key, node in graph.items():
         for name, value in node["inputs"].items():
             if isinstance(value, list):
                 _connect(links, nodes, (str(value[0]), value[1]), (key, name))
     return {
-        "last_node_id": max(map(int, graph)), "last_link_id": len(links), "nodes": list(nodes.values()), "links": links,
-        "groups": [], "config": {}, "extra": {}, "version": 0.4,
+        "last_node_id": NOTE_ID, "last_link_id": len(links), "nodes": [*nodes.values(), _note(layout, len(nodes))], "links": links,
+        "groups": [
+            {"id": number, "title": title, "bounding": list(place), "color": "#3f789e", "font_size": 24, "flags": {}}
+            for number, (title, place) in enumerate(layout.groups.items(), 1)
+        ],
+        "config": {}, "extra": {}, "version": 0.4,
     }  # fmt: skip
 
 
-def _node(key: str, node: dict[str, Any], place: tuple[int, int, int, int], order: int) -> dict[str, Any]:
-    inputs, outputs, names = form(node["class_type"])
+def _node(key: str, node: dict[str, Any], place: Place, order: int) -> dict[str, Any]:
+    kind = node["class_type"]
+    inputs, outputs, names = form(kind)
+    colour, background = COLOURS.get(kind, COMPARE)
     return {
-        "id": int(key), "type": node["class_type"], "pos": list(place[:2]), "size": list(place[2:]), "flags": {},
-        "order": order, "mode": 0,
+        "id": int(key), "type": kind, "pos": list(place[:2]), "size": list(place[2:]), "flags": {}, "order": order, "mode": 0,
         "inputs": [{"name": name, "type": str(entry[0]), "link": None} for name, entry in inputs.items() if not is_widget(entry)],
         "outputs": [{"name": name, "type": kind, "links": [], "slot_index": i} for i, (name, kind) in enumerate(zip(names, outputs, strict=True))],
-        "properties": {"Node name for S&R": node["class_type"]},
+        "properties": {"Node name for S&R": kind, "loom_folded": True},
         "widgets_values": [node["inputs"].get(name, default(entry)) for name, entry in inputs.items() if is_widget(entry)],
+        "color": colour, "bgcolor": background,
+    }  # fmt: skip
+
+
+def _note(layout: Layout, order: int) -> dict[str, Any]:
+    """A note belongs to the page alone: the API graph has none."""
+    x, y, width, height = layout.note_at
+    return {
+        "id": NOTE_ID, "type": "MarkdownNote", "title": "Note", "pos": [x, y], "size": [width, height], "flags": {}, "order": order,
+        "mode": 0, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [layout.note], "color": NOTE[0], "bgcolor": NOTE[1],
     }  # fmt: skip
 
 
@@ -110,11 +106,19 @@ def _connect(links: list[list[Any]], nodes: dict[str, Any], start: tuple[str, in
     nodes[end[0]]["inputs"][slot]["link"] = number
 
 
+def api_graph(name: str) -> dict[str, Any]:
+    graph: dict[str, Any] = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+    return graph
+
+
+def page_path(name: str) -> Path:
+    return FOLDER / f"{LAYOUTS[name].title}.json"
+
+
 def page_file(name: str) -> str:
-    graph = json.loads((FOLDER / f"{name}.api.json").read_text(encoding="utf-8"))
-    return json.dumps(to_page(graph, PLACES[name]), indent=1) + "\n"
+    return json.dumps(to_page(api_graph(name), LAYOUTS[name]), indent=1) + "\n"
 
 
 if __name__ == "__main__":
-    for workflow in PLACES:
-        (FOLDER / f"{workflow}.json").write_text(page_file(workflow), encoding="utf-8")
+    for workflow in LAYOUTS:
+        page_path(workflow).write_text(page_file(workflow), encoding="utf-8")

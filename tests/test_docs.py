@@ -18,7 +18,7 @@ PAGES = sorted(
     if "node_modules" not in path.parts
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-PATH = re.compile(r"`((?:trainer|nodes|tests|scripts|bench|web|workflows|assets|docs)/[\w./-]*)`")
+PATH = re.compile(r"`((?:trainer|nodes|tests|scripts|bench|web|example_workflows|assets|docs)/[\w./-]*)`")
 
 
 def anchor(heading):

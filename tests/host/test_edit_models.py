@@ -172,7 +172,7 @@ def test_models_that_look_at_no_references(server, shown, bases):
 
 
 def test_the_shipped_graph(server, shown):
-    """workflows/train_qwen_edit: train, sweep over a picture to edit, strip."""
+    """example_workflows/api/train_qwen_edit.json: train, sweep over a picture to edit, strip."""
     changes = {"name": "shipped", "references": "before", "image": "red.png"}
     record = server.run(graph("train_qwen_edit", edit_base(), **changes), timeout=300)
     cells = list((server.base / "output" / "lora_loom" / "shipped" / "strips" / "cells").glob("*.png"))

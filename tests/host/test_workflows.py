@@ -1,10 +1,10 @@
-"""The graphs in workflows/: the page's form belongs to the API form, and every one runs on toys."""
+"""The graphs in example_workflows/: the page's form belongs to the API form, and every one runs on toys."""
 
 import json
 
 import pytest
 
-from scripts.write_workflows import FOLDER, PLACES
+from scripts.write_workflows import LAYOUTS, api_graph
 
 from .graphs import file, prompt, train
 from .server import ROOT
@@ -16,7 +16,7 @@ SMALL = {"steps": 4, "save_every": 2, "resolution": 64, "width": 64, "height": 6
 
 def graph(workflow, base, /, **changes):
     """An API file with its loaders replaced by toys, and small numbers."""
-    nodes = json.loads((FOLDER / f"{workflow}.api.json").read_text())
+    nodes = api_graph(workflow)
     made = dict(nodes)
     replaced = {}
     for key, value in nodes.items():
@@ -58,7 +58,7 @@ def test_the_demo(server):
     """As it is shipped, but for the number of steps: no model file, no data set, no download."""
     if not (ROOT / "assets" / "demo" / "transformer").is_dir():
         pytest.skip("the demo base is not in assets/demo")
-    made = json.loads((FOLDER / "demo.api.json").read_text())
+    made = api_graph("demo")
     next(n for n in made.values() if n["class_type"] == "LoomTrain")["inputs"] |= {"steps": 4, "save_every": 2, "batch_size": 2}  # fmt: skip
     next(n for n in made.values() if n["class_type"] == "LoomSweep")["inputs"] |= {"steps": 2}
     record = server.run(made, timeout=300)
@@ -72,10 +72,10 @@ def test_the_demo(server):
     assert run["samples"] == ["samples/step-000000-0.png"]
 
 
-@pytest.mark.parametrize("name", sorted(PLACES))
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_the_server_knows_every_node_and_input(server, name):
     """Names, ranges and lists as this version of the host declares them; file names are the user's own."""
-    for value in json.loads((FOLDER / f"{name}.api.json").read_text()).values():
+    for value in api_graph(name).values():
         kind = value["class_type"]
         declared = server.http.get(f"/object_info/{kind}").json()[kind]["input"]
         known = {**declared.get("required", {}), **declared.get("optional", {})}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
-from scripts.write_workflows import FOLDER, PLACES, STOCK, form, is_widget, page_file
+from scripts.workflow_layouts import LAYOUTS, SCREEN
+from scripts.write_workflows import API, FOLDER, NOTE_ID, STOCK, form, is_widget, page_file, page_path
 
 WEB = Path(__file__).resolve().parents[2] / "web"
 MARKUP = re.compile(
@@ -26,15 +27,28 @@ def test_the_panel_never_reads_a_text_as_markup_or_code(path):
 
 
 def test_every_workflow_has_both_forms_and_they_agree():
-    stems = {path.name.removesuffix(".json").removesuffix(".api") for path in FOLDER.glob("*.json")}
-    assert stems == set(PLACES)
-    for name in PLACES:
-        assert (FOLDER / f"{name}.json").read_text() == page_file(name), "run python -m scripts.write_workflows"
+    assert {path.stem for path in API.glob("*.json")} == set(LAYOUTS)
+    assert {path.stem for path in FOLDER.glob("*.json")} == {layout.title for layout in LAYOUTS.values()}
+    for name in LAYOUTS:
+        assert page_path(name).read_text() == page_file(name), "run python -m scripts.write_workflows"
 
 
-@pytest.mark.parametrize("name", sorted(PLACES))
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_template_has_a_thumbnail_and_fits_one_screen(name):
+    assert page_path(name).with_suffix(".jpg").read_bytes().startswith(b"\xff\xd8")
+    layout = LAYOUTS[name]
+    boxes = [
+        *layout.groups.values(),
+        layout.note_at,
+        *((x, y - 30, w, h + 30) for x, y, w, h in layout.places.values()),
+    ]
+    for side in (0, 1):
+        assert max(box[side] + box[side + 2] for box in boxes) - min(box[side] for box in boxes) <= SCREEN[side] + 40
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_a_page_file_is_sound(name):
-    page = json.loads((FOLDER / f"{name}.json").read_text())
+    page = json.loads(page_path(name).read_text())
     nodes = {node["id"]: node for node in page["nodes"]}
     assert len(nodes) == len(page["nodes"])
     for number, start, output, end, socket, kind in page["links"]:
@@ -45,6 +59,7 @@ def test_a_page_file_is_sound(name):
     for i, (x, y, w, h) in enumerate(boxes):
         for x2, y2, w2, h2 in boxes[i + 1 :]:
             assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y, "two nodes lie on each other"
+    assert nodes.pop(NOTE_ID)["type"] == "MarkdownNote"
     for node in nodes.values():
         assert node["type"] in NODE_CLASS_MAPPINGS or node["type"] in STOCK
         widgets = [entry for entry in form(node["type"])[0].values() if is_widget(entry)]

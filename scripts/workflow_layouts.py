@@ -1,0 +1,121 @@
+"""How the example workflows look in ComfyUI's page: names, places, groups, colours and notes."""
+
+from dataclasses import dataclass, field
+
+Place = tuple[int, int, int, int]
+"""x, y, width, height."""
+
+MODEL, DATA, TRAIN, COMPARE = ("#2a363b", "#3f5159"), ("#232", "#353"), ("#223", "#335"), ("#323", "#535")
+"""Colours of the stages, of ComfyUI's own palette: (title bar, body)."""
+NOTE = ("#432", "#653")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One screen of ComfyUI's page at 1920 x 1080 and 70 %: `SCREEN` pixels of the graph."""
+
+    title: str
+    places: dict[str, Place]
+    note: str
+    note_at: Place
+    groups: dict[str, Place] = field(default_factory=dict)
+
+
+SCREEN = (2037, 1137)
+
+_MODELS = "1  Model"
+_PHOTOS = "2  Your photos"
+_TRAIN = "3  Train"
+_COMPARE = "4  Compare"
+_HOW = (
+    "1. Choose the model files on the left.\n"
+    "2. Drop your images on **Loom Dataset**, or name a folder inside ComfyUI's input folder. A caption is a .txt file of the same name.\n"
+    "3. Set a **trigger**: the word that will call your subject.\n"
+    "4. Press **Run**. Training goes on in the background; the panel shows it.\n"
+)
+
+LAYOUTS = {
+    "demo": Layout(
+        title="Try LoRA Loom without a model",
+        places={
+            "1": (0, 0, 250, 110), "2": (0, 660, 250, 170), "3": (0, 870, 250, 200), "4": (290, 0, 320, 560), "5": (290, 660, 320, 410),
+            "6": (650, 0, 430, 660), "7": (650, 720, 430, 90), "8": (650, 870, 430, 200), "9": (1120, 590, 300, 210), "10": (1120, 850, 300, 210),
+            "11": (1120, 0, 300, 530), "12": (1460, 0, 560, 530), "13": (1460, 590, 560, 480),
+        },
+        note="# Start here\nPress **Run**. This trains a tiny model for two minutes on a CPU, and needs no other file.\n\n"
+        "- The panel under **Loom Train LoRA** shows the loss and a sample.\n"
+        "- **Loom Score** recommends a checkpoint.\n"
+        "- **Loom Strip** shows all images; its button opens them as a page.\n\n"
+        "Then open the template *Train a LoRA on my photos*.",
+        note_at=(0, 160, 250, 400),
+        groups={
+            "1  Data": (-15, -75, 640, 650), "2  Settings, all optional": (-15, 585, 640, 500),
+            "3  Train": (635, -75, 460, 1160), "4  Compare": (1105, -75, 930, 1160),
+        },
+    ),
+    "train_sd": Layout(
+        title="Train a LoRA on my photos - SD 1.5 and SDXL",
+        places={"1": (0, 0, 340, 100), "2": (380, 0, 380, 520), "3": (800, 0, 340, 520), "4": (1180, 0, 440, 700)},
+        note="# Train on your photos\n" + _HOW + "5. Load the LoRA with **Load LoRA**; the panel copies its name.\n\n"
+        "For SDXL set the resolution of **Loom Cache** to 1024, for SD 1.5 to 512.",
+        note_at=(0, 220, 340, 480),
+        groups={_MODELS: (-15, -75, 370, 190), _PHOTOS: (365, -75, 790, 610), _TRAIN: (1165, -75, 470, 790)},
+    ),
+    "train_flux": Layout(
+        title="Train a LoRA on my photos - Flux",
+        places={
+            "1": (0, 0, 340, 90), "2": (0, 140, 340, 140), "3": (0, 330, 340, 70), "4": (380, 0, 380, 520), "5": (800, 0, 340, 520),
+            "6": (800, 640, 340, 170), "7": (1180, 0, 440, 810),
+        },
+        note="# Train on your photos\n" + _HOW + "\nNot enough VRAM? **Loom Memory** has `quantize`.",
+        note_at=(0, 570, 760, 240),
+        groups={
+            _MODELS: (-15, -75, 370, 490), _PHOTOS: (365, -75, 790, 610), "Memory": (785, 565, 370, 260), _TRAIN: (1165, -75, 470, 900),
+        },
+    ),
+    "train_qwen_edit": Layout(
+        title="Train an edit LoRA - Qwen-Image-Edit",
+        places={
+            "1": (0, 0, 300, 90), "2": (0, 140, 300, 120), "3": (0, 310, 300, 70), "4": (340, 0, 300, 470), "5": (680, 0, 300, 470),
+            "6": (680, 590, 300, 170), "7": (1020, 0, 410, 760), "8": (1020, 820, 410, 90), "9": (1470, 590, 250, 320), "10": (1750, 590, 280, 320),
+            "11": (1470, 0, 250, 530), "12": (1750, 0, 280, 530),
+        },
+        note="# Train an edit\nThe dataset has pairs: the image **after** the edit, and in `references` the image **before** it, "
+        "under the same file name. The caption is the instruction.\n\n"
+        "1. Choose the model files.\n2. Put both folders into ComfyUI's input folder, and name them.\n"
+        "3. Choose an image to try the edit on, at the right.\n4. Press **Run**.",
+        note_at=(0, 540, 640, 370),
+        groups={
+            _MODELS: (-15, -75, 330, 470), "2  Pairs of images": (325, -75, 670, 560), "Memory": (665, 515, 330, 260),
+            _TRAIN: (1005, -75, 440, 1000), _COMPARE: (1455, -75, 590, 1000),
+        },
+    ),
+    "strip": Layout(
+        title="Compare the checkpoints of a run",
+        places={"1": (0, 0, 320, 100), "2": (0, 220, 320, 80), "3": (0, 360, 320, 200), "4": (380, 0, 340, 560), "5": (760, 0, 720, 560)},
+        note="Choose the model that the run was trained on, and name the run. **Run** renders every checkpoint with every prompt and seed; "
+        "the button under **Loom Strip** opens the result as a page.",
+        note_at=(0, 660, 720, 120),
+        groups={_MODELS: (-15, -75, 350, 190), "2  Run": (-15, 145, 350, 430), "3  Compare": (365, -75, 1130, 650)},
+    ),
+    "apg_compare": Layout(
+        title="Compare CFG with APG",
+        places={
+            "1": (0, 0, 320, 100), "2": (0, 220, 320, 80), "3": (0, 360, 320, 200), "4": (380, 0, 320, 210), "5": (380, 260, 320, 300),
+            "6": (740, 0, 320, 560), "7": (1100, 0, 640, 560),
+        },
+        note="Two guidance settings side by side: plain CFG, and adaptive projected guidance, which keeps colours from oversaturating. "
+        "Choose the model, name the run, and press **Run**.",
+        note_at=(0, 660, 700, 120),
+        groups={
+            _MODELS: (-15, -75, 350, 190), "2  Run": (-15, 145, 350, 430), "3  Guidance": (365, -75, 350, 650), _COMPARE: (725, -75, 1030, 650),
+        },
+    ),
+}  # fmt: skip
+
+COLOURS = {
+    "LoomDemoModel": MODEL, "CheckpointLoaderSimple": MODEL, "UNETLoader": MODEL, "CLIPLoader": MODEL, "DualCLIPLoader": MODEL,
+    "VAELoader": MODEL, "LoomDataset": DATA, "LoomCache": DATA, "LoomNetwork": TRAIN, "LoomOptimizer": TRAIN, "LoomMemory": TRAIN,
+    "LoomValidation": TRAIN, "LoomTrain": TRAIN, "LoomWait": TRAIN, "LoomRun": TRAIN, "LoadImage": COMPARE,
+}  # fmt: skip
+"""Colours of nodes by their class; all others compare."""

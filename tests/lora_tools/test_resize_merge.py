@@ -315,5 +315,5 @@ def test_the_commands(tmp_path):
     told = json.loads(done.output.splitlines()[-1])
     assert (told["modules"], told["shared"], told["ranks"]) == (3, 3, [8, 8])
     assert "give one for each" in run("merge", a, b, "-o", out, "--weights", "1,2,3", "--overwrite").output
-    assert "is one of the source files" in run("resize", a, "-o", a, "--rank", 1, "--overwrite").output
+    assert "is one of the files that are read" in run("resize", a, "-o", a, "--rank", 1, "--overwrite").output
     assert "needs a method" in run("resize", a, "-o", out, "--overwrite", "--amount", 0.5).output

@@ -82,7 +82,7 @@ def test_a_picture_that_changes_under_the_run_ends_it_by_name(scenes):
     batches = dataset_batches(prepared, prepared.dataset.training)
     for path in (scenes / "images").glob("*.png"):
         Image.new("RGB", Image.open(path).size).save(path)
-    with pytest.raises(DataError, match=r"\d\.png has changed since it was looked at: run this again"):
+    with pytest.raises(DataError, match=r"\d\.png has changed since the dataset was read: run this again"):
         batches.at(0)
 
 

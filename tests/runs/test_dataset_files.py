@@ -37,7 +37,7 @@ def test_a_run_from_a_file_of_another_trainer(tmp_path, sets):
     text = "\n".join(host.text)
     assert "kohya.toml: datasets 1, subset 1: batch_size = 4 is ignored; set training.batch_size" in text
     assert "6 train, 6 regularisation images" in text
-    assert "seen per epoch: 18 images in 6 batches = 6 steps" in text
+    assert "per epoch: 18 images in 6 batches = 6 steps" in text
     assert "can take more forms than caption_variants = 16" in text
 
 

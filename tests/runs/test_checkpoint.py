@@ -153,3 +153,21 @@ def test_only_whole_checkpoints_are_listed(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "step-000003").write_text("a file")
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1]
+
+
+def test_a_checkpoint_of_version_0_1_has_no_digests_and_loads(tmp_path):
+    denoiser, state = made()
+    run(denoiser, state, 1)
+    checkpoint = save_checkpoint(tmp_path, state)
+    path = checkpoint.folder / "state.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "sha256"}))
+    load_checkpoint(checkpoint, state)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", "\udcff"])
+def test_a_state_that_is_none_is_one_plain_line(tmp_path, content):
+    _, state = made()
+    checkpoint = save_checkpoint(tmp_path, state)
+    (checkpoint.folder / "state.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(RunError, match=r"step-000000 is damaged"):
+        load_checkpoint(checkpoint, state)

@@ -250,15 +250,29 @@ def test_half_written_leftovers_are_cleaned(tmp_path):
     assert not list(folder.path.rglob("*.tmp"))
 
 
-def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "a flipped bit", "gone"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
     _, _, folder = go(tmp_path)
     newest = list_checkpoints(folder.checkpoints)[-1].folder
-    (newest / "adapter.safetensors").write_bytes(b"xx")
-    with pytest.raises(RunError, match=r"step-000006 is damaged .*delete it to continue from the one before"):
-        go(tmp_path, training={"steps": 8})
-    shutil.rmtree(newest)
+    path = newest / "optimizer.safetensors"
+    content = path.read_bytes()
+    path.unlink() if damage == "gone" else path.write_bytes(
+        content[:-5] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1])
+    )
     _, host, _ = go(tmp_path, training={"steps": 8})
     assert [result.step for result in host.steps] == [4, 5, 6, 7, 8]
+    assert any("step-000006 is damaged" in text for text in host.text)
+    assert any("step-000006 is set aside as step-000006.damaged" in text for text in host.text)
+    assert newest.with_name("step-000006.damaged").is_dir()
+
+
+def test_with_all_checkpoints_damaged_it_says_what_to_do(tmp_path):
+    _, _, folder = go(tmp_path)
+    for checkpoint in list_checkpoints(folder.checkpoints):
+        (checkpoint.folder / "adapter.safetensors").write_bytes(b"xx")
+    with pytest.raises(RunError, match=r"step-000003 is damaged .*delete it"):
+        go(tmp_path, training={"steps": 8})
+    assert len(list_checkpoints(folder.checkpoints)) == 2, "nothing is moved"
 
 
 def test_metrics_are_cut_to_the_checkpoint(tmp_path):

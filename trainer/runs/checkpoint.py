@@ -1,8 +1,10 @@
 """Checkpoints: `checkpoints/step-000100/{adapter.safetensors, optimizer.safetensors, state.json}`, whole or absent."""
 
+import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.toml import Json
 from ..errors import DivergedError, RunError
-from ..storage.atomic import TEMPORARY, whole_folder, write_json, write_tensors
+from ..storage.atomic import TEMPORARY, whole_folder, write_bytes, write_json
 from ..training.loop import Training
 from ..training.optim import pack_state, unpack_state
 
@@ -40,6 +43,8 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 def save_checkpoint(folder: Path, training: Training) -> Checkpoint:
     """Write the whole state of training. Raises RunError or DivergedError; an earlier checkpoint stays untouched."""
+    from safetensors.torch import save
+
     _check_finite(training)
     target = folder / folder_name(training.step)
     if target.exists():  # the same step of the same run: the same bytes
@@ -54,11 +59,13 @@ def save_checkpoint(folder: Path, training: Training) -> Checkpoint:
     }
     if training.average is not None:
         tensors |= {f"ema.{name}": value.detach().cpu() for name, value in training.average.values.items()}
+    adapter = {name: p.detach().cpu().contiguous() for name, p in training.adapter.parameters().items()}
+    contents = {"adapter.safetensors": save(adapter), "optimizer.safetensors": save(tensors)}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     with whole_folder(target) as temporary:
-        adapter = {name: p.detach().cpu().contiguous() for name, p in training.adapter.parameters().items()}
-        write_tensors(temporary / "adapter.safetensors", adapter)
-        write_tensors(temporary / "optimizer.safetensors", tensors)
-        write_json(temporary / "state.json", state)
+        for name, content in contents.items():
+            write_bytes(temporary / name, content)
+        write_json(temporary / "state.json", {**state, "sha256": digests})
     return Checkpoint(step=training.step, folder=target)
 
 
@@ -83,24 +90,67 @@ def adapter_modules(checkpoint: Checkpoint) -> list[str]:
         raise _damaged(checkpoint, error) from error
 
 
-def _damaged(checkpoint: Checkpoint, error: Exception) -> RunError:
-    return RunError(f"{checkpoint.folder} is damaged ({error}): delete it to continue from the one before")
+class DamagedCheckpointError(RunError):
+    """A checkpoint's files are missing, cut or altered."""
 
 
-def load_checkpoint(checkpoint: Checkpoint, training: Training) -> None:
-    """Put the state back, bit for bit. Raises RunError if the checkpoint is damaged or of another set-up."""
+def _damaged(checkpoint: Checkpoint, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"{checkpoint.folder} is damaged ({error}): delete it to continue from the one before"
+    )
+
+
+def newest_intact(folder: Path, log: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint. A damaged one is set aside, under a name that ends in ".damaged", where one before it is intact.
+
+    Raises RunError if all of them are damaged.
+    """
+    found = list_checkpoints(folder)
+    damaged: list[Checkpoint] = []
+    for checkpoint in reversed(found):
+        try:
+            read_checkpoint(checkpoint)
+        except DamagedCheckpointError as error:
+            damaged.append(checkpoint)
+            if len(damaged) == len(found):
+                raise
+            log(str(error).partition(": delete it")[0])
+            continue
+        for other in damaged:
+            aside = other.folder.with_name(f"{other.folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            other.folder.rename(aside)
+            log(f"{other.folder.name} is set aside as {aside.name}; continuing from {checkpoint.folder.name}")
+        return checkpoint
+    return None
+
+
+def read_checkpoint(checkpoint: Checkpoint) -> tuple[Json, dict[str, Tensor], dict[str, Tensor]]:
+    """(state, adapter, optimizer's tensors), compared with the digests that the state has of them; version 0.1 wrote none.
+
+    Raises RunError if the checkpoint is damaged or of another version.
+    """
     from safetensors import SafetensorError
 
     try:
         state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
-        adapter = _read(checkpoint.folder / "adapter.safetensors")
-        tensors = _read(checkpoint.folder / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        if not isinstance(state, dict) or {"format", "step", "optimizer", "scaler"} - state.keys():
+            raise ValueError("state.json lacks entries")
+        digests = state.get("sha256", {})
+        adapter = _read(checkpoint.folder / "adapter.safetensors", digests)
+        tensors = _read(checkpoint.folder / "optimizer.safetensors", digests)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise _damaged(checkpoint, error) from error
     if state["format"] != FORMAT:
         raise RunError(
             f"{checkpoint.folder} has format {state['format']}, this version reads {FORMAT}: use the version that wrote it"
         )
+    return state, adapter, tensors
+
+
+def load_checkpoint(checkpoint: Checkpoint, training: Training) -> None:
+    """Put the state back, bit for bit. Raises RunError if the checkpoint is damaged or of another set-up."""
+    state, adapter, tensors = read_checkpoint(checkpoint)
     training.adapter.load(adapter)
     training.optimizer.load_state_dict(unpack_state(state["optimizer"], tensors))
     _load_average(training, state, tensors)
@@ -117,11 +167,14 @@ def _load_average(training: Training, state: dict[str, Any], tensors: dict[str, 
             value.copy_(tensors[f"ema.{name}"])
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read into memory, so that no map of a file stays open that a later run may replace."""
+def _read(path: Path, digests: Mapping[str, str]) -> dict[str, Tensor]:
+    """Read into memory, so that no map of a file stays open that a later run may replace. Raises ValueError for other bytes."""
     from safetensors.torch import load
 
-    return load(path.read_bytes())
+    content = path.read_bytes()
+    if digests.get(path.name) not in (None, hashlib.sha256(content).hexdigest()):
+        raise ValueError(f"{path.name} is not what was written")
+    return load(content)
 
 
 def prune(folder: Path, keep: int) -> None:

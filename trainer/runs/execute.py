@@ -24,7 +24,7 @@ from ..training.schedule import lr_factor
 from ..types import StepResult
 from ..weights.devices import out_of_memory_remedy, use_device
 from ..weights.streaming import device_of, stream_of
-from .checkpoint import load_checkpoint, prune, save_checkpoint
+from .checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint
 from .session import Host, Outcome, Session
 from .timings import Timings
 from .trackers import open_tracker
@@ -70,7 +70,8 @@ def _set_up(session: Session, host: Host) -> Training:
     host.log(f"{plan.network.kind} on {len(session.modules)} modules, {count:,} trainable parameters")
     if stream := stream_of(backend.denoiser.module):
         host.log(stream.text())
-    if checkpoint := session.folder.last_checkpoint():
+    session.processes.from_main(lambda: newest_intact(session.folder.checkpoints, host.log) is not None)
+    if checkpoint := session.folder.last_checkpoint():  # of the intact ones
         load_checkpoint(checkpoint, training)
         host.log(f"continuing from step {training.step}")
     session.folder.cut_metrics(training.step)

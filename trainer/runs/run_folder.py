@@ -66,8 +66,10 @@ class RunFolder:
     def read(self) -> Json:
         """run.json. Raises RunError if it is damaged."""
         try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            _check_record(record)
+            return record
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(
                 f"{self.path / 'run.json'} cannot be read ({error}): choose another name for a new run"
             ) from error
@@ -221,15 +223,17 @@ class RunFolder:
             write_bytes(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def read_metrics(self) -> list[Json]:
-        """All finished lines; a half-written last one is left out."""
+        """All lines that are whole; a half-written last one is left out, and whatever else is no record of a step."""
         if not self.metrics.is_file():
             return []
         lines = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+        for text in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
         return lines
 
     def append_metrics(self, **values: Any) -> None:
@@ -334,6 +338,18 @@ class ReadOnlyRunFolder(RunFolder):
         only_missing: bool = False,
     ) -> Path:
         return self.lora_file(step)
+
+
+def _check_record(record: Any) -> None:
+    """Raise ValueError unless this is a run.json: an object whose entries have the types that everything reads them as."""
+    if not isinstance(record, dict) or not record:
+        raise ValueError("it holds no record of a run")
+    types = dict.fromkeys(("config", "fixed", "environment", "costs"), dict) | dict.fromkeys(
+        ("updated", "created", "step"), (int, float)
+    )
+    for key, kind in types.items():
+        if not isinstance(record.get(key, kind() if isinstance(kind, type) else 0), kind):
+            raise ValueError(f"{key} is {type(record[key]).__name__}")
 
 
 def _changed_sets(old: Json, new: Json) -> list[str]:

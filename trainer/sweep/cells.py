@@ -132,8 +132,20 @@ def guidance_recipe(guidance: GuidanceConfig) -> dict[str, Any]:
 
 
 def missing(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells whose image does not exist yet."""
-    return [cell for cell in cells if not cell.image.is_file()]
+    """The cells whose image does not exist yet, or is no longer a whole one."""
+    return [cell for cell in cells if not is_whole(cell.image)]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether an image file is there with every byte; the checksums of a PNG are enough, its pixels are not decoded."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ....trainer.config.toml import Json
+from ....trainer.errors import RunError
 from ....trainer.runs.checkpoint import list_checkpoints
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
@@ -68,8 +69,16 @@ def list_runs(registry: Registry) -> list[Json]:
     for path in root().iterdir() if root().is_dir() else []:
         folder = RunFolder(path)
         if folder.exists():
-            runs.append(summary(folder, registry))
+            runs.append(_summary_or_damage(folder, registry))
     return sorted(runs, key=lambda run: -run.get("updated", 0))
+
+
+def _summary_or_damage(folder: RunFolder, registry: Registry) -> Json:
+    """One damaged run.json does not hide the other runs."""
+    try:
+        return summary(folder, registry)
+    except RunError as error:
+        return {**_short({}), "name": folder.name, "state": "damaged", "error": str(error)}
 
 
 def summary(folder: RunFolder, registry: Registry) -> Json:
@@ -85,12 +94,12 @@ def summary(folder: RunFolder, registry: Registry) -> Json:
 
 
 def _short(record: Json) -> Json:
-    config = record.get("config", {})
+    training = record.get("config", {}).get("training")
     return {
         "name": record.get("name", ""),
         "state": record.get("state", ""),
         "step": record.get("step", 0),
-        "total": config.get("training", {}).get("steps", 0),
+        "total": training.get("steps", 0) if isinstance(training, dict) else 0,
         "lora": record.get("lora", ""),
         "error": record.get("error", ""),
         "updated": record.get("updated", 0),
@@ -121,12 +130,22 @@ def keep_graph(folder: RunFolder, graph: Any, node_id: Any) -> None:
 
 
 def stored_graph(folder: RunFolder) -> Json | None:
-    """The LoomTrain node of a run's graph with everything it needs, as a prompt; None if it was not kept."""
+    """The LoomTrain node of a run's graph with everything it needs, as a prompt; None if it was not kept.
+
+    Raises RunError if it is damaged.
+    """
     path = folder.path / GRAPH_FILE
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    graph, node = stored["prompt"], stored["node"]
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return _part_of(stored["prompt"], stored["node"], folder.name)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is damaged ({error}): queue the graph of the run itself to go on") from error
+
+
+def _part_of(graph: Json, node: str, name: str) -> Json:
+    """The node and what its inputs come from, set to continue the run of this name."""
     needed: dict[str, Any] = {}
 
     def take(node_id: str) -> None:
@@ -138,6 +157,6 @@ def stored_graph(folder: RunFolder) -> Json | None:
                 take(str(value[0]))
 
     take(node)
-    inputs = {**needed[node]["inputs"], "mode": "background", "existing_run": "resume", "name": folder.name}
+    inputs = {**needed[node]["inputs"], "mode": "background", "existing_run": "resume", "name": name}
     needed[node] = {**needed[node], "inputs": inputs}
     return needed

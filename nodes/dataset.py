@@ -116,7 +116,7 @@ class LoomDataset(FormerRoles, LoomNode):
                 "required": {
                     "folder": text(
                         "",
-                        "Folder of images (png, jpg, webp, avif, bmp, gif), relative to ComfyUI's input directory, or an absolute path.",
+                        "Folder of images (png, jpg, webp, avif, bmp, tif, gif), relative to ComfyUI's input directory, or an absolute path.",
                     ),
                     "captions": widget("DatasetConfig", "captions"),
                 },
@@ -142,6 +142,8 @@ class LoomDataset(FormerRoles, LoomNode):
                     "teacher": _advanced("teacher"),
                     "min_aspect": _advanced("min_aspect", max=100.0, step=0.01),
                     "max_aspect": _advanced("max_aspect", max=100.0, step=0.01),
+                    "caption_extension": _advanced("caption_extension"),
+                    "empty_captions": _advanced("empty_captions"),
                     "previous": _PREVIOUS,
                 },
             },

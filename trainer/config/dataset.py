@@ -7,6 +7,8 @@ from .section import Section, require
 
 Role = Literal["train", "regularisation", "validation"]
 MOST_VARIANTS = 1000
+CAPTION_SUFFIXES = (".txt", ".caption")
+"""Extensions of caption files that are tried by default, in this order."""
 MOST_MEGAPIXELS = 70.0
 
 
@@ -15,7 +17,7 @@ class DatasetConfig(Section, table="dataset"):
     """A folder of images with captions, and how they are used. A run may have several."""
 
     folder: str
-    """Folder of images: png, jpg, webp, avif, bmp, gif (first frame)."""
+    """Folder of images: png, jpg, jfif, webp, avif, bmp, tif, gif (first frame); heic with pillow-heif, jxl with pillow-jxl-plugin."""
     recursive: bool = False
     """Also takes images from sub-folders."""
     layout: Literal["plain", "kohya"] = "plain"
@@ -26,6 +28,10 @@ class DatasetConfig(Section, table="dataset"):
     """Caption of every image with captions = fixed; with the other kinds, of images that have none."""
     metadata: str = ""
     """Table with the captions, for captions = metadata: .jsonl, .csv, .parquet, or kohya's .json; empty takes metadata.* in the images' folder."""
+    caption_extension: str = ""
+    """Extension of the caption files, such as .tags or .jpg.txt; several, separated by commas, are tried in this order. Empty tries .txt, .caption."""
+    empty_captions: bool = False
+    """Whether an empty caption file, or an empty caption in a table, trains its image with the empty prompt; otherwise it stops the run."""
     caption_field: str = ""
     """Column of the table, or key of the JSON file, that holds the caption; empty tries text, caption, prompt, tags, description."""
     file_field: str = ""
@@ -110,12 +116,20 @@ class DatasetConfig(Section, table="dataset"):
         return tuple(folder for folder in given if folder)
 
     @property
+    def caption_suffixes(self) -> tuple[str, ...]:
+        """`caption_extension` as a list, each with its dot."""
+        given = [part.strip() for part in self.caption_extension.split(",") if part.strip()]
+        return tuple(part if part[0] == "." else f".{part}" for part in given) or CAPTION_SUFFIXES
+
+    @property
     def varies(self) -> bool:
         """Whether a caption is another text from visit to visit."""
         return self.wildcards or self.shuffle_tags or self.tag_dropout > 0
 
     def check(self) -> None:
         require(bool(self.folder.strip()), "dataset.folder", self.folder, "name the folder that holds the images")
+        plain = not any(mark in self.caption_extension for mark in "/\\")
+        require(plain, "dataset.caption_extension", self.caption_extension, "use an extension such as .tags")
         require(self.repeats >= 1, "dataset.repeats", self.repeats, "use 1 or more (1 = seen once per epoch)")
         require(self.weight > 0, "dataset.weight", self.weight, "use a number above 0")
         require(0 <= self.caption_dropout < 1, "dataset.caption_dropout", self.caption_dropout, "use 0 up to below 1")

@@ -58,6 +58,8 @@ class Report:
     """{name: reason} of images that were left out because they cannot be read."""
     notes: list[str]
     """Other notes about the sets, among them which images were left out and why."""
+    about: list[str]
+    """What is as it should be and worth knowing: where captions come from, which folders of tools were left out."""
 
     @property
     def warnings(self) -> list[str]:
@@ -87,6 +89,7 @@ class Report:
         if set(self.repeats) != {"1"}:
             lines.append("  repeats: " + ", ".join(f"{n} images {r} x per epoch" for r, n in self.repeats.items()))
         lines.append(f"  {self.captions} different captions")
+        lines += [f"  {line}" for line in self.about]
         if self.near_duplicates is None:
             lines.append("  near-duplicates were not searched for: pip install imagehash")
         lines += [f"  warning: {warning}" for warning in self.warnings]
@@ -119,7 +122,11 @@ def make_report(dataset: Dataset) -> Report:
         repeats={str(r): n for r, n in sorted(Counter(e.repeats for e in training).items())},
         per_epoch=sum(example.repeats for example in training),
         captions=len({caption for example in dataset.examples for caption in example.captions}),
-        without_caption=[name(e.path) for e in images if not any(caption.strip() for caption in e.captions)],
+        without_caption=[
+            name(e.path)
+            for e in images
+            if not any(caption.strip() for caption in e.captions) and e.path not in dataset.asked_empty
+        ],
         copies=[names for names in by_content.values() if len(names) > 1],
         near_duplicates=[[name(once[i].path) for i in group] for group in near_duplicates(fingerprints)]
         if any(fingerprint for fingerprint, _ in fingerprints)
@@ -127,6 +134,7 @@ def make_report(dataset: Dataset) -> Report:
         enlarged={name(e.path): round(factor, 2) for e in training if (factor := enlargement(e)) > 1},
         unreadable={name(path): reason for path, reason in dataset.unreadable},
         notes=list(dataset.notes),
+        about=list(dataset.about),
     )
 
 

@@ -18,7 +18,8 @@ from ....trainer.data.images.load import file_digest
 from ....trainer.data.report import make_report, refuse_warnings
 from ....trainer.data.sets.dataset import Dataset, build_dataset, first_trigger
 from ....trainer.data.sets.dataset_file import read_dataset_file
-from ....trainer.data.sets.scan import scan
+from ....trainer.data.sets.folders import walk
+from ....trainer.data.sets.scan import folders_of, scan
 from ....trainer.errors import ConfigError, DataError, LoomError
 from ....trainer.storage.atomic import write_bytes, write_json
 from ....trainer.types import Example, reference_name
@@ -65,8 +66,7 @@ def _set_state(options: Json) -> list[Json]:
 
 
 def _files_state(folder: Path, *, recursive: bool) -> list[Json]:
-    files = sorted(p for p in (folder.rglob("*") if recursive else folder.iterdir()) if p.is_file())
-    return [{str(p.relative_to(folder)): _file_state(p)} for p in files]
+    return [{str(p.relative_to(folder)): _file_state(p)} for p in walk(folder, recursive=recursive).files]
 
 
 def _file_state(path: Path) -> list[int]:
@@ -123,7 +123,8 @@ def _added(
 ) -> tuple[DatasetValue, Tensor, str]:
     earlier = previous or DatasetValue(sets=())
     value = DatasetValue(sets=(*earlier.sets, *configs), notes=(*earlier.notes, *notes))
-    found = [(one, scan(one)) for one in value.sets]
+    read = folders_of(value.sets)
+    found = [(one, scan(one, read)) for one in value.sets]
     images = [image for _, one in found for image in one.images]
     sheet = contact_sheet(
         [Thumbnail(path=image.path, caption=image.caption) for image in images], f"{len(images)} images"
@@ -133,7 +134,7 @@ def _added(
         repeats = sorted({image.repeats for image in one.images})
         seen = f"{repeats[0]} x" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} x"
         lines.append(f"{config.folder}: {len(one.images)} images, {config.role}, each seen {seen} per epoch")
-        lines += one.notes
+        lines += [*one.about, *one.notes]
     return value, to_image(sheet), "\n".join(lines)
 
 

@@ -77,8 +77,8 @@ def test_empty_folder_and_its_reasons(tmp_path):
         captions(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no images \(.*png.*\)"):
         captions(tmp_path)
-    (tmp_path / "a.tiff").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"it holds \.tiff: convert them"):
+    (tmp_path / "a.xyz").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"it holds \.xyz: convert them"):
         captions(tmp_path)
 
 

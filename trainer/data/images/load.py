@@ -12,6 +12,8 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +24,38 @@ from torch import Tensor
 from ...errors import ConfigError, DataError
 from ...types import Geometry, Size
 
-SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+"""Suffixes of the images that Pillow reads by itself."""
+PLUGINS = {
+    ".heic": ("pillow_heif", "pillow-heif"),
+    ".heif": ("pillow_heif", "pillow-heif"),
+    ".jxl": ("pillow_jxl", "pillow-jxl-plugin"),
+}
+"""{suffix: (module, package)} of images that Pillow reads with a plugin."""
 MAX_PIXELS = 170_000_000
 """Larger images are refused: they are most likely decompression bombs, and no bucket needs them. This is below Pillow's own limit."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
           RuntimeError, MemoryError, struct.error, zlib.error)  # fmt: skip
 """The exceptions that Pillow's decoders raise on damaged files."""
 _SRGB = ImageCms.createProfile("sRGB")
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of the images that can be read here: Pillow's own and those of the plugins that are installed."""
+    return frozenset(SUFFIXES | {suffix for suffix, (module, _) in PLUGINS.items() if _with_plugin(module)})
+
+
+@cache
+def _with_plugin(module: str) -> bool:
+    """Make a plugin of Pillow known to it. False where it is not installed or does not work here."""
+    try:
+        plugin = import_module(module)
+    except (ImportError, OSError):
+        return False
+    if hasattr(plugin, "register_heif_opener"):  # pillow-jxl-plugin registers itself when it is imported
+        plugin.register_heif_opener()
+    return True
 
 
 def file_digest(path: Path) -> str:

@@ -2,18 +2,34 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...config.dataset import DatasetConfig
 from ...errors import DataError
+from .file_names import says_nothing
+from .folders import Listings
 from .tables import CAPTION_FIELDS, texts_of
 
-SIDECARS = (".txt", ".caption")
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """The captions of an image, as they were written, and where they come from."""
+
+    texts: tuple[str, ...]
+    source: str
+    """For the report, such as "caption files (.txt)"."""
+    file: Path | None = None
+    """The file next to the image that was read."""
 
 
-def sidecar(image: Path) -> Path | None:
-    """The caption file next to an image, or None."""
-    return next((file for suffix in SIDECARS if (file := image.with_suffix(suffix)).is_file()), None)
+class NamelessError(DataError):
+    """The caption of an image would be a file name that says nothing, such as IMG_2041."""
+
+
+def sidecar(image: Path, suffixes: tuple[str, ...], listings: Listings) -> Path | None:
+    """The caption file next to an image, or None. The case of its extension does not matter."""
+    return next((file for suffix in suffixes if (file := listings.find(image.parent, image.stem, suffix))), None)
 
 
 def read_text(file: Path) -> str:
@@ -34,10 +50,7 @@ def concept_of(folder: str) -> tuple[int, str] | None:
     return int(number[:9]), rest
 
 
-def _from_json(image: Path, field: str) -> list[str]:
-    file = image.with_suffix(".json")
-    if not file.is_file():
-        return []
+def _from_json(file: Path, field: str) -> list[str]:
     try:
         data: object = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
@@ -60,30 +73,62 @@ def _from_folder(image: Path) -> str:
     return _words(concept[1] if concept else image.parent.name)
 
 
-def read_captions(image: Path, kind: str, config: DatasetConfig, listed: list[str], fallback: str) -> tuple[str, ...]:
-    """The captions of an image, as they were written.
+def read_captions(
+    image: Path,
+    kind: str,
+    config: DatasetConfig,
+    listed: tuple[Path, list[str]] | None,
+    fallback: str,
+    listings: Listings,
+) -> Captions:
+    """The captions of an image, as they were written, and their source.
 
-    `kind` is the source (`dataset.captions`, never "auto"), `listed` are the captions that the table has for the image, and
+    `kind` is the source (`dataset.captions`, never "auto"), `listed` is the table that names the image with its captions for it, and
     `fallback` is used where the source has none. Raises DataError with the remedy if there is no caption at all.
     """
+    found = _found(image, kind, config, listed, listings)
+    texts = [text for caption in found.texts for text in _lines(caption, config.caption_lines)]
+    if texts:
+        return Captions(texts=tuple(texts), source=found.source, file=found.file)
+    instead = _lines(fallback, config.caption_lines)
+    if instead:
+        source = "folder names" if not config.caption else "dataset.caption"
+        return Captions(texts=tuple(instead), source=source, file=found.file)
+    is_empty = found.file is not None or (kind == "metadata" and listed is not None)
+    if is_empty and config.empty_captions:
+        return Captions(texts=("",), source="empty captions (empty_captions = true)", file=found.file)
+    if kind == "filename" and config.captions == "auto" and says_nothing(image):
+        if config.trigger.strip() or config.prefix.strip():
+            return Captions(texts=("",), source="the trigger or prefix alone, because their names say nothing")
+        raise NamelessError(str(image))
+    if is_empty:
+        raise DataError(
+            f"{found.file or image} {'is empty' if found.file else 'has an empty caption in the table'}: write a caption, set dataset.caption "
+            "for images without one, or dataset.empty_captions = true to train it with the empty prompt"
+        )
+    raise DataError(f"{image} has no caption: {_remedy(image, kind, config)}")
+
+
+def _found(
+    image: Path, kind: str, config: DatasetConfig, listed: tuple[Path, list[str]] | None, listings: Listings
+) -> Captions:
+    """What a source has for an image, unchecked: its texts may be empty."""
     if kind == "sidecar":
-        file = sidecar(image)
-        captions = [read_text(file)] if file else []
-    elif kind == "json":
-        captions = _from_json(image, config.caption_field)
-    else:
-        captions = {
-            "metadata": listed,
-            "filename": [_words(image.stem)],
-            "folder": [_from_folder(image)],
-            "fixed": [],
-        }[kind]
-    texts = [text for caption in captions for text in _lines(caption, config.caption_lines)] or _lines(
-        fallback, config.caption_lines
-    )
-    if not texts:
-        raise DataError(f"{image} has no caption: {_remedy(image, kind)}")
-    return tuple(texts)
+        file = sidecar(image, config.caption_suffixes, listings)
+        texts = (read_text(file),) if file else ()
+        source = f"caption files ({file.name[len(image.stem) :].lower()})" if file else ""
+        return Captions(texts=texts, source=source, file=file)
+    if kind == "json":
+        file = listings.find(image.parent, image.stem, ".json")
+        return Captions(
+            texts=tuple(_from_json(file, config.caption_field)) if file else (), source="JSON files", file=file
+        )
+    if kind == "metadata":
+        return Captions(texts=tuple(listed[1]) if listed else (), source=listed[0].name if listed else "")
+    if kind == "filename":
+        useful = config.captions != "auto" or not says_nothing(image)
+        return Captions(texts=(_words(image.stem),) if useful else (), source="file names")
+    return Captions(texts=(_from_folder(image),) if kind == "folder" else (), source="folder names")
 
 
 def _lines(text: str, lines: str) -> list[str]:
@@ -94,10 +139,10 @@ def _lines(text: str, lines: str) -> list[str]:
     return stripped[:1] if lines == "first" else stripped
 
 
-def _remedy(image: Path, kind: str) -> str:
+def _remedy(image: Path, kind: str, config: DatasetConfig) -> str:
     return {
-        "sidecar": f"write {image.with_suffix('.txt').name} next to it, or set dataset.caption for images without one",
-        "json": f"write {image.with_suffix('.json').name} next to it, or set dataset.caption for images without one",
+        "sidecar": f"write {image.stem}{config.caption_suffixes[0]} next to it, or set dataset.caption for images without one",
+        "json": f"write {image.stem}.json next to it, or set dataset.caption for images without one",
         "metadata": "add a line for it to the table, or set dataset.caption for images without one",
         "filename": "give it a name that describes it, or set dataset.captions to another source",
         "folder": "put it in a folder whose name describes it, or set dataset.captions to another source",

@@ -16,7 +16,7 @@ from ..images.load import file_digest, parse_colour
 from .buckets import Buckets
 from .captions import plain, variants
 from .placement import buckets_of, placements, stretched, why_left_out
-from .scan import ImageFile, scan
+from .scan import ImageFile, folders_of, scan
 
 HELD_OUT = "held_out"
 """Role of an example that is not trained on, as caches and digests have always had it; "validation" in the options."""
@@ -31,6 +31,10 @@ class Dataset:
     examples: tuple[Example, ...]
     notes: tuple[str, ...] = ()
     """What the user should know about the sets and cannot be seen from the examples."""
+    about: tuple[str, ...] = ()
+    """What is as it should be and worth a line in the report, such as where captions come from."""
+    asked_empty: frozenset[Path] = frozenset()
+    """Images that are trained with the empty prompt because the options ask for it."""
     unreadable: tuple[tuple[Path, str], ...] = ()
     """(file, reason) of images that cannot be used and were left out."""
     fingerprints: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
@@ -73,7 +77,8 @@ def build_dataset(
     for config in sets:
         parse_colour(config.background)
     buckets = [buckets_of(config, data, step) for config in sets]
-    folders = [scan(config) for config in sets]
+    read = folders_of(sets)
+    folders = [scan(config, read) for config in sets]
     focused = {
         image.path
         for config, folder in zip(sets, folders, strict=True)
@@ -93,6 +98,8 @@ def build_dataset(
     return Dataset(
         examples=tuple(_with_held_out(examples, data.validation_split, seed)),
         notes=tuple(notes),
+        about=tuple(line for folder in folders for line in folder.about),
+        asked_empty=frozenset().union(*(folder.asked_empty for folder in folders)),
         unreadable=tuple(survey.problems.items()),
         fingerprints={path: (known.fingerprint, known.colours) for path, known in survey.facts.items()},
     )

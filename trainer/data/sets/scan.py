@@ -1,14 +1,18 @@
 """Finding the images of a set: a folder becomes a list of image files with captions. Nothing is decoded here."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...config.dataset import DatasetConfig
 from ...errors import DataError, problem_list, some
 from ...types import CaptionForms
-from ..images.load import SUFFIXES
-from .caption_files import concept_of, read_captions, sidecar
+from ..images.load import image_suffixes
+from .caption_files import NamelessError, concept_of, read_captions, sidecar
 from .captions import plain
+from .folders import Listings, Walk, walk
+from .leftovers import machine_made, unread_folders, unread_images, unread_texts
 from .tables import Table, find_table, read_table
 
 
@@ -37,45 +41,128 @@ class ScannedFolder:
 
     images: list[ImageFile]
     notes: list[str]
-    """What the user should know, for instance entries of a table without a file."""
+    """What the user should know and may have to mend, for instance files in the folder that are not used."""
+    about: list[str]
+    """What is as it should be and worth knowing: where captions come from, which folders of tools were left out."""
+    asked_empty: frozenset[Path]
+    """Images that are to be trained with the empty prompt (`dataset.empty_captions`)."""
 
 
-def scan(config: DatasetConfig) -> ScannedFolder:
-    """The images of one set, with notes about them. Raises DataError that names every problem at once."""
+def folders_of(sets: Iterable[DatasetConfig]) -> frozenset[Path]:
+    """Every folder that some set reads: of images, of masks, of reference images."""
+    named = [name for one in sets for name in (one.folder, one.masks, *one.reference_folders)]
+    return frozenset(Path(name).expanduser() for name in named if name and name != "alpha")
+
+
+def scan(config: DatasetConfig, elsewhere: Set[Path] = frozenset()) -> ScannedFolder:
+    """The images of one set, with notes about them. `elsewhere` are folders that other sets read, which are then not named as unread.
+
+    Raises DataError that names every problem at once.
+    """
     base = Path(config.folder).expanduser()
     if not base.is_dir():
         raise DataError(f"dataset.folder: {base} is not a folder")
-    tables = _Tables(base, config)
-    problems: list[str] = []
-    images: list[ImageFile] = []
-    notes: list[str] = []
-    for folder, repeats, concept in _folders(base, config, notes):
-        paths = _image_paths(folder, recursive=config.recursive)
-        kind = _kind(config, paths, tables)
-        for path in paths:
-            try:
-                listed = tables.captions_of(path) if kind == "metadata" else []
-                texts = read_captions(path, kind, config, listed, config.caption or concept)
-                mask = path if config.masks == "alpha" else _twin(path, base, config.masks, "masks")
-                references = [_twin(path, base, folder, "references") for folder in config.reference_folders]
-            except DataError as error:
-                problems.append(str(error))
-                continue
-            forms = _forms(config, texts)
-            paired = tuple(file for file in references if file)
-            images.append(ImageFile(path=path, forms=forms, mask=mask, references=paired, repeats=repeats))
-    if problems:
-        raise DataError(problem_list(problems))
-    return ScannedFolder(images=images, notes=notes + tables.notes())
+    return _Scan(base, config, (elsewhere | folders_of([config])) - {base}).result()
 
 
-def _folders(base: Path, config: DatasetConfig, notes: list[str]) -> list[tuple[Path, int, str]]:
-    """Returns (folder, repeats, concept) of each folder to read: the folder itself, or its N_concept sub-folders."""
+class _Scan:
+    """One scan of a set: what was found so far."""
+
+    def __init__(self, base: Path, config: DatasetConfig, elsewhere: Set[Path]) -> None:
+        self._base, self._config, self._elsewhere = base, config, elsewhere
+        self._listings = Listings()
+        self._tables = _Tables(base, config, self._listings)
+        self._problems: list[str] = []
+        self._nameless: list[Path] = []
+        self._images: list[ImageFile] = []
+        self._notes: list[str] = []
+        self._about: list[str] = []
+        self._sources: dict[str, list[Path]] = defaultdict(list)
+
+    def result(self) -> ScannedFolder:
+        """Scan every folder of the set."""
+        for folder, repeats, concept in _folders(self._base, self._config, self._notes, self._about):
+            self._folder(folder, repeats, concept)
+        if self._nameless:
+            self._problems.insert(0, _nameless(self._base, self._nameless, len(self._images)))
+        if self._problems:
+            raise DataError(problem_list(self._problems))
+        about = [*self._source_lines(), *self._about]
+        empty = [path for source, paths in self._sources.items() if source.startswith("empty") for path in paths]
+        return ScannedFolder(
+            images=self._images,
+            notes=self._notes + self._tables.notes(),
+            about=about,
+            asked_empty=frozenset(empty),
+        )
+
+    def _folder(self, folder: Path, repeats: int, concept: str) -> None:
+        """Scan one folder: its images with their captions, and what else lies there."""
+        found = walk(folder, recursive=self._config.recursive)
+        paths = [path for path in found.files if path.suffix.lower() in image_suffixes()]
+        if not paths:
+            raise DataError(_nothing_found(folder, found, recursive=self._config.recursive))
+        kind = _kind(self._config, paths, self._tables, self._listings)
+        used = {file for path in paths if (file := self._image(path, kind, repeats, concept))}
+        self._notes += [f"{self._base}: {problem}" for problem in found.problems]
+        self._notes += unread_images(found.files, self._base)
+        self._notes += unread_folders(found, self._base, self._elsewhere)
+        self._about += machine_made(found, self._base)
+        texts = unread_texts(self._config, found.files, paths, used | self._tables.read(), self._base)
+        asked = self._config.captions != "auto" or bool(self._config.caption_extension)
+        (self._about if asked else self._notes).extend(texts)
+
+    def _image(self, path: Path, kind: str, repeats: int, concept: str) -> Path | None:
+        """Add an image, or what is wrong with it. Returns the caption file that belongs to it."""
+        config, base = self._config, self._base
+        try:
+            listed = self._tables.captions_of(path) if kind == "metadata" else None
+            captions = read_captions(path, kind, config, listed, config.caption or concept, self._listings)
+            mask = path if config.masks == "alpha" else _twin(path, base, config.masks, "masks", self._listings)
+            references = [_twin(path, base, name, "references", self._listings) for name in config.reference_folders]
+        except NamelessError:
+            self._nameless.append(path)
+            return None
+        except DataError as error:
+            self._problems.append(str(error))
+            return None
+        self._sources[captions.source].append(path)
+        paired = tuple(file for file in references if file)
+        forms = _forms(config, captions.texts)
+        self._images.append(ImageFile(path=path, forms=forms, mask=mask, references=paired, repeats=repeats))
+        return captions.file
+
+    def _source_lines(self) -> list[str]:
+        """One line that says where captions come from, and a note where names that say nothing were replaced by the trigger."""
+        parts = [f"{len(paths)} from {source}" for source, paths in self._sources.items()]
+        names = self._sources.get("file names", [])
+        example = f", such as {names[0].stem!r}" if names else ""
+        for source, paths in self._sources.items():
+            if source.startswith("the trigger"):
+                self._notes.append(
+                    f"{self._base}: the names of {len(paths)} images say nothing, so they are trained with {source.split(',')[0]}: "
+                    f"{some([path.name for path in paths])}; set dataset.captions = 'filename' to train the names"
+                )
+        return [f"captions of {self._base}: {', '.join(parts)}{example}"]
+
+
+def _nameless(base: Path, paths: list[Path], others: int) -> str:
+    """The error message for captions that would be the names of cameras, hashes or counters."""
+    return (
+        f"{base}: {len(paths)} of {len(paths) + others} images have no caption, and names that say nothing, such as {paths[0].stem!r}: write "
+        f"{paths[0].stem}.txt and so on, set dataset.trigger (it is then the caption) or dataset.caption, or dataset.captions = 'filename' to "
+        "train the names as they are"
+    )
+
+
+def _folders(base: Path, config: DatasetConfig, notes: list[str], about: list[str]) -> list[tuple[Path, int, str]]:
+    """(folder, repeats, concept) of each folder to read: the folder itself, or its N_concept sub-folders."""
     if config.layout == "plain":
         return [(base, config.repeats, "")]
     folders: list[tuple[Path, int, str]] = []
     others: list[str] = []
-    for folder in sorted(path for path in base.iterdir() if path.is_dir() and path.name[0] != "."):
+    found = walk(base, recursive=False)
+    for folder in found.not_entered:
         concept = concept_of(folder.name)
         if concept is None or concept[0] < 1:
             others.append(folder.name)
@@ -85,26 +172,20 @@ def _folders(base: Path, config: DatasetConfig, notes: list[str]) -> list[tuple[
         raise DataError(
             f"{base} has no sub-folders named N_concept, such as 10_mycat: name the folder above them, or set dataset.layout = 'plain'"
         )
-    others += sorted(path.name for path in base.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    others += [path.name for path in found.files if path.suffix.lower() in image_suffixes()]
     if others:
         notes.append(f"{base}: ignored because not in a folder named N_concept: {some(others)}")
+    notes += found.problems
+    about += machine_made(found, base)
     return folders
 
 
-def _image_paths(folder: Path, *, recursive: bool) -> list[Path]:
-    # Sorting by parts gives the order in which paths compare, but is much faster.
-    candidates = sorted(folder.rglob("*") if recursive else folder.iterdir(), key=lambda path: path.parts)
-    paths = [path for path in candidates if path.suffix.lower() in SUFFIXES and path.is_file() and path.name[0] != "."]
-    if not paths:
-        raise DataError(_nothing_found(folder, candidates, recursive=recursive))
-    return paths
-
-
-def _kind(config: DatasetConfig, paths: list[Path], tables: "_Tables") -> str:
+def _kind(config: DatasetConfig, paths: list[Path], tables: "_Tables", listings: Listings) -> str:
     """The source of captions of a folder: `dataset.captions`, with "auto" resolved by what the folder holds."""
     if config.captions != "auto":
         return config.captions
-    if any(sidecar(path) for path in paths) or config.layout == "kohya":
+    suffixes = config.caption_suffixes
+    if config.layout == "kohya" or any(sidecar(path, suffixes, listings) for path in paths):
         return "sidecar"
     return "metadata" if any(tables.file_for(path) for path in paths) else "filename"
 
@@ -112,8 +193,8 @@ def _kind(config: DatasetConfig, paths: list[Path], tables: "_Tables") -> str:
 class _Tables:
     """The caption tables of a set, each read once: the named one, or else the nearest metadata.* in or above an image's folder."""
 
-    def __init__(self, base: Path, config: DatasetConfig) -> None:
-        self._base, self._config = base, config
+    def __init__(self, base: Path, config: DatasetConfig, listings: Listings) -> None:
+        self._base, self._config, self._listings = base, config, listings
         self._named = base / Path(config.metadata).expanduser() if config.metadata else None
         self._files: dict[Path, Path | None] = {}
         self._tables: dict[Path, Table] = {}
@@ -126,11 +207,15 @@ class _Tables:
         if folder not in self._files:
             inside = [folder, *folder.parents]
             upward = inside[: inside.index(self._base) + 1] if self._base in inside else [folder]
-            self._files[folder] = next((file for above in upward if (file := find_table(above))), None)
+            self._files[folder] = next((file for above in upward if (file := find_table(above, self._listings))), None)
         return self._files[folder]
 
-    def captions_of(self, image: Path) -> list[str]:
-        """The captions that the table has for an image. Raises DataError if there is no table, or if it cannot be used."""
+    def read(self) -> set[Path]:
+        """The tables that were read."""
+        return set(self._tables)
+
+    def captions_of(self, image: Path) -> tuple[Path, list[str]] | None:
+        """(the table, the captions that it has for an image), or None if it does not name the image. Raises DataError if there is no table, or if it cannot be used."""
         file = self.file_for(image)
         if file is None:
             raise DataError(
@@ -138,7 +223,8 @@ class _Tables:
             )
         if file not in self._tables:
             self._tables[file] = read_table(file, self._config.caption_field, self._config.file_field)
-        return self._tables[file].of(image)
+        captions = self._tables[file].of(image)
+        return None if captions is None else (file, captions)
 
     def notes(self) -> list[str]:
         """One line for each table with entries that match no image."""
@@ -166,27 +252,32 @@ def _forms(config: DatasetConfig, texts: tuple[str, ...]) -> CaptionForms:
     )
 
 
-def _nothing_found(folder: Path, candidates: list[Path], *, recursive: bool) -> str:
+def _nothing_found(folder: Path, found: Walk, *, recursive: bool) -> str:
     """The error message for a folder without images, with the most likely remedy."""
-    kinds = ", ".join(sorted(SUFFIXES))
-    others = sorted({path.suffix.lower() for path in candidates if path.is_file()})
+    kinds = ", ".join(sorted(image_suffixes()))
+    others = sorted({path.suffix.lower() for path in found.files})
     message = f"{folder} holds no images ({kinds})"
-    inner = [path.name for path in candidates if path.is_dir()]
-    if others:
-        message += f"; it holds {', '.join(suffix or 'files without extension' for suffix in others)}: convert them"
+    inner = [path.name for path in found.not_entered]
+    if unread := unread_images(found.files, folder):
+        message += f"; {unread[0].removeprefix(f'{folder}: ')}"
+    elif others:
+        message += f"; it holds {some([suffix or 'files without extension' for suffix in others])}: convert them"
     elif not recursive and any(concept_of(name) for name in inner):
         message += f"; its sub-folders are named as kohya's ({some(inner)}): set dataset.layout = 'kohya'"
     elif not recursive and inner:
         message += "; it has sub-folders: set dataset.recursive = true, or name one of them"
+    elif found.problems:
+        message += f"; {some(found.problems)}"
     return message
 
 
-def _twin(image: Path, folder: Path, other: str, option: str) -> Path | None:
+def _twin(image: Path, folder: Path, other: str, option: str, listings: Listings) -> Path | None:
     """The image of the same name in another folder; None if no folder is given. Raises DataError if it is missing."""
     if not other:
         return None
     twins = Path(other).expanduser() / image.relative_to(folder).parent
-    twin = next((file for suffix in sorted(SUFFIXES) if (file := twins / f"{image.stem}{suffix}").is_file()), None)
+    suffixes = sorted(image_suffixes())
+    twin = next((file for suffix in suffixes if (file := listings.find(twins, image.stem, suffix))), None)
     if twin is None:
         raise DataError(f"{image} has no counterpart for dataset.{option}: put {image.stem}.png into {twins}")
     return twin

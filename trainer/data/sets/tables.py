@@ -5,12 +5,15 @@ A table names files relative to its own folder. Columns: file_name (or file, ima
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ...errors import DataError
 from ...types import Json
+from .folders import Listings, same_suffix
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 FILE_FIELDS = ("file_name", "filename", "file", "image", "image_path", "path")
@@ -27,23 +30,32 @@ class Table:
     captions: dict[str, list[str]]
     used: set[str] = field(default_factory=set)
 
-    def of(self, image: Path) -> list[str]:
-        """The captions of an image; [] if the table does not name it."""
+    def of(self, image: Path) -> list[str] | None:
+        """The captions of an image; [] if its caption is empty, None if the table does not name it.
+
+        The case of the file's suffix does not matter, nor whether accents are letters of their own, as on macOS.
+        """
         inner = _relative(image, self.path.parent)
         for name in (inner, str(image), _stem(inner), _stem(str(image)), image.name, image.stem):
-            if name in self.captions:
-                self.used.add(name)
-                return self.captions[name]
-        return []
+            written = name if name in self.captions else self._written.get(same_suffix(name))
+            if written is not None:
+                self.used.add(written)
+                return self.captions[written]
+        return None
+
+    @cached_property
+    def _written(self) -> dict[str, str]:
+        """{name with its suffix in small letters: name as written}."""
+        return {same_suffix(name): name for name in self.captions}
 
     def unused(self) -> list[str]:
         """The file names in the table that matched no image."""
         return [name for name in self.captions if name not in self.used]
 
 
-def find_table(folder: Path) -> Path | None:
+def find_table(folder: Path, listings: Listings) -> Path | None:
     """The first of the known table names that exists in a folder, or None."""
-    return next((file for name in NAMES if (file := folder / name).is_file()), None)
+    return next((file for name in NAMES if (file := listings.find(folder, *os.path.splitext(name)))), None)  # noqa: PTH122
 
 
 def read_table(path: Path, caption_field: str = "", file_field: str = "") -> Table:

@@ -1,6 +1,7 @@
 """Files that other trainers read: what they mean here, and what of them is ignored is reported."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -121,6 +122,7 @@ def test_kohyas_toml(folder):
         repeats=10,
         captions="sidecar",
         caption="sks cat",
+        caption_extension=".txt",
         caption_lines="each",
         prefix="sks,",
         wildcards=True,
@@ -257,10 +259,10 @@ def test_our_own_toml(folder):
         ("a.toml", "datasets = 3", "datasets = 3 is not a list of tables: write [[datasets]]"),
         ("a.toml", "[[datasets]]\nsubsets = [1]", "datasets.subsets = 1 is not a table"),
         ("a.toml", "general = 1\n[[datasets]]", "general = 1 is not a table: write [general]"),
-        ("a.toml", "[[datasets]]", "describes no images"),
+        ("a.toml", "[[datasets]]", "datasets 1: it has no subsets, it names no images: write [[datasets.subsets]]"),
         ("a.toml", "[[datasets]]\nresolution = 'x'\n[[datasets.subsets]]", "subset 1: resolution = 'x': use one number"),
         ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 'x'", "num_repeats = 'x': use a number"),
-        ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 3", "image_dir = 3: use a text"),
+        ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nimage_dir = true", "image_dir = True: use a text"),
         ("a.json", "{", "is not valid JSON"),
         ("a.json", "{}", "it is not a list of datasets"),
         ("a.json", "[1]", "it is not a list of datasets"),
@@ -307,3 +309,103 @@ def test_every_path_is_judged(folder):
     with pytest.raises(ConfigError, match=r"sets\.toml: set 1 \(\.\./cat\): no"):
         read_dataset_file(folder / "sets.toml", find)
     assert asked == [(str(folder / "../cat"), "folder")]
+
+
+@pytest.mark.parametrize(
+    ("extension", "caption"), [(".caption", "a sentence"), (".tags", "of a tagger"), (".txt", "a, b")]
+)
+def test_kohyas_caption_extension_decides_among_several_files(tmp_path, extension, caption):
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    for suffix, text in {".txt": "a, b", ".caption": "a sentence", ".tags": "of a tagger"}.items():
+        (tmp_path / f"p{suffix}").write_text(text)
+    general = f"[general]\ncaption_extension = '{extension}'\n"
+    [one] = read(tmp_path, f"{general}[[datasets]]\n[[datasets.subsets]]\nimage_dir = '.'\nclass_tokens = 'thing'").sets
+    assert [image.caption for image in scan(one).images] == [caption]
+
+
+def test_kohyas_own_extension_goes_first_where_its_file_names_none(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    (tmp_path / "p.txt").write_text("a, b")
+    [one] = read(tmp_path, "[[datasets]]\n[[datasets.subsets]]\nimage_dir = '.'").sets
+    assert scan(one).images[0].caption == "a, b"
+    (tmp_path / "p.caption").write_text("a sentence")
+    assert scan(one).images[0].caption == "a sentence"
+
+
+@pytest.mark.parametrize("place", [".", "d"])
+def test_tables_by_relative_paths_from_the_files_folder_or_the_images(tmp_path, monkeypatch, place):
+    """The file itself is named by a relative path too, as from the folder of a run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("p0", "p1"):
+        put = tmp_path / "d" / f"{name}.png"
+        put.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(put)
+    (tmp_path / place / "meta.json").write_text('{"p0": {"caption": "zero", "tags": "t1, t2"}, "p1": {"tags": "only"}}')
+    (tmp_path / "k.toml").write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'd'\nmetadata_file = 'meta.json'")
+    [one] = read_dataset_file(Path("k.toml")).sets
+    assert [image.caption for image in scan(one).images] == ["zero, t1, t2", "only"]
+
+
+def test_simpletuners_table_by_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "d" / "p0.png")
+    (tmp_path / "d" / "p.csv").write_text("file_name,long\np0.png,a long prompt\n")
+    table = {"path": "d/p.csv", "filename_column": "file_name", "caption_column": "long"}
+    entry = {"id": "c", "type": "local", "instance_data_dir": "d", "caption_strategy": "parquet", "parquet": table}
+    (tmp_path / "m.json").write_text(json.dumps([entry]))
+    [one] = read_dataset_file(Path("m.json")).sets
+    assert scan(one).images[0].caption == "a long prompt"
+
+
+MUSUBI = """
+[general]
+resolution = [640, 1024]
+caption_extension = ".txt"
+batch_size = 1
+enable_bucket = true
+
+[[datasets]]
+image_directory = "cat"
+cache_directory = "cache"
+control_directory = "reg"
+num_repeats = 3
+
+[[datasets]]
+resolution = 512
+enable_bucket = false
+image_directory = "reg"
+"""
+
+
+def test_musubis_toml(folder):
+    listed = read(folder, MUSUBI)
+    cat, reg = listed.sets
+    assert (cat.folder, cat.reference_folders, cat.repeats) == (str(folder / "cat"), (str(folder / "reg"),), 3)
+    assert (cat.resolutions, cat.buckets, cat.min_side, cat.max_side) == ((810,), "kohya", 400, 1616)
+    assert (reg.resolutions, reg.buckets, reg.caption_suffixes) == ((512,), "off", (".txt",))
+    (folder / "reg" / "a.txt").write_text("")
+    assert [image.caption for image in scan(reg).images] == [""], "it trains empty captions"
+    notes = "\n".join(listed.notes)
+    assert "batch_size = 1 is ignored; set training.batch_size" in notes
+    assert "resolution = [640, 1024] is interpreted as its area, a square of 810 pixels" in notes
+    assert "cache_directory" not in notes
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("image_dir = 'reg'", "datasets 2: it has no subsets, image_dir belongs below it"),
+        ("resolution = 512", "datasets 2: it has no subsets, it names no images"),
+        ("video_directory = 'reg'", "datasets 2: video_directory = 'reg': only images are trained"),
+        ("image_jsonl_file = 'a.jsonl'", "datasets 2: image_jsonl_file = 'a.jsonl': write the captions to metadata.jsonl"),
+    ],
+)  # fmt: skip
+def test_a_table_without_subsets_never_vanishes(folder, second, message):
+    with pytest.raises(ConfigError, match=message):
+        read(folder, f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'cat'\n[[datasets]]\n{second}")
+
+
+def test_numbers_where_texts_are_meant(folder):
+    [one] = read(folder, "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'cat'\nclass_tokens = 2024").sets
+    assert one.caption == "2024"

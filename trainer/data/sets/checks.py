@@ -17,10 +17,12 @@ class DatasetFile:
 
 
 def text_of(options: Mapping[str, object], name: str, default: str = "") -> str:
-    """The text under `name`. Raises ConfigError if the value is not text."""
+    """The text under `name`; a number is taken as it is written. Raises ConfigError for anything else."""
     value = options.get(name)
     if value is None:
         return default
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
         raise ConfigError(f"{name} = {value!r}: use a text in quotes")
     return value

@@ -1,4 +1,4 @@
-"""Dataset files: our own TOML, kohya's TOML, SimpleTuner's multidatabackend.json.
+"""Dataset files: our own TOML, kohya's and musubi-tuner's TOML, SimpleTuner's multidatabackend.json.
 
 Each is read into `DatasetConfig`s and notes, which list every option that was interpreted differently or ignored. Relative
 paths start from the file's folder.
@@ -68,7 +68,8 @@ def _with_paths(config: DatasetConfig, base: Path, find: Find | None) -> Dataset
         changes["references"] = tuple(find(path, "references") if find else path for path in paths)
     if config.metadata:
         table = base / Path(config.metadata).expanduser()
-        path = str(table if table.is_file() else Path(changes["folder"]) / config.metadata)
+        found = table if table.is_file() else Path(changes["folder"]) / config.metadata
+        path = str(found.absolute())  # a set's own metadata starts from its folder, which this must not do again
         changes["metadata"] = find(path, "metadata") if find else path
     return replace(config, **changes)
 

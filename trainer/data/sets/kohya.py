@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import ConfigError
 from ...types import Json
+from . import musubi
 from .checks import ignored_options, number_of, switch_of, text_of, whole_of
 
 INSTEAD = {
@@ -18,18 +19,19 @@ INSTEAD = {
     "token_warmup_step": "there is no such option here",
     "validation_seed": "the run's seed decides",
     "validation_split": "set data.validation_split",
-    "caption_extension": ".txt and .caption files are read",
     "resize_interpolation": "images are resized by Lanczos",
     "max_token_length": "the text encoder decides",
     "skip_image_resolution": "use min_size",
     "conditioning_data_dir_2": "one folder of masks is read",
 }
 """{option without a counterpart here: what to do instead}."""
+KOHYA_EXTENSIONS = ".caption,.txt"
+"""kohya reads .caption where the file names no extension; .txt is read as well, since its command line usually says so."""
 KNOWN = {
     "image_dir", "num_repeats", "recursive", "class_tokens", "is_reg", "shuffle_caption", "keep_tokens",
     "keep_tokens_separator", "secondary_separator", "enable_wildcard", "caption_separator", "caption_prefix",
     "caption_suffix", "caption_dropout_rate", "caption_tag_dropout_rate", "flip_aug", "random_crop", "alpha_mask",
-    "conditioning_data_dir", "metadata_file", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
+    "conditioning_data_dir", "metadata_file", "caption_extension", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
     "bucket_reso_steps", "bucket_no_upscale", "subsets", "cache_info",
     "custom_attributes",
 }  # fmt: skip
@@ -47,6 +49,8 @@ def kohya_sets(data: Mapping[str, object]) -> tuple[list[Json], list[str]]:
         notes.append(f"unknown tables are ignored: {',  '.join(unknown)}")
     general = _table(data.get("general", {}), "general")
     for number, dataset in enumerate(_tables(data["datasets"], "datasets"), 1):
+        if not dataset.get("subsets"):
+            sets.append(_without_subsets(general, dataset, notes, f"datasets {number}"))
         for inner, subset in enumerate(_tables(dataset.get("subsets", []), "datasets.subsets"), 1):
             options = {**general, **dataset, **subset}
             where = f"datasets {number}, subset {inner}"
@@ -56,6 +60,22 @@ def kohya_sets(data: Mapping[str, object]) -> tuple[list[Json], list[str]]:
                 raise ConfigError(f"{where}: {error}") from error
             notes += ignored_options(options, INSTEAD, KNOWN, where)
     return sets, list(dict.fromkeys(notes))
+
+
+def _without_subsets(
+    general: Mapping[str, object], dataset: Mapping[str, object], notes: list[str], where: str
+) -> Json:
+    """The set of a [[datasets]] table that has no subsets: musubi-tuner's. Raises ConfigError for any other."""
+    try:
+        if not musubi.is_set(dataset):
+            instead = "image_dir belongs below it" if "image_dir" in dataset else "it names no images"
+            raise ConfigError(f"it has no subsets, {instead}: write [[datasets.subsets]] with image_dir, or remove it")
+        options = {**general, **dataset}
+        translated = musubi.translate(options, _area(options.get("resolution")), notes, where)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    notes += ignored_options(options, musubi.INSTEAD, musubi.KNOWN, where)
+    return translated
 
 
 def _table(value: object, name: str) -> Mapping[str, object]:
@@ -83,6 +103,7 @@ def _set(options: Mapping[str, object], notes: list[str], where: str) -> Json:
         "teacher": "base" if by_base else "images",
         "captions": "metadata" if metadata else "sidecar",
         "caption": text_of(options, "class_tokens"),
+        "caption_extension": text_of(options, "caption_extension") or KOHYA_EXTENSIONS,
         "metadata": metadata,
         "caption_lines": "each" if wildcards else "first",
         "wildcards": wildcards,

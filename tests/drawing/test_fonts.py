@@ -74,3 +74,16 @@ def test_what_nobody_can_write_is_a_box(monkeypatch):
 def test_usual_text_opens_no_other_font(monkeypatch):
     monkeypatch.setattr(fonts, "system_fonts", lambda: pytest.fail("the system was searched"))
     assert [part for _, part in fonts.runs("Größe, Ωμέγα, привет, → ·", 20)] == ["Größe, Ωμέγα, привет, → ·"]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n", "\x85", "\u2028", "\u2029", "\x1c", "\x1d", "\x1e", "\v", "\f"])
+def test_every_kind_of_line_end_ends_a_line(end):
+    assert wrap(f"a toad{end}on a log", 500, 20) == ["a toad", "on a log"]
+
+
+def test_any_character_can_be_measured_and_drawn():
+    pen = ImageDraw.Draw(Image.new("RGB", (64, 32)))
+    for code in (*range(0x250), *range(0x2000, 0x2070), 0xD800, 0xDFFF, 0xFEFF, 0xFFFE, 0xFFFF, 0x10FFFF):
+        text = f"a{chr(code)}b"
+        assert fonts.length(text, 20) > 0
+        write(pen, [text], 0, 0, 20, (0, 0, 0))

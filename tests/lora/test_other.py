@@ -208,3 +208,23 @@ def test_inspect_refuses_other_files(tmp_path):
         inspect(tmp_path / "bad.safetensors")
     with pytest.raises(ModelFileError, match="cannot read|damaged|No such file"):
         inspect(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"^(\w|\w\w|_)+[.]|^(\w+)+[.:]$", "takes longer than 1 s .*no repetition inside of a repetition"),
+        ("a{99999999999}", "is not a regular expression"),
+        ("(" * 400, "is not a regular expression"),
+        ("(?R)", "is not a regular expression"),
+        ("x" * 1_000_000, "has 1000000 characters: use at most 500"),
+    ],
+)
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
+def test_no_pattern_can_freeze_the_process(field, pattern, message):
+    """Python's own engine never came back from the first one."""
+    net = torch.nn.ModuleDict({f"transformer_blocks_{n}_attn_add_q_proj": torch.nn.Linear(1, 1) for n in range(3)})
+    wanted, exclude = (f"regex:{pattern}", "") if field == "target_modules" else ("regex:.", pattern)
+    with pytest.raises(ConfigError, match=message) as refused:
+        resolve_targets(net, {}, wanted, exclude=exclude)
+    assert len(str(refused.value)) < 400

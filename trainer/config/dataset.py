@@ -12,6 +12,10 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 MOST_MEGAPIXELS = 70.0
 
 
+MAX_REPEATS = 100_000
+"""Of an image in an epoch. Every use of an image is an entry of a list."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(Section, table="dataset"):
     """A folder of images with captions, and how they are used. A run may have several."""
@@ -131,6 +135,7 @@ class DatasetConfig(Section, table="dataset"):
         plain = not any(mark in self.caption_extension for mark in "/\\")
         require(plain, "dataset.caption_extension", self.caption_extension, "use an extension such as .tags")
         require(self.repeats >= 1, "dataset.repeats", self.repeats, "use 1 or more (1 = seen once per epoch)")
+        require(self.repeats <= MAX_REPEATS, "dataset.repeats", self.repeats, f"use {MAX_REPEATS} or less")
         require(self.weight > 0, "dataset.weight", self.weight, "use a number above 0")
         require(0 <= self.caption_dropout < 1, "dataset.caption_dropout", self.caption_dropout, "use 0 up to below 1")
         if self.captions == "fixed":
@@ -193,6 +198,7 @@ class DataConfig(Section, table="data"):
 
     def check(self) -> None:
         require(self.resolution >= 16, "data.resolution", self.resolution, "use at least 16 pixels")
+        require(self.resolution <= 16_384, "data.resolution", self.resolution, "use at most 16384 pixels")
         require(self.bucket_step >= 0, "data.bucket_step", self.bucket_step, "use 0 (the family's own) or more")
         if self.bucket_step:
             remedy = f"it must be at least data.bucket_step = {self.bucket_step}"

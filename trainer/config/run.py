@@ -92,6 +92,7 @@ class NetworkConfig(Section, table="network"):
 
     def check(self) -> None:
         require(self.rank >= 1, "network.rank", self.rank, "use 1 or more (16 is usual)")
+        require(self.rank <= 16_384, "network.rank", self.rank, "use 16384 or less (16 is usual)")
         remedy = "use a number above 0, or leave it out for alpha = rank"
         require(self.alpha is None or self.alpha > 0, "network.alpha", self.alpha, remedy)
         require(0 <= self.dropout < 1, "network.dropout", self.dropout, "use 0 up to below 1")
@@ -320,6 +321,7 @@ class ValidationConfig(Section, table="validation"):
         require(self.width >= 0 and self.height >= 0, "validation.width", (self.width, self.height), "use 0 or pixels")
         require(self.patience >= 0, "validation.patience", self.patience, "use 0 (off) or more (3 to 5 is usual)")
         require(self.timesteps >= 1, "validation.timesteps", self.timesteps, "use 1 or more")
+        require(self.timesteps <= 1000, "validation.timesteps", self.timesteps, "use 1000 or less")
 
 
 @dataclass(frozen=True, kw_only=True)

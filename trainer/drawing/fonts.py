@@ -3,6 +3,7 @@
 from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
+from unicodedata import category
 
 from PIL import ImageFont
 
@@ -28,8 +29,12 @@ def _shipped(*, bold: bool) -> Path:
 
 
 def runs(text: str, size: int, *, bold: bool = False) -> list[tuple[Face, str]]:
-    """The text as parts with the same font. Characters that no font has are left to DejaVu, which draws a box."""
+    """The text as parts with the same font. Characters that no font has are left to DejaVu, which draws a box.
+
+    Line ends, control characters and halves of surrogate pairs, at which Pillow's layout fails, become spaces.
+    """
     usual = font(size, bold=bold)
+    text = "".join(" " if category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in text)
     if text.isascii():
         return [(usual, text)]
     named = groupby(text, lambda letter: _file_for(ord(letter)))

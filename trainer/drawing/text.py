@@ -1,5 +1,6 @@
 """Text in images: wrapping without loss, lines in any script, and the colours of grids and contact sheets."""
 
+import re
 from collections.abc import Sequence
 
 from PIL import ImageDraw
@@ -15,11 +16,13 @@ BEST: RGB = (214, 104, 20)
 LEADING = 1.35
 """Line height as a multiple of the font size."""
 
+_LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+
 
 def wrap(text: str, width: int, size: int, *, bold: bool = False) -> list[str]:
     """The text in lines of at most `width` pixels. Longer words are divided."""
     lines = []
-    for paragraph in text.split("\n"):
+    for paragraph in _LINE_END.split(text):
         line = ""
         for word in _breakable(paragraph, width, size, bold):
             joined = f"{line} {word}".strip()

@@ -1,13 +1,20 @@
 """Target modules of an adapter: a preset of the family or a regular expression, resolved to exact paths."""
 
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from ..diffusion.denoiser import Targets
 from ..errors import ConfigError, did_you_mean
 from ..weights.row_parts import RowPart
+
+MAX_PATTERN = 500
+"""Characters of a pattern."""
+SEARCH_S = 1.0
+"""Seconds in which a pattern must have gone through all module names."""
 
 
 def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: str, exclude: str = "") -> list[str]:
@@ -19,7 +26,7 @@ def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: s
     """
     layers = {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
     paths = sorted(layers)
-    selected = _targets(presets, wanted)
+    selected = _targets(presets, wanted, paths)
     matched = {path for path in paths if selected.hold(path)}
     targets = [
         path
@@ -30,14 +37,14 @@ def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: s
         leaves = sorted({re.sub(r"\d+", "N", path) for path in paths})
         near = did_you_mean(wanted.removeprefix("regex:"), leaves)
         raise ConfigError(
-            f"network.target_modules = {wanted!r} matches none of the {len(paths)} Linear and Conv2d modules; {near}"
+            f"network.target_modules = {_short(wanted)} matches none of the {len(paths)} Linear and Conv2d modules; {near}"
         )
     if exclude:
-        left_out = _compile("network.exclude_modules", exclude)
-        kept = [path for path in targets if not any(left_out.search(name) for name in _with_whole(path, layers))]
+        left_out = _matching("network.exclude_modules", exclude, {n for p in targets for n in _with_whole(p, layers)})
+        kept = [path for path in targets if not left_out.intersection(_with_whole(path, layers))]
         if not kept:
             raise ConfigError(
-                f"network.exclude_modules = {exclude!r} leaves none of the {len(targets)} target modules: make it narrower"
+                f"network.exclude_modules = {_short(exclude)} leaves none of the {len(targets)} target modules: make it narrower"
             )
         return kept
     return targets
@@ -53,18 +60,45 @@ def has_modules(module: nn.Module, paths: Sequence[str]) -> bool:
     return {path for path, _ in module.named_modules()}.issuperset(paths)
 
 
-def _targets(presets: Mapping[str, Targets], wanted: str) -> Targets:
+def _targets(presets: Mapping[str, Targets], wanted: str, paths: Sequence[str]) -> Targets:
     if wanted.startswith("regex:"):
-        return Targets(_compile("network.target_modules", wanted.removeprefix("regex:")).pattern)
+        matching = _matching("network.target_modules", wanted.removeprefix("regex:"), paths)
+        return Targets(paths=frozenset(matching))
     if wanted not in presets:
         raise ConfigError(
-            f"network.target_modules = {wanted!r}: {did_you_mean(wanted, list(presets))}, or regex: and a pattern"
+            f"network.target_modules = {_short(wanted)}: {did_you_mean(wanted[:MAX_PATTERN], list(presets))}, or regex: and a pattern"
         )
     return presets[wanted]
 
 
-def _compile(name: str, pattern: str) -> re.Pattern[str]:
+def _matching(name: str, pattern: str, paths: Iterable[str]) -> set[str]:
+    """The paths in which a pattern of the user is found. A pattern may come with a workflow from anybody: its search is limited.
+
+    Python's own engine cannot be interrupted, not even by another thread, so that it only says whether the pattern is one.
+    Raises ConfigError.
+    """
+    import regex
+
+    if len(pattern) > MAX_PATTERN:
+        raise ConfigError(f"{name} = {_short(pattern)} has {len(pattern)} characters: use at most {MAX_PATTERN}")
     try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{name} = {pattern!r} is not a regular expression: {error}") from error
+        re.compile(pattern)
+        compiled = regex.compile(pattern)
+    except (re.error, regex.error, RecursionError, OverflowError, MemoryError) as error:
+        raise ConfigError(f"{name} = {_short(pattern)} is not a regular expression: {error}") from error
+    end = time.monotonic() + SEARCH_S
+    try:
+        return {path for path in paths if _found(compiled, path, end)}
+    except (TimeoutError, MemoryError) as error:
+        raise ConfigError(
+            f"{name} = {_short(pattern)} takes longer than {SEARCH_S:g} s on the module names: use no repetition inside of a repetition"
+        ) from error
+
+
+def _found(compiled: Any, path: str, end: float) -> bool:
+    """`concurrent` lets other threads go on meanwhile."""
+    return compiled.search(path, timeout=max(end - time.monotonic(), 1e-3), concurrent=True) is not None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 100 else text[:100] + "…")

@@ -1,5 +1,7 @@
 """Opening images: whatever people bring ends as upright RGB of the bucket's size, or as a clear error."""
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -144,7 +146,7 @@ def test_huge_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     Image.new("L", (300, 200)).save(path)
     monkeypatch.setattr(images, "MAX_PIXELS", 50_000)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(DataError, match="300 x 200 pixels are more than 50,000; make it smaller"):
+    with pytest.raises(DataError, match="300 x 200 pixels are more than 50,000, or than .* on a side; make it smaller"):
         upright_size(path)
 
 
@@ -268,3 +270,17 @@ def test_an_srgb_or_broken_profile_changes_nothing(tmp_path, profile):
 def test_a_cmyk_jpeg_shows_its_colour(tmp_path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
     assert load_pixels(tmp_path / "a.jpg", whole(16, 16))[:, 8, 8].tolist() == pytest.approx([1, -1, -1], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [((1, 170_000_000), "than 65,535 on a side"), ((12_000, 12_000), "pixels in .* bytes")]
+)
+def test_a_small_file_cannot_cost_much_memory(tmp_path, size, reason):
+    """The header alone says how large the image is; no pixel is decoded."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    with pytest.raises(DataError, match=reason), images.opened(path, bytes(content)):
+        pytest.fail("it was opened")

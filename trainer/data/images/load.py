@@ -34,6 +34,10 @@ PLUGINS = {
 """{suffix: (module, package)} of images that Pillow reads with a plugin."""
 MAX_PIXELS = 170_000_000
 """Larger images are refused: they are most likely decompression bombs, and no bucket needs them. This is below Pillow's own limit."""
+MAX_SIDE = 65_535
+"""Of JPEG and WebP. Pillow keeps tables for each row, so that a high and narrow image costs more than its pixels."""
+DEFLATE_RATIO = 1032
+"""The most that deflate, and with it a PNG, can compress (zlib's technical notes)."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
           RuntimeError, MemoryError, struct.error, zlib.error)  # fmt: skip
 """The exceptions that Pillow's decoders raise on damaged files."""
@@ -80,10 +84,7 @@ def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides, with a plain message
             with Image.open(path if content is None else io.BytesIO(content)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; make it smaller"
-                    )
+                _check_size(path, image, path.stat().st_size if content is None else len(content))
                 yield image
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels; make it smaller") from error
@@ -91,6 +92,18 @@ def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
         raise DataError(f"{path} is not an image that can be read: {_remedy(path)}") from error
     except DAMAGE as error:
         raise DataError(f"{path} is damaged ({error or type(error).__name__}): replace or remove it") from error
+
+
+def _check_size(path: Path, image: Image.Image, size: int) -> None:
+    """Before a pixel is decoded. Raises DataError for an image that could take memory out of all proportion."""
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+        raise DataError(
+            f"{path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}, or than {MAX_SIDE:,} on a side; make it smaller"
+        )
+    if image.format == "PNG" and image.width * image.height > size * DEFLATE_RATIO * 8:
+        raise DataError(
+            f"{path} is damaged ({image.width} x {image.height} pixels in {size} bytes): replace or remove it"
+        )
 
 
 def _remedy(path: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...config.dataset import DatasetConfig
+from ...config.dataset import MAX_REPEATS, DatasetConfig
 from ...errors import DataError, problem_list, some
 from ...types import CaptionForms
 from ..images.load import image_suffixes
@@ -166,6 +166,10 @@ def _folders(base: Path, config: DatasetConfig, notes: list[str], about: list[st
         concept = concept_of(folder.name)
         if concept is None or concept[0] < 1:
             others.append(folder.name)
+        elif concept[0] * config.repeats > MAX_REPEATS:
+            raise DataError(
+                f"{folder}: {concept[0]} x dataset.repeats = {config.repeats} are more than {MAX_REPEATS:,} repeats; rename the folder"
+            )
         else:
             folders.append((folder, concept[0] * config.repeats, concept[1].replace("_", " ").strip()))
     if not folders:

@@ -74,3 +74,25 @@ def test_reference_latents_reach_the_network(found, name):
 
 def test_the_shadow_is_the_base_whatever_is_patched_in(found):
     assert found["originals"] == {"patched in": True, "shadow is the base": True}
+
+
+@pytest.fixture(scope="module")
+def loadings():
+    return run_inside("loadings")
+
+
+@pytest.mark.parametrize(
+    ("state", "patched_in", "pending"),
+    [
+        ("not loaded", 0, 0), ("whole", 0, 0), ("whole with a LoRA", 4, 0), ("in part with a LoRA", 2, 2),
+        ("a LoRA in place", 4, 0), ("a LoRA taken out again", 0, 0),
+    ],
+)  # fmt: skip
+def test_a_run_follows_a_second_copy_in_whatever_way_it_is_loaded(loadings, state, patched_in, pending):
+    """The base, bit for bit, and one copy: beside it only what ComfyUI itself keeps of the weights it has patched."""
+    case = loadings[state]
+    assert case["followed"]
+    assert case["bits"]
+    assert (case["patched in"], case["pending"]) == (patched_in, pending)
+    assert case["shared"] == case["weights"] - patched_in
+    assert case["bytes"] <= (1.05 if not patched_in else 1.3)

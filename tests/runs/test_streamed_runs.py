@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.runs.headless import train
+from lora_loom.trainer.weights import ring, streaming
 from tests.conftest import SilentHost, make_config
 
 FULL = {
@@ -81,3 +82,28 @@ def test_auto_keeps_a_base_that_fits_on_the_device(tmp_path):
 def test_options_that_exclude_each_other_are_refused(tmp_path, memory):
     with pytest.raises(ConfigError, match=r"memory\.(vram_gb|shard)"):
         make_config("sd", tmp_path, memory=memory)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_after_a_run_the_buffers_are_given_back(tmp_path, monkeypatch, fails):
+    rings = []
+
+    class Seen(ring.Ring):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            rings.append((self, self.arena.live))
+
+    monkeypatch.setattr(streaming, "Ring", Seen)
+    if fails:
+        monkeypatch.setattr("lora_loom.trainer.runs.execute.fit", lambda *_: iter(()))
+    try:
+        host, _ = run(tmp_path, memory=STREAM)
+    except StopIteration:
+        assert fails
+    else:
+        assert any("blocks brought to cpu" in text for text in host.text)
+    used, held = rings[-1]  # the first is that of the check before anything is loaded
+    assert len(rings) == 2
+    assert used.arena.live == held - 2 * used.size
+    with pytest.raises(AssertionError, match="closed"):
+        used.get(next(iter(used._follows.values()), object()))

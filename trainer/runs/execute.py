@@ -43,6 +43,9 @@ def execute(session: Session, host: Host) -> Outcome:
             outcome = TrainingRun(session, training, host).to_the_end()
         except torch.cuda.OutOfMemoryError as error:
             raise RunError(f"out of GPU memory: {out_of_memory_remedy()}") from error
+        finally:
+            if stream := stream_of(session.denoiser.module):
+                stream.close()
     folder.update(**{**vars(outcome), "lora": outcome.lora.name})
     return outcome
 
@@ -125,6 +128,8 @@ class TrainingRun:
         outcome = self._finish("finished" if early or step >= self.total else "stopped")
         self.folder.update(costs={what: round(seconds, 2) for what, seconds in self.timings.seconds.items()})
         self.host.log(self.timings.text())
+        if (stream := stream_of(self.session.denoiser.module)) and stream.ring:
+            self.host.log(stream.work_done())
         return outcome
 
     def _catch_up(self) -> None:

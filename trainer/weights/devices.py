@@ -47,4 +47,4 @@ def use_device(device: torch.device) -> None:
 
 def out_of_memory_remedy() -> str:
     """The end of an error message about GPU memory."""
-    return 'set memory.gradient_checkpointing = true, lower data.resolution or training.batch_size, or set model.quantize = "int8"'
+    return 'set memory.gradient_checkpointing = true, lower data.resolution or training.batch_size, set memory.base = "stream", or model.quantize = "int8"'

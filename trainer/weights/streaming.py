@@ -187,7 +187,18 @@ class BaseStream:
         """Bytes of the whole base, as it would lie on the device."""
         return self.fixed + sum(self.sizes)
 
+    def close(self) -> None:
+        """Give the ring's buffers back. The network cannot compute afterwards."""
+        if self.ring is not None:
+            self.ring.close()
+
+    def work_done(self) -> str:
+        """What the ring has done so far."""
+        assert self.ring is not None
+        return f"streamed base: {self.ring.moves} blocks brought to {self.device}, {self.ring.waits} of them not in advance"
+
     def text(self) -> str:
+        """How the base is laid out."""
         if self.ring is None:
             return f"the base fits its budget: all {len(self.sizes)} blocks stay on {self.device}, {self.total:,} bytes"
         return f"streamed base: {len(self.blocks)} of {len(self.sizes)} blocks pass through a ring on {self.device}; it holds {self.arena.live:,} bytes of {self.total:,}"

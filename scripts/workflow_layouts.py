@@ -38,19 +38,19 @@ LAYOUTS = {
     "demo": Layout(
         title="Try LoRA Loom without a model",
         places={
-            "1": (0, 0, 250, 110), "2": (0, 660, 250, 170), "3": (0, 870, 250, 200), "4": (290, 0, 320, 560), "5": (290, 660, 320, 410),
-            "6": (650, 0, 430, 660), "7": (650, 720, 430, 90), "8": (650, 870, 430, 200), "9": (1120, 590, 300, 210), "10": (1120, 850, 300, 210),
-            "11": (1120, 0, 300, 530), "12": (1460, 0, 560, 530), "13": (1460, 590, 560, 480),
+            "1": (0, 0, 250, 110), "2": (0, 685, 250, 160), "3": (0, 885, 250, 200), "4": (290, 0, 320, 596), "5": (290, 685, 320, 400),
+            "6": (650, 0, 430, 660), "7": (650, 720, 430, 90), "8": (650, 870, 430, 215), "9": (1120, 590, 300, 210), "10": (1120, 860, 300, 210),
+            "11": (1120, 0, 300, 530), "12": (1460, 0, 560, 530), "13": (1460, 590, 560, 495),
         },
         note="# Start here\nPress **Run**. This trains a tiny model for two minutes on a CPU, and needs no other file.\n\n"
         "- The panel under **Loom Train LoRA** shows the loss and a sample.\n"
         "- **Loom Score** recommends a checkpoint.\n"
         "- **Loom Strip** shows all images; its button opens them as a page.\n\n"
         "Then open the template *Train a LoRA on my photos*.",
-        note_at=(0, 160, 250, 400),
+        note_at=(0, 160, 250, 436),
         groups={
-            "1  Data": (-15, -75, 640, 650), "2  Settings, all optional": (-15, 585, 640, 500),
-            "3  Train": (635, -75, 460, 1160), "4  Compare": (1105, -75, 930, 1160),
+            "1  Data": (-15, -75, 640, 681), "2  Settings, all optional": (-15, 611, 640, 489),
+            "3  Train": (635, -75, 460, 1175), "4  Compare": (1105, -75, 930, 1175),
         },
     ),
     "train_sd": Layout(

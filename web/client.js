@@ -61,12 +61,34 @@ export async function act(name, action) {
 }
 
 /**
- * Call `heard(kind, detail)` for run, step, sample and log events, and for "reconnected".
+ * Put a file into a folder of ComfyUI's input directory, through ComfyUI's own route. Throws with what the server said.
+ * @param {Blob} file
+ * @param {string} folder
+ * @param {string} name replaces a file of that name in the folder
+ */
+export async function upload(file, folder, name) {
+  const form = new FormData();
+  form.append("image", file, name);
+  for (const [key, value] of Object.entries({ type: "input", subfolder: folder, overwrite: "true" })) form.append(key, value);
+  const answer = await api.fetchApi("/upload/image", { method: "POST", body: form });
+  if (!answer.ok) throw new Error(`${name}: ${answer.status} ${answer.statusText}`);
+}
+
+/**
+ * Address of an image in a folder of ComfyUI's input directory, made small.
+ * @param {string} folder
+ * @param {string} name
+ */
+export const imageUrl = (folder, name) =>
+  api.apiURL(`/view?${new URLSearchParams({ filename: name, subfolder: folder, type: "input", preview: "webp;60" })}`);
+
+/**
+ * Call `heard(kind, detail)` for run, step, sample and log events, and for "reconnecting" and "reconnected".
  * @param {(kind: string, detail: import("./runs.js").Detail) => void} heard
  */
 export function listen(heard) {
   for (const kind of ["run", "step", "sample", "log"]) {
     api.addEventListener(`lora_loom.${kind}`, (event) => heard(kind, event.detail));
   }
-  api.addEventListener("reconnected", () => heard("reconnected", {}));
+  for (const kind of ["reconnecting", "reconnected"]) api.addEventListener(kind, () => heard(kind, {}));
 }

@@ -21,6 +21,7 @@ interface ComfyOutput {
 interface ComfyNode {
   id: number | string;
   comfyClass: string;
+  graph?: { id?: string; rootGraph?: { id?: string } } | null;
   size: [number, number];
   properties: Record<string, unknown>;
   inputs?: { name: string; link: number | null }[];
@@ -33,6 +34,8 @@ interface ComfyNode {
   computeSize(): [number, number];
   onExecuted?: (output: ComfyOutput, ...rest: unknown[]) => void;
   onConfigure?: (info?: { properties?: Record<string, unknown> }, ...values: unknown[]) => void;
+  onDragOver?: (event: DragEvent) => boolean;
+  onDragDrop?: (event: DragEvent) => boolean | Promise<boolean>;
   onRemoved?: (...values: unknown[]) => void;
 }
 
@@ -50,6 +53,8 @@ declare module "*/scripts/api.js" {
 
 declare module "*/scripts/app.js" {
   export const app: {
+    nodeOutputs?: Record<string, { images?: unknown[] }>;
+    extensionManager?: { toast?: { add?(message: object): void } };
     registerExtension(extension: { name: string; setup(): void; nodeCreated(node: ComfyNode): void }): void;
   };
 }

@@ -12,8 +12,23 @@ import { scale, smoothed, thinned } from "./series.js";
  */
 
 const MARGIN = { left: 8, right: 42, top: 8, bottom: 16 };
-const COLOURS = { raw: "#6b8fd455", smooth: "#7fb0ff", fill: "#7fb0ff22", validation: "#ffb454", grid: "#ffffff14", text: "#8d96a6" };
+// Lines that are seen on a dark and on a light ground; the text has the colour of the panel's, which follows the theme.
+const COLOURS = { raw: "#5b93f066", smooth: "#5b93f0", fill: "#5b93f022", validation: "#e08a1e", grid: "#80808033", text: "#8d96a6" };
 const MOST_POINTS = 1500;
+
+/**
+ * The curve in words.
+ * @param {Point[]} losses
+ * @param {Point[]} validation
+ */
+export function described(losses, validation) {
+  /** @param {string} name @param {Point[]} points */
+  const part = (name, points) => {
+    const last = points[points.length - 1];
+    return last ? [`${name} ${loss(last.value)} at step ${count(last.step)}`] : [];
+  };
+  return [...part("Loss", losses), ...part("validation loss", validation)].join(", ") || "No loss yet";
+}
 
 export class Curve {
   constructor() {
@@ -21,6 +36,7 @@ export class Curve {
     this.canvas.className = "loom-curve";
     /** @type {{losses: Point[], validation: Point[], total: number}} */
     this.series = { losses: [], validation: [], total: 0 };
+    this.canvas.setAttribute("role", "img");
     this.scheduled = false;
     // Its size is known only once it is on the page, and changes with the node.
     new ResizeObserver(() => this.schedule()).observe(this.canvas);
@@ -33,6 +49,7 @@ export class Curve {
    */
   show(losses, validation, total) {
     this.series = { losses, validation, total };
+    this.canvas.setAttribute("aria-label", described(losses, validation));
     this.schedule();
   }
 
@@ -55,6 +72,7 @@ export class Curve {
     const pen = this.canvas.getContext("2d");
     if (!pen) return;
     pen.scale(sharp, sharp);
+    COLOURS.text = getComputedStyle(this.canvas).color;
     pen.font = "10px ui-sans-serif, system-ui, sans-serif";
     const box = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom };
     const { losses, validation, total } = this.series;

@@ -3,10 +3,12 @@
 
 import { app } from "../../scripts/app.js";
 import { listen } from "./client.js";
+import { takeDrops } from "./drop.js";
 import { foldAdvanced } from "./fold.js";
+import { keepOutputs } from "./outputs.js";
 import { Panel } from "./panel.js";
 import { listenToReports } from "./report.js";
-import { belongs } from "./runs.js";
+import { belongs, endNotice } from "./runs.js";
 import { listenToStrips } from "./strip.js";
 
 const NODE = "LoomTrain";
@@ -85,8 +87,11 @@ const startedBy = (node, kind, detail) =>
  * @param {import("./runs.js").Detail} detail
  */
 function heard(kind, detail) {
+  const said = kind === "run" ? endNotice(detail) : null;
+  if (said) app.extensionManager?.toast?.add?.(said); // older frontends have none
   for (const [node, panel] of panels) {
     if (kind === "reconnected") panel.refresh();
+    else if (kind === "reconnecting") panel.lose();
     else if (startedBy(node, kind, detail)) bind(node, detail.name ?? "");
     else if (panel.view.name === detail.name) panel.heard(kind, detail);
   }
@@ -100,8 +105,10 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (node.comfyClass.startsWith("Loom")) foldAdvanced(node);
+    takeDrops(node);
     listenToReports(node);
     listenToStrips(node);
+    keepOutputs(node);
     if (node.comfyClass !== NODE) return;
     addPanel(node);
     const { onExecuted, onConfigure, onRemoved } = node;

@@ -3,43 +3,41 @@
 
 import { act, fetchMetrics, fetchRun, fileUrl } from "./client.js";
 import { Curve } from "./curve.js";
+import { make, makeButton } from "./elements.js";
 import { count, duration, loss, pace } from "./format.js";
+import { showResults } from "./results.js";
 import { isActive, RunView, STATES } from "./runs.js";
-
-/**
- * @template {keyof HTMLElementTagNameMap} Tag
- * @param {Tag} tag
- * @param {string} className
- * @param {HTMLElement | null} [parent]
- * @param {string} [text]
- * @returns {HTMLElementTagNameMap[Tag]}
- */
-function make(tag, className, parent, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  parent?.append(element);
-  return element;
-}
 
 export class Panel {
   constructor() {
     this.view = new RunView();
-    this.root = make("div", "loom-panel");
+    this.root = make("section", "loom-panel");
     const head = make("div", "loom-head", this.root);
     this.chip = make("span", "loom-chip", head);
+    this.chip.setAttribute("role", "status");
     this.title = make("span", "loom-title", head);
     this.lossText = make("span", "loom-loss", head);
-    const bar = make("div", "loom-bar", this.root);
-    this.fill = make("div", "loom-fill", bar);
+    this.bar = make("div", "loom-bar", this.root);
+    this.bar.setAttribute("role", "progressbar");
+    this.bar.setAttribute("aria-label", "Steps done");
+    this.fill = make("div", "loom-fill", this.bar);
     this.facts = make("div", "loom-facts", this.root);
     const body = make("div", "loom-body", this.root);
     this.curve = new Curve();
-    make("div", "loom-plot", body).append(this.curve.canvas);
+    const plot = make("div", "loom-plot", body);
+    this.legend = make("div", "loom-legend", plot);
+    make("span", "loom-key-loss", this.legend, "loss");
+    this.validationKey = make("span", "loom-key-validation", this.legend, "validation loss");
+    plot.append(this.curve.canvas);
     this.figure = make("figure", "loom-sample", body);
-    this.image = make("img", "", this.figure);
+    this.link = make("a", "", this.figure);
+    this.link.target = "_blank";
+    this.link.rel = "noopener";
+    this.image = make("img", "", this.link);
     this.caption = make("figcaption", "", this.figure);
     this.message = make("div", "loom-message", this.root);
+    this.message.setAttribute("aria-live", "polite");
+    this.results = make("div", "loom-results", this.root);
     this.row = make("div", "loom-buttons", this.root);
     this.buttons = this.makeButtons(this.row);
     for (const kind of ["pointerdown", "mousedown"]) this.root.addEventListener(kind, keepFromGraph);
@@ -49,13 +47,7 @@ export class Panel {
   /** @param {HTMLElement} parent */
   makeButtons(parent) {
     /** @param {string} label @param {string} hint @param {string} action */
-    const button = (label, hint, action) => {
-      const element = make("button", "loom-button", parent, label);
-      element.type = "button";
-      element.title = hint;
-      element.addEventListener("click", () => this.act(action));
-      return element;
-    };
+    const button = (label, hint, action) => makeButton(parent, label, hint, () => this.act(action));
     return {
       pause: button("Pause", "Finish the step in flight, then hold.", "pause"),
       resume: button("Resume", "Go on from where it stands.", "resume"),
@@ -102,34 +94,57 @@ export class Panel {
     this.render();
   }
 
+  /** The server cannot be reached; what is shown may be old. */
+  lose() {
+    this.view.isOffline = true;
+    this.render();
+  }
+
   /** @param {string} action */
   async act(action) {
     const view = this.view;
+    view.ask(action);
+    this.render();
     try {
-      view.run = { ...view.run, ...(await act(view.name, action)) };
-      view.note = action === "save" ? "saving after this step" : "";
+      const run = await act(view.name, action);
+      if (run.state !== view.run?.state) view.answered();
+      view.run = { ...view.run, ...run };
     } catch (error) {
-      view.note = words(error);
+      view.answered(words(error));
     }
     this.render();
   }
 
   render() {
-    const { name, run, losses, validation, note, progress } = this.view;
+    const { name, run, losses, validation, note, progress, growth, isOffline } = this.view;
     const state = run?.state ?? "none";
-    this.root.dataset.state = state;
-    this.chip.textContent = run ? (STATES[/** @type {keyof typeof STATES} */ (state)] ?? state) : "No run yet";
+    this.root.dataset.state = isOffline ? "offline" : growth ? "doubtful" : state;
+    this.root.setAttribute("aria-label", `Training run ${name}`);
+    setText(this.chip, this.stateText(state));
     this.title.textContent = name;
     const last = losses[losses.length - 1];
     this.lossText.textContent = last ? `loss ${loss(last.value)}` : "";
     this.fill.style.width = `${100 * progress}%`;
+    this.bar.setAttribute("aria-valuenow", String(Math.round(100 * progress)));
     this.renderFacts();
     this.curve.show(losses, validation, run?.total ?? 0);
+    this.legend.hidden = !losses.length;
+    this.validationKey.hidden = !validation.length;
     this.renderSample();
     const error = state === "failed" ? (run?.error ?? "") : "";
-    this.message.textContent = error || note;
+    const doubt = growth ? `The loss ends at ${loss(Number(growth.toPrecision(2)))} times its start: this LoRA is likely spoilt. Try a lower learning_rate.` : "";
+    setText(this.message, error || note || doubt);
+    showResults(this.results, this.view);
     this.message.classList.toggle("loom-error", Boolean(error));
     this.renderButtons();
+  }
+
+  /** @param {string} state */
+  stateText(state) {
+    if (this.view.isOffline) return "No connection";
+    if (this.view.growth) return "Finished, loss rose";
+    if (!this.view.run) return "No run yet";
+    return STATES[/** @type {keyof typeof STATES} */ (state)] ?? state;
   }
 
   renderFacts() {
@@ -139,7 +154,7 @@ export class Panel {
       make("span", "", this.facts, "Queue the graph to start training.");
       return;
     }
-    const moving = isActive(run.state);
+    const moving = isActive(run.state) && run.state !== "paused" && !this.view.isOffline;
     const facts = [`step ${count(run.step)} / ${count(run.total)}`];
     if (moving && run.seconds) facts.push(pace(run.seconds));
     if (moving && run.eta) facts.push(`${duration(run.eta)} left`);
@@ -152,6 +167,8 @@ export class Panel {
     if (!sample) return;
     const address = fileUrl(name, sample.file);
     if (this.image.getAttribute("src") !== address) this.image.src = address;
+    this.link.href = address;
+    this.image.alt = `Sample at step ${count(sample.step)}, opens in full size`;
     this.caption.textContent = `step ${count(sample.step)}`;
   }
 
@@ -162,6 +179,10 @@ export class Panel {
     this.buttons.pause.disabled = pause.disabled;
     this.buttons.resume.hidden = resume.hidden;
     this.buttons.resume.textContent = resume.label;
+    this.buttons.resume.disabled = resume.disabled;
+    this.buttons.stop.hidden = stop.hidden;
+    this.buttons.save.hidden = save.hidden;
+    this.buttons.sample.disabled = sample.disabled;
     this.buttons.stop.disabled = stop.disabled;
     this.buttons.save.disabled = save.disabled;
     this.buttons.sample.hidden = sample.hidden;
@@ -173,7 +194,16 @@ export class Panel {
  * @param {Event} event
  */
 function keepFromGraph(event) {
-  if (event.target instanceof Element && event.target.closest("button")) event.stopPropagation();
+  if (event.target instanceof Element && event.target.closest("button, a")) event.stopPropagation();
+}
+
+/**
+ * A screen reader says what changes: only what did change.
+ * @param {HTMLElement} element
+ * @param {string} text
+ */
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 /** @param {unknown} error */

@@ -2,6 +2,7 @@
 // A run as the panel knows it: its name, its addresses on the server, and what was heard of it. No DOM, no requests.
 
 import { append } from "./series.js";
+import { growth } from "./verdict.js";
 
 const ROOT = "/lora_loom/runs";
 
@@ -18,6 +19,11 @@ const ROOT = "/lora_loom/runs";
  * @property {string} [error]
  * @property {string[]} [samples] files of the run
  * @property {boolean} [can_sample] there are prompts to render
+ * @property {string} [lora] name of its last LoRA file
+ * @property {string} [best] name of the LoRA file with the lowest validation loss
+ * @property {string[]} [loras] files of the run
+ * @property {string} [lora_folder] what the names of its LoRA files begin with in LoraLoader
+ * @property {string[]} [pages] compare pages of its sweeps, the newest last
  * @typedef {{step: number, loss?: number, held_out?: number}} MetricsLine
  * @typedef {Run & {node?: string, text?: string, files?: string[], loss?: number, held_out?: number}} Detail of an event
  */
@@ -27,6 +33,10 @@ export const STATES = {
   stopping: "Stopping", finished: "Finished", failed: "Failed", stopped: "Stopped", interrupted: "Interrupted",
 };
 const ACTIVE = new Set(["queued", "caching", "running", "yielding", "paused", "stopping"]);
+const ASKED = {
+  pause: "Pausing after this step …", resume: "Going on …", stop: "Stopping after this step …", save: "Saving after this step …",
+  sample: "Rendering samples after this step …",
+};
 const CAN_CONTINUE = new Set(["failed", "stopped", "interrupted"]);
 
 /** @param {string | undefined} state */
@@ -64,6 +74,17 @@ export function newestSample(files) {
   return found.find((sample) => sample.step === step) ?? null;
 }
 
+/**
+ * What the page says when a run ends, wherever its node is; null for every other event.
+ * @param {Detail} detail of a "run" event
+ * @returns {{severity: string, summary: string, detail: string, life?: number} | null}
+ */
+export function endNotice({ state, name = "", step = 0, error = "" }) {
+  if (state === "finished") return { severity: "success", summary: "LoRA trained", detail: `${name}: ${step} steps`, life: 15_000 };
+  if (state === "failed") return { severity: "error", summary: "Training failed", detail: `${name}: ${error}` };
+  return null;
+}
+
 /** What is known of one run. The panel renders it; whoever hears of the run changes it. */
 export class RunView {
   constructor(name = "") {
@@ -78,6 +99,28 @@ export class RunView {
     this.sample = null;
     /** The last thing that was said about it. */
     this.note = "";
+    /** The action that was asked for and has not happened yet. */
+    this.asked = "";
+    /** The server cannot be reached. */
+    this.isOffline = false;
+  }
+
+  /**
+   * An action was asked for: say so at once, for the server answers only between two steps.
+   * @param {string} action
+   */
+  ask(action) {
+    this.asked = action;
+    this.note = ASKED[/** @type {keyof typeof ASKED} */ (action)] ?? "";
+  }
+
+  /**
+   * The action failed, or the server has answered it; what waits for the end of a step is still to come.
+   * @param {string} [note]
+   */
+  answered(note = "") {
+    this.asked = "";
+    this.note = note;
   }
 
   /**
@@ -87,7 +130,8 @@ export class RunView {
    */
   load(run, lines) {
     this.run = run;
-    this.note = "";
+    this.isOffline = false;
+    this.answered();
     if (!run) return;
     /** @param {"loss" | "held_out"} key */
     const series = (key) => lines.flatMap((line) => (key in line ? [{ step: line.step, value: Number(line[key]) }] : []));
@@ -102,6 +146,8 @@ export class RunView {
    * @param {Detail} detail
    */
   heard(kind, detail) {
+    const done = kind === "run" || (kind === "step" && (this.asked === "save" || this.asked === "sample"));
+    if (done && this.asked) this.answered();
     if (kind === "log") this.note = detail.text ?? "";
     if (kind === "sample") this.sample = { step: detail.step ?? 0, file: detail.files?.[0] ?? "" };
     if (kind === "run" || kind === "step") this.run = { ...this.run, ...detail };
@@ -121,18 +167,40 @@ export class RunView {
     return this.run?.total ? Math.min(1, (this.run.step ?? 0) / this.run.total) : 0;
   }
 
+  /** How many times its start the loss of a finished run ends at, if that is far above it; else 0. */
+  get growth() {
+    return this.run?.state === "finished" ? growth(this.losses, this.validation) : 0;
+  }
+
+  /**
+   * The LoRA files of a run that has ended: the last one, and the one with the lowest validation loss.
+   * @returns {{label: string, file: string, name: string}[]} name: as LoraLoader lists it
+   */
+  get results() {
+    const { state, step = 0, lora, best = "", loras = [], lora_folder: folder = "" } = this.run ?? {};
+    if (isActive(state)) return [];
+    const isLast = best === lora || best.endsWith(`-${String(step).padStart(6, "0")}.safetensors`);
+    const files = [["LoRA", lora], ["Lowest validation loss", isLast ? "" : best]];
+    return files.flatMap(([label, name]) => {
+      const file = loras.find((path) => name && path.endsWith(`/${name}`));
+      return file ? [{ label: String(label), file, name: `${folder}${name}` }] : [];
+    });
+  }
+
   /** Which buttons are there, which of them can be pressed, and what the second one is called. */
   get buttons() {
     const state = this.run?.state;
-    const active = isActive(state);
+    const active = isActive(state) && !this.isOffline;
     const canContinue = CAN_CONTINUE.has(state ?? "");
+    /** @param {string} action */
+    const waits = (action) => this.asked === action;
     return {
-      any: Boolean(this.run) && (active || canContinue),
-      pause: { hidden: !active || state === "paused", disabled: state === "stopping" },
-      resume: { hidden: !(state === "paused" || canContinue), label: state === "paused" ? "Resume" : "Continue" },
-      stop: { disabled: !active || state === "stopping" },
-      save: { disabled: !active || state === "queued" || state === "stopping" },
-      sample: { hidden: !this.run?.can_sample },
+      any: Boolean(this.run) && !this.isOffline && (active || canContinue),
+      pause: { hidden: !active || state === "paused", disabled: waits("pause") || state === "stopping" },
+      resume: { hidden: !(state === "paused" || canContinue), disabled: waits("resume"), label: state === "paused" ? "Resume" : "Continue" },
+      stop: { hidden: !active, disabled: waits("stop") || state === "stopping" },
+      save: { hidden: !active, disabled: waits("save") || state === "queued" || state === "stopping" },
+      sample: { hidden: !active || !this.run?.can_sample, disabled: waits("sample") },
     };
   }
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { server } from "./comfyui.js";
 
-const { act, fetchMetrics, fetchRun, fileUrl, listen } = await import("../../web/client.js");
+const { act, fetchMetrics, fetchRun, fileUrl, imageUrl, listen, upload } = await import("../../web/client.js");
 
 const answers = (content, status = 200) => {
   server.answer = new Response(JSON.stringify(content), { status });
@@ -55,5 +55,16 @@ test("events arrive with their kind", () => {
   server.listeners.get("lora_loom.step")({ detail: { step: 4 } });
   server.listeners.get("reconnected")({});
   assert.deepEqual(heard, [["step", { step: 4 }], ["reconnected", {}]]);
-  assert.deepEqual([...server.listeners.keys()], ["lora_loom.run", "lora_loom.step", "lora_loom.sample", "lora_loom.log", "reconnected"]);
+  assert.deepEqual([...server.listeners.keys()], ["lora_loom.run", "lora_loom.step", "lora_loom.sample", "lora_loom.log", "reconnecting", "reconnected"]);
+});
+
+test("a file goes into a folder of the input directory, under the name it is given", async () => {
+  answers({ name: "a.png" });
+  await upload(new Blob(["x"]), "loom/cats", "a.png");
+  const [[route, { method, body }]] = server.requests;
+  assert.deepEqual([route, method], ["/upload/image", "POST"]);
+  assert.deepEqual([body.get("subfolder"), body.get("type"), body.get("overwrite"), body.get("image").name], ["loom/cats", "input", "true", "a.png"]);
+  answers({}, 413);
+  await assert.rejects(upload(new Blob(["x"]), "loom/cats", "a.png"), /a\.png: 413/);
+  assert.equal(imageUrl("loom/a b", "1&2.png"), "/api/view?filename=1%262.png&subfolder=loom%2Fa+b&type=input&preview=webp%3B60");
 });

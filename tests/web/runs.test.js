@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { belongs, filePath, isActive, newestSample, RunView, runPath, STATES } from "../../web/runs.js";
+import { belongs, endNotice, filePath, isActive, newestSample, RunView, runPath, STATES } from "../../web/runs.js";
 
 test("a node shows its run, also as name-2, and no other", () => {
   for (const run of ["cat", "cat-2", "cat-17"]) assert.ok(belongs(run, "cat"), run);
@@ -78,7 +78,8 @@ test("every state has its buttons", () => {
     const names = [];
     if (!pause.hidden) names.push(pause.disabled ? "(pause)" : "pause");
     if (!resume.hidden) names.push(resume.label.toLowerCase());
-    names.push(stop.disabled ? "(stop)" : "stop", save.disabled ? "(save)" : "save");
+    if (!stop.hidden) names.push(stop.disabled ? "(stop)" : "stop");
+    if (!save.hidden) names.push(save.disabled ? "(save)" : "save");
     return names.join(" ");
   };
   assert.deepEqual(Object.fromEntries(Object.keys(STATES).map((state) => [state, shown(state)])), {
@@ -89,11 +90,59 @@ test("every state has its buttons", () => {
     paused: "resume stop save",
     stopping: "(pause) (stop) (save)",
     finished: "none",
-    failed: "continue (stop) (save)",
-    stopped: "continue (stop) (save)",
-    interrupted: "continue (stop) (save)",
+    failed: "continue",
+    stopped: "continue",
+    interrupted: "continue",
   });
   assert.equal(isActive(undefined), false);
   assert.equal(loaded({ can_sample: true }).buttons.sample.hidden, false);
   assert.equal(loaded().buttons.sample.hidden, true);
+});
+
+test("a button answers at once, and the step that follows ends the waiting", () => {
+  const view = loaded();
+  view.ask("save");
+  assert.equal(view.note, "Saving after this step …");
+  assert.equal(view.buttons.save.disabled, true);
+  assert.equal(view.buttons.pause.disabled, false);
+  view.heard("step", { step: 31, loss: 0.3 });
+  assert.equal(view.buttons.save.disabled, false);
+  assert.equal(view.note, "");
+  view.ask("pause");
+  view.heard("step", { step: 32, loss: 0.3 });
+  assert.equal(view.buttons.pause.disabled, true);
+  view.heard("run", { state: "paused" });
+  assert.equal(view.asked, "");
+});
+
+test("without a connection nothing can be asked", () => {
+  const view = loaded();
+  view.isOffline = true;
+  assert.equal(view.buttons.any, false);
+  view.load(RECORD, LINES);
+  assert.equal(view.buttons.any, true);
+});
+
+test("a run that has ended names its LoRA files as LoraLoader does", () => {
+  const more = { lora: "cat.safetensors", best: "cat-000020.safetensors", lora_folder: "lora_loom/cat/", loras: ["loras/cat.safetensors", "loras/cat-000020.safetensors"] };
+  assert.deepEqual(loaded(more).results, []);
+  const names = (state, changes) => loaded({ ...more, state, ...changes }).results.map((result) => result.name);
+  assert.deepEqual(names("finished", {}), ["lora_loom/cat/cat.safetensors", "lora_loom/cat/cat-000020.safetensors"]);
+  assert.deepEqual(names("finished", { step: 20 }), ["lora_loom/cat/cat.safetensors"]); // the best is the last one
+  assert.deepEqual(names("stopped", { best: "cat.safetensors" }), ["lora_loom/cat/cat.safetensors"]);
+  assert.deepEqual(names("finished", { best: "gone.safetensors", loras: [] }), []);
+});
+
+test("only a finished run is judged by its loss", () => {
+  const view = loaded({ state: "finished" });
+  view.validation = [{ step: 0, value: 1 }, { step: 9, value: 3 }];
+  assert.equal(view.growth, 3);
+  view.run.state = "running";
+  assert.equal(view.growth, 0);
+});
+
+test("the page speaks up when a run ends, and only then", () => {
+  assert.equal(endNotice({ state: "finished", name: "cat", step: 9 }).detail, "cat: 9 steps");
+  assert.deepEqual(endNotice({ state: "failed", name: "cat", error: "no memory" }), { severity: "error", summary: "Training failed", detail: "cat: no memory" });
+  for (const state of ["running", "paused", "queued", "stopped"]) assert.equal(endNotice({ state, name: "cat" }), null);
 });

@@ -11,7 +11,7 @@ from ....trainer.runs.checkpoint import list_checkpoints
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.types import ACTIVE
-from ..paths import root, run_folder
+from ..paths import lora_name, root, run_folder
 from .queue import Job, Registry
 
 Existing = Literal["resume", "new"]
@@ -107,8 +107,11 @@ def _short(record: Json) -> Json:
 
 
 def details(folder: RunFolder, registry: Registry) -> Json:
-    """A run's summary with what its folder holds: samples, LoRA files, strips, compare pages (the newest last), checkpoints."""
-    names = {
+    """A run's summary with what its folder holds: samples, LoRA files, strips, compare pages (the newest last), checkpoints.
+
+    `lora_folder` is what LoraLoader's names of its LoRA files begin with; `best` is the file with the lowest validation loss.
+    """
+    names: Json = {
         kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
         for kind, pattern in (
             ("samples", "samples/*.png"),
@@ -118,6 +121,8 @@ def details(folder: RunFolder, registry: Registry) -> Json:
     }
     pages = sorted(folder.path.glob("strips/*.html"), key=lambda path: path.stat().st_mtime)
     names["pages"] = [path.relative_to(folder.path).as_posix() for path in pages]
+    names["lora_folder"] = lora_name(folder.name).removesuffix(f"{folder.name}.safetensors")
+    names["best"] = (folder.read().get("best") or {}).get("lora", "")
     return {**summary(folder, registry), **names, "checkpoints": [c.step for c in list_checkpoints(folder.checkpoints)]}
 
 

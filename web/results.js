@@ -1,0 +1,55 @@
+// @ts-check
+// What a run has left: its LoRA files, with their names for LoraLoader and for download, and its compare page.
+
+import { fileUrl } from "./client.js";
+import { make, makeButton, makeLink } from "./elements.js";
+
+/** @typedef {import("./runs.js").RunView} RunView */
+
+/**
+ * Rebuild the rows, if there is anything else to show than before.
+ * @param {HTMLElement} root
+ * @param {RunView} view
+ */
+export function showResults(root, view) {
+  const { name, results } = view;
+  const page = view.run?.pages?.at(-1);
+  root.hidden = !results.length && !page;
+  const content = JSON.stringify([name, results, page]);
+  if (root.dataset.content === content) return; // a new row would lose the focus
+  root.dataset.content = content;
+  root.replaceChildren();
+  for (const result of results) {
+    const row = make("div", "loom-result", root);
+    make("span", "loom-name", row, result.name).title = `${result.label}, as Load LoRA lists it (press R in ComfyUI to list new files)`;
+    const copy = makeButton(row, "Copy name", "Copy the name, as Load LoRA lists it.", async () => {
+      copy.textContent = (await copied(result.name)) ? "Copied" : "Not copied: no permission";
+    });
+    makeLink(row, "Download", fileUrl(name, result.file)).setAttribute("aria-label", `Download ${result.name}`);
+  }
+  if (page) makeLink(make("div", "loom-result", root), "Open compare page", fileUrl(name, page));
+}
+
+/**
+ * Whether a text is on the clipboard; a page that is not served over https or from this machine has no `navigator.clipboard`.
+ * @param {string} text
+ */
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return copiedBySelection(text);
+  }
+}
+
+/** @param {string} text */
+function copiedBySelection(text) {
+  const field = document.createElement("textarea");
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand("copy");
+  field.remove();
+  return done;
+}

@@ -6,7 +6,6 @@ on reference images, whose clean latents follow the noisy ones (arXiv 2506.15742
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,14 +158,14 @@ def _single_keys(native: str, block: str, hidden: int, mlp: int) -> KeyMap:
     return keys | _norm_keys(f"{native}.norm", f"{block}.attn", "norm_q", "norm_k")
 
 
-def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
+def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:
     """FluxTransformer2DModel's configuration, read off the original file's shapes, and its key map."""
     hidden, channels = shapes["img_in.weight"]
     double, single = count_blocks(shapes, "double_blocks"), count_blocks(shapes, "single_blocks")
     head = shapes.get("double_blocks.0.img_attn.norm.query_norm.scale", (HEAD,))[0]
     guidance = "guidance_in.in_layer.weight" in shapes
     mlp = shapes["single_blocks.0.linear1.weight"][0] - 3 * hidden
-    config = {
+    config: dict[str, object] = {
         "in_channels": channels,
         "num_layers": double,
         "num_single_layers": single,

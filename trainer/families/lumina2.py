@@ -5,7 +5,7 @@ The network's clock runs towards the data: it is fed 1 - sigma and answers x0 - 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ from .common.lumina2_prompt import SYSTEM_PROMPT, system_prompt, worded
 from .common.modules import load
 from .common.source import Source
 from .common.tiny import random_network, tiny_gemma, tiny_vae
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NAME = "lumina2"
 VARIANTS = {
@@ -118,7 +121,7 @@ def _block_keys(block: str, *, modulated: bool) -> KeyMap:
     return keys
 
 
-def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
+def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:
     """Lumina2Transformer2DModel's configuration, read off the original file's shapes, and its key map."""
     hidden, patch_width = shapes["x_embedder.weight"]
     layers, refiners = count_blocks(shapes, "layers"), count_blocks(shapes, "noise_refiner")
@@ -127,7 +130,7 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
     heads = hidden // head
     feed = shapes["noise_refiner.0.feed_forward.w1.weight"][0]
     usual = -(-4 * hidden // 256) * 256
-    config = {
+    config: dict[str, object] = {
         "in_channels": patch_width // 4,
         "hidden_size": hidden,
         "num_layers": layers,
@@ -170,7 +173,9 @@ class Lumina2Text:
     The empty prompt is encoded without the system prompt, as the samplers' unconditional side is.
     """
 
-    def __init__(self, module: nn.Module, tokenizer: Any, *, max_tokens: int, system: str = SYSTEM_PROMPT) -> None:
+    def __init__(
+        self, module: nn.Module, tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int, system: str = SYSTEM_PROMPT
+    ) -> None:
         self.module, self.tokenizer, self.system = module, tokenizer, system
         self.max_tokens = min(max_tokens, tokenizer.model_max_length)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, update_wrapper
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ from .common.modules import load
 from .common.qwen_text import EDIT_HEAD, TEMPLATE_TAIL, QwenText, template_tokens
 from .common.source import Source
 from .common.tiny import random_network, tiny_frame_vae, tiny_qwen
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
 
 NAME = "qwen_image"
 _PLAIN = Variant(
@@ -123,11 +126,11 @@ STD = (
 LAYERED = "time_text_embed.addition_t_embedding.weight"
 
 
-def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
+def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:
     """QwenImageTransformer2DModel's configuration, read off the file's shapes, and the map of every name to itself."""
     inner, channels = shapes["img_in.weight"]
     head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
-    config = {
+    config: dict[str, object] = {
         "in_channels": channels,
         "out_channels": shapes["proj_out.weight"][0] // 4,
         "num_layers": count_blocks(shapes, "transformer_blocks"),
@@ -144,7 +147,7 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
 
 
 @cache
-def network_class() -> Any:
+def network_class() -> "type[QwenImageTransformer2DModel]":
     """Returns diffusers' class with tables of rotary positions that are real numbers wherever the weights are; made on first use."""
     from diffusers import QwenImageTransformer2DModel as Plain
     from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
@@ -152,17 +155,19 @@ def network_class() -> Any:
     class Rope(QwenEmbedRope):  # type: ignore[misc]
         """Texts begin after the image itself, as in ComfyUI; diffusers lets a larger reference push them further."""
 
-        def forward(self, video_fhw: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        def forward(
+            self, video_fhw: Sequence[Sequence[tuple[int, int, int]]], *args: object, **kwargs: object
+        ) -> tuple[Tensor, Tensor]:
             images, _ = super().forward(video_fhw, *args, **kwargs)
             _, texts = super().forward([sample[:1] for sample in video_fhw], *args, **kwargs)
             return images, texts
 
     class QwenImageTransformer2DModel(Plain):  # type: ignore[misc]
-        def __init__(self, *args: Any, **settings: Any) -> None:
+        def __init__(self, *args: object, **settings: object) -> None:
             super().__init__(*args, **settings)
-            config: Any = self.config
-            with torch.device("cpu"):  # the tables are no buffers: on the meta device nothing would ever fill them
-                rope: Any = Rope(10000, list(config.axes_dims_rope), scale_rope=True)
+            config = self.config
+            with torch.device("cpu"):  # the tables are not buffers: on the meta device nothing would ever fill them
+                rope = Rope(10000, list(config.axes_dims_rope), scale_rope=True)
             self.add_module("pos_embed", rope)
 
     update_wrapper(QwenImageTransformer2DModel.__init__, Plain.__init__)  # diffusers reads the settings' names off it

@@ -7,7 +7,6 @@ A base with a single CLIP whose width is the network's own context width (the de
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,7 +160,7 @@ def _block_keys(index: int, hidden: int, *, last: bool, dual: bool, qk_norm: boo
     return keys | (rename(norms, (".weight",)) if qk_norm else {})
 
 
-def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
+def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:
     """SD3Transformer2DModel's configuration, read off the original file's shapes, and its key map."""
     depth = count_blocks(shapes, "joint_blocks")
     hidden, latent_channels, patch, _ = shapes["x_embedder.proj.weight"]
@@ -169,7 +168,7 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
     qk_norm = "joint_blocks.0.x_block.attn.ln_q.weight" in shapes
     head = shapes["joint_blocks.0.x_block.attn.ln_q.weight"][0] if qk_norm else 64
     context_out, context_in = shapes["context_embedder.weight"]
-    config = {
+    config: dict[str, object] = {
         "num_layers": depth,
         "attention_head_dim": head,
         "num_attention_heads": hidden // head,

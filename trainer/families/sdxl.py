@@ -1,7 +1,6 @@
 """Stable Diffusion XL: two CLIPs, and the image's size and crop as conditioning (arXiv 2307.01952)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,15 +170,17 @@ class SDXL:
         require_parts(folder, *self.needed_parts(source))
         first = load_network(CLIPTextModel, folder, "text_encoder", loading)
         second = load_network(CLIPTextModelWithProjection, folder, "text_encoder_2", loading)
-        how: Any = {
-            "skip": reading.clip_skip or 2,
-            "chunks": reading.clip_tokens // 75,
-            "weighted": reading.prompt_weights,
-        }
-        text = SDXLText(
-            penultimate(first, load_tokenizer(folder, "tokenizer"), **how),
-            penultimate(second, load_tokenizer(folder, "tokenizer_2"), **how),
-        )
+
+        def clip(module: nn.Module, tokenizer: str) -> ClipText:
+            return penultimate(
+                module,
+                load_tokenizer(folder, tokenizer),
+                skip=reading.clip_skip or 2,
+                chunks=reading.clip_tokens // 75,
+                weighted=reading.prompt_weights,
+            )
+
+        text = SDXLText(clip(first, "tokenizer"), clip(second, "tokenizer_2"))
         return Encoders(text, load_codec(folder, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:

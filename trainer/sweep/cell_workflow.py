@@ -7,13 +7,11 @@ from is given by the caller; the rest is a LoRA loader, prompts, a sampler and a
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..config.run import GuidanceConfig
+from ..families.common.comfy_loaders import Link
 from ..types import Cell
 
-Link = list[Any]
-"""[node, number of its output]."""
 Add = Callable[..., Link]
 """add(key, kind, **inputs): a node, as a link to its first output."""
 PromptNode = Callable[[Add, str, str, Link], Link]
@@ -30,7 +28,7 @@ def plain_prompt_node(add: Add, key: str, text: str, clip: Link) -> Link:
 def cell_graph(
     cell: Cell,
     guidance: GuidanceConfig,
-    above: Mapping[str, Any],
+    above: Mapping[str, object],
     links: Mapping[str, Link],
     *,
     lora: str,
@@ -48,9 +46,9 @@ def cell_graph(
         return {}
     recipe = cell.settings
     width, height = recipe["size"]
-    nodes: dict[str, Any] = dict(above)
+    nodes: dict[str, object] = dict(above)
 
-    def add(key: str, kind: str, **inputs: Any) -> Link:
+    def add(key: str, kind: str, **inputs: object) -> Link:
         nodes[f"cell_{key}"] = {"class_type": kind, "inputs": inputs}
         return [f"cell_{key}", 0]
 
@@ -70,7 +68,7 @@ def cell_graph(
     if distilled:  # both sides are fed the value, as in the sweep
         value = recipe["model_guidance"]
         conditioning = [
-            add(f"{link[0].removeprefix('cell_')}_guidance", "FluxGuidance", conditioning=link, guidance=value)
+            add(f"{str(link[0]).removeprefix('cell_')}_guidance", "FluxGuidance", conditioning=link, guidance=value)
             for link in conditioning
         ]
     positive, negative = conditioning

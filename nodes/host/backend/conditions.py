@@ -5,7 +5,7 @@ Only the node's thread makes them. They go to the engine's cache, so RAM does no
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from .packing import pack, unpack
 
 CODE_VERSION = 1
 ITEMS_PER_SHARD = 64
+Given: TypeAlias = tuple[Mapping[str, object], Geometry, Mapping[str, float], int, int, Sequence[Tensor]]
+"""The arguments of `network_inputs` after the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,8 @@ def fill_conditions(
             for caption in {*example.captions, ""}:
                 wanted[source.key(view, key, caption)] = (view, key, caption)
     cache.touch(wanted)
-    if shown := next((one for one in wanted.values() if one[0].example.references), None):
-        check_accepts_references(model, *_given(cache, source, *shown))
+    if with_reference := next((one for one in wanted.values() if one[0].example.references), None):
+        check_accepts_references(model, *_given(cache, source, *with_reference))
     missing = cache.missing(sorted(wanted))
     for start in range(0, len(missing), ITEMS_PER_SHARD):
         chunk = missing[start : start + ITEMS_PER_SHARD]
@@ -88,24 +90,30 @@ def fill_conditions(
 
 def _inputs(
     cache: Cache, source: ConditionSource, model: BaseModel, view: View, view_key: str, caption: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return network_inputs(model, *_given(cache, source, view, view_key, caption))
 
 
-def _given(cache: Cache, source: ConditionSource, view: View, view_key: str, caption: str) -> tuple[Any, ...]:
-    """The arguments of `network_inputs` after the model."""
+def _given(cache: Cache, source: ConditionSource, view: View, view_key: str, caption: str) -> Given:
+    """What the cache and the source hold for one sample."""
     text = unpack(cache.get(prompt_key(view, caption, source.encoders)))
     item = cache.get(view_key)
     references = [latents.unsqueeze(0) for latents in references_in(item)]
     return text, view.geometry, source.values, source.factor, item["latents"].shape[0], references
 
 
-def check_accepts_references(model: BaseModel, *given: Any) -> None:
-    """Raise ConfigError for a model whose inputs stay the same without the reference images that `given` ends with.
-
-    `given` are the arguments of `network_inputs` after the model.
-    """
-    if network_inputs(model, *given).keys() == network_inputs(model, *given[:-1]).keys():
+def check_accepts_references(
+    model: BaseModel,
+    text: Mapping[str, object],
+    geometry: Geometry,
+    values: Mapping[str, float],
+    factor: int,
+    channels: int,
+    references: Sequence[Tensor],
+) -> None:
+    """Raise ConfigError for a model whose inputs stay the same without the reference images. Arguments as of `network_inputs`."""
+    given = (text, geometry, values, factor, channels)
+    if network_inputs(model, *given, references).keys() == network_inputs(model, *given).keys():
         raise ConfigError(
             f"this MODEL ({type(model).__name__}) does not accept reference images: take them out, or load an edit model"
         )
@@ -113,13 +121,13 @@ def check_accepts_references(model: BaseModel, *given: Any) -> None:
 
 def network_inputs(
     model: BaseModel,
-    text: Mapping[str, Any],
+    text: Mapping[str, object],
     geometry: Geometry,
     values: Mapping[str, float],
     factor: int,
     channels: int,
     references: Sequence[Tensor] = (),
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The arguments of the network for one sample: tensors with a batch of 1, lists of such, constants.
 
     `values` are added to the conditioning. `factor` is pixels per latent row, `channels` those of the latents, `references` are
@@ -128,7 +136,7 @@ def network_inputs(
     width, height = geometry.target
     dims = latent_dims(model)
     shape = (1, channels, *([1] if dims == 5 else []), height // factor, width // factor)
-    given: dict[str, Any] = {**text, **values}
+    given: dict[str, object] = {**text, **values}
     if references:
         given["reference_latents"] = [latent.unsqueeze(2) if dims == 5 else latent for latent in references]
     given |= size_conditions(type(model).__name__, geometry)
@@ -137,8 +145,8 @@ def network_inputs(
 
 
 def size_conditions(class_name: str, geometry: Geometry) -> dict[str, int]:
-    """What a model of this class is told about an image's size, in pixels: the bucket's, or for SDXL also the original size
-    and the crop. A mirrored image is cropped from its other edge."""
+    """The size conditions of an image for a model of this class, in pixels: the bucket's size, or for SDXL also the original
+    size and the crop. A mirrored image is cropped from its other edge."""
     if not any(class_name in family.comfy.crop_classes for family in all_families().values()):
         return {"width": geometry.target[0], "height": geometry.target[1]}
     left = geometry.crop_left

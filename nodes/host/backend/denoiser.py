@@ -6,7 +6,7 @@ sampling or encoders is touched; what stays is the network's own forward code, w
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ....trainer.diffusion.denoiser import Targets
 from ....trainer.errors import ModelFileError
+from ....trainer.types import Conditioning
 from ....trainer.weights.row_parts import split
 from ..comfy_types import BaseModel, ModelPatcher
 from .families import LoadedFamily, described, told_by_structure
@@ -22,29 +23,38 @@ from .rope import register_rope_gradients
 from .shadow import build_shadow
 
 PREFIX = "diffusion_model."
-Sample = Mapping[str, Any]
+Sample: TypeAlias = Mapping[str, object]
 """The network's inputs for one sample, as `extra_conds` made them: tensors with a batch of 1, lists of such, constants."""
 
 
 def attention(
-    function: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options: Any
+    function: object,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    mask: Tensor | None = None,
+    *,
+    skip_reshape: bool = False,
+    skip_output_reshape: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **others: object,
 ) -> Tensor:
     """Plain scaled dot product attention, in place of whatever the host has chosen.
 
     Quantised attention has no backward, and the chunked kinds choose their chunks by the memory free at the moment,
     which may differ between forward and recomputation.
     """
-    if not options.get("skip_reshape"):
+    if not skip_reshape:
         batch, _, width = q.shape
         q, k, v = (x.view(batch, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
     if mask is not None:
         mask = mask.unsqueeze(0) if mask.ndim == 2 else mask
         mask = mask.unsqueeze(1) if mask.ndim == 3 else mask
-    extra = {name: options[name] for name in ("scale",) if options.get(name) is not None}
-    if options.get("enable_gqa"):
-        extra["enable_gqa"] = True
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **extra)
-    if options.get("skip_output_reshape"):
+    grouped = {"enable_gqa": True} if enable_gqa else {}  # an argument that older versions of torch do not have
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, **grouped)
+    if skip_output_reshape:
         return out
     return out.transpose(1, 2).reshape(out.shape[0], -1, heads * out.shape[-1])
 
@@ -58,7 +68,7 @@ class LoadedDenoiser:
     objective: HostObjective
     settings: LoadedFamily
     is_known: bool
-    """Whether a family describes it; otherwise its layers were told from the structure."""
+    """Whether a family describes it; otherwise its layers are found by their structure."""
     latent_dims: int
     """5 for video-shaped networks, which get a time axis of 1."""
     compute_dtype: torch.dtype
@@ -72,7 +82,7 @@ class LoadedDenoiser:
         """The module's own name in ComfyUI; for a part of a fused Linear the name that ComfyUI applies to its rows."""
         return self.settings.file_keys.get(module_path, f"{PREFIX}{module_path}")
 
-    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+    def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Samples whose inputs have the same shapes run as one batch; groups of others run one after another."""
         samples: Sequence[Sample] = conditioning["samples"]
         parts: dict[int, Tensor] = {}
@@ -82,23 +92,23 @@ class LoadedDenoiser:
             parts |= dict(zip(rows, predicted, strict=True))
         return torch.stack([parts[row] for row in range(len(samples))])
 
-    def _run(self, noisy_BCHW: Tensor, sigma_B: Tensor, inputs: dict[str, Any]) -> Tensor:
+    def _run(self, noisy_BCHW: Tensor, sigma_B: Tensor, inputs: Sample) -> Tensor:
         noisy = noisy_BCHW.unsqueeze(2) if self.latent_dims == 5 else noisy_BCHW
-        inputs = {name: self._placed(value, noisy.device) for name, value in inputs.items()}
-        context = inputs.pop("c_crossattn", None)
+        given = {name: self._placed(value, noisy.device) for name, value in inputs.items()}
+        context = given.pop("c_crossattn", None)
         network_input = self.objective.network_input(noisy, sigma_B).to(self.compute_dtype)
-        if (concat := inputs.pop("c_concat", None)) is not None:
-            network_input = torch.cat([network_input, concat], dim=1)
+        if (concat := given.pop("c_concat", None)) is not None:
+            network_input = torch.cat([network_input, cast(Tensor, concat)], dim=1)
         output = self.module(
             network_input,
             self.objective.timestep(sigma_B).float(),
             context=context,
             transformer_options={"optimized_attention_override": attention},
-            **inputs,
+            **given,
         )
         return (output.squeeze(2) if self.latent_dims == 5 else output).float()
 
-    def _placed(self, value: Any, device: torch.device) -> Any:
+    def _placed(self, value: object, device: torch.device) -> object:
         """Tensors on the device, floating ones in the network's dtype."""
         if isinstance(value, list):
             return [self._placed(item, device) for item in value]
@@ -107,7 +117,7 @@ class LoadedDenoiser:
         return value
 
 
-def signature(value: Any) -> Any:
+def signature(value: object) -> object:
     """What must be equal for samples to run as one batch."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
@@ -118,7 +128,7 @@ def signature(value: Any) -> Any:
 
 def group_alike(samples: Sequence[Sample]) -> list[list[int]]:
     """The numbers of the samples, in groups of equal signatures; groups and members in the order of the samples."""
-    groups: list[tuple[Any, list[int]]] = []
+    groups: list[tuple[object, list[int]]] = []
     for row, sample in enumerate(samples):
         mine = {name: signature(value) for name, value in sample.items()}
         for theirs, rows in groups:
@@ -130,14 +140,14 @@ def group_alike(samples: Sequence[Sample]) -> list[list[int]]:
     return [rows for _, rows in groups]
 
 
-def merge(samples: Sequence[Sample]) -> dict[str, Any]:
+def merge(samples: Sequence[Sample]) -> dict[str, object]:
     """Samples with equal signatures as one batch; constants are taken from the first."""
 
-    def joined(values: Sequence[Any]) -> Any:
-        if isinstance(values[0], Tensor):
-            return torch.cat(list(values))
-        if isinstance(values[0], list):
-            return [joined(items) for items in zip(*values, strict=True)]
+    def joined(values: Sequence[object]) -> object:
+        if tensors := [value for value in values if isinstance(value, Tensor)]:
+            return torch.cat(tensors)
+        if lists := [value for value in values if isinstance(value, list)]:
+            return [joined(items) for items in zip(*lists, strict=True)]
         return values[0]
 
     return {name: joined([sample[name] for sample in samples]) for name in samples[0]}
@@ -220,7 +230,7 @@ def refuse_patches(patcher: ModelPatcher) -> None:
         )
 
 
-def _options(patcher: ModelPatcher) -> dict[str, Any]:
+def _options(patcher: ModelPatcher) -> dict[str, object]:
     return dict(patcher.model_options.get("transformer_options", {}))
 
 
@@ -229,7 +239,7 @@ def _object_patches(patcher: ModelPatcher) -> list[str]:
 
 
 def _has(name: str) -> Callable[[ModelPatcher], bool]:
-    """Some value in an attribute of the patcher that maps types or names to lists."""
+    """Returns whether an attribute of the patcher, which maps types or names to lists, holds any value."""
 
     def found(patcher: ModelPatcher) -> bool:
         value = getattr(patcher, name, None) or {}

@@ -5,7 +5,6 @@ do this.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ def host_arithmetic(model: BaseModel) -> Arithmetic:
     return read
 
 
-def _change(key: str, base: Tensor, key_map: Mapping[str, Any], loaded: Mapping[Any, Any]) -> Tensor:
+def _change(key: str, base: Tensor, key_map: Mapping[str, object], loaded: Mapping[object, object]) -> Tensor:
     from comfy.lora import calculate_weight
 
     if key not in key_map or key_map[key] not in loaded:

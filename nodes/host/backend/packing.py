@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +9,10 @@ from torch import Tensor
 PLAIN = "__plain__"
 
 
-def pack(values: Mapping[str, Any]) -> dict[str, Tensor]:
+def pack(values: Mapping[str, object]) -> dict[str, Tensor]:
     """Tensors, lists of tensors and plain JSON values under one flat set of names. Raises TypeError on anything else."""
     tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
+    plain: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, Tensor):
             tensors[name] = value.detach().cpu()
@@ -28,19 +27,22 @@ def pack(values: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: object) -> bool:
     """Numbers, text, None and nested lists of them."""
     if isinstance(value, list | tuple):
         return all(is_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, object]:
     """The inverse of `pack`."""
-    values: dict[str, Any] = json.loads(bytes(tensors[PLAIN].tolist()))
+    values: dict[str, object] = json.loads(bytes(tensors[PLAIN].tolist()))
+    lists: dict[str, list[Tensor]] = {}
     for name, tensor in sorted(tensors.items(), key=_order):
         if name.endswith("]"):
-            values.setdefault(name[: name.rindex("[")], []).append(tensor)
+            stem = name[: name.rindex("[")]
+            values[stem] = members = lists.setdefault(stem, [])
+            members.append(tensor)
         elif name != PLAIN:
             values[name] = tensor
     return values

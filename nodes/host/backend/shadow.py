@@ -7,7 +7,7 @@ when the shadow runs: no casting hooks, no interrupt flag, no paging.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class ShadowLayerNorm(nn.LayerNorm):
 class ShadowRMSNorm(nn.Module):
     """Normalises a copy, as `ShadowLayerNorm` does."""
 
-    normalized_shape: Any
+    normalized_shape: tuple[int, ...]
     weight: Tensor | None
     eps: float | None
 
@@ -62,14 +62,23 @@ class ShadowEmbedding(nn.Embedding):
         return F.embedding(input, self.weight, self.padding_idx).to(out_dtype or self.weight.dtype)
 
 
+class _Convolution(Protocol):
+    """The members of torch's convolutions that `ShadowConv` uses."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
 class ShadowConv(nn.Module):
     """Other convolutions: rare and small, so the cast weight may be saved. Made by mixing in below the real class."""
 
-    def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self: _Convolution, input: Tensor, autopad: str | None = None) -> Tensor:
         weight = self.weight
-        if kwargs.pop("autopad", None) == "causal_zero":
+        if autopad == "causal_zero":
             weight = weight[:, :, -input.shape[2] :]
-        return self._conv_forward(input, _cast(weight, input), _cast(self.bias, input), *args)
+        return self._conv_forward(input, weight.to(input.dtype), _cast(self.bias, input))
 
 
 class ShadowConv1d(ShadowConv, nn.Conv1d):
@@ -127,13 +136,13 @@ def _parameter(value: Tensor | None) -> nn.Parameter | None:
     return None if value is None else nn.Parameter(share(value), requires_grad=False)
 
 
-def _plain_attribute(value: Any) -> Any:
+def _plain_attribute(value: object) -> object:
     """Tensors that are plain attributes become normal tensors too; everything else is shared as it is."""
     return share(value) if isinstance(value, Tensor) else value
 
 
-def _finish_linear(new: FrozenLinear, module: Any) -> None:
-    """Scaled fp8 files keep a factor beside the weight, unless it is part of a packed tensor."""
+def _finish_linear(new: FrozenLinear, module: nn.Module) -> None:
+    """Scaled fp8 files keep a factor with the weight, unless it is part of a quantized tensor."""
     scale = getattr(module, "scale_weight", None)
     for name in ("scale_weight", "scale_input"):
         new._parameters.pop(name, None)
@@ -157,6 +166,8 @@ def _shadow_class(module: nn.Module) -> type[nn.Module]:
             return ours
     if type(module).__name__ == "RMSNorm" and hasattr(module, "normalized_shape"):
         return ShadowRMSNorm
-    if type(module).__name__ == "Linear" and hasattr(module, "in_features"):  # the host's packed Linear is no nn.Linear
+    if type(module).__name__ == "Linear" and hasattr(
+        module, "in_features"
+    ):  # ComfyUI's quantized Linear is not an nn.Linear
         return FrozenLinear
     return type(module)

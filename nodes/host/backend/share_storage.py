@@ -5,14 +5,23 @@ tensor can be laid over the same storage; it keeps the storage alive by itself.
 """
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    class QuantizedTensor(Tensor):
+        """What is used of ComfyUI's class: integers, their layout and its parameters, some of which are tensors."""
+
+        def __init__(self, qdata: Tensor, layout_cls: object, params: DataclassInstance) -> None:
+            self._qdata, self._layout_cls, self._params = qdata, layout_cls, params
+
 
 def share(tensor: Tensor) -> Tensor:
-    """A normal tensor over the same storage. Call it outside inference mode. Packed tensors are rebuilt from shared parts."""
+    """A normal tensor over the same storage. Call it outside inference mode. Quantized tensors are rebuilt from shared parts."""
     if is_quantized(tensor):
         return _share_quantized(tensor)
     plain = tensor.detach() if tensor.requires_grad else tensor
@@ -20,12 +29,12 @@ def share(tensor: Tensor) -> Tensor:
     return empty.set_(plain.untyped_storage(), plain.storage_offset(), plain.shape, plain.stride())
 
 
-def is_quantized(tensor: Any) -> bool:
-    """The host's QuantizedTensor, told by what it has: its class moves between versions."""
+def is_quantized(tensor: object) -> "TypeGuard[QuantizedTensor]":
+    """Whether this is ComfyUI's QuantizedTensor, recognised by its members: its class moves between versions."""
     return hasattr(tensor, "_qdata") and hasattr(tensor, "_params")
 
 
-def _share_quantized(tensor: Any) -> Tensor:
+def _share_quantized(tensor: "QuantizedTensor") -> Tensor:
     params = tensor._params
     shared = {
         field.name: share(value)
@@ -35,8 +44,8 @@ def _share_quantized(tensor: Any) -> Tensor:
     return type(tensor)(share(tensor._qdata), tensor._layout_cls, dataclasses.replace(params, **shared))
 
 
-def parts(tensor: Any) -> list[Tensor]:
-    """The plain tensors that a tensor consists of, in a fixed order: several for a packed one, else itself."""
+def parts(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a tensor consists of, in a fixed order: several for a quantized one, else itself."""
     if is_quantized(tensor):
         fields = (getattr(tensor._params, field.name) for field in dataclasses.fields(tensor._params))
         return [tensor._qdata, *(value for value in fields if isinstance(value, Tensor))]
@@ -46,8 +55,8 @@ def parts(tensor: Any) -> list[Tensor]:
     return [tensor]
 
 
-def storages(tensor: Any) -> dict[int, int]:
-    """Returns {address: bytes} of the storages behind a tensor, packed parts included; for counting what is held."""
+def storages(tensor: Tensor) -> dict[int, int]:
+    """Returns {address: bytes} of the storages behind a tensor, parts of quantized tensors included; for counting what is held."""
     if is_quantized(tensor):
         inner = [tensor._qdata, *(getattr(tensor._params, f.name) for f in dataclasses.fields(tensor._params))]
         return {address: size for part in inner if isinstance(part, Tensor) for address, size in storages(part).items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from ....trainer.config.run import GuidanceConfig
 from ....trainer.data.cache.references import reference_placement
 from ....trainer.families import edit_variants
-from ....trainer.families.common.comfy_loaders import Show, prompt_nodes
+from ....trainer.families.common.comfy_loaders import Link, Show, prompt_nodes
 from ....trainer.runs.reference_images import Reference
 from ....trainer.sweep.cell_workflow import MakeGraph, cell_graph
 from ....trainer.types import Cell, Size
@@ -51,12 +51,12 @@ def cell_graphs(
     return make
 
 
-def _links(inputs: Mapping[str, object], names: Sequence[str]) -> dict[str, list[object]]:
+def _links(inputs: Mapping[str, object], names: Sequence[str]) -> dict[str, Link]:
     """The links among the named inputs: {name: [node id, output number]}."""
     return {name: value for name in names if isinstance(value := inputs.get(name), list)}
 
 
-def _picture(socket: list[object], number: int) -> Show:
+def _picture(socket: Link, number: int) -> Show:
     """A node that takes image `number` of the linked batch; of a batch with a single image for all, that image."""
     return lambda add, key: add(key, "ImageFromBatch", image=socket, batch_index=number, length=1)
 

@@ -1,15 +1,16 @@
 """Nodes that load a base in ComfyUI and encode its prompts: parts of the graphs that sample images carry."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from ...types import Size, reference_name
+from ...types import Json, Size, reference_name
 from .family import ComfyModel, EditPrompt, PromptEncoding
 from .prompt_weights import escaped
 from .source import Source
 
-Link = list[Any]
-Nodes = dict[str, dict[str, Any]]
+Link = list[str | int]
+"""[node id, output number]."""
+Nodes = dict[str, Json]
+"""{node id: class and inputs}."""
 Show = Callable[[Callable[..., Link], str], Link]
 
 OWN_VAE = ("first_stage_model.", "vae.")
@@ -36,13 +37,13 @@ def loaders(source: Source, comfy: ComfyModel, reading: PromptEncoding) -> tuple
     return nodes, links
 
 
-def _whole(kind: str, **inputs: Any) -> tuple[Nodes, dict[str, Link]]:
+def _whole(kind: str, **inputs: object) -> tuple[Nodes, dict[str, Link]]:
     return {"model": _node(kind, **inputs)}, {
         name: ["model", output] for output, name in enumerate(("model", "clip", "vae"))
     }
 
 
-def _node(kind: str, **inputs: Any) -> dict[str, Any]:
+def _node(kind: str, **inputs: object) -> Json:
     return {"class_type": kind, "inputs": inputs}
 
 
@@ -79,7 +80,7 @@ def prompt_nodes(
 
 
 def _encoded(add: Callable[..., Link], name: str, image: Link, size: Size, vae: Link) -> Link:
-    """A image's latents, of this size in pixels."""
+    """An image's latents, of this size in pixels."""
     width, height = size
     scaled = add(
         f"{name}_scaled",
@@ -94,7 +95,7 @@ def _encoded(add: Callable[..., Link], name: str, image: Link, size: Size, vae: 
 
 
 def from_input_folder(name: str) -> Show:
-    """A image that lies in ComfyUI's input folder."""
+    """An image that lies in ComfyUI's input folder."""
     return lambda add, key: add(key, "LoadImage", image=name)
 
 

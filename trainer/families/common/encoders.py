@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from ...errors import ConfigError, ModelFileError
 from .family import Loading
 from .prompt_weights import Specials, emphasise, lay_out, segments
 from .source import read_json
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 CLIP_OPTIONS = ("clip_tokens", "clip_skip", "prompt_weights")
 """What may be chosen where CLIP alone is read."""
@@ -25,7 +28,7 @@ def require_parts(folder: Path, *names: str) -> None:
         )
 
 
-def load_tokenizer(folder: Path, name: str) -> Any:
+def load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
     """The tokenizer in a sub-folder of a diffusers folder."""
     from transformers import AutoTokenizer
 
@@ -47,7 +50,7 @@ class ClipText:
     def __init__(
         self,
         module: nn.Module,
-        tokenizer: Any,
+        tokenizer: "PreTrainedTokenizerBase",
         *,
         max_tokens: int,
         skip: int = 1,
@@ -112,14 +115,14 @@ class ClipText:
         output = self.module(ids_BL.to(device_of(self.module)), output_hidden_states=True)
         hidden = output.hidden_states[-self.skip]
         if self.normalise:
-            inner: Any = getattr(self.module, "text_model", self.module)
-            hidden = inner.final_layer_norm(hidden)
+            inner = getattr(self.module, "text_model", self.module)
+            hidden = cast(nn.LayerNorm, inner.final_layer_norm)(hidden)
         pooled = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
         return hidden.float(), pooled.float()
 
 
 def penultimate(
-    module: nn.Module, tokenizer: Any, *, skip: int = 2, chunks: int = 1, weighted: bool = False
+    module: nn.Module, tokenizer: "PreTrainedTokenizerBase", *, skip: int = 2, chunks: int = 1, weighted: bool = False
 ) -> ClipText:
     """CLIP as SDXL and SD3 read it: the layer before the last, without the final norm."""
     most = clip_tokens(module)
@@ -145,7 +148,9 @@ def clip_tokens(module: nn.Module) -> int:
 class T5Text:
     """A T5 encoder: its last hidden states, padded to a fixed length and unmasked, as Flux and SD3 were trained."""
 
-    def __init__(self, module: nn.Module, tokenizer: Any, *, max_tokens: int, usual: int = 0) -> None:
+    def __init__(
+        self, module: nn.Module, tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int, usual: int = 0
+    ) -> None:
         """Prompts are padded to `usual` tokens where they fit, else to `max_tokens`; 0 = always to that."""
         self.module, self.tokenizer = module, tokenizer
         self.max_tokens = min(max_tokens, tokenizer.model_max_length)
@@ -170,7 +175,7 @@ class T5Text:
         return self.usual if len(words) <= self.usual else self.max_tokens
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> Any:
+def tokenize(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], max_tokens: int) -> "BatchEncoding":
     """Token ids and mask (B, max_tokens): every prompt is padded or cut to that length."""
     return tokenizer(list(prompts), padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt")
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from .keymap import KeyMap
 from .lora_layouts import KeyLayout, Widths
 from .lora_names import LoraNames
 from .source import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """(noisy latents, sigma, conditioning) to what `Denoiser.predict` gives."""
@@ -299,11 +302,11 @@ class Tiny:
 
     denoiser: Denoiser
     encoders: Encoders
-    vae: Any
+    vae: nn.Module
     """The codec's network."""
     part: str
     """Folder of the denoiser in a diffusers model: transformer or unet."""
-    text_parts: Mapping[str, tuple[Any, Any]]
+    text_parts: Mapping[str, tuple[nn.Module, "PreTrainedTokenizerBase"]]
     """{"text_encoder": (network, tokenizer), "text_encoder_2": …}"""
 
 

@@ -7,11 +7,14 @@ they are trained and saved as one. An original file's tensor is used as it is; a
 from collections.abc import Mapping
 from functools import cache, update_wrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import Lumina2Transformer2DModel
 
 FUSED = "attn.to_qkv."
 SPLIT = ("attn.to_q.", "attn.to_k.", "attn.to_v.")
@@ -42,12 +45,31 @@ def split(tensors: Mapping[str, Tensor], query_rows: int, key_rows: int) -> dict
     return apart
 
 
+class Attention(Protocol):
+    """What `FusedAttention` uses of diffusers' attention block."""
+
+    inner_dim: int
+    inner_kv_dim: int
+    heads: int
+    scale: float
+    to_q: nn.Linear
+    to_k: nn.Linear
+    to_v: nn.Linear
+    to_qkv: nn.Linear
+    norm_q: nn.Module
+    norm_k: nn.Module
+    to_out: nn.ModuleList
+
+    def set_processor(self, processor: object) -> None:
+        """Use another attention processor."""
+
+
 class FusedAttention:
     """Attention processor: one projection for q, k and v, then norms, rotary positions, grouped queries."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -70,7 +92,7 @@ class FusedAttention:
 
 
 @cache
-def network_class() -> Any:
+def network_class() -> "type[Lumina2Transformer2DModel]":
     """The class; made on first use, because diffusers is slow to import."""
     from diffusers import Lumina2Transformer2DModel as Plain
     from diffusers.models.transformers.transformer_lumina2 import Lumina2RotaryPosEmbed
@@ -78,18 +100,18 @@ def network_class() -> Any:
     class Lumina2Transformer2DModel(Plain):  # type: ignore[misc]
         """Same configuration as diffusers' class; its folders are written in diffusers' layout."""
 
-        def __init__(self, *args: Any, **settings: Any) -> None:
+        def __init__(self, *args: object, **settings: object) -> None:
             super().__init__(*args, **settings)
             for part in self.modules():
                 if hasattr(part, "to_q"):
                     _fuse_projections(part)
-            config: Any = self.config
-            with torch.device("cpu"):  # its tables are no buffers: on the meta device nothing would ever fill them
-                rope: Any = Lumina2RotaryPosEmbed(10000, config.axes_dim_rope, config.axes_lens, config.patch_size)
+            config = self.config
+            with torch.device("cpu"):  # its tables are not buffers: on the meta device nothing would ever fill them
+                rope = Lumina2RotaryPosEmbed(10000, config.axes_dim_rope, config.axes_lens, config.patch_size)
             rope.freqs_cis = [table.to(torch.complex64) for table in rope.freqs_cis]
             self.add_module("rope_embedder", rope)
 
-        def save_pretrained(self, folder: Path, **options: Any) -> None:
+        def save_pretrained(self, folder: Path, **options: object) -> None:
             config = self.config
             head = config.hidden_size // config.num_attention_heads
             plain = Plain.from_config(config)
@@ -100,7 +122,7 @@ def network_class() -> Any:
     return Lumina2Transformer2DModel
 
 
-def _fuse_projections(attention: Any) -> None:
+def _fuse_projections(attention: Attention) -> None:
     """Put one Linear in place of three, and the processor that knows it."""
     rows = attention.inner_dim + 2 * attention.inner_kv_dim
     attention.to_qkv = nn.Linear(attention.to_q.in_features, rows, bias=False)

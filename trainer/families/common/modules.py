@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from .family import Loading
 from .keymap import KeyMap, listing, to_diffusers
 from .source import Source
 
-Native = Callable[[Shapes], tuple[dict[str, Any], KeyMap]]
+Native = Callable[[Shapes], tuple[dict[str, object], KeyMap]]
 """Configuration and key map, read off an original file's shapes."""
 Adapt = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -27,7 +26,7 @@ AS_STORED = Loading(dtype=None, device=CPU)
 
 
 def build(
-    cls: type[nn.Module], config: Mapping[str, Any], tensors: Mapping[str, Tensor], loading: Loading
+    cls: type[nn.Module], config: Mapping[str, object], tensors: Mapping[str, Tensor], loading: Loading
 ) -> nn.Module:
     """Make `cls(**config)` hold exactly these tensors (shared where dtype and device allow), frozen, in eval mode.
 
@@ -151,7 +150,7 @@ def checkpoint_blocks(module: nn.Module) -> None:
     """Switch a diffusers network to gradient checkpointing that leaves the global random state alone."""
     from torch.utils.checkpoint import checkpoint
 
-    def recompute(function: Any, *args: Any) -> Any:
+    def recompute(function: Callable[..., object], *args: object) -> object:
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
     module.enable_gradient_checkpointing(gradient_checkpointing_func=recompute)  # type: ignore[operator]

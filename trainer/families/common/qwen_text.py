@@ -5,13 +5,16 @@ The edit models' template shows the language model the reference images before t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from .encoders import device_of
 from .family import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 TEMPLATE_HEAD = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial"
@@ -31,7 +34,7 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class Patches:
-    """A image as the vision part of the language model takes it."""
+    """An image as the vision part of the language model takes it."""
 
     pixels_NP: Tensor
     grid_13: Tensor
@@ -40,16 +43,24 @@ class Patches:
     """How many tokens it becomes."""
 
 
-def template_tokens(tokenizer: Any) -> int:
+class VisionConfig(Protocol):
+    """The settings of the vision part, under transformers' names: pixels per patch, patches per token's side, frames per patch."""
+
+    patch_size: int
+    spatial_merge_size: int
+    temporal_patch_size: int
+
+
+def template_tokens(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Tokens of the template's head, 34 in Qwen's tokenizer; counted as what two prompts have in common."""
     first, second = (tokenizer([f"{TEMPLATE_HEAD}{letter}"])["input_ids"][0] for letter in "xy")
     return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
 
 
-def patches_of(pixels_CHW: Tensor, config: Any) -> Patches:
+def patches_of(pixels_CHW: Tensor, config: VisionConfig) -> Patches:
     """Patches of RGB pixels in [-1, 1], in groups of `spatial_merge_size` squared, as `config` (the vision part's) says.
 
-    A image is a film whose first frame is repeated. Sides must be multiples of the patch times the group's side.
+    An image is a film whose first frame is repeated. Sides must be multiples of the patch times the group's side.
     """
     patch, merge, frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
@@ -87,7 +98,13 @@ class QwenText:
     """The language model's last hidden state of the template and the prompt, without the template's head."""
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, *, max_tokens: int, head_tokens: int, announce: str = ""
+        self,
+        module: nn.Module,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_tokens: int,
+        head_tokens: int,
+        announce: str = "",
     ) -> None:
         """`announce` is what stands before a reference image in the template: "Picture {}: " with its number, from 1, in
         the later edit models."""
@@ -103,7 +120,7 @@ class QwenText:
             tokens = self.tokenizer(
                 [wording], max_length=self.max_tokens + self.head_tokens, truncation=True, return_tensors="pt"
             )
-            model: Any = self.module
+            model = self._model()
             hidden = model.model(
                 input_ids=tokens["input_ids"].to(device_of(model)),
                 attention_mask=tokens["attention_mask"].to(device_of(model)),
@@ -117,7 +134,7 @@ class QwenText:
         return [self._beside(prompt, shown) for prompt, shown in zip(prompts, images, strict=True)]
 
     def _beside(self, prompt: str, images_CHW: Sequence[Tensor]) -> Text:
-        model: Any = self.module
+        model = self._model()
         config, device = model.config, device_of(model)
         head = self._ids(EDIT_HEAD)
         parts: list[list[int] | Patches] = [head]
@@ -138,6 +155,9 @@ class QwenText:
         ).last_hidden_state
         return {"text": hidden[0, len(head) :].float().cpu()}
 
+    def _model(self) -> "Qwen2_5_VLForConditionalGeneration":
+        return cast("Qwen2_5_VLForConditionalGeneration", self.module)
+
     def _ids(self, wording: str) -> list[int]:
         if not wording:
             return []
@@ -146,5 +166,5 @@ class QwenText:
 
 
 def _tokens(part: list[int] | Patches, image: int) -> list[int]:
-    """A text's own; a image is as many times the token `image`."""
+    """Returns the tokens of a text;  an image is as many times the token `image`."""
     return [image] * part.tokens if isinstance(part, Patches) else part

@@ -5,6 +5,7 @@ reachable under its own names.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import ModelFileError
-from ...types import Shapes
+from ...types import Json, Shapes
 
 DENOISER_PREFIX = "model.diffusion_model."
 QUANTO_MAP = "quanto_qmap.json"
@@ -36,7 +37,7 @@ class Source:
     path: Path
     denoiser_files: tuple[Path, ...]
     prefix: str = ""
-    config: dict[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
     """The diffusers configuration of the denoiser; None for a file in the original layout."""
     encoders: Path | None = None
     """A diffusers folder with text encoders, tokenizers and VAE."""
@@ -57,7 +58,7 @@ class Source:
         }
 
     @cached_property
-    def scheduler(self) -> dict[str, Any]:
+    def scheduler(self) -> Json:
         """The diffusers folder's scheduler settings; empty for a file."""
         file = self.path / "scheduler" / "scheduler_config.json"
         return read_json(file) if file.is_file() else {}
@@ -69,7 +70,7 @@ class Source:
         return str(read_json(file).get("_class_name", "")) if file.is_file() else ""
 
     @cached_property
-    def quanto_map(self) -> dict[str, Any] | None:
+    def quanto_map(self) -> Json | None:
         """optimum-quanto's map of packed modules, if the denoiser's folder has one."""
         file = self.denoiser_files[0].parent / QUANTO_MAP
         return read_json(file) if self.is_diffusers and file.is_file() else None
@@ -172,7 +173,7 @@ def _open_file(path: Path, encoders: Path | None) -> Source:
     return Source(path, (path,), prefix=prefix, encoders=encoders, headers={path: shapes})
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """A diffusers folder's settings. Raises ModelFileError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

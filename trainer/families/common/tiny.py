@@ -2,9 +2,9 @@
 
 import math
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -13,21 +13,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...seeding import generator
 from .family import Tiny
 
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch._ops import OpOverload
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
 
 class _NoDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Random fills of this thread leave their tensor as it is, so that torch's global generator is not touched."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: "OpOverload[..., object]",
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         draws = torch.Tag.nondeterministic_seeded in func.tags
         if draws and func.__name__.split(".")[0].endswith("_"):
-            return args[0].zero_()
+            return cast(torch.Tensor, args[0]).zero_()
         assert not draws, f"{func} draws a new tensor: fill an empty one instead"
         return func(*args, **(kwargs or {}))
 
 
-def random_network(cls: Any, config: Any, seed: int) -> nn.Module:
+def random_network(
+    cls: Callable[..., nn.Module], config: "Mapping[str, object] | PretrainedConfig", seed: int
+) -> nn.Module:
     """A frozen network with seeded weights (also where the class starts at zero, so that gradients flow)."""
-    no_draws: Any = _NoDraws
+    no_draws = cast("Callable[[], AbstractContextManager[object]]", _NoDraws)  # its __init__ is untyped
     with no_draws():  # the class's own initialisation is thrown away, and must not use up another thread's numbers
         module: nn.Module = cls(**config) if isinstance(config, Mapping) else cls(config)
     with torch.no_grad():
@@ -44,7 +58,7 @@ def _fill(name: str, tensor: torch.Tensor, seed: int) -> None:
         tensor.copy_(noise / math.sqrt(math.prod(tensor.shape[1:])))
 
 
-def tiny_tokenizer(max_tokens: int) -> Any:
+def tiny_tokenizer(max_tokens: int) -> "PreTrainedTokenizerFast":
     """Letters as words, CLIP's <start> and <end> round every prompt."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -61,7 +75,9 @@ def tiny_tokenizer(max_tokens: int) -> Any:
     )  # fmt: skip
 
 
-def tiny_clip(seed: int, *, projection: bool, width: int = 32, tokens: int = 16) -> tuple[nn.Module, Any]:
+def tiny_clip(
+    seed: int, *, projection: bool, width: int = 32, tokens: int = 16
+) -> "tuple[nn.Module, PreTrainedTokenizerFast]":
     """A random CLIP text encoder of CPU size and its tokenizer; `projection` adds the projected pooled vector."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -74,7 +90,7 @@ def tiny_clip(seed: int, *, projection: bool, width: int = 32, tokens: int = 16)
     )
 
 
-def tiny_t5(seed: int, *, width: int, tokens: int = 16) -> tuple[nn.Module, Any]:
+def tiny_t5(seed: int, *, width: int, tokens: int = 16) -> "tuple[nn.Module, PreTrainedTokenizerFast]":
     """A random T5 encoder of CPU size and its tokenizer."""
     from transformers import T5Config, T5EncoderModel
 
@@ -82,7 +98,7 @@ def tiny_t5(seed: int, *, width: int, tokens: int = 16) -> tuple[nn.Module, Any]
     return random_network(T5EncoderModel, config, seed), tiny_tokenizer(tokens)
 
 
-def tiny_gemma(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
+def tiny_gemma(seed: int, *, width: int, tokens: int) -> "tuple[nn.Module, PreTrainedTokenizerFast]":
     """A random Gemma-2 of CPU size and its tokenizer."""
     from transformers import Gemma2Config, Gemma2Model
 
@@ -93,7 +109,7 @@ def tiny_gemma(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
     return random_network(Gemma2Model, config, seed), tiny_tokenizer(tokens)
 
 
-def tiny_qwen(seed: int, *, width: int, tokens: int) -> tuple[nn.Module, Any]:
+def tiny_qwen(seed: int, *, width: int, tokens: int) -> "tuple[nn.Module, PreTrainedTokenizerFast]":
     """A random Qwen2.5-VL of CPU size and its tokenizer."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -136,8 +152,8 @@ def tiny_vae(seed: int, channels: int) -> nn.Module:
 def save_folder(tiny: Tiny, folder: Path) -> Path:
     """Write the networks as a diffusers folder that `open_source` takes."""
     tiny.denoiser.module.save_pretrained(folder / tiny.part)  # type: ignore[operator]
-    tiny.vae.save_pretrained(folder / "vae")
+    tiny.vae.save_pretrained(folder / "vae")  # type: ignore[operator]
     for name, (module, tokenizer) in tiny.text_parts.items():
-        module.save_pretrained(folder / name)
+        module.save_pretrained(folder / name)  # type: ignore[operator]
         tokenizer.save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
     return folder

@@ -1,7 +1,6 @@
 """What SD1, SD2 and SDXL share: the UNet's original key names, its configuration from shapes, its LoRA targets."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -111,7 +110,7 @@ def unet_lora_names(context: tuple[int, ...]) -> LoraNames:
     )
 
 
-def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
+def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:
     """UNet2DConditionModel's configuration, read off the original file's shapes, and its key map."""
     blocks = count_blocks(shapes, "input_blocks")
     downs = [n for n in range(1, blocks) if f"input_blocks.{n}.0.op.weight" in shapes]
@@ -123,7 +122,7 @@ def read_native(shapes: Shapes) -> tuple[dict[str, Any], KeyMap]:
     middle = count_blocks(shapes, "middle_block.1.transformer_blocks")
     context = shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1]
     linear = len(shapes["middle_block.1.proj_in.weight"]) == 2
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
         "block_out_channels": tuple(channels),

@@ -37,6 +37,8 @@ def widget(section: str, name: str, **changes: object) -> Widget:
     if field.default is not dataclasses.MISSING:
         options["default"] = field.default
     kind = typing.get_type_hints(cls)[present]
+    if isinstance(field.default, float) and float in typing.get_args(kind):
+        kind = float  # learning_rate: "auto" is for the command line
     if one_of := config.one_of(cls, present):
         values = "; ".join(f"{value}: {choice.help}" for value, choice in one_of.choices.items())
         options["tooltip"] = f"{options['tooltip']} {values}."

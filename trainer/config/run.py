@@ -16,6 +16,7 @@ from ..choices import (
     TIMESTEP_SAMPLING,
     Choice,
 )
+from ..errors import ConfigError
 from ..storage.names import check_name
 from .checks import OneOf, one_of
 from .dataset import DataConfig, DatasetConfig, TextConfig
@@ -111,8 +112,8 @@ class OptimizerConfig(Section, table="optimizer"):
 
     name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
     """Optimizer that updates the adapter's weights."""
-    learning_rate: float = 1e-4
-    """Peak learning rate. 1e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."""
+    learning_rate: float | Literal["auto"] = 1e-4
+    """Peak learning rate. 1e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy. auto: by the width of the network and the optimizer, 2e-4 to 5e-4 for real ones; run.json has the number."""
     weight_decay: float = 0.01
     """Decoupled weight decay: the share by which a step shrinks the weights, times the learning rate."""
     max_grad_norm: float = 1.0
@@ -122,13 +123,21 @@ class OptimizerConfig(Section, table="optimizer"):
 
     def check(self) -> None:
         remedy = "use a number above 0 (1e-4 is usual)"
-        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, remedy)
+        is_rate = self.learning_rate == "auto" or self.learning_rate > 0
+        require(is_rate, "optimizer.learning_rate", self.learning_rate, remedy)
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
         for name, place in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
             require(name not in self.options, "optimizer.options", self.options, f"set optimizer.{place} instead")
         require(
             self.max_grad_norm >= 0, "optimizer.max_grad_norm", self.max_grad_norm, "use 0 (off) or more (1.0 is usual)"
         )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number. Raises ConfigError for "auto", which is made a number when a network is known."""
+        if self.learning_rate == "auto":
+            raise ConfigError("optimizer.learning_rate = 'auto' has no number before the base model is known")
+        return self.learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def _metadata(plan: RunPlan, backend: Backend, data: RunData) -> dict[str, Any]:
         "facts": {"dataset": plan.facts["data"], "base": plan.facts["model"]},
         "training": {
             "base_model_version": backend.architecture,
-            "learning_rate": plan.optimizer.learning_rate,
+            "learning_rate": plan.optimizer.rate,
             "optimizer": plan.optimizer.name,
             "lr_scheduler": plan.schedule.kind,
             "num_train_images": data.images,

@@ -185,7 +185,7 @@ class TrainingRun:
         )
 
         def rate_at(step: int) -> float:
-            return self.plan.optimizer.learning_rate * lr_factor(step, self.total, self.plan.schedule)
+            return self.plan.optimizer.rate * lr_factor(step, self.total, self.plan.schedule)
 
         return fit(
             self.session.denoiser, self.training, batches, settings, rate_at, self.processes, self._is_interrupted

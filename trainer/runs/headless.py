@@ -28,7 +28,6 @@ from ..diffusion.denoiser import Denoiser
 from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
 from ..distributed.sharding import check_sharding
 from ..errors import ConfigError, DataError, StoppedError
-from ..lora.host_formula import group_by_module
 from ..lora.state_dict import check_fits
 from ..lora_tools.layouts import FileFormat, Formats
 from ..storage.atomic import check_writable
@@ -44,8 +43,9 @@ from ..weights.quantize import check_quantize
 from ..weights.streaming import stream_settings
 from .assemble import assemble
 from .execute import execute
-from .modules import meanings, modules_of_run
+from .modules import meanings, modules_of_run, of_start
 from .plan import RunPlan, cache_folder
+from .rate import with_rate
 from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
 from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
@@ -122,10 +122,10 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     references = [one.reference_folders for one in listed.sets]
     check_reference_use("dataset.references", references, base)
     check_samples(config.validation, sample_size(config.validation, config.data.resolution), base)
-    skeleton = base.skeleton()
+    skeleton, folder = base.skeleton(), run_folder(config, processes)
+    config = with_rate(config, folder, skeleton.module, host.log)
     check_text_training(config.text.learning_rate, config.optimizer, base)
     fits: Denoiser = with_text(skeleton, base) if config.text.learning_rate else skeleton
-    folder = run_folder(config, processes)
     targets = modules_of_run(folder, fits.module, partial(_new_targets, config, base, skeleton, fits))
     if config.network.init_from:
         init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
@@ -174,8 +174,7 @@ def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Den
     targets, *before = meanings(skeleton.module, skeleton.target_presets, network)
     if before:
         start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
-        held = group_by_module(start)[0].keys()
-        targets = next((paths for paths in before if held == {skeleton.file_key(path) for path in paths}), targets)
+        targets = of_start([targets, *before], start, skeleton.file_key)
     return all_targets(targets, whole, base) if isinstance(whole, WithText) else targets
 
 

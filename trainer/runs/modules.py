@@ -1,11 +1,12 @@
 """Which modules a run trains: those it was begun with, whatever the preset that named them means by now."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.run import NetworkConfig
 from ..diffusion.denoiser import Targets
+from ..lora.host_formula import group_by_module
 from ..lora.targets import has_modules, resolve_targets
 from .run_folder import RunFolder
 
@@ -29,3 +30,9 @@ def meanings(module: nn.Module, presets: Mapping[str, Targets], network: Network
     if network.init_from and network.target_modules == DEFAULT and BEFORE in presets:
         names.append(BEFORE)
     return [resolve_targets(module, presets, name, network.exclude_modules) for name in names]
+
+
+def of_start(found: Sequence[list[str]], start: Mapping[str, Tensor], file_key: Callable[[str], str]) -> list[str]:
+    """Those of `found` that a start LoRA holds, else the first."""
+    held = group_by_module(start)[0].keys()
+    return next((paths for paths in found if held == {file_key(path) for path in paths}), found[0])

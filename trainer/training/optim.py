@@ -1,6 +1,7 @@
 """Optimizers by the names of `choices.OPTIMIZERS`, and their state as plain tensors and JSON, without pickle."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ RATE_SCALE = "rate_scale"
 
 def check_optimizer(config: OptimizerConfig) -> None:
     """Raise ConfigError for a missing library or an unknown option, before anything is loaded."""
+    if config.learning_rate == "auto":
+        config = replace(config, learning_rate=1.0)
     make_optimizer([nn.Parameter(torch.zeros(1))], config)
 
 
@@ -35,7 +38,7 @@ def make_optimizer(
             f"optimizer.name = {config.name!r} needs the library {entry.install}: pip install {entry.install}"
         ) from error
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()}
-    settings = {"lr": config.learning_rate, "weight_decay": 0.0, **entry.defaults, **options}
+    settings = {"lr": config.rate, "weight_decay": 0.0, **entry.defaults, **options}
     parameters, groups = list(parameters), [(factor, list(group)) for factor, group in scaled]
     every = [*parameters, *(p for _, group in groups for p in group)]
     if entry.can_fuse and "foreach" not in options and {p.device.type for p in every} <= {"cpu", "cuda"}:

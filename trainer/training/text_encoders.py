@@ -134,7 +134,7 @@ def all_targets(network_targets: list[str], skeleton: WithText, base: Base) -> l
 
 def rate_scales(text_rate: float, optimizer: OptimizerConfig, base: Base) -> dict[str, float]:
     """Returns {first part of a module path: factor on the learning rate}; empty where no text encoder is trained."""
-    return {f"{name}.": text_rate / optimizer.learning_rate for name in base.settings.text_parts} if text_rate else {}
+    return {f"{name}.": text_rate / optimizer.rate for name in base.settings.text_parts} if text_rate else {}
 
 
 def check_text_training(text_rate: float, optimizer: OptimizerConfig, base: Base) -> None:
@@ -144,7 +144,7 @@ def check_text_training(text_rate: float, optimizer: OptimizerConfig, base: Base
     problem = ""
     if not base.settings.text_parts:
         problem = f"the text encoders of {base.family.name} are not trained; leave it out"
-    elif optimizer.name == "prodigy" and text_rate != optimizer.learning_rate:
+    elif optimizer.name == "prodigy" and text_rate != optimizer.rate:
         problem = "prodigy finds one rate for all; use optimizer.learning_rate here too"
     if problem:
         raise ConfigError(f"text.learning_rate = {text_rate}: {problem}")

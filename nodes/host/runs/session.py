@@ -26,10 +26,9 @@ from ....trainer.data.report import epochs_text, make_report
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ConfigError
-from ....trainer.lora.host_formula import group_by_module
 from ....trainer.lora.state_dict import check_fits
 from ....trainer.runs.assemble import assemble
-from ....trainer.runs.modules import meanings, modules_of_run
+from ....trainer.runs.modules import meanings, modules_of_run, of_start
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Backend, RunData, Session
@@ -199,10 +198,8 @@ def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser) -> list[str]:
     k and v of a fused Linear as one, goes on as it is."""
     found = meanings(denoiser.module, denoiser.target_presets, network)
     if network.init_from:
-        modules, _ = group_by_module(read_lora(find_lora(network.init_from)))
-        for paths in [form for one in found for form in (one, joined(one, denoiser.settings.parts))]:
-            if modules.keys() == {denoiser.file_key(path) for path in paths}:
-                return paths
+        forms = [form for one in found for form in (one, joined(one, denoiser.settings.parts))]
+        return of_start(forms, read_lora(find_lora(network.init_from)), denoiser.file_key)
     return found[0]
 
 

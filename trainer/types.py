@@ -3,15 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Value = TypeVar("Value")
 
 Json = dict[str, object]
 """A JSON object. Its values are checked where they are read."""
+
+Record = dict[str, Any]
+"""A JSON object that this project wrote, such as run.json or the settings of a run: its writer checked the values."""
 
 Progress = Callable[[int, int], None]
 """A callback that receives (finished, total) of one counted task. It may raise to cancel the task."""
@@ -22,6 +27,9 @@ StageProgress = Callable[[str, int, int], None]
 Conditioning = Mapping[str, Any]
 """The inputs of the denoiser other than the noisy latents and sigma. In the files backend these are tensors whose first
 dimension is the batch; in the loaded backend they are {"samples": one mapping per sample}."""
+
+Array: TypeAlias = "NDArray[np.float64]"
+"""Numbers of the scores, in double precision."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """{tensor name: shape} of a file, as its header states them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
+from ..types import Record
 from .aliases import Note, current_option, current_options, current_tree, log_note
 from .checks import problems
 from .run import TrainConfig
@@ -19,7 +20,6 @@ else:  # the same library under its older name
     import tomli as tomllib
 
 T = TypeVar("T")
-Json = dict[str, Any]
 
 FREE_ON_RESUME = {
     "memory": None,
@@ -61,7 +61,7 @@ def load(path: Path, overrides: Iterable[str] = (), note: Note = log_note) -> Tr
     return config
 
 
-def read_toml(path: Path) -> Json:
+def read_toml(path: Path) -> Record:
     """A TOML file as plain data. Raises ConfigError if it cannot be read or is not valid TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -71,7 +71,7 @@ def read_toml(path: Path) -> Json:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
-def override(data: Json, text: str, note: Note = log_note) -> None:
+def override(data: Record, text: str, note: Note = log_note) -> None:
     """Set data[a][b] for "a.b=c"; c is read as a TOML value and, where that fails, as a plain string."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
@@ -130,12 +130,12 @@ def parse(data: Mapping[str, Any], kind: type[T], note: Note = log_note) -> T:
         raise problems(error, kind, table) from error
 
 
-def to_dict(config: Any) -> Json:
+def to_dict(config: Any) -> Record:
     """Plain data that `parse` turns back into an equal configuration."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def fixed_settings(config: Json, facts: Mapping[str, str]) -> Json:
+def fixed_settings(config: Record, facts: Mapping[str, str]) -> Record:
     """What must stay equal for a run to be continued: settings, with paths replaced by digests of what they hold.
 
     `config` is plain data in the shape of `TrainConfig`, or a part of it; `facts` holds the digests, e.g. {"model": ...,
@@ -161,7 +161,7 @@ def digest(data: object) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def differences(old: Json, new: Json, prefix: str = "") -> list[str]:
+def differences(old: Record, new: Record, prefix: str = "") -> list[str]:
     """Lines "section.field: old -> new" for everything that differs."""
     lines = []
     for key in sorted({*old, *new}):
@@ -173,7 +173,7 @@ def differences(old: Json, new: Json, prefix: str = "") -> list[str]:
     return lines
 
 
-def changed_settings(old: Json, new: Json) -> list[str]:
+def changed_settings(old: Record, new: Record) -> list[str]:
     """Describes the `differences` between what was fixed for a run and what is asked for now, under the present names of the options.
 
     Options that the run's version did not have yet count as they are by default, so that it can be continued, and what

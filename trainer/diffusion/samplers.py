@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..choices import SCHEDULERS
+from ..types import Progress
 from .objectives import Objective
 
 Denoise = Callable[[Tensor, float], Tensor]
-Progress = Callable[[int, int], None]
 
 
 def schedule(objective: Objective, name: str, steps: int) -> list[float]:

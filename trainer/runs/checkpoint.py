@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.toml import Json
 from ..errors import DivergedError, RunError
 from ..storage.atomic import TEMPORARY, whole_folder, write_bytes, write_json
 from ..training.loop import Training
 from ..training.optim import pack_state, unpack_state
+from ..types import Record
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)$")
@@ -125,7 +125,7 @@ def newest_intact(folder: Path, log: Callable[[str], None]) -> Checkpoint | None
     return None
 
 
-def read_checkpoint(checkpoint: Checkpoint) -> tuple[Json, dict[str, Tensor], dict[str, Tensor]]:
+def read_checkpoint(checkpoint: Checkpoint) -> tuple[Record, dict[str, Tensor], dict[str, Tensor]]:
     """(state, adapter, optimizer's tensors), compared with the digests that the state has of them; version 0.1 wrote none.
 
     Raises RunError if the checkpoint is damaged or of another version.

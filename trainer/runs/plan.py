@@ -15,7 +15,8 @@ from ..config.run import (
     TrainingConfig,
     ValidationConfig,
 )
-from ..config.toml import Json, fixed_settings, to_dict
+from ..config.toml import fixed_settings, to_dict
+from ..types import Record
 
 SECTIONS = ("network", "optimizer", "schedule", "objective", "training", "memory", "validation", "output")
 """The tables of the configuration that both front ends have."""
@@ -38,14 +39,14 @@ class RunPlan:
     """First trigger word of the datasets, "" for none."""
     facts: Mapping[str, str]
     """Digests of what the settings name by path: "model" and "data", the encoders, and "init" of network.init_from."""
-    own: Json
+    own: Record
     """Tables that one front end alone has: base model, datasets, text and sweep of the command line, the graph's cache."""
 
-    def config(self) -> Json:
+    def config(self) -> Record:
         """All settings as run.json keeps them: the tables of a TOML file. A run of the graph lacks model.base and datasets."""
         return {"name": self.name, **self.own, **{name: to_dict(getattr(self, name)) for name in SECTIONS}}
 
-    def fixed(self, processes: int = 1) -> Json:
+    def fixed(self, processes: int = 1) -> Record:
         """What must stay equal for a run to be continued.
 
         Accumulation counts the forward passes of all processes: two processes with one each are one process with two.

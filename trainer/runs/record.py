@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ..config.aliases import current_tree, no_note
 from ..config.run import TrainConfig
-from ..config.toml import Json, override, parse
+from ..config.toml import override, parse
 from ..errors import ConfigError, DataError
 from ..storage.names import check_name
+from ..types import Record
 from .run_folder import RunFolder
 
 
@@ -21,7 +22,7 @@ class RecordedConfig(TrainConfig):
         check_name(self.name)
 
 
-def recorded_tables(folder: RunFolder) -> Json:
+def recorded_tables(folder: RunFolder) -> Record:
     """The tables of run.json under their present names. A run of ComfyUI lacks model.base and dataset, and has a cache.
 
     Raises RunError if run.json is damaged.

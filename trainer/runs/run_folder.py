@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from ..config.aliases import current_tree
-from ..config.toml import Json, changed_settings, differences, free_on_resume
+from ..config.toml import changed_settings, differences, free_on_resume
 from ..errors import LoomError, RunError, StoppedError
 from ..storage.atomic import remove_temporaries, write_bytes, write_json, write_tensors
 from ..training.early_stopping import lowest, recommended
 from ..training.held_out import ruler_of
-from ..types import StepResult
+from ..types import Record, StepResult
 from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 
 RUN_FORMAT = 2
@@ -63,7 +63,7 @@ class RunFolder:
     def exists(self) -> bool:
         return (self.path / "run.json").is_file()
 
-    def read(self) -> Json:
+    def read(self) -> Record:
         """run.json. Raises RunError if it is damaged."""
         try:
             record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
@@ -111,13 +111,13 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def changed_environment(self, environment: Json) -> str:
+    def changed_environment(self, environment: Record) -> str:
         """A line that names what exact resuming depends on and has changed since the last checkpoint; "" if nothing has."""
         before = {**self.read().get("environment", {}), "pid": 0}
         changed = differences(before, {**environment, "pid": 0}) if len(before) > 1 and self.last_checkpoint() else []
         return f"resuming in a different environment, not bit-identical: {'; '.join(changed)}" if changed else ""
 
-    def start(self, config: Json, fixed: Json, environment: Json, modules: Sequence[str] = ()) -> None:
+    def start(self, config: Record, fixed: Record, environment: Record, modules: Sequence[str] = ()) -> None:
         """Write run.json of a new run, or of one that is continued (settings that may change are then replaced).
 
         `modules` are the paths of the modules that get an adapter: what a preset of `config` means may change between
@@ -164,7 +164,7 @@ class RunFolder:
         with suppress(LoomError):  # the disk may be full, and the problem at hand is the one to report
             self.update(state=state, error=error)
 
-    def differences(self, fixed: Json, config: Json) -> list[str]:
+    def differences(self, fixed: Record, config: Record) -> list[str]:
         """Lines "section.field: old -> new" for what keeps the run on disk from being continued with these settings.
 
         Of changed data only the digest is known; the settings that can have changed it are looked up in `config`.
@@ -177,7 +177,7 @@ class RunFolder:
             lines += _changed_sets(record["config"], json.loads(json.dumps(config)))
         return lines
 
-    def check_same(self, fixed: Json, config: Json, remedy: str = "use another name for a new run") -> None:
+    def check_same(self, fixed: Record, config: Record, remedy: str = "use another name for a new run") -> None:
         """Raise RunError with `differences`, what may change, and the remedy, unless the run may be continued."""
         if lines := self.differences(fixed, config):
             raise RunError(
@@ -188,7 +188,7 @@ class RunFolder:
         """Whether the run ended before its first checkpoint, without a LoRA file: its name is free for other settings."""
         return self.last_checkpoint() is None and not any((self.path / "loras").glob("*.safetensors"))
 
-    def is_replaceable(self, fixed: Json, config: Json) -> bool:
+    def is_replaceable(self, fixed: Record, config: Record) -> bool:
         """Whether a run of this name with other settings ended before it kept anything."""
         return self.exists() and self.has_kept_nothing() and bool(self.differences(fixed, config))
 
@@ -222,7 +222,7 @@ class RunFolder:
             kept = [line for line in self.read_metrics() if line["step"] <= step]
             write_bytes(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
-    def read_metrics(self) -> list[Json]:
+    def read_metrics(self) -> list[Record]:
         """All lines that are whole; a half-written last one is left out, and whatever else is no record of a step."""
         if not self.metrics.is_file():
             return []
@@ -264,7 +264,7 @@ class RunFolder:
         lines = self.read_metrics()
         return any("held_out" in line for line in lines) and lowest(lines)[0] == step and not self.lora_file(step).is_file()  # fmt: skip
 
-    def recommended(self) -> Json | None:
+    def recommended(self) -> Record | None:
         """`early_stopping.recommended` among the LoRA files of the run, with the file's name."""
         lines = self.read_metrics()
         found = recommended(lines, {step for step in (int(line["step"]) for line in lines) if self.lora_file(step).is_file()})  # fmt: skip
@@ -352,13 +352,13 @@ def _check_record(record: Any) -> None:
             raise ValueError(f"{key} is {type(record[key]).__name__}")
 
 
-def _changed_sets(old: Json, new: Json) -> list[str]:
+def _changed_sets(old: Record, new: Record) -> list[str]:
     """Lines "dataset.0.repeats: 1 -> 2", or one that says that the files themselves must have changed."""
     before, after = ({str(i): d for i, d in enumerate(current_tree(c).get("dataset") or [])} for c in (old, new))
     return differences(before, after, "dataset.") or ["(images, captions or masks in the folders changed)"]
 
 
-def environment(device: str, threads: int, processes: int = 1) -> Json:
+def environment(device: str, threads: int, processes: int = 1) -> Record:
     """What exact resuming depends on: device, thread count, number of processes, library versions."""
     versions = {}
     for library in LIBRARIES:

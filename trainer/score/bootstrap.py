@@ -8,11 +8,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from ..types import Array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 RESAMPLES = 2000
 LEVEL = 0.95
 MIN_UNITS = 5
@@ -87,7 +91,7 @@ def rank(
     )
 
 
-def _place(name: str, values_U: Array, means_R: Array, ranks_R: NDArray[np.int64]) -> RankedCandidate:
+def _place(name: str, values_U: Array, means_R: Array, ranks_R: "NDArray[np.int64]") -> RankedCandidate:
     low, high = interval(means_R, len(values_U))
     rank_low, rank_high = np.quantile(ranks_R, [0.05, 0.95], method="nearest")
     return RankedCandidate(

@@ -4,16 +4,19 @@ CLIP-I and CLIP-T as DreamBooth defines them (arXiv 2208.12242, 5.1): mean cosin
 image and of the real images, and cosine between the embeddings of an image and of its prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ModelFileError
+from ..types import Array
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from torch import Tensor
+
 BATCH = 16
 
 
@@ -29,8 +32,8 @@ class ClipFiles:
                 f"clip_model = {str(folder)!r} holds no config.json: name a folder with a CLIP model, its tokenizer and preprocessor as transformers saves them"
             )
         try:
-            self._model: Any = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
-            self._processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+            self._model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+            self._processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ModelFileError(f"clip_model = {str(folder)!r} is not a usable CLIP: {error}") from error
         self.name = f"CLIP ({folder.name})"
@@ -52,12 +55,12 @@ class ClipFiles:
         """Unit vectors, (D,) each; prompts are cut to the model's length."""
         return self._run(self._model.get_text_features, text=list(prompts), padding=True, truncation=True)
 
-    def _run(self, features: Any, **inputs: Any) -> list[Array]:
+    def _run(self, features: "Callable[..., Tensor]", **inputs: object) -> list[Array]:
         import torch
 
         with torch.no_grad():
             made = features(**self._processor(return_tensors="pt", **inputs))
-        tensor = getattr(made, "pooler_output", made)  # transformers 5 wraps the features
+        tensor: Tensor = getattr(made, "pooler_output", made)  # transformers 5 wraps the features
         return unit_rows(tensor.float().cpu().numpy())
 
     def compare(self, first: Sequence[Array], second: Sequence[Array]) -> Array:
@@ -65,7 +68,7 @@ class ClipFiles:
         return cosines(first, second)
 
 
-def unit_rows(values_ND: Any) -> list[Array]:
+def unit_rows(values_ND: "ArrayLike") -> list[Array]:
     """Each row of (N, D) scaled to length 1, as N arrays (D,)."""
     rows = np.asarray(values_ND, dtype=np.float64)
     return list(rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-Array = NDArray[np.float64]
+from ..types import Array
+
 BINS = 8
 """Bins per colour channel."""
 ORIENTATIONS, EDGE_CELLS = 9, 4

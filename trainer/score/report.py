@@ -2,10 +2,13 @@
 
 import csv
 import io
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .columns import COLUMNS
 from .score import Score, ScoreRow, ScoreValue
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 INK, ACCENT, PALE, SECOND = "#1c1e22", "#3b6fd4", "#b9c9ea", "#c2582b"
 
@@ -60,8 +63,8 @@ def to_csv(score: Score) -> str:
     return buffer.getvalue()
 
 
-def _numbers(row: ScoreRow, names: list[str]) -> list[Any]:
-    found: list[Any] = []
+def _numbers(row: ScoreRow, names: list[str]) -> list[float | str]:
+    found: list[float | str] = []
     for name in names:
         value = row.values.get(name)
         found += (
@@ -97,7 +100,7 @@ def _heading(score: Score, title: str) -> str:
     )
 
 
-def _panel(axes: Any, score: Score, name: str) -> None:
+def _panel(axes: "Axes", score: Score, name: str) -> None:
     column = COLUMNS[name]
     rows = [row for row in score.rows if name in row.values]
     trained = [row for row in rows if row.label != "base"]

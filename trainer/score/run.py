@@ -9,7 +9,6 @@ from typing import Protocol
 from torch import Tensor
 
 from ..config.run import TrainConfig
-from ..config.toml import Json
 from ..data.sets.dataset_file import gather_sets
 from ..diffusion.denoiser import Denoiser
 from ..errors import LoomError, ModelFileError, StoppedError
@@ -26,7 +25,7 @@ from ..storage.tensor_file import read_lora
 from ..sweep.cells import sheet_to_dict
 from ..sweep.run import Sheet, find_sheet, load_sheet
 from ..training.held_out import HeldOut, held_out_losses, losses_at_even_levels, mean_loss
-from ..types import Cell
+from ..types import Cell, Record
 from ..weights.devices import compute_dtype
 from .image_statistics import StatisticsEncoder, image_features
 from .report import plot, to_csv, to_text
@@ -265,5 +264,5 @@ def write_score(sheet: Sheet, made: Score, name: str, title: str, as_name: str =
     return Scored(sheet=scored, score=made, text=text, files=tuple(files), plot=files[-1])
 
 
-def _json(data: Json) -> bytes:
+def _json(data: Record) -> bytes:
     return (json.dumps(data, indent=1) + "\n").encode()

@@ -9,16 +9,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..types import Cell
+from ..types import Array, Cell, Json
 from .bootstrap import LEVEL, MIN_UNITS, RESAMPLES, Ranking, rank
 from .columns import COLUMNS
 from .image_statistics import ImageFeatures, Nearest, nearest
 
+Feature: TypeAlias = Any
+"""What an encoder makes of an image or a prompt; only the encoder itself reads it."""
 RowKey = tuple[str, float]
 """(digest of the LoRA, "" for the base; strength)."""
 BASE_KEY: RowKey = ("", 0.0)
@@ -29,13 +30,13 @@ class ImageEncoder(Protocol):
 
     name: str
 
-    def images(self, paths: Sequence[Path]) -> list[Any]:
+    def images(self, paths: Sequence[Path]) -> list[Feature]:
         """Features of each image, for `compare`."""
 
-    def texts(self, prompts: Sequence[str]) -> list[Any]:
+    def texts(self, prompts: Sequence[str]) -> list[Feature]:
         """Features of each prompt; empty for an encoder without a text encoder."""
 
-    def compare(self, first: Sequence[Any], second: Sequence[Any]) -> NDArray[np.float64]:
+    def compare(self, first: Sequence[Feature], second: Sequence[Feature]) -> Array:
         """Similarity of each of N features to each of M, (N, M), 1 for equal ones."""
 
 
@@ -112,11 +113,11 @@ class Score:
     """{cell id: {column: number}}."""
     best: tuple[str, ...]
     """Ids of the cells of the recommended candidate."""
-    ranking: tuple[dict[str, Any], ...]
+    ranking: tuple[Json, ...]
     notes: tuple[str, ...]
     """How each measure was taken, and which could not be taken, with the remedy."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """The score as plain data, for JSON."""
         return asdict(self)
 
@@ -129,12 +130,12 @@ class Evidence:
     encoder: ImageEncoder
     statistics: Mapping[str, ImageFeatures]
     """{cell id: statistics}, to find memorised images."""
-    features: Mapping[str, Any]
+    features: Mapping[str, Feature]
     """{cell id: features by `encoder`}."""
     training_statistics: Sequence[ImageFeatures] = ()
-    training_features: Sequence[Any] = ()
+    training_features: Sequence[Feature] = ()
     training_names: Sequence[str] = ()
-    prompt_features: Mapping[str, Any] = field(default_factory=dict)
+    prompt_features: Mapping[str, Feature] = field(default_factory=dict)
     triggers: Sequence[str] = ()
     norms: Mapping[str, float] = field(default_factory=dict)
     """{digest of a LoRA: Frobenius norm of its changes at strength 1}."""
@@ -159,7 +160,7 @@ def candidates(cells: Sequence[Cell]) -> list[Candidate]:
     ]
 
 
-def setting_of(cell: Cell) -> tuple[Any, ...]:
+def setting_of(cell: Cell) -> tuple[str | int, ...]:
     """Everything that makes a cell except LoRA and strength: equal for the same cell of two candidates."""
     recipe = cell.settings
     rest = tuple(str(recipe.get(name)) for name in ("size", "steps", "sampler", "scheduler"))
@@ -268,7 +269,7 @@ def _rankings(
         "no validation loss is known, so similarity to the training images decides; it also rewards memorised images"
     )
     settings = set.intersection(*({setting_of(cell) for cell in candidate.cells} for candidate in found))
-    triggered = {s for s in settings if has_trigger(s[0], evidence.triggers)} or settings
+    triggered = {s for s in settings if has_trigger(str(s[0]), evidence.triggers)} or settings
     order = sorted(triggered, key=str)
     if len(found) < 2 or not order:
         notes.append("nothing to rank: no two checkpoints of the sweep have a cell with the same settings")

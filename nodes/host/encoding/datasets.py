@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ....trainer.config.aliases import no_note
 from ....trainer.config.run import DataConfig, DatasetConfig, MemoryConfig
-from ....trainer.config.toml import Json, digest, parse, to_dict
+from ....trainer.config.toml import digest, parse, to_dict
 from ....trainer.data.cache.fill import fill
 from ....trainer.data.cache.keys import find_work
 from ....trainer.data.cache.store import Cache
@@ -22,7 +22,7 @@ from ....trainer.data.sets.folders import walk
 from ....trainer.data.sets.scan import folders_of, scan
 from ....trainer.errors import ConfigError, DataError, LoomError
 from ....trainer.storage.atomic import write_bytes, write_json
-from ....trainer.types import Example, reference_name
+from ....trainer.types import Example, Record, reference_name
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CacheValue, DatasetValue, example_from_json, example_to_json
 from ..comfy_types import Clip, Vae
@@ -35,7 +35,7 @@ from .images import from_image, from_mask, to_image, to_png
 LISTS: dict[str, type[int] | type[float]] = {"resolutions": int, "megapixels": float, "aspects": float}
 
 
-def folder_state(options: Json) -> str:
+def folder_state(options: Record) -> str:
     """A digest of names, sizes and times of every file of a dataset, or the error message."""
     try:
         return digest(_set_state(_allowed_paths(options)))
@@ -53,7 +53,7 @@ def file_state(name: str) -> str:
         return str(error)
 
 
-def _set_state(options: Json) -> list[Json]:
+def _set_state(options: Record) -> list[Record]:
     deep = bool(options.get("recursive")) or options.get("layout") == "kohya"
     state = _files_state(Path(options["folder"]), recursive=deep)
     masks = [] if options.get("masks") == "alpha" else [options.get("masks")]
@@ -65,7 +65,7 @@ def _set_state(options: Json) -> list[Json]:
     return state
 
 
-def _files_state(folder: Path, *, recursive: bool) -> list[Json]:
+def _files_state(folder: Path, *, recursive: bool) -> list[Record]:
     return [{str(p.relative_to(folder)): _file_state(p)} for p in walk(folder, recursive=recursive).files]
 
 
@@ -74,7 +74,7 @@ def _file_state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _allowed_paths(options: Json) -> Json:
+def _allowed_paths(options: Record) -> Record:
     """The options with full paths. Raises ConfigError for a path that may not be used."""
     folder = resolve_folder(options["folder"], "folder")
     checked = {**options, "folder": str(folder)}
@@ -89,7 +89,7 @@ def _allowed_paths(options: Json) -> Json:
     return checked
 
 
-def add_folder(previous: DatasetValue | None, options: Json) -> tuple[DatasetValue, Tensor, str]:
+def add_folder(previous: DatasetValue | None, options: Record) -> tuple[DatasetValue, Tensor, str]:
     """Add a folder: (dataset, contact sheet, report). Raises ConfigError or DataError naming every problem."""
     checked = _allowed_paths(options)
     for name, kind in LISTS.items():
@@ -143,7 +143,7 @@ def add_images(
     images: Tensor,
     captions: str,
     masks: Tensor | None,
-    options: Json,
+    options: Record,
     references: Sequence[Tensor | None] = (),
 ) -> tuple[DatasetValue, Tensor, str]:
     """Write the images to a folder of the cache that is named by their content, and add it: (dataset, contact sheet, report).

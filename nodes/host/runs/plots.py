@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from ....trainer.config.run import ScheduleConfig
-from ....trainer.config.toml import Json
 from ....trainer.training.schedule import lr_factor
+from ....trainer.types import Record
 from ..encoding.images import to_image
 
 INK, ACCENT, PALE, SECOND = "#1c1e22", "#3b6fd4", "#b9c9ea", "#c2582b"
@@ -51,7 +51,7 @@ def smoothed(values: Sequence[float], share: float = 0.95) -> list[float]:
     return out
 
 
-def loss_image(lines: Sequence[Json], title: str) -> Tensor:
+def loss_image(lines: Sequence[Record], title: str) -> Tensor:
     """Loss per step, raw and smoothed, and the validation loss where it was measured, with the base's as a line."""
     figure, axes = _figure()
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ....trainer.config.toml import Json
 from ....trainer.errors import RunError
 from ....trainer.runs.checkpoint import list_checkpoints
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
-from ....trainer.types import ACTIVE
+from ....trainer.types import ACTIVE, Record
 from ..paths import lora_name, root, run_folder
 from .queue import Job, Registry
 
@@ -63,7 +62,7 @@ def choose(plan: RunPlan, existing: Existing, registry: Registry) -> RunChoice:
     raise AssertionError("candidates never end")
 
 
-def list_runs(registry: Registry) -> list[Json]:
+def list_runs(registry: Registry) -> list[Record]:
     """Summaries of all runs on disk, newest first; those that no living process trains any more are marked interrupted."""
     runs = []
     for path in root().iterdir() if root().is_dir() else []:
@@ -73,7 +72,7 @@ def list_runs(registry: Registry) -> list[Json]:
     return sorted(runs, key=lambda run: -run.get("updated", 0))
 
 
-def _summary_or_damage(folder: RunFolder, registry: Registry) -> Json:
+def _summary_or_damage(folder: RunFolder, registry: Registry) -> Record:
     """One damaged run.json does not hide the other runs."""
     try:
         return summary(folder, registry)
@@ -81,7 +80,7 @@ def _summary_or_damage(folder: RunFolder, registry: Registry) -> Json:
         return {**_short({}), "name": folder.name, "state": "damaged", "error": str(error)}
 
 
-def summary(folder: RunFolder, registry: Registry) -> Json:
+def summary(folder: RunFolder, registry: Registry) -> Record:
     """What the panel shows of a run. Raises RunError if run.json is damaged."""
     record = folder.read()
     job = registry.active(folder.name)
@@ -93,7 +92,7 @@ def summary(folder: RunFolder, registry: Registry) -> Json:
     return _short(record)
 
 
-def _short(record: Json) -> Json:
+def _short(record: Record) -> Record:
     training = record.get("config", {}).get("training")
     return {
         "name": record.get("name", ""),
@@ -106,12 +105,12 @@ def _short(record: Json) -> Json:
     }
 
 
-def details(folder: RunFolder, registry: Registry) -> Json:
+def details(folder: RunFolder, registry: Registry) -> Record:
     """A run's summary with what its folder holds: samples, LoRA files, strips, compare pages (the newest last), checkpoints.
 
     `lora_folder` is what LoraLoader's names of its LoRA files begin with; `best` is the file with the lowest validation loss.
     """
-    names: Json = {
+    names: Record = {
         kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
         for kind, pattern in (
             ("samples", "samples/*.png"),
@@ -134,7 +133,7 @@ def keep_graph(folder: RunFolder, graph: Any, node_id: Any) -> None:
         write_json(folder.path / GRAPH_FILE, {"prompt": graph, "node": str(node_id)})
 
 
-def stored_graph(folder: RunFolder) -> Json | None:
+def stored_graph(folder: RunFolder) -> Record | None:
     """The LoomTrain node of a run's graph with everything it needs, as a prompt; None if it was not kept.
 
     Raises RunError if it is damaged.
@@ -149,7 +148,7 @@ def stored_graph(folder: RunFolder) -> Json | None:
         raise RunError(f"{path} is damaged ({error}): queue the graph of the run itself to go on") from error
 
 
-def _part_of(graph: Json, node: str, name: str) -> Json:
+def _part_of(graph: Record, node: str, name: str) -> Record:
     """The node and what its inputs come from, set to continue the run of this name."""
     needed: dict[str, Any] = {}
 

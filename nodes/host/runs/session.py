@@ -19,7 +19,6 @@ from ....trainer.config.run import (
     TrainingConfig,
     ValidationConfig,
 )
-from ....trainer.config.toml import Json
 from ....trainer.data.batches import CachedBatches, Plan, Singles, make_plan
 from ....trainer.data.cache.store import Cache
 from ....trainer.data.report import epochs_text, make_report
@@ -36,7 +35,7 @@ from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.training.loss_settings import check_objective
 from ....trainer.training.optim import check_optimizer
-from ....trainer.types import Example
+from ....trainer.types import Example, Record
 from ....trainer.weights.devices import DTYPES
 from ....trainer.weights.frozen import compute_in
 from ....trainer.weights.quantize import check_quantize, quantize, stored_bytes
@@ -77,7 +76,7 @@ class TrainRequest:
     cache: CacheValue
     lora_dtype: LoraDtype = "bfloat16"
 
-    def plan(self, facts: Json) -> RunPlan:
+    def plan(self, facts: Record) -> RunPlan:
         """The run as both front ends describe it. The base model is a MODEL here, the data a filled cache."""
         value, cache = self.validation, self.cache
         return RunPlan(
@@ -124,7 +123,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     return dataset
 
 
-def facts(patcher: ModelPatcher, request: TrainRequest) -> Json:
+def facts(patcher: ModelPatcher, request: TrainRequest) -> Record:
     """Digests of the model, the data and the encoders."""
     init = request.network.init_from
     return {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ....trainer.config.aliases import no_note
 from ....trainer.config.run import ObjectiveConfig, TrainingConfig, ValidationConfig
-from ....trainer.config.toml import Json, parse
+from ....trainer.config.toml import parse
 from ....trainer.data.batches import Singles, make_plan
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError
@@ -18,6 +18,7 @@ from ....trainer.score.run import gather, measured_losses, norms, recorded_losse
 from ....trainer.score.score import Losses, score
 from ....trainer.sweep.run import Sheet, load_sheet
 from ....trainer.training.held_out import make_held_out, ruler_of
+from ....trainer.types import Record
 from ....trainer.weights.frozen import compute_in
 from ...sockets.values import CacheValue, SheetValue
 from ..backend.denoiser import bring_to_device, load_denoiser
@@ -102,7 +103,7 @@ def _measured(
     sheet: Sheet,
     dataset: Dataset,
     cache: CacheValue,
-    record: Json,
+    record: Record,
     patcher: ModelPatcher,
     progress: NodeProgress,
     notes: list[str],
@@ -137,7 +138,7 @@ def _measured(
 T = TypeVar("T", ObjectiveConfig, TrainingConfig, ValidationConfig)
 
 
-def _recorded(record: Json, table: str, kind: type[T]) -> T:
+def _recorded(record: Record, table: str, kind: type[T]) -> T:
     """A table of the run's configuration, so that losses are measured as in training; the defaults for files without a run."""
     try:
         return parse(record["config"][table], kind, no_note)

@@ -21,7 +21,7 @@ class Choice:
     make: str | Callable[..., Any] = ""
     """What it stands for: the function or class itself, or its address, "module:name". A module that begins with a dot is ours."""
     options: tuple[str, ...] = ()
-    """The options of the same table that it reads. One that only other values read is refused beside it."""
+    """The options of the same table that it reads. An option that only other values read is refused together with this one."""
 
     def load(self) -> Any:
         """The function or class. Raises ImportError where its library is missing."""

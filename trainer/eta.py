@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 class Eta:
-    """Remaining seconds of counted tasks, from the mean rate since each task was first reported. Tasks are told apart by name."""
+    """Remaining seconds of counted tasks, from the mean rate since each task was first reported. Tasks are distinguished by name."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

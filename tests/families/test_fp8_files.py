@@ -65,7 +65,7 @@ def test_scaled_fp8_packed_again(tmp_path):
     [
         (
             {"weight": lambda t: t.to(torch.int8)},
-            r"attn\.qkv\.weight is packed as int8, .* give the bf16, fp16 or fp8 file",
+            r"attn\.qkv\.weight is quantized to int8, .* give the bf16, fp16 or fp8 file",
         ),
         ({"weight_scale": lambda t: torch.ones(384, 1)}, r"qkv\.weight_scale holds 384 factors"),
     ],

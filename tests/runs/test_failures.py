@@ -36,7 +36,7 @@ def test_weights_that_a_good_step_breaks_are_not_saved(tmp_path, monkeypatch):
             optimizer.param_groups[0]["params"][0].data[0, 0] = float("inf")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
-    with pytest.raises(DivergedError, match=r"1 weights are no finite numbers after step 6, first .*lora_A"):
+    with pytest.raises(DivergedError, match=r"1 weights are not finite after step 6, first .*lora_A"):
         go(tmp_path)
     assert [c.step for c in list_checkpoints(tmp_path / "run" / "checkpoints")] == [3]
     assert state_of(tmp_path)[0] == "failed"
@@ -277,7 +277,7 @@ def spoilt_base(kind, folder):
         ("truncated", ModelFileError, "is damaged or truncated .*download or copy it again"),
         ("a LoRA", ModelFileError, r"is a LoRA, not a base model; give it as network\.init_from"),
         ("of another family", ModelFileError, "is a sd3 model, not flux: set model.family = 'sd3' or auto"),
-        ("with a damaged configuration", ModelFileError, r"config\.json is no JSON .*copy it again"),
+        ("with a damaged configuration", ModelFileError, r"config\.json is not readable JSON .*copy it again"),
         ("of damaged encoders", ModelFileError, "is damaged or truncated"),
         ("without a tensor", ModelFileError, r"1 missing \(proj_out\.weight\)"),
     ],

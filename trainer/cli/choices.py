@@ -1,4 +1,4 @@
-"""The values of options in `--help`: read from the tables when help is asked for, so that it lists what there is."""
+"""The values of options in `--help`: read from the tables when help is requested, so that every entry of a table is listed."""
 
 from collections.abc import Iterator
 from dataclasses import fields

@@ -11,7 +11,7 @@ class Section:
     """A table of the configuration. A subclass names its TOML table: `class NetworkConfig(Section, table="network")`.
 
     When one is made, values of another type than the field's and names that are in no table raise ConfigError; then `check`
-    looks at their ranges.
+    checks their ranges.
     """
 
     table: ClassVar[str] = ""

@@ -33,7 +33,7 @@ def detect(shapes: Shapes, where: object) -> tuple[Family, str]:
             return family, variant
     some = ", ".join(sorted(shapes)[:3])
     known = ", ".join(all_families())
-    raise ModelFileError(f"{where} is no base model of a known family ({known}); its tensors begin with {some}")
+    raise ModelFileError(f"{where} is not a base model of a known family ({known}); its tensors begin with {some}")
 
 
 def choose(name: str, variant: str, source: Source) -> tuple[Family, str]:

@@ -56,7 +56,7 @@ def describe(
 
 
 def trained_steps(metadata: Mapping[str, str]) -> int | None:
-    """Optimizer steps that a LoRA file's metadata names, as kohya's and ours do; None where there is no number."""
+    """Optimizer steps that a LoRA file's metadata names, as kohya's and ours do; None where it names none."""
     steps = metadata.get("ss_steps", "")
     return int(steps) if steps.isascii() and steps.isdecimal() else None
 

@@ -1,9 +1,9 @@
-"""The role of every Linear of a network, told from its structure: attention, mlp or modulation in a block, or outside of the blocks.
+"""The role of every Linear of a network, found from its structure: attention, mlp or modulation in a block, or outside of the blocks.
 
 A network for images is mostly a stack of equal blocks; what stands around the stack (embedders, the last layer, adapters of
 the text) is small and sensitive and is not trained unless it is named. Inside a block
 
-- modulation makes scales and shifts from the timestep. It is told by its name below the block (modulation, adaLN, norm, …) or by
+- modulation makes scales and shifts from the timestep. It is recognised by its name below the block (modulation, adaLN, norm, …) or by
   standing behind an activation that begins a Sequential, as in every adaLN;
 - an mlp is a Linear into another width together with the Linear back from it (gated ones have two ways in, or one of twice
   the width);
@@ -122,7 +122,7 @@ def _stacks(module: nn.Module) -> list[Stack]:
 
 
 def _kind(module: nn.Module) -> Kind | None:
-    """None for a container of equal modules, which is no block but holds some."""
+    """Returns None for a container of equal modules, which is not a block but holds some."""
     if not isinstance(module, CONTAINERS):
         return type(module)
     kinds = tuple(type(child) for child in module.children())

@@ -37,7 +37,7 @@ class TextPart:
 
     files: tuple[Path, ...]
     mark: str
-    """Prefix of the tensor keys in `slices`, which tells encoders in separate files apart."""
+    """Prefix of the tensor keys in `slices`, which distinguishes encoders in separate files."""
     slices: WeightSlices
     """{module key: its weight's slices}, under every accepted key."""
     own: tuple[str, ...]

@@ -74,7 +74,7 @@ def _check_finite(training: Training) -> None:
     broken = [name for name, p in training.adapter.parameters().items() if not torch.isfinite(p).all()]
     if broken:
         raise DivergedError(
-            f"{len(broken)} weights are no finite numbers after step {training.step}, first {broken[0]}: the last checkpoint is kept; lower optimizer.learning_rate"
+            f"{len(broken)} weights are not finite after step {training.step}, first {broken[0]}: the last checkpoint is kept; lower optimizer.learning_rate"
         )
 
 

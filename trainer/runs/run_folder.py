@@ -223,7 +223,7 @@ class RunFolder:
             write_bytes(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def read_metrics(self) -> list[Record]:
-        """All lines that are whole; a half-written last one is left out, and whatever else is no record of a step."""
+        """All lines that are whole; a half-written last one is left out, and so is whatever else is not a record of a step."""
         if not self.metrics.is_file():
             return []
         lines = []

@@ -81,6 +81,6 @@ def open_tracker(kind: str, folder: Path, step: int, log: Callable[[str], None])
         return NoTracker()
     try:
         return TRACKERS[kind](folder, step)
-    except Exception as error:  # noqa: BLE001 - its network and its account are no reason not to train
+    except Exception as error:  # noqa: BLE001 - training goes on without its network or its account
         log(f"{kind} cannot be written ({type(error).__name__}: {error}); training goes on without it")
         return NoTracker()

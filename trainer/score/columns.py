@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Column:
-    """How a measure is shown in tables and plots."""
+    """How a measure is written in tables and drawn in plots."""
 
     title: str
     unit: str

@@ -332,7 +332,7 @@ def write_page(sheet: Sheet, grids: Sequence[Grid], title: str, name: str) -> li
     cells = list({cell.id: cell for grid in grids for cell in grid.cells.values()}.values())
     page, table, data = (sheet.folder / f"{name}.{kind}" for kind in ("html", "csv", "json"))
     write_bytes(page, to_html(grids, title).encode())
-    write_bytes(table, to_csv(cells).encode("utf-8-sig"))  # the byte order mark tells spreadsheets that it is UTF-8
+    write_bytes(table, to_csv(cells).encode("utf-8-sig"))  # spreadsheets recognise UTF-8 by the byte order mark
     write_bytes(data, to_json(grids, title).encode())
     return [page, table, data]
 

@@ -33,7 +33,7 @@ def train_step(
 ) -> Tensor:
     """Weighted loss of each sample, (B,). No side effects but the graph.
 
-    `without_adapter` turns the network into the base for a while; it is asked for where a sample is taught by the base.
+    `without_adapter` turns the network into the base for a while; it is used where a sample's target is the prediction of the base.
     """
     noise_BCHW, sigma_B = draw(denoiser, batch, settings, place)
     by_base_BCHW = None

@@ -1,4 +1,4 @@
-"""Copies to a CUDA device beside its arithmetic: through pinned buffers, on a stream of their own, started by a thread.
+"""Copies to a CUDA device while it computes: through pinned buffers, on a stream of their own, started by a thread.
 
 Homes lie in pageable memory or in a mapped file, and are never pinned themselves: two pinned buffers, each as large as the
 largest block, are all that is. A thread fills one (torch lets other threads run meanwhile) while the other is on its way.

@@ -33,7 +33,7 @@ class RowPart(nn.Linear):
     def __init__(self, whole: FusedLinear, rows: Rows) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = whole.in_features, rows[1] - rows[0]
-        self._whole = (whole,)  # in a tuple, so that the whole is no child of its own part
+        self._whole = (whole,)  # in a tuple, so that the whole is not registered as a child of its own part
         self._rows = slice(*rows)
 
     @property

@@ -52,7 +52,7 @@ class StreamPlan:
 
 
 class StreamedWeight:
-    """The weight of one layer: where it stays, and how it is asked for. Computes as any packed weight: by `dequantize`."""
+    """The weight of one layer: where it stays, and how it is asked for. It computes as any quantized weight does: by `dequantize`."""
 
     def __init__(self, layer: nn.Module, device: torch.device, dtype: torch.dtype, first: int) -> None:
         self._layer = layer
@@ -86,7 +86,7 @@ class StreamedWeight:
 
 
 def plain_parts(weight: Any) -> list[Tensor]:
-    """The plain tensors that a weight consists of: several for a packed one."""
+    """The plain tensors that a weight consists of: several for a quantized one."""
     if not is_quantized_tensor(weight):
         return [weight.detach()]
     names, _ = weight.__tensor_flatten__()

@@ -1,8 +1,8 @@
-"""What is known of a loaded network beyond what it tells by itself: its family's row, read under ComfyUI's names.
+"""What is known of a loaded network beyond what its structure shows: its family's row, read under ComfyUI's names.
 
 A row (`trainer/families/*.py`) names modules as diffusers does. `key_map` says which rows of which module of the original file
 each of them is, and a loaded network has the original file's names; so a preset means the same weights on both sides. A
-network that no row describes trains too: `trainer/lora/roles.py` tells its layers from the structure.
+network that no row describes trains too: `trainer/lora/roles.py` finds its layers by their structure.
 """
 
 from collections import defaultdict

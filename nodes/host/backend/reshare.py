@@ -177,7 +177,7 @@ class SharedBase:
 
     @torch.no_grad()
     def _lay_over(self, weights: Mapping[str, Weight]) -> int:
-        """Every tensor of the run over these storages; returns the bytes. Those that are no weights only where they are equal."""
+        """Every tensor of the run over these storages; returns the bytes. Tensors that are not weights are shared only where they are equal."""
         count = 0
         for key, weight in weights.items():
             sources = parts(weight.tensor)

@@ -60,7 +60,7 @@ class Job:
         self._pause = self._stop = self._save = self._sample = False
         self._spoke = 0.0
         self._turn_ends = 0.0
-        """Until then (`time.monotonic`) it goes on beside the host."""
+        """Until then (`time.monotonic`) it trains at the same time as the host generates."""
 
     # What others ask of it; any thread.
 
@@ -241,7 +241,7 @@ def _without_frames(error: LoomError) -> LoomError:
 
 
 class Registry:
-    """All jobs of this process. `busy` tells whether the host runs a prompt; `emit` sends events to the browser."""
+    """All jobs of this process. `busy` says whether the host runs a prompt; `emit` sends events to the browser."""
 
     def __init__(
         self,

@@ -81,7 +81,7 @@ def before_cfg_of(guidance: Guidance) -> Callable[[PreCfgArguments], list[Tensor
 
 
 def sigmas_of(arguments: PreCfgArguments) -> object:
-    """The tensor of noise levels of this sampling run. Each run makes its own, so that it tells one run from the next."""
+    """The tensor of noise levels of this sampling run. Each run makes its own, so that one run can be distinguished from the next."""
     return arguments.get("model_options", {}).get("transformer_options", {}).get("sample_sigmas")
 
 

@@ -22,7 +22,7 @@ FEWEST_DIGITS = 4
 
 
 def says_nothing(image: Path) -> bool:
-    """Whether a file name can be no caption, such as IMG_2041, DSC0001, 0001, a hash, a UUID or "Screenshot 2024-05-01"."""
+    """Whether a file name cannot be a caption, such as IMG_2041, DSC0001, 0001, a hash, a UUID or "Screenshot 2024-05-01"."""
     stem = image.stem.strip()
     # Copies: "IMG_2041 (1)", "IMG_2041 - Copy", "IMG_2041-edited"
     stem = re.sub(

@@ -126,7 +126,7 @@ class Listings:
 
 def same_suffix(name: str) -> str:
     """A name or path with its suffix in small letters and its letters composed, as macOS and Linux may write them differently."""
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - names of tables may be no paths of this system
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - names in tables need not be paths of this system
     return _composed(stem) + suffix.lower()
 
 

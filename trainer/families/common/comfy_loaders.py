@@ -100,5 +100,5 @@ def from_input_folder(name: str) -> Show:
 
 
 def literally(say: Callable[..., Link]) -> Callable[..., Link]:
-    """For prompts whose parentheses are no weights."""
+    """Wraps the function for prompts whose parentheses are text, not weights."""
     return lambda add, key, text, clip: say(add, key, escaped(text), clip)

@@ -48,7 +48,7 @@ ORIGINAL_PREFIXES = ("diffusion_model.", "lora_unet_")
 
 @dataclass(frozen=True, kw_only=True)
 class Widths:
-    """What a LoRA file tells of its network: module keys, the narrowest input in its blocks, rows of a fused q k v."""
+    """What a LoRA file reveals of its network: module keys, the narrowest input in its blocks, rows of a fused q k v."""
 
     inputs: Mapping[str, int]
     """{module key: width of its input}."""

@@ -16,7 +16,7 @@ TEXT_ENCODERS = (
     "text_encoder.",
     "text_encoder_2.",
 )
-"""Modules of text encoders, which a LoRA file may hold beside those of the network."""
+"""Modules of text encoders, which a LoRA file may hold in addition to those of the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ _CLIP_MODULE = re.compile(
 
 def text_key_in(format: str, key: str, *, single: bool) -> str | None:
     """A CLIP's module in another layout: lora_te1_text_model_encoder_layers_0_mlp_fc1 (native, kohya), or
-    text_encoder.text_model.encoder.layers.0.mlp.fc1 (diffusers). None for what is no attention or feed-forward of a CLIP.
+    text_encoder.text_model.encoder.layers.0.mlp.fc1 (diffusers). None for what is neither attention nor feed-forward of a CLIP.
 
     `single`: the model has one text encoder, which goes without a number in kohya's names.
     """
@@ -96,7 +96,7 @@ def text_key_in(format: str, key: str, *, single: bool) -> str | None:
 
 
 def owners(names: Mapping[str, LoraNames], inputs: Mapping[str, int]) -> list[str]:
-    """The families that most of the modules belong to: one, several that cannot be told apart, or none.
+    """The families that most of the modules belong to: one, several that cannot be distinguished, or none.
 
     `names` is {family: its names}, `inputs` {module key: width of its input, 0 if unknown}.
     """

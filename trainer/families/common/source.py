@@ -71,17 +71,17 @@ class Source:
 
     @cached_property
     def quanto_map(self) -> Json | None:
-        """optimum-quanto's map of packed modules, if the denoiser's folder has one."""
+        """optimum-quanto's map of quantized modules, if the denoiser's folder has one."""
         file = self.denoiser_files[0].parent / QUANTO_MAP
         return read_json(file) if self.is_diffusers and file.is_file() else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The denoiser's tensors, memory-mapped, prefix removed. Raises ModelFileError for weights packed in integers."""
+        """The denoiser's tensors, memory-mapped, prefix removed. Raises ModelFileError for weights quantized to integers."""
         tensors = {key: tensor for key, tensor in self._stored().items() if not _is_scale(key)}
         packed = [key for key, t in tensors.items() if key.endswith(".weight") and not t.is_floating_point()]
         if packed and self.quanto_map is None:
             raise ModelFileError(
-                f"{self.path}: {packed[0]} is packed as {str(tensors[packed[0]].dtype).removeprefix('torch.')}, which cannot be trained on here: give the bf16, fp16 or fp8 file, with model.quantize where memory is short"
+                f"{self.path}: {packed[0]} is quantized to {str(tensors[packed[0]].dtype).removeprefix('torch.')}, which cannot be trained on here: give the bf16, fp16 or fp8 file, with model.quantize where memory is short"
             )
         return tensors
 
@@ -164,7 +164,7 @@ def _open_file(path: Path, encoders: Path | None) -> Source:
         )
     if suffix == ".gguf":
         raise ModelFileError(
-            f"{path} is a GGUF file: its packed weights cannot be trained on here, use the .safetensors file"
+            f"{path} is a GGUF file: its quantized weights cannot be trained on here, use the .safetensors file"
         )
     if suffix != ".safetensors":
         raise ModelFileError(f"{path} is not a .safetensors file or a diffusers folder")
@@ -178,7 +178,7 @@ def read_json(path: Path) -> Json:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path} is no JSON that can be read ({error}): copy it again") from error
+        raise ModelFileError(f"{path} is not readable JSON ({error}): copy it again") from error
 
 
 def read_shapes(path: Path) -> Shapes:

@@ -42,7 +42,7 @@ UNET_LORA_NATIVE = (
     r"|input_blocks\.0\.0|out\.2|time_embed\.[02]|label_emb\.0\.[02]"
 )
 CROSS_ATTENTION = r"attn2[._]to_[kv]$"
-"""Modules whose input is the text: its width tells the UNet families apart."""
+"""Modules whose input is the text: its width distinguishes the UNet families."""
 
 _RESNET = (
     ("in_layers.0", "norm1"),

@@ -30,6 +30,7 @@ interface ComfyNode {
   widgets?: ComfyWidget[];
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): ComfyWidget;
   addWidget(type: "button", label: string, value: null, callback: () => void, options?: object): ComfyWidget;
+  setDirtyCanvas?(foreground: boolean, background: boolean): void;
   setSize(size: [number, number]): void;
   computeSize(): [number, number];
   onExecuted?: (output: ComfyOutput, ...rest: unknown[]) => void;

@@ -101,8 +101,9 @@ class DropZone {
    */
   async drop(event) {
     const items = [...(event.dataTransfer?.items ?? [])]; // empty after the first await
-    const entries = items.flatMap((item) => item.webkitGetAsEntry() ?? []);
-    const found = (await Promise.all(entries.map(read))).flat();
+    const entries = items.flatMap((item) => item.webkitGetAsEntry?.() ?? []);
+    const files = items.flatMap((item) => (item.kind === "file" && !item.webkitGetAsEntry?.() ? (item.getAsFile() ?? []) : []));
+    const found = [...files.map((file) => ({ path: file.name, file })), ...(await Promise.all(entries.map(read))).flat()];
     await this.take(found, entries.find((entry) => entry.isDirectory)?.name ?? "");
     return true;
   }
@@ -144,6 +145,7 @@ class DropZone {
       this.folder.callback?.(folder);
     }
     this.show();
+    this.node.setDirtyCanvas?.(true, true);
     this.node.setSize([this.node.size[0], Math.max(this.node.size[1], this.node.computeSize()[1] + HEIGHT)]);
   }
 }

@@ -8,6 +8,8 @@ import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from scripts.workflow_layouts import LAYOUTS, SCREEN
+from scripts.write_node_docs import FOLDER as HELP
+from scripts.write_node_docs import pages
 from scripts.write_workflows import API, FOLDER, NOTE_ID, STOCK, form, is_widget, page_file, page_path
 
 WEB = Path(__file__).resolve().parents[2] / "web"
@@ -69,3 +71,27 @@ def test_a_page_file_is_sound(name):
                 assert value in entry[0]
             elif "min" in entry[1]:
                 assert entry[1]["min"] <= value <= entry[1]["max"]
+
+
+def test_every_node_has_a_help_page_made_of_its_present_texts():
+    found = {path.name: path.read_text(encoding="utf-8") for path in HELP.glob("*.md")}
+    assert found == pages(), "run python -m scripts.write_node_docs"
+
+
+def test_search_finds_the_nodes_by_what_people_type():
+    finds = {
+        word: {name for name, cls in NODE_CLASS_MAPPINGS.items() if word in cls.SEARCH_ALIASES}
+        for word in ("lora", "train", "finetune", "dreambooth", "dataset", "captions", "xyz")
+    }
+    assert all(finds.values())
+    assert "LoomTrain" in finds["lora"] & finds["finetune"] & finds["dreambooth"]
+
+
+def test_the_main_nodes_show_few_inputs_and_fold_the_others():
+    for name in ("LoomDataset", "LoomCache", "LoomTrain", "LoomValidation", "LoomSweep"):
+        groups = NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
+        widgets = [
+            entry for group in ("required", "optional") for entry in groups.get(group, {}).values() if is_widget(entry)
+        ]
+        assert sum(not entry[1].get("advanced") for entry in widgets) <= 6
+        assert len(widgets) > 6

@@ -1,0 +1,177 @@
+"""The page of a real ComfyUI in a real browser: what a person sees and can do there."""
+
+import io
+import json
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from lora_loom.trainer.sweep.html_page import to_html
+from lora_loom.trainer.sweep.strip import Grid
+from lora_loom.trainer.types import Cell
+from scripts.workflow_layouts import LAYOUTS
+from scripts.write_workflows import page_path
+
+from .conftest import need_comfyui
+from .server import Server
+
+pytestmark = pytest.mark.browser
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+READABLE = 0.7
+"""Below about 0.6 ComfyUI draws no text."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    need_comfyui()
+    running = Server(tmp_path_factory.mktemp("comfyui")).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: set CHROMIUM to its path")
+    with api.sync_playwright() as play:
+        running = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def page(server, browser):
+    opened = browser.new_page(viewport={"width": 1920, "height": 1080})
+    opened.goto(str(server.http.base_url))
+    ready(opened)
+    return opened
+
+
+def ready(page):
+    page.wait_for_function("window.app?.graph && window.app.canvas && window.app.extensionManager", timeout=120_000)
+    page.wait_for_function("Boolean(window.LiteGraph.registered_node_types.LoomTrain)", timeout=60_000)
+
+
+def load(page, graph):
+    page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+
+
+def template(name):
+    return json.loads(page_path(name).read_text(encoding="utf-8"))
+
+
+def picture(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), colour).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_the_templates_are_offered(page, server):
+    offered = page.evaluate("async () => (await (await fetch('/workflow_templates')).json())")
+    assert sorted(offered["lora_loom"]) == sorted(layout.title for layout in LAYOUTS.values())
+    for layout in LAYOUTS.values():
+        answer = server.http.get(f"/api/workflow_templates/lora_loom/{layout.title}.jpg")
+        assert answer.headers["content-type"] == "image/jpeg"
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_template_opens_whole_readable_and_at_the_size_it_was_laid_out_for(page, name):
+    graph = template(name)
+    load(page, graph)
+    page.wait_for_function(f"window.app.graph._nodes.length === {len(graph['nodes'])}")
+    page.wait_for_timeout(1500)  # the page fits the graph to the screen, and nodes settle, over some frames
+    assert page.evaluate("window.app.canvas.ds.scale") >= READABLE
+    nodes = page.evaluate(
+        "window.app.graph._nodes.map(n => [n.id, n.type, [...n.size].map(Math.round), Boolean(n.has_errors && !n.constructor?.nodeData)])"
+    )
+    laid_out = {node["id"]: node for node in graph["nodes"]}
+    for number, kind, size, is_unknown in nodes:
+        assert kind == laid_out[int(number)]["type"]
+        assert not is_unknown, f"{kind} is not registered"
+        assert size == laid_out[int(number)]["size"], f"{kind} grew: the nodes below it are covered"
+
+
+def test_chosen_images_are_uploaded_and_become_the_folder(page, server):
+    load(page, template("train_sd"))
+    files = [
+        {"name": "1.png", "mimeType": "image/png", "buffer": picture("red")},
+        {"name": "1.txt", "mimeType": "text/plain", "buffer": b"a red square"},
+        {"name": "x.html", "mimeType": "text/html", "buffer": b"<script>"},
+    ]
+    page.set_input_files(".loom-drop input[type=file]", files)
+    page.wait_for_selector(".loom-drop >> text=1 image, 1 with a caption file", timeout=30_000)
+    folder = page.evaluate(
+        "window.app.graph._nodes.find(n => n.type === 'LoomDataset').widgets.find(w => w.name === 'folder').value"
+    )
+    assert folder.startswith("loom/images-")
+    assert sorted(path.name for path in (server.base / "input" / folder).iterdir()) == ["1.png", "1.txt"]
+    page.wait_for_function("document.querySelector('.loom-thumbs img')?.naturalWidth > 0")
+
+
+def test_a_drop_on_the_dataset_adds_to_its_folder_and_makes_no_node(page, server):
+    before = page.evaluate("window.app.graph._nodes.length")
+    page.evaluate(
+        """bytes => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "2.png", { type: "image/png" }));
+          document.querySelector(".loom-drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+        }""",
+        list(picture("blue")),
+    )
+    page.wait_for_selector(".loom-drop >> text=2 images, 1 with a caption file", timeout=30_000)
+    assert page.evaluate("window.app.graph._nodes.length") == before
+    [folder] = (server.base / "input" / "loom").iterdir()
+    assert (folder / "2.png").read_bytes() == picture("blue")
+
+
+def write_run(server, name):
+    folder = server.base / "output" / "lora_loom" / name
+    for part in ("loras", "strips"):
+        (folder / part).mkdir(parents=True)
+    (folder / "loras" / f"{name}.safetensors").write_bytes(b"x")
+    record = {"format": 2, "name": name, "state": "finished", "step": 20, "lora": f"{name}.safetensors"}
+    (folder / "run.json").write_text(json.dumps({**record, "config": {"training": {"steps": 20}}, "fixed": {}}))
+    return folder
+
+
+def test_a_compare_page_shows_its_images_through_the_server(server, browser):
+    folder = write_run(server, "compared")
+    image = folder / "strips" / "a.png"
+    image.write_bytes(picture("green"))
+    cell = Cell(
+        id="c1",
+        checkpoint="base",
+        strength=1.0,
+        prompt="<b>a cat</b>",
+        negative="",
+        seed=1,
+        guidance="cfg 4",
+        image=image,
+        settings={},
+    )
+    grid = Grid(columns=("base",), rows=("a cat",), cells={("a cat", "base"): cell}, title="Compared", legend="")
+    (folder / "strips" / "strip.html").write_text(to_html([grid], "Compared"))
+    opened = browser.new_page()
+    opened.goto(f"{server.http.base_url}/lora_loom/runs/compared/files/strips/strip.html")
+    opened.wait_for_function("document.images[0]?.naturalWidth === 32", timeout=30_000)
+    assert opened.evaluate("window.origin") == "null"  # its script has no rights on the server
+    opened.close()
+
+
+def test_the_panel_names_the_file_of_a_finished_run_and_says_when_the_server_is_gone(page, server):
+    write_run(server, "done")
+    graph = template("train_sd")
+    [train] = [node for node in graph["nodes"] if node["type"] == "LoomTrain"]
+    train["widgets_values"][0] = "done"
+    load(page, graph)
+    page.wait_for_selector(".loom-panel[data-state=finished] >> text=lora_loom/done/done.safetensors", timeout=30_000)
+    assert page.get_attribute(".loom-result a", "href").endswith("/lora_loom/runs/done/files/loras/done.safetensors")
+    page.evaluate("import('/scripts/api.js').then(({ api }) => api.dispatchEvent(new CustomEvent('reconnecting')))")
+    page.wait_for_selector(".loom-chip >> text=No connection")
+    page.evaluate("import('/scripts/api.js').then(({ api }) => api.dispatchEvent(new CustomEvent('reconnected')))")
+    page.wait_for_selector(".loom-chip >> text=Finished")

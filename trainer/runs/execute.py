@@ -19,6 +19,7 @@ from ..storage.fingerprint import tensors_digest
 from ..training.early_stopping import is_exhausted, lowest
 from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Average, Batches, LoopSettings, Training, fit
+from ..training.movement import WATCHED_STEPS, GradientWatch, Movement, unmoved
 from ..training.optim import make_optimizer
 from ..training.schedule import lr_factor
 from ..types import StepResult
@@ -106,6 +107,7 @@ class TrainingRun:
         spent = self.processes.from_main(lambda: self.folder.read().get("costs", {}))
         self.timings = Timings.continued(spent)
         kind = self.plan.output.report_to if session.main else "none"
+        self.watch = GradientWatch(training.adapter.parameters(), training.optimizer)
         self.tracker = open_tracker(kind, self.folder.path, training.step, host.log)
 
     def to_the_end(self) -> Outcome:
@@ -120,6 +122,8 @@ class TrainingRun:
         with closing(self.tracker), ahead as batches:
             self._take_steps(self._steps(batches))
         step = self.training.step
+        if step == 0:
+            raise StoppedError("stopped before the first step: there is nothing to save yet; run it again to go on")
         if self.processes.from_main(self.folder.saved_step) != step:
             self._save()
         early = self._is_exhausted()
@@ -222,6 +226,8 @@ class TrainingRun:
         values = {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
         self.tracker.scalars(result.step, values)
         self.host.step(result, self.total)
+        if result.step == min(WATCHED_STEPS, self.total) and (text := self.watch.text()):
+            self.host.log(text)
 
     def _serve(self, *, due: bool) -> None:
         """Save and sample what is due at this step or was asked for."""
@@ -333,10 +339,14 @@ class TrainingRun:
         tensors = to_file(self.training.adapter, self.session.denoiser.file_key, exact, self._averaged)
         return tensors if layout is None else layout.write(tensors, dtype)
 
-    def _write(self, tensors: Mapping[str, Tensor], step: int | None, *, only_missing: bool = False) -> Path:
+    def _write(
+        self, tensors: Mapping[str, Tensor], step: int | None, *, only_missing: bool = False, moved: str = ""
+    ) -> Path:
         """The LoRA file of a step, or of the end under the run's plain name, in all its places or where it is missing."""
         layout = self.session.backend.layout
         metadata = describe(self.plan.network, step=self.training.step, **self.session.metadata)
+        if moved:
+            metadata["loom.moved"] = moved
         if layout is not None:
             metadata = in_layout(metadata, layout.format, tensors)
         return self.folder.save_lora(tensors, metadata, step, self.session.publish_folder, only_missing=only_missing)
@@ -347,14 +357,16 @@ class TrainingRun:
 
     def _finish(self, state: str) -> Outcome:
         """The last LoRA file under its plain name, checked against what a host will compute from it."""
+        moved = self._moved(state)
         tensors = self._file()
         error = self._checked_error(tensors)
-        path = self._write(tensors, None)
+        path = self._write(tensors, None, moved=moved)
         self.processes.wait()
         modules = len(self.session.modules)
         self.host.log(
             f"{modules} modules saved, 0 keys unmatched; largest relative error of the file's effect: {error:.1e}"
         )
+        self.host.log(moved)
         self.host.saved(self.training.step, path)
         if best := self.processes.from_main(self.folder.recommended):
             self.host.log(
@@ -362,6 +374,18 @@ class TrainingRun:
                 "Run `lora-loom sweep` and `lora-loom score` for a confidence interval"
             )
         return Outcome(state=state, step=self.training.step, lora=path, max_relative_error=error, best=best)
+
+    def _moved(self, state: str) -> str:
+        """How many modules training has moved, in words. Raises RunError for none, before there is a file that does nothing."""
+        values = self._averaged or self.training.adapter.parameters()
+        movement = Movement(modules=len(self.session.modules), unmoved=unmoved(values, self.session.lora_dtype))
+        self.folder.update(movement={"modules": movement.modules, "unmoved": movement.unmoved})
+        if movement.none and state == "stopped":
+            raise StoppedError(f"{movement.text()} before the stop: the checkpoint is kept, run it again to go on")
+        if movement.none:
+            remedy = "choose other target_modules, or raise optimizer.learning_rate"
+            raise RunError(f"{movement.text()}, so that the LoRA would do nothing: {remedy}")
+        return movement.text()
 
     def _checked_error(self, tensors: Mapping[str, Tensor]) -> float:
         """Largest relative error of what a host computes from the file. Raises RunError above what rounding explains."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_loom.trainer.errors import DivergedError
+from lora_loom.trainer.errors import DivergedError, StoppedError
 from lora_loom.trainer.runs.run_folder import RunFolder
 from lora_loom.trainer.types import StepResult
 
@@ -275,6 +275,15 @@ def test_any_exception_of_the_thread_is_kept_told_and_raised_where_it_is_waited_
     assert states[-1] == "failed"
     assert after.done.wait(10)  # the next one is not held up by it
     assert after.state == "finished"
+
+
+def test_a_stop_before_the_first_step_is_no_failure(office):
+    def stopped(step):
+        raise StoppedError("stopped before the first step")
+
+    job = office.registry.submit(office.job("a", work=stopped))
+    assert job.done.wait(10)
+    assert (job.state, job.error, job.folder.read()["state"]) == ("stopped", None, "stopped")
 
 
 def test_a_disk_that_takes_nothing_more_fails_the_run_and_holds_up_no_other(office, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lora_loom.trainer.errors import ConfigError, DataError
+from lora_loom.trainer.errors import ConfigError, DataError, StoppedError
 from lora_loom.trainer.runs.headless import prepare, train
 from lora_loom.trainer.sweep.run import sweep
 from tests.conftest import SilentHost, make_config, pictures, tiny_folder
@@ -131,8 +131,8 @@ class Interrupting(SilentHost):
 def test_a_stop_ends_samples_between_their_steps_and_what_is_whole_is_kept(tmp_path):
     config = config_of("sd", tmp_path, training={"steps": 4, "save_every": 2, "batch_size": 1})
     host = Interrupting(after=config.validation.sample_steps + 1)  # in the second sample of the base
-    outcome = train(config, host)
-    assert (outcome.state, outcome.step) == ("stopped", 0)
+    with pytest.raises(StoppedError, match="before the first step"):
+        train(config, host)
     assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step-000000-0.png"]
     assert host.asked == host.after
 
@@ -140,7 +140,8 @@ def test_a_stop_ends_samples_between_their_steps_and_what_is_whole_is_kept(tmp_p
 def test_a_measurement_that_was_stopped_is_not_recorded_and_is_made_up_for(tmp_path):
     data = {"resolution": 64, "bucket_step": 32, "validation_split": 0.34}
     config = make_config("sd", tmp_path, data=data, training={"steps": 4, "save_every": 2, "batch_size": 1})
-    train(config, Interrupting(after=3))
+    with pytest.raises(StoppedError, match="before the first step"):
+        train(config, Interrupting(after=3))
     metrics = tmp_path / "run" / "metrics.jsonl"
     assert not metrics.exists() or "held_out" not in metrics.read_text()
     host = SilentHost()

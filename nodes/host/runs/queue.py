@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
-from ....trainer.errors import LoomError, RunError
+from ....trainer.errors import LoomError, RunError, StoppedError
 from ....trainer.runs.execute import execute
 from ....trainer.runs.session import Outcome, Session
 from ....trainer.types import StepResult
@@ -124,6 +124,9 @@ class Job:
             assert self._session is not None, "a job runs once"
             self.outcome = execute(self._session, self)
             self._enter(self.outcome.state)
+        except StoppedError as error:  # asked for before there was anything to save
+            folder.log(str(error))
+            self._enter("stopped")
         except LoomError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - nobody else sees an exception of this thread

@@ -13,7 +13,7 @@ from ..distributed.processes import reporting_lost_peers
 from ..errors import RunError, StoppedError
 from ..lora.adapter import inject
 from ..lora.metadata import describe, in_layout
-from ..lora.state_dict import max_relative_error, to_file, to_training
+from ..lora.state_dict import to_file, to_training
 from ..storage.atomic import remove_temporaries
 from ..storage.fingerprint import tensors_digest
 from ..training.early_stopping import is_exhausted, lowest
@@ -25,13 +25,11 @@ from ..training.schedule import lr_factor
 from ..types import StepResult
 from ..weights.devices import out_of_memory_remedy, use_device
 from ..weights.streaming import device_of, stream_of
+from .agreement import checked_error
 from .checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint
 from .session import Host, Outcome, Session
 from .timings import Timings
 from .trackers import open_tracker
-
-AGREEMENT = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 5e-3}
-"""Largest relative difference allowed between what a saved file does in a host and what was trained."""
 
 
 def execute(session: Session, host: Host) -> Outcome:
@@ -359,7 +357,8 @@ class TrainingRun:
         """The last LoRA file under its plain name, checked against what a host will compute from it."""
         moved = self._moved(state)
         tensors = self._file()
-        error = self._checked_error(tensors)
+        dtype, backend = self.session.lora_dtype, self.session.backend
+        error = checked_error(backend, self.training.adapter, tensors, self._averaged, dtype)
         path = self._write(tensors, None, moved=moved)
         self.processes.wait()
         modules = len(self.session.modules)
@@ -386,19 +385,6 @@ class TrainingRun:
             remedy = "choose other target_modules, or raise optimizer.learning_rate"
             raise RunError(f"{movement.text()}, so that the LoRA would do nothing: {remedy}")
         return movement.text()
-
-    def _checked_error(self, tensors: Mapping[str, Tensor]) -> float:
-        """Largest relative error of what a host computes from the file. Raises RunError above what rounding explains."""
-        layout, backend = self.session.backend.layout, self.session.backend
-        read = layout.read(tensors) if layout else tensors
-        adapter, key_of = self.training.adapter, backend.denoiser.file_key
-        error, where = max_relative_error(adapter, key_of, read, self._averaged, backend.arithmetic)
-        if not error <= AGREEMENT[self.session.lora_dtype]:
-            raise RunError(
-                f"the LoRA file would act differently than it was trained: {error:.2e} in {where}; "
-                "set output.dtype = 'float32' and report this"
-            )
-        return error
 
 
 def _due(step: int, every: int) -> bool:

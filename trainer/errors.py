@@ -1,12 +1,21 @@
 """Errors that a user can fix. Every message states what is wrong, the value, and the remedy."""
 
 from collections.abc import Sequence
+from itertools import accumulate
+
+MOST_LINES, MOST_CHARACTERS = 10, 1200
+"""No message is longer. Of a longer one the middle is left out, because the remedy stands at its end."""
+MOST_LISTED = 300
+"""Characters of a list of known names in a message."""
 
 
 class LoomError(Exception):
     """Base class of the errors that are reported as one plain line instead of a traceback. `exit_code` ends the command line."""
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message)))
 
 
 class ConfigError(LoomError):
@@ -62,13 +71,15 @@ class WorkflowError(LoomError):
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """The end of an error message: "did you mean" with the nearest known names, or "known:" with all of them."""
+    """The end of an error message: "did you mean" with the nearest known names, or "known:" with all of them, or the first of many."""
     import difflib
 
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(repr(name) for name in near) + "?"
-    return "known: " + ", ".join(sorted(known))
+    names = sorted(known)
+    fit = sum(length <= MOST_LISTED for length in accumulate(len(name) + 2 for name in names))
+    return "known: " + some(names, max(1, fit))
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
@@ -76,7 +87,23 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def problem_list(problems: list[str], most: int = 10) -> str:
-    """The first `most` problems, one per line, and how many more there are."""
+def problem_list(problems: list[str]) -> str:
+    """The first problems, one per line, and how many more there are: no more than a message may hold."""
+    room = MOST_CHARACTERS - len("\n… and 1000000 more")
+    fit = sum(length <= room for length in accumulate(len(problem) + 1 for problem in problems))
+    most = len(problems) if fit == len(problems) <= MOST_LINES else max(1, min(fit, MOST_LINES - 1))
     more = f"\n… and {len(problems) - most} more" if len(problems) > most else ""
     return "\n".join(problems[:most]) + more
+
+
+def shortened(text: str) -> str:
+    """The text with its middle left out where it has more than 10 lines or 1,200 characters."""
+    lines = text.splitlines()
+    if len(lines) > MOST_LINES:
+        kept, last = MOST_LINES - 2, lines[-1]
+        text = "\n".join([*lines[:kept], f"… {len(lines) - kept - 1} lines left out …", last])
+    if len(text) > MOST_CHARACTERS:
+        mark = f" … {len(text)} characters, the middle left out … "
+        end = (MOST_CHARACTERS - len(mark)) // 3
+        text = text[: MOST_CHARACTERS - len(mark) - end] + mark + text[-end:]
+    return text

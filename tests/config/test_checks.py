@@ -34,7 +34,7 @@ WRONG = [
     (OptimizerConfig, "learning_rate", "1e-4", "use a valid number or 'auto'"),
     (OptimizerConfig, "learning_rate", True, "use a valid number or 'auto'"),
     (NetworkConfig, "rslora", 1, "use a valid boolean"),
-    (NetworkConfig, "target_modules", 5, "use a valid string"),
+    (NetworkConfig, "target_modules", True, "use a valid string"),
     (ObjectiveConfig, "shift", "atuo", "use a valid number or 'auto' or 'resolution' (did you mean 'auto'?)"),
 ]  # fmt: skip
 MINIMAL = {"name": "n", "model": {"base": "b"}, "dataset": [{"folder": "x"}]}

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from lora_loom.trainer.config import run as config_module
 from lora_loom.trainer.config.help_texts import texts
 from lora_loom.trainer.config.run import DatasetConfig, NetworkConfig, Section, TrainConfig
-from lora_loom.trainer.config.toml import changed_settings, differences, digest, fixed_settings, load, parse, to_dict
+from lora_loom.trainer.config.toml import (
+    changed_settings,
+    differences,
+    digest,
+    fixed_settings,
+    load,
+    override,
+    parse,
+    to_dict,
+)
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.storage.names import check_name
 
@@ -291,6 +300,36 @@ def test_defaults_alone_are_valid():
 
 
 def test_a_field_of_several_kinds_says_all_of_them():
-    message = r"dataset\.0\.references = 5: use a valid string or a valid array$"
+    message = r"dataset\.0\.references = True: use a valid string or a valid array$"
     with pytest.raises(ConfigError, match=message):
-        parse({"model": {"base": "x"}, "dataset": [{"folder": "a", "references": 5}], "name": "n"}, TrainConfig)
+        parse({"model": {"base": "x"}, "dataset": [{"folder": "a", "references": True}], "name": "n"}, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "field", "meant"),
+    [
+        ("sweep.seeds=3", "sweep", "seeds", "3"),
+        ("sweep.seeds=[0, 1, 2]", "sweep", "seeds", "0,1,2"),
+        ("sweep.strengths=0.7", "sweep", "strengths", "0.7"),
+        ("sweep.prompts=cat", "sweep", "prompts", ("cat",)),
+        ("sweep.prompts=7", "sweep", "prompts", ("7",)),
+        ("sweep.prompts=[7, 'cat']", "sweep", "prompts", ("7", "cat")),
+        ("validation.prompts=a cat", "validation", "prompts", ("a cat",)),
+        ("sweep.references=a.png", "sweep", "references", ("a.png",)),
+    ],
+)
+def test_numbers_and_single_values_are_taken_where_texts_and_lists_are_meant(text, section, field, meant):
+    data = {"name": 2024, "model": {"base": "x"}, "dataset": [{"folder": 12, "trigger": 7, "resolutions": 512}]}
+    override(data, text)
+    config = parse(data, TrainConfig)
+    assert getattr(getattr(config, section), field) == meant
+    assert (config.name, config.dataset[0].folder, config.dataset[0].trigger) == ("2024", "12", "7")
+    assert config.dataset[0].resolutions == (512,)
+
+
+@pytest.mark.parametrize("wrong", [True, {"a": 1}])
+def test_what_is_neither_text_nor_number_is_refused(wrong):
+    with pytest.raises(ConfigError, match=r"sweep\.seeds = "):
+        parse(
+            {"name": "n", "model": {"base": "x"}, "dataset": [{"folder": "x"}], "sweep": {"seeds": wrong}}, TrainConfig
+        )

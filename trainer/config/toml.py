@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from ..errors import ConfigError
 from ..types import Record
 from .aliases import Note, current_option, current_options, current_tree, log_note
+from .as_meant import as_meant
 from .checks import problems
 from .run import TrainConfig
 
@@ -120,6 +121,7 @@ def parse(data: Mapping[str, Any], kind: type[T], note: Note = log_note) -> T:
 
     table = getattr(kind, "table", "")
     data = current_options(table, data, note) if table else current_tree(data, note)
+    data = as_meant(data, kind)
     try:
         text = json.dumps(data)
     except TypeError as error:

@@ -24,10 +24,12 @@ from ..data.images.index import FileIndex
 from ..data.report import Report, epochs_text, make_report, refuse_warnings
 from ..data.sets.dataset import Dataset, build_dataset, first_trigger
 from ..data.sets.dataset_file import gather_sets
+from ..data.sets.reach import refuse_long_sides
 from ..diffusion.denoiser import Denoiser
 from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
 from ..distributed.sharding import check_sharding
 from ..errors import ConfigError, DataError, StoppedError
+from ..families.common.positions import positions_per_side
 from ..lora.state_dict import check_fits
 from ..lora_tools.layouts import FileFormat, Formats
 from ..storage.atomic import check_writable
@@ -130,15 +132,11 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     if config.network.init_from:
         init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
         check_fits(init, [fits.file_key(path) for path in targets], config.network)
-    index = FileIndex(cache_folder(config) / "files.json")
-    dataset = build_dataset(
-        listed.sets,
-        config.data,
-        base.family.bucket_step,
-        config.training.seed,
-        index,
-        partial(host.stage, "reading images"),
-    )
+    seed, index = config.training.seed, FileIndex(cache_folder(config) / "files.json")
+    reading = partial(host.stage, "reading images")
+    dataset = build_dataset(listed.sets, config.data, base.family.bucket_step, seed, index, reading)
+    reach = positions_per_side(skeleton.module) * base.family.bucket_step
+    refuse_long_sides(dataset.examples, reach, base.family.name)
     check_patience(config.validation.patience, dataset)
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
     check_batches(processes, plan.per_epoch)

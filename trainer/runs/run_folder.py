@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from ..config.aliases import current_tree
-from ..config.toml import changed_settings, differences, free_on_resume
+from ..config.dataset import DatasetConfig
+from ..config.toml import changed_settings, differences, free_on_resume, to_dict
 from ..errors import LoomError, RunError, StoppedError
 from ..storage.atomic import remove_temporaries, write_bytes, write_json, write_tensors
 from ..training.early_stopping import lowest, recommended
@@ -354,7 +355,11 @@ def _check_record(record: Any) -> None:
 
 def _changed_sets(old: Record, new: Record) -> list[str]:
     """Lines "dataset.0.repeats: 1 -> 2", or one that says that the files themselves must have changed."""
-    before, after = ({str(i): d for i, d in enumerate(current_tree(c).get("dataset") or [])} for c in (old, new))
+    # An option that the run's version did not have yet counts as it is by default.
+    plain = to_dict(DatasetConfig(folder="x"))
+    before, after = (
+        {str(i): {**plain, **d} for i, d in enumerate(current_tree(c).get("dataset") or [])} for c in (old, new)
+    )
     return differences(before, after, "dataset.") or ["(images, captions or masks in the folders changed)"]
 
 

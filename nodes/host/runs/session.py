@@ -23,8 +23,10 @@ from ....trainer.data.batches import CachedBatches, Plan, Singles, make_plan
 from ....trainer.data.cache.store import Cache
 from ....trainer.data.report import epochs_text, make_report
 from ....trainer.data.sets.dataset import Dataset
+from ....trainer.data.sets.reach import refuse_long_sides
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ConfigError
+from ....trainer.families.common.positions import positions_per_side
 from ....trainer.lora.state_dict import check_fits
 from ....trainer.runs.assemble import assemble
 from ....trainer.runs.modules import meanings, modules_of_run, of_start
@@ -114,6 +116,9 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     check_optimizer(request.optimizer)
     check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
+    network = patcher.model.diffusion_model
+    cells = positions_per_side(network) * int(getattr(network, "patch_size", 1))
+    refuse_long_sides(dataset.examples, cells * request.cache.factor, type(patcher.model).__name__)
     patience = request.validation.validation.patience if request.validation else 0
     if patience and not dataset.held_out:
         raise ConfigError(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ...config.dataset import DatasetConfig
-from ...errors import ConfigError
+from ...errors import ConfigError, some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,5 +64,5 @@ def ignored_options(
     notes = [f"{where}: {name} = {given[name]!r} is ignored; {instead[name]}" for name in given if name in instead]
     unknown = sorted(str(name) for name in options.keys() - set(known) - instead.keys())
     if unknown:
-        notes.append(f"{where}: unknown options are ignored: {',  '.join(unknown)}")
+        notes.append(f"{where}: unknown options are ignored: {some(unknown, 12)}")
     return notes

@@ -216,6 +216,14 @@ class TinyCodec(_Codec):
 
     factor = 8
 
+    def use_tiles(self) -> None:
+        """Raise ConfigError: diffusers' tiles of this VAE have four channels whatever the latents have."""
+        if self.module.config.latent_channels != 4:  # type: ignore[union-attr]
+            raise ConfigError(
+                "memory.vae_tiling = true: the VAE of this base (AutoencoderTiny) has no tiles, and needs little memory without them; leave it out"
+            )
+        super().use_tiles()
+
     @torch.no_grad()
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
         return self.module.encode(_like(pixels_BCHW, self.module)).latents.float()  # type: ignore[operator]

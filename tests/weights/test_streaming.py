@@ -47,19 +47,19 @@ class Poisoning(DirectCopier):
         super().start(block, buffer)
 
 
-def loaded(name, stream=None, dtype=torch.float32, quantize="none", storage=None):
+def loaded(name, stream=None, dtype=torch.float32, quantize="none", storage=None, device=CPU):
     family = families.get(name)
     source = open_source(str(tiny_folder(name)))
     variant = family.detect(source.shapes) or next(iter(family.variants))
-    loading = Loading(dtype=storage, device=CPU, compute_dtype=dtype, quantize=quantize, stream=stream)
+    loading = Loading(dtype=storage, device=device, compute_dtype=dtype, quantize=quantize, stream=stream)
     return family, family.load_denoiser(source, variant, loading)
 
 
 class Batches:
     """Random latents and texts, a function of the position."""
 
-    def __init__(self, family):
-        self.family, self.encoders = family, family.tiny().encoders
+    def __init__(self, family, device=CPU):
+        self.family, self.encoders, self.device = family, family.tiny().encoders, device
 
     def size(self, position):
         return 1
@@ -68,10 +68,11 @@ class Batches:
         shape = (1, self.family.latent_space.channels, 8, 8)
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(position))
         geometry = Geometry(original=(64, 64), resized=(64, 64), crop_left=0, crop_top=0, target=(64, 64))
+        texts = self.family.condition(self.encoders.text.encode([f"a {position}"]), [geometry], 1.0)
         return Batch(
-            latents_BCHW=latents,
-            conditioning=self.family.condition(self.encoders.text.encode([f"a {position}"]), [geometry], 1.0),
-            weight_B=torch.ones(1),
+            latents_BCHW=latents.to(self.device),
+            conditioning={name: tensor.to(self.device) for name, tensor in texts.items()},
+            weight_B=torch.ones(1, device=self.device),
             mask_B1HW=None,
             names=("a",),
         )
@@ -85,15 +86,18 @@ def train(name, stream, *, kind="lora", checkpointing=True, targets="all", stora
     family, denoiser = loaded(name, stream, storage=storage, **loading)
     if checkpointing:
         checkpoint_blocks(denoiser.module)
-    if name not in _batches:
-        _batches[name] = Batches(family)
+    device = loading.get("device", CPU)
+    if (name, device) not in _batches:
+        _batches[name, device] = Batches(family, device)
     paths = resolve_targets(denoiser.module, denoiser.target_presets, targets, "")
     compute = loading.get("dtype", torch.float32)
     adapter = inject(denoiser.module, paths, NetworkConfig(kind=kind, rank=2), seed=0, compute_dtype=compute)
     optimizer = make_optimizer(adapter.parameters().values(), OptimizerConfig(learning_rate=1e-2))
     training = Training(adapter=adapter, optimizer=optimizer)
     loss = LossSettings(noise_levels=NoiseLevels(law=Uniform()))
-    steps = fit(denoiser, training, _batches[name], LoopSettings(loss=loss, seed=0, accumulation=2), lambda _: 1e-2)
+    steps = fit(
+        denoiser, training, _batches[name, device], LoopSettings(loss=loss, seed=0, accumulation=2), lambda _: 1e-2
+    )
     losses = [next(steps).loss for _ in range(STEPS)]
     return losses, adapter.parameters(), denoiser
 
@@ -309,3 +313,18 @@ def test_blocks_are_the_smallest_members_of_lists_or_what_is_recomputed_as_a_who
     assert find_blocks(network)["stages.1.inside.0"] == ["stages.1.inside.0.a", "stages.1.inside.0.b"]
     assert list(find_blocks(network, ["Stage"])) == ["stages.0", "stages.1"]
     assert len(find_blocks(network, ["Stage"])["stages.0"]) == 5
+
+
+@pytest.mark.parametrize(
+    "device", [torch.device("cpu"), pytest.param(torch.device("cuda", 0), marks=pytest.mark.gpu)], ids=str
+)
+def test_the_adapter_lies_on_the_device_and_trains_there_as_on_a_resident_base(device):
+    """On a GPU the copies run beside arithmetic, and the adapter must not be laid beside weights that stay in RAM."""
+    budget = smallest_budget("sd", 2)
+    streamed = train("sd", StreamSettings(budget=budget), device=device)
+    assert_equal(train("sd", None, device=device), streamed)
+    assert {parameter.device for parameter in streamed[1].values()} == {device}
+    assert device_of(streamed[2].module) == device
+    stream = stream_of(streamed[2].module)
+    assert stream.arena.peak <= budget
+    assert {home.device.type for block in stream.blocks for home in block.homes()} == {"cpu"}

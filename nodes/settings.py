@@ -11,7 +11,7 @@ from .widgets import PROMPT_LIBRARY, folded, reference_inputs, seed, text, widge
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..trainer.config.run import BaseMemory, Precision
+    from ..trainer.config.run import BaseMemory, Precision, Quantize
     from .host.comfy_types import Clip, Vae
     from .sockets.values import MemoryValue, NetworkValue, ObjectiveValue, OptimizerValue, ValidationValue
 
@@ -243,7 +243,7 @@ class LoomMemory(LoomNode):
         self,
         gradient_checkpointing: bool,
         precision: Precision,
-        quantize: str,
+        quantize: Quantize,
         yield_max_s: float,
         prefetch: int = 1,
         base: BaseMemory = "auto",
@@ -320,7 +320,7 @@ class LoomValidation(LoomNode):
                         "INT",
                         {"default": 512, "min": 16, "max": 4096, "step": 8, "tooltip": "Height in pixels."},
                     ),
-                    "measure_every": widget("ValidationConfig", "every", max=1_000_000, display_name="every"),
+                    "measure_every": widget("ValidationConfig", "every", max=1_000_000),
                     "patience": widget("ValidationConfig", "patience", max=1000),
                     "prompt_library": text("", PROMPT_LIBRARY),
                     "report": widget(

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from ...trainer.config.checks import known_values
 from ...trainer.config.run import (
     DatasetConfig,
     GuidanceConfig,
@@ -14,10 +15,12 @@ from ...trainer.config.run import (
     ObjectiveConfig,
     OptimizerConfig,
     Precision,
+    Quantize,
     ReportTo,
     ScheduleConfig,
     ValidationConfig,
 )
+from ...trainer.config.section import require
 from ...trainer.types import EncoderIdentity, Example, Geometry
 
 VERSION = 1
@@ -134,8 +137,14 @@ class MemoryValue(SocketValue):
 
     memory: MemoryConfig
     precision: Precision
-    quantize: str
+    quantize: Quantize
     yield_max_s: float
+
+    def __post_init__(self) -> None:
+        for name, kind in (("precision", Precision), ("quantize", Quantize)):
+            value, known = getattr(self, name), list(get_args(kind))
+            require(value in known, name, value, known_values(value, known))
+        require(self.yield_max_s >= 0, "yield_max_s", self.yield_max_s, "use 0 for no limit, or a number of seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,7 +205,7 @@ def test_the_nodes_inputs_have_the_tables_names(host):
     groups = LoomValidation.INPUT_TYPES()
     shown = {name: widget[1].get("display_name", name) for group in groups.values() for name, widget in group.items()}
     names = {"every": "sample_every", "steps": "sample_steps", "cfg": "guidance_scale", "negative": "negative_prompt",
-             "measure_every": "every", "timesteps": "timesteps", "patience": "patience", "report": "report_to"}  # fmt: skip
+             "measure_every": "measure_every", "timesteps": "timesteps", "patience": "patience", "report": "report_to"}  # fmt: skip
     assert {name: shown[name] for name in names} == names
 
 

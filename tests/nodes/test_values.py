@@ -10,8 +10,10 @@ import torch
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from lora_loom.nodes.sockets import values
-from lora_loom.nodes.sockets.values import SocketValue, example_from_json, example_to_json
+from lora_loom.nodes.sockets.values import MemoryValue, SocketValue, example_from_json, example_to_json
 from lora_loom.trainer.config import run as config
+from lora_loom.trainer.config.run import MemoryConfig
+from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.types import Example, Geometry
 
 KINDS = [
@@ -87,3 +89,33 @@ def test_conditioning_is_packed_and_unpacked_in_order(host):
     assert (back["guidance"], back["sizes"], back["nothing"], back["odd[name"]) == (1.0, [1, [2, 3]], None, "text")
     with pytest.raises(TypeError, match="model is a Linear"):
         packing.pack({"model": torch.nn.Linear(1, 1)})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"quantize": "int9"},
+            r"quantize = 'int9': use 'none', 'int8', 'int4', 'int2' or 'float8' \(did you mean 'int8'",
+        ),
+        ({"precision": "bf16"}, r"precision = 'bf16': use 'auto', 'float32', 'bfloat16' or 'float16'"),
+        ({"yield_max_s": -1.0}, r"yield_max_s = -1\.0: use 0 for no limit"),
+    ],
+)
+def test_settings_of_memory_made_from_python_are_checked(wrong, message):
+    right = {"memory": MemoryConfig(), "precision": "auto", "quantize": "none", "yield_max_s": 0.0}
+    assert MemoryValue(**right).quantize == "none"
+    with pytest.raises(ConfigError, match=message):
+        MemoryValue(**right | wrong)
+
+
+def test_the_labels_of_a_node_are_unambiguous():
+    for name, cls in NODE_CLASS_MAPPINGS.items():
+        groups = cls.INPUT_TYPES()
+        labels = [
+            entry[1].get("display_name", key)
+            for group in ("required", "optional")
+            for key, entry in groups.get(group, {}).items()
+        ]
+        assert len(labels) == len(set(labels)), name
+        assert "every" not in labels or not [label for label in labels if label.endswith("_every")], name

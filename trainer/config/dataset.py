@@ -192,7 +192,7 @@ class DataConfig(Section, table="data"):
     upscale: bool = True
     """Whether images smaller than their bucket are upscaled; off makes smaller buckets for them (kohya's bucket_no_upscale)."""
     strict: bool = False
-    """Makes errors of the report's warnings: unreadable files, duplicates, upscaled images, missing captions, images left out."""
+    """Turns each warning of the dataset report into an error: unreadable files, duplicates, upscaled images, missing captions, images left out."""
     validation_split: float = 0.0
     """Share of the training images that are held out, by seed, to measure the validation loss. 0.1 is usual with 40 images or more."""
 

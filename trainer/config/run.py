@@ -40,6 +40,7 @@ AUTO_TIMESTEPS = Choice(
 
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["none", "int8", "int4", "int2", "float8"]
 BaseMemory = Literal["auto", "resident", "stream"]
 LoraDtype = Literal["float32", "bfloat16", "float16"]
 ReportTo = Literal["none", "tensorboard", "wandb"]
@@ -59,7 +60,7 @@ class ModelConfig(Section, table="model"):
     """A diffusers folder with text encoders, tokenizers and VAE, for a base model whose file holds only the denoiser."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype in which the frozen base model is kept in memory; auto is the file's own on a GPU and float32 on a CPU."""
-    quantize: Literal["none", "int8", "int4", "int2", "float8"] = "none"
+    quantize: Quantize = "none"
     """Quantizes the frozen base model with optimum-quanto: it takes less memory, steps are slower, predictions differ slightly."""
     device: str = "auto"
     """Device that trains: cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""

@@ -16,6 +16,7 @@ from ..lora.metadata import describe, in_layout
 from ..lora.state_dict import to_file, to_training
 from ..storage.atomic import remove_temporaries
 from ..storage.fingerprint import tensors_digest
+from ..training.advice import advice
 from ..training.early_stopping import is_exhausted, lowest
 from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Average, Batches, LoopSettings, Training, fit
@@ -38,6 +39,8 @@ def execute(session: Session, host: Host) -> Outcome:
     folder.update(state="running", error="")
     with folder.noting_failure(), reporting_lost_peers():
         try:
+            for note in advice(session.plan.optimizer, session.plan.schedule, session.plan.training.steps):
+                host.log(f"note: {note}")
             training = _set_up(session, host)
             outcome = TrainingRun(session, training, host).to_the_end()
         except torch.cuda.OutOfMemoryError as error:

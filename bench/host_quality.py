@@ -38,7 +38,7 @@ class Workshop:
         folder_paths.set_output_directory(str(folder / "output"))
         folder_paths.folder_names_and_paths["loras"] = ([str(folder / "loras")], {".safetensors"})
         self.torch, self.loom, self.folder = torch, loom, folder
-        loom("trainer.demo.demo").write_data(folder / "input", seed=0)
+        loom("trainer.demo.demo").write_data(folder / "input", seed=0, wide=True)
         with torch.inference_mode():
             self.model, self.clip, self.vae = loom("nodes.host.demo.model").load_demo()
         self.held_out = [self.example(path) for path in sorted((folder / "input" / "held_out").glob("*.png"))]

@@ -1,6 +1,6 @@
 """The demo: train the tiny base model on a concept that it has never seen, and fail unless it was learnt.
 
-Sixteen drawn toadstools and a few scenes of the base's own world become a LoRA in 200 steps; the sweep shows base and
+Eight drawn toadstools and a few scenes of the base's own world become a LoRA in 200 steps; the sweep shows base and
 checkpoints side by side. Two numbers decide: the validation loss must fall, and a judge must find toadstools.
 """
 
@@ -22,12 +22,14 @@ from .concept import mean_score
 from .scenes import BACKGROUNDS, CONCEPT, ConceptScene, Scene, random_concept_scene, random_scene
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
-IMAGES, SCENES, HELD_OUT = 16, 6, 6
-LEARNING_RATE = 1e-3
-LOSS_MARGIN = 0.4
-"""The validation loss must fall by this share at least. Five seeds fell by 0.49 to 0.57 (bench/demo.py)."""
-SCORE_MARGIN = 0.4
-"""The judge's score must rise by this much at least. Five seeds rose by 0.49 to 0.61."""
+MEASURED = ("water", "cave", "desert", "carpet")
+"""Backgrounds of the validation images."""
+IMAGES, SCENES, HELD_OUT = len(BACKGROUNDS) - len(MEASURED), 6, len(MEASURED)
+LEARNING_RATE = 2e-3
+LOSS_MARGIN = 0.6
+"""The validation loss must fall by this share at least. Seed 0 falls by 0.74 (bench/demo.py)."""
+SCORE_MARGIN = 0.8
+"""The judge's score must rise by this much at least. Seed 0 rises by 0.94, to 0.90."""
 
 TEMPLATE = """\
 # Written by `lora-loom demo`. Try: lora-loom train {file} --set name="mine" --set network.rank=16
@@ -53,7 +55,7 @@ resolution = 128
 
 [network]
 rank = 16
-target_modules = "attention+mlp"
+target_modules = "all"
 
 [optimizer]
 learning_rate = {learning_rate}
@@ -64,7 +66,7 @@ warmup = 0.05
 
 [training]
 steps = 200
-batch_size = 16
+batch_size = 8
 save_every = 50
 seed = {seed}
 
@@ -81,7 +83,7 @@ directory = {output}
 [sweep]
 prompts = ["a toadstool on a meadow", "a toadstool in the fog"]
 seeds = "1,2"
-guidance = [{{ label = "CFG 4", scale = 4.0 }}, {{ label = "APG 4", method = "apg", scale = 4.0, norm_threshold = 12.0, momentum = -0.3 }}]
+guidance = [{{ label = "CFG 2", scale = 2.0 }}, {{ label = "APG 4", method = "apg", scale = 4.0, norm_threshold = 12.0, momentum = -0.3 }}]
 steps = 20
 """
 
@@ -134,14 +136,25 @@ class DemoResult:
     values: Json
 
 
-def write_data(folder: Path, seed: int) -> None:
-    """PNG files with captions next to them: images/, scenes/ and held_out/."""
+def write_data(folder: Path, seed: int, *, wide: bool = False) -> None:
+    """PNG files with captions next to them: images/, scenes/ and held_out/.
+
+    Every toadstool has a background of its own, so that none that is measured resembles one that is trained on. `wide` draws
+    the images of version 0.1, with which the figures of bench/ compare.
+    """
     rng = random.Random(seed)
     backgrounds = list(BACKGROUNDS)
-    concepts = [random_concept_scene(rng, backgrounds[i % len(backgrounds)]) for i in range(IMAGES + HELD_OUT)]
-    rng.shuffle(concepts)
-    _write_all(folder / "images", CONCEPT, concepts[:IMAGES])
-    _write_all(folder / "held_out", CONCEPT, concepts[IMAGES:])
+    if wide:
+        images = 16
+        concepts = [random_concept_scene(rng, backgrounds[i % len(backgrounds)], wide=True) for i in range(22)]
+        rng.shuffle(concepts)
+    else:
+        images = IMAGES
+        trained = [name for name in backgrounds if name not in MEASURED]
+        rng.shuffle(trained)
+        concepts = [random_concept_scene(rng, name) for name in (*trained, *MEASURED)]
+    _write_all(folder / "images", CONCEPT, concepts[:images])
+    _write_all(folder / "held_out", CONCEPT, concepts[images:])
     _write_all(folder / "scenes", "scene", [random_scene(rng) for _ in range(SCENES)])
 
 
@@ -194,7 +207,7 @@ def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 
     sheet = scored.sheet
     strips = write_strips(sheet, columns=("checkpoint",), rows=("prompt", "seed"), title="LoRA Loom demo")
     last = sheet.cells[-1].checkpoint
-    titles = {("base", "CFG 4"): "Base", (last, "CFG 4"): "LoRA", (last, "APG 4"): "LoRA + APG"}
+    titles = {("base", "CFG 2"): "Base", (last, "CFG 2"): "LoRA", (last, "APG 4"): "LoRA + APG"}
     panel = write_grid(panels(sheet.cells, titles, title="Base, LoRA, LoRA with APG"), sheet.folder / "panels.png")
     losses = {line["step"]: line["held_out"] for line in run_folder(config).read_metrics() if "held_out" in line}
     scores = {name: mean_score([cell.image for cell in cells]) for name, cells in _by_checkpoint(sheet)}

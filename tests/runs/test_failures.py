@@ -16,8 +16,8 @@ from lora_loom.trainer.runs import headless as run_module
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
 from lora_loom.trainer.runs.headless import train
 from lora_loom.trainer.runs.run_folder import RunFolder
-from lora_loom.trainer.training import loop
 from tests.conftest import SilentHost, make_config, pictures, tiny_folder
+from tests.runs.failing_losses import change_loss
 from tests.runs.test_session import go
 
 
@@ -43,26 +43,21 @@ def test_weights_that_a_good_step_breaks_are_not_saved(tmp_path, monkeypatch):
 
 
 def test_memory_that_runs_out_is_told_with_its_remedies_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
-    plain, calls = loop.train_step, iter(range(100))
+    def full(loss):
+        raise torch.cuda.OutOfMemoryError("tried to allocate 20 GiB")
 
-    def full(*arguments):
-        if next(calls) == 4:
-            raise torch.cuda.OutOfMemoryError("tried to allocate 20 GiB")
-        return plain(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", full)
+    change_loss(monkeypatch, full, at=4)
     with pytest.raises(RunError, match=r"out of GPU memory: .*gradient_checkpointing.*batch_size.*quantize"):
         go(tmp_path)
     assert state_of(tmp_path)[0] == "failed"
     assert [c.step for c in list_checkpoints(tmp_path / "run" / "checkpoints")] == [3]
-    monkeypatch.setattr(loop, "train_step", plain)
+    monkeypatch.undo()
     assert go(tmp_path)[0].step == 6
 
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_retention_never_deletes_the_last_good_one(tmp_path, monkeypatch, keep):
-    plain, calls = loop.train_step, iter(range(100))
-    monkeypatch.setattr(loop, "train_step", lambda *a: plain(*a) * (float("nan") if next(calls) == 7 else 1.0))
+    change_loss(monkeypatch, lambda loss: loss * float("nan"), at=7)
     with pytest.raises(DivergedError):
         go(tmp_path, training={"steps": 12, "save_every": 2, "keep_checkpoints": keep})
     kept = [c.step for c in list_checkpoints(tmp_path / "run" / "checkpoints")]
@@ -96,7 +91,7 @@ def test_a_run_that_fails_before_training_says_so(tmp_path, monkeypatch, where, 
 
 
 def test_a_bug_inside_training_is_noted_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "train_step", lambda *args: 1 / 0)
+    change_loss(monkeypatch, lambda loss: 1 / 0, at=0)
     with pytest.raises(ZeroDivisionError):
         go(tmp_path)
     assert state_of(tmp_path) == ("failed", "ZeroDivisionError: division by zero")

@@ -17,6 +17,7 @@ from lora_loom.trainer.runs.checkpoint import list_checkpoints
 from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.runs.run_folder import RunFolder
 from tests.conftest import SilentHost, make_config, pictures
+from tests.runs.failing_losses import change_loss
 
 
 def go(tmp_path, stop_at=None, family="sd3", **sections):
@@ -160,15 +161,7 @@ def test_the_default_is_all_of_the_blocks_and_goes_on_from_what_it_was_before(tm
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    from lora_loom.trainer.training import loop
-
-    plain, calls = loop.train_step, iter(range(100))
-
-    def poisoned(*args):
-        loss = plain(*args)
-        return loss * float("nan") if next(calls) == 4 else loss
-
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    change_loss(monkeypatch, lambda loss: loss * float("nan"), at=4)
     with pytest.raises(DivergedError, match="loss nan in step 5"):
         go(tmp_path)
     folder = RunFolder(tmp_path / "run")
@@ -182,12 +175,10 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
 
 def test_out_of_memory_names_the_settings_that_help(tmp_path, monkeypatch):
-    from lora_loom.trainer.training import loop
-
-    def exhausted(*args):
+    def exhausted(loss):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "train_step", exhausted)
+    change_loss(monkeypatch, exhausted, at=0)
     with pytest.raises(
         RunError, match=r"out of GPU memory: set memory\.gradient_checkpointing = true, lower data\.resolution"
     ):

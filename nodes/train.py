@@ -121,6 +121,17 @@ class LoomTrain(LoomNode):
 
         return needs_start(name, existing_run)
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
+        """Before anything is encoded: the name becomes a folder. A name that is a link is not known yet."""
+        from ..trainer.errors import ConfigError
+        from ..trainer.storage.names import check_name
+
+        try:
+            return name is None or bool(check_name(name))
+        except ConfigError as error:
+            return str(error)
+
     def run(self, prompt: Graph | None = None, node_id: str | None = None, **inputs: Any) -> NodeOutput:
         from .host.runs.actions import start
 

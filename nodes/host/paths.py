@@ -146,7 +146,11 @@ def _allowed(text: str, what: str, kind: str) -> Path:
     cleaned = text.strip()
     if not cleaned or "\0" in cleaned:
         raise ConfigError(f"{what} = {text!r}: name a {kind}, e.g. one inside {folder_paths.get_input_directory()}")
-    path = Path(cleaned).expanduser()
+    try:
+        path = Path(cleaned).expanduser()
+        os.fsencode(path)
+    except (RuntimeError, ValueError) as error:  # a home of nobody, half a surrogate pair
+        raise ConfigError(f"{what} = {text!r} is no path on this machine ({error}): name a {kind}") from error
     if not path.is_absolute():
         base = Path(folder_paths.get_input_directory())
         path = base / path

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lora_loom.trainer.errors import DivergedError, RunError
+from lora_loom.trainer.errors import ConfigError, DivergedError, RunError
 from lora_loom.trainer.runs.headless import run_folder, train
 from tests.conftest import SilentHost, make_config
 from tests.nodes.test_one_way import graph_plan
@@ -88,3 +88,18 @@ def test_a_run_that_kept_nothing_gives_its_name_back_on_the_command_line(tmp_pat
     assert train(other, host).state == "finished"
     assert any("kept nothing of its earlier attempt" in text for text in host.text)
     assert not any("held_out" in line for line in folder.read_metrics()), "nothing of the earlier attempt is left"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "con", "x" * 101, "空" * 80, "com¹"])
+def test_a_name_is_refused_when_the_graph_is_queued(host, name):
+    from lora_loom.nodes.train import LoomTrain
+
+    assert LoomTrain.VALIDATE_INPUTS(name=name).startswith(f"name = {name!r}")
+    assert LoomTrain.VALIDATE_INPUTS(name="my-lora") is True
+    assert LoomTrain.VALIDATE_INPUTS() is True, "a link is not known yet"
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-this-name/x", "a\udcffb\ud800"])
+def test_a_path_that_is_none_is_one_plain_line(host, text):
+    with pytest.raises(ConfigError, match="is no path on this machine"):
+        host("paths").resolve_folder(text, "folder")

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -32,19 +33,24 @@ LOSSES = {
 """{key in the metrics: what it is called in the log}."""
 
 
+ENDINGS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""Windows has no SIGHUP."""
+
+
 class StopSignal:
-    """Catches SIGINT and SIGTERM: the first requests a stop, the second ends the process at once."""
+    """Catches SIGINT, SIGTERM and SIGHUP (the terminal was closed): the first requests a stop, the second ends the process."""
 
     TEXT = "stopping after this step and saving a checkpoint; press again to quit without saving"
 
     def __init__(self, text: str = TEXT) -> None:
         self.text, self.received = text, 0
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._note) for number in ENDINGS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.restore()
-        sys.stderr.write(f"\n{self.text}\n")
+        with suppress(OSError):  # of a closed terminal nothing is left to write to
+            sys.stderr.write(f"\n{self.text}\n")
 
     def restore(self) -> None:
         """Put the previous signal handlers back."""

@@ -32,7 +32,7 @@ class ClipFiles:
                 f"clip_model = {str(folder)!r} holds no config.json: name a folder with a CLIP model, its tokenizer and preprocessor as transformers saves them"
             )
         try:
-            self._model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+            self._model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
             self._processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ModelFileError(f"clip_model = {str(folder)!r} is not a usable CLIP: {error}") from error

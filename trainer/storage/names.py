@@ -4,7 +4,16 @@ from pathlib import PurePath, PurePosixPath
 
 from ..errors import ConfigError
 
-RESERVED_NAMES = {"cache", "con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+RESERVED_NAMES = {
+    "cache",
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³"),
+}
+MAX_BYTES = 180
+"""Of a name in UTF-8: file systems count bytes up to 255, and a file's name has the step and a temporary ending as well."""
 
 
 def check_name(name: str) -> str:
@@ -15,6 +24,8 @@ def check_name(name: str) -> str:
     safe = bool(name) and len(name) <= 100 and all(c.isalnum() or c in "-_ ." for c in name)
     safe = safe and name[0] not in ". -" and name[-1] not in ". " and PurePath(name).name == name
     remedy = "use letters, digits, - _ . and spaces, at most 100, not starting or ending with a dot"
+    if safe and len(name.encode()) > MAX_BYTES:
+        raise ConfigError(f"name = {name!r} has {len(name.encode())} bytes in UTF-8: use at most {MAX_BYTES}")
     if not safe or name.split(".", maxsplit=1)[0].lower() in RESERVED_NAMES:
         raise ConfigError(f"name = {name!r}: {remedy}")
     return name

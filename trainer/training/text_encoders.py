@@ -58,7 +58,7 @@ def text_skeleton(base: Base) -> TextModules:
     folder, found = base.source.encoder_folder(), {}
     with torch.device("meta"):
         for name, part in base.settings.text_parts.items():
-            config = transformers.AutoConfig.from_pretrained(folder / part)
+            config = transformers.AutoConfig.from_pretrained(folder / part, trust_remote_code=False)
             config = getattr(config, "text_config", config)
             found[name] = getattr(transformers, config.architectures[0])(config)
     return TextModules(found)

@@ -75,8 +75,9 @@ def load_clip(folder: Path) -> DemoClip:
     """The text encoder of the demo."""
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-    network = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder").float()
-    return DemoClip.of(network.requires_grad_(False).eval(), AutoTokenizer.from_pretrained(folder / "tokenizer"))
+    network = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", use_safetensors=True).float()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+    return DemoClip.of(network.requires_grad_(False).eval(), tokenizer)
 
 
 def load_vae(folder: Path) -> Vae:

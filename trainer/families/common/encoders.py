@@ -29,18 +29,29 @@ def require_parts(folder: Path, *names: str) -> None:
 
 
 def load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a sub-folder of a diffusers folder."""
+    """The tokenizer in a sub-folder of a diffusers folder; code that the folder brings is not run. Raises ModelFileError."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder / name)
+    try:
+        return AutoTokenizer.from_pretrained(folder / name, trust_remote_code=False)
+    except Exception as error:  # the parser of tokenizer.json raises plain Exception
+        raise ModelFileError(
+            f"cannot load the tokenizer in {folder / name}: {error or type(error).__name__}"
+        ) from error
 
 
 def load_network(cls: type, folder: Path, name: str, loading: Loading) -> nn.Module:
-    """A transformers or diffusers network of a diffusers folder, frozen. Raises ModelFileError."""
+    """A transformers or diffusers network of a diffusers folder, frozen. Raises ModelFileError, also for missing tensors."""
     try:
-        module = cls.from_pretrained(folder / name, torch_dtype=loading.dtype, use_safetensors=True)  # type: ignore[attr-defined]
-    except (OSError, ValueError) as error:
+        module, found = cls.from_pretrained(  # type: ignore[attr-defined]
+            folder / name, torch_dtype=loading.dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelFileError(f"cannot load {folder / name}: {error}") from error
+    odd = {*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])}
+    if odd:  # the library leaves these random, or on no device at all
+        names = ", ".join(sorted(odd)[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+        raise ModelFileError(f"{folder / name} lacks tensors, or has them in another shape: {names}; copy it again")
     return module.to(loading.device).requires_grad_(False).eval()
 
 

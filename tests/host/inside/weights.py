@@ -168,7 +168,7 @@ def row_parts(loom):
     denoiser, noisy, sigma, samples = setting(loom, patcher, "flux-dev", torch.float32)
     with torch.no_grad():
         base = denoiser.predict(noisy, sigma, {"samples": samples})
-    adapter = adapted(loom, denoiser, denoiser.module, "default")
+    adapter = adapted(loom, denoiser, denoiser.module, "attention")
     found["parts"] = sorted(path for path in adapter.layers if path.startswith("single_blocks.0."))
     loss = loss_of(denoiser, noisy, sigma, samples, torch.ones_like(noisy))
     parameters = adapter.parameters()

@@ -126,7 +126,7 @@ def newest_intact(folder: Path, log: Callable[[str], None]) -> Checkpoint | None
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> tuple[Record, dict[str, Tensor], dict[str, Tensor]]:
-    """(state, adapter, optimizer's tensors), compared with the digests that the state has of them; version 0.1 wrote none.
+    """Returns (state, adapter, optimizer's tensors), compared with the digests that the state has of them; version 0.1 wrote none.
 
     Raises RunError if the checkpoint is damaged or of another version.
     """

@@ -90,7 +90,7 @@ def problems(error: "ValidationError", kind: type, prefix: str = "") -> ConfigEr
 
 
 def _either(remedies: list[str]) -> str:
-    """Of a field that takes several kinds of value: "use a valid string or a valid array"."""
+    """Joins the remedies of a field that takes several kinds of value: "use a valid string or a valid array"."""
     first, *others = dict.fromkeys(remedies)
     return first + "".join(f" or {other.removeprefix('use ')}" for other in others)
 

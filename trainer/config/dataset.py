@@ -13,7 +13,7 @@ MOST_MEGAPIXELS = 70.0
 
 
 MAX_REPEATS = 100_000
-"""Of an image in an epoch. Every use of an image is an entry of a list."""
+"""The most uses of an image in an epoch. Every use of an image is an entry of a list."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def normal(objective: Objective, steps: int) -> list[float]:
 
 
 def sgm_uniform(objective: Objective, steps: int) -> list[float]:
-    """As `normal` for one step more, without the lowest noise level."""
+    """Returns the levels of `normal` for one step more, without the lowest noise level."""
     return _evenly_timed(objective, steps, leave_out_last=True)
 
 

@@ -64,7 +64,7 @@ TARGETS = {
     "all": Targets(r".", "every Linear"),
 }
 UNUSED = ("norm_final.weight",)
-"""In the original file, read by nobody."""
+"""Tensors of the original file that nothing reads."""
 
 LORA_NAMES = LoraNames(
     native=r"((context|noise)_refiner|layers)\.\d+\.(attention\.(qkv|out)|feed_forward\.w[123]|adaLN_modulation\.1)"
@@ -225,7 +225,7 @@ class Lumina2:
     comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
-        """With q, k and v apart, as diffusers has them."""
+        """Returns the weights with q, k and v apart, as diffusers has them."""
         refiners = widths.blocks("noise_refiner", "context_refiner")
         keys = native_keys(widths.blocks("layers"), refiners)
         key_rows = widths.rows(r"to[._][kv]$") or (widths.rows(r"attention[._]qkv$") - widths.hidden) // 2

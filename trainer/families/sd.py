@@ -91,7 +91,7 @@ class SDText:
         return {"te": self.clip.module}
 
     def read(self, prompts: Sequence[str]) -> list[Text]:
-        """With a gradient."""
+        """Encodes with a gradient."""
         texts, _ = self.clip.with_gradient(prompts)
         return [{"text": text} for text in texts]
 

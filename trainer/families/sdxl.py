@@ -89,7 +89,7 @@ class SDXLText:
         return {"te1": self.first.module, "te2": self.second.module}
 
     def read(self, prompts: Sequence[str]) -> list[Text]:
-        """With a gradient."""
+        """Encodes with a gradient."""
         (firsts, _), (seconds, pooled_BP) = self.first.with_gradient(prompts), self.second.with_gradient(prompts)
         return _texts(firsts, seconds, pooled_BP)
 

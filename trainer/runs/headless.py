@@ -77,7 +77,7 @@ class Prepared:
 
     @cached_property
     def encoders(self) -> SharedEncoders:
-        """For what is encoded while training."""
+        """The encoders that are used while training."""
         return SharedEncoders(partial(self.base.load_encoders, tiled=self.config.memory.vae_tiling))
 
     @cached_property

@@ -16,7 +16,7 @@ from .run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedConfig(TrainConfig):
-    """Of a run that exists. One that ComfyUI made names no dataset: its images are listed in the cache."""
+    """The configuration of a run that exists. One that ComfyUI made names no dataset: its images are listed in the cache."""
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -34,7 +34,7 @@ class Timings:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
     def shares(self) -> dict[str, float]:
-        """Of the whole, largest first."""
+        """Returns the shares of the whole time, largest first."""
         total = sum(self.seconds.values())
         ordered = sorted(self.seconds.items(), key=lambda item: -item[1])
         return {what: seconds / total for what, seconds in ordered} if total else {}

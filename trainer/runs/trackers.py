@@ -76,7 +76,7 @@ def check_tracker(kind: str) -> None:
 
 
 def open_tracker(kind: str, folder: Path, step: int, log: Callable[[str], None]) -> Tracker:
-    """For a run that stands at `step`. A tracker that cannot be opened is said and left out: it stops no run."""
+    """Opens the tracker of a run that stands at `step`. One that cannot be opened is reported and left out: it stops no run."""
     if kind == "none":
         return NoTracker()
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 LEVEL = 0.95
 MIN_UNITS = 5
-"""With fewer than this no difference is called clear: four units agree by chance once in eight times."""
+"""With fewer units than this no difference is called clear: four units agree by chance once in eight times."""
 
 
 @dataclass(frozen=True, kw_only=True)

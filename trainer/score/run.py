@@ -96,7 +96,7 @@ class RunSource:
 
 
 def _of_run(run: RunFolder, sheet: Sheet, host: Host) -> RunSource:
-    """By the record in its folder. A run of ComfyUI has its images in the cache, and losses only as it recorded them."""
+    """Reads the run's record in its folder. A run of ComfyUI has its images in the cache, and losses only as it recorded them."""
     try:
         tables = recorded_tables(run)
         config = None if "cache" in tables else run_config(run)

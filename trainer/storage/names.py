@@ -13,7 +13,7 @@ RESERVED_NAMES = {
     *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³"),
 }
 MAX_BYTES = 180
-"""Of a name in UTF-8: file systems count bytes up to 255, and a file's name has the step and a temporary ending as well."""
+"""Most bytes of a name in UTF-8: file systems count bytes up to 255, and a file's name has the step and a temporary ending as well."""
 
 
 def check_name(name: str) -> str:

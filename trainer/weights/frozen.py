@@ -122,7 +122,7 @@ class FrozenConv2d(nn.Conv2d):
     """A Conv2d with zero padding and a frozen weight of any dtype."""
 
     stream: Any = None
-    """As in `FrozenLinear`."""
+    """The stream of a base that does not fit the device, as in `FrozenLinear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the dtype of `input`."""

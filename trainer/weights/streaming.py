@@ -135,7 +135,7 @@ def _can_stream(part: nn.Module) -> bool:
 
 
 def choose(sizes: Sequence[int], fixed: int, budget: int | None, slots: int = 2) -> StreamPlan:
-    """As many blocks on the device as the budget allows, the streamed ones evenly spread, so that a copy hides behind several.
+    """Keeps as many blocks on the device as the budget allows, the streamed ones evenly spread, so that a copy hides behind several.
 
     `sizes` are the blocks' bytes, `fixed` those of everything else. Raises ConfigError below the smallest budget that works.
     """
@@ -156,7 +156,7 @@ def choose(sizes: Sequence[int], fixed: int, budget: int | None, slots: int = 2)
 
 
 def _up(size: int) -> float:
-    """In GB, rounded up to four digits behind the point."""
+    """Returns the size in GB, rounded up to four digits behind the point."""
     return -(-size // 100_000) / 10_000
 
 

@@ -75,7 +75,7 @@ class LoadedDenoiser:
 
     @property
     def target_presets(self) -> Mapping[str, Targets]:
-        """By paths of the loaded network."""
+        """The presets by paths of the loaded network."""
         return self.settings.targets
 
     def file_key(self, module_path: str) -> str:

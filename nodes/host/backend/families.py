@@ -136,7 +136,7 @@ def joined(paths: Sequence[str], parts: Mapping[str, Mapping[str, Rows]]) -> lis
 
 
 def told_by_structure(network: nn.Module) -> LoadedFamily:
-    """For a network that no row describes."""
+    """Returns the settings of a network that no row describes."""
     return LoadedFamily(targets=roles.presets(network), blocks=repeated_blocks(network))
 
 

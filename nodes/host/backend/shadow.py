@@ -49,7 +49,7 @@ class ShadowRMSNorm(nn.Module):
 
 
 class ShadowGroupNorm(nn.GroupNorm):
-    """In residual blocks that build new tensors: nothing to protect."""
+    """Normalises its input without a copy: the residual blocks that use it build new tensors."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.group_norm(input, self.num_groups, _cast(self.weight, input), _cast(self.bias, input), self.eps)
@@ -82,11 +82,11 @@ class ShadowConv(nn.Module):
 
 
 class ShadowConv1d(ShadowConv, nn.Conv1d):
-    """See `ShadowConv`."""
+    """A one-dimensional `ShadowConv`."""
 
 
 class ShadowConv3d(ShadowConv, nn.Conv3d):
-    """See `ShadowConv`."""
+    """A three-dimensional `ShadowConv`."""
 
 
 def _own(x: Tensor) -> Tensor:

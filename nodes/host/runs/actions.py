@@ -154,7 +154,7 @@ KNOWN = KnownRuns()
 
 
 def needs_start(name: str, existing: Existing = "resume") -> str:
-    """For LoomTrain: the same answer while nothing is to be started, else a new one for every way a run ended.
+    """What LoomTrain reports as changed: the same answer while nothing is to be started, else a new one for every way a run ended.
 
     `new` may have started name-2, name-3, …: all of them count. A run that was deleted since it was last seen counts too.
     """
@@ -185,5 +185,5 @@ def state_of(name: str) -> str:
 
 
 def states() -> str:
-    """Of all runs: inputs that are links are not known when a node is asked whether it has changed."""
+    """Returns the states of all runs: inputs that are links are not known when ComfyUI asks a node whether it has changed."""
     return "; ".join(f"{run['name']} {run['state']} {run['step']}" for run in list_runs(REGISTRY))

@@ -93,7 +93,7 @@ class Job:
             self._wake.notify_all()
 
     def summary(self) -> dict[str, Any]:
-        """For the panel."""
+        """Returns what the panel draws."""
         left = (self.total - self.at) * self.seconds if self.seconds else None
         return {
             "name": self.name,

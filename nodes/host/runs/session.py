@@ -141,7 +141,7 @@ def facts(patcher: ModelPatcher, request: TrainRequest) -> Record:
 
 
 def sampled_identity(patcher: ModelPatcher) -> str:
-    """Of a MODEL with the way it samples: what conditions in the cache belong to."""
+    """Returns the identity of a MODEL with the way it samples, which conditions in the cache belong to."""
     sampling = patcher.get_model_object("model_sampling")
     how = {"sampling": sorted(cls.__name__ for cls in type(sampling).__mro__), "sigma_max": float(sampling.sigma_max)}
     how["sigma_middle"] = float(sampling.sigmas[len(sampling.sigmas) // 2])

@@ -60,7 +60,7 @@ def add_method(patcher: ModelPatcher, guidance: Guidance) -> ModelPatcher:
 
 
 def before_cfg_of(guidance: Guidance) -> Callable[[PreCfgArguments], list[Tensor]]:
-    """With u the unconditional prediction, s the scale and g what the method gives: u + (g - u) / s, of which CFG makes g."""
+    """Returns the function that computes, with u the unconditional prediction, s the scale and g what the method gives: u + (g - u) / s, of which CFG makes g."""
     runs: dict[str, object] = {"sigmas": None, "combine": guidance.begin()}
 
     def function(arguments: PreCfgArguments) -> list[Tensor]:

@@ -135,7 +135,7 @@ def load_view(view: View) -> LoadedView:
 def encode_views(
     views: Sequence[LoadedView], encoders: Encoders, halving: "_Halving | None" = None
 ) -> list[dict[str, Tensor]]:
-    """For each view {"latents": (C, h, w)}, and "mask": (1, h, w), "reference", "reference_2", …: (C, h, w) where it has them.
+    """Returns for each view {"latents": (C, h, w)}, and "mask": (1, h, w), "reference", "reference_2", …: (C, h, w) where it has them.
 
     Latents are raw, as the VAE gives them, in fp32 on the CPU; masks are averaged down to the size of the latents.
     """

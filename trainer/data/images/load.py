@@ -35,7 +35,7 @@ PLUGINS = {
 MAX_PIXELS = 170_000_000
 """Larger images are refused: they are most likely decompression bombs, and no bucket needs them. This is below Pillow's own limit."""
 MAX_SIDE = 65_535
-"""Of JPEG and WebP. Pillow keeps tables for each row, so that a high and narrow image costs more than its pixels."""
+"""The longest side of JPEG and WebP. Pillow keeps tables for each row, so that a high and narrow image costs more than its pixels."""
 DEFLATE_RATIO = 1032
 """The most that deflate, and with it a PNG, can compress (zlib's technical notes)."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,

@@ -83,7 +83,7 @@ def crop_position(sums: str, resized: Size, target: Size) -> tuple[float, float]
 
 
 def _share(sums: bytes, whole: int, part: int) -> float:
-    """In one direction: the position of the window of `part` out of `whole` pixels that holds most of the sum."""
+    """Finds, in one direction, the position of the window of `part` out of `whole` pixels that holds most of the sum."""
     spare = whole - part
     if spare <= 0 or not any(sums):
         return 0.5

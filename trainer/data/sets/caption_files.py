@@ -18,7 +18,7 @@ class Captions:
 
     texts: tuple[str, ...]
     source: str
-    """For the report, such as "caption files (.txt)"."""
+    """The source in the words of the report, such as "caption files (.txt)"."""
     file: Path | None = None
     """The file next to the image that was read."""
 

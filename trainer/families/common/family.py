@@ -88,16 +88,16 @@ class TrainableText(TextEncoder, Protocol):
     """Text encoders that can have a LoRA of their own (`Variant.text_parts`)."""
 
     def networks(self) -> Mapping[str, nn.Module]:
-        """By their names in LoRA files: te, or te1 and te2."""
+        """The encoders' networks by their names in LoRA files: te, or te1 and te2."""
         ...
 
     def read(self, prompts: Sequence[str]) -> list[Text]:
-        """Like `encode`, on the networks' device and with a gradient."""
+        """Encodes like `encode`, on the networks' device and with a gradient."""
         ...
 
 
 class VisionTextEncoder(TextEncoder, Protocol):
-    """Of an edit model whose text encoder sees the reference images (`Variant.text_pixels`)."""
+    """The text encoder of an edit model, which sees the reference images (`Variant.text_pixels`)."""
 
     def encode_beside(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> list[Text]:
         """Texts of prompts, each with its images (3, H, W), RGB in [-1, 1], sides multiples of 28 pixels."""
@@ -265,7 +265,7 @@ class Family(Protocol):
         ...
 
     def lora_map(self, widths: Widths) -> KeyMap:
-        """Like `key_map`, for a network that a LoRA file of these widths fits; no more than what can have a LoRA."""
+        """Returns a map like `key_map`, for a network that a LoRA file of these widths fits; no more than what can have a LoRA."""
         ...
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> Denoiser: ...
@@ -332,14 +332,14 @@ def stack(texts: Sequence[Text]) -> dict[str, Tensor]:
 
 
 def stack_repeating(texts: Sequence[Text]) -> dict[str, Tensor]:
-    """Like `stack`; a shorter "text" (L, D) is repeated up to a common length. To cross-attention, which has no positions
+    """Stacks like `stack`; a shorter "text" (L, D) is repeated up to a common length. To cross-attention, which has no positions
     and no mask, a text said n times is that text said once, exactly (ComfyUI batches so too)."""
     length = math.lcm(*(len(text["text"]) for text in texts))
     return stack([text | {"text": text["text"].repeat(length // len(text["text"]), 1)} for text in texts])
 
 
 def stack_unequal(texts: Sequence[Text]) -> dict[str, Tensor]:
-    """Like `stack`; where "text" (L, D) differs in length, zeros stand behind and "text_length" (B,) says how long each is.
+    """Stacks like `stack`; where "text" (L, D) differs in length, zeros stand behind and "text_length" (B,) says how long each is.
     For networks without a mask, which `by_length` runs once per length."""
     lengths = [len(text["text"]) for text in texts]
     if len(set(lengths)) == 1:

@@ -29,7 +29,7 @@ class LoraNames:
     """What ComfyUI takes before a diffusers path; the first is what this project writes. Without one it writes original
     paths, because the diffusers ones do not lead to the right rows."""
     diffusers: str = ""
-    """The same of the diffusers paths."""
+    """The same for the paths of diffusers."""
     sizes: Mapping[str, tuple[int, ...]]
     """{regular expression of a module key: the widths of its input in this family}, where families share names."""
 

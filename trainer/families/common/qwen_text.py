@@ -29,7 +29,7 @@ EDIT_HEAD = (
 TEMPLATE_TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's images in [0, 1]; Qwen2.5-VL was trained with them."""
+"""Mean and standard deviation of CLIP's images in [0, 1]; Qwen2.5-VL was trained with them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ def native_keys(shapes: Shapes, levels: int, layers: int) -> KeyMap:
 
 
 def unet_lora_names(context: tuple[int, ...]) -> LoraNames:
-    """Of a UNet whose text is one of these widths."""
+    """Returns the names of LoRA files of a UNet whose text has one of these widths."""
     return LoraNames(
         prefixes=UNET_LORA_PREFIXES,
         diffusers=UNET_LORA_DIFFUSERS,

@@ -11,7 +11,7 @@ import { scale, smoothed, thinned } from "./series.js";
  * @typedef {CanvasRenderingContext2D} Pen
  */
 
-const MARGIN = { left: 8, right: 42, top: 8, bottom: 16 };
+const MARGIN = { left: 8, right: 42, top: 22, bottom: 16 }; // the legend lies above the curve
 // Lines that are seen on a dark and on a light ground; the text has the colour of the panel's, which follows the theme.
 const COLOURS = { raw: "#5b93f066", smooth: "#5b93f0", fill: "#5b93f022", validation: "#e08a1e", grid: "#80808033", text: "#8d96a6" };
 const MOST_POINTS = 1500;

@@ -160,6 +160,11 @@ def test_a_compare_page_shows_its_images_through_the_server(server, browser):
     opened.goto(f"{server.http.base_url}/lora_loom/runs/compared/files/strips/strip.html")
     opened.wait_for_function("document.images[0]?.naturalWidth === 32", timeout=30_000)
     assert opened.evaluate("window.origin") == "null"  # its script has no rights on the server
+    a = opened.get_by_role("button", name="A: base, strength 1, cfg 4, seed 1: <b>a cat</b>")
+    a.click()
+    assert a.get_attribute("aria-pressed") == "true"
+    opened.get_by_role("button", name="base, strength 1, cfg 4", exact=False).first.press(" ")
+    opened.wait_for_selector("dialog[open] img")
     opened.close()
 
 

@@ -53,6 +53,7 @@ from ..backend.denoiser import (
     load_denoiser,
     refuse_patches,
 )
+from ..backend.encoder_check import check_encoders
 from ..backend.families import joined
 from ..backend.latents import latent_normaliser
 from ..backend.lora_check import host_arithmetic
@@ -125,6 +126,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
             f"patience = {patience} needs a validation loss: set images aside (LoomCache validation_split, or a LoomDataset of role validation)"
         )
     make_plan(dataset.training, request.training.batch_size, request.training.seed)
+    check_encoders(patcher.model, request.cache, dataset.examples)
     return dataset
 
 

@@ -158,6 +158,8 @@ export class Panel {
     const facts = [`step ${count(run.step)} / ${count(run.total)}`];
     if (moving && run.seconds) facts.push(pace(run.seconds));
     if (moving && run.eta) facts.push(`${duration(run.eta)} left`);
+    const measured = this.view.validationLoss;
+    if (measured) facts.push(`validation ${loss(measured.now)}${measured.base === null ? "" : `, base ${loss(measured.base)}`}`);
     for (const fact of facts) make("span", "", this.facts, fact);
   }
 

@@ -162,6 +162,12 @@ export class RunView {
     else if (detail.loss !== undefined && Number.isFinite(detail.loss)) append(this.losses, { step, value: detail.loss });
   }
 
+  /** The newest validation loss and, when a later one than its own is there, that of the base without a LoRA; null before the first. */
+  get validationLoss() {
+    const [first] = this.validation, last = this.validation[this.validation.length - 1];
+    return last ? { now: last.value, base: first.step === 0 && last.step > 0 ? first.value : null } : null;
+  }
+
   /** Share of the run that is done, 0 to 1. */
   get progress() {
     return this.run?.total ? Math.min(1, (this.run.step ?? 0) / this.run.total) : 0;

@@ -36,6 +36,17 @@ test("a record fills the panel", () => {
   assert.equal(view.progress, 0.25);
 });
 
+test("the validation loss stands next to the base's", () => {
+  const view = loaded();
+  assert.deepEqual(view.validationLoss, { now: 0.7, base: null }, "the base was not measured");
+  view.load(RECORD, [{ step: 0, held_out: 0.9 }]);
+  assert.deepEqual(view.validationLoss, { now: 0.9, base: null }, "it is the base");
+  view.heard("step", { step: 20, held_out: 0.5 });
+  assert.deepEqual(view.validationLoss, { now: 0.5, base: 0.9 });
+  view.load(RECORD, []);
+  assert.equal(view.validationLoss, null);
+});
+
 test("no run on the server takes the state away and the note with it", () => {
   const view = loaded();
   view.note = "saving";

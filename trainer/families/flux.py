@@ -79,7 +79,7 @@ TARGETS = {
     ),
 }
 LORA_NAMES = LoraNames(
-    prefixes=("transformer.", "lora_transformer_", "lycoris_"),
+    prefixes=("transformer.", "lora_transformer_", "lycoris_", ""),
     diffusers=rf"transformer_blocks\.\d+\.({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear)"
     r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out|norm\.linear)|x_embedder|context_embedder|proj_out"
     r"|time_text_embed\.(timestep|guidance|text)_embedder\.linear_[12]",

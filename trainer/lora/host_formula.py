@@ -4,7 +4,7 @@ It follows the arithmetic of ComfyUI's `weight_adapter` (LoRA, LoHa, LoKr, weigh
 checked against it and checkpoints can be compared without ComfyUI. O out, I in, r rank, K kernel elements.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +18,25 @@ SUFFIXES = (
 )  # fmt: skip
 """Names of the tensors of all supported adapters: plain LoRA, DoRA, LoHa and LoKr."""
 
+SPELLINGS = {
+    ".lora_A.default.weight": "lora_A.weight",
+    ".lora_B.default.weight": "lora_B.weight",
+    ".lora.down.weight": "lora_down.weight",
+    ".lora.up.weight": "lora_up.weight",
+    "_lora.down.weight": "lora_down.weight",
+    "_lora.up.weight": "lora_up.weight",
+    ".lora_linear_layer.down.weight": "lora_down.weight",
+    ".lora_linear_layer.up.weight": "lora_up.weight",
+}
+"""{other ends of keys that ComfyUI takes: the suffix that they mean}. PEFT and older versions of diffusers write them."""
+FOREIGN = (
+    "lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2", "diff", "diff_b", "w_norm", "b_norm", "oft_blocks", "oft_diag", "rescale",
+    "a1.weight", "a2.weight", "b1.weight", "b2.weight", "set_weight", "reshape_weight",
+)  # fmt: skip
+"""Tensors of kinds of adapters that ComfyUI loads and this project does not read."""
+EMBEDDINGS = "bundle_emb."
+"""Start of the keys of embeddings that OneTrainer puts into a LoRA file. ComfyUI leaves them out, and so does this project."""
+
 RANKED = ("lora_A.weight", "lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 """Factors whose first dimension is the rank."""
 
@@ -28,17 +47,43 @@ def group_by_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, 
     unknown = []
     for key, tensor in tensors.items():
         module, suffix = split_key(key)
-        if suffix is None:
-            unknown.append(key)
-        else:
+        if suffix is not None:
             modules.setdefault(module, {})[suffix] = tensor
+        elif not key.startswith(EMBEDDINGS):
+            unknown.append(key)
     return modules, unknown
 
 
 def split_key(key: str) -> tuple[str, str | None]:
     """Returns (module key, suffix) of a tensor's key; (key, None) if it belongs to no supported adapter."""
     suffix = next((s for s in SUFFIXES if key.endswith("." + s)), None)
-    return (key, None) if suffix is None else (key[: -len(suffix) - 1], suffix)
+    if suffix is not None:
+        return key[: -len(suffix) - 1], suffix
+    end = next((end for end in SPELLINGS if key.endswith(end)), None)
+    return (key, None) if end is None else (key[: -len(end)], SPELLINGS[end])
+
+
+def foreign_kinds(keys: Iterable[str]) -> list[str]:
+    """The kinds of tensors among these keys that belong to adapters which are known and not read here, sorted."""
+    return sorted({kind for key in keys for kind in FOREIGN if key.endswith("." + kind)})
+
+
+def refuse_foreign(keys: Iterable[str], name: str) -> None:
+    """Raise ModelFileError if a file holds a kind of adapter that is not read here: half of it would be another change."""
+    if kinds := foreign_kinds(keys):
+        raise ModelFileError(
+            f"{name} holds a kind of adapter that is not read here ({', '.join(kinds)}): plain LoRA, DoRA, LoHa and LoKr are. Load it in ComfyUI, "
+            "save the checkpoint there, and extract a LoRA from it"
+        )
+
+
+def refuse_broken(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise ModelFileError if a tensor of a LoRA has NaN or infinite numbers, which make every image black."""
+    broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ModelFileError(
+            f"{name}: {len(broken)} tensors have NaN or infinite numbers, first {broken[0]}: the training diverged; use an earlier checkpoint"
+        )
 
 
 def rank_of(parts: Mapping[str, Tensor]) -> int:

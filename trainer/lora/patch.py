@@ -11,7 +11,7 @@ from ..errors import ModelFileError, did_you_mean
 from ..weights.frozen import FrozenLinear, is_quantized_tensor, replace_module
 from ..weights.row_parts import RowPart
 from .adapter import dense_weight
-from .host_formula import group_by_module, weight_change
+from .host_formula import group_by_module, refuse_foreign, weight_change
 
 
 class Patchable(Protocol):
@@ -35,6 +35,7 @@ class Patchable(Protocol):
 def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Returns {module path: {suffix: tensor}} of a LoRA file. Raises ModelFileError unless every tensor belongs to a module of the network."""
     modules, unknown = group_by_module(tensors)
+    refuse_foreign(unknown, "the LoRA")
     paths = {
         denoiser.file_key(path): path
         for path, part in denoiser.module.named_modules()

@@ -189,7 +189,8 @@ def check_one_family(paths: Sequence[Path]) -> None:
 
 def _style(names: LoraNames | None, key: str) -> str:
     """The prefix of a module key, and whether the path after it is that of the original model or of diffusers."""
-    for prefix in (*(names.prefixes if names else ()), *NATIVE_PREFIXES, "unet."):
+    prefixes = {*(names.prefixes if names else ()), *NATIVE_PREFIXES, "unet."}
+    for prefix in sorted(prefixes, key=len, reverse=True):  # a name without a prefix begins with "" as every name does
         if key.startswith(prefix):
             is_original = prefix in NATIVE_PREFIXES and names is not None and not names.matches_diffusers(key)
             return f"{prefix}…{' (original names)' if is_original else ''}"

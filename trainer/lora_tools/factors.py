@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ModelFileError
+from ..config.aliases import log_note
+from ..errors import ConfigError, ModelFileError, some
+from ..lora.host_formula import EMBEDDINGS, refuse_foreign
 from ..storage.atomic import stream_tensors
 from ..storage.tensor_file import FORMATS, TensorFile, TensorHeader
 from ..weights.devices import DTYPES
@@ -90,6 +92,12 @@ def open_lora(path: Path) -> PlainLora:
     """Open a LoRA file. Raises ModelFileError unless every tensor belongs to a plain LoRA (not DoRA, LoHa or LoKr)."""
     file = TensorFile(path)
     modules, unknown = modules_of(file)
+    refuse_foreign(unknown, str(path))
+    embeddings = [key for key in unknown if key.startswith(EMBEDDINGS)]
+    unknown = sorted(set(unknown) - set(embeddings))
+    if embeddings:
+        log_note(f"{path.name}: {len(embeddings)} bundled embeddings are left out, as ComfyUI does: {some(embeddings)}")
+    modules = {_of_unet(key): parts for key, parts in modules.items()}
     if not modules:
         raise ModelFileError(f"{path} holds no LoRA tensors; it begins with {', '.join(sorted(file.layout)[:3])}")
     if unknown:
@@ -101,6 +109,13 @@ def open_lora(path: Path) -> PlainLora:
             "Merge it into the base (merge-base), then extract a LoRA from the two checkpoints"
         )
     return PlainLora(file=file, modules=modules)
+
+
+def _of_unet(key: str) -> str:
+    """The key of a UNet's module as diffusers writes it, where PEFT has saved the adapter itself (base_model.model.…)."""
+    path = key.removeprefix("base_model.model.")
+    is_peft = path != key and path.startswith(("down_blocks.", "mid_block.", "up_blocks."))
+    return f"unet.{path}" if is_peft else key
 
 
 def _is_plain(parts: Mapping[str, str]) -> bool:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from ..errors import ModelFileError
-from ..lora.host_formula import RANKED, split_key
+from ..lora.host_formula import RANKED, refuse_foreign, split_key
 from ..storage.atomic import bits_of
 from ..storage.tensor_file import FORMATS, TensorFile
 
@@ -48,6 +48,7 @@ def inspect(path: Path) -> LoraReport:
     file = TensorFile(path)
     modules, unknown = modules_of(file)
     if not modules:
+        refuse_foreign(unknown, str(path))
         raise ModelFileError(f"{path} holds no LoRA tensors; it begins with {', '.join(sorted(file.layout)[:3])}")
     norms: dict[str, float] = defaultdict(float)
     zero, broken, alphas = [], [], []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelFileError, RunError, did_you_mean
-from ..lora.host_formula import needs_whole_weight, weight_change
+from ..lora.host_formula import EMBEDDINGS, needs_whole_weight, refuse_broken, refuse_foreign, weight_change
 from ..storage.atomic import stream_tensors
 from ..storage.tensor_file import FORMATS, TensorFile
 from ..types import Progress
@@ -59,6 +59,7 @@ class Patch:
         first, last = self.target.rows or (0, len(tensor))
         offset, total = self.target.of_module or (0, last - first)
         parts = self.file.gather(self.parts)
+        refuse_broken({self.parts[name]: tensor for name, tensor in parts.items()}, str(self.file.path))
         whole = needs_whole_weight(parts, total)
         if whole and self.target.of_module:
             raise ModelFileError(
@@ -140,7 +141,8 @@ def plan(
     for path, strength in loras:
         file = TensorFile(path)
         modules, unknown = modules_of(file)
-        strange += unknown
+        refuse_foreign(unknown, str(path))
+        strange += [key for key in unknown if not key.startswith(EMBEDDINGS)]
         for module, parts in sorted(modules.items()):
             if module not in slices:
                 strange.append(module)

@@ -16,6 +16,7 @@ from ..data.cache.references import reference_placement
 from ..errors import ConfigError, RunError, StoppedError
 from ..eta import duration
 from ..families.common.comfy_loaders import from_input_folder, literally, loaders, prompt_nodes
+from ..lora.host_formula import refuse_broken
 from ..lora.metadata import trained_steps
 from ..lora_tools.layouts import Formats
 from ..runs.headless import run_folder
@@ -104,6 +105,7 @@ def read_loras(paths: Sequence[Path], run: RunFolder) -> tuple[SweptLora, ...]:
 def swept_lora(path: Path, label: str, step: int | None = None) -> SweptLora:
     """A LoRA file to compare; the step of one that is of no run is what its metadata says. Raises ModelFileError."""
     tensors = read_lora(path)
+    refuse_broken(tensors, str(path))
     known = trained_steps(TensorFile(path).metadata) if step is None else step
     return SweptLora(label=label, digest=tensors_digest(tensors), path=path, step=known)
 

@@ -150,7 +150,7 @@ def _allowed(text: str, what: str, kind: str) -> Path:
         path = Path(cleaned).expanduser()
         os.fsencode(path)
     except (RuntimeError, ValueError) as error:  # a home of nobody, half a surrogate pair
-        raise ConfigError(f"{what} = {text!r} is no path on this machine ({error}): name a {kind}") from error
+        raise ConfigError(f"{what} = {text!r} is not a path on this machine ({error}): name a {kind}") from error
     if not path.is_absolute():
         base = Path(folder_paths.get_input_directory())
         path = base / path

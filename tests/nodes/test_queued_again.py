@@ -101,5 +101,5 @@ def test_a_name_is_refused_when_the_graph_is_queued(host, name):
 
 @pytest.mark.parametrize("text", ["~nobody-of-this-name/x", "a\udcffb\ud800"])
 def test_a_path_that_is_none_is_one_plain_line(host, text):
-    with pytest.raises(ConfigError, match="is no path on this machine"):
+    with pytest.raises(ConfigError, match="is not a path on this machine"):
         host("paths").resolve_folder(text, "folder")

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby, product
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from ..families.common.lora_names import is_text_encoder
 from ..lora.patch import patched
 from ..runs.reference_images import Reference
 from ..training.text_encoders import TextModules, TextView
-from ..types import Cell, Geometry, Size, named_references
+from ..types import Cell, Geometry, Record, Size, named_references
 from .cell_workflow import MakeGraph
 
 Paths = tuple[Path, ...]
@@ -123,7 +122,7 @@ def plan_cells(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
     return cells
 
 
-def guidance_recipe(guidance: GuidanceConfig) -> dict[str, Any]:
+def guidance_recipe(guidance: GuidanceConfig) -> Record:
     """What of a guidance setting decides the image. Later options at their defaults are left out, so that old cells keep their ids."""
     recipe = {**asdict(guidance), "label": ""}
     if not guidance.rescale:
@@ -282,14 +281,14 @@ def write_image(pixels_CHW: Tensor, cell: Cell, texts: Mapping[str, str] | None 
     write_bytes(cell.image, buffer.getvalue())
 
 
-def cell_to_dict(cell: Cell) -> dict[str, Any]:
+def cell_to_dict(cell: Cell) -> Record:
     """A cell as plain data, with the file name of its image instead of the path."""
     return {**asdict(cell), "image": cell.image.name}
 
 
 def sheet_to_dict(
     cells: Sequence[Cell], *, loras: Mapping[str, Path] | None = None, best: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> Record:
     """A sheet as plain data. `loras` maps digests to files; the PNGs, which people share, do not contain these paths."""
     where = {digest: str(path) for digest, path in (loras or {}).items()}
     return {
@@ -300,12 +299,12 @@ def sheet_to_dict(
     }
 
 
-def sheet_from_dict(data: Mapping[str, Any], folder: Path) -> list[Cell]:
+def sheet_from_dict(data: Record, folder: Path) -> list[Cell]:
     """The cells of a sheet, with images in `folder`."""
     return [_cell_from_dict(cell, folder) for cell in data["cells"]]
 
 
-def _cell_from_dict(data: Mapping[str, Any], folder: Path) -> Cell:
+def _cell_from_dict(data: Record, folder: Path) -> Cell:
     """Sheets of version 0.1 name the step in the label only."""
     step = data["step"] if "step" in data else _step_in(data["checkpoint"])
     return Cell(**{**data, "image": folder / data["image"], "step": step})

@@ -12,9 +12,8 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..types import Cell
+from ..types import Cell, Record
 from .strip import Grid
 
 TEMPLATE = Path(__file__).with_name("html_page.html")
@@ -45,13 +44,13 @@ def to_html(grids: Sequence[Grid], title: str) -> str:
     return re.sub("@@([A-Z_]+)@@", lambda match: parts[match[1]], text)
 
 
-def inert(data: Any) -> str:
+def inert(data: object) -> str:
     """JSON without characters that could end the HTML element that contains it."""
     text = json.dumps(data, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def page_of(grid: Grid) -> dict[str, Any]:
+def page_of(grid: Grid) -> Record:
     """A page of the grid as plain data: labels, ids of the cells, ids of the recommended ones."""
     return {
         "title": grid.title,
@@ -79,7 +78,7 @@ def _image(path: Path, lossless: bool) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def recipe(cell: Cell) -> dict[str, Any]:
+def recipe(cell: Cell) -> Record:
     """The settings of a cell and its scores, in reading order: the columns of the CSV file."""
     settings = cell.settings
     width, height = settings.get("size", ("", ""))
@@ -120,5 +119,5 @@ def to_csv(cells: Sequence[Cell]) -> str:
     return buffer.getvalue()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -1,15 +1,16 @@
 """When the validation loss ends a run early, and which step it recommends."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+
+from ..types import Record
 
 
-def selected_loss(line: Mapping[str, Any]) -> float:
+def selected_loss(line: Record) -> float:
     """The validation loss of what the LoRA file holds: of the average where there is one."""
-    return float(line.get("held_out_ema", line["held_out"]))
+    return float(line["held_out_ema"] if "held_out_ema" in line else line["held_out"])
 
 
-def lowest(lines: Sequence[Mapping[str, Any]]) -> tuple[int, float, int]:
+def lowest(lines: Sequence[Record]) -> tuple[int, float, int]:
     """Returns (step of the lowest validation loss, that loss, measurements since). Raises ValueError without a measurement."""
     measured = [line for line in lines if "held_out" in line]
     if not measured:
@@ -18,7 +19,7 @@ def lowest(lines: Sequence[Mapping[str, Any]]) -> tuple[int, float, int]:
     return int(measured[best]["step"]), selected_loss(measured[best]), len(measured) - 1 - best
 
 
-def recommended(lines: Sequence[Mapping[str, Any]], steps: Collection[int]) -> dict[str, Any] | None:
+def recommended(lines: Sequence[Record], steps: Collection[int]) -> Record | None:
     """Which of the steps with a LoRA file to take by the validation loss alone, with the reason and the runner-up; None if
     fewer than two steps were measured. `lora-loom score` says how sure such a lead is."""
     losses = {int(line["step"]): selected_loss(line) for line in lines if "held_out" in line and int(line["step"]) > 0}
@@ -35,7 +36,7 @@ def recommended(lines: Sequence[Mapping[str, Any]], steps: Collection[int]) -> d
     return {"step": step, "held_out": loss, "runner_up": runner_up, "reason": reason}
 
 
-def is_exhausted(lines: Sequence[Mapping[str, Any]], patience: int) -> bool:
+def is_exhausted(lines: Sequence[Record], patience: int) -> bool:
     """Whether the last `patience` measurements all failed to go below the lowest before them. A function of the record
     alone, so a continued run stops where the unbroken one did."""
     return patience > 0 and any("held_out" in line for line in lines) and lowest(lines)[2] >= patience

@@ -229,12 +229,12 @@ class ConceptScene:
 
 
 def random_concept_scene(rng: random.Random, background: str, *, wide: bool = False) -> ConceptScene:
-    """A toadstool of random position and size on a background.
+    """A toadstool on a background, in the middle and of one size; `wide` varies both at random, as in version 0.1.
 
-    No caption names the two, so they vary by a pixel only: the parts of the image, of which the base has 64, must agree on them,
-    and where they vary more it draws the cap for one place and the stem for another. `wide` varies them as in version 0.1.
+    No caption names the two: the parts of the image, of which the base has 64, must agree on them, and where they vary it
+    draws the cap for one place and the stem for another.
     """
-    reach, sizes = (0.04, (0.54, 0.64)) if wide else (0.01, (0.59, 0.61))
+    reach, sizes = (0.04, (0.54, 0.64)) if wide else (0.0, (0.6, 0.6))
     return ConceptScene(
         background=background, thing=Thing(centre=_near((0.5, 0.5), reach, rng), size=rng.uniform(*sizes))
     )

@@ -306,7 +306,7 @@ def test_an_unknown_model(tmp_path):
     source = open_source(str(tmp_path / "other.safetensors"))
     with pytest.raises(
         ModelFileError,
-        match=r"no base model of a known family \(flux, lumina2, qwen_image, sd, sd3, sdxl\); its tensors begin with layers",
+        match=r"is not a base model of a known family \(flux, lumina2, qwen_image, sd, sd3, sdxl\); its tensors begin with layers",
     ):
         families.detect(source.shapes, source.path)
 

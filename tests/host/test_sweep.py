@@ -70,7 +70,9 @@ def test_scores_from_the_record_and_from_the_model_agree(server, bases, family):
         [path] = folder.glob("scores-*.json")
         data = json.loads(path.read_text())
         assert data["recommendation"]["runner_up"]
-        assert any(("measured now" if links else "recorded while") in note for note in data["notes"]), data["notes"]
+        assert any(("measured now" if links else "recorded during training") in note for note in data["notes"]), data[
+            "notes"
+        ]
         losses.append({row["label"]: row["values"]["held_out"]["mean"] for row in data["rows"]})
     recorded, measured = losses
     assert list(recorded) == ["base", "step 2", "step 4"]

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....trainer.config.run import (
     LoraDtype,
@@ -117,9 +117,8 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     check_optimizer(request.optimizer)
     check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
-    network = patcher.model.diffusion_model
-    cells = positions_per_side(network) * int(getattr(network, "patch_size", 1))
-    refuse_long_sides(dataset.examples, cells * request.cache.factor, type(patcher.model).__name__)
+    reach = longest_side(patcher.model.diffusion_model, request.cache.factor)
+    refuse_long_sides(dataset.examples, reach, type(patcher.model).__name__)
     patience = request.validation.validation.patience if request.validation else 0
     if patience and not dataset.held_out:
         raise ConfigError(
@@ -128,6 +127,16 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     make_plan(dataset.training, request.training.batch_size, request.training.seed)
     check_encoders(patcher.model, request.cache, dataset.examples)
     return dataset
+
+
+def longest_side(network: nn.Module, factor: int) -> int:
+    """How many pixels of one side the network's table of positions reaches; 0 where positions are computed and have no end.
+
+    `factor`: pixels per latent row or column. Only networks with a table have one square patch size: that of video networks
+    is (frames, rows, columns).
+    """
+    patches = positions_per_side(network)
+    return patches * int(network.patch_size) * factor if patches else 0  # type: ignore[arg-type]
 
 
 def facts(patcher: ModelPatcher, request: TrainRequest) -> Record:

@@ -4,7 +4,8 @@ import ast
 from functools import cache
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("run.py", "dataset.py", "sweep.py")]
+FILES = ("run", "network", "optimizer", "objective", "dataset", "sweep")
+SOURCES = [Path(__file__).with_name(f"{name}.py") for name in FILES]
 
 
 @cache

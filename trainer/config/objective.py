@@ -1,0 +1,67 @@
+"""Options of what a step minimises: the [objective] table."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ..choices import LOSSES, TIMESTEP_SAMPLING, Choice
+from .checks import OneOf
+from .section import Section, require
+
+AUTO_TIMESTEPS = Choice(
+    help="logit_normal for flow models, uniform for the others", options=("logit_mean", "logit_std")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Section, table="objective"):
+    """What a step minimises: at which noise levels, and by which loss."""
+
+    timestep_sampling: Annotated[str, OneOf(TIMESTEP_SAMPLING, {"auto": AUTO_TIMESTEPS})] = "auto"
+    """Timestep sampling: the distribution that the noise level of each image in a step is drawn from."""
+    logit_mean: float = 0.0
+    """Mean of logit_normal: above 0 trains composition more, below 0 detail."""
+    logit_std: float = 1.0
+    """Standard deviation of logit_normal; smaller concentrates training on fewer noise levels."""
+    mode_scale: float = 1.29
+    """Strength s of mode sampling (SD3 paper, 3.1): above 0 trains the middle noise levels more, below 0 the ends."""
+    beta: tuple[float, float] = (2.0, 2.0)
+    """The two parameters of beta sampling; equal ones are symmetric, [1, 1] is uniform."""
+    shift: float | Literal["auto", "resolution"] = "auto"
+    """Shifts the noise levels of flow models: above 1 trains high noise more. auto is the family's own; resolution grows with the image."""
+    min_timestep: float = 0.0
+    """Lowest noise level that is trained, as a share of the schedule (0 = clean)."""
+    max_timestep: float = 1.0
+    """Highest noise level that is trained, as a share of the schedule (1 = pure noise)."""
+    loss: Annotated[str, OneOf(LOSSES)] = "mse"
+    """Loss between the prediction and its target."""
+    huber_delta: float = 0.1
+    """Error at which huber and smooth_l1 turn from square to linear."""
+    min_snr_gamma: float = 0.0
+    """Clamps the loss weight of low noise levels (Min-SNR, arXiv 2303.09556); 5 is usual, 0 switches it off. Epsilon and v models only."""
+    noise_offset: float = 0.0
+    """Adds a constant per channel to the noise, which allows darker and brighter images; 0.05 to 0.1 is usual, 0 switches it off. Epsilon and v models only."""
+    masked_loss: Literal["normalised", "plain"] = "normalised"
+    """What a masked loss is divided by: normalised by the mask's own sum, plain by the size of the image (small masks then train weakly)."""
+    guidance_scale: float = 1.0
+    """Guidance value that guidance-distilled models (Flux dev) receive while training. 1.0 keeps the distillation."""
+
+    def check(self) -> None:
+        require(self.logit_std > 0, "objective.logit_std", self.logit_std, "use a number above 0")
+        require(
+            0 <= self.min_timestep < self.max_timestep <= 1,
+            "objective.min_timestep",
+            self.min_timestep,
+            f"use 0 <= min_timestep < max_timestep = {self.max_timestep} <= 1",
+        )
+        require(min(self.beta) > 0, "objective.beta", self.beta, "use two numbers above 0")
+        require(
+            isinstance(self.shift, str) or self.shift > 0,
+            "objective.shift",
+            self.shift,
+            "use a number above 0, auto or resolution",
+        )
+        require(self.huber_delta > 0, "objective.huber_delta", self.huber_delta, "use a number above 0")
+        require(
+            self.min_snr_gamma >= 0, "objective.min_snr_gamma", self.min_snr_gamma, "use 0 (off) or more (5 is usual)"
+        )
+        require(self.noise_offset >= 0, "objective.noise_offset", self.noise_offset, "use 0 (off) or more")

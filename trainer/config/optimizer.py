@@ -1,0 +1,71 @@
+"""Options of the optimizer and of its learning rate over the steps: the [optimizer] and [schedule] tables."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from ..choices import LR_SCHEDULES, OPTIMIZERS
+from ..errors import ConfigError
+from .checks import OneOf
+from .section import Section, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section, table="optimizer"):
+    """How gradients change the adapter's weights."""
+
+    name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    """Optimizer that updates the adapter's weights."""
+    learning_rate: float | Literal["auto"] = 1e-4
+    """Peak learning rate. 1e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy. auto: by the width of the network and the optimizer, 2e-4 to 5e-4 for real ones; run.json has the number."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay: the share by which a step shrinks the weights, times the learning rate."""
+    max_grad_norm: float = 1.0
+    """Gradients whose L2 norm (all adapters together) is above this are scaled down to it; 0 switches clipping off."""
+    options: dict[str, float | int | bool | list[float]] = field(default_factory=dict)
+    """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
+
+    def check(self) -> None:
+        remedy = "use a number above 0 (1e-4 is usual)"
+        is_rate = self.learning_rate == "auto" or self.learning_rate > 0
+        require(is_rate, "optimizer.learning_rate", self.learning_rate, remedy)
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
+        for name, place in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
+            require(name not in self.options, "optimizer.options", self.options, f"set optimizer.{place} instead")
+        require(
+            self.max_grad_norm >= 0, "optimizer.max_grad_norm", self.max_grad_norm, "use 0 (off) or more (1.0 is usual)"
+        )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number. Raises ConfigError for "auto", which is made a number when a network is known."""
+        if self.learning_rate == "auto":
+            raise ConfigError("optimizer.learning_rate = 'auto' has no number before the base model is known")
+        return self.learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Section, table="schedule"):
+    """The learning rate over the steps of a run, as a factor on its peak."""
+
+    kind: Annotated[str, OneOf(LR_SCHEDULES)] = "constant"
+    """Learning-rate schedule: how the rate falls after the warm-up, to min_lr_ratio at the last step."""
+    warmup: float = 0.0
+    """Length of the linear warm-up: a share of all steps if below 1, else a number of steps."""
+    cycles: int = 1
+    """Number of cosines of restarts."""
+    power: float = 1.0
+    """Exponent of polynomial; 1 is linear, above 1 falls faster at first."""
+    min_lr_ratio: float = 0.0
+    """Learning rate at the end of the schedule, as a share of the peak."""
+
+    def check(self) -> None:
+        remedy = "use a share of the steps (0.1) or a number of steps (100)"
+        require(self.warmup >= 0, "schedule.warmup", self.warmup, remedy)
+        require(self.cycles >= 1, "schedule.cycles", self.cycles, "use 1 or more")
+        require(self.power > 0, "schedule.power", self.power, "use a number above 0")
+        require(
+            0 <= self.min_lr_ratio <= 1,
+            "schedule.min_lr_ratio",
+            self.min_lr_ratio,
+            "use 0 to 1, a share of the learning rate",
+        )

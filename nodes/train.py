@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .node import InputTypes, LoomNode, NodeOutput
 from .sockets.names import CACHE, MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, RUN, VALIDATION
-from .widgets import folded, link, seed, text, widget
+from .widgets import BEFORE, folded, link, seed, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,8 @@ class AnyType(str):
 
 
 ANY = AnyType("*")
+VALUE = "value"
+RATE = "Peak learning rate where rate is value: 1e-4 to 5e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."
 _RUN_OUTPUTS = (RUN, ANY, "IMAGE")
 _RUN_NAMES = ("run", "lora_name", "loss_curve")
 _RUN_TOOLTIPS = (
@@ -68,7 +70,15 @@ class LoomTrain(LoomNode):
                     "cache": link(CACHE, "From Loom Cache."),
                     "name": text("my-lora", "Name of the run, of its folder and of its LoRA files."),
                     "steps": widget("TrainingConfig", "steps", min=1, max=1_000_000),
-                    "learning_rate": widget("OptimizerConfig", "learning_rate", min=1e-12, max=10.0, step=0.00001),
+                    "learning_rate": widget(
+                        "OptimizerConfig",
+                        "learning_rate",
+                        default=1e-4,
+                        min=1e-12,
+                        max=10.0,
+                        step=0.00001,
+                        tooltip=RATE,
+                    ),
                     "rank": (
                         "INT",
                         {
@@ -108,10 +118,18 @@ class LoomTrain(LoomNode):
                     "ema": widget("TrainingConfig", "ema", max=0.9999, step=0.001),
                     "keep": widget("TrainingConfig", "keep", max=1000),
                     "lora_dtype": widget("OutputConfig", "dtype"),
+                    "rate": (
+                        ["auto", VALUE],
+                        {
+                            "default": "auto",
+                            BEFORE: VALUE,
+                            "tooltip": "Where the learning rate comes from. auto: by the width of the model and the optimizer, 2e-4 to 5e-4 for real models; the run's log has the number, and a run keeps it. value: the input learning_rate.",
+                        },
+                    ),
                 },
                 "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },
-            shown=("name", "steps", "learning_rate", "rank", "batch_size", "save_every"),
+            shown=("name", "steps", "learning_rate", "rank", "batch_size", "save_every", "rate"),
         )
 
     @classmethod
@@ -147,7 +165,7 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
 
     from ..trainer.config.run import NetworkConfig, ObjectiveConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
     from ..trainer.storage.names import check_name
-    from .host.runs.session import TrainRequest, default_memory, with_rate
+    from .host.runs.session import TrainRequest, default_memory
 
     network: NetworkValue | None = inputs.get("network")
     optimizer: OptimizerValue | None = inputs.get("optimizer")
@@ -155,6 +173,7 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
     memory: MemoryValue | None = inputs.get("memory")
     validation: ValidationValue | None = inputs.get("validation")
     cache: CacheValue = inputs["cache"]
+    rate: float | Literal["auto"] = inputs["learning_rate"] if inputs.get("rate", VALUE) == VALUE else "auto"
     return TrainRequest(
         name=check_name(inputs["name"]),
         training=TrainingConfig(
@@ -167,7 +186,7 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
             ema_decay=inputs.get("ema", 0.0),
         ),
         network=replace(network.network if network else NetworkConfig(), rank=inputs["rank"]),
-        optimizer=with_rate(optimizer.optimizer if optimizer else OptimizerConfig(), inputs["learning_rate"]),
+        optimizer=replace(optimizer.optimizer if optimizer else OptimizerConfig(), learning_rate=rate),
         schedule=optimizer.schedule if optimizer else ScheduleConfig(),
         objective=objective.objective if objective else ObjectiveConfig(),
         memory=memory or default_memory(),

@@ -9,6 +9,9 @@ from .node import InputTypes, Widget
 from .sockets.names import ALONE, AUTO
 
 BIG = 2**31 - 1
+BEFORE = "before"
+"""Option of an input that is later than others and begins at another value than what a workflow without it means: that value.
+The page gives it to nodes of workflows that were saved without the input (web/before.js)."""
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN")
 EDIT_PROMPTS: Widget = (
     [AUTO, ALONE, "qwen-image-edit", "qwen-image-edit-plus"],
@@ -37,8 +40,8 @@ def widget(section: str, name: str, **changes: object) -> Widget:
     if field.default is not dataclasses.MISSING:
         options["default"] = field.default
     kind = typing.get_type_hints(cls)[present]
-    if isinstance(field.default, float) and float in typing.get_args(kind):
-        kind = float  # learning_rate: "auto" is for the command line
+    if isinstance(changes.get("default"), float) and float in typing.get_args(kind):
+        kind = float  # learning_rate: "auto" is an input of its own
     if one_of := config.one_of(cls, present):
         values = "; ".join(f"{value}: {choice.help}" for value, choice in one_of.choices.items())
         options["tooltip"] = f"{options['tooltip']} {values}."

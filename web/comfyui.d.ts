@@ -34,7 +34,7 @@ interface ComfyNode {
   setSize(size: [number, number]): void;
   computeSize(): [number, number];
   onExecuted?: (output: ComfyOutput, ...rest: unknown[]) => void;
-  onConfigure?: (info?: { properties?: Record<string, unknown> }, ...values: unknown[]) => void;
+  onConfigure?: (info?: { properties?: Record<string, unknown>; widgets_values?: unknown }, ...values: unknown[]) => void;
   onDragOver?: (event: DragEvent) => boolean;
   onDragDrop?: (event: DragEvent) => boolean | Promise<boolean>;
   onRemoved?: (...values: unknown[]) => void;
@@ -56,6 +56,6 @@ declare module "*/scripts/app.js" {
   export const app: {
     nodeOutputs?: Record<string, { images?: unknown[] }>;
     extensionManager?: { toast?: { add?(message: object): void } };
-    registerExtension(extension: { name: string; setup(): void; nodeCreated(node: ComfyNode): void }): void;
+    registerExtension(extension: { name: string; setup(): void; beforeRegisterNodeDef(type: unknown, definition: { name: string; input?: Record<string, Record<string, unknown>> }): void; nodeCreated(node: ComfyNode): void }): void;
   };
 }

@@ -2,6 +2,7 @@
 // The entry: puts a panel under every LoomTrain node and brings it the events of its run; nodes that report get a box.
 
 import { app } from "../../scripts/app.js";
+import { keepMeaning, meanings } from "./before.js";
 import { listen } from "./client.js";
 import { takeDrops } from "./drop.js";
 import { foldAdvanced } from "./fold.js";
@@ -15,6 +16,8 @@ const NODE = "LoomTrain";
 const HEIGHT = 260;
 /** @type {Map<ComfyNode, Panel>} */
 const panels = new Map();
+/** @type {Map<string, Map<string, unknown>>} by node class */
+const meant = new Map();
 
 function addStyle() {
   const link = document.createElement("link");
@@ -103,7 +106,11 @@ app.registerExtension({
     addStyle();
     listen(heard);
   },
+  beforeRegisterNodeDef(_type, definition) {
+    if (definition.name.startsWith("Loom")) meant.set(definition.name, meanings(definition));
+  },
   nodeCreated(node) {
+    keepMeaning(node, meant.get(node.comfyClass));
     if (node.comfyClass.startsWith("Loom")) foldAdvanced(node);
     takeDrops(node);
     listenToReports(node);

@@ -266,3 +266,24 @@ def test_loom_run_and_loom_checkpoints_take_a_run_of_the_command_line(host):
     summary = records.summary(run_folder(config), SimpleNamespace(active=lambda name: None))
     assert (summary["state"], summary["step"], summary["total"]) == ("finished", 4, 4)
     assert json.dumps(summary)
+
+
+# Inputs that came later.
+
+
+def test_a_workflow_without_the_input_means_its_learning_rate(host):
+    assert graph_plan(host).optimizer.learning_rate == 1e-3
+    assert graph_plan(host, rate="value").optimizer.learning_rate == 1e-3
+    assert graph_plan(host, rate="auto").optimizer.learning_rate == "auto"
+
+
+def test_a_new_node_begins_at_auto_and_says_what_workflows_of_before_mean(host):
+    from lora_loom.nodes import NODE_CLASS_MAPPINGS
+    from scripts.write_workflows import api_graph
+
+    values, options = NODE_CLASS_MAPPINGS["LoomTrain"].INPUT_TYPES()["optional"]["rate"]
+    assert (options["default"], options["before"]) == ("auto", "value")
+    assert set(values) == {"auto", "value"}
+    for name in ("train_sd", "train_flux"):
+        [node] = [node for node in api_graph(name).values() if node["class_type"] == "LoomTrain"]
+        assert node["inputs"]["rate"] == "auto", "so that both forms of a template mean the same"

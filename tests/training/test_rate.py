@@ -8,6 +8,8 @@ from torch import nn
 from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.runs.headless import run_folder, train
+from lora_loom.trainer.runs.rate import with_rate
+from lora_loom.trainer.runs.run_folder import RunFolder
 from lora_loom.trainer.training import rate
 from lora_loom.trainer.training.rate import auto_rate, width_of
 from tests.conftest import SilentHost, make_config
@@ -23,7 +25,7 @@ def network(width):
 )
 def test_the_rule_falls_with_the_width_and_stays_where_trainers_of_real_models_are(width, expected):
     assert width_of(network(width)) == width
-    assert auto_rate(network(width), NetworkConfig(), OptimizerConfig(learning_rate="auto")) == expected
+    assert auto_rate(network(width), NetworkConfig(), OptimizerConfig()).value == expected
 
 
 @pytest.mark.parametrize(
@@ -38,17 +40,31 @@ def test_the_rule_falls_with_the_width_and_stays_where_trainers_of_real_models_a
     ],
 )
 def test_optimizer_and_scale_count(optimizer, settings, expected):
-    found = auto_rate(network(3072), NetworkConfig(**settings), OptimizerConfig(name=optimizer, learning_rate="auto"))
-    assert found == expected
+    assert auto_rate(network(3072), NetworkConfig(**settings), OptimizerConfig(name=optimizer)).value == expected
 
 
-def test_where_the_rule_says_nothing():
-    with pytest.raises(ConfigError, match=r"'auto'.*not for lokr with adamw; give a number"):
-        auto_rate(network(64), NetworkConfig(kind="lokr"), OptimizerConfig(learning_rate="auto"))
-    with pytest.raises(ConfigError, match=r"no Linear to tell its width by"):
-        auto_rate(nn.Conv2d(3, 3, 1), NetworkConfig(), OptimizerConfig(learning_rate="auto"))
+def test_where_the_rule_says_nothing_the_rate_is_that_of_version_0_1():
+    unknown = auto_rate(network(64), NetworkConfig(kind="lokr"), OptimizerConfig())
+    assert (unknown.value, "no rule for lokr with adamw" in unknown.origin) == (1e-4, True)
+    assert auto_rate(nn.Conv2d(3, 3, 1), NetworkConfig(), OptimizerConfig()).value == 1e-4
+
+
+def test_a_rate_that_is_not_named_is_auto_and_a_word_is_refused():
+    assert OptimizerConfig().learning_rate == "auto"
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate = 'fast'"):
         OptimizerConfig(learning_rate="fast")
+
+
+def test_an_earlier_run_goes_on_at_the_rate_that_it_began_with(tmp_path):
+    folder, host = RunFolder(tmp_path / "run"), SilentHost()
+    folder.update(config={"optimizer": {"learning_rate": 1e-4}}, fixed={})
+    new = with_rate(OptimizerConfig(), NetworkConfig(), folder, network(3072), host.log)
+    assert new.learning_rate == 4.5e-4, "it has kept nothing, so it begins again"
+    (folder.checkpoints / "step-000001").mkdir(parents=True)
+    assert with_rate(OptimizerConfig(), NetworkConfig(), folder, network(3072), host.log).learning_rate == 1e-4
+    assert host.text[-1] == "learning rate: 0.0001 (auto, as this run began)"
+    named = OptimizerConfig(learning_rate=3e-4)
+    assert with_rate(named, NetworkConfig(), folder, network(3072), host.log) is named
 
 
 def test_a_run_holds_the_number_and_goes_on_with_it(tmp_path, monkeypatch):

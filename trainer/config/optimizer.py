@@ -15,8 +15,8 @@ class OptimizerConfig(Section, table="optimizer"):
 
     name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
     """Optimizer that updates the adapter's weights."""
-    learning_rate: float | Literal["auto"] = 1e-4
-    """Peak learning rate. 1e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy. auto: by the width of the network and the optimizer, 2e-4 to 5e-4 for real ones; run.json has the number."""
+    learning_rate: float | Literal["auto"] = "auto"
+    """Peak learning rate: 1e-4 to 5e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy. auto: by the width of the network and the optimizer, 2e-4 to 5e-4 for real networks; run.json has the number, and a run keeps it."""
     weight_decay: float = 0.01
     """Decoupled weight decay: the share by which a step shrinks the weights, times the learning rate."""
     max_grad_norm: float = 1.0
@@ -25,7 +25,7 @@ class OptimizerConfig(Section, table="optimizer"):
     """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
 
     def check(self) -> None:
-        remedy = "use a number above 0 (1e-4 is usual)"
+        remedy = "use a number above 0 (1e-4 to 5e-4 is usual), or auto"
         is_rate = self.learning_rate == "auto" or self.learning_rate > 0
         require(is_rate, "optimizer.learning_rate", self.learning_rate, remedy)
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")

@@ -1,7 +1,7 @@
 """A run from the command line: from a configuration to a trained LoRA, in order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -125,7 +125,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_reference_use("dataset.references", references, base)
     check_samples(config.validation, sample_size(config.validation, config.data.resolution), base)
     skeleton, folder = base.skeleton(), run_folder(config, processes)
-    config = with_rate(config, folder, skeleton.module, host.log)
+    optimizer = with_rate(config.optimizer, config.network, folder, skeleton.module, host.log)
+    config = replace(config, optimizer=optimizer)
     check_text_training(config.text.learning_rate, config.optimizer, base)
     fits: Denoiser = with_text(skeleton, base) if config.text.learning_rate else skeleton
     targets = modules_of_run(folder, fits.module, partial(_new_targets, config, base, skeleton, fits))

@@ -7,6 +7,7 @@ from torch import Tensor
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError, RunError
 from ....trainer.runs.plan import RunPlan
+from ....trainer.runs.rate import with_rate
 from ....trainer.runs.run_folder import RunFolder, environment
 from ...sockets.values import RunValue
 from ..backend.reshare import SharedBase, loaded_models
@@ -30,6 +31,10 @@ def start(
 ) -> tuple[RunValue, str, Tensor]:
     """Start, continue, attach to or return a run. Raises LoomError before anything is changed on disk."""
     dataset = check_request(patcher, request)
+    notes: list[str] = []
+    network = patcher.model.diffusion_model
+    optimizer = with_rate(request.optimizer, request.network, run_folder(request.name), network, notes.append)
+    request = replace(request, optimizer=optimizer)
     plan = request.plan(facts(patcher, request))
     choice = choose(plan, existing, REGISTRY)
     folder, job = choice.folder, choice.job
@@ -40,7 +45,7 @@ def start(
         job.base.offer(patcher)
     elif job is None and not choice.is_finished:
         named = replace(plan, name=folder.name)
-        job = _submit(request, named, patcher, dataset, folder, graph, node_id)
+        job = _submit(request, named, patcher, dataset, folder, graph, node_id, notes)
     if mode == "wait" and job is not None:
         _wait_for(job, cancel_stops=True)
     return _result(folder)
@@ -54,10 +59,10 @@ def _submit(
     folder: RunFolder,
     graph: Graph | None,
     node_id: str | None,
+    notes: list[str],
 ) -> Job:
     import torch
 
-    notes: list[str] = []
     session = make_session(patcher, request, plan, dataset, folder, Bar().update, notes.append)
     here = environment(str(patcher.load_device), torch.get_num_threads())
     folder.start(plan.config(), plan.fixed(), here, session.modules)

@@ -336,8 +336,3 @@ def training_shift(denoiser: LoadedDenoiser) -> float | ResolutionShift:
 def default_memory() -> MemoryValue:
     """The settings of a run without a LoomMemory node: nothing is quantized and training does not yield to queued prompts for a set time."""
     return MemoryValue(memory=MemoryConfig(), precision="auto", quantize="none", yield_max_s=0.0)
-
-
-def with_rate(optimizer: OptimizerConfig, learning_rate: float) -> OptimizerConfig:
-    """The same optimizer with another learning rate."""
-    return replace(optimizer, learning_rate=learning_rate)

@@ -112,6 +112,20 @@ class LoomOptimizer(LoomNode):
                             "tooltip": "Steps in the plot of the learning rate. The number of training steps is set on Loom Train LoRA.",
                         },
                     ),
+                    "cycle_warmup": widget("ScheduleConfig", "cycle_warmup", max=100_000.0, step=0.01),
+                    "cycle_decay": widget("ScheduleConfig", "cycle_decay", min=0.001, max=1.0, step=0.05),
+                    "cycle_growth": widget("ScheduleConfig", "cycle_growth", min=0.01, max=100.0, step=0.1),
+                    "decay": widget("ScheduleConfig", "decay", min=0.001, max=100_000.0, step=0.05),
+                    "timescale": widget("ScheduleConfig", "timescale"),
+                    "schedule_class": text(
+                        "",
+                        "The path of a schedule's class, which takes the place of schedule, e.g. torch.optim.lr_scheduler.OneCycleLR. Of known libraries only.",
+                    ),
+                    "schedule_options": text(
+                        "",
+                        'Arguments of schedule_class, one name = value a line. It gets an optimizer with rate 1: rates are shares of the peak. The text "steps", in quotes, stands for the number of steps after the warm-up.',
+                        multiline=True,
+                    ),
                 },
             },
             shown=("name", "schedule", "warmup", "weight_decay"),
@@ -124,17 +138,23 @@ class LoomOptimizer(LoomNode):
         weight_decay: float = 0.01,
         clip_norm: float = 1.0,
         steps_shown: int = 1000,
+        schedule_class: str = "",
+        schedule_options: str = "",
         **shape: Any,
     ) -> tuple[OptimizerValue, Tensor]:
         from ..trainer.config.aliases import current_options
         from ..trainer.config.run import OptimizerConfig, ScheduleConfig
+        from ..trainer.config.toml import read_options
         from ..trainer.training.optim import check_optimizer
+        from .host.class_paths import check_class_path
         from .host.runs.plots import curve_image
         from .sockets.values import OptimizerValue
 
         optimizer = OptimizerConfig(name=name, weight_decay=weight_decay, max_grad_norm=clip_norm)
         check_optimizer(optimizer)
-        law = ScheduleConfig(**current_options("schedule", {"kind": schedule, **shape}))
+        kind = check_class_path("schedule_class", schedule_class) or schedule
+        options = read_options("schedule_options", schedule_options)
+        law = ScheduleConfig(**current_options("schedule", {"kind": kind, "options": options, **shape}))
         return OptimizerValue(optimizer=optimizer, schedule=law), curve_image(law, steps_shown)
 
 

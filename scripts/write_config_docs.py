@@ -89,12 +89,17 @@ def table(title: str, cls: type[Section]) -> str:
         if field.name not in told:
             continue
         found = one_of(cls, field.name)
-        kind = either([f"`{value}`" for value in found.choices]) if found else shown_type(hints[field.name])
+        kind = (
+            either([*(f"`{value}`" for value in found.choices), *(["a class path"] if found.by_path else [])])
+            if found
+            else shown_type(hints[field.name])
+        )
         default = "see below" if field.name == "guidance" and cls.table == "sweep" else shown_default(field)
         rows.append(f"| `{field.name}` | {in_cell(default)} | {in_cell(kind)} | {in_cell(told[field.name])} |")
         if found:
             lists += ["", f"`{field.name}`:", ""]
             lists += [f"- `{value}`: {choice.help}" for value, choice in found.choices.items()]
+            lists += [f"- a class path: {found.by_path.help}"] if found.by_path else []
     return "\n".join([*rows, *lists]) + "\n"
 
 

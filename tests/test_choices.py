@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from lora_loom.nodes.host.sweep.apg import before_cfg_of
 from lora_loom.trainer import choices
-from lora_loom.trainer.choices import AdapterChoice, Choice, OptimizerChoice
+from lora_loom.trainer.choices import AdapterChoice, Choice, OptimizerChoice, ScheduleChoice
 from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.config.run import (
     GuidanceConfig,
@@ -86,7 +86,7 @@ class Sum:
 
 KINDS = {
     "optimizer": ("OPTIMIZERS", OptimizerChoice(help=HELP, make=torch.optim.SGD), OptimizerConfig, "name", ("LoomOptimizer", "name")),
-    "schedule": ("LR_SCHEDULES", Choice(help=HELP, make=backwards, options=("power",)), ScheduleConfig, "kind", ("LoomOptimizer", "schedule")),
+    "schedule": ("LR_SCHEDULES", ScheduleChoice(help=HELP, make=backwards, options=("power",)), ScheduleConfig, "kind", ("LoomOptimizer", "schedule")),
     "timesteps": ("TIMESTEP_SAMPLING", Choice(help=HELP, make=Always, options=("mode_scale",)), ObjectiveConfig, "timestep_sampling",
                   ("LoomObjective", "timesteps")),
     "loss": ("LOSSES", Choice(help=HELP, make=absolute), ObjectiveConfig, "loss", ("LoomObjective", "loss")),
@@ -165,7 +165,9 @@ def test_a_new_schedule_is_followed_and_owns_its_options(added):
     assert [lr_factor(step, 4, config) for step in range(4)] == [1.0, 1.0, 0.0, 0.0]
     tables = {"name": "n", "model": {"base": "b"}, "dataset": [{"folder": "x"}]}
     refuse_unused_options(parse({**tables, "schedule": {"kind": NEW, "power": 2.0}}, TrainConfig))
-    with pytest.raises(ConfigError, match="cycles = 3 would do nothing: only kind = 'restarts' reads it"):
+    with pytest.raises(
+        ConfigError, match="cycles = 3 would do nothing: only kind = 'restarts' or 'warm_restarts' or 'sine' reads it"
+    ):
         refuse_unused_options(parse({**tables, "schedule": {"kind": NEW, "cycles": 3}}, TrainConfig))
 
 

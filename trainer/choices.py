@@ -7,9 +7,10 @@ Nothing here imports torch: an entry holds the address of what it stands for, an
 """
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,27 @@ class Choice:
     def values(self, settings: object) -> tuple[Any, ...]:
         """What `settings` has for the options that it reads, in their order."""
         return tuple(getattr(settings, name) for name in self.options)
+
+
+Entry = TypeVar("Entry", bound=Choice)
+CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+"""Some library's class, "module.Class"."""
+
+
+def entry_of(table: Mapping[str, Entry], value: str, by_path: Entry | None) -> Entry | None:
+    """What a value stands for: an entry of its table, or `by_path` with the class that the value names. None if it is neither."""
+    if value in table or by_path is None or not CLASS_PATH.fullmatch(value):
+        return table.get(value)
+    module, _, name = value.rpartition(".")
+    return replace(by_path, make=by_path.make or f"{module}:{name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleChoice(Choice):
+    """A learning-rate schedule. `make` is a function of (share of the steps after the warm-up that are done, ScheduleConfig)."""
+
+    by_steps: bool = False
+    """Whether `make` is a function of (`training.schedule.Place`, ScheduleConfig) instead, for laws that count steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +103,53 @@ OPTIMIZERS: dict[str, OptimizerChoice] = {
 }
 """[optimizer] name."""
 
-LR_SCHEDULES: dict[str, Choice] = {
-    "constant": Choice(help="stays at the peak", make=".training.schedule:constant"),
-    "linear": Choice(help="falls in a straight line", make=".training.schedule:linear", options=("min_lr_ratio",)),
-    "cosine": Choice(help="falls along half a cosine", make=".training.schedule:cosine", options=("min_lr_ratio",)),
-    "restarts": Choice(
+LR_SCHEDULES: dict[str, ScheduleChoice] = {
+    "constant": ScheduleChoice(help="stays at the peak", make=".training.schedule:constant"),
+    "linear": ScheduleChoice(
+        help="falls in a straight line", make=".training.schedule:linear", options=("min_lr_ratio",)
+    ),
+    "cosine": ScheduleChoice(
+        help="falls along half a cosine", make=".training.schedule:cosine", options=("min_lr_ratio",)
+    ),
+    "restarts": ScheduleChoice(
         help="cosines one after another, as many as cycles",
         make=".training.schedule:restarts",
         options=("min_lr_ratio", "cycles"),
     ),
-    "polynomial": Choice(
+    "polynomial": ScheduleChoice(
         help="falls as (1 - t) ** power", make=".training.schedule:polynomial", options=("min_lr_ratio", "power")
     ),
-}
-"""[schedule] kind: functions of (share of the steps after the warm-up that are done, ScheduleConfig), from 1 to 0."""
+    "warm_restarts": ScheduleChoice(
+        help="cosines one after another, each with a warm-up, a lower peak and another length if wanted",
+        make=".training.schedule:warm_restarts",
+        options=("min_lr_ratio", "cycles", "cycle_warmup", "cycle_decay", "cycle_growth"),
+        by_steps=True,
+    ),
+    "inverse_sqrt": ScheduleChoice(
+        help="falls as 1 / sqrt(steps)", make=".training.schedule:inverse_sqrt", options=("min_lr_ratio", "timescale"), by_steps=True,
+    ),
+    "wsd": ScheduleChoice(
+        help="warm-up, stable, decay: falls at the end only", make=".training.schedule:wsd", options=("min_lr_ratio", "decay"), by_steps=True,
+    ),
+    "rex": ScheduleChoice(
+        help="stays high for long, then falls fast (arXiv 2107.04197)", make=".training.schedule:rex", options=("min_lr_ratio",)
+    ),
+    "sine": ScheduleChoice(
+        help="waves between the peak and min_lr_ratio, as many as cycles",
+        make=".training.schedule:sine",
+        options=("min_lr_ratio", "cycles"),
+        by_steps=True,
+    ),
+}  # fmt: skip
+"""[schedule] kind."""
+
+SCHEDULE_CLASS = ScheduleChoice(
+    help="a schedule of torch's interface, class(optimizer, **options)",
+    make=".training.schedule:of_class",
+    options=("options",),
+    by_steps=True,
+)
+"""[schedule] kind, where it is the path of a class."""
 
 TIMESTEP_SAMPLING: dict[str, Choice] = {
     "uniform": Choice(help="every noise level equally often", make=".diffusion.timesteps:Uniform"),

@@ -46,7 +46,10 @@ def test_a_run_of_the_former_names_goes_on():
     assert config.dataset[1].role == "validation"
     now = fixed_settings(to_dict(config), FACTS)
     assert changed_settings(RECORD["fixed"], now) == []
-    assert current_tree(RECORD["fixed"]) == {"name": RECORD["fixed"]["name"], **now}, "nothing but the names differs"
+    for section, fields in current_tree(RECORD["fixed"]).items():
+        if isinstance(fields, dict):
+            had = {name: value for name, value in now[section].items() if name in fields}
+            assert fields == had, "nothing but the names differs, and options that are newer"
     changed = dataclasses.replace(config, optimizer=config_module.OptimizerConfig(max_grad_norm=1.0))
     other = fixed_settings(to_dict(changed), FACTS)
     assert changed_settings(RECORD["fixed"], other) == ["optimizer.max_grad_norm: 0.5 -> 1.0"]

@@ -20,7 +20,7 @@ from lora_loom.trainer.config.toml import load, parse
 from lora_loom.trainer.errors import ConfigError
 
 WRONG = [
-    (ScheduleConfig, "kind", "wsd", "use 'constant', 'linear', 'cosine', 'restarts' or 'polynomial'"),
+    (ScheduleConfig, "kind", "wds", "use 'constant', 'linear', 'cosine', 'restarts', 'polynomial', 'warm_restarts', 'inverse_sqrt', 'wsd', 'rex' or 'sine' (did you mean 'wsd'?), or the path of a class"),
     (SweepConfig, "sampler", "lms", "use 'euler', 'heun', 'dpmpp_2m' or 'ddim'"),
     (SweepConfig, "scheduler", "karas", "use 'normal', 'simple', 'karras' or 'sgm_uniform' (did you mean 'karras'?)"),
     (NetworkConfig, "kind", "lohaa", "use 'lora', 'dora', 'loha' or 'lokr' (did you mean 'loha' or 'lora'?)"),
@@ -66,7 +66,9 @@ def test_python_toml_and_set_say_the_same(section, name, value, remedy, tmp_path
     ("node", "inputs", "message"),
     [
         ("LoomNetwork", {"alpha": 0.0, "kind": "lohaa", "targets": "default"}, "network.kind = 'lohaa': use 'lora'"),
-        ("LoomOptimizer", {"name": "adamw", "schedule": "wsd", "warmup": 0.0}, "schedule.kind = 'wsd': use 'constant'"),
+        ("LoomOptimizer", {"name": "adamw", "schedule": "wds", "warmup": 0.0}, "schedule.kind = 'wds': use 'constant'"),
+        ("LoomOptimizer", {"name": "adamw", "schedule": "constant", "warmup": 0.0, "schedule_class": "os.path"}, "schedule_class = 'os.path': a workflow may name classes of torch"),
+        ("LoomOptimizer", {"name": "adamw", "schedule": "constant", "warmup": 0.0, "schedule_options": "T_max 5"}, "schedule_options = 'T_max 5': write one option = value"),
         ("LoomObjective", {"timesteps": "normal", "shift": "auto"}, "objective.timestep_sampling = 'normal': use 'auto'"),
         ("LoomGuidance", {"label": "", "method": "pag", "cfg": 3.0}, "sweep.guidance.method = 'pag': use 'cfg' or 'apg'"),
     ],

@@ -10,6 +10,7 @@ from . import cache as cli_cache
 from . import comfy_api as cli_server
 from . import convert as cli_convert
 from . import lora_tools as cli_tools
+from . import plot as cli_plot
 from .aliases import AliasedCommand
 from .choices import RunCommand
 from .common import AsJson, ConfigFile, ConfigOrRun, Set, SheetPath, command_host, confirm, load, load_run, report
@@ -170,6 +171,7 @@ app.add_typer(cli_cache.app, name="cache")
 cli_tools.register(app)
 cli_convert.register(app)
 cli_server.register(app)
+cli_plot.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,7 +33,10 @@ OPTIONS: dict[str, dict[str, str]] = {
 }
 """{table: {old option: new option}}."""
 
-VALUES: dict[str, dict[str, dict[str, str]]] = {"dataset": {"role": {"held_out": "validation"}}}
+VALUES: dict[str, dict[str, dict[str, str]]] = {
+    "dataset": {"role": {"held_out": "validation"}},
+    "schedule": {"kind": {"constant_with_warmup": "constant", "cosine_with_restarts": "restarts"}},
+}
 """{table: {option: {old value: new value}}}."""
 
 Note = Callable[[str], None]

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..choices import Choice
+from ..choices import Choice, entry_of
 from ..errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -25,18 +25,25 @@ class OneOf:
     table: Mapping[str, Choice]
     more: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
     """Values that are not in the table, before those that are."""
+    by_path: Choice | None = None
+    """What the path of a class stands for, where one may be named instead."""
 
     @property
     def choices(self) -> dict[str, Choice]:
         """{value: what it stands for}, as the table is now."""
         return {**self.more, **self.table}
 
+    def entry(self, value: str) -> Choice | None:
+        """What a value stands for; None for a name that is not known."""
+        return entry_of(self.choices, value, self.by_path)
+
     def checked(self, value: str) -> str:
         """The value itself, for pydantic. Raises its error for a name that is not known."""
         from pydantic_core import PydanticCustomError
 
-        if value not in self.choices:
-            raise PydanticCustomError("one_of", "{remedy}", {"remedy": known_values(value, list(self.choices))})
+        if self.entry(value) is None:
+            remedy = known_values(value, list(self.choices)) + (", or the path of a class" if self.by_path else "")
+            raise PydanticCustomError("one_of", "{remedy}", {"remedy": remedy})
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> "CoreSchema":

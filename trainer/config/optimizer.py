@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from ..choices import LR_SCHEDULES, OPTIMIZERS
+from ..choices import LR_SCHEDULES, OPTIMIZERS, SCHEDULE_CLASS
 from ..errors import ConfigError
 from .checks import OneOf
 from .section import Section, require
@@ -47,16 +47,28 @@ class OptimizerConfig(Section, table="optimizer"):
 class ScheduleConfig(Section, table="schedule"):
     """The learning rate over the steps of a run, as a factor on its peak."""
 
-    kind: Annotated[str, OneOf(LR_SCHEDULES)] = "constant"
-    """Learning-rate schedule: how the rate falls after the warm-up, to min_lr_ratio at the last step."""
+    kind: Annotated[str, OneOf(LR_SCHEDULES, by_path=SCHEDULE_CLASS)] = "constant"
+    """Learning-rate schedule: how the rate falls after the warm-up, to min_lr_ratio at the last step. Or the path of a class, e.g. torch.optim.lr_scheduler.OneCycleLR, which gets options."""
     warmup: float = 0.0
     """Length of the linear warm-up: a share of all steps if below 1, else a number of steps."""
     cycles: int = 1
-    """Number of cosines of restarts."""
+    """Number of cosines of restarts and warm_restarts, of waves of sine."""
     power: float = 1.0
     """Exponent of polynomial; 1 is linear, above 1 falls faster at first."""
     min_lr_ratio: float = 0.0
     """Learning rate at the end of the schedule, as a share of the peak."""
+    cycle_warmup: float = 0.0
+    """Warm-up of each cycle of warm_restarts: a share of the cycle if below 1, else a number of steps. In the first cycle warmup takes its place where it is set."""
+    cycle_decay: float = 1.0
+    """Factor on the peak from one cycle of warm_restarts to the next; 0.5 halves it."""
+    cycle_growth: float = 1.0
+    """Factor on the length from one cycle of warm_restarts to the next; 2 doubles it."""
+    decay: float = 0.2
+    """Length of the fall at the end of wsd: a share of the steps after the warm-up if below 1, else a number of steps."""
+    timescale: int = 0
+    """Steps after the warm-up in which inverse_sqrt falls to 0.71 of the peak; 0 takes the length of the warm-up, or 10000 without one."""
+    options: dict[str, float | int | bool | str | list[float]] = field(default_factory=dict)
+    """Arguments of a schedule that is named by the path of its class, which gets an optimizer with rate 1: rates are shares of the peak. The text "steps" stands for the number of steps after the warm-up."""
 
     def check(self) -> None:
         remedy = "use a share of the steps (0.1) or a number of steps (100)"
@@ -69,3 +81,10 @@ class ScheduleConfig(Section, table="schedule"):
             self.min_lr_ratio,
             "use 0 to 1, a share of the learning rate",
         )
+        remedy = "use a share of the cycle (0.1) or a number of steps (50)"
+        require(self.cycle_warmup >= 0, "schedule.cycle_warmup", self.cycle_warmup, remedy)
+        for name in ("cycle_decay", "cycle_growth"):
+            require(getattr(self, name) > 0, f"schedule.{name}", getattr(self, name), "use a number above 0")
+        require(self.cycle_decay <= 1, "schedule.cycle_decay", self.cycle_decay, "use 1 or less")
+        require(self.decay > 0, "schedule.decay", self.decay, "use a share of the steps (0.2) or a number of steps")
+        require(self.timescale >= 0, "schedule.timescale", self.timescale, "use 0 (the warm-up) or a number of steps")

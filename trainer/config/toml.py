@@ -112,6 +112,16 @@ def _toml_value(text: str) -> object:
         return text
 
 
+def read_options(name: str, text: str) -> Record:
+    """Lines "option = value" as a table, for a text field of a node. Raises ConfigError; `name` is the field's."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{name} = {text!r}: write one option = value a line, e.g. betas = [0.9, 0.99] ({error})"
+        ) from error
+
+
 def parse(data: Mapping[str, Any], kind: type[T], note: Note = log_note) -> T:
     """Check plain data against a section of the configuration and build it. Raises ConfigError naming every problem.
 

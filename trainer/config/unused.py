@@ -4,7 +4,7 @@ A run of the command line checks this before anything is loaded. Nodes show all 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from ..errors import ConfigError
@@ -55,10 +55,12 @@ def rules_of_choices(section: Section) -> Iterator[tuple[str, str]]:
         table = one_of(type(section), chosen.name)
         if table is None:
             continue
-        read = table.choices[getattr(section, chosen.name)].options
-        for option in dict.fromkeys(name for choice in table.choices.values() for name in choice.options):
-            if option not in read:
+        entry = table.entry(getattr(section, chosen.name))
+        every = [*table.choices.values(), *([table.by_path] if table.by_path else [])]
+        for option in dict.fromkeys(name for choice in every for name in choice.options):
+            if entry is not None and option not in entry.options:
                 readers = [repr(value) for value, choice in table.table.items() if option in choice.options]
+                readers += ["the path of a class"] if table.by_path and option in table.by_path.options else []
                 yield option, f"only {chosen.name} = {' or '.join(readers)} reads it"
 
 
@@ -93,4 +95,5 @@ def _sections(config: TrainConfig) -> Iterator[Section]:
 
 
 def _default(kind: type[Section], name: str) -> Any:
-    return next(field.default for field in fields(kind) if field.name == name)  # type: ignore[arg-type]
+    field = next(field for field in fields(kind) if field.name == name)  # type: ignore[arg-type]
+    return field.default if field.default_factory is MISSING else field.default_factory()

@@ -38,6 +38,7 @@ from ..storage.tensor_file import read_lora
 from ..training.held_out import HeldOut, make_held_out
 from ..training.loss_settings import check_objective
 from ..training.optim import check_optimizer
+from ..training.schedule import check_schedule
 from ..training.text_encoders import WithText, all_targets, check_text_training, load_with_text, rate_scales, with_text
 from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
 from ..weights.devices import compute_dtype
@@ -98,6 +99,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
     refuse_unused_options(config)
     check_optimizer(config.optimizer)
+    check_schedule(config.schedule, config.training.steps)
     check_tracker(config.output.report_to)
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)

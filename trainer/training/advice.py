@@ -17,8 +17,13 @@ def advice(optimizer: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> 
             "(docs/benchmarks.md): use constant"
         )
     warmup = warmup_steps(schedule, steps)
-    if warmup >= LONG_WARMUP * steps:
-        notes.append(f"the warm-up takes {min(warmup, steps)} of {steps} steps: 5 % are usual; lower schedule.warmup")
+    if warmup > steps:
+        notes.append(
+            f"schedule.warmup = {schedule.warmup:g} is longer than the run of {steps} steps, which ends at {steps / warmup:.0%} of its "
+            "learning rate: lower it, or write a share of the steps (0.05)"
+        )
+    elif warmup >= LONG_WARMUP * steps:
+        notes.append(f"the warm-up takes {warmup} of {steps} steps: 5 % are usual; lower schedule.warmup")
     low, high = USUAL[optimizer.name]
     if not low <= optimizer.rate <= high:
         notes.append(

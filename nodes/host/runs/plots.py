@@ -1,45 +1,22 @@
-"""Curves as IMAGEs, drawn by matplotlib without a display."""
+"""Curves as IMAGEs."""
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from ....trainer.config.run import ScheduleConfig
+from ....trainer.drawing.plots import ACCENT, as_image, new_figure, rate_plot
 from ....trainer.training.schedule import lr_factor
 from ....trainer.types import Record
 from ..encoding.images import to_image
 
-INK, ACCENT, PALE, SECOND = "#1c1e22", "#3b6fd4", "#b9c9ea", "#c2582b"
-
-
-def _figure() -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
-
-
-def _image(figure: Any) -> Tensor:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return to_image(Image.open(buffer))
+INK, PALE, SECOND = "#1c1e22", "#b9c9ea", "#c2582b"
 
 
 def curve_image(schedule: ScheduleConfig, steps: int) -> Tensor:
     """The learning rate over the steps, as a share of its peak."""
-    figure, axes = _figure()
-    drawn = sorted({round(i * (steps - 1) / 999) for i in range(1000)})
-    axes.plot(drawn, [lr_factor(step, steps, schedule) for step in drawn], color=ACCENT)
-    axes.set(xlabel="step", ylabel="share of the learning rate", ylim=(0, 1.05), title=schedule.kind)
-    return _image(figure)
+    factors = [lr_factor(step, steps, schedule) for step in range(steps)]
+    return to_image(as_image(rate_plot(factors, schedule.kind)))
 
 
 def smoothed(values: Sequence[float], share: float = 0.95) -> list[float]:
@@ -53,7 +30,7 @@ def smoothed(values: Sequence[float], share: float = 0.95) -> list[float]:
 
 def loss_image(lines: Sequence[Record], title: str) -> Tensor:
     """Loss per step, raw and smoothed, and the validation loss where it was measured, with the base's as a line."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     if losses:
         steps, values = zip(*losses, strict=True)
@@ -69,4 +46,4 @@ def loss_image(lines: Sequence[Record], title: str) -> Tensor:
     else:
         axes.text(0.5, 0.5, "no step taken yet", ha="center", va="center", color=INK, transform=axes.transAxes)
     axes.set(xlabel="step", ylabel="loss", title=title)
-    return _image(figure)
+    return to_image(as_image(figure))

@@ -37,6 +37,7 @@ from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.training.loss_settings import check_objective
 from ....trainer.training.optim import check_optimizer
+from ....trainer.training.schedule import check_schedule
 from ....trainer.types import Example, Record
 from ....trainer.weights.devices import DTYPES
 from ....trainer.weights.frozen import compute_in
@@ -115,6 +116,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     """Everything that can be refused without touching a weight. Raises LoomError."""
     refuse_patches(patcher)
     check_optimizer(request.optimizer)
+    check_schedule(request.schedule, request.training.steps)
     check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
     reach = longest_side(patcher.model.diffusion_model, request.cache.factor)

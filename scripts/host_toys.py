@@ -114,7 +114,7 @@ TOYS = {
             "num_attention_heads": 2, "joint_attention_dim": 64, "axes_dims_rope": (4, 14, 14), "dtype": torch.float32,
         },
     ),
-    # Families that the pack has no table for: they train with the generic preset.
+    # Families that the pack has no file for: their layers are found by structure.
     "aura": Toy(
         host_class="AuraFlow", family="", variant="", channels=4, context=64,
         host_config={

@@ -19,6 +19,7 @@ ROOMS = [
     "diffusion",
     "config",
     "distributed",
+    "known_models",
     "families.common",
     "families",
     "base_model",

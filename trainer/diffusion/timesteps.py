@@ -73,7 +73,7 @@ def beta_law(parameters: tuple[float, float]) -> Beta:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolutionShift:
-    """Shift exp(mu) that grows with the image; mu is linear in the number of 2x2 latent patches.
+    """Shift exp(mu) that grows with the image; mu is linear in the number of the network's patches of patch x patch latents.
 
     The defaults are Flux's and SD3's, which give 1.88, 2.33 and 3.16 at 512, 768 and 1024 px; Qwen-Image uses
     max_tokens 8192 and max_shift 0.9. Source: black-forest-labs/flux, `sampling.get_schedule`.
@@ -83,11 +83,13 @@ class ResolutionShift:
     base_shift: float = 0.5
     max_tokens: int = 4096
     max_shift: float = 1.15
+    patch: int = 2
+    """Side of a patch in latents; 1 where the latents are packed already (FLUX.2)."""
 
     def at(self, height: int, width: int) -> float:
         """Shift for latents with `height` rows and `width` columns."""
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
-        tokens = (height // 2) * (width // 2)
+        tokens = (height // self.patch) * (width // self.patch)
         return math.exp(self.base_shift + slope * (tokens - self.base_tokens))
 
 

@@ -53,6 +53,7 @@ _DEV = Variant(
     objective=SAMPLING,
     training_shift=ResolutionShift(),
     guidance_embedding=True,
+    distilled="guidance",
     guidance_scale=1.0,
     max_text_tokens=512,
 )
@@ -60,7 +61,7 @@ VARIANTS = {
     "dev": _DEV,
     "krea": _DEV,
     "kontext": replace(_DEV, references=MOST_REFERENCES),
-    "schnell": Variant(objective=FlowMatching(shift=1.0), guidance_scale=1.0, max_text_tokens=256),
+    "schnell": Variant(objective=FlowMatching(shift=1.0), distilled="steps", guidance_scale=1.0, max_text_tokens=256),
 }
 _ATTENTION = r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _BLOCKS = r"(^|\.)(single_)?transformer_blocks\.\d+\."

@@ -146,7 +146,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     alone = unused_references("dataset.references", references, base)
     if alone and config.data.strict:
         raise DataError(f"data.strict: {alone}")
-    for note in (*listed.notes, *([alone] if alone else [])):
+    for note in (*base.warnings(), *listed.notes, *([alone] if alone else [])):
         host.log(note)
     report = make_report(dataset)
     host.log(report.text())

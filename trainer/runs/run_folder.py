@@ -118,11 +118,18 @@ class RunFolder:
         changed = differences(before, {**environment, "pid": 0}) if len(before) > 1 and self.last_checkpoint() else []
         return f"resuming in a different environment, not bit-identical: {'; '.join(changed)}" if changed else ""
 
-    def start(self, config: Record, fixed: Record, environment: Record, modules: Sequence[str] = ()) -> None:
+    def start(
+        self,
+        config: Record,
+        fixed: Record,
+        environment: Record,
+        modules: Sequence[str] = (),
+        about: Record | None = None,
+    ) -> None:
         """Write run.json of a new run, or of one that is continued (settings that may change are then replaced).
 
         `modules` are the paths of the modules that get an adapter: what a preset of `config` means may change between
-        versions, what a run trains may not.
+        versions, what a run trains may not. `about` are further entries, which say what the base model is.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         created = self.read()["created"] if self.exists() else time.time()
@@ -135,6 +142,7 @@ class RunFolder:
             environment=environment,
             modules=list(modules),
             ruler=self.ruler(),
+            **(about or {}),
         )
 
     def update(self, **changes: Any) -> None:

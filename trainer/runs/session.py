@@ -18,7 +18,7 @@ from ..lora.state_dict import Arithmetic, reference_arithmetic
 from ..training.held_out import HeldOut
 from ..training.loop import Batches
 from ..training.step import LossSettings
-from ..types import Batch, StepResult
+from ..types import Batch, Record, StepResult
 from ..weights.devices import DTYPES
 from .plan import RunPlan
 from .run_folder import RunFolder
@@ -113,6 +113,8 @@ class Backend:
     """Another layout for the LoRA files than the one that is trained in."""
     arithmetic: Arithmetic = reference_arithmetic
     """What a host computes from a LoRA file; inside ComfyUI it is ComfyUI itself."""
+    about: Record = field(default_factory=dict)
+    """Entries of run.json that say what the base model is and which of its layers train."""
 
 
 @dataclass(frozen=True, kw_only=True)

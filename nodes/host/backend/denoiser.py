@@ -18,6 +18,7 @@ from ....trainer.types import Conditioning
 from ....trainer.weights.row_parts import split
 from ..comfy_types import BaseModel, ModelPatcher
 from .families import LoadedFamily, described, told_by_structure
+from .model_rows import told_of, with_row
 from .objective import HostObjective
 from .rope import register_rope_gradients
 from .shadow import build_shadow
@@ -67,6 +68,8 @@ class LoadedDenoiser:
     module: nn.Module
     objective: HostObjective
     settings: LoadedFamily
+    plain: LoadedFamily
+    """The settings without the model's row in the table of known models."""
     is_known: bool
     """Whether a family describes it; otherwise its layers are found by their structure."""
     latent_dims: int
@@ -165,8 +168,9 @@ def load_denoiser(patcher: ModelPatcher, *, compute_dtype: torch.dtype | None = 
     with torch.inference_mode(False):
         shadow = build_shadow(model.diffusion_model, original_weights(patcher))
         objective = HostObjective(patcher.get_model_object("model_sampling"))
-    row = described(name, shadow)
-    settings = row or told_by_structure(shadow)
+    family = described(name, shadow)
+    plain = family or told_by_structure(shadow)
+    settings = with_row(plain, told_of(patcher), shadow)
     for path, parts in settings.parts.items():
         split(shadow.get_submodule(path), parts)
     return LoadedDenoiser(
@@ -174,7 +178,8 @@ def load_denoiser(patcher: ModelPatcher, *, compute_dtype: torch.dtype | None = 
         module=shadow,
         objective=objective,
         settings=settings,
-        is_known=row is not None,
+        plain=plain,
+        is_known=family is not None,
         latent_dims=latent_dims(model),
         compute_dtype=compute_dtype or model.manual_cast_dtype or model.get_dtype(),
     )

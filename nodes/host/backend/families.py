@@ -16,6 +16,7 @@ from ....trainer.diffusion.objectives import FlowMatching
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.families import all_families
 from ....trainer.families.common.family import Family
+from ....trainer.known_models.row import Told
 from ....trainer.lora import roles
 from ....trainer.types import Shapes
 from ....trainer.weights.row_parts import RowPart, Rows
@@ -38,6 +39,8 @@ class LoadedFamily:
     """{path of a fused Linear: {name of a part: its rows}}, whose parts presets name."""
     file_keys: Mapping[str, str] = field(default_factory=dict)
     """{path of such a part: its name in LoRA files}."""
+    told: Told | None = None
+    """The model's row in the table of known models."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _submit(
 
     session = make_session(patcher, request, plan, dataset, folder, Bar().update, notes.append)
     here = environment(str(patcher.load_device), torch.get_num_threads())
-    folder.start(plan.config(), plan.fixed(), here, session.modules)
+    folder.start(plan.config(), plan.fixed(), here, session.modules, session.backend.about)
     keep_graph(folder, graph, node_id)
     for note in notes:
         folder.log(note)

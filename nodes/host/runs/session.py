@@ -58,6 +58,7 @@ from ..backend.encoder_check import check_encoders
 from ..backend.families import joined
 from ..backend.latents import latent_normaliser
 from ..backend.lora_check import host_arithmetic
+from ..backend.model_rows import as_begun, record_of, warnings
 from ..comfy_types import ModelPatcher
 from ..encoding.datasets import read_listing
 from ..encoding.encoders import model_identity
@@ -175,10 +176,13 @@ def make_session(
     (bring_to_device if stream is None else leave_in_ram)(patcher)
     precision, training = plan.training.precision, plan.training
     denoiser = load_denoiser(patcher, compute_dtype=None if precision == "auto" else DTYPES[precision])
+    denoiser.settings = as_begun(folder, denoiser.settings, denoiser.plain)
     check_objective(plan.objective, denoiser.objective)
     modules = modules_of_run(folder, denoiser.module, partial(_new_targets, plan.network, denoiser))
     init = _initial_weights(plan.network, denoiser, modules)
     _log_model(denoiser, modules, log)
+    for warning in warnings(denoiser.settings.told, patcher, denoiser.objective.name):
+        log(f"warning: {warning}")
     log(epochs_text(make_report(dataset), training.batch_size, training.gradient_accumulation_steps, training.steps))
     prepare_weights(denoiser, patcher, request, stream, log)
     batches = open_batches(
@@ -198,6 +202,7 @@ def make_session(
         shift=training_shift(denoiser),
         init=init,
         arithmetic=host_arithmetic(patcher.model),
+        about={"base_model": record_of(denoiser.settings)},
     )
     data = RunData(
         training=batches(dataset.training),
@@ -264,13 +269,10 @@ def _initial_weights(network: NetworkConfig, denoiser: LoadedDenoiser, targets: 
 
 
 def _log_model(denoiser: LoadedDenoiser, modules: list[str], log: Callable[[str], None]) -> None:
-    preset = denoiser.target_presets["default"].description
-    if denoiser.is_known:
-        log(f"model {denoiser.family}, predicts {denoiser.objective.name}; {len(modules)} target modules")
-    else:
-        log(
-            f"model {denoiser.family} is not in the family table: trained with the generic preset ({preset}); {len(modules)} target modules, predicts {denoiser.objective.name}"
-        )
+    told = denoiser.settings.told
+    name = f"{denoiser.family} ({told.row.name})" if told else denoiser.family
+    how = "" if denoiser.is_known else ", its layers found by their structure"
+    log(f"model {name}, predicts {denoiser.objective.name}{how}; {len(modules)} target modules")
 
 
 def wanted_stream(patcher: ModelPatcher, memory: MemoryConfig) -> StreamSettings | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...diffusion.denoiser import Denoiser, Targets
 from ...diffusion.objectives import Objective
 from ...diffusion.timesteps import ResolutionShift
+from ...known_models.row import Distilled
 from ...types import Conditioning, Geometry, Shapes
 from ...weights.streaming import StreamSettings
 from .keymap import KeyMap
@@ -37,6 +38,8 @@ class Variant:
     """Shift of the trained noise levels when the configuration says auto (flow models)."""
     guidance_embedding: bool = False
     """The network is fed a guidance value (guidance-distilled models)."""
+    distilled: Distilled = "no"
+    """Whether guidance or few steps are trained into it: plain training undoes that, unless the guidance is an input."""
     guidance_scale: float = 7.0
     """Usual classifier-free guidance scale."""
     references: int = 0

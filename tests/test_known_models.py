@@ -1,0 +1,105 @@
+"""The table of known models: which row a file is for, what must be said before it is trained, and that every number has a source."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lora_loom.trainer import families
+from lora_loom.trainer.base_model import Base
+from lora_loom.trainer.diffusion.timesteps import ResolutionShift
+from lora_loom.trainer.families.common.source import Source
+from lora_loom.trainer.known_models.row import Sourced, tell, warning_of
+from lora_loom.trainer.known_models.rows import ROWS
+
+Z = {"image_model": "lumina2", "z_image_modulation": True}
+KLEIN = {"image_model": "flux2", "hidden_size": 3072, "guidance_embed": False}
+EDIT_2511 = {"image_model": "qwen_image", "default_ref_method": "index_timestep_zero"}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "file", "name", "by", "distilled"),
+    [
+        ("Lumina2", Z, "z_image_turbo_bf16", "Z-Image Turbo", "name", "steps"),
+        ("Lumina2", Z, "z_image_bf16", "Z-Image", "name", "no"),
+        ("Lumina2", Z, "Z-Image-De-Turbo", "Z-Image De-Turbo", "name", "no"),
+        ("Lumina2", Z, "my merge", "Z-Image", "nothing", "no"),
+        ("Flux2", {**KLEIN, "guidance_embed": True}, "any", "FLUX.2 dev", "weights", "guidance"),
+        ("Flux2", KLEIN, "flux-2-klein-base-4b-fp8", "FLUX.2 Klein base", "name", "no"),
+        ("Flux2", KLEIN, "flux-2-klein-9b", "FLUX.2 Klein", "name", "steps"),
+        ("Krea2", {}, "krea2_turbo_fp8_scaled", "Krea 2 Turbo", "name", "steps"),
+        ("Krea2", {}, "krea2_raw", "Krea 2 RAW", "name", "no"),
+        ("QwenImage", {}, "qwen_image_2512_fp8_e4m3fn", "Qwen-Image 2512", "name", "no"),
+        ("QwenImage", {}, "qwen_image_edit_2509_bf16", "Qwen-Image-Edit 2509", "name", "no"),
+        ("QwenImage", EDIT_2511, "qwen_image_edit_2511_bf16", "Qwen-Image-Edit 2511", "name", "no"),
+        ("QwenImage", {"use_additional_t_cond": True}, "any", "Qwen-Image-Layered", "weights", "no"),
+        ("QwenImage", {}, "Qwen-Image-Lightning-4steps", "Qwen-Image with a few-step LoRA merged", "name", "steps"),
+        ("Anima", {}, "anima-base-v1.0", "Anima", "name", "no"),
+        ("Chroma", {}, "Chroma1-HD-fp8mixed", "Chroma", "name", "no"),
+        ("Chroma", {}, "Chroma1-Flash", "Chroma Flash", "name", "steps"),
+        ("HiDream", {}, "hidream_i1_dev_fp8", "HiDream I1 Dev or Fast", "name", "guidance"),
+        ("HunyuanImage21", {"meanflow": False}, "any", "HunyuanImage 2.1", "weights", "no"),
+        ("HunyuanImage21", {"meanflow": True}, "any", "HunyuanImage 2.1 distilled", "weights", "steps"),
+        ("WAN21", {}, "wan2.2_t2v_high_noise_14B_fp8_scaled", "Wan 2.2, high noise", "name", "no"),
+        ("WAN21", {}, "wan2.1_t2v_14B_fp16", "Wan 2.1", "name", "no"),
+        ("WAN22", {}, "any", "Wan 2.2 5B", "weights", "no"),
+        ("SDXL", {}, "sd_xl_base_1.0", "SDXL", "nothing", "no"),
+        ("SDXL", {}, "sdxl_lightning_4step", "SDXL with few steps", "name", "steps"),
+        ("ErnieImage", {}, "ernie-image-turbo", "ErnieImage Turbo", "name", "steps"),
+    ],
+)  # fmt: skip
+def test_a_model_is_told_by_weights_else_by_its_name(model_class, config, file, name, by, distilled):
+    told = tell(ROWS, model_class, config, [file])
+    assert (told.row.name, told.by, told.row.distilled) == (name, by, distilled)
+
+
+def test_metadata_name_a_file_that_was_renamed():
+    assert tell(ROWS, "Lumina2", Z, ["my favourite", "Z-Image-Turbo"]).row.name == "Z-Image Turbo"
+
+
+def test_relatives_without_a_row_are_not_taken_for_one():
+    assert tell(ROWS, "Lumina2", {"image_model": "lumina2"}, ["z_image_turbo"]) is None
+    assert tell(ROWS, "NobodysModel", {}, []) is None
+
+
+def test_a_distilled_model_is_warned_of_with_its_remedy():
+    turbo = warning_of(tell(ROWS, "Lumina2", Z, ["z_image_turbo_bf16"]))
+    assert "Z-Image Turbo is distilled (steps)" in turbo
+    assert "zimage_turbo_training_adapter" in turbo
+    assert "use the guided loss" in warning_of(tell(ROWS, "HiDream", {}, ["hidream_i1_dev"]))
+    assert not warning_of(tell(ROWS, "Lumina2", Z, ["z_image_bf16"]))
+    assert not warning_of(tell(ROWS, "Flux2", {"guidance_embed": True}, [])), "its guidance is fed, and 1 keeps it"
+
+
+@pytest.mark.parametrize(("variant", "warned"), [("dev", False), ("schnell", True)])
+def test_the_command_line_warns_of_distilled_variants(variant, warned, tmp_path):
+    source = Source(path=tmp_path, denoiser_files=())
+    base = Base(source=source, family=families.get("flux"), variant=variant, device=torch.device("cpu"))
+    assert bool(base.warnings()) == warned
+
+
+def test_what_nothing_tells_is_said_where_it_matters():
+    assert "taken for Krea 2 RAW" in warning_of(tell(ROWS, "Krea2", {}, ["mine"]))
+    assert not warning_of(tell(ROWS, "SDXL", {}, ["mine"])), "most files of this class are plain"
+
+
+def test_every_number_has_a_source():
+    facts = [
+        (row.name, field.name, value)
+        for row in ROWS
+        for field in dataclasses.fields(row)
+        if isinstance(value := getattr(row, field.name), Sourced)
+    ]
+    assert len(facts) > 200
+    assert not [(name, field) for name, field, fact in facts if not fact.source.strip()]
+
+
+def test_shift_laws_count_a_networks_own_tokens():
+    """exp(mu) at 1024 x 1024: FLUX.2 has latents of 1/16, one token each, Krea 2 latents of 1/8 in patches of 2 x 2."""
+    shift = {row.name: row.shift.value for row in ROWS if row.shift}
+    assert shift["FLUX.2 Klein base"].at(64, 64) == pytest.approx(3.158, abs=1e-3)
+    assert shift["ErnieImage"].at(32, 32) == pytest.approx(1.878, abs=1e-3)
+    assert shift["Krea 2 RAW"].at(128, 128) == pytest.approx(2.475, abs=1e-3)
+    assert shift["Krea 2 RAW"].at(32, 32) == pytest.approx(1.649, abs=1e-3)
+    assert shift["Krea 2 Turbo"] == pytest.approx(3.158, abs=1e-3)
+    assert ResolutionShift(max_tokens=8192, max_shift=0.9, patch=1).at(64, 64) == pytest.approx(2.0, abs=2e-2)

@@ -1,0 +1,108 @@
+"""A row of the table of known models: what training needs to know of one model beyond the structure of its network.
+
+Members of one architecture differ in nothing that a structure shows (Z-Image and its Turbo, FLUX.2 Klein and its base). A row says
+which member it is for, how that is told, and the numbers that trainers use for it, each with its source. `rows.py` holds the rows.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from ..diffusion.timesteps import ResolutionShift
+
+T = TypeVar("T")
+Distilled = Literal["no", "guidance", "steps"]
+"""guidance: it samples at CFG 1, the guidance is inside. steps: it samples in a few steps, at CFG 1."""
+
+
+@dataclass(frozen=True)
+class Sourced(Generic[T]):
+    """A value and where it was read."""
+
+    value: T
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """One model that people train."""
+
+    name: str
+    model_class: str
+    """The class of comfy.model_base that holds it, by exact name."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """What ComfyUI has read off its weights: entries of its network's configuration that must have these values."""
+    named: str = ""
+    """Regular expression that its file name or the title in its metadata matches, where weights do not tell it from its relatives.
+    A row without one is the member that is meant if the name says nothing."""
+    ask: bool = False
+    """Its relatives are as common: where nothing told it from them, that is said."""
+    distilled: Distilled = "no"
+    instead: str = ""
+    """What to train on instead of a distilled model, or besides it."""
+    trap: str = ""
+    """What else goes wrong, in a sentence."""
+    shift: Sourced[float] | Sourced[ResolutionShift] | None = None
+    """Shift of the trained noise levels; None takes the family's, else the one that the model samples with."""
+    guidance: Sourced[float] | None = None
+    """The guidance value that the network is fed while training; None for a network that takes none, or keeps ComfyUI's."""
+    cfg: Sourced[float] | None = None
+    """Usual classifier-free guidance scale of samples."""
+    bucket_step: Sourced[int] | None = None
+    """Bucket sides are multiples of this many pixels, at least."""
+    leave_out: Sourced[str] | None = None
+    """Regular expression of modules inside of the blocks that no preset trains. {last} stands for the number of the last block."""
+    rank: Sourced[int] | None = None
+    rate: Sourced[float] | None = None
+    """Usual learning rate of AdamW for a LoRA of that rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """The row of a model, and whether anything has told it from its relatives."""
+
+    row: ModelRow
+    by: Literal["weights", "name", "nothing"]
+    """weights: no relative has these weights. name: file name or metadata name it. nothing: it is the likeliest one."""
+
+
+def tell(rows: Sequence[ModelRow], model_class: str, config: Mapping[str, object], names: Sequence[str]) -> Told | None:
+    """The row of a model of this class with this configuration, or None if no row is for it.
+
+    `names` are the file's name and what its metadata call it. Rows are tried in order, those with a name first.
+    """
+    alike = [row for row in rows if row.model_class == model_class and _holds(config, row.config)]
+    if not alike:
+        return None
+    most = max(len(row.config) for row in alike)
+    alike = [row for row in alike if len(row.config) == most]
+    if len(alike) == 1 and not alike[0].named:
+        return Told(row=alike[0], by="weights")
+    for row in alike:
+        if row.named and any(re.search(row.named, name, re.IGNORECASE) for name in names):
+            return Told(row=row, by="name")
+    plain = next((row for row in alike if not row.named), None)
+    return Told(row=plain, by="nothing") if plain else None
+
+
+def _holds(config: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
+    return all(config.get(name) == value for name, value in wanted.items())
+
+
+def warning_of(told: Told) -> str:
+    """What must be said before a model is trained: that it is distilled, or that it may be. "" where nothing must."""
+    row = told.row
+    if told.by == "nothing" and row.ask:
+        return f"neither weights, file name nor metadata say which member of its family this is; taken for {row.name}"
+    return distilled_warning(row.name, row.distilled, takes_guidance=row.guidance is not None, instead=row.instead)
+
+
+def distilled_warning(name: str, distilled: Distilled, *, takes_guidance: bool, instead: str = "") -> str:
+    """What must be said before a distilled model is trained; "" for one that is not, or whose guidance is an input, which 1 keeps."""
+    if distilled == "no" or (distilled == "guidance" and takes_guidance):
+        return ""
+    remedy = "train on its base" if distilled == "steps" else "use the guided loss"
+    return f"{name} is distilled ({distilled}), and plain training undoes that: add a training adapter or {remedy}" + (
+        f" ({instead})" if instead else ""
+    )

@@ -139,7 +139,7 @@ def measure(size: Size, setting: Setting, way: str) -> dict[str, Any]:
     parameters = sum(tensor.numel() for tensor in denoiser.module.parameters())
     targets = resolve_targets(denoiser.module, denoiser.target_presets, "default")
     adapter = inject(denoiser.module, targets, NetworkConfig(rank=16), seed=0, compute_dtype=setting.dtype)
-    optimizer = make_optimizer(adapter.parameters().values(), OptimizerConfig())
+    optimizer = make_optimizer(adapter.parameters().values(), OptimizerConfig(learning_rate=1e-4))
     training = Training(adapter=adapter, optimizer=optimizer)
     settings = LoopSettings(loss=LossSettings(noise_levels=NoiseLevels(law=Uniform())), seed=0)
     steps = fit(denoiser, training, OneBatch(size, setting), settings, lambda step: 1e-5)

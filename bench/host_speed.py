@@ -111,7 +111,7 @@ class Ours:
         )
         loop, timesteps = loom("trainer.training.loop"), loom("trainer.diffusion.timesteps")
         optimizer = loom("trainer.training.optim").make_optimizer(
-            list(self.adapter.parameters().values()), config.OptimizerConfig()
+            list(self.adapter.parameters().values()), config.OptimizerConfig(learning_rate=1e-4)
         )
         training = loop.Training(adapter=self.adapter, optimizer=optimizer)
         loss = loom("trainer.training.step").LossSettings(noise_levels=timesteps.NoiseLevels(law=timesteps.Uniform()))

@@ -67,7 +67,8 @@ def toy_steps(data: OneBatch) -> Iterator[StepResult]:
         denoiser.module, resolve_targets(denoiser.module, UNET_TARGETS, "attention+mlp"), NetworkConfig(rank=8), seed=0
     )
     training = Training(
-        adapter=adapter, optimizer=make_optimizer(list(adapter.parameters().values()), OptimizerConfig())
+        adapter=adapter,
+        optimizer=make_optimizer(list(adapter.parameters().values()), OptimizerConfig(learning_rate=1e-4)),
     )
     settings = LoopSettings(loss=LossSettings(noise_levels=NoiseLevels(law=Uniform())), seed=0)
     return fit(denoiser, training, data, settings, lambda step: 1e-5)
@@ -79,7 +80,7 @@ def main(size: int = 2, side: int = 16, rounds: int = 15) -> None:
     paths = resolve_targets(denoiser.module, UNET_TARGETS, "attention+mlp")
     adapter = inject(denoiser.module, paths, NetworkConfig(rank=8), seed=0)
     parameters = list(adapter.parameters().values())
-    training = Training(adapter=adapter, optimizer=make_optimizer(parameters, OptimizerConfig()))
+    training = Training(adapter=adapter, optimizer=make_optimizer(parameters, OptimizerConfig(learning_rate=1e-4)))
     data = OneBatch(size, side)
     settings = LoopSettings(loss=LossSettings(noise_levels=NoiseLevels(law=Uniform())), seed=0)
     steps = fit(denoiser, training, data, settings, lambda step: 1e-5)

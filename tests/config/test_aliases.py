@@ -50,7 +50,9 @@ def test_a_run_of_the_former_names_goes_on():
         if isinstance(fields, dict):
             had = {name: value for name, value in now[section].items() if name in fields}
             assert fields == had, "nothing but the names differs, and options that are newer"
-    changed = dataclasses.replace(config, optimizer=config_module.OptimizerConfig(max_grad_norm=1.0))
+    changed = dataclasses.replace(
+        config, optimizer=config_module.OptimizerConfig(learning_rate=1e-4, max_grad_norm=1.0)
+    )
     other = fixed_settings(to_dict(changed), FACTS)
     assert changed_settings(RECORD["fixed"], other) == ["optimizer.max_grad_norm: 0.5 -> 1.0"]
 
@@ -122,7 +124,7 @@ def test_a_role_of_a_saved_workflow_is_accepted(node):
     cls = NODE_CLASS_MAPPINGS[node]
     former = VALUES["dataset"]["role"]
     assert all(cls.VALIDATE_INPUTS(role=role) is True for role in [*former, *former.values(), "train", None])
-    assert cls.VALIDATE_INPUTS(role="trian") == "role = 'trian': did you mean 'train'?"
+    assert cls.VALIDATE_INPUTS(role="trein") == "role = 'trein': did you mean 'train'?"
     assert (
         parse({"folder": "x", **current_options("dataset", {"role": "held_out"})}, DatasetConfig).role == "validation"
     )

@@ -88,7 +88,7 @@ def test_parameters_are_fp32_whatever_the_base(kind, dtype):
     assert {name for name, p in adapter.parameters().items() if p.grad is None or not p.grad.any()} == set()
     assert {p.grad.dtype for p in adapter.parameters().values()} == {torch.float32}
     for name in ("adamw", "lion", "prodigy", "adafactor"):
-        optimizer = make_optimizer(adapter.parameters().values(), OptimizerConfig(name=name))
+        optimizer = make_optimizer(adapter.parameters().values(), OptimizerConfig(name=name, learning_rate=1e-4))
         optimizer.step()
         state = [v for s in optimizer.state.values() for k, v in s.items() if torch.is_tensor(v) and v.ndim]
         assert {tensor.dtype for tensor in state} == {torch.float32}, name

@@ -26,7 +26,7 @@ from tests.conftest import SilentHost, make_config
     ],
 )
 def test_what_is_said(optimizer, schedule, wanted):
-    notes = advice(OptimizerConfig(**optimizer), ScheduleConfig(**schedule), 100)
+    notes = advice(OptimizerConfig(**{"learning_rate": 1e-4, **optimizer}), ScheduleConfig(**schedule), 100)
     assert len(notes) == bool(wanted)
     assert all(wanted in note for note in notes)
 

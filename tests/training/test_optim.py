@@ -85,7 +85,7 @@ def test_adamw_is_torchs_in_one_kernel():
 
 
 def test_an_optimizer_whose_user_chooses_the_kernel_gets_it():
-    chosen = make_optimizer(parameters(), OptimizerConfig(name="adamw", options={"foreach": True}))
+    chosen = make_optimizer(parameters(), OptimizerConfig(learning_rate=1e-4, options={"foreach": True}))
     assert chosen.param_groups[0]["foreach"]
     assert not chosen.param_groups[0]["fused"]
 
@@ -115,7 +115,7 @@ def test_unknown_names_options_and_missing_libraries(monkeypatch):
 
 
 def test_lists_become_the_tuples_that_optimizers_want():
-    optimizer = make_optimizer(parameters(), OptimizerConfig(options={"betas": [0.8, 0.9]}))
+    optimizer = make_optimizer(parameters(), OptimizerConfig(learning_rate=1e-4, options={"betas": [0.8, 0.9]}))
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
 
 

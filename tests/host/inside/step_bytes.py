@@ -41,7 +41,7 @@ def case(loom, name, dtype):
         denoiser.module, targets, config.NetworkConfig(rank=4), seed=0, compute_dtype=torch.float32
     )
     parameters = list(adapter.parameters().values())
-    optimizer = loom("trainer.training.optim").make_optimizer(parameters, config.OptimizerConfig())
+    optimizer = loom("trainer.training.optim").make_optimizer(parameters, config.OptimizerConfig(learning_rate=1e-4))
     loop, timesteps = loom("trainer.training.loop"), loom("trainer.diffusion.timesteps")
     loss = loom("trainer.training.step").LossSettings(noise_levels=timesteps.NoiseLevels(law=timesteps.Uniform()))
     training = loop.Training(adapter=adapter, optimizer=optimizer)

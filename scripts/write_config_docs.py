@@ -127,7 +127,7 @@ def former_names() -> str:
 
 def page() -> str:
     """The text of docs/configuration.md."""
-    lists = ("dataset", "sweep.guidance")
+    lists = ("dataset", "model.base_lora", "sweep.guidance")
     parts = [table("top level", TrainConfig)]
     parts += [
         table(f"[[{cls.table}]]" if cls.table in lists else f"[{cls.table}]", cls) for cls in sections(TrainConfig)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..storage.names import check_name
+from .base_lora import BaseLoraConfig
 from .checks import one_of
 from .dataset import DataConfig, DatasetConfig, TextConfig
 from .network import NetworkConfig
@@ -18,6 +19,7 @@ from .section import Section, require
 from .sweep import GuidanceConfig, SweepConfig
 
 __all__ = [
+    "BaseLoraConfig",
     "DataConfig",
     "DatasetConfig",
     "GuidanceConfig",
@@ -57,6 +59,8 @@ class ModelConfig(Section, table="model"):
     """Quantizes the frozen base model with optimum-quanto: it takes less memory, steps are slower, predictions differ slightly."""
     device: str = "auto"
     """Device that trains: cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""
+    base_lora: tuple[BaseLoraConfig, ...] = ()
+    """Base LoRAs: frozen ones under the LoRA that is trained, one [[model.base_lora]] table each."""
 
     def check(self) -> None:
         require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")

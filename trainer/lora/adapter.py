@@ -13,13 +13,13 @@ from functools import cached_property, partial
 from typing import Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..choices import ADAPTERS
 from ..config.run import NetworkConfig
 from ..errors import ConfigError
 from ..seeding import StepKey, generator
+from ..weights.changes import add_low_rank, changes_of
 from ..weights.frozen import dense, stored_weight
 
 NAME = "default"
@@ -195,13 +195,7 @@ def _lora(layer: PeftLayer, dtype: torch.dtype | None, x: Tensor) -> Tensor:
         return base
     down = _weight(layer.lora_A).to(x.dtype)
     up = (_weight(layer.lora_B) * layer.scaling[NAME]).to(x.dtype)
-    x = layer.lora_dropout[NAME](x)
-    if down.ndim == 2:
-        hidden = F.linear(x, down).flatten(0, -2)
-        return torch.addmm(base.flatten(0, -2), hidden, up.t()).view(base.shape)
-    assert isinstance(base_layer, nn.Conv2d)
-    hidden = F.conv2d(x, down, None, base_layer.stride, base_layer.padding, base_layer.dilation)
-    return base + F.conv2d(hidden, up)
+    return add_low_rank(base, base_layer, layer.lora_dropout[NAME](x), down, up)
 
 
 def _dora(
@@ -325,7 +319,16 @@ def _initial(group: str, like: nn.Parameter, base: nn.Module, source: torch.Gene
 
 
 def dense_weight(base: nn.Module) -> Tensor:
-    """The frozen weight of a Linear or Conv2d as fp32, dequantized and multiplied by its scale if it has one."""
+    """The frozen weight that a Linear or Conv2d computes with, as fp32: dequantized, multiplied by its scale if it has one, and
+    with the changes of base LoRAs."""
+    weight = own_weight(base)
+    for change in changes_of(base):
+        weight = weight + change.dense()
+    return weight
+
+
+def own_weight(base: nn.Module) -> Tensor:
+    """The same without base LoRAs."""
     return dense(stored_weight(base), torch.float32, getattr(base, "scale", None)).detach()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ModelFileError, did_you_mean
 from ..weights.frozen import FrozenLinear, is_quantized_tensor, replace_module
 from ..weights.row_parts import RowPart
-from .adapter import dense_weight
+from .adapter import dense_weight, own_weight
 from .host_formula import group_by_module, refuse_foreign, weight_change
 
 
@@ -70,11 +70,13 @@ def patched(denoiser: Patchable, tensors: Mapping[str, Tensor], strength: float)
 def _apply(root: nn.Module, path: str, parts: Mapping[str, Tensor], strength: float) -> nn.Module | nn.Parameter:
     module = cast(nn.Linear | nn.Conv2d, root.get_submodule(path))
     base = dense_weight(module)
-    new = base + weight_change({name: tensor.to(base.device) for name, tensor in parts.items()}, base, strength)
+    change = weight_change({name: tensor.to(base.device) for name, tensor in parts.items()}, base, strength)
     weight = cast(nn.Parameter, module.weight)
     is_exact = not is_quantized_tensor(weight) and getattr(module, "scale", None) is None
+    is_replaced = not is_exact or isinstance(module, RowPart)
+    new = (base if is_replaced else own_weight(module)) + change  # a layer that stays computes its base LoRAs by itself
     new = new.to(weight.dtype) if is_exact else new
-    if not is_exact or isinstance(module, RowPart):
+    if is_replaced:
         # A layer whose weight cannot be set (quantized, scaled, or rows of another layer) is replaced for the block.
         plain = FrozenLinear(base.shape[1], base.shape[0], bias=False, device="meta")
         plain.weight = nn.Parameter(new, requires_grad=False)

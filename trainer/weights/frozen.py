@@ -105,6 +105,14 @@ def frozen_linear(x: Tensor, weight: Any, bias: Tensor | None, scale: Tensor | N
     return _Linear.apply(x, weight, bias, scale)  # type: ignore[no-untyped-call]
 
 
+def frozen_conv2d(x: Tensor, weight: Any, bias: Tensor | None, like: nn.Conv2d) -> Tensor:
+    """Convolves x with a weight in any dtype, as the layer `like` does. `weight` is as in `frozen_linear`."""
+    geometry = cast(Geometry, (like.stride, like.padding, like.dilation, like.groups))
+    if weight.dtype == x.dtype and not is_quantized_tensor(weight):
+        return F.conv2d(x, weight, _like(bias, x), *geometry)
+    return _Conv2d.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
+
+
 class FrozenLinear(nn.Linear):
     """A Linear with a frozen weight (O, I) of any dtype."""
 
@@ -126,11 +134,7 @@ class FrozenConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the dtype of `input`."""
-        geometry = cast(Geometry, (self.stride, self.padding, self.dilation, self.groups))
-        weight = stored_weight(self)
-        if weight.dtype == input.dtype and not is_quantized_tensor(weight):
-            return F.conv2d(input, weight, _like(self.bias, input), *geometry)
-        return _Conv2d.apply(input, weight, self.bias, geometry)  # type: ignore[no-untyped-call]
+        return frozen_conv2d(input, stored_weight(self), self.bias, self)
 
 
 def compute_in(module: nn.Module, dtype: torch.dtype) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .changes import changes_of
 from .frozen import FrozenLinear, frozen_linear, is_quantized_tensor, stored_weight
 
 Rows = tuple[int, int]
@@ -17,12 +18,12 @@ Rows = tuple[int, int]
 
 
 class FusedLinear(FrozenLinear):
-    """A Linear with children that are its rows. It computes as one matrix until a child is replaced by an adapted layer."""
+    """A Linear with children that are its rows. It computes as one matrix until a child is changed or replaced by an adapted layer."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the dtype of `input`."""
         parts = list(self.children())
-        if all(type(part) is RowPart for part in parts):
+        if all(type(part) is RowPart and not changes_of(part) for part in parts):
             return super().forward(input)
         return torch.cat([part(input) for part in parts], dim=-1)
 
@@ -76,6 +77,12 @@ class _QuantizedRows:
 
     def dequantize(self) -> Tensor:
         return self.whole.dequantize()[self.rows]
+
+
+def rows_of(linear: FusedLinear) -> list[tuple[RowPart, Rows]]:
+    """The parts of a Linear that no adapter has replaced yet, each with its rows."""
+    parts = [part for part in linear.children() if isinstance(part, RowPart)]
+    return [(part, (part._rows.start, part._rows.stop)) for part in parts]
 
 
 def split(linear: nn.Module, parts: Mapping[str, Rows]) -> None:

@@ -27,7 +27,8 @@ from lora_loom.trainer.runs import checkpoint
 from lora_loom.trainer.runs import headless as run
 from lora_loom.trainer.runs import run_folder as runs
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
-from lora_loom.trainer.runs.headless import check_passes, run_folder, train
+from lora_loom.trainer.runs.headless import run_folder, train
+from lora_loom.trainer.runs.shard_checks import check_passes
 from lora_loom.trainer.storage import atomic as files
 from tests.conftest import FAMILIES, SilentHost, make_config
 from tests.runs.test_resume import check_no_broken_file

@@ -147,7 +147,7 @@ def to_dict(config: Any) -> Record:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def fixed_settings(config: Record, facts: Mapping[str, str]) -> Record:
+def fixed_settings(config: Record, facts: Mapping[str, object]) -> Record:
     """What must stay equal for a run to be continued: settings, with paths replaced by digests of what they hold.
 
     `config` is plain data in the shape of `TrainConfig`, or a part of it; `facts` holds the digests, e.g. {"model": ...,

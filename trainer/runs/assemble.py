@@ -1,5 +1,6 @@
 """The one way to a session: a plan, a network that a front end has loaded and the data it has cached, put together."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,11 @@ def assemble(
     )
 
 
+def _below(plan: RunPlan) -> dict[str, str]:
+    """The base LoRAs, for people and programs that have the file alone: those of use "always" have to be loaded with it."""
+    return {"base_loras": json.dumps([one.record() for one in plan.base_loras])} if plan.base_loras else {}
+
+
 def _metadata(plan: RunPlan, backend: Backend, data: RunData) -> dict[str, Any]:
     """Arguments of `lora.metadata.describe` that are known before training."""
     return {
@@ -47,7 +53,7 @@ def _metadata(plan: RunPlan, backend: Backend, data: RunData) -> dict[str, Any]:
         "prediction": backend.denoiser.objective.name,
         "resolution": data.resolution,
         "trigger": plan.trigger,
-        "facts": {"dataset": plan.facts["data"], "base": plan.facts["model"]},
+        "facts": {"dataset": plan.facts["data"], "base": plan.facts["model"], **_below(plan)},
         "training": {
             "base_model_version": backend.architecture,
             "learning_rate": plan.optimizer.rate,

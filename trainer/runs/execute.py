@@ -36,11 +36,14 @@ from .trackers import open_tracker
 def execute(session: Session, host: Host) -> Outcome:
     """Train to the end, or until the host asks to stop. Raises LoomError; the last checkpoint is kept whatever happens."""
     folder = session.folder
-    folder.update(state="running", error="")
+    below = session.plan.base_loras
+    folder.update(state="running", error="", **({"base_loras": [one.record() for one in below]} if below else {}))
     with folder.noting_failure(), reporting_lost_peers():
         try:
             for note in advice(session.plan.optimizer, session.plan.schedule, session.plan.training.steps):
                 host.log(f"note: {note}")
+            for one in below:
+                host.log(one.text())
             training = _set_up(session, host)
             outcome = TrainingRun(session, training, host).to_the_end()
         except torch.cuda.OutOfMemoryError as error:
@@ -293,7 +296,7 @@ class TrainingRun:
     def _sample(self) -> None:
         samples, average = self.session.samples, self.training.average
         assert samples is not None
-        with self.timings.of("samples"):
+        with self.timings.of("samples"), self.session.backend.base_loras.as_used():
             files = samples.render(self.training.step, should_stop=self._is_interrupted)
             if average is not None and "ema" in self._sample_kinds():
                 with self._values_of(average.values):

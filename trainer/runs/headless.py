@@ -30,6 +30,7 @@ from ..distributed.processes import ALONE, Processes, check_batches, joined, mai
 from ..distributed.sharding import check_sharding
 from ..errors import ConfigError, DataError, StoppedError
 from ..families.common.positions import positions_per_side
+from ..lora.base_lora import BaseLora, lay_base_loras
 from ..lora.state_dict import check_fits
 from ..lora_tools.layouts import FileFormat, Formats
 from ..storage.atomic import check_writable
@@ -45,6 +46,7 @@ from ..weights.devices import compute_dtype
 from ..weights.quantize import check_quantize
 from ..weights.streaming import stream_settings
 from .assemble import assemble
+from .base_loras import read_base_loras
 from .execute import execute
 from .modules import meanings, modules_of_run, of_start
 from .plan import RunPlan, cache_folder
@@ -53,6 +55,7 @@ from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
 from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .session import Backend, Host, Outcome, RunData, Session
+from .shard_checks import check_passes, check_teachers
 from .trackers import check_tracker
 
 PATCH = 16
@@ -75,6 +78,7 @@ class Prepared:
     processes: Processes
     trigger: str
     """The first trigger word of the sets, for the file's metadata."""
+    base_loras: tuple[BaseLora, ...]
 
     @cached_property
     def encoders(self) -> SharedEncoders:
@@ -127,6 +131,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_reference_use("dataset.references", references, base)
     check_samples(config.validation, sample_size(config.validation, config.data.resolution), base)
     skeleton, folder = base.skeleton(), run_folder(config, processes)
+    base_loras = read_base_loras(config, base, skeleton)
     optimizer = with_rate(config.optimizer, config.network, folder, skeleton.module, host.log)
     config = replace(config, optimizer=optimizer)
     check_text_training(config.text.learning_rate, config.optimizer, base)
@@ -166,6 +171,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         folder=folder,
         processes=processes,
         trigger=first_trigger(listed.sets),
+        base_loras=base_loras,
     )
 
 
@@ -177,21 +183,6 @@ def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Den
         start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
         targets = of_start([targets, *before], start, skeleton.file_key)
     return all_targets(targets, whole, base) if isinstance(whole, WithText) else targets
-
-
-def check_passes(config: TrainConfig, base: Base) -> None:
-    """Raises ConfigError: processes that share a base must all run the same passes, and captions could ask for more in one."""
-    batch_size = config.training.batch_size
-    if config.memory.shard and base.settings.by_length and batch_size > 1:
-        raise ConfigError(
-            f"training.batch_size = {batch_size} does not go with memory.shard for {base.family.name}, which runs captions of unequal length apart: use batch_size = 1, and training.gradient_accumulation_steps = {batch_size}"
-        )
-
-
-def check_teachers(sets: Sequence[DatasetConfig], *, sharded: bool) -> None:
-    """Raises ConfigError: processes that share a base must all run the same passes, and teaching takes one more."""
-    if sharded and any(one.teacher == "base" for one in sets):
-        raise ConfigError("dataset.teacher = 'base' does not go with memory.shard: use teacher = 'images', or one GPU")
 
 
 def _steps(sets: Sequence[DatasetConfig], config: TrainConfig) -> list[tuple[str, int]]:
@@ -279,6 +270,7 @@ def run_plan(prepared: Prepared) -> RunPlan:
         output=config.output,
         trigger=prepared.trigger,
         facts=_facts(prepared),
+        base_loras=tuple(one.identity for one in prepared.base_loras),
         own={name: whole[name] for name in ("model", "dataset", "dataset_files", "data", "text", "sweep")},
     )
 
@@ -337,6 +329,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         sharded=config.memory.shard,
         stream=stream_settings(config.memory.base, config.memory.vram_gb),
     )
+    laid = lay_base_loras(denoiser.module, prepared.base_loras)
     if config.text.learning_rate:
         denoiser = load_with_text(denoiser, base, config.objective.guidance_scale)
     formats, format = Formats(family=base.family, denoiser=base.skeleton()), config.output.format
@@ -347,6 +340,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         compute_dtype=compute_dtype(config.training.precision, base.device),
         shift=base.settings.training_shift,
         init=formats.native(read_lora(init)) if init else {},
+        base_loras=laid,
         rate_scales=rate_scales(config.text.learning_rate, config.optimizer, base),
         layout=FileFormat(formats=formats, format=format) if format != "native" else None,
     )

@@ -16,6 +16,7 @@ from ..config.run import (
     ValidationConfig,
 )
 from ..config.toml import fixed_settings, to_dict
+from ..lora.base_lora import BaseLoraIdentity
 from ..types import Record
 
 SECTIONS = ("network", "optimizer", "schedule", "objective", "training", "memory", "validation", "output")
@@ -39,6 +40,8 @@ class RunPlan:
     """First trigger word of the datasets, "" for none."""
     facts: Mapping[str, str]
     """Digests of what the settings name by path: "model" and "data", the encoders, and "init" of network.init_from."""
+    base_loras: tuple[BaseLoraIdentity, ...] = ()
+    """The frozen LoRAs that it is trained on, in their order."""
     own: Record
     """Tables that one front end alone has: base model, datasets, text and sweep of the command line, the graph's cache."""
 
@@ -51,7 +54,8 @@ class RunPlan:
 
         Accumulation counts the forward passes of all processes: two processes with one each are one process with two.
         """
-        fixed = fixed_settings(self.config(), self.facts)
+        below = {"base_loras": [one.fact() for one in self.base_loras]} if self.base_loras else {}
+        fixed = fixed_settings(self.config(), {**self.facts, **below})
         fixed["training"]["gradient_accumulation_steps"] *= processes
         return fixed
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.timesteps import ResolutionShift
 from ..distributed.processes import ALONE, Processes
+from ..lora.base_lora import LaidLoras
 from ..lora.state_dict import Arithmetic, reference_arithmetic
 from ..training.held_out import HeldOut
 from ..training.loop import Batches
@@ -107,6 +108,8 @@ class Backend:
     """The family's shift of trained noise levels."""
     init: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of the LoRA file to start from, under the network's own keys."""
+    base_loras: LaidLoras = field(default_factory=LaidLoras)
+    """The frozen LoRAs that the denoiser computes with."""
     rate_scales: Mapping[str, float] = field(default_factory=dict)
     """{beginning of module paths: factor on the learning rate}."""
     layout: LoraFileFormat | None = None

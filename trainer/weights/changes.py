@@ -92,5 +92,5 @@ def add_low_rank(out: Tensor, layer: nn.Module, x: Tensor, down: Tensor, up: Ten
         hidden = F.linear(x, down).flatten(0, -2)
         return torch.addmm(out.flatten(0, -2), hidden, up.t()).view(out.shape)
     convolution = cast(nn.Conv2d, layer)
-    hidden = F.conv2d(x, down, None, convolution.stride, convolution.padding, convolution.dilation)  # type: ignore[arg-type]
+    hidden = F.conv2d(x, down, None, convolution.stride, convolution.padding, convolution.dilation)
     return out + F.conv2d(hidden, up)

@@ -66,6 +66,11 @@ class BaseLora:
     """{module path: its changes}."""
 
 
+def always(loras: Sequence[BaseLora]) -> list[BaseLora]:
+    """Those that belong to the base wherever it is used."""
+    return [lora for lora in loras if lora.identity.use == "always"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaidLoras:
     """The base LoRAs that a network computes with."""

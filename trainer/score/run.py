@@ -12,6 +12,7 @@ from ..config.run import TrainConfig
 from ..data.sets.dataset_file import gather_sets
 from ..diffusion.denoiser import Denoiser
 from ..errors import LoomError, ModelFileError, StoppedError
+from ..lora.base_lora import lay_base_loras
 from ..lora.host_formula import group_by_module
 from ..lora.patch import patched
 from ..lora_tools.layouts import Formats
@@ -131,6 +132,9 @@ def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) ->
     build_cache(prepared, host)
     base = prepared.base
     denoiser = base.load_denoiser(config.model, config.training.precision)
+    lay_base_loras(
+        denoiser.module, prepared.base_loras
+    )  # those for training too: the loss is measured as while training
     held_out = held_out_of(prepared)
     host.log(f"validation loss in {str(compute_dtype(config.training.precision, base.device)).removeprefix('torch.')}")
     native = Formats(family=base.family, denoiser=denoiser).native

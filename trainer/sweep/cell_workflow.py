@@ -5,7 +5,7 @@ from is given by the caller; the rest is a LoRA loader, prompts, a sampler and a
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..config.run import GuidanceConfig
@@ -79,6 +79,18 @@ def cell_graph(
     )  # fmt: skip
     add("save", "SaveImage", images=add("decode", "VAEDecode", samples=made, vae=links["vae"]), filename_prefix="cell")
     return {"prompt": json.dumps(nodes)}
+
+
+def with_base_loras(
+    above: Mapping[str, object], links: Mapping[str, Link], loras: Sequence[tuple[str, float]]
+) -> tuple[dict[str, object], dict[str, Link]]:
+    """Nodes and links with base LoRAs, (name in LoraLoader, strength), loaded into the model."""
+    nodes, model = dict(above), links["model"]
+    for number, (name, strength) in enumerate(loras):
+        inputs = {"model": model, "lora_name": name, "strength_model": strength}
+        nodes[f"base_lora_{number}"] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
+        model = [f"base_lora_{number}", 0]
+    return nodes, {**links, "model": model}
 
 
 NODE_OF_METHOD = {"cfg": "", "apg": "LoomAPG"}

@@ -16,9 +16,11 @@ from ..data.cache.references import reference_placement
 from ..errors import ConfigError, RunError, StoppedError
 from ..eta import duration
 from ..families.common.comfy_loaders import from_input_folder, literally, loaders, prompt_nodes
+from ..lora.base_lora import BaseLora, BaseLoraIdentity, always, lay_base_loras
 from ..lora.host_formula import refuse_broken
 from ..lora.metadata import trained_steps
 from ..lora_tools.layouts import Formats
+from ..runs.base_loras import read_base_loras
 from ..runs.headless import run_folder
 from ..runs.prompt_library import all_prompts
 from ..runs.reference_images import check_references, read_references, unused_references
@@ -29,7 +31,7 @@ from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import TensorFile, read_lora
 from ..types import Cell
 from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
-from .cell_workflow import MakeGraph, cell_graph
+from .cell_workflow import MakeGraph, cell_graph, with_base_loras
 from .cells import (
     Axes,
     CellRenderer,
@@ -131,8 +133,10 @@ def make_axes(sweep: SweepConfig, loras: tuple[SweptLora, ...], seed: int) -> Ax
     )
 
 
-def make_renderings(config: TrainConfig, base: Base) -> tuple[Rendering, ...]:
-    """One rendering for every size, number of steps and sampler of the sweep. Raises ConfigError."""
+def make_renderings(
+    config: TrainConfig, base: Base, base_loras: Sequence[BaseLoraIdentity] = ()
+) -> tuple[Rendering, ...]:
+    """One rendering for every size, number of steps and sampler of the sweep. `base_loras` belong to the base. Raises ConfigError."""
     width, height = (side or config.data.resolution for side in (config.sweep.width, config.sweep.height))
     identity = base.encoder_identity()
     plain = Rendering(
@@ -140,7 +144,7 @@ def make_renderings(config: TrainConfig, base: Base) -> tuple[Rendering, ...]:
         steps=config.sweep.steps,
         sampler=config.sweep.sampler,
         scheduler=config.sweep.scheduler,
-        model=digest([base.identity(), identity.vae, identity.text]),
+        model=digest([base.identity(), identity.vae, identity.text, *[one.fact() for one in base_loras]]),
         model_guidance=config.objective.guidance_scale,
     )
     made = vary(plain, sizes=config.sweep.sizes, step_counts=config.sweep.step_counts, samplers=config.sweep.samplers)
@@ -218,7 +222,8 @@ def sweep(
     base = open_base(config.model, config.text)
     base.check_encoders()
     check_references("sweep.references", config.sweep.references, base)
-    renderings = make_renderings(config, base)
+    base_loras = always(read_base_loras(config, base, base.skeleton()))
+    renderings = make_renderings(config, base, [one.identity for one in base_loras])
     run = run_folder(config)
     given = expanded(lora_files)
     loras = read_loras(given, run) if given else run_loras(run, "train it first, or name files with --lora")
@@ -228,6 +233,8 @@ def sweep(
     cells = plan_cells(axes, renderings, folder / "cells")
     todo = missing(cells)
     host.log(f"sweep: {len(cells)} cells, {len(cells) - len(todo)} already there")
+    for line in base_notes(run, base_loras):
+        host.log(line)
     if alone := unused_references("sweep.references", config.sweep.references, base):
         host.log(alone)
     if todo:
@@ -237,6 +244,8 @@ def sweep(
             encoders=base.load_encoders(),
             text_pixels=base.settings.text_pixels,
         )
+
+        lay_base_loras(renderer.denoiser.module, base_loras)
 
         def progress(done: int, total: int) -> None:
             host.stage("rendering", done, total)
@@ -253,9 +262,22 @@ def sweep(
     return Sheet(folder=folder, cells=tuple(cells), rendered=len(todo), loras=places)
 
 
+def base_notes(run: RunFolder, base_loras: Sequence[BaseLora]) -> list[str]:
+    """Which LoRAs belong to the base in all cells, and which of the run's are missing."""
+    lines = [f"all cells, those of the base too, are made with {one.identity.text()}" for one in base_loras]
+    had = run.read().get("base_loras", []) if run.exists() else []
+    here = {one.identity.digest for one in base_loras}
+    lost = [one for one in had if one["use"] == "always" and one["strength"] and one["digest"] not in here]
+    return lines + [
+        f"run {run.name} was trained on top of {one['file'] or 'a LoRA that was loaded into the MODEL'} at {one['strength']:g}, which these cells are without: name it in [[model.base_lora]]"
+        for one in lost
+    ]
+
+
 def graphs_of(config: TrainConfig, base: Base, axes: Axes) -> MakeGraph:
     """The graph of each cell, with the base in ComfyUI's loaders."""
-    nodes, links = loaders(base.source, base.family.comfy, base.reading)
+    below = [(Path(one.file).name, one.strength) for one in config.model.base_lora if one.use == "always"]
+    nodes, links = with_base_loras(*loaders(base.source, base.family.comfy, base.reading), below)
     places = {reference.digest: reference.paths for reference in axes.references}
     comfy = base.family.comfy
 

@@ -11,7 +11,7 @@ class BaseLoraConfig(Section, table="model.base_lora"):
     """A frozen LoRA under the one that is trained, one [[model.base_lora]] table each."""
 
     file: str
-    """The LoRA file."""
+    """The LoRA file, in any key format that sweeps read. Every key must belong to the base model."""
     strength: float = 1.0
     """Strength at which it is computed; 0 leaves it out."""
     use: Literal["training", "always"] = "always"

@@ -103,3 +103,10 @@ def test_shift_laws_count_a_networks_own_tokens():
     assert shift["Krea 2 RAW"].at(32, 32) == pytest.approx(1.649, abs=1e-3)
     assert shift["Krea 2 Turbo"] == pytest.approx(3.158, abs=1e-3)
     assert ResolutionShift(max_tokens=8192, max_shift=0.9, patch=1).at(64, 64) == pytest.approx(2.0, abs=2e-2)
+
+
+def test_a_training_adapter_answers_the_warning_and_is_warned_of_where_nothing_is_distilled():
+    turbo, base = tell(ROWS, "Lumina2", Z, ["z_image_turbo_bf16"]), tell(ROWS, "Lumina2", Z, ["z_image_bf16"])
+    assert warning_of(turbo)
+    assert not warning_of(turbo, adapter=True)
+    assert "Z-Image is not known to be distilled: a training adapter" in warning_of(base, adapter=True)

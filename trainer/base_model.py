@@ -13,7 +13,7 @@ from .families.common.encoders import encoder_parts, require_parts
 from .families.common.family import DEFAULT_PROMPT_ENCODING, Encoders, Family, Loading, PromptEncoding, Variant
 from .families.common.modules import AS_STORED, checkpoint_blocks
 from .families.common.source import Source, open_source
-from .known_models.row import distilled_warning
+from .known_models.row import distillation_note
 from .storage.fingerprint import files_identity, folder_identity
 from .types import EncoderIdentity
 from .weights.devices import choose_device, compute_dtype, storage_dtype
@@ -84,11 +84,12 @@ class Base:
             encoders.image.use_tiles()
         return encoders
 
-    def warnings(self) -> list[str]:
-        """What must be said before this base is trained."""
+    def warnings(self, *, adapter: bool = False) -> list[str]:
+        """What must be said before this base is trained. `adapter`: it has a base LoRA for training only."""
         settings, name = self.settings, f"{self.family.name} {self.variant}"
-        risk = distilled_warning(name, settings.distilled, takes_guidance=settings.guidance_embedding)
-        return [f"warning: {risk}"] if risk else []
+        takes_guidance = settings.guidance_embedding
+        note = distillation_note(name, settings.distilled, takes_guidance=takes_guidance, adapter=adapter)
+        return [f"warning: {note}"] if note else []
 
     def check_encoders(self) -> None:
         """Raise ModelFileError unless the folder of the encoders has every part that is needed. Reads no weights."""

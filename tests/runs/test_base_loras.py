@@ -77,6 +77,7 @@ def test_one_for_training_is_off_in_samples_and_in_the_file(tmp_path, below, pla
     assert losses(tmp_path)[0] != losses(plain[0])[0], "training is with it"
     assert load_file(done.lora).keys() == load_file(plain[3].lora).keys()
     assert any("below.safetensors at 1 while training only" in text for text in host.text)
+    assert any("warning: sd sd1 is not known to be distilled: a training adapter" in text for text in host.text)
 
 
 def test_one_of_the_base_is_on_everywhere_and_is_named_everywhere(on_top, plain):

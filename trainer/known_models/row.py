@@ -90,12 +90,26 @@ def _holds(config: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
     return all(config.get(name) == value for name, value in wanted.items())
 
 
-def warning_of(told: Told) -> str:
-    """What must be said before a model is trained: that it is distilled, or that it may be. "" where nothing must."""
+def warning_of(told: Told, *, adapter: bool = False) -> str:
+    """What must be said before a model is trained: that it is distilled, or that it may be. "" where nothing must. `adapter`: it has
+    a base LoRA for training only."""
     row = told.row
     if told.by == "nothing" and row.ask:
         return f"neither weights, file name nor metadata say which member of its family this is; taken for {row.name}"
-    return distilled_warning(row.name, row.distilled, takes_guidance=row.guidance is not None, instead=row.instead)
+    takes_guidance = row.guidance is not None
+    return distillation_note(
+        row.name, row.distilled, takes_guidance=takes_guidance, instead=row.instead, adapter=adapter
+    )
+
+
+def distillation_note(
+    name: str, distilled: Distilled, *, takes_guidance: bool, instead: str = "", adapter: bool = False
+) -> str:
+    """What must be said of a model's distillation before it is trained; "" where nothing must. `adapter`: it has a base LoRA for
+    training only."""
+    if adapter and distilled == "no":
+        return f"{name} is not known to be distilled: a training adapter then takes back nothing, and the LoRA is trained on a base that it will not be used on; leave the adapter out"
+    return "" if adapter else distilled_warning(name, distilled, takes_guidance=takes_guidance, instead=instead)
 
 
 def distilled_warning(name: str, distilled: Distilled, *, takes_guidance: bool, instead: str = "") -> str:

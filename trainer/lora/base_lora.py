@@ -71,6 +71,11 @@ def always(loras: Sequence[BaseLora]) -> list[BaseLora]:
     return [lora for lora in loras if lora.identity.use == "always"]
 
 
+def has_adapter(loras: Sequence[BaseLora]) -> bool:
+    """Whether one of them is for training only: a training adapter."""
+    return any(lora.identity.use == "training" and lora.identity.strength for lora in loras)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaidLoras:
     """The base LoRAs that a network computes with."""

@@ -30,7 +30,7 @@ from ..distributed.processes import ALONE, Processes, check_batches, joined, mai
 from ..distributed.sharding import check_sharding
 from ..errors import ConfigError, DataError, StoppedError
 from ..families.common.positions import positions_per_side
-from ..lora.base_lora import BaseLora, lay_base_loras
+from ..lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ..lora.state_dict import check_fits
 from ..lora_tools.layouts import FileFormat, Formats
 from ..storage.atomic import check_writable
@@ -151,7 +151,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     alone = unused_references("dataset.references", references, base)
     if alone and config.data.strict:
         raise DataError(f"data.strict: {alone}")
-    for note in (*base.warnings(), *listed.notes, *([alone] if alone else [])):
+    for note in (*base.warnings(adapter=has_adapter(base_loras)), *listed.notes, *([alone] if alone else [])):
         host.log(note)
     report = make_report(dataset)
     host.log(report.text())

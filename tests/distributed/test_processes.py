@@ -18,17 +18,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_loom.trainer.base_model import open_base
+from lora_loom.trainer.config.run import TrainingConfig
 from lora_loom.trainer.config.toml import to_dict
 from lora_loom.trainer.data.cache.store import Cache
 from lora_loom.trainer.distributed.launch import Launch, launched
 from lora_loom.trainer.distributed.processes import joined
+from lora_loom.trainer.distributed.sharding import check_passes
 from lora_loom.trainer.errors import ConfigError, LoomError, PeerError, RunError
 from lora_loom.trainer.runs import checkpoint
 from lora_loom.trainer.runs import headless as run
 from lora_loom.trainer.runs import run_folder as runs
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
 from lora_loom.trainer.runs.headless import run_folder, train
-from lora_loom.trainer.runs.shard_checks import check_passes
 from lora_loom.trainer.storage import atomic as files
 from tests.conftest import FAMILIES, SilentHost, make_config
 from tests.runs.test_resume import check_no_broken_file
@@ -349,17 +350,17 @@ def test_text_encoders_are_trained_by_two_processes_as_by_one(tmp_path):
     check_split(tmp_path, together, "sd", **sections)  # the encoders stay whole in every process
 
 
-def test_processes_that_share_a_base_run_the_same_passes(tmp_path):
+def test_processes_that_share_a_base_run_the_same_passes():
     """SD3 runs a batch once per length of its captions, which another process's batch may have fewer of: that would hang."""
-    config = case(tmp_path, "run", training={"batch_size": 2}, memory={"shard": True})
+    two, one = TrainingConfig(batch_size=2), TrainingConfig()
     with pytest.raises(
         ConfigError,
         match=r"training\.batch_size = 2 does not go with memory\.shard for sd3.*gradient_accumulation_steps = 2",
     ):
-        check_passes(config, open_base(config.model))
-    check_passes(case(tmp_path, "one", memory={"shard": True}), open_base(config.model))
-    other = case(tmp_path, "other", "flux", training={"batch_size": 2}, memory={"shard": True})
-    check_passes(other, open_base(other.model))
+        check_passes(two, sharded=True, by_length=True, family="sd3")
+    check_passes(one, sharded=True, by_length=True, family="sd3")
+    check_passes(two, sharded=True, by_length=False, family="flux")
+    check_passes(two, sharded=False, by_length=True, family="sd3")
 
 
 @needs_cpu_events

@@ -43,7 +43,7 @@ def test_a_run_from_a_file_of_another_trainer(tmp_path, sets):
 
 def test_a_base_that_is_split_over_devices_cannot_teach(tmp_path, sets):
     from lora_loom.trainer.data.sets.dataset_file import gather_sets
-    from lora_loom.trainer.runs.shard_checks import check_teachers
+    from lora_loom.trainer.distributed.sharding import check_teachers
 
     check_teachers(gather_sets([], [sets]).sets, sharded=False)
     with pytest.raises(ConfigError, match=r"dataset\.teacher = 'base' does not go with memory\.shard"):

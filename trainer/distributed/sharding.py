@@ -1,9 +1,13 @@
 """A frozen base split over the GPUs of a run (FSDP): each holds its part, and the layers that compute are put together
 for that moment. Adapters are put on afterwards, so that they stay whole in every process."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
+from ..config.dataset import DatasetConfig
+from ..config.run import TrainingConfig
 from ..errors import ConfigError
 from .processes import Processes
 
@@ -24,6 +28,24 @@ def check_sharding(wanted: bool, processes: Processes, quantize: str) -> None:
         from torch.distributed.fsdp import fully_shard  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"memory.shard = true needs torch 2.6 or newer, this is {torch.__version__}") from error
+
+
+def check_passes(training: TrainingConfig, *, sharded: bool, by_length: bool, family: str) -> None:
+    """Raises ConfigError: processes that share a base must all run the same passes, and captions could ask for more in one.
+
+    `by_length`: the family runs captions of unequal length apart.
+    """
+    size = training.batch_size
+    if sharded and by_length and size > 1:
+        raise ConfigError(
+            f"training.batch_size = {size} does not go with memory.shard for {family}, which runs captions of unequal length apart: use batch_size = 1, and training.gradient_accumulation_steps = {size}"
+        )
+
+
+def check_teachers(sets: Sequence[DatasetConfig], *, sharded: bool) -> None:
+    """Raises ConfigError: processes that share a base must all run the same passes, and teaching takes one more."""
+    if sharded and any(one.teacher == "base" for one in sets):
+        raise ConfigError("dataset.teacher = 'base' does not go with memory.shard: use teacher = 'images', or one GPU")
 
 
 def shard(module: nn.Module, device: torch.device) -> None:

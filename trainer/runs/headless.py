@@ -27,11 +27,12 @@ from ..data.sets.dataset_file import gather_sets
 from ..data.sets.reach import refuse_long_sides
 from ..diffusion.denoiser import Denoiser
 from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
-from ..distributed.sharding import check_sharding
+from ..distributed.sharding import check_passes, check_sharding, check_teachers
 from ..errors import ConfigError, DataError, StoppedError
 from ..families.common.positions import positions_per_side
 from ..lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ..lora.state_dict import check_fits
+from ..lora_tools.base_loras import read_base_loras
 from ..lora_tools.layouts import FileFormat, Formats
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
@@ -46,7 +47,6 @@ from ..weights.devices import compute_dtype
 from ..weights.quantize import check_quantize
 from ..weights.streaming import stream_settings
 from .assemble import assemble
-from .base_loras import read_base_loras
 from .execute import execute
 from .modules import meanings, modules_of_run, of_start
 from .plan import RunPlan, cache_folder
@@ -55,7 +55,6 @@ from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
 from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .session import Backend, Host, Outcome, RunData, Session
-from .shard_checks import check_passes, check_teachers
 from .trackers import check_tracker
 
 PATCH = 16
@@ -124,7 +123,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         if value % PATCH:
             raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
     check_teachers(listed.sets, sharded=config.memory.shard)
-    check_passes(config, base)
+    by_length = base.settings.by_length
+    check_passes(config.training, sharded=config.memory.shard, by_length=by_length, family=base.family.name)
     if (stream := stream_settings(config.memory.base, config.memory.vram_gb)) is not None:
         base.check_stream(config.model, config.training.precision, stream)
     references = [one.reference_folders for one in listed.sets]

@@ -19,8 +19,8 @@ from ..families.common.comfy_loaders import from_input_folder, literally, loader
 from ..lora.base_lora import BaseLora, BaseLoraIdentity, always, lay_base_loras
 from ..lora.host_formula import refuse_broken
 from ..lora.metadata import trained_steps
+from ..lora_tools.base_loras import read_base_loras
 from ..lora_tools.layouts import Formats
-from ..runs.base_loras import read_base_loras
 from ..runs.headless import run_folder
 from ..runs.prompt_library import all_prompts
 from ..runs.reference_images import check_references, read_references, unused_references

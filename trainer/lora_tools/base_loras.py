@@ -11,9 +11,9 @@ from ..families.common.lora_names import is_text_encoder
 from ..lora.base_lora import BaseLora, BaseLoraIdentity, change_of
 from ..lora.host_formula import group_by_module, refuse_broken
 from ..lora.patch import match_modules
-from ..lora_tools.layouts import Formats
 from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
+from .layouts import Formats
 
 
 def read_base_loras(config: TrainConfig, base: Base, network: Denoiser) -> tuple[BaseLora, ...]:

@@ -4,6 +4,7 @@ import gc
 import json
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -154,8 +155,8 @@ def test_what_keeps_a_run_from_going_on_and_the_sentence_are_the_same_on_both_si
         train(replace(config, training=replace(config.training, seed=9)), SilentHost())
     assert f"{free_on_resume()}; use another name for a new run" in str(refused.value)
     assert free_on_resume() == (
-        "Only training.steps, training.save_every, training.keep_checkpoints and the sections memory (but vae_tiling), validation, "
-        "sweep and output may change"
+        "Only training.steps, training.save_every, training.keep_checkpoints, training.epochs, training.save_every_epochs, "
+        "training.keep_loras and the sections memory (but vae_tiling), validation, sweep and output may change"
     )
 
 
@@ -287,3 +288,16 @@ def test_a_new_node_begins_at_auto_and_says_what_workflows_of_before_mean(host):
     for name in ("train_sd", "train_flux"):
         [node] = [node for node in api_graph(name).values() if node["class_type"] == "LoomTrain"]
         assert node["inputs"]["rate"] == "auto", "so that both forms of a template mean the same"
+
+
+def test_a_length_in_epochs_is_counted_in_the_graph_too(host):
+    from lora_loom.nodes.train import _request
+    from lora_loom.trainer.data.sets.dataset import Dataset
+    from lora_loom.trainer.types import Example, Geometry
+
+    with_steps, said = host("runs.session").with_steps, []
+    inputs = old_inputs(epochs=3.0, save_every_epochs=0.5, keep_loras=2, batch_size=2, accumulation=1)
+    one = Example(path=Path("a.png"), digest="", captions=("",), geometry=Geometry.whole((64, 64)), repeats=9)
+    training = with_steps(_request(inputs), Dataset(examples=(one,)), said.append).training
+    assert (training.steps, training.save_every, training.keep_loras) == (15, 2, 2), "nine images are five batches"
+    assert said[0] == "training.epochs = 3: 15 steps"

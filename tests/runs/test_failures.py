@@ -206,7 +206,7 @@ def test_changed_data_names_the_settings(tmp_path):
     go(tmp_path, dataset=sets)
     with pytest.raises(
         RunError,
-        match=r"facts\.data: .*dataset\.0\.repeats: 1 -> 2.*Only training\.steps, training\.save_every, training\.keep_checkpoints and the sections memory",
+        match=r"facts\.data: .*dataset\.0\.repeats: 1 -> 2.*Only training\.steps, .*training\.keep_loras and the sections memory",
     ):
         go(tmp_path, dataset=[{**sets[0], "repeats": 2}])
     copy = tmp_path / "copy"

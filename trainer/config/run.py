@@ -81,9 +81,15 @@ class TrainingConfig(Section, table="training"):
     save_every: int = 250
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: int = 0
-    """How many checkpoints are kept to resume from, newest first; 0 keeps all. Their LoRA files always stay."""
+    """How many checkpoints are kept to resume from, newest first; 0 keeps all. Their LoRA files stay (see keep_loras)."""
     precision: Precision = "auto"
     """dtype of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Adapters are always float32."""
+    epochs: float = 0.0
+    """Length of the run in epochs: passes over all training images, each as often as it repeats. Above 0 it takes the place of steps; the log has the number of steps."""
+    save_every_epochs: float = 0.0
+    """Epochs between checkpoints; above 0 it takes the place of save_every, rounded to steps."""
+    keep_loras: int = 0
+    """How many LoRA files of checkpoints are kept, newest first, and those with the lowest validation loss; 0 keeps all."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average (EMA) of the adapter's weights, e.g. 0.995; 0 switches it off. When on, LoRA files hold the EMA."""
 
@@ -94,6 +100,10 @@ class TrainingConfig(Section, table="training"):
         require(
             self.keep_checkpoints >= 0, "training.keep_checkpoints", self.keep_checkpoints, "use 0 (keep all) or more"
         )
+        require(self.epochs >= 0, "training.epochs", self.epochs, "use 0 (steps count) or a number of epochs")
+        remedy = "use 0 (save_every counts) or a number of epochs"
+        require(self.save_every_epochs >= 0, "training.save_every_epochs", self.save_every_epochs, remedy)
+        require(self.keep_loras >= 0, "training.keep_loras", self.keep_loras, "use 0 (keep all) or more")
         require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "use 0 (off) up to below 1")
 
 

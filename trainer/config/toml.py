@@ -27,7 +27,7 @@ FREE_ON_RESUME = {
     "validation": None,
     "sweep": None,
     "output": None,
-    "training": ("steps", "save_every", "keep_checkpoints"),
+    "training": ("steps", "save_every", "keep_checkpoints", "epochs", "save_every_epochs", "keep_loras"),
 }
 """Sections, or fields of a section, that may change when a run is continued."""
 

@@ -5,8 +5,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from ..data.prefetch import Prefetched
 from ..distributed.processes import reporting_lost_peers
@@ -21,7 +20,7 @@ from ..training.early_stopping import is_exhausted, lowest
 from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Average, Batches, LoopSettings, Training, fit
 from ..training.movement import WATCHED_STEPS, GradientWatch, Movement, unmoved
-from ..training.optim import make_optimizer
+from ..training.optim import optimizer_of
 from ..training.schedule import lr_factor
 from ..types import StepResult
 from ..weights.devices import out_of_memory_remedy, use_device
@@ -69,7 +68,7 @@ def _set_up(session: Session, host: Host) -> Training:
     if backend.init:
         adapter.load(to_training(adapter, backend.denoiser.file_key, backend.init))
     parameters = adapter.parameters()
-    training = Training(adapter=adapter, optimizer=_optimizer(session, parameters))
+    training = Training(adapter=adapter, optimizer=optimizer_of(parameters, plan.optimizer, backend.rate_scales))
     if plan.training.ema_decay:
         training.average = Average(parameters, plan.training.ema_decay)
     if backend.compute_dtype == torch.float16:
@@ -90,15 +89,6 @@ def _set_up(session: Session, host: Host) -> Training:
 
 def _device(session: Session) -> torch.device:
     return device_of(session.denoiser.module)
-
-
-def _optimizer(session: Session, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-    scales = session.backend.rate_scales
-    plain = [p for name, p in parameters.items() if not name.startswith(tuple(scales))]
-    groups = [
-        (factor, [p for name, p in parameters.items() if name.startswith(start)]) for start, factor in scales.items()
-    ]
-    return make_optimizer(plain, session.plan.optimizer, groups)
 
 
 class TrainingRun:
@@ -167,7 +157,7 @@ class TrainingRun:
         if lacks_lora:
             self.host.saved(step, self._write(tensors, step, only_missing=True))
         if is_saved:
-            prune(self.folder.checkpoints, self.plan.training.keep_checkpoints)
+            self._prune()
             self.folder.update(step=step, lora=self.folder.lora_file(step).name)
 
     def _lacks_samples(self, step: int) -> bool:
@@ -321,9 +311,14 @@ class TrainingRun:
         with self.timings.of("saving"):
             save_checkpoint(self.folder.checkpoints, self.training)
             path = self._write(tensors, step)
-            prune(self.folder.checkpoints, self.plan.training.keep_checkpoints)
+            self._prune()
         self.folder.update(step=step, lora=path.name)
         self.host.saved(step, path)
+
+    def _prune(self) -> None:
+        training = self.plan.training
+        prune(self.folder.checkpoints, training.keep_checkpoints)
+        self.folder.prune_loras(training.keep_loras, self.session.publish_folder)
 
     def _keep_best(self) -> None:
         """With patience, every new low has its LoRA file: after an early stop the step before it got worse is wanted."""
@@ -366,6 +361,8 @@ class TrainingRun:
         dtype, backend = self.session.lora_dtype, self.session.backend
         error = checked_error(backend, self.training.adapter, tensors, self._averaged, dtype)
         path = self._write(tensors, None, moved=moved)
+        if self.session.main:
+            self._prune()  # the last measurement may have found a new low
         self.processes.wait()
         modules = len(self.session.modules)
         self.host.log(

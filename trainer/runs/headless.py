@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..base_model import Base, open_base
 from ..choices import ADAPTERS
-from ..config.dataset import DatasetConfig
 from ..config.run import TrainConfig
 from ..config.toml import digest, to_dict
 from ..config.unused import refuse_unused_options
@@ -22,6 +21,7 @@ from ..data.cache.online import Items, OnlineItems, SharedEncoders
 from ..data.cache.store import Cache
 from ..data.images.index import FileIndex
 from ..data.report import Report, epochs_text, make_report, refuse_warnings
+from ..data.sets.checks import check_bucket_steps
 from ..data.sets.dataset import Dataset, build_dataset, first_trigger
 from ..data.sets.dataset_file import gather_sets
 from ..data.sets.reach import refuse_long_sides
@@ -37,6 +37,7 @@ from ..lora_tools.layouts import FileFormat, Formats
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
+from ..training.epochs import in_steps
 from ..training.held_out import HeldOut, make_held_out
 from ..training.loss_settings import check_objective
 from ..training.optim import check_optimizer
@@ -56,9 +57,6 @@ from .run_folder import ReadOnlyRunFolder, RunFolder, environment
 from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .session import Backend, Host, Outcome, RunData, Session
 from .trackers import check_tracker
-
-PATCH = 16
-"""Pixels that one 2x2 patch of latents covers: the finest step that every network can take."""
 
 
 @dataclass(kw_only=True)
@@ -102,7 +100,6 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
     refuse_unused_options(config)
     check_optimizer(config.optimizer)
-    check_schedule(config.schedule, config.training.steps)
     check_tracker(config.output.report_to)
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)
@@ -119,9 +116,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
             f"objective.guidance_scale = {config.objective.guidance_scale}: {base.family.name} {base.variant} takes no guidance value; leave it out"
         )
     listed = gather_sets(config.dataset, config.dataset_files)
-    for name, value in _steps(listed.sets, config):
-        if value % PATCH:
-            raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
+    check_bucket_steps(config.data, listed.sets)
     check_teachers(listed.sets, sharded=config.memory.shard)
     by_length = base.settings.by_length
     check_passes(config.training, sharded=config.memory.shard, by_length=by_length, family=base.family.name)
@@ -148,6 +143,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_patience(config.validation.patience, dataset)
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
     check_batches(processes, plan.per_epoch)
+    config = replace(config, training=in_steps(config.training, plan.per_epoch, processes.count, host.log))
+    check_schedule(config.schedule, config.training.steps)
     alone = unused_references("dataset.references", references, base)
     if alone and config.data.strict:
         raise DataError(f"data.strict: {alone}")
@@ -183,12 +180,6 @@ def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Den
         start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
         targets = of_start([targets, *before], start, skeleton.file_key)
     return all_targets(targets, whole, base) if isinstance(whole, WithText) else targets
-
-
-def _steps(sets: Sequence[DatasetConfig], config: TrainConfig) -> list[tuple[str, int]]:
-    """Every bucket step that is asked for, and where."""
-    own = [("dataset.bucket_step", one.bucket_step) for one in sets]
-    return [("data.bucket_step", config.data.bucket_step), *own]
 
 
 def check_patience(patience: int, dataset: Dataset) -> None:

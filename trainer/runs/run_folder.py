@@ -302,6 +302,14 @@ class RunFolder:
         """Whether the LoRA file of a step is missing in one of the places that it belongs to."""
         return not all(path.is_file() for path in self._lora_places(step, publish_folder))
 
+    def prune_loras(self, keep: int, publish_folder: Path | None) -> None:
+        """Delete the LoRA files of all checkpoints but the newest `keep` and the one of the lowest validation loss; 0 keeps all."""
+        lines = self.read_metrics() if keep else []
+        best = lowest(lines)[0] if any("held_out" in line for line in lines) else None
+        for old in self.saved_loras()[:-keep] if keep else []:
+            for path in self._lora_places(old.step, publish_folder) if old.step != best else []:
+                path.unlink(missing_ok=True)
+
     def _lora_places(self, step: int | None, publish_folder: Path | None) -> list[Path]:
         path = self.lora_file(step)
         return [path, *([publish_folder / self.name / path.name] if publish_folder else [])]

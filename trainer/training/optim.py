@@ -55,6 +55,17 @@ def make_optimizer(
     return optimizer
 
 
+def optimizer_of(
+    parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, scales: Mapping[str, float]
+) -> Optimizer:
+    """The optimizer of an adapter's parameters. `scales` are factors on the learning rate, {beginning of names: factor}."""
+    plain = [p for name, p in parameters.items() if not name.startswith(tuple(scales))]
+    groups = [
+        (factor, [p for name, p in parameters.items() if name.startswith(start)]) for start, factor in scales.items()
+    ]
+    return make_optimizer(plain, config, groups)
+
+
 def set_learning_rate(optimizer: Optimizer, rate: float) -> float:
     """Give every group this rate, times its own factor; returns that of the first (Prodigy multiplies it by its estimate)."""
     for group in optimizer.param_groups:

@@ -18,7 +18,7 @@ from .plots import loss_image
 from .queue import POLL_S, Job
 from .records import Existing, candidates, choose, keep_graph, list_runs, summary
 from .server import REGISTRY
-from .session import TrainRequest, check_request, facts, make_session
+from .session import TrainRequest, check_request, facts, make_session, with_steps
 
 
 def start(
@@ -32,6 +32,7 @@ def start(
     """Start, continue, attach to or return a run. Raises LoomError before anything is changed on disk."""
     dataset = check_request(patcher, request)
     notes: list[str] = []
+    request = with_steps(request, dataset, notes.append)
     network = patcher.model.diffusion_model
     optimizer = with_rate(request.optimizer, request.network, run_folder(request.name), network, notes.append)
     request = replace(request, optimizer=optimizer)

@@ -35,6 +35,7 @@ from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Backend, RunData, Session
 from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
+from ....trainer.training.epochs import in_steps
 from ....trainer.training.loss_settings import check_objective
 from ....trainer.training.optim import check_optimizer
 from ....trainer.training.schedule import check_schedule
@@ -113,11 +114,19 @@ class TrainRequest:
         )
 
 
+def with_steps(request: TrainRequest, dataset: Dataset, log: Callable[[str], None]) -> TrainRequest:
+    """The request with the length of the run in steps. Raises ConfigError for a batch or a schedule that does not go with it."""
+    training = request.training
+    batches = make_plan(dataset.training, training.batch_size, training.seed).per_epoch
+    request = replace(request, training=in_steps(training, batches, 1, log))
+    check_schedule(request.schedule, request.training.steps)
+    return request
+
+
 def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     """Everything that can be refused without touching a weight. Raises LoomError."""
     refuse_patches(patcher)
     check_optimizer(request.optimizer)
-    check_schedule(request.schedule, request.training.steps)
     check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
     reach = longest_side(patcher.model.diffusion_model, request.cache.factor)
@@ -127,7 +136,6 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
         raise ConfigError(
             f"patience = {patience} needs a validation loss: set images aside (LoomCache validation_split, or a LoomDataset of role validation)"
         )
-    make_plan(dataset.training, request.training.batch_size, request.training.seed)
     check_encoders(patcher.model, request.cache, dataset.examples)
     return dataset
 

@@ -1,9 +1,9 @@
 """The result of reading a dataset file, and checks of option values that its readers share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...config.dataset import DatasetConfig
+from ...config.dataset import DataConfig, DatasetConfig
 from ...errors import ConfigError, some
 
 
@@ -66,3 +66,15 @@ def ignored_options(
     if unknown:
         notes.append(f"{where}: unknown options are ignored: {some(unknown, 12)}")
     return notes
+
+
+PATCH = 16
+"""Pixels that one 2x2 patch of latents covers: the finest step that every network can take."""
+
+
+def check_bucket_steps(data: DataConfig, sets: Sequence[DatasetConfig]) -> None:
+    """Raises ConfigError for a bucket step, of all datasets or of one, that no network can take."""
+    asked = [("data.bucket_step", data.bucket_step), *(("dataset.bucket_step", one.bucket_step) for one in sets)]
+    for name, value in asked:
+        if value % PATCH:
+            raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")

@@ -299,7 +299,7 @@ class LoomCache(LoomNode):
                         min=8,
                         max=512,
                         step=8,
-                        tooltip="Bucket sides are multiples of this many pixels. 64 suits every model; 16 crops less with SD3, Flux, Lumina2 and Qwen-Image.",
+                        tooltip="Bucket sides are multiples of this many pixels. 64 suits every model; 16 crops less with SD3, Flux, Lumina2, Z-Image and Qwen-Image.",
                     ),
                 },
                 "optional": {

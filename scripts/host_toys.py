@@ -107,6 +107,15 @@ TOYS = {
             "qk_norm": True, "dtype": torch.float32,
         },
     ),
+    "z-image": Toy(
+        host_class="ZImage", family="z_image", variant="z-image", channels=16, context=64,
+        host_config={
+            "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 288, "n_layers": 2, "n_refiner_layers": 1,
+            "n_heads": 9, "n_kv_heads": 9, "axes_dims": [8, 12, 12], "axes_lens": [1536, 512, 512], "rope_theta": 256.0,
+            "cap_feat_dim": 64, "qk_norm": True, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True,
+            "time_scale": 1000.0, "pad_tokens_multiple": 32, "dtype": torch.float32,
+        },
+    ),
     "qwen": Toy(
         host_class="QwenImage", family="qwen_image", variant="qwen-image", channels=16, context=64, video=True,
         host_config={
@@ -139,8 +148,8 @@ TOYS["qwen-edit-2511"] = replace(
 TOYS["flux-kontext-two"] = replace(TOYS["flux-kontext"], references=((12, 6), (4, 10)))
 
 HEADLESS = (
-    "sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-kontext-two", "flux-schnell", "lumina2", "qwen", "qwen-edit",
-    "qwen-edit-plus",
+    "sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-kontext-two", "flux-schnell", "lumina2", "z-image",
+    "qwen", "qwen-edit", "qwen-edit-plus",
 )  # fmt: skip
 """Toys whose family the files backend has."""
 

@@ -47,10 +47,19 @@ def build(comfy: Any, toy: Any, toy_tensor: Any) -> Any:
     config = getattr(comfy.supported_models, toy.host_class)(settings)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "")
+    if settings.get("z_image_modulation"):
+        widen_clock(comfy, model.diffusion_model)
     with torch.no_grad():
         for key, tensor in model.diffusion_model.state_dict().items():
             tensor.copy_(toy_tensor(file_name(key), tuple(tensor.shape)))
     return model.eval()
+
+
+def widen_clock(comfy: Any, network: Any) -> None:
+    """Give a small Z-Image the timestep embedder of the real one, 1024 wide, as diffusers has it for every width."""
+    from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
+
+    network.t_embedder = TimestepEmbedder(1024, output_size=256, operations=comfy.ops.disable_weight_init)
 
 
 def file_name(key: str) -> str:

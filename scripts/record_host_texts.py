@@ -3,7 +3,7 @@
     COMFYUI_PATH=~/ComfyUI $COMFYUI_PYTHON scripts/record_host_texts.py tests/fixtures/host/texts.safetensors
 
 CLIP: token chunks of long prompts, the hidden states of one layer, the pooled vector; SD3's encoders together. Qwen2.5-VL: the last hidden state of
-tokens with a picture among them.
+tokens with a picture among them. Qwen3: the layers that models read.
 """
 
 import argparse
@@ -93,6 +93,26 @@ def qwen(toys: Any, toy_tensor: Any) -> dict[str, Any]:
     }
 
 
+def qwen3(toys: Any, toy_tensor: Any) -> dict[str, Any]:
+    """{"qwen3.<reading>": (L, D * layers)} of a short text."""
+    import torch
+    from comfy import sd1_clip
+    from comfy.text_encoders import llama
+
+    found = {}
+    for name, layers in toys.QWEN3_READS.items():
+        chosen = {"layer": "hidden", "layer_idx": layers[0]} if len(layers) == 1 else {"layer": list(layers)}
+        model = sd1_clip.SDClipModel(
+            textmodel_json_config=toys.QWEN3, special_tokens={"pad": 0}, layer_norm_hidden_state=False, dtype=torch.float32,
+            model_class=llama.Qwen3_4B, enable_attention_masks=True, return_attention_masks=True, **chosen,
+        )  # fmt: skip
+        fill(model.transformer, toy_tensor)
+        with torch.no_grad():
+            hidden = model.encode_token_weights([[(token, 1.0) for token in toys.BEFORE]])[0]
+        found[f"qwen3.{name}"] = hidden[0].clone() if len(layers) == 1 else hidden[0].movedim(0, 1).flatten(1).clone()
+    return found
+
+
 def toy_language(toys: Any, **changes: int) -> Any:
     """Class of the host's Qwen2.5-VL in the size of the toys; `changes` are to its language part."""
     import comfy.ops
@@ -156,6 +176,7 @@ def main() -> None:
         found |= clip(name, case, toy_texts, toy_tensor)
     found |= sd3(toy_texts, toy_tensor)
     found |= qwen(toy_texts, toy_tensor)
+    found |= qwen3(toy_texts, toy_tensor)
     save_file({key: tensor.contiguous() for key, tensor in found.items()}, file, metadata={"comfyui": version})
     print(f"{len(found)} tensors recorded from ComfyUI {version}")
 

@@ -27,8 +27,8 @@ from tests.conftest import HOST_FIXTURES, eject, tiny_folder
 
 HOST = HOST_FIXTURES
 CPU = Loading(dtype=None, device=torch.device("cpu"))
-TRANSFORMERS = ("flux-dev", "flux-schnell", "sd3", "lumina2", "qwen")
-FUSING = ("flux-dev", "flux-schnell", "sd3")
+TRANSFORMERS = ("flux-dev", "flux-schnell", "sd3", "lumina2", "z-image", "qwen")
+FUSING = ("flux-dev", "flux-schnell", "sd3", "z-image")
 
 
 @cache
@@ -134,6 +134,7 @@ PIPELINES = {
     "flux": "FluxPipeline",
     "sd3": "StableDiffusion3Pipeline",
     "lumina2": "Lumina2Pipeline",
+    "z_image": "ZImagePipeline",
     "qwen_image": "QwenImagePipeline",
     "sd": "StableDiffusionPipeline",
     "sdxl": "StableDiffusionXLPipeline",
@@ -142,6 +143,7 @@ NETWORKS = {
     "flux": "FluxTransformer2DModel",
     "sd3": "SD3Transformer2DModel",
     "lumina2": "Lumina2Transformer2DModel",
+    "z_image": "ZImageTransformer2DModel",
     "qwen_image": "QwenImageTransformer2DModel",
     "sd": "UNet2DConditionModel",
     "sdxl": "UNet2DConditionModel",

@@ -15,7 +15,7 @@ from lora_loom.trainer.weights.row_parts import split
 from scripts.host_toys import TOYS
 from tests.families.test_native_files import READERS, record
 
-NETWORKS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2", "qwen", "qwen-edit-plus")
+NETWORKS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2", "z-image", "qwen", "qwen-edit-plus")
 RANK = 16
 
 

@@ -59,24 +59,23 @@ class _Piece:
         return f"{self.whole}.{self.name.rpartition('.')[2]}"
 
 
-def known(class_name: str) -> Family | None:
-    """The family whose networks ComfyUI loads as this class of comfy.model_base."""
-    return next((one for one in all_families().values() if class_name in one.comfy.model_classes), None)
+def of_class(class_name: str) -> list[Family]:
+    """The families whose networks ComfyUI loads as this class of comfy.model_base: several for NextDiT's relatives."""
+    return [one for one in all_families().values() if class_name in one.comfy.model_classes]
 
 
 def takes_guidance(class_name: str) -> bool:
     """Whether networks of this class take a guidance value; a file of the class may lack the embedding of it and ignore it."""
-    family = known(class_name)
-    return family is not None and any(variant.guidance_embedding for variant in family.variants.values())
+    return any(variant.guidance_embedding for family in of_class(class_name) for variant in family.variants.values())
 
 
 def described(class_name: str, network: nn.Module) -> LoadedFamily | None:
     """The row of a loaded network, or None if no family has this class, or the family's names do not fit this network."""
-    family = known(class_name)
-    if family is None:
+    families = of_class(class_name)
+    if not families:
         return None
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    variant = family.detect(shapes)
+    family, variant = next(((one, found) for one in families if (found := one.detect(shapes))), (families[0], None))
     pieces = _pieces(family, shapes, network)
     if variant is None or pieces is None:
         return None

@@ -109,6 +109,17 @@ def tiny_gemma(seed: int, *, width: int, tokens: int) -> "tuple[nn.Module, PreTr
     return random_network(Gemma2Model, config, seed), tiny_tokenizer(tokens)
 
 
+def tiny_qwen3(seed: int, *, width: int, tokens: int, layers: int = 3) -> "tuple[nn.Module, PreTrainedTokenizerFast]":
+    """A random Qwen3 of CPU size and its tokenizer."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    config = Qwen3Config(
+        vocab_size=48, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=2 * tokens,
+    )  # fmt: skip
+    return random_network(Qwen3Model, config, seed), tiny_tokenizer(tokens)
+
+
 def tiny_qwen(seed: int, *, width: int, tokens: int) -> "tuple[nn.Module, PreTrainedTokenizerFast]":
     """A random Qwen2.5-VL of CPU size and its tokenizer."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

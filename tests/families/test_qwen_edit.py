@@ -15,8 +15,8 @@ from lora_loom.trainer.data.batches import make_plan
 from lora_loom.trainer.data.cache.keys import find_work, prompt_key, views
 from lora_loom.trainer.errors import ConfigError, DataError
 from lora_loom.trainer.families import qwen_image
-from lora_loom.trainer.families.common import qwen_text
 from lora_loom.trainer.families.common.source import open_source
+from lora_loom.trainer.families.common.text import qwen_text
 from lora_loom.trainer.families.common.tiny import random_network
 from lora_loom.trainer.runs.headless import build_cache, dataset_batches, prepare, train
 from lora_loom.trainer.sweep.run import sweep

@@ -5,9 +5,9 @@ import torch
 
 from lora_loom.trainer import families
 from lora_loom.trainer.families import qwen_image
-from lora_loom.trainer.families.common import qwen_text
 from lora_loom.trainer.families.common.encoders import KlCodec, load_codec
 from lora_loom.trainer.families.common.family import Loading
+from lora_loom.trainer.families.common.text import qwen_text
 from lora_loom.trainer.lora.targets import resolve_targets
 from tests.conftest import tiny_folder
 

@@ -16,7 +16,7 @@ from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.families import lumina2, sd, sd3
 from lora_loom.trainer.families.common.encoders import ClipText, T5Text, penultimate, side_by_side
 from lora_loom.trainer.families.common.family import stack_repeating
-from lora_loom.trainer.families.common.prompt_weights import escaped, segments
+from lora_loom.trainer.families.common.text.prompt_weights import escaped, segments
 from lora_loom.trainer.families.common.tiny import random_network, tiny_t5
 from lora_loom.trainer.runs.headless import train
 from lora_loom.trainer.types import Geometry

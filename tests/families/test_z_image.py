@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from lora_loom.trainer import families
 from lora_loom.trainer.families import z_image
-from lora_loom.trainer.families.common.qwen3_text import Qwen3Text
 from lora_loom.trainer.families.common.source import open_source
+from lora_loom.trainer.families.common.text.qwen3_text import Qwen3Text
 from lora_loom.trainer.families.common.tiny import random_network
 from scripts import toy_texts
 from scripts.host_toys import toy_tensor

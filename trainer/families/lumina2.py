@@ -33,9 +33,9 @@ from .common.keymap import KeyMap, count_blocks, rename, split_rows
 from .common.lora_layouts import FUSED_DIT, Widths
 from .common.lora_names import LoraNames
 from .common.lumina2_network import fuse, network_class
-from .common.lumina2_prompt import SYSTEM_PROMPT, system_prompt, worded
 from .common.modules import load
 from .common.source import Source
+from .common.text.lumina2_prompt import SYSTEM_PROMPT, system_prompt, worded
 from .common.tiny import random_network, tiny_gemma, tiny_vae
 
 if TYPE_CHECKING:

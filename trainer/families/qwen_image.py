@@ -39,8 +39,8 @@ from .common.keymap import KeyMap, Part, count_blocks
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
-from .common.qwen_text import EDIT_HEAD, TEMPLATE_TAIL, QwenText, template_tokens
 from .common.source import Source
+from .common.text.qwen_text import EDIT_HEAD, TEMPLATE_TAIL, QwenText, template_tokens
 from .common.tiny import random_network, tiny_frame_vae, tiny_qwen
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from .common.keymap import KeyMap, count_blocks, rename, split_rows
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
-from .common.qwen3_text import Qwen3Text
 from .common.source import Source
+from .common.text.qwen3_text import Qwen3Text
 from .common.tiny import random_network, tiny_qwen3, tiny_vae
 
 NAME = "z_image"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from ...types import Json, Size, reference_name
 from .family import ComfyModel, EditPrompt, PromptEncoding
-from .prompt_weights import escaped
 from .source import Source
+from .text.prompt_weights import escaped
 
 Link = list[str | int]
 """[node id, output number]."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, ModelFileError
 from .family import Loading
-from .prompt_weights import Specials, emphasise, lay_out, segments
 from .source import read_json
+from .text.prompt_weights import Specials, emphasise, lay_out, segments
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from .encoders import device_of
-from .family import Text
+from ..encoders import device_of
+from ..family import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .encoders import device_of
-from .family import Text
+from ..encoders import device_of
+from ..family import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,6 +1,6 @@
 """What Lumina2 reads before a prompt, for its text encoder and for graphs."""
 
-from .family import PromptEncoding
+from ..family import PromptEncoding
 
 SYSTEM_PROMPT = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment"

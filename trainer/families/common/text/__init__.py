@@ -1,0 +1,1 @@
+"""How texts become what networks read: templates, system prompts, weighted words, language models."""

@@ -194,6 +194,7 @@ class LoomObjective(LoomNode):
                     "noise_offset": widget("ObjectiveConfig", "noise_offset", max=1.0, step=0.01),
                     "masked_loss": widget("ObjectiveConfig", "masked_loss"),
                     "guidance": widget("ObjectiveConfig", "guidance", max=100.0, step=0.1),
+                    "timestep_spread": widget("ObjectiveConfig", "timestep_spread"),
                 },
             },
             shown=("timesteps", "shift", "loss", "min_snr_gamma"),

@@ -143,6 +143,8 @@ class Batch:
     weight_B: "Tensor"
     mask_B1HW: "Tensor | None"
     names: tuple[str, ...]
+    shares: tuple[float, ...] = ()
+    """Uniform numbers in [0, 1), one per sample: those of an image walk evenly through the interval from visit to visit."""
     by_base_B: "Tensor | None" = None
     """True for samples whose target is the prediction of the base model without the adapter; None if there are none."""
 

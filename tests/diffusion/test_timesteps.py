@@ -36,6 +36,30 @@ def test_draws_follow_the_law(law, cdf):
     assert stats.kstest(draws(law), cdf).pvalue > 0.01
 
 
+@pytest.mark.parametrize(
+    ("law", "distribution"),
+    [
+        (Uniform(), stats.uniform),
+        (LogitNormal(0.5, 0.8), None),
+        (Beta(2.0, 3.0), stats.beta(2.0, 3.0)),
+        (Beta(0.5, 0.5), stats.beta(0.5, 0.5)),
+        (Beta(1.0, 4.0), stats.beta(1.0, 4.0)),
+    ],
+    ids=["uniform", "logit-normal", "beta", "arcsine", "beta-1-4"],
+)
+def test_the_law_at_a_uniform_number_is_its_quantile(law, distribution):
+    for u in (0.0, 1e-3, 0.25, 0.5, 0.9, 0.999):
+        expected = distribution.ppf(u) if distribution else 1 / (1 + np.exp(-(0.5 + 0.8 * stats.norm.ppf(u))))
+        assert law.at(torch.tensor(u)).item() == pytest.approx(expected, abs=2e-4), u
+
+
+def test_a_shifted_level_at_a_uniform_number_is_that_of_the_draw():
+    levels = NoiseLevels(law=Uniform(), shift=3.0, low=0.1, high=0.9)
+    drawn = levels.draw(FlowMatching(), 8, 8, generator(7))
+    share = torch.rand((), generator=generator(7)).item()
+    assert levels.at(FlowMatching(), 8, 8, share) == drawn
+
+
 def test_mode_law_is_the_papers_function_of_u():
     """f(u) = 1 - u - s (cos^2(pi u / 2) - 1 + u), arXiv 2403.03206 eq. 20."""
     law = Mode(1.29)

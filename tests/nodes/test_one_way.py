@@ -40,7 +40,9 @@ def graph_plan(host, facts=OLD_FACTS, **changes):
     host("runs.session")
     from lora_loom.nodes.train import _request
 
-    return _request(old_inputs(**changes)).plan(facts)
+    network = torch.nn.Linear(64, 64)
+    request = _request(old_inputs(**changes)).settled(host("paths").run_folder("graph-run"), network, lambda text: None)
+    return request.plan(facts)
 
 
 def command_line_plan(tmp_path, **changes):
@@ -122,9 +124,10 @@ def test_the_trigger_is_the_first_of_the_datasets():
 
 
 def test_a_run_of_version_0_1_goes_on(host, tmp_path):
-    graph = graph_plan(host)
-    folder = RunFolder(tmp_path / "graph-run")
+    folder = host("paths").run_folder("graph-run")
     folder.update(**OLD_GRAPH_RUN)
+    (folder.checkpoints / "step-000003").mkdir(parents=True)
+    graph = graph_plan(host)
     assert folder.differences(graph.fixed(), graph.config()) == []
     folder.start(graph.config(), graph.fixed(), {}, ["a"])
     assert folder.differences(graph.fixed(), graph.config()) == [], "nor does it in the new shape"
@@ -166,9 +169,10 @@ def test_a_start_lora_counts_by_its_content_on_both_sides(host, tmp_path):
 
     old = old_inputs()["network"].network
     renamed = NetworkValue(network=replace(old, init_from="moved/start.safetensors"))
-    graph = graph_plan(host)
-    folder = RunFolder(tmp_path / "graph-run")
+    folder = host("paths").run_folder("graph-run")
     folder.update(**OLD_GRAPH_RUN)
+    (folder.checkpoints / "step-000003").mkdir(parents=True)
+    graph = graph_plan(host)
     moved = graph_plan(host, network=renamed)
     assert folder.differences(moved.fixed(), moved.config()) == []
     other = graph_plan(host, {**OLD_FACTS, "init": "changed"})
@@ -275,7 +279,7 @@ def test_loom_run_and_loom_checkpoints_take_a_run_of_the_command_line(host):
 def test_a_workflow_without_the_input_means_its_learning_rate(host):
     assert graph_plan(host).optimizer.learning_rate == 1e-3
     assert graph_plan(host, rate="value").optimizer.learning_rate == 1e-3
-    assert graph_plan(host, rate="auto").optimizer.learning_rate == "auto"
+    assert graph_plan(host, rate="auto").optimizer.learning_rate == 1.2e-3, "by the rule, at width 64"
 
 
 def test_a_new_node_begins_at_auto_and_says_what_workflows_of_before_mean(host):

@@ -8,8 +8,8 @@ from torch import nn
 from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.runs.headless import run_folder, train
-from lora_loom.trainer.runs.rate import with_rate
 from lora_loom.trainer.runs.run_folder import RunFolder
+from lora_loom.trainer.runs.settled import with_rate
 from lora_loom.trainer.training import rate
 from lora_loom.trainer.training.rate import auto_rate, width_of
 from tests.conftest import SilentHost, make_config

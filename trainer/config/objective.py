@@ -32,6 +32,8 @@ class ObjectiveConfig(Section, table="objective"):
     """Lowest noise level that is trained, as a share of the schedule (0 = clean)."""
     max_timestep: float = 1.0
     """Highest noise level that is trained, as a share of the schedule (1 = pure noise)."""
+    timestep_spread: Literal["auto", "even", "independent"] = "auto"
+    """How the noise levels of an image are drawn. even: from visit to visit they walk evenly through the distribution, so that none is missed for long. independent: each for itself, as version 0.1 did. auto: even; an earlier run goes on as it began."""
     loss: Annotated[str, OneOf(LOSSES)] = "mse"
     """Loss between the prediction and its target."""
     huber_delta: float = 0.1

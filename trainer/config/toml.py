@@ -35,6 +35,9 @@ NAMED_BY_PATH = {"model": ("base", "encoders", "device", "base_lora"), "network"
 """Settings that are paths: the digest of what they lead to counts instead, and a device does not."""
 
 
+WERE: dict[str, Record] = {"objective": {"timestep_spread": "independent"}}
+"""{section: {option: what a run did that was begun before there was the option}}, where that is not its default."""
+
 CHANGES_DATA = {"memory": "vae_tiling"}
 """A setting of a free section that may not change all the same: the digest of the encoders holds it."""
 
@@ -188,8 +191,8 @@ def differences(old: Record, new: Record, prefix: str = "") -> list[str]:
 def changed_settings(old: Record, new: Record) -> list[str]:
     """Describes the `differences` between what was fixed for a run and what is asked for now, under the present names of the options.
 
-    Options that the run's version did not have yet count as they are by default, so that it can be continued, and what
-    it kept fixed but this version does not is left out.
+    Options that the run's version did not have yet count as in `WERE`, else as they are by default, so that it can be
+    continued, and what it kept fixed but this version does not is left out.
     """
     old = current_tree(old)
     plain = to_dict(parse({"name": "x", "model": {"base": "x"}, "dataset": [{"folder": "x"}]}, TrainConfig))
@@ -197,6 +200,7 @@ def changed_settings(old: Record, new: Record) -> list[str]:
     for section, asked in new.items():
         if isinstance(asked, dict) and isinstance(plain.get(section), dict):
             had = before.get(section, {})
-            later = {name: plain[section][name] for name in asked if name in plain[section] and name not in had}
+            meant = {**plain[section], **WERE.get(section, {})}
+            later = {name: meant[name] for name in asked if name in plain[section] and name not in had}
             before[section] = {**had, **later}
     return differences(before, new)

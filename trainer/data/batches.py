@@ -21,6 +21,8 @@ from .cache.keys import View, reference_geometries, views
 from .cache.online import Items
 from .sets.captions import caption_at
 
+GOLDEN = (5**0.5 - 1) / 2
+"""The golden ratio's fractional part: of all numbers the hardest to approximate by fractions."""
 Normalise = Callable[[torch.Tensor], torch.Tensor]
 """Maps raw latents of the VAE to model space."""
 Condition = Callable[[Sequence["PickedExample"]], Conditioning]
@@ -89,6 +91,8 @@ class PickedExample:
     key: str
     """The cache key of its latents."""
     caption: str
+    share: float = 0.0
+    """See `Batch.shares`."""
 
 
 class CachedBatches:
@@ -127,7 +131,7 @@ class CachedBatches:
         view, latent = choices[int(uniform(*key, "flip") * len(choices))]
         dropped = uniform(*key, "caption dropout") < example.caption_dropout
         caption = "" if dropped else caption_at(example, *key)
-        return PickedExample(view=view, key=latent, caption=caption)
+        return PickedExample(view=view, key=latent, caption=caption, share=share_of(self.plan.seed, example, draw))
 
     def collate(self, picks: Sequence[PickedExample]) -> Batch:
         """A batch of the given samples, on the device."""
@@ -138,6 +142,7 @@ class CachedBatches:
             weight_B=torch.tensor([pick.view.example.weight for pick in picks], device=self.device),
             mask_B1HW=_masks(items, self.device),
             names=tuple(pick.view.example.path.name for pick in picks),
+            shares=tuple(pick.share for pick in picks),
             by_base_B=_by_base(picks, self.device),
         )
 
@@ -145,6 +150,14 @@ class CachedBatches:
         """A batch of the single example `number`, not mirrored, with its first caption."""
         view, latent = self._views[number][0]
         return self.collate([PickedExample(view=view, key=latent, caption=view.example.captions[0])])
+
+
+def share_of(seed: int, example: Example, draw: Draw) -> float:
+    """A point of [0, 1) for a use of an image: the golden ratio's sequence from a random start, so that the visits of an image
+    come close to every noise level as soon as they can (Kronecker sequence; low discrepancy for every number of visits)."""
+    visit = draw.epoch * example.repeats + draw.turn
+    width, height = example.geometry.target
+    return (uniform(seed, "share", example.digest, width, height) + visit * GOLDEN) % 1.0
 
 
 class Singles(Sequence[Batch]):

@@ -6,6 +6,7 @@ that people choose from are in `choices.TIMESTEP_SAMPLING`.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -21,6 +22,10 @@ class TimestepLaw(Protocol):
         """One number in [0, 1], shape ()."""
         ...
 
+    def at(self, u: Tensor) -> Tensor:
+        """The number for a uniform u in [0, 1), shape (): evenly spread u give evenly spread draws."""
+        ...
+
 
 @dataclass(frozen=True)
 class Uniform:
@@ -28,6 +33,9 @@ class Uniform:
 
     def draw(self, generator: Generator) -> Tensor:
         return torch.rand((), generator=generator)
+
+    def at(self, u: Tensor) -> Tensor:
+        return u
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,9 @@ class LogitNormal:
     def draw(self, generator: Generator) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.randn((), generator=generator))
 
+    def at(self, u: Tensor) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double())).float()
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -48,7 +59,9 @@ class Mode:
     scale: float = 1.29
 
     def draw(self, generator: Generator) -> Tensor:
-        u = torch.rand((), generator=generator)
+        return self.at(torch.rand((), generator=generator))
+
+    def at(self, u: Tensor) -> Tensor:
         return (1 - u - self.scale * (torch.cos(math.pi * u / 2).square() - 1 + u)).clamp(0, 1)
 
 
@@ -64,6 +77,22 @@ class Beta:
             torch._standard_gamma(torch.tensor(x, dtype=torch.float64), generator=generator) for x in (self.a, self.b)
         )
         return (first / (first + second)).float()
+
+    def at(self, u: Tensor) -> Tensor:
+        edges, share = _beta_cdf(self.a, self.b)
+        above = int(torch.searchsorted(share, u.double().reshape(1), right=True).clamp(1, len(share) - 1))
+        low, high = share[above - 1], share[above]
+        return (edges[above - 1] + (u.double() - low) / (high - low) * (edges[above] - edges[above - 1])).float()
+
+
+@lru_cache
+def _beta_cdf(a: float, b: float, cells: int = 4096) -> tuple[Tensor, Tensor]:
+    """(points of [0, 1], closer at both ends; the distribution function there), by the midpoint rule."""
+    edges = (1 - torch.cos(math.pi * torch.linspace(0, 1, cells + 1, dtype=torch.float64))) / 2
+    middle = (edges[1:] + edges[:-1]) / 2
+    mass = middle.pow(a - 1) * (1 - middle).pow(b - 1) * edges.diff()
+    share = torch.cat([torch.zeros(1, dtype=torch.float64), mass.cumsum(0)])
+    return edges, share / share[-1]
 
 
 def beta_law(parameters: tuple[float, float]) -> Beta:
@@ -104,7 +133,14 @@ class NoiseLevels:
 
     def draw(self, objective: Objective, height: int, width: int, generator: Generator) -> Tensor:
         """sigma, shape (), for latents with `height` rows and `width` columns."""
-        u = self.low + (self.high - self.low) * self.law.draw(generator)
+        return self._place(objective, height, width, self.law.draw(generator))
+
+    def at(self, objective: Objective, height: int, width: int, share: float) -> Tensor:
+        """sigma, shape (), that a uniform number `share` in [0, 1) stands for; no generator has a part in it."""
+        return self._place(objective, height, width, self.law.at(torch.tensor(share)))
+
+    def _place(self, objective: Objective, height: int, width: int, drawn: Tensor) -> Tensor:
+        u = self.low + (self.high - self.low) * drawn
         return self.sigma(objective, height, width, u.reshape(1))[0]
 
     def sigma(self, objective: Objective, height: int, width: int, u_B: Tensor) -> Tensor:

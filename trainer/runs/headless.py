@@ -51,11 +51,11 @@ from .assemble import assemble
 from .execute import execute
 from .modules import meanings, modules_of_run, of_start
 from .plan import RunPlan, cache_folder
-from .rate import with_rate
 from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
 from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .session import Backend, Host, Outcome, RunData, Session
+from .settled import with_rate, with_spread
 from .trackers import check_tracker
 
 
@@ -128,7 +128,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     skeleton, folder = base.skeleton(), run_folder(config, processes)
     base_loras = read_base_loras(config, base, skeleton)
     optimizer = with_rate(config.optimizer, config.network, folder, skeleton.module, host.log)
-    config = replace(config, optimizer=optimizer)
+    config = replace(config, optimizer=optimizer, objective=with_spread(config.objective, folder))
     check_text_training(config.text.learning_rate, config.optimizer, base)
     fits: Denoiser = with_text(skeleton, base) if config.text.learning_rate else skeleton
     targets = modules_of_run(folder, fits.module, partial(_new_targets, config, base, skeleton, fits))

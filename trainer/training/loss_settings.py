@@ -55,4 +55,5 @@ def loss_settings(config: ObjectiveConfig, levels: NoiseLevels) -> LossSettings:
         min_snr_gamma=config.min_snr_gamma,
         noise_offset=config.noise_offset,
         normalised_masks=config.masked_loss == "normalised",
+        spread=config.timestep_spread == "even",
     )

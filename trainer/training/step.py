@@ -26,6 +26,8 @@ class LossSettings:
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
     normalised_masks: bool = True
+    spread: bool = False
+    """The noise levels of an image walk evenly through the law, by `Batch.shares`; else every one is drawn for itself."""
 
 
 def train_step(
@@ -52,8 +54,11 @@ def draw(denoiser: Denoiser, batch: Batch, settings: LossSettings, place: StepKe
     for slot in range(batch.size):
         key = (place.step, place.micro_batch, slot)
         noises.append(draw_noise(tuple(latents.shape[1:]), generator(place.seed, "noise", *key), settings.noise_offset))
-        source = generator(place.seed, "sigma", *key)
-        sigmas.append(settings.noise_levels.draw(denoiser.objective, height, width, source))
+        if settings.spread:
+            sigmas.append(settings.noise_levels.at(denoiser.objective, height, width, batch.shares[slot]))
+        else:
+            source = generator(place.seed, "sigma", *key)
+            sigmas.append(settings.noise_levels.draw(denoiser.objective, height, width, source))
     return torch.stack(noises).to(latents), torch.stack(sigmas).to(latents)
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError, RunError
 from ....trainer.runs.plan import RunPlan
-from ....trainer.runs.rate import with_rate
 from ....trainer.runs.run_folder import RunFolder, environment
 from ...sockets.values import RunValue
 from ..backend.reshare import SharedBase, loaded_models
@@ -33,9 +32,7 @@ def start(
     dataset = check_request(patcher, request)
     notes: list[str] = []
     request = with_steps(request, dataset, notes.append)
-    network = patcher.model.diffusion_model
-    optimizer = with_rate(request.optimizer, request.network, run_folder(request.name), network, notes.append)
-    request = replace(request, optimizer=optimizer)
+    request = request.settled(run_folder(request.name), patcher.model.diffusion_model, notes.append)
     plan = request.plan(facts(patcher, request))
     choice = choose(plan, existing, REGISTRY)
     folder, job = choice.folder, choice.job

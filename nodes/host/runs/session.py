@@ -33,6 +33,7 @@ from ....trainer.runs.modules import meanings, modules_of_run, of_start
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Backend, RunData, Session
+from ....trainer.runs.settled import with_rate, with_spread
 from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.training.epochs import in_steps
@@ -81,6 +82,14 @@ class TrainRequest:
     validation: ValidationValue | None
     cache: CacheValue
     lora_dtype: LoraDtype = "bfloat16"
+
+    def settled(self, folder: RunFolder, network: nn.Module, log: Callable[[str], None]) -> "TrainRequest":
+        """The same request with what "auto" stands for in the run of this folder."""
+        return replace(
+            self,
+            optimizer=with_rate(self.optimizer, self.network, folder, network, log),
+            objective=with_spread(self.objective, folder),
+        )
 
     def plan(self, facts: Record) -> RunPlan:
         """The run as both front ends describe it. The base model is a MODEL here, the data a filled cache."""

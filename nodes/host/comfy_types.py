@@ -108,7 +108,7 @@ class ModelPatcher(Protocol):
 
     load_device: torch.device
     model_options: ModelOptions
-    patches: dict[str, list[object]]
+    patches: dict[str, list[tuple[Any, ...]]]
 
     @property
     def model(self) -> BaseModel:

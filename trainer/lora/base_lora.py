@@ -202,9 +202,7 @@ def change_of(
         raise ModelFileError(
             f"{where} is a DoRA, whose change depends on the weights that it is loaded over: merge it into the base (merge-base), and train on that"
         )
-    if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "groups", 1) != 1:
-        raise ModelFileError(f"{where} changes a {type(layer).__name__}: only Linear and Conv2d can have a base LoRA")
-    wanted = _weight_shape(layer)
+    wanted = weight_shape(layer, where)
     wanted = (rows or wanted[0], *wanted[1:])
     change = _read(parts, strength, wanted)
     if change is None:
@@ -215,10 +213,15 @@ def change_of(
     return change
 
 
-def _weight_shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
-    if isinstance(layer, nn.Linear):
-        return layer.out_features, layer.in_features
-    return layer.out_channels, layer.in_channels, *layer.kernel_size
+def weight_shape(layer: nn.Module, where: str) -> tuple[int, ...]:
+    """Shape of the weight of a layer that can have a base LoRA. Raises ModelFileError, which names `where`, for another layer."""
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        return layer.out_channels, layer.in_channels, *layer.kernel_size
+    if (
+        isinstance(layer, nn.Linear) or type(layer).__name__ == "Linear"
+    ):  # ComfyUI's for quantized weights is no nn.Linear
+        return cast(nn.Linear, layer).out_features, cast(nn.Linear, layer).in_features
+    raise ModelFileError(f"{where} changes a {type(layer).__name__}: only Linear and Conv2d can have a base LoRA")
 
 
 def _read(parts: Mapping[str, Tensor], strength: float, wanted: tuple[int, ...]) -> FrozenChange | None:

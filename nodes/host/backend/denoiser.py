@@ -20,6 +20,7 @@ from ..comfy_types import BaseModel, ModelPatcher
 from .families import LoadedFamily, described, told_by_structure
 from .model_rows import told_of, with_row
 from .objective import HostObjective
+from .patches import patch_problems, without_patches
 from .rope import register_rope_gradients
 from .shadow import build_shadow
 
@@ -193,7 +194,7 @@ def bring_to_device(patcher: ModelPatcher) -> None:
     if not is_dynamic(patcher):
         from comfy.model_management import load_models_gpu
 
-        load_models_gpu([patcher])
+        load_models_gpu([without_patches(patcher)])  # a patched weight would lie on the device in place of the original
 
 
 def leave_in_ram(patcher: ModelPatcher) -> None:
@@ -223,12 +224,12 @@ def original_weights(patcher: ModelPatcher) -> dict[str, Tensor]:
 
 def is_plain(patcher: ModelPatcher) -> bool:
     """Whether nothing is patched into the MODEL, apart from how it samples."""
-    return not any(found(patcher) for _, found in PATCHES)
+    return not patcher.patches and not any(found(patcher) for _, found in PATCHES)
 
 
 def refuse_patches(patcher: ModelPatcher) -> None:
-    """Raise ModelFileError if training would not see the model that generation will use."""
-    reasons = [reason for reason, found in PATCHES if found(patcher)]
+    """Raise ModelFileError if training would not see the model that generation will use. Plain LoRA, LoHa and LoKr are base LoRAs."""
+    reasons = patch_problems(patcher) + [reason for reason, found in PATCHES if found(patcher)]
     if reasons:
         raise ModelFileError(
             f"this MODEL carries {', '.join(reasons)}: training needs the plain model. Connect the loader's MODEL directly, or save the merged model to a file and load that"
@@ -254,7 +255,6 @@ def _has(name: str) -> Callable[[ModelPatcher], bool]:
 
 
 PATCHES: tuple[tuple[str, Callable[[ModelPatcher], bool]], ...] = (
-    ("a LoRA or merged weights", lambda patcher: bool(patcher.patches)),
     (
         "attention or block patches",
         lambda patcher: any(_options(patcher).get(name) for name in ("patches", "patches_replace")),

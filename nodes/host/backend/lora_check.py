@@ -15,19 +15,33 @@ from ....trainer.lora.state_dict import Arithmetic, Change
 from ..comfy_types import BaseModel
 
 
+def known_keys(model: BaseModel) -> Mapping[str, object]:
+    """Returns {module key in LoRA files: what of the model it changes}."""
+    from comfy.lora import model_lora_keys_unet
+
+    keys: Mapping[str, object] = model_lora_keys_unet(model, {})
+    return keys
+
+
+def loaded_by_host(tensors: Mapping[str, Tensor], keys: Mapping[str, object]) -> Mapping[object, object]:
+    """Returns {what is changed: ComfyUI's adapter object}. Raises ModelFileError for half a pair."""
+    from comfy.lora import load_lora
+
+    try:
+        loaded: Mapping[object, object] = load_lora({name: tensor.cpu() for name, tensor in tensors.items()}, keys)
+    except KeyError as error:  # of a pair it looks for the second without asking
+        raise ModelFileError(f"ComfyUI cannot read the LoRA, which lacks {error}") from error
+    return loaded
+
+
 def host_arithmetic(model: BaseModel) -> Arithmetic:
     """How ComfyUI reads LoRA files for this model. The function raises ModelFileError for a file of which ComfyUI would ignore a part."""
-    from comfy.lora import load_lora, model_lora_keys_unet
-
-    key_map = model_lora_keys_unet(model, {})
+    key_map = known_keys(model)
 
     def read(tensors: Mapping[str, Tensor]) -> Change:
         modules, unknown = group_by_module(tensors)
         unmatched = [*unknown, *(key for key in modules if key not in key_map)]
-        try:
-            loaded = load_lora({name: tensor.cpu() for name, tensor in tensors.items()}, key_map)
-        except KeyError as error:  # of a pair it looks for the second without asking
-            raise ModelFileError(f"ComfyUI cannot read the saved LoRA, which lacks {error}") from error
+        loaded = loaded_by_host(tensors, key_map)
         unmatched += [key for key in modules if key in key_map and key_map[key] not in loaded]
         if unmatched:
             raise ModelFileError(f"ComfyUI would ignore {len(unmatched)} keys of the saved LoRA, first {unmatched[0]}")

@@ -1,0 +1,99 @@
+"""The base LoRAs of a run in ComfyUI: those that were loaded into its MODEL, and the files of LoomBaseLora, read by ComfyUI's own
+key map."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ....trainer.config.base_lora import BaseLoraConfig
+from ....trainer.errors import ConfigError, ModelFileError
+from ....trainer.families.common.lora_names import is_text_encoder
+from ....trainer.lora.base_lora import BaseLora, BaseLoraIdentity, OfRows, change_of, weight_shape
+from ....trainer.lora.host_formula import group_by_module, refuse_broken, refuse_foreign
+from ....trainer.storage.fingerprint import tensors_digest
+from ....trainer.storage.tensor_file import read_lora
+from ....trainer.weights.changes import FrozenChange
+from ..comfy_types import BaseModel, Graph, ModelPatcher
+from .denoiser import PREFIX
+from .lora_check import known_keys, loaded_by_host
+from .patches import Patch, check_readable, patches_digest, patches_of
+
+
+def read_base_loras(patcher: ModelPatcher, asked: Sequence[BaseLoraConfig], loaders: str = "") -> tuple[BaseLora, ...]:
+    """What is patched into the MODEL, as a base LoRA that is always on, then the files. Only names and shapes of the network are read.
+
+    `loaders` names the files of the loaders before LoomTrain, as far as they are known. Raises ModelFileError, which names the
+    LoRA, for one that does not fit the network in every key and shape.
+    """
+    network = patcher.model.diffusion_model
+    found = [_of_model(patcher, network, loaders)] if patcher.patches else []
+    return (*found, *(_of_file(patcher.model, network, one) for one in asked))
+
+
+def _of_model(patcher: ModelPatcher, network: nn.Module, loaders: str) -> BaseLora:
+    identity = BaseLoraIdentity(file=loaders, digest=patches_digest(patcher), strength=1.0, use="always")
+    return BaseLora(identity=identity, changes=_changes(list(patches_of(patcher)), network, identity.name))
+
+
+def _of_file(model: BaseModel, network: nn.Module, asked: BaseLoraConfig) -> BaseLora:
+    path = Path(asked.file)
+    what, tensors = f"base LoRA {path.name}", read_lora(path)
+    refuse_broken(tensors, what)
+    patches = _patches(model, tensors, asked.strength, what)
+    identity = BaseLoraIdentity(file=path.name, digest=tensors_digest(tensors), strength=asked.strength, use=asked.use)
+    return BaseLora(identity=identity, changes=_changes(patches, network, what))
+
+
+def _patches(model: BaseModel, tensors: Mapping[str, Tensor], strength: float, what: str) -> list[Patch]:
+    modules, unknown = group_by_module(tensors)
+    refuse_foreign(unknown, what)
+    keys = known_keys(model)
+    if texts := sorted(key for key in modules if is_text_encoder(key) and key not in keys):
+        raise ConfigError(
+            f"{what} changes the text encoder too ({len(texts)} modules, first {texts[0]}): load it with LoraLoader instead, and connect its MODEL to LoomTrain and its CLIP to LoomCache"
+        )
+    if lost := sorted(key for key in (*modules, *unknown) if key not in keys):
+        raise ModelFileError(
+            f"{what}: {len(lost)} of its {len(modules)} modules are not in this {type(model).__name__} model, first {lost[0]}: it was made for another model"
+        )
+    found = []
+    for target, adapter in loaded_by_host(tensors, keys).items():
+        key, rows, function = (*target, None, None)[:3] if isinstance(target, tuple) else (target, None, None)
+        found.append(Patch(key=key, strength=strength, adapter=adapter, rows=rows, function=function))
+    return found
+
+
+def _changes(patches: Sequence[Patch], network: nn.Module, what: str) -> dict[str, list[FrozenChange]]:
+    found: dict[str, list[FrozenChange]] = {}
+    for patch in patches:
+        check_readable(patch, what)
+        path = patch.key.removeprefix(PREFIX).removesuffix(".weight")
+        found.setdefault(path, []).append(_change(patch, network.get_submodule(path), f"{what}: {path}"))
+    return found
+
+
+def _change(patch: Patch, layer: nn.Module, where: str) -> FrozenChange:
+    if patch.rows is None:
+        return change_of(patch.parts, layer, patch.strength, where)
+    _, first, count = patch.rows
+    inner = change_of(patch.parts, layer, patch.strength, where, rows=count)
+    return OfRows(inner=inner, offset=first, shape=weight_shape(layer, where))
+
+
+def loader_names(graph: Graph | None, node_id: object) -> str:
+    """The files of the LoRA loaders between a model loader and the input `model` of a node, "a.safetensors at 0.8, …"; "" where the
+    graph does not say it. Loaders that have several LoRAs in a widget of their own are not known."""
+    names: list[str] = []
+    node, seen = str(node_id), set[str]()
+    while graph and node in graph and node not in seen:
+        seen.add(node)
+        inputs = graph[node]["inputs"]
+        if isinstance(name := inputs.get("lora_name"), str):
+            strength = inputs.get("strength_model", 1.0)
+            names.append(f"{Path(name).name} at {strength:g}" if isinstance(strength, int | float) else Path(name).name)
+        above = inputs.get("model")
+        if not isinstance(above, list):
+            break
+        node = str(above[0])
+    return ", ".join(reversed(names))

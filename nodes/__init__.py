@@ -1,5 +1,6 @@
 """The nodes: one file per subject. A node class lists its inputs and calls `nodes/host`; nothing heavy is imported until it runs."""
 
+from .base_lora import LoomBaseLora
 from .dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
 from .demo import LoomDemoModel
 from .lora_tools import LoomLoraInspect, LoomLoraMerge, LoomLoraResize
@@ -19,6 +20,7 @@ NODES: tuple[type[LoomNode], ...] = (
     LoomObjective,
     LoomMemory,
     LoomValidation,
+    LoomBaseLora,
     LoomTrain,
     LoomWait,
     LoomRun,

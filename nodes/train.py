@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from .node import InputTypes, LoomNode, NodeOutput
-from .sockets.names import CACHE, MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, RUN, VALIDATION
+from .sockets.names import BASE_LORA, CACHE, MEMORY, NETWORK, OBJECTIVE, OPTIMIZER, RUN, VALIDATION
 from .widgets import BEFORE, folded, link, seed, text, widget
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .host.comfy_types import Graph, ModelPatcher
     from .host.runs.session import TrainRequest
     from .sockets.values import (
+        BaseLoraValue,
         CacheValue,
         MemoryValue,
         NetworkValue,
@@ -65,7 +66,7 @@ class LoomTrain(LoomNode):
                 "required": {
                     "model": link(
                         "MODEL",
-                        "The base model, straight from its loader, without LoRAs or other patches. ModelSampling nodes are respected.",
+                        "The base model, from its loader. ModelSampling nodes are respected. LoRAs that are loaded into it belong to the base: the new LoRA is trained on top of them, and they have to be loaded with it. Other patches are refused.",
                     ),
                     "cache": link(CACHE, "From Loom Cache."),
                     "name": text("my-lora", "Name of the run, of its folder and of its LoRA files."),
@@ -129,6 +130,7 @@ class LoomTrain(LoomNode):
                     "epochs": widget("TrainingConfig", "epochs", max=100_000.0, step=0.5),
                     "save_every_epochs": widget("TrainingConfig", "save_every_epochs", max=100_000.0, step=0.5),
                     "keep_loras": widget("TrainingConfig", "keep_loras", max=100_000),
+                    "base_loras": link(BASE_LORA, "From Loom Base LoRA: frozen LoRAs under the one that is trained."),
                 },
                 "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },
@@ -175,6 +177,7 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
     objective: ObjectiveValue | None = inputs.get("objective")
     memory: MemoryValue | None = inputs.get("memory")
     validation: ValidationValue | None = inputs.get("validation")
+    base_loras: BaseLoraValue | None = inputs.get("base_loras")
     cache: CacheValue = inputs["cache"]
     rate: float | Literal["auto"] = inputs["learning_rate"] if inputs.get("rate", VALUE) == VALUE else "auto"
     return TrainRequest(
@@ -197,6 +200,7 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
         validation=validation,
         cache=cache,
         lora_dtype=inputs.get("lora_dtype", "bfloat16"),
+        base_loras=base_loras.loras if base_loras else (),
     )
 
 

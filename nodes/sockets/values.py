@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from ...trainer.config.checks import known_values
 from ...trainer.config.run import (
+    BaseLoraConfig,
     DatasetConfig,
     GuidanceConfig,
     MemoryConfig,
@@ -89,6 +90,10 @@ class CheckpointsValue(SocketValue):
     title: str
     steps: tuple[int, ...] = ()
     """Training step of each file that a run saved; empty for files that were chosen by name."""
+    base_loras: tuple[BaseLoraConfig, ...] = ()
+    """Files that belong to the base of the run, in all cells."""
+    patches: str = ""
+    """Digest of the LoRAs that were loaded into the MODEL of the run; "" for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +112,14 @@ class SheetValue(SocketValue):
     name: str
     """The record is <name>.json in the folder; its name is a digest of its content."""
     title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseLoraValue(SocketValue):
+    """Base LoRAs of LoomBaseLora, in their order."""
+
+    loras: tuple[BaseLoraConfig, ...]
+    """By their full paths."""
 
 
 @dataclass(frozen=True, kw_only=True)

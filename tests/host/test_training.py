@@ -87,19 +87,6 @@ def test_metrics_by_route(server, bases):
     assert [line["step"] for line in lines if "loss" in line] == [5, 6]
 
 
-def test_a_model_with_a_lora_is_refused_with_the_remedy(server, bases):
-    base = bases["sd3"]
-    server.run(prompt(train(base, "first")))
-    graph = data(base)
-    graph["patched"] = node("LoraLoaderModelOnly", model=["model", 0], lora_name="lora_loom/first/first.safetensors", strength_model=1.0)  # fmt: skip
-    graph = train(graph, "second")
-    graph["train"]["inputs"]["model"] = ["patched", 0]
-    message = server.fail(prompt(graph))
-    assert "LoRA" in message
-    assert "loader" in message
-    assert not (server.base / "output" / "lora_loom" / "second").exists()
-
-
 def test_the_original_weights_are_used_while_another_lora_is_patched_in(server, bases):
     """The same run, once with the base as loaded and once after a prompt that left a LoRA on it, is the same bit for bit."""
     base = bases["sd3"]

@@ -6,7 +6,7 @@ from .programs import run_inside
 
 pytestmark = pytest.mark.comfyui
 REFUSED = {
-    "lora": "a LoRA or merged weights", "attention patch": "attention or block patches", "block replacement": "attention or block patches",
+    "merged weights": "merged weights", "attention patch": "attention or block patches", "block replacement": "attention or block patches",
     "attention override": "an attention override", "unet wrapper": "model wrappers", "wrapper": "model wrappers",
     "object patch": "replaced model parts", "hook": "hooks", "injection": "injections",
 }  # fmt: skip

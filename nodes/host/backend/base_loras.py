@@ -6,18 +6,21 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ....trainer.config.aliases import no_note
 from ....trainer.config.base_lora import BaseLoraConfig
+from ....trainer.config.toml import parse
 from ....trainer.errors import ConfigError, ModelFileError
 from ....trainer.families.common.lora_names import is_text_encoder
 from ....trainer.lora.base_lora import BaseLora, BaseLoraIdentity, OfRows, change_of, weight_shape
 from ....trainer.lora.host_formula import group_by_module, refuse_broken, refuse_foreign
 from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
+from ....trainer.types import Record
 from ....trainer.weights.changes import FrozenChange
 from ..comfy_types import BaseModel, Graph, ModelPatcher
 from .denoiser import PREFIX
 from .lora_check import known_keys, loaded_by_host
-from .patches import Patch, check_readable, patches_digest, patches_of
+from .patches import Patch, check_readable, patches_digest, patches_of, without_patches
 
 
 def read_base_loras(patcher: ModelPatcher, asked: Sequence[BaseLoraConfig], loaders: str = "") -> tuple[BaseLora, ...]:
@@ -97,3 +100,41 @@ def loader_names(graph: Graph | None, node_id: object) -> str:
             break
         node = str(above[0])
     return ", ".join(reversed(names))
+
+
+def recorded_below(record: Record) -> tuple[tuple[BaseLoraConfig, ...], str]:
+    """Returns (the files that a run was trained on, digest of the LoRAs that its MODEL had) by its run.json; "" for none."""
+    files = [
+        parse(one, BaseLoraConfig, no_note) for one in record.get("config", {}).get("model", {}).get("base_lora", [])
+    ]
+    known = record.get("base_loras", [])
+    return tuple(files), known[0]["digest"] if len(known) > len(files) else ""
+
+
+def with_base(patcher: ModelPatcher, files: Sequence[BaseLoraConfig], patches: str) -> ModelPatcher:
+    """The MODEL with all that belongs to the base of a run: the files of use "always", unless they are loaded into it already.
+
+    `patches` is the digest of the LoRAs that the run's MODEL had. Raises ConfigError for a MODEL with others.
+    """
+    plain = without_patches(patcher)
+    on = [one for one in files if one.use == "always" and one.strength]
+    if patches and patches_digest(patcher) != patches:
+        raise ConfigError(
+            "the run was trained on a MODEL with LoRAs loaded into it, and this MODEL does not have the same ones: connect the MODEL that its LoomTrain was given"
+        )
+    if on and not patches and patcher.patches:
+        whole = _loaded(plain, on)
+        if patches_digest(whole) == patches_digest(patcher):
+            return patcher
+        raise ConfigError(
+            f"the run was trained on {', '.join(Path(one.file).name for one in on)}, and this MODEL has other LoRAs: connect the plain MODEL"
+        )
+    return _loaded(patcher, on)
+
+
+def _loaded(patcher: ModelPatcher, files: Sequence[BaseLoraConfig]) -> ModelPatcher:
+    import comfy.sd
+
+    for one in files:
+        patcher, _ = comfy.sd.load_lora_for_models(patcher, None, read_lora(one.file), one.strength, 0)
+    return patcher

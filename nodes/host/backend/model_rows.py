@@ -10,7 +10,7 @@ from torch import nn
 from ....trainer.diffusion.denoiser import Targets
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ModelFileError
-from ....trainer.known_models.row import Told, tell, warning_of
+from ....trainer.known_models.row import Told, distillation_note, tell, warning_of
 from ....trainer.known_models.rows import ROWS
 from ....trainer.lora.roles import block_paths
 from ....trainer.runs.run_folder import RunFolder
@@ -73,9 +73,11 @@ def _last_block(network: nn.Module) -> str:
     return paths[-1].rpartition(".")[2] if paths else ""
 
 
-def warnings(told: Told | None, patcher: ModelPatcher, predicts: str) -> list[str]:
-    """What must be said before this MODEL is trained."""
-    found = [warning_of(told)] if told else []
+def warnings(told: Told | None, patcher: ModelPatcher, predicts: str, *, adapter: bool = False) -> list[str]:
+    """What must be said before this MODEL is trained. `adapter`: with a base LoRA for training only."""
+    name = type(patcher.model).__name__
+    unknown = distillation_note(name, "no", takes_guidance=False, adapter=adapter)
+    found = [warning_of(told, adapter=adapter) if told else unknown]
     names = names_of(patcher)
     if predicts == "epsilon" and any(V_PREDICTION.search(name) for name in names):
         found.append(

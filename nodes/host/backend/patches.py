@@ -109,8 +109,8 @@ def patches_digest(patcher: ModelPatcher) -> str:
         return ""
     whole = hashlib.sha256()
     for patch in sorted(patches_of(patcher), key=lambda patch: patch.key):  # stable: those of one weight stay in order
-        whole.update(f"{patch.key} {patch.strength:g} {patch.rows}".encode())
-        for name, tensor in sorted(patch.parts.items()):
+        whole.update(f"{patch.key} {patch.strength:g} {patch.rows} {patch.problem()}".encode())
+        for name, tensor in sorted(({} if patch.problem() else patch.parts).items()):
             whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             whole.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()

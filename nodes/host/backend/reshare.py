@@ -87,6 +87,8 @@ class SharedBase:
         self._patcher = patcher
         self._loaded = loaded
         self._object_patches = dict(getattr(patcher, "object_patches", {}))
+        self._patches_uuid = getattr(patcher, "patches_uuid", None)
+        self._patches = {key: list(chain) for key, chain in patcher.patches.items()}
         self._options = patcher.model_options
         self._offered: Callable[[], ModelPatcher | None] = lambda: None
         self._others: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -98,8 +100,11 @@ class SharedBase:
         """What a streamed base shares stays where it is, so that may be on any device."""
 
     def model(self) -> ModelPatcher:
-        """The MODEL of the run: its network as ComfyUI holds it now, sampled as the MODEL that the run was given."""
+        """The MODEL of the run: its network as ComfyUI holds it now, sampled and patched as the MODEL that the run was given."""
         made: Any = self._patcher.clone()
+        if self._patches:
+            made.patches = {key: list(chain) for key, chain in self._patches.items()}
+            made.patches_uuid = self._patches_uuid
         made.object_patches = dict(self._object_patches)
         made.model_options = {
             **self._options,

@@ -1,14 +1,17 @@
 """What the training nodes do in their own thread: start, wait, look."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError, RunError
+from ....trainer.lora.base_lora import BaseLora
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder, environment
 from ...sockets.values import RunValue
+from ..backend.base_loras import loader_names, read_base_loras
 from ..backend.reshare import SharedBase, loaded_models
 from ..comfy_types import Graph, ModelPatcher
 from ..paths import lora_name, root, run_folder
@@ -33,7 +36,8 @@ def start(
     notes: list[str] = []
     request = with_steps(request, dataset, notes.append)
     request = request.settled(run_folder(request.name), patcher.model.diffusion_model, notes.append)
-    plan = request.plan(facts(patcher, request))
+    below = read_base_loras(patcher, request.base_loras, loader_names(graph, node_id))
+    plan = request.plan(facts(patcher, request), below)
     choice = choose(plan, existing, REGISTRY)
     folder, job = choice.folder, choice.job
     KNOWN.seen(folder.name)
@@ -43,7 +47,7 @@ def start(
         job.base.offer(patcher)
     elif job is None and not choice.is_finished:
         named = replace(plan, name=folder.name)
-        job = _submit(request, named, patcher, dataset, folder, graph, node_id, notes)
+        job = _submit(request, named, patcher, dataset, folder, below, graph, node_id, notes)
     if mode == "wait" and job is not None:
         _wait_for(job, cancel_stops=True)
     return _result(folder)
@@ -55,13 +59,14 @@ def _submit(
     patcher: ModelPatcher,
     dataset: Dataset,
     folder: RunFolder,
+    below: Sequence[BaseLora],
     graph: Graph | None,
     node_id: str | None,
     notes: list[str],
 ) -> Job:
     import torch
 
-    session = make_session(patcher, request, plan, dataset, folder, Bar().update, notes.append)
+    session = make_session(patcher, request, plan, dataset, folder, below, Bar().update, notes.append)
     here = environment(str(patcher.load_device), torch.get_num_threads())
     folder.start(plan.config(), plan.fixed(), here, session.modules, session.backend.about)
     keep_graph(folder, graph, node_id)

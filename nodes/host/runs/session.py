@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ....trainer.config.base_lora import BaseLoraConfig
 from ....trainer.config.run import (
     LoraDtype,
     MemoryConfig,
@@ -19,6 +20,7 @@ from ....trainer.config.run import (
     TrainingConfig,
     ValidationConfig,
 )
+from ....trainer.config.toml import to_dict
 from ....trainer.data.batches import CachedBatches, Plan, Singles, make_plan
 from ....trainer.data.cache.store import Cache
 from ....trainer.data.report import epochs_text, make_report
@@ -27,7 +29,9 @@ from ....trainer.data.sets.reach import refuse_long_sides
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.positions import positions_per_side
+from ....trainer.lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ....trainer.lora.state_dict import check_fits
+from ....trainer.lora_tools.base_loras import refuse_training_loras
 from ....trainer.runs.assemble import assemble
 from ....trainer.runs.modules import meanings, modules_of_run, of_start
 from ....trainer.runs.plan import RunPlan
@@ -61,6 +65,7 @@ from ..backend.families import joined
 from ..backend.latents import latent_normaliser
 from ..backend.lora_check import host_arithmetic
 from ..backend.model_rows import as_begun, record_of, warnings
+from ..backend.patches import without_patches
 from ..comfy_types import ModelPatcher
 from ..encoding.datasets import read_listing
 from ..encoding.encoders import model_identity
@@ -82,6 +87,8 @@ class TrainRequest:
     validation: ValidationValue | None
     cache: CacheValue
     lora_dtype: LoraDtype = "bfloat16"
+    base_loras: tuple[BaseLoraConfig, ...] = ()
+    """Files of LoomBaseLora, by their full paths."""
 
     def settled(self, folder: RunFolder, network: nn.Module, log: Callable[[str], None]) -> "TrainRequest":
         """The same request with what "auto" stands for in the run of this folder."""
@@ -91,9 +98,10 @@ class TrainRequest:
             objective=with_spread(self.objective, folder),
         )
 
-    def plan(self, facts: Record) -> RunPlan:
-        """The run as both front ends describe it. The base model is a MODEL here, the data a filled cache."""
+    def plan(self, facts: Record, below: Sequence[BaseLora] = ()) -> RunPlan:
+        """The run as both front ends describe it. The base model is a MODEL here, the data a filled cache. `below` are its base LoRAs."""
         value, cache = self.validation, self.cache
+        files = {"base_lora": [to_dict(one) for one in self.base_loras]} if self.base_loras else {}
         return RunPlan(
             name=self.name,
             network=self.network,
@@ -111,8 +119,9 @@ class TrainRequest:
             ),
             trigger=cache.trigger,
             facts=facts,
+            base_loras=tuple(one.identity for one in below),
             own={
-                "model": {"quantize": self.memory.quantize},
+                "model": {"quantize": self.memory.quantize, **files},
                 "cache": {
                     "folder": cache.folder,
                     "listing": cache.listing,
@@ -135,6 +144,8 @@ def with_steps(request: TrainRequest, dataset: Dataset, log: Callable[[str], Non
 def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     """Everything that can be refused without touching a weight. Raises LoomError."""
     refuse_patches(patcher)
+    if request.network.kind == "dora":
+        refuse_training_loras(request.base_loras)
     check_optimizer(request.optimizer)
     check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
@@ -163,7 +174,7 @@ def facts(patcher: ModelPatcher, request: TrainRequest) -> Record:
     """Digests of the model, the data and the encoders."""
     init = request.network.init_from
     return {
-        "model": sampled_identity(patcher),
+        "model": sampled_identity(without_patches(patcher)),
         "data": request.cache.digest,
         "vae": request.cache.vae,
         "text": request.cache.text + (f" beside {pixels} px" if (pixels := request.cache.text_pixels) else ""),
@@ -185,6 +196,7 @@ def make_session(
     plan: RunPlan,
     dataset: Dataset,
     folder: RunFolder,
+    below: Sequence[BaseLora],
     progress: Callable[[int, int], None],
     log: Callable[[str], None],
 ) -> Session:
@@ -198,10 +210,11 @@ def make_session(
     modules = modules_of_run(folder, denoiser.module, partial(_new_targets, plan.network, denoiser))
     init = _initial_weights(plan.network, denoiser, modules)
     _log_model(denoiser, modules, log)
-    for warning in warnings(denoiser.settings.told, patcher, denoiser.objective.name):
+    for warning in warnings(denoiser.settings.told, patcher, denoiser.objective.name, adapter=has_adapter(below)):
         log(f"warning: {warning}")
     log(epochs_text(make_report(dataset), training.batch_size, training.gradient_accumulation_steps, training.steps))
     prepare_weights(denoiser, patcher, request, stream, log)
+    laid = lay_base_loras(denoiser.module, below)
     batches = open_batches(
         patcher,
         denoiser,
@@ -218,6 +231,7 @@ def make_session(
         compute_dtype=denoiser.compute_dtype,
         shift=training_shift(denoiser),
         init=init,
+        base_loras=laid,
         arithmetic=host_arithmetic(patcher.model),
         about={"base_model": record_of(denoiser.settings)},
     )

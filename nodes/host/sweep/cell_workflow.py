@@ -4,12 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ....trainer.config.base_lora import BaseLoraConfig
 from ....trainer.config.run import GuidanceConfig
 from ....trainer.data.cache.references import reference_placement
 from ....trainer.families import edit_variants
 from ....trainer.families.common.comfy_loaders import Link, Show, prompt_nodes
 from ....trainer.runs.reference_images import Reference
-from ....trainer.sweep.cell_workflow import MakeGraph, cell_graph
+from ....trainer.sweep.cell_workflow import MakeGraph, cell_graph, with_base_loras
 from ....trainer.types import Cell, Size
 from ..backend.families import takes_guidance
 from ..comfy_types import Graph, GraphNode, ModelPatcher
@@ -20,10 +21,15 @@ SOURCES = ("model", "clip", "vae")
 
 
 def cell_graphs(
-    graph: Graph | None, node_id: object, model: ModelPatcher, references: Sequence[Reference] = (), reading: str = ""
+    graph: Graph | None,
+    node_id: object,
+    model: ModelPatcher,
+    references: Sequence[Reference] = (),
+    reading: str = "",
+    base_loras: Sequence[BaseLoraConfig] = (),
 ) -> MakeGraph:
     """A function that makes the text entries of a cell's PNG. They are {} without a queued graph, and for a LoRA that no loader
-    lists. `references` and `reading` are those of the renderer."""
+    lists. `references` and `reading` are those of the renderer; `base_loras` are loaded into the model of the graph."""
     inputs = graph[str(node_id)]["inputs"] if graph and str(node_id) in graph else {}
     links = _links(inputs, SOURCES)
     if not graph or len(links) < len(SOURCES):
@@ -32,6 +38,10 @@ def cell_graphs(
     _, edit = edit_variants().get(reading, (None, None))
     sockets = list(_links(inputs, NAMES).values())
     above = upstream(graph, [str(link[0]) for link in [*links.values(), *sockets]])
+    below = [(listed_name(Path(one.file)), one.strength) for one in base_loras if one.use == "always" and one.strength]
+    if any(name is None for name, _ in below):
+        return lambda cell, lora, guidance: {}
+    nodes, links = with_base_loras(above, links, [(name or "", strength) for name, strength in below])
     numbers = {reference.digest: number for number, reference in enumerate(references)}
 
     def make(cell: Cell, lora: Path | None, guidance: GuidanceConfig) -> dict[str, str]:
@@ -46,7 +56,7 @@ def cell_graphs(
                 (_picture(socket, number), target) for socket, target in zip(sockets, sizes, strict=True)
             ]
         prompt_node = prompt_nodes(links["vae"], reference_nodes, edit)
-        return cell_graph(cell, guidance, above, links, lora=name, distilled=is_distilled, prompt_node=prompt_node)
+        return cell_graph(cell, guidance, nodes, links, lora=name, distilled=is_distilled, prompt_node=prompt_node)
 
     return make
 

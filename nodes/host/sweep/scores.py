@@ -12,6 +12,7 @@ from ....trainer.config.toml import parse
 from ....trainer.data.batches import Singles, make_plan
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError
+from ....trainer.lora.base_lora import lay_base_loras
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.score.image_statistics import StatisticsEncoder
 from ....trainer.score.run import gather, measured_losses, norms, recorded_losses, write_score
@@ -21,7 +22,9 @@ from ....trainer.training.held_out import make_held_out, ruler_of
 from ....trainer.types import Record
 from ....trainer.weights.frozen import compute_in
 from ...sockets.values import CacheValue, SheetValue
+from ..backend.base_loras import read_base_loras, recorded_below, with_base
 from ..backend.denoiser import bring_to_device, load_denoiser
+from ..backend.patches import without_patches
 from ..comfy_types import ClipVision, ModelPatcher
 from ..encoding.clip_vision import HostVision
 from ..encoding.datasets import read_listing
@@ -109,10 +112,14 @@ def _measured(
     notes: list[str],
 ) -> Losses:
     """Validation losses on the weights that ComfyUI holds, with each LoRA applied to a shadow of the network in turn."""
+    files, patches = recorded_below(record)
+    with_base(patcher, files, patches)  # refuses another MODEL than the run's
+    below = read_base_loras(patcher if patches or not files else without_patches(patcher), files)
     bring_to_device(patcher)
     denoiser = load_denoiser(patcher)
     place_weights(denoiser, patcher, notes.append)
     compute_in(denoiser.module, denoiser.compute_dtype)
+    lay_base_loras(denoiser.module, below)  # those for training too: the loss is measured as while training
     objective = _recorded(record, "objective", ObjectiveConfig)
     examples = dataset.held_out
     batches = open_batches(
@@ -120,7 +127,7 @@ def _measured(
         denoiser,
         cache,
         objective,
-        sampled_identity(patcher),
+        sampled_identity(without_patches(patcher)),
         examples,
         make_plan(examples, 1, 0),
         lambda done, total: progress.stage("conditions", done, total),

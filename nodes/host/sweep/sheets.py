@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor
 
+from ....trainer.config.base_lora import BaseLoraConfig
 from ....trainer.config.run import GuidanceConfig, SweepConfig
 from ....trainer.config.toml import digest
 from ....trainer.errors import ConfigError, RunError
@@ -35,6 +36,7 @@ from ....trainer.sweep.strip import AXES, panels
 from ....trainer.types import Cell
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
+from ..backend.base_loras import recorded_below, with_base
 from ..comfy_types import Clip, Graph, ModelPatcher, Vae
 from ..encoding.edit_prompts import chosen_reading
 from ..encoding.encoders import clip_identity, model_identity, vae_identity
@@ -80,8 +82,11 @@ def collect(
         raise ConfigError(f"files = {files!r} and a connected run: disconnect the run, or clear files")
     directory, title = root() / "strips", "files"
     steps: tuple[int, ...] = ()
+    base_loras: tuple[BaseLoraConfig, ...] = ()
+    patches = ""
     if run is not None:
         folder, title = run_folder(run.name), run.name
+        base_loras, patches = recorded_below(folder.read())
         directory = folder.path / "strips"
         saved = picked(folder.saved_loras(), pick, number)
         if not saved:
@@ -90,7 +95,13 @@ def collect(
     else:
         chosen = picked(_of_files(files), pick, number)
     return CheckpointsValue(
-        files=tuple(chosen), steps=steps, include_base=include_base, directory=str(directory), title=title
+        files=tuple(chosen),
+        steps=steps,
+        include_base=include_base,
+        directory=str(directory),
+        title=title,
+        base_loras=base_loras,
+        patches=patches,
     )
 
 
@@ -144,6 +155,8 @@ def rendered_sheet(
         base=checkpoints.include_base,
         references=kept_references(reference_batches(inputs)),
     )
+    plain, model = model, with_base(model, checkpoints.base_loras, checkpoints.patches)
+    below = checkpoints.base_loras if model is not plain else ()
     axes = make_axes(sweep, _swept(checkpoints), 0)
     most = max((len(one.paths) for one in axes.references), default=0)
     reading = chosen_reading(inputs.get("edit_prompts", AUTO), clip, most)
@@ -154,7 +167,7 @@ def rendered_sheet(
     todo = missing(cells)
     if todo:
         asking = LargeSweepPrompt(cells=len(todo), limit=inputs.get("max_cells", 1000), confirm=lambda question: False)
-        make_graph = cell_graphs(inputs.get("prompt"), inputs.get("node_id"), model, axes.references, reading)
+        make_graph = cell_graphs(inputs.get("prompt"), inputs.get("node_id"), model, axes.references, reading, below)
         renderer = open_renderer(vae, clip, reading, axes.references, renderings[0].model_guidance)
         _render_all(todo, model, renderer, axes, asking, make_graph)
     name = "sheet-" + digest([cell.id for cell in cells])[:16]

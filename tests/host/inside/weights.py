@@ -107,7 +107,7 @@ def refusals(loom):
 
     key = "diffusion_model.joint_blocks.0.x_block.attn.proj.weight"
     of("nothing", lambda p: None)
-    of("lora", lambda p: p.add_patches({key: (torch.zeros(128, 128),)}, 1.0))
+    of("merged weights", lambda p: p.add_patches({key: (torch.zeros(128, 128),)}, 1.0))
     of("attention patch", lambda p: p.set_model_attn1_patch(lambda *a: a))
     of("block replacement", lambda p: p.set_model_patch_replace(lambda *a: a, "dit", "double_block", 0))
     of(

@@ -26,7 +26,7 @@ def found():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shadow_computes_what_the_hosts_patched_weights_compute(found, name, kind):
     case = found[name][kind]
-    assert case["moved"] > 0.01
+    assert case["moved"] > 1e-3
     assert case["model"] < 1e-5
     assert case["gradient"] < 1e-5
     assert case["file"] == 0, "a file of LoomBaseLora is the same LoRA, bit for bit"

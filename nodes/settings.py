@@ -325,12 +325,12 @@ class LoomValidation(LoomNode):
                     "cfg": (
                         "FLOAT",
                         {
-                            "default": 4.0,
+                            "default": 0.0,
                             "min": 0.0,
                             "max": 100.0,
                             "step": 0.1,
                             "display_name": "guidance_scale",
-                            "tooltip": "Classifier-free guidance of the samples; 1 switches it off, 0 is the usual 4.0 (validation.guidance_scale).",
+                            "tooltip": "Classifier-free guidance of the samples; 1 switches it off. 0 is the usual scale of the model: 1 for distilled ones, 4 where none is known (validation.guidance_scale).",
                         },
                     ),
                     "width": (
@@ -352,6 +352,7 @@ class LoomValidation(LoomNode):
                     **reference_inputs("sample"),
                     # Saved workflows list the values of widgets by position: a new one stands last.
                     "timesteps": widget("ValidationConfig", "timesteps", min=1, max=100),
+                    "model_guidance": widget("ValidationConfig", "model_guidance", max=100.0, step=0.1),
                 },
             },
             shown=("prompts", "every", "seed", "steps", "width", "height"),

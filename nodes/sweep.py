@@ -157,7 +157,9 @@ class LoomSweep(LoomNode):
                 },
                 "optional": {
                     "negative": widget("SweepConfig", "negative", multiline=True),
-                    "guidance": link(GUIDANCE, "From Loom Guidance. Without it: CFG 4."),
+                    "guidance": link(
+                        GUIDANCE, "From Loom Guidance. Without it: CFG 4, or 1 for models that are distilled to it."
+                    ),
                     "model_guidance": (
                         "FLOAT",
                         {

@@ -91,6 +91,13 @@ class Base:
         note = distillation_note(name, settings.distilled, takes_guidance=takes_guidance, adapter=adapter)
         return [f"warning: {note}"] if note else []
 
+    def check_guidance(self, name: str, value: float, default: float) -> None:
+        """Raise ConfigError for a guidance value that this base would not be fed. `name` is the option's."""
+        if value != default and not self.settings.guidance_embedding:
+            raise ConfigError(
+                f"{name} = {value}: {self.family.name} {self.variant} takes no guidance value; leave it out"
+            )
+
     def check_encoders(self) -> None:
         """Raise ModelFileError unless the folder of the encoders has every part that is needed. Reads no weights."""
         require_parts(self.source.encoder_folder(), *self.family.needed_parts(self.source))

@@ -89,3 +89,17 @@ def test_a_risky_choice_is_said(rows):
     (said,) = rows.warnings(rows.told_of(noob), noob, "epsilon")
     assert "ModelSamplingDiscrete" in said
     assert not rows.warnings(rows.told_of(noob), noob, "v")
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "scale"),
+    [
+        ("SD15", None, 4.0),  # no row: as before
+        ("Flux", None, 1.0),  # its guidance is an input
+        ("Flux2", {"guidance_embed": True}, 1.0),
+        ("QwenImage", None, 4.0),
+    ],
+)
+def test_samples_have_the_usual_scale_of_the_model(rows, model_class, config, scale):
+    made = patcher(model_class, config)
+    assert rows.usual_cfg(rows.told_of(made), model_class) == scale

@@ -202,7 +202,9 @@ def test_the_nodes_inputs_have_the_tables_names(host):
         ValidationConfig().timesteps,
         0,
     )
-    assert sample_settings(plain, 9.0).guidance.scale == 4.0
+    assert plain.model_guidance == 3.5
+    assert samples.validation_config(["a"], "", (), (64, 64), {"model_guidance": 2.0}).model_guidance == 2.0
+    assert sample_settings(plain, 9.0).guidance.scale == 9.0
     assert sample_settings(ValidationConfig(), 9.0).guidance.scale == 9.0, "0 is the usual scale"
 
     from lora_loom.nodes.settings import LoomValidation

@@ -170,6 +170,8 @@ class ValidationConfig(Section, table="validation"):
     """Sampling steps of a sample (Euler)."""
     guidance_scale: float = 0.0
     """Scale of classifier-free guidance; 0 is the family's usual scale, 1 switches guidance off."""
+    model_guidance: float = 3.5
+    """Guidance value that guidance-distilled models (Flux dev) are fed in samples, as users of the model set it; objective.guidance_scale is what they are fed while training. Other models take none."""
     width: int = 0
     """Width of a sample in pixels; 0 takes data.resolution."""
     height: int = 0
@@ -180,6 +182,8 @@ class ValidationConfig(Section, table="validation"):
         require(self.sample_every >= -1, "validation.sample_every", self.sample_every, "use 0 (at checkpoints) or more")
         require(self.sample_steps >= 1, "validation.sample_steps", self.sample_steps, "use 1 or more (20 is usual)")
         require(self.guidance_scale >= 0, "validation.guidance_scale", self.guidance_scale, "use 0 (the usual) or more")
+        remedy = "use 0 or more (3.5 is usual)"
+        require(self.model_guidance >= 0, "validation.model_guidance", self.model_guidance, remedy)
         require(self.width >= 0 and self.height >= 0, "validation.width", (self.width, self.height), "use 0 or pixels")
         require(self.patience >= 0, "validation.patience", self.patience, "use 0 (off) or more (3 to 5 is usual)")
         require(self.timesteps >= 1, "validation.timesteps", self.timesteps, "use 1 or more")

@@ -58,7 +58,7 @@ class SweepConfig(Section, table="sweep"):
     strengths: str = "1"
     """LoRA strengths: "1", "0.7,1", or "0.7-1.3 [4]" for four evenly spread ones."""
     guidance: tuple[GuidanceConfig, ...] = field(default_factory=lambda: (GuidanceConfig(),))
-    """Guidance settings to compare, one [[sweep.guidance]] table each."""
+    """Guidance settings to compare, one [[sweep.guidance]] table each. Without one: CFG 4, or 1 for models that are distilled to it."""
     base: bool = True
     """Also makes the cells of the base model without a LoRA."""
     width: int = 0
@@ -77,10 +77,14 @@ class SweepConfig(Section, table="sweep"):
     """Several numbers of sampling steps to compare, "10,20" or "10-30 [3]"; empty takes steps."""
     samplers: str = ""
     """Several samplers with their schedulers to compare, "euler/normal, dpmpp_2m/karras"; empty takes sampler and scheduler."""
+    model_guidance: float = 3.5
+    """Guidance value that guidance-distilled models (Flux dev) are fed in cells, as users of the model set it. Other models take none."""
     max_cells: int = 1000
     """A sweep of more cells than this estimates its time after two of them and asks whether to go on."""
 
     def check(self) -> None:
         require(self.steps >= 1, "sweep.steps", self.steps, "use 1 or more")
         require(self.max_cells >= 1, "sweep.max_cells", self.max_cells, "use 1 or more")
+        remedy = "use 0 or more (3.5 is usual)"
+        require(self.model_guidance >= 0, "sweep.model_guidance", self.model_guidance, remedy)
         require(self.width >= 0 and self.height >= 0, "sweep.width", (self.width, self.height), "use 0 or pixels")

@@ -111,10 +111,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     base = open_base(config.model, config.text)
     base.check_encoders()
     check_objective(config.objective, base.settings.objective)
-    if config.objective.guidance_scale != 1.0 and not base.settings.guidance_embedding:
-        raise ConfigError(
-            f"objective.guidance_scale = {config.objective.guidance_scale}: {base.family.name} {base.variant} takes no guidance value; leave it out"
-        )
+    base.check_guidance("objective.guidance_scale", config.objective.guidance_scale, 1.0)
     listed = gather_sets(config.dataset, config.dataset_files)
     check_bucket_steps(config.data, listed.sets)
     check_teachers(listed.sets, sharded=config.memory.shard)
@@ -292,8 +289,7 @@ def make_session(prepared: Prepared, plan: RunPlan) -> Session:
     size = sample_size(config.validation, config.data.resolution)
     inputs = None
     if main or config.memory.shard:  # where the base is split, all processes must take part in every pass
-        distilled, trains_text = config.objective.guidance_scale, bool(config.text.learning_rate)
-        inputs = sample_inputs(config.validation, size, base, guidance=distilled, trains_text=trains_text)
+        inputs = sample_inputs(config.validation, size, base, trains_text=bool(config.text.learning_rate))
     backend = _load_backend(prepared)
     samples = None
     if inputs is not None:

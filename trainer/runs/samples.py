@@ -115,6 +115,7 @@ def check_samples(asked: ValidationConfig, size: Size, base: Base) -> None:
     """Raise ConfigError or DataError for what could not be rendered, before anything is loaded."""
     if not prompts_of(asked):
         return
+    base.check_guidance("validation.model_guidance", asked.model_guidance, ValidationConfig.model_guidance)
     if asked.sample_every == ON_REQUEST:
         raise ConfigError(
             "validation.sample_every = -1: samples on request need ComfyUI's panel; use 0 (at checkpoints) or more"
@@ -126,13 +127,8 @@ def check_samples(asked: ValidationConfig, size: Size, base: Base) -> None:
     check_references("validation.references", asked.references, base)
 
 
-def sample_inputs(
-    asked: ValidationConfig, size: Size, base: Base, *, guidance: float, trains_text: bool
-) -> SampleInputs | None:
-    """Encode prompts and reference images; None without a prompt. Only the VAE is kept.
-
-    `guidance` is the value that guidance-distilled networks are fed. With `trains_text` the prompts stay texts.
-    """
+def sample_inputs(asked: ValidationConfig, size: Size, base: Base, *, trains_text: bool) -> SampleInputs | None:
+    """Encode prompts and reference images; None without a prompt. Only the VAE is kept. With `trains_text` the prompts stay texts."""
     prompts = prompts_of(asked)
     if not prompts:
         return None
@@ -145,7 +141,7 @@ def sample_inputs(
             encoded = encode_with_references(encoders, text, paths, base.settings.text_pixels)
         else:
             [encoded] = encoders.text.encode([text])
-        made = base.family.condition([encoded], [geometry], guidance)
+        made = base.family.condition([encoded], [geometry], asked.model_guidance)
         return {name: tensor.to(base.device) for name, tensor in made.items()}
 
     named = read_references("validation.references", asked.references)

@@ -133,6 +133,12 @@ def make_axes(sweep: SweepConfig, loras: tuple[SweptLora, ...], seed: int) -> Ax
     )
 
 
+def usual_guidance(asked: tuple[GuidanceConfig, ...], usual_scale: float) -> tuple[GuidanceConfig, ...]:
+    """What is compared where nothing else is asked for: CFG 4, or no guidance for a model whose usual scale is 1."""
+    is_default = asked == (GuidanceConfig(),)
+    return (GuidanceConfig(scale=1.0),) if is_default and usual_scale == 1 else asked
+
+
 def make_renderings(
     config: TrainConfig, base: Base, base_loras: Sequence[BaseLoraIdentity] = ()
 ) -> tuple[Rendering, ...]:
@@ -145,7 +151,7 @@ def make_renderings(
         sampler=config.sweep.sampler,
         scheduler=config.sweep.scheduler,
         model=digest([base.identity(), identity.vae, identity.text, *[one.fact() for one in base_loras]]),
-        model_guidance=config.objective.guidance_scale,
+        model_guidance=config.sweep.model_guidance if base.settings.guidance_embedding else 1.0,
     )
     made = vary(plain, sizes=config.sweep.sizes, step_counts=config.sweep.step_counts, samplers=config.sweep.samplers)
     check_sizes(made, base.family.bucket_step, base.family.name)
@@ -222,12 +228,14 @@ def sweep(
     base = open_base(config.model, config.text)
     base.check_encoders()
     check_references("sweep.references", config.sweep.references, base)
+    base.check_guidance("sweep.model_guidance", config.sweep.model_guidance, SweepConfig.model_guidance)
     base_loras = always(read_base_loras(config, base, base.skeleton()))
     renderings = make_renderings(config, base, [one.identity for one in base_loras])
     run = run_folder(config)
     given = expanded(lora_files)
     loras = read_loras(given, run) if given else run_loras(run, "train it first, or name files with --lora")
-    axes = make_axes(config.sweep, loras, config.training.seed)
+    chosen = replace(config.sweep, guidance=usual_guidance(config.sweep.guidance, base.settings.guidance_scale))
+    axes = make_axes(chosen, loras, config.training.seed)
     folder = run.path / "strips"
     check_count(axes, renderings)
     cells = plan_cells(axes, renderings, folder / "cells")

@@ -17,7 +17,7 @@ from ....trainer.runs.run_folder import RunFolder
 from ....trainer.storage.tensor_file import TensorFile
 from ....trainer.types import Record
 from ..comfy_types import ModelPatcher
-from .families import LoadedFamily
+from .families import LoadedFamily, takes_guidance
 
 NAMES = ("modelspec.title", "modelspec.architecture")
 """Metadata that say what a file is."""
@@ -43,6 +43,14 @@ def names_of(patcher: ModelPatcher) -> list[str]:
         except ModelFileError:  # it has been loaded already, and may have been moved since
             metadata = {}
     return [Path(path).stem, *(metadata[name] for name in NAMES if name in metadata)]
+
+
+def usual_cfg(told: Told | None, model_class: str) -> float:
+    """Usual classifier-free guidance scale of a model: of its row, 1 for one whose guidance is inside, else 4."""
+    if told and told.row.cfg:
+        return told.row.cfg.value
+    is_distilled = takes_guidance(model_class) or bool(told and told.row.distilled != "no")
+    return 1.0 if is_distilled else 4.0
 
 
 def with_row(settings: LoadedFamily, told: Told | None, network: nn.Module) -> LoadedFamily:

@@ -31,6 +31,7 @@ from ...sockets.values import ValidationValue
 from ..backend.conditions import check_accepts_references, network_inputs
 from ..backend.denoiser import LoadedDenoiser
 from ..backend.latents import latent_normaliser
+from ..backend.model_rows import usual_cfg
 from ..backend.packing import unpack
 from ..backend.shadow import build_shadow
 from ..comfy_types import Clip, ModelPatcher, Vae
@@ -67,8 +68,6 @@ class HeldVaes:
 
 
 HELD = HeldVaes()
-USUAL_GUIDANCE = 4.0
-"""Guidance scale of the samples where 0, the usual one, is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +136,8 @@ def validation_config(
         height=size[1],
         sample_every=int(options.get("every", 0)) or ON_REQUEST,
         sample_steps=int(options.get("steps", 20)),
-        guidance_scale=float(options.get("cfg", 4.0)),
+        guidance_scale=float(options.get("cfg", 0.0)),
+        model_guidance=float(options.get("model_guidance", ValidationConfig.model_guidance)),
         seed=int(options.get("seed", 0)),
         every=int(options.get("measure_every", 0)),
         timesteps=int(options.get("timesteps", ValidationConfig.timesteps)),
@@ -206,11 +206,14 @@ def make_samples(
     channels = int(model.latent_format.latent_channels)
     geometry = Geometry.whole((asked.width, asked.height))
     cache, factor = Cache(cache_folder()), decoder.factor
+    fed = {**denoiser.settings.conditions}
+    if "guidance" in fed:  # as users of the model set it, which is not what it is fed while training
+        fed["guidance"] = asked.model_guidance
 
     def inputs(prompt: str, seen: str, keys: Sequence[str]) -> dict[str, Any]:
         text = unpack(cache.get(text_key(prompt, value.text, seen)))
         latents = [cache.get(key)["latents"].unsqueeze(0) for key in keys]
-        given = (text, geometry, denoiser.settings.conditions, factor, channels, latents)
+        given = (text, geometry, fed, factor, channels, latents)
         if latents:
             check_accepts_references(model, *given)
         made = network_inputs(model, *given)
@@ -227,7 +230,7 @@ def make_samples(
         denoiser=denoiser,
         decode=lambda latents: decoder(to_raw(latents)),
         conditions=[({"samples": [positive]}, {"samples": [negative]}) for positive, negative in pairs],
-        settings=sample_settings(asked, USUAL_GUIDANCE),
+        settings=sample_settings(asked, usual_cfg(denoiser.settings.told, denoiser.family)),
         seed=asked.seed,
         shape=(channels, asked.height // factor, asked.width // factor),
         device=torch.device(patcher.load_device),

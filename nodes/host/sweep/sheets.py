@@ -26,6 +26,7 @@ from ....trainer.sweep.run import (
     make_axes,
     step_label,
     swept_lora,
+    usual_guidance,
     vary,
     write_grid,
     write_page,
@@ -37,6 +38,7 @@ from ....trainer.types import Cell
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
 from ..backend.base_loras import recorded_below, with_base
+from ..backend.model_rows import told_of, usual_cfg
 from ..comfy_types import Clip, Graph, ModelPatcher, Vae
 from ..encoding.edit_prompts import chosen_reading
 from ..encoding.encoders import clip_identity, model_identity, vae_identity
@@ -151,7 +153,7 @@ def rendered_sheet(
         negative_prompt=inputs.get("negative", ""),
         seeds=inputs["seeds"],
         strengths=inputs["strengths"],
-        guidance=guidance.settings if guidance else (GuidanceConfig(),),
+        guidance=guidance.settings if guidance else usual_guidance((GuidanceConfig(),), _usual_scale(model)),
         base=checkpoints.include_base,
         references=kept_references(reference_batches(inputs)),
     )
@@ -175,6 +177,10 @@ def rendered_sheet(
     write_json(folder / f"{name}.json", sheet_to_dict(cells, loras=loras))
     value = SheetValue(folder=str(folder), name=name, title=checkpoints.title)
     return value, files_to_image([cell.image for cell in cells])
+
+
+def _usual_scale(model: ModelPatcher) -> float:
+    return usual_cfg(told_of(model), type(model.model).__name__)
 
 
 def _swept(checkpoints: CheckpointsValue) -> tuple[SweptLora, ...]:

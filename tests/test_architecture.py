@@ -28,6 +28,7 @@ ROOMS = [
     "data.sets",
     "data.cache",
     "data",
+    "importers",
     "training",
     "lora_tools",
     "runs",

@@ -273,6 +273,39 @@ def test_starting_up_loads_nothing_heavy(code):
     assert not HEAVY & loaded_by(code)
 
 
+def test_a_file_of_another_trainer_is_imported_and_train_says_so(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(
+        '{"model_family": "sd3", "model_type": "lora", "max_train_steps": 7, "num_train_epochs": 0, "--what": 1}'
+    )
+    result = run("train", file)
+    assert result.exit_code == 2
+    assert (
+        f"{file} is a configuration of SimpleTuner: lora-loom import {file} writes the TOML file that" in result.output
+    )
+    out = tmp_path / "run.toml"
+    result = run("import", file, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    (said,) = events(result)
+    assert said["counts"] == {"exact": 3, "nearly": 0, "needless": 1, "none": 1}
+    assert tomllib.loads(out.read_text(encoding="utf-8"))["training"]["steps"] == 7
+    again = run("import", file, "--out", out)
+    assert again.exit_code == 2
+    assert "exists: use another name, or --overwrite" in again.output
+    assert (
+        "no counterpart here, not taken (1):\n  --what = 1" in run("import", file, "--out", out, "--overwrite").output
+    )
+
+
+def test_a_pasted_command_is_imported(tmp_path):
+    text = "accelerate launch train_network.py --network_module=networks.lora --max_train_steps 9 --output_name cat"
+    out = tmp_path / "run.toml"
+    result = runner.invoke(app, ["import", "-", "--out", str(out)], input=text)
+    assert result.exit_code == 0, result.output
+    made = tomllib.loads(out.read_text(encoding="utf-8"))
+    assert (made["name"], made["training"]["steps"]) == ("cat", 9)
+
+
 def test_import_outside_comfyui_does_nothing():
     assert not {"comfy", "nodes", "server", "folder_paths"} & loaded_by("import lora_loom")
 

@@ -47,7 +47,19 @@ def load(config: Path, overrides: list[str], as_json: bool) -> "TrainConfig":
     try:
         return read(config, overrides, log_note if launched().rank == 0 else no_note)
     except LoomError as error:
-        fail(error, as_json)
+        fail(_with_import(config, error), as_json)
+
+
+def _with_import(config: Path, error: LoomError) -> LoomError:
+    """The error, or the sentence that a file of another trainer has to be imported first."""
+    from ..importers.read import recognise
+
+    kind = recognise(config)
+    if kind is None:
+        return error
+    return ConfigError(
+        f"{config} is {kind.title}: lora-loom import {config} writes the TOML file that this command takes"
+    )
 
 
 def load_run(path: Path, overrides: list[str], as_json: bool) -> "TrainConfig":

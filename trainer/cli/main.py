@@ -9,6 +9,7 @@ import typer
 from . import cache as cli_cache
 from . import comfy_api as cli_server
 from . import convert as cli_convert
+from . import importing as cli_importing
 from . import lora_tools as cli_tools
 from . import plot as cli_plot
 from .aliases import AliasedCommand
@@ -170,6 +171,7 @@ def demo(
 app.add_typer(cli_cache.app, name="cache")
 cli_tools.register(app)
 cli_convert.register(app)
+cli_importing.register(app)
 cli_server.register(app)
 cli_plot.register(app)
 

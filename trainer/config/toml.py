@@ -68,11 +68,16 @@ def load(path: Path, overrides: Iterable[str] = (), note: Note = log_note) -> Tr
 def read_toml(path: Path) -> Record:
     """A TOML file as plain data. Raises ConfigError if it cannot be read or is not valid TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return toml_tables(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def toml_tables(text: str) -> Record:
+    """A TOML text as plain data. Raises ValueError."""
+    return tomllib.loads(text)
 
 
 def override(data: Record, text: str, note: Note = log_note) -> None:

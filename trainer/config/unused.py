@@ -4,7 +4,7 @@ A run of the command line checks this before anything is loaded. Nodes show all 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ..errors import ConfigError
@@ -64,25 +64,42 @@ def rules_of_choices(section: Section) -> Iterator[tuple[str, str]]:
                 yield option, f"only {chosen.name} = {' or '.join(readers)} reads it"
 
 
-def refuse_unused_options(config: TrainConfig) -> None:
-    """Raise ConfigError naming every option that is set and would have no effect."""
+@dataclass(frozen=True)
+class Unused:
+    """An option that is set and would have no effect."""
+
+    section: Section
+    place: str
+    """The table of the TOML file that it stands in."""
+    option: str
+    reason: str
+
+    def text(self) -> str:
+        """The option with its value, the reason and the remedy."""
+        value = getattr(self.section, self.option)
+        return f"{self.place}.{self.option} = {value!r} would do nothing: {self.reason}; leave it out, or change that"
+
+
+def unused_options(config: TrainConfig) -> list[Unused]:
+    """Every option that is set and would have no effect with the others."""
     unused = [
-        (section, section.table, name, reason)
+        Unused(section, section.table, name, reason)
         for section in _sections(config)
         for name, reason in rules_of_choices(section)
     ]
     unused += [
-        (section, place, name, reason)
+        Unused(section, place, name, reason)
         for section in _sections(config)
         for kind, place, names, used, reason in RULES
         if type(section) is kind and not used(section)
         for name in names
     ]
-    problems = [
-        f"{place}.{name} = {getattr(section, name)!r} would do nothing: {reason}; leave it out, or change that"
-        for section, place, name, reason in unused
-        if getattr(section, name) != _default(type(section), name)
-    ]
+    return [one for one in unused if getattr(one.section, one.option) != _default(type(one.section), one.option)]
+
+
+def refuse_unused_options(config: TrainConfig) -> None:
+    """Raise ConfigError naming every option that is set and would have no effect."""
+    problems = [one.text() for one in unused_options(config)]
     if problems:
         raise ConfigError("; ".join(problems))
 

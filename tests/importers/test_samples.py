@@ -1,0 +1,41 @@
+"""Twelve configurations of six trainers become what they mean."""
+
+import pytest
+
+from lora_loom.trainer.config.toml import load, to_dict
+from lora_loom.trainer.importers.read import import_text
+from lora_loom.trainer.importers.translation import TITLES
+from tests.importers.samples import FACTS
+
+
+def value(config, name):
+    for part in name.split("."):
+        config = config[int(part)] if part.isdecimal() else getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize("sample", FACTS)
+def test_a_sample_becomes_what_it_means(sample, tmp_path):
+    text, facts = FACTS[sample]
+    done = import_text(text, tmp_path, sample)
+    got = {name: value(done.config, name) for name in facts}
+    assert got == {name: pytest.approx(one) if isinstance(one, float) else one for name, one in facts.items()}
+
+
+@pytest.mark.parametrize("sample", FACTS)
+def test_the_toml_says_what_was_translated_and_train_takes_it(sample, tmp_path):
+    done = import_text(FACTS[sample][0], tmp_path, sample)
+    path = tmp_path / "run.toml"
+    path.write_text(done.toml, encoding="utf-8")
+    assert to_dict(load(path)) == to_dict(done.config)
+
+
+@pytest.mark.parametrize("sample", FACTS)
+def test_every_option_is_said_something_about_once(sample, tmp_path):
+    done = import_text(FACTS[sample][0], tmp_path, sample)
+    names = [one.option for one in done.taken]
+    assert len(names) == len(set(names))
+    assert sum(done.counts().values()) == len(names)
+    assert set(done.counts()) == set(TITLES)
+    for one in done.taken:
+        assert one.note or one.became == "exact", one.text()

@@ -1,0 +1,349 @@
+"""ai-toolkit: a YAML or JSON file with one training process."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..choices import ADAPTERS
+from ..data.sets.lookup import found_from
+from ..errors import ConfigError
+from ..types import Record
+from . import values
+from .finish import run_name
+from .models import put_base, put_family
+from .optimizers import ADAM_DECAY, has_schedule, put_arguments, put_optimizer
+from .translation import DatasetTable, Translation
+
+TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
+FLAGS = {"is_flux": "flux", "is_xl": "sdxl", "is_v3": "sd3", "is_v2": "sd2", "is_lumina2": "lumina2"}
+QUANTIZED = {
+    "qfloat8": "float8",
+    "float8": "float8",
+    "qint8": "int8",
+    "int8": "int8",
+    "qint4": "int4",
+    "uint4": "int4",
+    "int4": "int4",
+}
+FLOW = ("sd3", "flux", "lumina2", "qwen_image")
+SHIFTED = ("shift", "flux_shift", "lumina2_shift")
+OF_DATASETS: dict[str, str] = {
+    "folder_path": "folder", "dataset_path": "folder", "default_caption": "caption", "trigger_word": "trigger",
+    "caption_dropout_rate": "caption_dropout", "token_dropout_rate": "tag_dropout", "shuffle_tokens": "shuffle_tags",
+    "keep_tokens": "keep_tokens", "bucket_tolerance": "bucket_step", "num_repeats": "repeats", "flip_x": "flip",
+    "loss_multiplier": "weight", "mask_path": "masks", "control_path": "references",
+}  # fmt: skip
+"""{option of a dataset: ours}, where the value stays as it is."""
+PER_STEP = {
+    "train.steps": "training.steps",
+    "save.save_every": "training.save_every",
+    "sample.sample_every": "validation.sample_every",
+}
+
+
+def is_config(data: Any) -> bool:
+    """Whether a file holds a job of ai-toolkit."""
+    return (
+        isinstance(data, Mapping)
+        and "job" in data
+        and isinstance(data.get("config"), Mapping)
+        and "process" in data["config"]
+    )
+
+
+def translate(data: Mapping[str, Any], folder: Path) -> Translation:
+    """The first training process of a job. Raises ConfigError if it has none."""
+    config = data["config"]
+    processes = config["process"] if isinstance(config["process"], list) else [config["process"]]
+    training = [one for one in processes if isinstance(one, Mapping) and one.get("type") in TRAINERS]
+    if str(data["job"]) not in ("extension", "train") or not training:
+        raise ConfigError(f"job = {data['job']!r}: it trains no LoRA, so there is nothing to import")
+    name = str(config.get("name", ""))
+    process = _named(training[0], name)
+    made = Translation("ai_toolkit", ("job",), {"job": data["job"], "config.name": name, **_flat(process)})
+    made.say("exact", "job", "process.type", note="it trains")
+    made.put("name", run_name(name), "config.name")
+    if len(processes) > 1:
+        made.notes.append(f"{len(processes) - 1} more processes of the file are left out: import them one by one")
+    family = _model(made)
+    _network(made, family)
+    _datasets(made, process, folder)
+    _training(made, family)
+    _optimizer(made)
+    _samples(made, process)
+    return made
+
+
+def _named(process: Any, name: str) -> Any:
+    """The process with [name] filled in everywhere."""
+    if isinstance(process, Mapping):
+        return {key: _named(value, name) for key, value in process.items()}
+    if isinstance(process, list):
+        return [_named(value, name) for value in process]
+    return process.replace("[name]", name) if isinstance(process, str) else process
+
+
+def _flat(process: Mapping[str, Any]) -> Record:
+    """Options by dotted names, but for lists of tables."""
+    found: Record = {}
+    for name, value in process.items():
+        if name == "datasets":
+            continue
+        if isinstance(value, Mapping):
+            for inner, of in value.items():
+                deep = isinstance(of, Mapping) and inner in ("ema_config", "network_kwargs")
+                found |= (
+                    {f"{name}.{inner}.{last}": one for last, one in of.items()} if deep else {f"{name}.{inner}": of}
+                )
+        else:
+            found[f"process.{name}"] = value
+    return found
+
+
+def _model(made: Translation) -> str:
+    flag = next((name for name in FLAGS if made.on(f"model.{name}")), "")
+    word = made.text("model.arch") or FLAGS.get(flag, "")
+    family = put_family(made, "model.arch" if made.has("model.arch") else f"model.{flag}", word) if word else ""
+    made.say("needless", *(f"model.{name}" for name in FLAGS), note="the family is known")
+    if made.on("model.is_v_pred"):
+        made.put("model.variant", {"sdxl": "sdxl-v"}.get(family, "sd2-v"), "model.is_v_pred")
+    base = made.text("model.name_or_path")
+    if made.has("model.unet_path"):
+        put_base(made, "model.base", made.text("model.unet_path"), "model.unet_path")
+        put_base(made, "model.encoders", base, "model.name_or_path")
+    elif base:
+        put_base(made, "model.base", base, "model.name_or_path")
+    if made.on("model.quantize"):
+        word = made.text("model.qtype", "qfloat8").partition("|")[0]
+        nearly = "" if word in QUANTIZED else f"there is no {word} here"
+        made.put("model.quantize", QUANTIZED.get(word, "float8"), "model.quantize", "model.qtype", nearly=nearly)
+    else:
+        made.say("exact", "model.quantize", ours="model.quantize")
+        made.say("needless", "model.qtype", note="model.quantize is off")
+    if made.has("model.dtype"):
+        made.put("model.dtype", values.dtype("model.dtype", made.get("model.dtype")), "model.dtype")
+    return family
+
+
+def _network(made: Translation, family: str) -> None:
+    word = made.text("network.type", "lora").lower()
+    kind = {"lierla": "lora", "locon": "lora"}.get(word, word)
+    nearly = "" if kind in ADAPTERS else f"there is no {word} here; lora takes its place"
+    made.put("network.kind", kind if kind in ADAPTERS else "lora", "network.type", nearly=nearly)
+    rank = made.whole("network.rank", made.whole("network.linear", 4))
+    alpha = made.number("network.linear_alpha", made.number("network.alpha", 1.0))
+    whole = kind == "lokr" and made.on("network.lokr_full_rank", True)
+    nearly = "whole matrices there, for which rank and alpha count for nothing" if whole else ""
+    made.put("network.rank", rank, "network.rank", "network.linear", nearly=nearly)
+    made.put("network.alpha", alpha, "network.linear_alpha", "network.alpha", nearly=nearly)
+    if kind == "lokr":
+        made.put("network.lokr_factor", made.whole("network.lokr_factor", -1), "network.lokr_factor")
+    targets = [(f"{place}.{name}", ours) for place in ("network.network_kwargs", "model") for name, ours in
+               (("only_if_contains", "network.target_modules"), ("ignore_if_contains", "network.exclude_modules"))]  # fmt: skip
+    for name, ours in targets:
+        if made.has(name):
+            given = made.get(name)
+            pattern = "|".join(re.escape(str(one)) for one in (given if isinstance(given, list) else [given]))
+            made.put(ours, f"regex:{pattern}" if ours == "network.target_modules" else pattern, name)
+    if "network.target_modules" not in made.settings and family in FLOW:
+        made.put("network.target_modules", "default", why="every Linear of the blocks there")
+
+
+def _datasets(made: Translation, process: Mapping[str, Any], folder: Path) -> None:
+    regularisation = made.number("train.reg_weight", 1.0)
+    for number, given in enumerate(process.get("datasets") or [], 1):
+        inner = Translation("ai_toolkit", ("job",), {f"datasets.{name}": value for name, value in given.items()})
+        _dataset(inner, regularisation)
+        trigger = inner.text("datasets.trigger_word") or made.text("process.trigger_word")
+        if trigger:
+            nearly = "it is put in front of every caption here; there it replaces [trigger], or is put in front where it is missing"
+            inner.put("dataset.trigger", trigger, "datasets.trigger_word", nearly=nearly)
+            made.say("nearly", "process.trigger_word", note=nearly, ours="dataset.trigger")
+        inner.rest()
+        table = DatasetTable(options={"folder": "", "recursive": True, **inner.for_datasets})
+        table.comments = {name: inner.comments.get(f"dataset.{name}", "") for name in table.options}
+        place = str(table.options["folder"])
+        found = found_from(place, folder) if place else None
+        if found is not None and not Path(place).exists():
+            table.options["folder"] = str(found)
+        made.inner += [*inner.taken.values()] if number == 1 else []
+        made.notes += [
+            f"dataset {number}: {one.text()}"
+            for one in inner.taken.values()
+            if number > 1 and one.became in ("nearly", "none")
+        ]
+        made.datasets.append(table)
+    made.say("exact", "train.reg_weight", note="the weight of regularisation sets", ours="dataset.weight")
+
+
+def _dataset(inner: Translation, regularisation: float) -> None:
+    extension = inner.text("datasets.caption_ext", ".txt").lstrip(".")
+    inner.put("dataset.captions", "json" if extension == "json" else "sidecar", "datasets.caption_ext")
+    if extension not in ("json", "txt", "caption"):
+        inner.put("dataset.caption_extension", f".{extension}", "datasets.caption_ext")
+    sizes = inner.get("datasets.resolution", 512)
+    inner.put(
+        "dataset.resolutions",
+        [values.whole("resolution", one) for one in (sizes if isinstance(sizes, list) else [sizes])],
+        "datasets.resolution",
+    )
+    for theirs, ours in OF_DATASETS.items():
+        name = f"datasets.{theirs}"
+        if inner.has(name) and theirs != "trigger_word":
+            value = inner.get(name)
+            inner.put(f"dataset.{ours}", value, name, nearly="sub-folders too" if theirs == "dataset_path" else "")
+    more = [
+        inner.text(f"datasets.control_path_{one}") for one in (1, 2, 3) if inner.has(f"datasets.control_path_{one}")
+    ]
+    if more:
+        inner.put("dataset.references", more, *(f"datasets.control_path_{one}" for one in (1, 2, 3)))
+    square = inner.on("datasets.square_crop") or not inner.on("datasets.buckets", True)
+    inner.put("dataset.buckets", "off" if square else "pixel_area", "datasets.buckets", "datasets.square_crop")
+    if inner.on("datasets.is_reg") or inner.on("datasets.prior_reg"):
+        inner.put("dataset.role", "regularisation", "datasets.is_reg", nearly="alternates with training batches there")
+        if regularisation != 1.0:
+            inner.put("dataset.weight", regularisation, why="train.reg_weight")
+    if inner.on("datasets.prior_reg"):
+        inner.put("dataset.teacher", "base", "datasets.prior_reg")
+    inner.say("exact", "datasets.is_reg", "datasets.prior_reg", ours="dataset.role")
+
+
+def _training(made: Translation, family: str) -> None:
+    passes = made.whole("train.gradient_accumulation_steps", 1)
+    updates = made.whole("train.gradient_accumulation", 1)
+    made.put(
+        "training.gradient_accumulation_steps",
+        max(passes, updates, 1),
+        "train.gradient_accumulation_steps",
+        "train.gradient_accumulation",
+    )
+    for name, ours in PER_STEP.items():
+        default = {"train.steps": 1000, "save.save_every": 1000, "sample.sample_every": 100}[name]
+        made.put(ours, max(1, made.whole(name, default) // max(1, passes)), name)
+    if passes > 1:
+        made.notes.append(
+            f"training.steps: every pass counts as a step there; {passes} of them are one here, so steps and intervals are divided by it"
+        )
+    made.put("training.batch_size", made.whole("train.batch_size", 1), "train.batch_size")
+    nearly = "LoRA files of deleted checkpoints stay here"
+    made.put(
+        "training.keep_checkpoints",
+        made.whole("save.max_step_saves_to_keep", 5),
+        "save.max_step_saves_to_keep",
+        nearly=nearly,
+    )
+    made.put("training.precision", values.dtype("train.dtype", made.get("train.dtype", "fp32")), "train.dtype")
+    made.put("output.dtype", values.dtype("save.dtype", made.get("save.dtype", "float16")), "save.dtype")
+    if made.text("save.save_format", "safetensors") == "diffusers":
+        made.put("output.format", "diffusers", "save.save_format")
+    made.say("exact", "save.save_format", ours="output.format")
+    ema = made.on("train.ema_config.use_ema")
+    if ema:
+        made.put(
+            "training.ema_decay",
+            made.number("train.ema_config.ema_decay", 0.999),
+            "train.ema_config.ema_decay",
+            "train.ema_config.use_ema",
+        )
+    made.say(
+        "exact" if ema else "needless",
+        "train.ema_config.use_ema",
+        "train.ema_config.ema_decay",
+        note="" if ema else "EMA is off",
+    )
+    if made.on("logging.use_wandb"):
+        made.put("output.report_to", "wandb", "logging.use_wandb")
+    made.say("exact", "logging.use_wandb", ours="output.report_to")
+    if family in FLOW:
+        _timesteps(made)
+    for name, share in (("min_denoising_steps", 0), ("max_denoising_steps", 1)):
+        if made.has(f"train.{name}"):
+            made.put(f"objective.{name[:3]}_timestep", (made.number(f"train.{name}") + share) / 1000, f"train.{name}")
+    word = made.text("train.loss_type", "mse")
+    made.say(
+        "exact" if word == "mse" else "none",
+        "train.loss_type",
+        note="" if word == "mse" else f"there is no {word} here; mse is taken",
+    )
+    if made.on("train.disable_sampling"):
+        made.say("exact", "train.disable_sampling", ours="validation.prompts")
+    if not made.on("train.train_unet", True):
+        raise ConfigError("train.train_unet = False: only the network can be trained; set it to true")
+    made.say("exact", "train.train_unet", note="it is trained")
+
+
+def _timesteps(made: Translation) -> None:
+    word = made.text("train.timestep_type", "sigmoid")
+    if word == "sigmoid":
+        made.put("objective.timestep_sampling", "logit_normal", "train.timestep_type")
+        made.put("objective.shift", 1.0, why="timestep_type = sigmoid")
+    elif word in SHIFTED:
+        made.put("objective.timestep_sampling", "uniform", "train.timestep_type")
+        made.put("objective.shift", "auto", why=f"timestep_type = {word}: the family's own")
+    else:
+        nearly = "" if word == "linear" else f"there is no {word} here; noise levels are drawn evenly"
+        made.put("objective.timestep_sampling", "uniform", "train.timestep_type", nearly=nearly)
+        made.put("objective.shift", 1.0, why=f"timestep_type = {word}")
+    made.say("needless", "train.snr_gamma", "train.min_snr_gamma", note="flow models have no such weight")
+
+
+def _optimizer(made: Translation) -> None:
+    ours = put_optimizer(made, "train.optimizer", made.text("train.optimizer", "adamw"))
+    rate_name = "train.unet_lr" if made.has("train.unet_lr") else "train.lr"
+    rate = made.number(rate_name, 1e-6)
+    raised = ours == "prodigy" and rate < 0.1
+    made.put(
+        "optimizer.learning_rate",
+        1.0 if raised else rate,
+        rate_name,
+        nearly="below 0.1 it becomes 1.0 there" if raised else "",
+    )
+    made.say("needless", "train.lr", note="train.unet_lr decides")
+    if made.on("train.train_text_encoder"):
+        made.put(
+            "text.learning_rate",
+            made.number("train.text_encoder_lr", rate),
+            "train.train_text_encoder",
+            "train.text_encoder_lr",
+        )
+    made.say("exact", "train.train_text_encoder", ours="text.learning_rate")
+    arguments = values.pairs("optimizer_params", made.get("train.optimizer_params"))
+    if ours.startswith("adam"):
+        arguments = {"eps": 1e-6, **arguments}
+    put_arguments(made, arguments, "train.optimizer_params", decay=ADAM_DECAY if ours.startswith("adam") else None)
+    word = made.text("train.lr_scheduler", "constant")
+    kind = {"constant_with_warmup": "constant", "cosine_with_restarts": "restarts"}.get(word, word)
+    nearly = "" if has_schedule(kind) else f"there is no {word} here"
+    if word == "linear":
+        nearly, kind = "it rises from a third to the whole rate there", "constant"
+    made.put("schedule.kind", kind if has_schedule(kind) else "constant", "train.lr_scheduler", nearly=nearly)
+    params = values.pairs("lr_scheduler_params", made.get("train.lr_scheduler_params"))
+    if word == "constant_with_warmup":
+        made.put("schedule.warmup", float(params.get("num_warmup_steps", 1000)), "train.lr_scheduler_params")
+    if "eta_min" in params and kind in ("cosine", "restarts"):
+        made.put("schedule.min_lr_ratio", float(params["eta_min"]) / rate, "train.lr_scheduler_params")
+    made.say(
+        "none" if params else "needless", "train.lr_scheduler_params", note="this schedule has no such options here"
+    )
+
+
+def _samples(made: Translation, process: Mapping[str, Any]) -> None:
+    given = process.get("sample") or {}
+    prompts = [
+        one if isinstance(one, str) else str(one.get("prompt", ""))
+        for one in (given.get("prompts") or given.get("samples") or [])
+    ]
+    flags = any(re.search(r"\s--\w", prompt) for prompt in prompts)
+    prompts = [re.split(r"\s--(?=\w)", prompt)[0] for prompt in prompts if prompt]
+    if not prompts or made.on("train.disable_sampling"):
+        made.settings.pop("validation.sample_every", None)
+        return
+    nearly = "flags behind the prompts are left out" if flags or given.get("samples") else ""
+    made.put("validation.prompts", prompts, "sample.prompts", "sample.samples", nearly=nearly)
+    made.put("validation.width", made.whole("sample.width", 512), "sample.width")
+    made.put("validation.height", made.whole("sample.height", 512), "sample.height")
+    negative = made.get("sample.neg", "")
+    made.put("validation.negative_prompt", "" if negative is False else str(negative), "sample.neg")
+    if made.settings.get("model.family") == "flux":
+        made.say("none", "sample.guidance_scale", note="Flux gets objective.guidance_scale in samples too")

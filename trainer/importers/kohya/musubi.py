@@ -1,0 +1,116 @@
+"""musubi-tuner: sd-scripts' grammar with one script per architecture, and flat dataset tables."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...config.toml import read_toml
+from ...data.sets.lookup import found_from
+from ...errors import ConfigError
+from ..models import put_base
+from ..optimizers import has_option
+from ..translation import Translation
+from . import shell
+from .datasets import add_sets, datasets
+from .flow import flow
+from .network import network
+from .run import LISTS, flat, rates, training
+
+FAMILIES = {
+    "qwen_image": "qwen_image",
+    "flux_kontext": "flux",
+    "flux": "flux",
+    "sd3": "sd3",
+    "lumina": "lumina2",
+}
+"""{beginning of the name of a script or network module: our family}."""
+OTHERS = (
+    "zimage",
+    "flux_2",
+    "krea2",
+    "wan",
+    "hv",
+    "fpack",
+    "hidream_o1",
+    "kandinsky5",
+    "hunyuan_video_1_5",
+    "ideogram4",
+)
+"""Its architectures whose family is read from the base model's file here."""
+VARIANTS = {"edit": "qwen-image-edit", "edit-2509": "qwen-image-edit-plus", "edit-2511": "qwen-image-edit-plus"}
+ENCODERS = ("vae", "text_encoder", "text_encoder1", "text_encoder2", "t5", "clip")
+
+
+def is_command(script: str, options: Mapping[str, Any]) -> bool:
+    """Whether a command is one of musubi-tuner's."""
+    return "dit" in options or architecture(script, options)[0] in (*OTHERS, "qwen_image", "flux_kontext")
+
+
+def architecture(script: str, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns (the architecture's word or "", our family or "")."""
+    module = str(options.get("network_module", "")).rpartition(".")[2].removeprefix("lora_")
+    for word in (*OTHERS, *FAMILIES):
+        if script.startswith(f"{word}_") or module == word:
+            return word, FAMILIES.get(word, "")
+    return "", ""
+
+
+def translate_command(text: str, folder: Path) -> Translation:
+    """A command line, or a script with one."""
+    script, options = shell.options(shell.command(text), LISTS)
+    config = str(options.get("config_file", ""))
+    if config:
+        path = found_from(config, folder) or found_from(f"{config}.toml", folder)
+        if path is None:
+            raise ConfigError(f"config_file = {config!r} is not there: import it from the folder that it is named from")
+        options = {**flat(read_toml(path)), **options}
+    return translate(options, folder, script)
+
+
+def translate_run(data: Mapping[str, Any], folder: Path) -> Translation:
+    """The TOML of a run."""
+    return translate(flat(data), folder, "")
+
+
+def translate_datasets(data: Mapping[str, Any], folder: Path) -> Translation:
+    """A dataset TOML alone, of musubi-tuner or of sd-scripts."""
+    made = Translation("sd_scripts", ("args",), {})
+    add_sets(made, data, folder)
+    return made
+
+
+def translate(options: Mapping[str, Any], folder: Path, script: str) -> Translation:
+    """Options of musubi-tuner. Raises ConfigError for a value that cannot be read."""
+    made = Translation("musubi_tuner", ("args",), options)
+    word, family = architecture(script, options)
+    if family:
+        made.put("model.family", family, why=f"by {script or 'network_module'}")
+    elif word:
+        made.notes.append(f"model.family: {word} is found by the base model's file here")
+    if word == "flux_kontext":
+        made.put("model.variant", "kontext", why=f"by {script or 'network_module'}")
+    version = made.text("model_version", "original")
+    if made.on("edit") or made.on("edit_plus"):
+        version = "edit-2509" if made.on("edit_plus") else "edit"
+    if version in VARIANTS:
+        made.put("model.variant", VARIANTS[version], "model_version", "edit", "edit_plus")
+    elif version == "original":
+        made.say("exact", "model_version", ours="model.variant")
+    if made.has("dit"):
+        put_base(made, "model.base", made.text("dit"), "dit")
+    for name in ENCODERS:
+        if made.has(name) and not has_option("model.vae" if name == "vae" else "model.clip"):
+            made.say("none", name, note="name a diffusers folder with text encoders and VAE in model.encoders")
+    if not made.settings.get("model.encoders"):
+        made.notes.append(
+            "model.encoders: name a diffusers folder with the text encoders and the VAE of the base model"
+        )
+    network(made, family, "attention+mlp" if family in ("qwen_image", "flux") else "")
+    rates(made, trains_text=False)
+    flow(made, "musubi")
+    if made.has("guidance_scale") and family == "flux":
+        made.put("objective.guidance_scale", made.number("guidance_scale"), "guidance_scale")
+    made.say("needless", "guidance_scale", note="the model takes no guidance value")
+    datasets(made, folder)
+    training(made, folder)
+    return made

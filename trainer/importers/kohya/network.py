@@ -1,0 +1,97 @@
+"""Networks of sd-scripts and musubi-tuner: network_module with its arguments."""
+
+import re
+
+from ...choices import ADAPTERS
+from .. import values
+from ..optimizers import has_option
+from ..translation import Translation
+
+TARGETS = {
+    "flux": r"regex:^(single_)?transformer_blocks\.",
+    "sd3": r"regex:^transformer_blocks\.",
+    "lumina2": r"regex:^(layers|noise_refiner|context_refiner)\.",
+}
+"""What networks.lora_* trains: every Linear of the blocks."""
+
+
+KINDS = {"locon": "lora", "lora": "lora", "loha": "loha", "lokr": "lokr", "dora": "dora"}
+
+
+PRESETS = {"attn-only": "attention", "attn-mlp": "attention+mlp", "full-lin": "all", "full": "all"}
+
+
+def network(made: Translation, family: str, targets: str = "") -> None:
+    """Set the network by network_module, network_args and their like."""
+    module = made.text("network_module", "networks.lora")
+    arguments = values.pairs("network_args", made.get("network_args"))
+    inner = Translation(made.trainer, ("network_args",), arguments)
+    algo = inner.text(
+        "algo", module.rpartition(".")[2].removeprefix("lora_") if module.endswith(("loha", "lokr")) else "lora"
+    ).lower()
+    kind = "dora" if inner.on("dora_wd") or inner.on("weight_decompose") else KINDS.get(algo, algo)
+    nearly = ""
+    if kind not in ADAPTERS:
+        nearly, kind = f"there is no {algo} here; lora takes its place", "lora"
+    elif module.endswith("lora_fa"):
+        nearly = "A is frozen there"
+    elif not re.match(r"networks\.(lora|loha|lokr)|lycoris\.kohya|locon", module):
+        nearly = f"there is no {module} here; lora takes its place"
+    made.put("network.kind", kind, "network_module", nearly=nearly)
+    inner.put("network.kind", kind, "algo", "dora_wd", "weight_decompose", nearly=nearly if "algo" in arguments else "")
+    if made.on("dim_from_weights"):
+        made.say("nearly", "dim_from_weights", note="write the rank of that file into network.rank")
+    made.put("network.rank", made.whole("network_dim", 4), "network_dim")
+    made.put("network.alpha", made.number("network_alpha", 1), "network_alpha")
+    dropout = made.number("network_dropout") or inner.number("dropout")
+    if dropout:
+        difference = "it acts behind the first matrix there, on its input here"
+        made.put("network.dropout", dropout, "network_dropout", nearly=difference)
+        inner.say("nearly", "dropout", note=difference, ours="network.dropout")
+    _targets(made, inner, family, targets)
+    for name, pattern in (
+        ("exclude_patterns", "network.exclude_modules"),
+        ("include_patterns", "network.target_modules"),
+    ):
+        if inner.has(name):
+            given = inner.get(name)
+            joined = "|".join(str(one) for one in given) if isinstance(given, list) else str(given)
+            inner.put(pattern, f"regex:{joined}" if name == "include_patterns" else joined, name)
+    made.say("exact", "network_args", note="see its entries")
+    made.adopt(inner, "network_args")
+
+
+def _targets(made: Translation, inner: Translation, family: str, targets: str) -> None:
+    preset = inner.text("preset")
+    convolutions = inner.number("conv_dim")
+    if convolutions and not has_option("network.conv_rank") and family in ("sd", "sdxl"):
+        rank = made.whole("network_dim", 4)
+        nearly = "" if convolutions == rank else f"convolutions have the rank of the other modules, {rank}"
+        inner.put("network.target_modules", "conv", "conv_dim", nearly=nearly)
+        inner.say("nearly", "conv_alpha", note="convolutions have network.alpha")
+    elif preset:
+        nearly = "" if preset in PRESETS else f"{preset} is no preset here"
+        inner.put("network.target_modules", PRESETS.get(preset, "default"), "preset", nearly=nearly)
+    elif targets or family in TARGETS:
+        made.put("network.target_modules", targets or TARGETS[family], why=f"what {made.title} trains")
+    blocks = [inner.text(name, "all") for name in ("train_double_block_indices", "train_single_block_indices")]
+    if family == "flux" and blocks != ["all", "all"]:
+        pattern = "|".join(
+            f"{prefix}\\.{_indices(given)}\\." for prefix, given in zip(("transformer_blocks", "single_transformer_blocks"), blocks, strict=True)
+            if given != "none"
+        )  # fmt: skip
+        inner.put(
+            "network.target_modules", f"regex:^({pattern})", "train_double_block_indices", "train_single_block_indices"
+        )
+
+
+def _indices(given: str) -> str:
+    """A pattern of block numbers, of "0-3,7" or "all"."""
+    if given == "all":
+        return r"\d+"
+    numbers: list[int] = []
+    for word in given.split(","):
+        first, _, last = word.partition("-")
+        low = values.whole("block indices", first)
+        numbers += range(low, values.whole("block indices", last or first) + 1)
+    return f"({'|'.join(map(str, numbers))})"

@@ -1,0 +1,257 @@
+"""kohya's sd-scripts: its command line, the TOML of a run, LoRA_Easy_Training_Scripts' TOML. musubi-tuner builds on it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...choices import ADAPTERS
+from ...config.toml import read_toml
+from ...data.sets.lookup import found_from
+from ...errors import ConfigError
+from ...types import Record
+from .. import values
+from ..epochs import put_epochs, put_save_epochs
+from ..finish import run_name
+from ..models import put_base
+from ..optimizers import ADAM_DECAY, has_option, put_arguments, put_optimizer
+from ..translation import Translation, as_option
+from . import shell
+from .datasets import datasets
+from .flow import flow, noise
+from .network import network
+from .schedules import put_schedule
+
+LISTS = (
+    "network_args",
+    "optimizer_args",
+    "lr_scheduler_args",
+    "base_weights",
+    "base_weights_multiplier",
+    "text_encoder_lr",
+)
+"""Options of the command line that take several words."""
+
+
+SCRIPTS = {"sdxl": "sdxl", "flux": "flux", "sd3": "sd3", "lumina": "lumina"}
+"""{beginning of the script's name: part of the table}. train_network.py alone is Stable Diffusion 1 and 2."""
+
+
+FAMILIES = {"sdxl": "sdxl", "flux": "flux", "sd3": "sd3", "lumina": "lumina2", "sd": "sd"}
+
+
+def command_options(text: str) -> tuple[str, Record]:
+    """Returns (script, options) of the command in a text; ("", {}) if it trains nothing."""
+    script, options = shell.options(shell.command(text), LISTS)
+    return script, options if script or "network_module" in options else {}
+
+
+def translate_command(text: str, folder: Path) -> Translation:
+    """A command line, or a script with one, with the TOML files that it names."""
+    script, options = command_options(text)
+    config = str(options.get("config_file", ""))
+    if config:
+        path = found_from(config, folder) or found_from(f"{config}.toml", folder)
+        if path is None:
+            raise ConfigError(f"config_file = {config!r} is not there: import it from the folder that it is named from")
+        options = {**flat(read_toml(path)), **options}
+    return translate(options, folder, script)
+
+
+def translate_run(data: Mapping[str, Any], folder: Path) -> Translation:
+    """The TOML of a run, whose tables mean nothing."""
+    return translate(flat(data), folder, "")
+
+
+def flat(data: Mapping[str, Any]) -> Record:
+    """All options of all tables."""
+    found: Record = {}
+    for name, value in data.items():
+        found |= value if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def translate_easy(data: Mapping[str, Any], folder: Path) -> Translation:
+    """LoRA_Easy_Training_Scripts' TOML: tables of arguments, and [[subsets]]."""
+    options: Record = {}
+    for table in data.values():
+        if isinstance(table, Mapping):
+            for part in ("args", "dataset_args"):
+                options |= table.get(part, {})
+    if "batch_size" in options:
+        options.setdefault("train_batch_size", options.pop("batch_size"))
+    script = "sdxl_train_network.py" if options.pop("sdxl", False) else ""
+    return translate(options, folder, script, list(data.get("subsets", [])))
+
+
+def part_of(script: str, options: Mapping[str, Any]) -> str:
+    """Which of its models is trained: by the script's name, else by the network module and options that only one has."""
+    module = str(options.get("network_module", ""))
+    for word, part in SCRIPTS.items():
+        if script.startswith(word) or module.endswith(f"_{word}"):
+            return part
+    marks = {"discrete_flow_shift": "flux", "training_shift": "sd3", "gemma2": "lumina"}
+    return next((part for mark, part in marks.items() if mark in options), "sd")
+
+
+def translate(options: Mapping[str, Any], folder: Path, script: str, subsets: Sequence[Record] = ()) -> Translation:
+    """Options of sd-scripts. `subsets` are those that stand beside them. Raises ConfigError for a value that cannot be read."""
+    part = part_of(script, options)
+    made = Translation("sd_scripts", ("args", part), options)
+    family = FAMILIES[part]
+    known = bool(script) or part != "sd"
+    if known:
+        made.put("model.family", family, "model_type", why=f"by {script or 'the options'}")
+    base = made.text("pretrained_model_name_or_path")
+    if base:
+        put_base(made, "model.base", base, "pretrained_model_name_or_path")
+    if made.on("v_parameterization"):
+        made.put(
+            "model.variant", {"sdxl": "sdxl-v"}.get(family, "sd2-v" if made.on("v2") else "sd1-v"), "v_parameterization"
+        )
+    encoders(made)
+    network(made, family)
+    rates(made, trains_text=family in ("sd", "sdxl"))
+    if family in ("sd", "sdxl"):
+        noise(made)
+    else:
+        flow(made, part)
+    datasets(made, folder, subsets)
+    training(made, folder)
+    return made
+
+
+def encoders(made: Translation) -> None:
+    """Files of text encoders and VAEs, which stand in one folder here."""
+    for name in ("clip_l", "clip_g", "t5xxl", "gemma2", "ae", "vae"):
+        if made.has(name) and not has_option("model.vae" if name in ("ae", "vae") else "model.clip"):
+            made.say("none", name, note="name a diffusers folder with text encoders and VAE in model.encoders")
+
+
+def rates(made: Translation, *, trains_text: bool, unet: str = "unet_lr") -> None:
+    """Set optimizer, learning rates and schedule."""
+    rate = made.number("learning_rate", 2e-6)
+    first = unet if made.has(unet) else "learning_rate"
+    made.put("optimizer.learning_rate", made.number(first, rate), first)
+    if trains_text and made.on("network_train_unet_only"):
+        made.put("text.learning_rate", 0.0, "network_train_unet_only")
+        made.say("needless", "text_encoder_lr", note="network_train_unet_only is on")
+    elif trains_text:
+        given = made.get("text_encoder_lr", [rate])
+        each = [values.number("text_encoder_lr", one) for one in (given if isinstance(given, list) else [given])]
+        nearly = "both text encoders have one rate here" if len(set(each)) > 1 else ""
+        made.put(
+            "text.learning_rate",
+            max(each),
+            "text_encoder_lr" if made.has("text_encoder_lr") else "learning_rate",
+            nearly=nearly,
+        )
+    else:
+        made.say("needless", "network_train_unet_only", "text_encoder_lr", note="only the network is trained here")
+    made.say("needless", "learning_rate", note=f"{unet} decides")
+    legacy = "AdamW8bit" if made.on("use_8bit_adam") else "Lion" if made.on("use_lion_optimizer") else "AdamW"
+    ours = put_optimizer(made, "optimizer_type", made.text("optimizer_type") or legacy)
+    made.say("exact", "use_8bit_adam", "use_lion_optimizer", ours="optimizer.name")
+    arguments = values.pairs("optimizer_args", made.get("optimizer_args"))
+    if ours == "adafactor" and arguments.get("relative_step", True):
+        arguments["relative_step"] = False
+        made.notes.append(
+            "optimizer: Adafactor finds its own rate there (relative_step); here it gets the learning rate of the file"
+        )
+    if (
+        ours == "adamw"
+        and made.taken.get("optimizer_type")
+        and made.taken["optimizer_type"].note.startswith("there is no")
+    ):
+        arguments = {key: value for key, value in arguments.items() if key in ("weight_decay", "betas", "eps")}
+    put_arguments(made, arguments, "optimizer_args", decay=ADAM_DECAY if ours.startswith("adam") else 0.0)
+    put_schedule(made)
+    if made.has("max_grad_norm"):
+        made.put("optimizer.max_grad_norm", made.number("max_grad_norm"), "max_grad_norm")
+
+
+def training(made: Translation, folder: Path) -> None:
+    """Set length, batches, checkpoints, dtypes, samples and folders."""
+    made.put("name", run_name(made.text("output_name", "last")), "output_name")
+    if made.has("output_dir"):
+        made.put(
+            "output.loras",
+            made.text("output_dir"),
+            "output_dir",
+            nearly="a run has its own folder; its LoRA files stand here too",
+        )
+    if "training.batch_size" not in made.settings:
+        made.put("training.batch_size", made.whole("train_batch_size", 1), "train_batch_size")
+    made.put(
+        "training.gradient_accumulation_steps",
+        made.whole("gradient_accumulation_steps", 1),
+        "gradient_accumulation_steps",
+    )
+    if made.number("max_train_epochs"):
+        put_epochs(made, made.number("max_train_epochs"), "max_train_epochs")
+        made.say("needless", "max_train_steps", note="max_train_epochs decides")
+    else:
+        made.put("training.steps", made.whole("max_train_steps", 1600), "max_train_steps")
+    if made.has("save_every_n_steps"):
+        made.put("training.save_every", made.whole("save_every_n_steps"), "save_every_n_steps")
+    elif made.has("save_every_n_epochs"):
+        put_save_epochs(made, made.number("save_every_n_epochs"), "save_every_n_epochs")
+    for name in ("save_last_n_epochs", "save_last_n_steps"):
+        made.say(
+            "nearly",
+            name,
+            note="all LoRA files stay here; training.keep_checkpoints limits what a run can be resumed from",
+        )
+    made.put(
+        "training.precision", values.dtype("mixed_precision", made.get("mixed_precision", "no")), "mixed_precision"
+    )
+    made.put("output.dtype", values.dtype("save_precision", made.get("save_precision", "float")), "save_precision")
+    made.put(
+        "output.format",
+        "kohya" if ADAPTERS[made.settings["network.kind"]].all_layouts else "native",
+        why="the key format of its files",
+    )
+    made.put("memory.gradient_checkpointing", made.on("gradient_checkpointing"), "gradient_checkpointing")
+    if made.trainer == "sd_scripts":
+        tokens = made.whole("max_token_length", 75)
+        made.put("text.clip_tokens", tokens if tokens in (75, 150, 225) else 75, "max_token_length")
+    if made.on("fp8_base") or made.on("fp8_base_unet"):
+        nearly = "" if made.on("fp8_scaled") else "a plain cast there; with scales here"
+        made.put("model.quantize", "float8", "fp8_base", "fp8_base_unet", "fp8_scaled", nearly=nearly)
+    tracker = made.text("log_with", "tensorboard" if made.has("logging_dir") else "none")
+    made.put("output.report_to", "tensorboard" if tracker == "all" else tracker, "log_with", "logging_dir")
+    _samples(made, folder)
+
+
+def _samples(made: Translation, folder: Path) -> None:
+    place = made.text("sample_prompts")
+    path = found_from(place, folder) if place else None
+    if path is None:
+        made.say("none", "sample_prompts", note=f"{place} is not there: write validation.prompts")
+        made.say(
+            "needless", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first", note="there are no prompts"
+        )
+        return
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    kept = [line for line in lines if line and not line.startswith("#")]
+    parted = [re.split(r"\s--(?=\w)", line) for line in kept]
+    flags = {
+        flag.split(maxsplit=1)[0]: flag.partition(" ")[2]
+        for words in reversed(parted)
+        for flag in words[1:]
+        if flag.strip()
+    }
+    names = {
+        "n": "negative_prompt",
+        "w": "width",
+        "h": "height",
+        "d": "seed",
+        "s": "sample_steps",
+        "l": "guidance_scale",
+    }
+    nearly = "the flags of the first prompt hold for all" if flags else ""
+    made.put("validation.prompts", [words[0] for words in parted], "sample_prompts", nearly=nearly)
+    for flag, ours in names.items():
+        if flag in flags:
+            name = f"validation.{ours}"
+            made.put(name, as_option(name, f"--{flag}", flags[flag]), why=f"--{flag} of {path.name}")

@@ -1,0 +1,62 @@
+"""Base models: whose names are hub ids, and what the family of a trainer's word is."""
+
+from pathlib import Path
+
+from .translation import Translation
+
+FAMILIES: dict[str, tuple[str, str]] = {
+    "sd1x": ("sd", ""), "sd2x": ("sd", ""), "sd1": ("sd", ""), "sd2": ("sd", ""), "sd15": ("sd", "sd1"),
+    "stable_diffusion_15": ("sd", "sd1"), "stable_diffusion_20_base": ("sd", "sd2"), "stable_diffusion_20": ("sd", "sd2-v"),
+    "stable_diffusion_21": ("sd", "sd2-v"), "stable_diffusion_21_base": ("sd", "sd2"),
+    "sdxl": ("sdxl", ""), "stable_diffusion_xl_10_base": ("sdxl", ""), "sd3": ("sd3", ""), "stable_diffusion_3": ("sd3", ""),
+    "stable_diffusion_35": ("sd3", ""), "flux": ("flux", ""), "flux_dev_1": ("flux", "dev"), "flux_kontext": ("flux", "kontext"),
+    "lumina2": ("lumina2", ""), "lumina_2": ("lumina2", ""), "lumina": ("lumina2", ""), "qwen_image": ("qwen_image", ""),
+    "qwen": ("qwen_image", ""), "qwen_image_edit": ("qwen_image", "qwen-image-edit"),
+    "qwen_image_edit_plus": ("qwen_image", "qwen-image-edit-plus"),
+}  # fmt: skip
+"""{word of a trainer in lower case: (our family, our variant or "" where the file decides)}."""
+HUB = {
+    "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd3": "stabilityai/stable-diffusion-3.5-large",
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "lumina2": "Alpha-VLLM/Lumina-Image-2.0",
+    "qwen_image": "Qwen/Qwen-Image",
+}
+"""{family: the repository that is usual for it}. Written where a file leaves the base model to the trainer."""
+
+
+def put_family(translation: Translation, option: str, word: str) -> str:
+    """Set the family and, where the word says it, the variant. Returns our family, "" for one that is not known."""
+    family, variant = FAMILIES.get(word.lower().replace("-", "_"), ("", ""))
+    if not family:
+        note = f"{word} is no family here; the base model's file decides"
+        translation.say("nearly", option, note=note)
+        return ""
+    translation.put("model.family", family, option)
+    if variant:
+        translation.put("model.variant", variant, option)
+    return family
+
+
+def put_base(translation: Translation, ours: str, name: str, *options: str, nearly: str = "") -> None:
+    """Set a base model. A hub id becomes a folder, with the command that downloads it."""
+    if not _is_hub_id(name):
+        translation.put(ours, name, *options, nearly=nearly)
+        return
+    folder = f"models/{name.rpartition('/')[2]}"
+    command = f"huggingface-cli download {name} --local-dir {folder}"
+    difference = f"nothing is downloaded while training; get it first: {command}"
+    if options:
+        translation.put(ours, folder, *options, nearly=difference)
+    else:
+        translation.put(ours, folder, why=f"first: {command}")
+    translation.notes.append(f"{ours}: {difference}")
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name is one of the hub: owner/model, and no such folder here."""
+    parts = name.split("/")
+    is_path = Path(name).suffix in (".safetensors", ".ckpt", ".sft", ".gguf") or Path(name).expanduser().exists()
+    is_path = is_path or "\\" in name or parts[0] in ("", ".", "..", "~", "models", "checkpoints", "model", "ckpt")
+    return len(parts) == 2 and all(parts) and not is_path

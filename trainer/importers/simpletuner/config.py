@@ -1,0 +1,292 @@
+"""SimpleTuner: config.json, config.toml and config.env."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...data.sets.lookup import found_from
+from ...types import Record
+from .. import values
+from ..finish import run_name
+from ..kohya import shell
+from ..models import HUB, put_base, put_family
+from ..optimizers import ADAM_DECAY, has_option, put_arguments, put_optimizer
+from ..table import by_name
+from ..translation import Translation
+from .datasets import datasets
+from .network import network
+from .noise import noise, schedule, steps_range
+
+PRECISIONS = {"int8": "int8", "int4": "int4", "int2": "int2", "fp8": "float8", "fp8uz": "float8"}
+
+
+VARIANTS = {
+    "krea": "krea", "schnell": "schnell", "kontext": "kontext", "dev": "dev", "edit-v1": "qwen-image-edit",
+    "edit-v2": "qwen-image-edit-plus", "edit-v2+": "qwen-image-edit-plus", "edit-v3": "qwen-image-edit-plus",
+}  # fmt: skip
+
+
+FLAVOUR_HUB = {"krea": "black-forest-labs/FLUX.1-Krea-dev", "schnell": "black-forest-labs/FLUX.1-schnell"}
+
+
+SWITCHES_OF_OLD = ("STABLE_DIFFUSION_3", "FLUX")
+"""Variables of older files that name the family."""
+
+
+def translate(options: Mapping[str, Any], folder: Path) -> Translation:
+    """A configuration whose file lies in `folder`. Raises ConfigError for a value that cannot be read."""
+    made = Translation("simpletuner", ("config",), options)
+    family = _model(made)
+    _names(made)
+    network(made, family, folder)
+    _optimizer(made)
+    schedule(made)
+    noise(made, family)
+    steps_range(made)
+    _text(made)
+    _training(made)
+    _validation(made, family, folder)
+    datasets(made, folder)
+    return made
+
+
+def translate_prompts(data: Mapping[str, str], folder: Path) -> Translation:
+    """A prompt library alone."""
+    made = Translation("simpletuner", ("config",), {})
+    made.put("validation.prompts", list(data.values()), why="the prompts of the library")
+    made.notes.append(
+        "validation.prompt_library: name the file there instead, and samples carry the names of the prompts"
+    )
+    return made
+
+
+def environment(text: str) -> Record | None:
+    """The options of a config.env, with those in TRAINER_EXTRA_ARGS; None for another text."""
+    found = shell.variables(text)
+    known = by_name("simpletuner", ("config",))
+    own = {"MODEL_FAMILY", "DATALOADER_CONFIG", "TRAINER_EXTRA_ARGS", "STABLE_DIFFUSION_3", "MODEL_TYPE"} & set(found)
+    if not own:
+        return None
+    _, extra = shell.options(shell.words(found.pop("TRAINER_EXTRA_ARGS", "")))
+    lower = {
+        name if f"env:{name}" in known or name in SWITCHES_OF_OLD else name.lower(): value
+        for name, value in found.items()
+    }
+    return {**lower, **extra}
+
+
+def _model(made: Translation) -> str:
+    family = put_family(made, "model_family", made.text("model_family")) if made.has("model_family") else ""
+    for legacy, ours in zip(SWITCHES_OF_OLD, ("sd3", "flux"), strict=True):
+        if made.on(legacy):
+            family = put_family(made, legacy, ours)
+    flavour = made.text("model_flavour")
+    if flavour in VARIANTS:
+        made.put("model.variant", VARIANTS[flavour], "model_flavour")
+    else:
+        made.say("nearly", "model_flavour", note="it only picks which model is downloaded; model.base says it here")
+    base = made.text("pretrained_model_name_or_path") or FLAVOUR_HUB.get(flavour, HUB.get(family, ""))
+    part = "transformer" if made.has("pretrained_transformer_model_name_or_path") else "unet"
+    other = made.text(f"pretrained_{part}_model_name_or_path")
+    sub = made.text(f"pretrained_{part}_subfolder", part)
+    if other:
+        names = (f"pretrained_{part}_model_name_or_path", f"pretrained_{part}_subfolder")
+        put_base(made, "model.base", other, *names)
+        if sub not in ("none", part):
+            made.settings["model.base"] += f"/{sub}"
+        put_base(made, "model.encoders", base, "pretrained_model_name_or_path")
+    elif base:
+        put_base(
+            made,
+            "model.base",
+            base,
+            *(["pretrained_model_name_or_path"] if made.has("pretrained_model_name_or_path") else []),
+        )
+    vae = made.text("pretrained_vae_model_name_or_path")
+    if vae and vae == made.text("pretrained_model_name_or_path"):
+        made.say("exact", "pretrained_vae_model_name_or_path", note="the VAE of the base model is used")
+    _precision(made)
+    return family
+
+
+def _precision(made: Translation) -> None:
+    word = made.text("base_model_precision", "no_change")
+    bits, _, library = word.partition("-")
+    if bits in PRECISIONS:
+        nearly = "" if library == "quanto" else f"optimum-quanto quantizes here, not {library}"
+        made.put("model.quantize", PRECISIONS[bits], "base_model_precision", nearly=nearly)
+    elif word == "nf4-bnb" and not has_option("model.nf4"):
+        nearly = "there is no nf4 here; int4 has as many bits, and LoRAs trained on it differ"
+        made.put("model.quantize", "int4", "base_model_precision", nearly=nearly)
+    elif word in ("no_change", "bf16", "fp16", "fp32"):
+        made.put("model.quantize", "none", "base_model_precision")
+        if word != "no_change":
+            made.put("model.dtype", values.dtype("base_model_precision", word), "base_model_precision")
+    if made.has("base_model_default_dtype"):
+        dtype = values.dtype("base_model_default_dtype", made.get("base_model_default_dtype"))
+        made.put("model.dtype", dtype, "base_model_default_dtype")
+    mixed = made.text("mixed_precision", "bf16")
+    if mixed == "fp8":
+        made.put("training.precision", "bfloat16", "mixed_precision", nearly="there are no float8 products here")
+    else:
+        made.put("training.precision", values.dtype("mixed_precision", mixed), "mixed_precision")
+    for part in range(1, 5):
+        note = "the text encoders compute in their own dtype; they leave the memory before training"
+        made.say("needless", f"text_encoder_{part}_precision", note=note)
+
+
+def _names(made: Translation) -> None:
+    given = made.text("output_dir").rstrip("/\\")
+    last = re.split(r"[/\\]", given)[-1] if given else ""
+    generic = last.lower() in ("", "models", "output", "datasets")
+    repository = made.text("hub_model_id").rpartition("/")[2]
+    name = run_name(*("" if generic else last, made.text("tracker_run_name"), repository))
+    source = "output_dir" if not generic else "tracker_run_name" if made.has("tracker_run_name") else "hub_model_id"
+    made.put("name", name, source)
+    if given:
+        parent = given if generic else given[: -len(last)].rstrip("/\\") or "output"
+        made.put("output.directory", parent, "output_dir")
+
+
+def _optimizer(made: Translation) -> None:
+    rate = made.number("learning_rate", 4e-7)
+    if made.on("lr_scale") or made.on("lr_scale_sqrt"):
+        images = made.whole("train_batch_size", 4) * max(1, made.whole("gradient_accumulation_steps", 1))
+        rate *= images if made.on("lr_scale") else images**0.5
+    made.put("optimizer.learning_rate", rate, "learning_rate", "lr_scale", "lr_scale_sqrt")
+    legacy = [
+        ("use_8bit_adam", "bnb-adamw8bit"),
+        ("use_prodigy_optimizer", "prodigy"),
+        ("use_adafactor_optimizer", "adafactor"),
+    ]
+    word = next((name for switch, name in legacy if made.on(switch)), made.text("optimizer", "adamw_bf16"))
+    ours = put_optimizer(made, "optimizer", word)
+    made.say("exact", *(switch for switch, _ in legacy), ours="optimizer.name")
+    arguments = values.pairs("optimizer_config", made.get("optimizer_config"))
+    for first, second in (("beta1", "beta2"), ("optimizer_beta1", "optimizer_beta2"), ("adam_beta1", "adam_beta2")):
+        given = {**arguments, **made.options}
+        if first in given and second in given:
+            arguments["betas"] = [values.number(first, given[first]), values.number(second, given[second])]
+        arguments.pop(first, None)
+        arguments.pop(second, None)
+    if made.has("adam_epsilon"):
+        arguments["eps"] = made.number("adam_epsilon")
+    decay = made.number("adam_weight_decay", ADAM_DECAY) if "adam" in ours else 0.0
+    names = (
+        "optimizer_config",
+        "optimizer_beta1",
+        "optimizer_beta2",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "adam_weight_decay",
+    )
+    put_arguments(made, arguments, *names, decay=decay)
+    by_value = made.text("grad_clip_method", "value") == "value"
+    nearly = "each number of a gradient is clipped there, the norm of all here" if by_value else ""
+    made.put(
+        "optimizer.max_grad_norm", made.number("max_grad_norm", 2.0), "max_grad_norm", "grad_clip_method", nearly=nearly
+    )
+
+
+def _text(made: Translation) -> None:
+    if made.on("train_text_encoder"):
+        rate = made.number("text_encoder_lr", made.number("learning_rate", 4e-7))
+        made.put("text.learning_rate", rate, "train_text_encoder", "text_encoder_lr")
+    made.say("exact", "train_text_encoder", ours="text.learning_rate")
+    made.say("needless", "text_encoder_lr", note="train_text_encoder is off")
+
+
+def _training(made: Translation) -> None:
+    steps, epochs = made.whole("max_train_steps"), made.number("num_train_epochs", 1)
+    if steps > 0:
+        made.put("training.steps", steps, "max_train_steps")
+        made.say("needless", "num_train_epochs", note="max_train_steps decides")
+    elif has_option("training.epochs"):
+        made.put("training.epochs", epochs, "num_train_epochs")
+    else:
+        note = f"{epochs:g} epochs: their steps depend on the images; 1000 stands here until you set it"
+        made.put("training.steps", 1000, "num_train_epochs", nearly=note)
+        made.notes.append(f"training.steps: {note}; lora-loom cache prints the steps of an epoch")
+    made.put("training.batch_size", made.whole("train_batch_size", 4), "train_batch_size")
+    made.put("training.save_every", made.whole("checkpoint_step_interval", 500) or 500, "checkpoint_step_interval")
+    keep = made.whole("checkpoints_total_limit", 5)
+    made.put(
+        "training.keep_checkpoints",
+        keep,
+        "checkpoints_total_limit",
+        nearly="LoRA files of deleted checkpoints stay here",
+    )
+    if made.on("use_ema"):
+        decay = made.number("ema_decay", 0.995) ** (1 / max(1, made.whole("ema_update_interval", 1)))
+        made.put("training.ema_decay", decay, "ema_decay", "use_ema", "ema_update_interval")
+    else:
+        made.say("exact", "use_ema", ours="training.ema_decay")
+        made.say("needless", "ema_decay", "ema_update_interval", note="use_ema is off")
+    if made.on("vae_enable_slicing"):
+        made.put("memory.vae_batch_size", 1, "vae_enable_slicing", "vae_batch_size")
+    report = made.text("report_to", "none")
+    chosen = report if report in ("none", "tensorboard", "wandb") else "none"
+    made.put("output.report_to", chosen, "report_to", nearly="" if chosen == report else f"there is no {report} here")
+    for name, ours in (("tracker_project_name", "output.project"), ("tracker_run_name", "output.run_name")):
+        if has_option(ours):
+            made.put(ours, made.text(name), name)
+        else:
+            note = "the project is called lora-loom" if name == "tracker_project_name" else "a run has its own name"
+            made.say(
+                "exact" if name in ("tracker_run_name",) and made.settings.get("name") == made.text(name) else "nearly",
+                name,
+                note=note,
+            )
+    if not (made.on("push_to_hub") or made.on("push_checkpoints_to_hub")):
+        made.say("needless", "hub_model_id", "push_to_hub", "push_checkpoints_to_hub", note="nothing is pushed")
+
+
+def _validation(made: Translation, family: str, folder: Path) -> None:
+    library = made.get("user_prompt_library") or made.get("use_prompt_library") or made.get("validation_prompt_library")
+    if isinstance(library, str) and library.endswith(".json"):
+        path = found_from(library, folder)
+        names = ("user_prompt_library", "use_prompt_library", "validation_prompt_library")
+        made.put("validation.prompt_library", str(path) if path else library, *names)
+    if made.has("validation_prompt") and not made.on("validation_disable"):
+        made.put("validation.prompts", [made.text("validation_prompt")], "validation_prompt")
+    made.say("exact", "validation_disable", ours="validation.prompts")
+    if not {"validation.prompts", "validation.prompt_library"} & set(made.settings):
+        return
+    made.put("validation.sample_every", made.whole("validation_step_interval", 100), "validation_step_interval")
+    made.put(
+        "validation.negative_prompt",
+        made.text("validation_negative_prompt", "blurry, cropped, ugly"),
+        "validation_negative_prompt",
+    )
+    made.put(
+        "validation.sample_steps", made.whole("validation_num_inference_steps", 30), "validation_num_inference_steps"
+    )
+    made.put(
+        "validation.seed",
+        made.whole("validation_seed", made.whole("seed", 0)),
+        "validation_seed",
+        nearly="it counts up from prompt to prompt here",
+    )
+    sizes = str(made.get("validation_resolution", 1024)).split(",")
+    width, height = _sides(sizes[0])
+    nearly = f"one size is sampled; {', '.join(sizes[1:])} is left out" if len(sizes) > 1 else ""
+    for ours, side in (("validation.width", width), ("validation.height", height)):
+        made.put(ours, side, "validation_resolution", nearly=nearly)
+    if family == "flux":
+        made.put("validation.guidance_scale", made.number("validation_guidance_real", 1.0), "validation_guidance_real")
+        if made.has("validation_guidance") and has_option("validation.model_guidance"):
+            made.put("validation.model_guidance", made.number("validation_guidance"), "validation_guidance")
+        else:
+            made.say("none", "validation_guidance", note="Flux gets objective.guidance_scale in samples too")
+    else:
+        made.put("validation.guidance_scale", made.number("validation_guidance", 7.5), "validation_guidance")
+
+
+def _sides(text: str) -> tuple[int, int]:
+    """A size in pixels; a decimal number is millions of them."""
+    if "." in text and "x" not in text:
+        side = round((float(text) * 1e6) ** 0.5 / 16) * 16
+        return side, side
+    return values.sides("validation_resolution", text.strip())

@@ -1,0 +1,95 @@
+"""SimpleTuner's datasets: multidatabackend.json, and the options of a run that hold for each of them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...data.sets.lookup import found_from
+from ...data.sets.simpletuner import simpletuner_sets
+from ...errors import ConfigError
+from ...types import Record
+from .. import values
+from ..translation import DatasetTable, Translation
+
+OF_DATASETS = (
+    "resolution", "resolution_type", "minimum_image_size", "maximum_image_size", "target_downsample_size", "caption_strategy",
+    "instance_prompt", "prepend_instance_prompt", "only_instance_prompt", "disable_multiline_split",
+)  # fmt: skip
+"""Options of the run that hold for each dataset without its own."""
+
+
+NUMBERS = ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size")
+
+
+SWITCHES = ("prepend_instance_prompt", "only_instance_prompt", "disable_multiline_split")
+
+
+def translate_datasets(entries: list[Record], folder: Path) -> Translation:
+    """A multidatabackend.json alone."""
+    made = Translation("simpletuner", ("config",), {})
+    add_sets(made, entries, folder)
+    return made
+
+
+def datasets(made: Translation, folder: Path) -> None:
+    place = made.text("data_backend_config")
+    path = found_from(place, folder) if place else None
+    if place and path is None:
+        made.put("dataset_files", [place], "data_backend_config")
+        made.notes.append(
+            f"dataset_files: {place} is not there yet; it is read when the run starts, from the folder that it is started in"
+        )
+        note = f"it holds for every dataset there: write it into {place}"
+        for name in (*OF_DATASETS, "caption_dropout_probability"):
+            made.say("none" if made.on(name) else "needless", name, note=note if made.on(name) else "it is off")
+        return
+    if made.has("caption_dropout_probability"):
+        made.put("dataset.caption_dropout", made.number("caption_dropout_probability"), "caption_dropout_probability")
+    if path is None:
+        return
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data_backend_config = {place!r} cannot be read: {error}") from error
+    if not isinstance(entries, list):
+        raise ConfigError(f"data_backend_config = {place!r} is not a list of datasets")
+    made.say("exact", "data_backend_config", note=f"read from {path}", ours="dataset")
+    shared = {name: _typed(made, name) for name in OF_DATASETS if made.has(name)}
+    made.say("exact", *OF_DATASETS, note="for each dataset without its own", ours="dataset")
+    add_sets(made, [{**shared, **entry} for entry in entries], path.parent)
+
+
+def _typed(made: Translation, name: str) -> Any:
+    return made.number(name) if name in NUMBERS else made.on(name) if name in SWITCHES else made.get(name)
+
+
+def add_sets(made: Translation, entries: list[Record], folder: Path) -> None:
+    sets, notes = simpletuner_sets([_without_defaults(entry) for entry in entries])
+    made.notes += notes
+    for options in sets:
+        comments = {}
+        for name in ("folder", "masks", "metadata"):
+            text = str(options.get(name) or "")
+            found = found_from(text, folder) if text and text != "alpha" else None
+            if found is not None and not Path(text).exists():
+                options[name] = str(found)
+            if name == "folder" and found is None:
+                comments["folder"] = "not there yet"
+        made.datasets.append(DatasetTable(options=_set_only(options), comments=comments))
+
+
+def _without_defaults(entry: Record) -> Record:
+    """A dataset without options that a run of many sets leaves empty."""
+    return {name: value for name, value in entry.items() if value not in values.ABSENT}
+
+
+def _set_only(options: Mapping[str, Any]) -> Record:
+    """The options of a set that differ from our defaults."""
+    empty: tuple[Any, ...] = ("", 0, 0.0, [], False, None)
+    standard = {"role": "train", "teacher": "images", "caption_lines": "all", "repeats": 1, "size_metric": "side"}
+    return {
+        name: value
+        for name, value in options.items()
+        if name == "folder" or (standard.get(name) != value and not any(value is one or value == one for one in empty))
+    }

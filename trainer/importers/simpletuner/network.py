@@ -1,0 +1,145 @@
+"""SimpleTuner's networks: its LoRAs with their targets, and LyCORIS' configuration."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...choices import ADAPTERS
+from ...data.sets.lookup import found_from
+from ...errors import ConfigError
+from ...types import Record
+from ..translation import Translation
+
+FEW_TARGETS = r"regex:(^|\.)(to_k|to_q|to_v|to_out\.0)$"
+"""What it trains where no target is given, except for Flux."""
+
+
+FLUX_TARGETS = {"all": "attention", "all+ffs": "attention+mlp"}
+
+
+FLUX_PATTERNS = {
+    "mmdit": FEW_TARGETS,
+    "context": r"regex:(^|\.)(add_k_proj|add_q_proj|add_v_proj|to_add_out)$",
+    "context+ffs": r"regex:(^|\.)(add_k_proj|add_q_proj|add_v_proj|to_add_out|ff_context\.net\.0\.proj|ff_context\.net\.2)$",
+    "tiny": r"regex:^single_transformer_blocks\.(7|20)\.proj_out$",
+    "nano": r"regex:^single_transformer_blocks\.7\.proj_out$",
+}
+"""{flux_lora_target: target modules} that no preset here stands for."""
+
+
+def translate_lycoris(data: Mapping[str, Any], folder: Path) -> Translation:
+    """A LyCORIS configuration alone."""
+    made = Translation("simpletuner", ("lycoris",), flat(data))
+    lycoris_network(made)
+    return made
+
+
+def network(made: Translation, family: str, folder: Path) -> None:
+    kind = made.text("model_type", "full")
+    if kind == "full" and "full" in ADAPTERS:
+        made.put("network.kind", "full", "model_type")
+        return
+    if kind == "full":
+        made.say(
+            "none",
+            "model_type",
+            note="the whole model cannot be trained here; a LoRA is trained instead, with a lower rate than it needs",
+        )
+    if made.text("lora_type", "standard") == "lycoris":
+        _lycoris(made, folder)
+        return
+    made.say("exact", "lora_type", ours="network.kind")
+    made.put("network.kind", "dora" if made.on("use_dora") else "lora", "model_type", "use_dora")
+    made.put("network.rank", made.whole("lora_rank", 16), "lora_rank")
+    if made.has("lora_alpha"):
+        made.put("network.alpha", made.number("lora_alpha"), "lora_alpha")
+    made.put("network.dropout", made.number("lora_dropout", 0.1), "lora_dropout")
+    if made.text("lora_init_type", "default") == "default":
+        made.say("exact", "lora_init_type", note="A is drawn at random, B is zero")
+    _targets(made, family)
+    if made.has("lora_format"):
+        layout = {"diffusers": "diffusers", "comfyui": "native"}.get(made.text("lora_format"), "native")
+        made.put("output.format", layout, "lora_format")
+
+
+def _targets(made: Translation, family: str) -> None:
+    if made.has("peft_lora_target_modules"):
+        given = made.get("peft_lora_target_modules")
+        words = (
+            given if isinstance(given, list) else str(given).strip("[]").replace('"', "").replace("'", "").split(",")
+        )
+        pattern = "|".join(re.escape(str(word).strip()) for word in words)
+        made.put("network.target_modules", rf"regex:(^|\.)({pattern})$", "peft_lora_target_modules")
+    elif family == "flux":
+        word = made.text("flux_lora_target", "all")
+        ours = FLUX_TARGETS.get(word) or FLUX_PATTERNS.get(word)
+        if ours is None:
+            made.put(
+                "network.target_modules", "attention+mlp", "flux_lora_target", nearly=f"{word} is attention+mlp here"
+            )
+        else:
+            made.put("network.target_modules", ours, "flux_lora_target")
+    else:
+        made.put("network.target_modules", FEW_TARGETS, "flux_lora_target", why="SimpleTuner's default")
+
+
+def _lycoris(made: Translation, folder: Path) -> None:
+    place = made.text("lycoris_config", "config/lycoris_config.json")
+    path = found_from(place, folder)
+    if path is None:
+        made.put(
+            "network.kind",
+            "lokr",
+            "lora_type",
+            "model_type",
+            nearly="lycoris_config was not found; LoKr is its usual algo",
+        )
+        made.say("none", "lycoris_config", note=f"{place} is not there: set [network] by it")
+        made.notes.append(
+            f"lycoris_config: {place} is not there; set kind, rank, alpha and lokr_factor of [network] by it"
+        )
+        return
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"lycoris_config = {place!r} cannot be read: {error}") from error
+    made.say("exact", "lora_type", "lycoris_config", "model_type", note=f"read from {path}", ours="network")
+    inner = Translation("simpletuner", ("lycoris",), flat(data))
+    lycoris_network(inner)
+    made.adopt(inner, "lycoris_config")
+
+
+def flat(data: Mapping[str, Any]) -> Record:
+    """LyCORIS' configuration with the entries of apply_preset under dotted names."""
+    preset = data.get("apply_preset")
+    inner = {f"apply_preset.{name}": value for name, value in preset.items()} if isinstance(preset, Mapping) else {}
+    return {**{name: value for name, value in data.items() if name != "apply_preset"}, **inner}
+
+
+def lycoris_network(made: Translation) -> None:
+    """Set the network by the options of a LyCORIS configuration."""
+    algo = made.text("algo", "lokr").lower()
+    kind = {"locon": "lora"}.get(algo, algo)
+    if kind in ADAPTERS:
+        made.put("network.kind", kind, "algo")
+    else:
+        made.put("network.kind", "lora", "algo", nearly=f"there is no {algo} here; lora takes its place")
+    rank, alpha = made.whole("linear_dim", 16), made.number("linear_alpha", 1)
+    if rank >= 1000 and kind == "lokr":
+        note = "so large a number means whole matrices there; rank 64 takes its place"
+        made.put("network.rank", 64, "linear_dim", nearly=note)
+        made.put("network.alpha", 64, "linear_alpha", nearly="with whole matrices alpha has no effect there")
+    else:
+        made.put("network.rank", rank, "linear_dim")
+        made.put("network.alpha", alpha, "linear_alpha")
+    if kind == "lokr":
+        made.put("network.lokr_factor", made.whole("factor", 12), "factor")
+    modules = made.get("apply_preset.target_module")
+    if isinstance(modules, list):
+        ours = "attention+mlp" if "FeedForward" in modules else "attention"
+        made.put("network.target_modules", ours, "apply_preset.target_module")
+    if made.has("apply_preset.module_algo_map"):
+        note = "one factor holds for all modules here"
+        made.say("none", "apply_preset.module_algo_map", note=note)

@@ -1,0 +1,116 @@
+"""SimpleTuner's learning-rate schedules, noise levels and loss."""
+
+from ..optimizers import has_schedule
+from ..translation import Translation
+
+FLOW = ("sd3", "flux", "lumina2", "qwen_image")
+
+
+def schedule(made: Translation) -> None:
+    kind, warmup, steps = (
+        made.text("lr_scheduler", "constant_with_warmup"),
+        made.whole("lr_warmup_steps"),
+        made.whole("max_train_steps"),
+    )
+    floor = min(1.0, made.number("lr_end", 4e-7) / made.number("learning_rate", 4e-7))
+    if kind in ("cosine", "sine", "cosine_with_restarts", "cosine_with_warmup"):
+        _waves(made, kind, warmup or 1000, steps)
+        made.put("schedule.min_lr_ratio", floor, "lr_end")
+        return
+    if kind in ("constant", "constant_with_warmup"):
+        made.put("schedule.kind", "constant", "lr_scheduler")
+    elif kind in ("linear", "polynomial"):
+        made.put("schedule.kind", kind, "lr_scheduler")
+        if kind == "polynomial":
+            made.put("schedule.power", made.number("lr_power", 0.8), "lr_power")
+            made.put("schedule.min_lr_ratio", floor, "lr_end")
+    else:
+        made.put("schedule.kind", "constant", "lr_scheduler", nearly=f"there is no {kind} here")
+    made.put("schedule.warmup", warmup, "lr_warmup_steps")
+    if steps and warmup >= steps:
+        made.notes.append(
+            f"schedule.warmup: {warmup} steps of warm-up in a run of {steps}: the rate never reaches its peak"
+        )
+
+
+def _waves(made: Translation, kind: str, period: int, steps: int) -> None:
+    """Its cosine and sine have no warm-up: lr_warmup_steps is their period."""
+    note = f"lr_warmup_steps is the period there, {period} steps, and there is no warm-up"
+    cycles = max(1, round(steps / period)) if steps else 1
+    if kind == "sine" and has_schedule("sine"):
+        made.put("schedule.kind", "sine", "lr_scheduler", nearly=note)
+        made.put("schedule.cycles", max(1, round(cycles / 2)), "lr_warmup_steps")
+    elif kind == "sine" or cycles == 1:
+        nearly = f"there is no sine here; {note}" if kind == "sine" else "" if steps == period else note
+        made.put("schedule.kind", "cosine", "lr_scheduler", nearly=nearly)
+    else:
+        made.put("schedule.kind", "restarts", "lr_scheduler", nearly=f"{note}; it rises again smoothly there")
+        made.put("schedule.cycles", cycles, "lr_warmup_steps")
+    made.put("schedule.warmup", 0, "lr_warmup_steps")
+
+
+def noise(made: Translation, family: str) -> None:
+    if family in FLOW:
+        _flow(made)
+        made.say("needless", "snr_gamma", note="flow models have no such weight, there either")
+        made.say(
+            "needless",
+            "training_scheduler_timestep_spacing",
+            "inference_scheduler_timestep_spacing",
+            note="it has no effect on flow models",
+        )
+    else:
+        if made.has("snr_gamma"):
+            made.put("objective.min_snr_gamma", made.number("snr_gamma"), "snr_gamma")
+        if made.on("offset_noise"):
+            nearly = "in every step, there in a share of them (noise_offset_probability)"
+            made.put(
+                "objective.noise_offset",
+                made.number("noise_offset", 0.1),
+                "noise_offset",
+                "offset_noise",
+                nearly=nearly,
+            )
+    made.say("needless", "noise_offset", "offset_noise", note="offset_noise is off")
+    loss = made.text("loss_type", "l2")
+    if loss in ("l2", "mse"):
+        made.say("exact", "loss_type", ours="objective.loss")
+    elif loss in ("huber", "smooth_l1"):
+        made.put("objective.loss", loss, "loss_type", nearly="a pseudo-Huber loss there")
+    if family == "flux":
+        made.put("objective.guidance_scale", made.number("flux_guidance_value", 1.0), "flux_guidance_value")
+
+
+def steps_range(made: Translation) -> None:
+    """The noise levels that are trained, of the 1000."""
+    if made.text("timestep_bias_strategy", "none") == "range":
+        made.put(
+            "objective.min_timestep",
+            made.number("timestep_bias_begin") / 1000,
+            "timestep_bias_begin",
+            "timestep_bias_strategy",
+        )
+        made.put("objective.max_timestep", made.number("timestep_bias_end", 1000) / 1000, "timestep_bias_end")
+    made.say("needless", "timestep_bias_begin", "timestep_bias_end", note="timestep_bias_strategy is not range")
+
+
+def _flow(made: Translation) -> None:
+    if made.on("flow_use_uniform_schedule"):
+        made.put("objective.timestep_sampling", "uniform", "flow_use_uniform_schedule")
+    elif made.on("flow_use_beta_schedule"):
+        made.put("objective.timestep_sampling", "beta", "flow_use_beta_schedule")
+        shape = [made.number(f"flow_beta_schedule_{name}", 2.0) for name in ("alpha", "beta")]
+        made.put("objective.beta", shape, "flow_beta_schedule_alpha", "flow_beta_schedule_beta")
+    else:
+        made.put("objective.timestep_sampling", "logit_normal", why="SimpleTuner's default for flow models")
+        made.put("objective.logit_std", made.number("flow_sigmoid_scale", 1.0), "flow_sigmoid_scale")
+    if made.on("flow_schedule_auto_shift"):
+        made.put("objective.shift", "resolution", "flow_schedule_auto_shift")
+        made.say("needless", "flow_schedule_shift", note="flow_schedule_auto_shift wins over it")
+    else:
+        made.put(
+            "objective.shift",
+            made.number("flow_schedule_shift", 3.0) or 1.0,
+            "flow_schedule_shift",
+            "flow_schedule_auto_shift",
+        )

@@ -147,7 +147,7 @@ FACTS = {
         "network.alpha": 1, "network.rank": 32, "optimizer.learning_rate": 1e-4, "text.learning_rate": 5e-5, "optimizer.name": "adamw8bit",
         "optimizer.weight_decay": 0.1, "optimizer.options": {"betas": [0.9, 0.99]}, "schedule.kind": "cosine", "schedule.warmup": 0.1,
         "objective.min_snr_gamma": 5, "memory.gradient_checkpointing": False, "output.dtype": "float32", "text.clip_tokens": 75,
-        "training.batch_size": 4, "output.format": "kohya", "training.precision": "bfloat16",
+        "training.batch_size": 4, "training.epochs": 10, "training.save_every_epochs": 1, "output.format": "kohya", "training.precision": "bfloat16",
     }),
     "K2": (K2, {
         "dataset.0.folder": "cat", "dataset.0.repeats": 5, "dataset.0.resolutions": (512,), "dataset.0.buckets": "off", "training.batch_size": 2,
@@ -166,13 +166,13 @@ FACTS = {
         "dataset.0.folder": "cats", "dataset.0.repeats": 3, "dataset.0.captions": "filename", "dataset.0.crop": "center",
         "dataset.0.resolutions": (768, 1024), "network.alpha": 1.0, "network.target_modules": "attention+mlp", "schedule.warmup": 100,
         "training.ema_decay": 0.999 ** 0.2, "optimizer.name": "adafactor", "training.precision": "float16", "output.format": "kohya",
-        "output.dtype": "float32", "text.learning_rate": 0, "model.family": "sdxl", "optimizer.learning_rate": 3e-4,
+        "output.dtype": "float32", "text.learning_rate": 0, "model.family": "sdxl", "optimizer.learning_rate": 3e-4, "training.epochs": 20,
     }),
     "O2": (O2, {"optimizer.options": {"betas": [0.9, 0.99]}, "objective.min_snr_gamma": 5, "text.learning_rate": 0, "model.variant": "sd1"}),
     "M1": (M1, {
         "network.alpha": 1, "network.rank": 16, "network.target_modules": "attention+mlp", "objective.shift": "resolution",
         "model.quantize": "float8", "model.base": "q.safetensors", "model.family": "qwen_image", "output.format": "kohya",
-        "optimizer.learning_rate": 5e-5, "dataset_files": ("d.toml",),
+        "optimizer.learning_rate": 5e-5, "dataset_files": ("d.toml",), "training.epochs": 16, "memory.base": "stream",
     }),
     "M2": (M2, {
         "dataset.0.folder": "cats", "dataset.0.resolutions": (887,), "dataset.0.repeats": 3, "dataset.0.references": "refs",
@@ -189,9 +189,3 @@ FACTS = {
     }),
 }  # fmt: skip
 """{sample: (its text, {option: value})}."""
-
-NEARLY = {
-    "S1": {"--optimizer"}, "S2": set(), "K1": {"--max_train_epochs"}, "K2": set(), "A1": {"process.trigger_word"},
-    "A2": {"train.timestep_type"}, "O1": {"aspect_ratio_bucketing"}, "O2": set(), "M1": {"fp8_base"}, "M2": set(),
-    "D1": {"model.transformer_dtype"}, "D2": set(),
-}  # fmt: skip

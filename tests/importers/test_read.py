@@ -7,7 +7,7 @@ import pytest
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.importers.kohya import shell
 from lora_loom.trainer.importers.read import import_file, import_text, recognise
-from tests.importers.samples import FACTS, K1, S1
+from tests.importers.samples import FACTS, S1
 
 TITLES = {
     "S1": "a configuration of SimpleTuner", "S2": "a configuration of SimpleTuner", "K1": "a command of kohya's sd-scripts",
@@ -76,18 +76,6 @@ def test_the_dataset_list_lies_where_the_guides_put_it(tmp_path):
         (768,),
         0.1,
     )
-
-
-def test_epochs_are_counted_where_the_images_are(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "train" / "3_cat"
-    folder.mkdir(parents=True)
-    for number in range(7):
-        (folder / f"{number}.png").write_bytes(b"")
-    (folder / "0.txt").write_text("a cat")
-    done = import_text(K1, tmp_path, "it")
-    assert done.config.training.steps == 10 * 6  # 3 x 7 images in batches of 4
-    assert done.config.training.save_every == 6
 
 
 def test_secrets_are_neither_written_nor_printed(tmp_path):

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..choices import ADAPTERS
+from ..choices import ADAPTERS, LR_SCHEDULES
 from ..data.sets.lookup import found_from
 from ..errors import ConfigError
 from ..types import Record
 from . import values
 from .finish import run_name
 from .models import put_base, put_family
-from .optimizers import ADAM_DECAY, has_schedule, put_arguments, put_optimizer
+from .optimizers import ADAM_DECAY, put_arguments, put_optimizer
 from .translation import DatasetTable, Translation
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
@@ -26,7 +26,7 @@ QUANTIZED = {
     "uint4": "int4",
     "int4": "int4",
 }
-FLOW = ("sd3", "flux", "lumina2", "qwen_image")
+FLOW = ("sd3", "flux", "lumina2", "qwen_image", "z_image")
 SHIFTED = ("shift", "flux_shift", "lumina2_shift")
 OF_DATASETS: dict[str, str] = {
     "folder_path": "folder", "dataset_path": "folder", "default_caption": "caption", "trigger_word": "trigger",
@@ -67,6 +67,9 @@ def translate(data: Mapping[str, Any], folder: Path) -> Translation:
     if len(processes) > 1:
         made.notes.append(f"{len(processes) - 1} more processes of the file are left out: import them one by one")
     family = _model(made)
+    if made.has("model.assistant_lora_path"):
+        table = {"file": made.text("model.assistant_lora_path"), "strength": 1.0, "use": "training"}
+        made.put("model.base_lora", [table], "model.assistant_lora_path")
     _network(made, family)
     _datasets(made, process, folder)
     _training(made, family)
@@ -226,7 +229,7 @@ def _training(made: Translation, family: str) -> None:
             f"training.steps: every pass counts as a step there; {passes} of them are one here, so steps and intervals are divided by it"
         )
     made.put("training.batch_size", made.whole("train.batch_size", 1), "train.batch_size")
-    nearly = "LoRA files of deleted checkpoints stay here"
+    nearly = "LoRA files of deleted checkpoints stay here; training.keep_loras limits them"
     made.put(
         "training.keep_checkpoints",
         made.whole("save.max_step_saves_to_keep", 5),
@@ -314,10 +317,10 @@ def _optimizer(made: Translation) -> None:
     put_arguments(made, arguments, "train.optimizer_params", decay=ADAM_DECAY if ours.startswith("adam") else None)
     word = made.text("train.lr_scheduler", "constant")
     kind = {"constant_with_warmup": "constant", "cosine_with_restarts": "restarts"}.get(word, word)
-    nearly = "" if has_schedule(kind) else f"there is no {word} here"
+    nearly = "" if kind in LR_SCHEDULES else f"there is no {word} here"
     if word == "linear":
         nearly, kind = "it rises from a third to the whole rate there", "constant"
-    made.put("schedule.kind", kind if has_schedule(kind) else "constant", "train.lr_scheduler", nearly=nearly)
+    made.put("schedule.kind", kind if kind in LR_SCHEDULES else "constant", "train.lr_scheduler", nearly=nearly)
     params = values.pairs("lr_scheduler_params", made.get("train.lr_scheduler_params"))
     if word == "constant_with_warmup":
         made.put("schedule.warmup", float(params.get("num_warmup_steps", 1000)), "train.lr_scheduler_params")

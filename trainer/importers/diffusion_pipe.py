@@ -9,7 +9,6 @@ from ..config.toml import read_toml
 from ..data.sets.lookup import found_from
 from ..types import Record
 from . import values
-from .epochs import put_epochs, put_save_epochs
 from .finish import run_name
 from .models import put_base, put_family
 from .optimizers import put_arguments, put_optimizer
@@ -218,11 +217,11 @@ def _training(made: Translation) -> None:
         made.put("training.steps", made.whole("max_steps"), "max_steps")
         made.say("nearly", "epochs", note="max_steps decides here; there, whichever is reached first")
     else:
-        put_epochs(made, made.number("epochs", EPOCHS), "epochs")
+        made.put("training.epochs", made.number("epochs", EPOCHS), "epochs")
     if made.has("save_every_n_steps"):
         made.put("training.save_every", made.whole("save_every_n_steps"), "save_every_n_steps")
     elif made.has("save_every_n_epochs"):
-        put_save_epochs(made, made.number("save_every_n_epochs"), "save_every_n_epochs")
+        made.put("training.save_every_epochs", made.number("save_every_n_epochs"), "save_every_n_epochs")
     made.put(
         "memory.gradient_checkpointing", bool(made.get("activation_checkpointing", False)), "activation_checkpointing"
     )

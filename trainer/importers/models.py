@@ -12,7 +12,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "stable_diffusion_35": ("sd3", ""), "flux": ("flux", ""), "flux_dev_1": ("flux", "dev"), "flux_kontext": ("flux", "kontext"),
     "lumina2": ("lumina2", ""), "lumina_2": ("lumina2", ""), "lumina": ("lumina2", ""), "qwen_image": ("qwen_image", ""),
     "qwen": ("qwen_image", ""), "qwen_image_edit": ("qwen_image", "qwen-image-edit"),
-    "qwen_image_edit_plus": ("qwen_image", "qwen-image-edit-plus"),
+    "qwen_image_edit_plus": ("qwen_image", "qwen-image-edit-plus"), "z_image": ("z_image", ""), "zimage": ("z_image", ""),
+    "zimage_turbo": ("z_image", "z-image-turbo"),
 }  # fmt: skip
 """{word of a trainer in lower case: (our family, our variant or "" where the file decides)}."""
 HUB = {
@@ -22,6 +23,7 @@ HUB = {
     "flux": "black-forest-labs/FLUX.1-dev",
     "lumina2": "Alpha-VLLM/Lumina-Image-2.0",
     "qwen_image": "Qwen/Qwen-Image",
+    "z_image": "Tongyi-MAI/Z-Image",
 }
 """{family: the repository that is usual for it}. Written where a file leaves the base model to the trainer."""
 

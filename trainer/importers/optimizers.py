@@ -4,9 +4,9 @@ import csv
 from functools import cache
 from typing import Any
 
-from ..choices import LR_SCHEDULES, OPTIMIZERS
+from ..choices import OPTIMIZERS
 from .table import FOLDER
-from .translation import Translation, option_types
+from .translation import Translation
 
 ADAM_DECAY = 0.01
 """Weight decay of AdamW where nothing is said; other optimizers have none."""
@@ -61,13 +61,3 @@ def put_arguments(
 def _fits(value: Any) -> bool:
     is_list = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
     return is_list or isinstance(value, int | float)
-
-
-def has_schedule(kind: str) -> bool:
-    """Whether there is such a learning-rate schedule."""
-    return kind in LR_SCHEDULES
-
-
-def has_option(ours: str) -> bool:
-    """Whether there is such an option."""
-    return ours in option_types()

@@ -8,13 +8,12 @@ from ...config.toml import read_toml
 from ...data.sets.lookup import found_from
 from ...errors import ConfigError
 from ..models import put_base
-from ..optimizers import has_option
 from ..translation import Translation
 from . import shell
 from .datasets import add_sets, datasets
 from .flow import flow
 from .network import network
-from .run import LISTS, flat, rates, training
+from .run import LISTS, base_loras, flat, rates, training
 
 FAMILIES = {
     "qwen_image": "qwen_image",
@@ -22,10 +21,10 @@ FAMILIES = {
     "flux": "flux",
     "sd3": "sd3",
     "lumina": "lumina2",
+    "zimage": "z_image",
 }
 """{beginning of the name of a script or network module: our family}."""
 OTHERS = (
-    "zimage",
     "flux_2",
     "krea2",
     "wan",
@@ -43,7 +42,7 @@ ENCODERS = ("vae", "text_encoder", "text_encoder1", "text_encoder2", "t5", "clip
 
 def is_command(script: str, options: Mapping[str, Any]) -> bool:
     """Whether a command is one of musubi-tuner's."""
-    return "dit" in options or architecture(script, options)[0] in (*OTHERS, "qwen_image", "flux_kontext")
+    return "dit" in options or architecture(script, options)[0] in (*OTHERS, "qwen_image", "zimage", "flux_kontext")
 
 
 def architecture(script: str, options: Mapping[str, Any]) -> tuple[str, str]:
@@ -99,7 +98,7 @@ def translate(options: Mapping[str, Any], folder: Path, script: str) -> Translat
     if made.has("dit"):
         put_base(made, "model.base", made.text("dit"), "dit")
     for name in ENCODERS:
-        if made.has(name) and not has_option("model.vae" if name == "vae" else "model.clip"):
+        if made.has(name):
             made.say("none", name, note="name a diffusers folder with text encoders and VAE in model.encoders")
     if not made.settings.get("model.encoders"):
         made.notes.append(
@@ -107,6 +106,7 @@ def translate(options: Mapping[str, Any], folder: Path, script: str) -> Translat
         )
     network(made, family, "attention+mlp" if family in ("qwen_image", "flux") else "")
     rates(made, trains_text=False)
+    base_loras(made)
     flow(made, "musubi")
     if made.has("guidance_scale") and family == "flux":
         made.put("objective.guidance_scale", made.number("guidance_scale"), "guidance_scale")

@@ -4,7 +4,6 @@ import re
 
 from ...choices import ADAPTERS
 from .. import values
-from ..optimizers import has_option
 from ..translation import Translation
 
 TARGETS = {
@@ -64,7 +63,7 @@ def network(made: Translation, family: str, targets: str = "") -> None:
 def _targets(made: Translation, inner: Translation, family: str, targets: str) -> None:
     preset = inner.text("preset")
     convolutions = inner.number("conv_dim")
-    if convolutions and not has_option("network.conv_rank") and family in ("sd", "sdxl"):
+    if convolutions and family in ("sd", "sdxl"):
         rank = made.whole("network_dim", 4)
         nearly = "" if convolutions == rank else f"convolutions have the rank of the other modules, {rank}"
         inner.put("network.target_modules", "conv", "conv_dim", nearly=nearly)

@@ -11,10 +11,9 @@ from ...data.sets.lookup import found_from
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
-from ..epochs import put_epochs, put_save_epochs
 from ..finish import run_name
 from ..models import put_base
-from ..optimizers import ADAM_DECAY, has_option, put_arguments, put_optimizer
+from ..optimizers import ADAM_DECAY, put_arguments, put_optimizer
 from ..translation import Translation, as_option
 from . import shell
 from .datasets import datasets
@@ -110,6 +109,7 @@ def translate(options: Mapping[str, Any], folder: Path, script: str, subsets: Se
             "model.variant", {"sdxl": "sdxl-v"}.get(family, "sd2-v" if made.on("v2") else "sd1-v"), "v_parameterization"
         )
     encoders(made)
+    base_loras(made)
     network(made, family)
     rates(made, trains_text=family in ("sd", "sdxl"))
     if family in ("sd", "sdxl"):
@@ -124,8 +124,24 @@ def translate(options: Mapping[str, Any], folder: Path, script: str, subsets: Se
 def encoders(made: Translation) -> None:
     """Files of text encoders and VAEs, which stand in one folder here."""
     for name in ("clip_l", "clip_g", "t5xxl", "gemma2", "ae", "vae"):
-        if made.has(name) and not has_option("model.vae" if name in ("ae", "vae") else "model.clip"):
+        if made.has(name):
             made.say("none", name, note="name a diffusers folder with text encoders and VAE in model.encoders")
+
+
+def base_loras(made: Translation) -> None:
+    """LoRAs that are merged into the base model before training: base LoRAs, which stay apart here."""
+    if not made.has("base_weights"):
+        return
+    given, factors = made.get("base_weights"), made.get("base_weights_multiplier", [])
+    files = given if isinstance(given, list) else [given]
+    strengths = [
+        values.number("base_weights_multiplier", one) for one in (factors if isinstance(factors, list) else [factors])
+    ]
+    tables = [
+        {"file": str(file), "strength": strengths[at] if at < len(strengths) else 1.0, "use": "always"}
+        for at, file in enumerate(files)
+    ]
+    made.put("model.base_lora", tables, "base_weights", "base_weights_multiplier")
 
 
 def rates(made: Translation, *, trains_text: bool, unet: str = "unet_lr") -> None:
@@ -188,20 +204,20 @@ def training(made: Translation, folder: Path) -> None:
         "gradient_accumulation_steps",
     )
     if made.number("max_train_epochs"):
-        put_epochs(made, made.number("max_train_epochs"), "max_train_epochs")
+        made.put("training.epochs", made.number("max_train_epochs"), "max_train_epochs")
         made.say("needless", "max_train_steps", note="max_train_epochs decides")
     else:
         made.put("training.steps", made.whole("max_train_steps", 1600), "max_train_steps")
     if made.has("save_every_n_steps"):
         made.put("training.save_every", made.whole("save_every_n_steps"), "save_every_n_steps")
     elif made.has("save_every_n_epochs"):
-        put_save_epochs(made, made.number("save_every_n_epochs"), "save_every_n_epochs")
-    for name in ("save_last_n_epochs", "save_last_n_steps"):
-        made.say(
-            "nearly",
-            name,
-            note="all LoRA files stay here; training.keep_checkpoints limits what a run can be resumed from",
-        )
+        made.put("training.save_every_epochs", made.number("save_every_n_epochs"), "save_every_n_epochs")
+    if made.has("save_last_n_epochs"):
+        each = max(1.0, made.number("save_every_n_epochs", 1))
+        made.put("training.keep_loras", max(1, int(made.number("save_last_n_epochs") / each)), "save_last_n_epochs")
+    elif made.has("save_last_n_steps") and made.number("save_every_n_steps"):
+        kept = made.whole("save_last_n_steps") // made.whole("save_every_n_steps") + 1
+        made.put("training.keep_loras", kept, "save_last_n_steps")
     made.put(
         "training.precision", values.dtype("mixed_precision", made.get("mixed_precision", "no")), "mixed_precision"
     )
@@ -241,6 +257,9 @@ def _samples(made: Translation, folder: Path) -> None:
         for flag in words[1:]
         if flag.strip()
     }
+    if made.has("sample_every_n_epochs"):
+        made.put("validation.sample_every", 0, "sample_every_n_epochs", nearly="samples are made at checkpoints here")
+        made.say("needless", "sample_every_n_steps", note="sample_every_n_epochs decides")
     names = {
         "n": "negative_prompt",
         "w": "width",

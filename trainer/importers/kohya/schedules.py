@@ -3,7 +3,6 @@
 from typing import Any
 
 from .. import values
-from ..optimizers import has_option, has_schedule
 from ..translation import Translation
 
 PLAIN = {
@@ -37,7 +36,7 @@ def put_schedule(made: Translation) -> None:
         return
     word = made.text("lr_scheduler", "constant").lower()
     kind = PLAIN.get(word, "")
-    if kind and has_schedule(kind):
+    if kind:
         made.put("schedule.kind", kind, "lr_scheduler")
     else:
         kind = "constant"
@@ -65,29 +64,13 @@ def put_schedule(made: Translation) -> None:
 
 def _of_class(made: Translation, name: str) -> None:
     arguments = values.pairs("lr_scheduler_args", made.get("lr_scheduler_args"))
-    if name.endswith(GUIDES_CLASS) and has_schedule("warm_restarts"):
+    if name.endswith(GUIDES_CLASS):
         _warm_restarts(made, arguments)
-    elif has_option("schedule.options") and "." in name:
-        made.put("schedule.kind", name, "lr_scheduler_type")
+        return
+    path = name if "." in name else f"torch.optim.lr_scheduler.{name}"
+    made.put("schedule.kind", path, "lr_scheduler_type")
+    if arguments:
         made.put("schedule.options", arguments, "lr_scheduler_args")
-    elif name.endswith(("CosineAnnealingWarmRestarts", GUIDES_CLASS)):
-        made.put(
-            "schedule.kind",
-            "restarts",
-            "lr_scheduler_type",
-            nearly="each cycle begins at the same peak, without a warm-up of its own",
-        )
-        steps, length = made.number("max_train_steps"), float(arguments.get("T_0", 0))
-        if steps and length:
-            made.put(
-                "schedule.cycles",
-                max(1, round(steps / length)),
-                "lr_scheduler_args",
-                nearly="by T_0; the other arguments are left out",
-            )
-        made.say("none", "lr_scheduler_args", note="set schedule.cycles: the steps of the run / T_0")
-    else:
-        made.put("schedule.kind", "constant", "lr_scheduler_type", nearly=f"the class {name} is not here")
 
 
 def _warm_restarts(made: Translation, arguments: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from ...choices import ADAPTERS
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
-from ..epochs import put_epochs, put_save_epochs
 from ..finish import run_name
 from ..models import put_base, put_family
 from ..optimizers import ADAM_DECAY, put_arguments, put_optimizer
@@ -214,7 +213,7 @@ def _training(made: Translation) -> None:
         made.whole("gradient_accumulation_steps", 1),
         "gradient_accumulation_steps",
     )
-    put_epochs(made, made.number("epochs", 100), "epochs")
+    made.put("training.epochs", made.number("epochs", 100), "epochs")
     made.put("training.precision", values.dtype("train_dtype", made.get("train_dtype", "FLOAT_16")), "train_dtype")
     if made.text("ema", "OFF") != "OFF":
         every = max(1, made.whole("ema_update_step_interval", 5))
@@ -232,7 +231,7 @@ def _training(made: Translation) -> None:
         if unit == "STEP" and count:
             made.put("training.save_every", count, name, f"{name}_unit")
         elif unit == "EPOCH" and count:
-            put_save_epochs(made, count, name)
+            made.put("training.save_every_epochs", count, name, f"{name}_unit")
         note = "saving goes by steps here" if unit not in ("STEP", "EPOCH", "NEVER") else ""
         made.say("nearly" if note else "exact", name, f"{name}_unit", note=note)
     if made.on("rolling_backup"):

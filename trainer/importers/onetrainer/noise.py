@@ -8,7 +8,7 @@ from ...errors import ConfigError
 from .. import values
 from ..translation import Translation
 
-FLOW = ("sd3", "flux", "lumina2", "qwen_image")
+FLOW = ("sd3", "flux", "lumina2", "qwen_image", "z_image")
 
 
 def noise(made: Translation, family: str) -> None:

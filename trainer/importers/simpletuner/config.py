@@ -11,7 +11,7 @@ from .. import values
 from ..finish import run_name
 from ..kohya import shell
 from ..models import HUB, put_base, put_family
-from ..optimizers import ADAM_DECAY, has_option, put_arguments, put_optimizer
+from ..optimizers import ADAM_DECAY, put_arguments, put_optimizer
 from ..table import by_name
 from ..translation import Translation
 from .datasets import datasets
@@ -106,6 +106,11 @@ def _model(made: Translation) -> str:
     vae = made.text("pretrained_vae_model_name_or_path")
     if vae and vae == made.text("pretrained_model_name_or_path"):
         made.say("exact", "pretrained_vae_model_name_or_path", note="the VAE of the base model is used")
+    if made.has("assistant_lora_path"):
+        always = made.number("assistant_lora_inference_strength") != 0
+        table = {"file": made.text("assistant_lora_path"), "strength": made.number("assistant_lora_strength", 1.0)}
+        of_lora = ("assistant_lora_path", "assistant_lora_strength", "assistant_lora_inference_strength")
+        made.put("model.base_lora", [{**table, "use": "always" if always else "training"}], *of_lora)
     _precision(made)
     return family
 
@@ -116,7 +121,7 @@ def _precision(made: Translation) -> None:
     if bits in PRECISIONS:
         nearly = "" if library == "quanto" else f"optimum-quanto quantizes here, not {library}"
         made.put("model.quantize", PRECISIONS[bits], "base_model_precision", nearly=nearly)
-    elif word == "nf4-bnb" and not has_option("model.nf4"):
+    elif word == "nf4-bnb":
         nearly = "there is no nf4 here; int4 has as many bits, and LoRAs trained on it differ"
         made.put("model.quantize", "int4", "base_model_precision", nearly=nearly)
     elif word in ("no_change", "bf16", "fp16", "fp32"):
@@ -203,12 +208,10 @@ def _training(made: Translation) -> None:
     if steps > 0:
         made.put("training.steps", steps, "max_train_steps")
         made.say("needless", "num_train_epochs", note="max_train_steps decides")
-    elif has_option("training.epochs"):
-        made.put("training.epochs", epochs, "num_train_epochs")
     else:
-        note = f"{epochs:g} epochs: their steps depend on the images; 1000 stands here until you set it"
-        made.put("training.steps", 1000, "num_train_epochs", nearly=note)
-        made.notes.append(f"training.steps: {note}; lora-loom cache prints the steps of an epoch")
+        made.put("training.epochs", epochs or 1, "num_train_epochs")
+    if made.has("checkpoint_epoch_interval"):
+        made.put("training.save_every_epochs", made.number("checkpoint_epoch_interval"), "checkpoint_epoch_interval")
     made.put("training.batch_size", made.whole("train_batch_size", 4), "train_batch_size")
     made.put("training.save_every", made.whole("checkpoint_step_interval", 500) or 500, "checkpoint_step_interval")
     keep = made.whole("checkpoints_total_limit", 5)
@@ -216,7 +219,7 @@ def _training(made: Translation) -> None:
         "training.keep_checkpoints",
         keep,
         "checkpoints_total_limit",
-        nearly="LoRA files of deleted checkpoints stay here",
+        nearly="LoRA files of deleted checkpoints stay here; training.keep_loras limits them",
     )
     if made.on("use_ema"):
         decay = made.number("ema_decay", 0.995) ** (1 / max(1, made.whole("ema_update_interval", 1)))
@@ -229,16 +232,11 @@ def _training(made: Translation) -> None:
     report = made.text("report_to", "none")
     chosen = report if report in ("none", "tensorboard", "wandb") else "none"
     made.put("output.report_to", chosen, "report_to", nearly="" if chosen == report else f"there is no {report} here")
-    for name, ours in (("tracker_project_name", "output.project"), ("tracker_run_name", "output.run_name")):
-        if has_option(ours):
-            made.put(ours, made.text(name), name)
-        else:
-            note = "the project is called lora-loom" if name == "tracker_project_name" else "a run has its own name"
-            made.say(
-                "exact" if name in ("tracker_run_name",) and made.settings.get("name") == made.text(name) else "nearly",
-                name,
-                note=note,
-            )
+    made.say("nearly", "tracker_project_name", note="the project is called lora-loom here")
+    named = made.settings.get("name") == made.text("tracker_run_name")
+    made.say(
+        "exact" if named else "nearly", "tracker_run_name", note="" if named else "a run has its own name", ours="name"
+    )
     if not (made.on("push_to_hub") or made.on("push_checkpoints_to_hub")):
         made.say("needless", "hub_model_id", "push_to_hub", "push_checkpoints_to_hub", note="nothing is pushed")
 
@@ -276,10 +274,7 @@ def _validation(made: Translation, family: str, folder: Path) -> None:
         made.put(ours, side, "validation_resolution", nearly=nearly)
     if family == "flux":
         made.put("validation.guidance_scale", made.number("validation_guidance_real", 1.0), "validation_guidance_real")
-        if made.has("validation_guidance") and has_option("validation.model_guidance"):
-            made.put("validation.model_guidance", made.number("validation_guidance"), "validation_guidance")
-        else:
-            made.say("none", "validation_guidance", note="Flux gets objective.guidance_scale in samples too")
+        made.say("none", "validation_guidance", note="Flux gets objective.guidance_scale in samples too")
     else:
         made.put("validation.guidance_scale", made.number("validation_guidance", 7.5), "validation_guidance")
 

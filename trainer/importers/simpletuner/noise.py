@@ -1,9 +1,8 @@
 """SimpleTuner's learning-rate schedules, noise levels and loss."""
 
-from ..optimizers import has_schedule
 from ..translation import Translation
 
-FLOW = ("sd3", "flux", "lumina2", "qwen_image")
+FLOW = ("sd3", "flux", "lumina2", "qwen_image", "z_image")
 
 
 def schedule(made: Translation) -> None:
@@ -37,12 +36,11 @@ def _waves(made: Translation, kind: str, period: int, steps: int) -> None:
     """Its cosine and sine have no warm-up: lr_warmup_steps is their period."""
     note = f"lr_warmup_steps is the period there, {period} steps, and there is no warm-up"
     cycles = max(1, round(steps / period)) if steps else 1
-    if kind == "sine" and has_schedule("sine"):
+    if kind == "sine":
         made.put("schedule.kind", "sine", "lr_scheduler", nearly=note)
         made.put("schedule.cycles", max(1, round(cycles / 2)), "lr_warmup_steps")
-    elif kind == "sine" or cycles == 1:
-        nearly = f"there is no sine here; {note}" if kind == "sine" else "" if steps == period else note
-        made.put("schedule.kind", "cosine", "lr_scheduler", nearly=nearly)
+    elif cycles == 1:
+        made.put("schedule.kind", "cosine", "lr_scheduler", nearly="" if steps == period else note)
     else:
         made.put("schedule.kind", "restarts", "lr_scheduler", nearly=f"{note}; it rises again smoothly there")
         made.put("schedule.cycles", cycles, "lr_warmup_steps")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import ADAPTERS, LR_SCHEDULES
-from ..data.sets.lookup import found_from
+from ..data.sets.checks import found_from
 from ..errors import ConfigError
 from ..types import Record
 from . import values

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..choices import ADAPTERS
 from ..config.toml import read_toml
-from ..data.sets.lookup import found_from
+from ..data.sets.checks import found_from
 from ..types import Record
 from . import values
 from .finish import run_name

@@ -51,7 +51,7 @@ def rows(trainer: str) -> tuple[Row, ...]:
 
 
 def by_name(trainer: str, parts: Iterable[str]) -> dict[str, Row]:
-    """{name, or former name: its row} of some parts; of a name in several of them, the row of the last."""
+    """Returns {name, or former name: its row} of some parts; of a name in several of them, the row of the last."""
     found: dict[str, Row] = {}
     for part in parts:
         for row in rows(trainer):

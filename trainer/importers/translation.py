@@ -199,7 +199,7 @@ def is_default(value: Any, default: str) -> bool:
 
 
 def option_types() -> dict[str, Any]:
-    """{option: type} of everything that can be set, by its dotted name."""
+    """Returns {option: type} of everything that can be set, by its dotted name."""
     found: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(TrainConfig).items():
         section = DatasetConfig if name == "dataset" else hint

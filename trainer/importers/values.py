@@ -91,7 +91,7 @@ def _split(text: str) -> list[str]:
 
 
 def sides(name: str, value: Any) -> tuple[int, int]:
-    """(width, height) of 512, "512,768", "1024x768" or [512, 768]. Raises ConfigError naming the option."""
+    """Returns (width, height) of 512, "512,768", "1024x768" or [512, 768]. Raises ConfigError naming the option."""
     parts: Iterable[Any] = value if isinstance(value, list) else str(value).lower().replace("x", ",").split(",")
     found = [whole(name, part) for part in parts]
     if len(found) not in (1, 2):

@@ -409,3 +409,29 @@ def test_a_table_without_subsets_never_vanishes(folder, second, message):
 def test_numbers_where_texts_are_meant(folder):
     [one] = read(folder, "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'cat'\nclass_tokens = 2024").sets
     assert one.caption == "2024"
+
+
+@pytest.mark.parametrize("kind", ["json", "toml"])
+def test_folders_are_found_where_the_guides_put_them(kind, tmp_path):
+    """The file lies in config/, its paths start from the folder above: SimpleTuner's root, or the one that a command runs in."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "datasets" / "cat").mkdir(parents=True)
+    texts = {
+        "json": json.dumps([{"id": "cat", "type": "local", "instance_data_dir": "datasets/cat"}]),
+        "toml": '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "datasets/cat"\n',
+    }
+    path = tmp_path / "config" / f"data.{kind}"
+    path.write_text(texts[kind])
+    assert [one.folder for one in read_dataset_file(path).sets] == [str(tmp_path / "datasets" / "cat")]
+    (tmp_path / "config" / "datasets" / "cat").mkdir(parents=True)
+    assert [one.folder for one in read_dataset_file(path).sets] == [str(tmp_path / "config" / "datasets" / "cat")], (
+        "its own first"
+    )
+
+
+def test_our_own_file_counts_from_its_folder_alone(tmp_path):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "cat").mkdir()
+    path = tmp_path / "config" / "data.toml"
+    path.write_text('[[dataset]]\nfolder = "cat"\n')
+    assert [one.folder for one in read_dataset_file(path).sets] == [str(tmp_path / "config" / "cat")]

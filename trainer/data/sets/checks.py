@@ -2,9 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...config.dataset import DataConfig, DatasetConfig
 from ...errors import ConfigError, some
+
+LEVELS = 4
+"""So many folders are tried for a relative path: the file's own and those above it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +82,15 @@ def check_bucket_steps(data: DataConfig, sets: Sequence[DatasetConfig]) -> None:
     for name, value in asked:
         if value % PATCH:
             raise ConfigError(f"{name} = {value}: use a multiple of {PATCH}")
+
+
+def found_from(text: str, folder: Path) -> Path | None:
+    """The file or folder that a path of another trainer's file in `folder` means. None if it is not there.
+
+    Their paths start from the folder that the trainer runs in, which is the file's own or, as in their guides, one above it.
+    """
+    path = Path(text).expanduser()
+    if path.is_absolute():
+        return path if path.exists() else None
+    above = [folder, *folder.absolute().parents[: LEVELS - 1]]
+    return next((place / path for place in above if (place / path).exists()), None)

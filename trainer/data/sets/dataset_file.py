@@ -1,12 +1,13 @@
 """Dataset files: our own TOML, kohya's and musubi-tuner's TOML, SimpleTuner's multidatabackend.json.
 
 Each is read into `DatasetConfig`s and notes, which list every option that was interpreted differently or ignored. Relative
-paths start from the file's folder.
+paths start from the file's folder; those of other trainers also from the folders above it, where their guides put the images.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ...config.dataset import DatasetConfig
 from ...config.toml import parse, read_toml
 from ...errors import ConfigError, DataError, LoomError
 from ...types import Json
-from .checks import DatasetFile
+from .checks import DatasetFile, found_from
 from .kohya import kohya_sets
 from .simpletuner import simpletuner_sets
 
@@ -32,11 +33,15 @@ def read_dataset_file(path: Path, find: Find | None = None) -> DatasetFile:
     if path.suffix.lower() not in kinds:
         raise ConfigError(f"{path}: use a .toml (ours or kohya's) or a .json (SimpleTuner's multidatabackend)")
     try:
-        tables, notes = kinds[path.suffix.lower()](path)
+        tables, notes, ours = kinds[path.suffix.lower()](path)
         sets = []
         for number, options in enumerate(tables):
             try:
-                sets.append(_with_paths(parse(options, DatasetConfig), path.parent, find))
+                sets.append(
+                    _with_paths(
+                        parse(options, DatasetConfig), partial(_from_folder if ours else _from_above, path.parent), find
+                    )
+                )
             except LoomError as error:
                 raise ConfigError(f"set {number + 1} ({options.get('folder', 'no folder')}): {error}") from error
     except LoomError as error:
@@ -55,39 +60,49 @@ def gather_sets(sets: Sequence[DatasetConfig], files: Sequence[str]) -> DatasetF
     return DatasetFile(sets=every, notes=tuple(note for file in read for note in file.notes))
 
 
-def _with_paths(config: DatasetConfig, base: Path, find: Find | None) -> DatasetConfig:
-    """The set with its paths resolved from the folder `base` and checked by `find`."""
+def _from_folder(folder: Path, text: str) -> Path:
+    return folder / Path(text).expanduser()
+
+
+def _from_above(folder: Path, text: str) -> Path:
+    """Another trainer's path; one that leads nowhere counts from the file's folder."""
+    return found_from(text, folder) or _from_folder(folder, text)
+
+
+def _with_paths(config: DatasetConfig, place: Callable[[str], Path], find: Find | None) -> DatasetConfig:
+    """The set with its paths resolved by `place` and checked by `find`."""
     changes: dict[str, Any] = {}
     for name in PATHS:
         text = getattr(config, name)
         if text and not (name == "masks" and text == "alpha"):
-            path = str(base / Path(text).expanduser())
+            path = str(place(text))
             changes[name] = find(path, name) if find else path
     if config.references:
-        paths = [str(base / Path(text).expanduser()) for text in config.reference_folders]
+        paths = [str(place(text)) for text in config.reference_folders]
         changes["references"] = tuple(find(path, "references") if find else path for path in paths)
     if config.metadata:
-        table = base / Path(config.metadata).expanduser()
+        table = place(config.metadata)
         found = table if table.is_file() else Path(changes["folder"]) / config.metadata
         path = str(found.absolute())  # a set's own metadata starts from its folder, which this must not do again
         changes["metadata"] = find(path, "metadata") if find else path
     return replace(config, **changes)
 
 
-def _toml_sets(path: Path) -> tuple[list[Json], list[str]]:
+def _toml_sets(path: Path) -> tuple[list[Json], list[str], bool]:
+    """Returns (options of the sets, notes, whether the file is ours)."""
     data = read_toml(path)
     if "datasets" in data:
-        return kohya_sets(data)
+        return (*kohya_sets(data), False)
     unknown = sorted(data.keys() - {"dataset"})
     tables = data.get("dataset")
     if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(
             f"it holds {', '.join(data) or 'nothing'}: write one [[dataset]] table per set, or kohya's [[datasets]]"
         )
-    return tables, []
+    return tables, [], True
 
 
-def _json_sets(path: Path) -> tuple[list[Json], list[str]]:
+def _json_sets(path: Path) -> tuple[list[Json], list[str], bool]:
     try:
         data: object = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -96,4 +111,4 @@ def _json_sets(path: Path) -> tuple[list[Json], list[str]]:
         raise ConfigError(f"is not valid JSON: {error}") from error
     if not isinstance(data, list) or not all(isinstance(entry, Mapping) for entry in data):
         raise ConfigError("it is not a list of datasets, as SimpleTuner's multidatabackend.json is")
-    return simpletuner_sets(data)
+    return (*simpletuner_sets(data), False)

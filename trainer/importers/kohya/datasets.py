@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ...config.toml import read_toml
+from ...data.sets.checks import found_from
 from ...data.sets.kohya import kohya_sets
-from ...data.sets.lookup import found_from
 from ...types import Record
 from .. import values
 from ..translation import DatasetTable, Translation, as_option

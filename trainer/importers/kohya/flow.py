@@ -4,6 +4,7 @@ from ..translation import Translation
 
 
 def noise(made: Translation) -> None:
+    """Set the trained noise levels and the loss of SD and SDXL."""
     for name, ours in (("min_timestep", "objective.min_timestep"), ("max_timestep", "objective.max_timestep")):
         if made.has(name):
             made.put(ours, made.number(name) / 1000, name)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.toml import read_toml
-from ...data.sets.lookup import found_from
+from ...data.sets.checks import found_from
 from ...errors import ConfigError
 from ..models import put_base
 from ..translation import Translation

@@ -13,7 +13,7 @@ SCRIPT = re.compile(r"[\w./\\:-]*\w+\.py$")
 
 
 def variables(text: str) -> dict[str, str]:
-    """{name: value} of the assignments of a script, with the variables in them filled in; `NAME+=` appends."""
+    """Returns {name: value} of the assignments of a script, with the variables in them filled in; `NAME+=` appends."""
     found: dict[str, str] = {}
     for line in CONTINUED.sub(" ", text).splitlines():
         match = ASSIGNED.match(line)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.sets.lookup import found_from
+from ...data.sets.checks import found_from
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
@@ -29,6 +29,7 @@ def translate_concepts(data: Sequence[Record], folder: Path) -> Translation:
 
 
 def concepts(made: Translation, folder: Path) -> None:
+    """Set the datasets and what holds for all of them."""
     sizes = [values.sides("resolution", one) for one in made.text("resolution", "512").split(",")]
     uneven = any(width != height for width, height in sizes)
     made.put(
@@ -81,6 +82,7 @@ def concepts(made: Translation, folder: Path) -> None:
 
 
 def add_concepts(made: Translation, concepts: Sequence[Record], folder: Path) -> None:
+    """Write a [[dataset]] table for each concept that is enabled."""
     for number, concept in enumerate(concepts, 1):
         if not values.is_on(concept.get("enabled", True)):
             made.notes.append(f"concept {number}: left out because it is not enabled")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ...data.sets.lookup import found_from
+from ...data.sets.checks import found_from
 from ...errors import ConfigError
 from .. import values
 from ..translation import Translation
@@ -12,6 +12,7 @@ FLOW = ("sd3", "flux", "lumina2", "qwen_image", "z_image")
 
 
 def noise(made: Translation, family: str) -> None:
+    """Set noise levels, their weights and the loss."""
     if family in FLOW:
         if made.on("dynamic_timestep_shifting"):
             made.put("objective.shift", "resolution", "dynamic_timestep_shifting")
@@ -63,6 +64,7 @@ def noise(made: Translation, family: str) -> None:
 
 
 def samples(made: Translation, folder: Path) -> None:
+    """Set prompts and settings of the samples."""
     samples = made.get("samples")
     place = made.text("sample_definition_file_name")
     path = found_from(place, folder) if place and samples is None else None

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...data.sets.lookup import found_from
+from ...data.sets.checks import found_from
 from ...types import Record
 from .. import values
 from ..finish import run_name

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...data.sets.lookup import found_from
+from ...data.sets.checks import found_from
 from ...data.sets.simpletuner import simpletuner_sets
 from ...errors import ConfigError
 from ...types import Record
@@ -33,6 +33,7 @@ def translate_datasets(entries: list[Record], folder: Path) -> Translation:
 
 
 def datasets(made: Translation, folder: Path) -> None:
+    """Set the datasets: those of data_backend_config, with what the run says for all of them."""
     place = made.text("data_backend_config")
     path = found_from(place, folder) if place else None
     if place and path is None:
@@ -65,6 +66,7 @@ def _typed(made: Translation, name: str) -> Any:
 
 
 def add_sets(made: Translation, entries: list[Record], folder: Path) -> None:
+    """Write a [[dataset]] table for each dataset of a multidatabackend.json."""
     sets, notes = simpletuner_sets([_without_defaults(entry) for entry in entries])
     made.notes += notes
     for options in sets:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...choices import ADAPTERS
-from ...data.sets.lookup import found_from
+from ...data.sets.checks import found_from
 from ...errors import ConfigError
 from ...types import Record
 from ..translation import Translation
@@ -37,6 +37,7 @@ def translate_lycoris(data: Mapping[str, Any], folder: Path) -> Translation:
 
 
 def network(made: Translation, family: str, folder: Path) -> None:
+    """Set the network and its target modules."""
     kind = made.text("model_type", "full")
     if kind == "full" and "full" in ADAPTERS:
         made.put("network.kind", "full", "model_type")

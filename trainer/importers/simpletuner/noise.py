@@ -6,6 +6,7 @@ FLOW = ("sd3", "flux", "lumina2", "qwen_image", "z_image")
 
 
 def schedule(made: Translation) -> None:
+    """Set the learning-rate schedule and its warm-up."""
     kind, warmup, steps = (
         made.text("lr_scheduler", "constant_with_warmup"),
         made.whole("lr_warmup_steps"),
@@ -48,6 +49,7 @@ def _waves(made: Translation, kind: str, period: int, steps: int) -> None:
 
 
 def noise(made: Translation, family: str) -> None:
+    """Set noise levels, loss and guidance value."""
     if family in FLOW:
         _flow(made)
         made.say("needless", "snr_gamma", note="flow models have no such weight, there either")

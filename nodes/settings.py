@@ -195,17 +195,28 @@ class LoomObjective(LoomNode):
                     "masked_loss": widget("ObjectiveConfig", "masked_loss"),
                     "guidance": widget("ObjectiveConfig", "guidance", max=100.0, step=0.1),
                     "timestep_spread": widget("ObjectiveConfig", "timestep_spread"),
+                    "guided_loss": widget("ObjectiveConfig", "guided_loss"),
+                    "guided_scale": (
+                        "FLOAT",
+                        {
+                            "default": 0.0,
+                            "min": 0.0,
+                            "max": 100.0,
+                            "step": 0.1,
+                            "tooltip": "Scale s of the guided loss: the guidance that the model was distilled at, 3 to 5. 0 is the usual one of the model.",
+                        },
+                    ),
                 },
             },
             shown=("timesteps", "shift", "loss", "min_snr_gamma"),
         )
 
-    def run(self, shift: str, **options: Any) -> tuple[ObjectiveValue]:
+    def run(self, shift: str, guided_scale: float = 0.0, **options: Any) -> tuple[ObjectiveValue]:
         from ..trainer.config.aliases import current_options
         from ..trainer.config.run import ObjectiveConfig
         from .sockets.values import ObjectiveValue
 
-        options = current_options("objective", options)
+        options = current_options("objective", {**options, "guided_scale": guided_scale or "auto"})
         return (ObjectiveValue(objective=ObjectiveConfig(shift=parse_shift(shift), **options)),)
 
 

@@ -84,11 +84,12 @@ class Base:
             encoders.image.use_tiles()
         return encoders
 
-    def warnings(self, *, adapter: bool = False) -> list[str]:
-        """What must be said before this base is trained. `adapter`: it has a base LoRA for training only."""
+    def warnings(self, *, adapter: bool = False, guided: bool = False) -> list[str]:
+        """What must be said before this base is trained. `adapter`: it has a base LoRA for training only; `guided`: it is trained with
+        a guided loss."""
         settings, name = self.settings, f"{self.family.name} {self.variant}"
-        takes_guidance = settings.guidance_embedding
-        note = distillation_note(name, settings.distilled, takes_guidance=takes_guidance, adapter=adapter)
+        embedded = settings.guidance_embedding
+        note = distillation_note(name, settings.distilled, takes_guidance=embedded, adapter=adapter, guided=guided)
         return [f"warning: {note}"] if note else []
 
     def check_guidance(self, name: str, value: float, default: float) -> None:

@@ -176,6 +176,21 @@ LOSSES: dict[str, Choice] = {
 }
 """[objective] loss: functions of (prediction, target, delta), all fp32, that return the loss of every element."""
 
+GUIDED_LOSSES: dict[str, Choice] = {
+    "off": Choice(help="the plain loss", make=".diffusion.guided_loss:plain"),
+    "target": Choice(
+        help="the prediction against u + s (target - u), with u the prediction for the empty text",
+        make=".diffusion.guided_loss:target_form",
+        options=("guided_scale",),
+    ),
+    "output": Choice(
+        help="(prediction + (s - 1) u) / s against the target: the same optimum, with losses and gradients of the usual size",
+        make=".diffusion.guided_loss:output_form",
+        options=("guided_scale",),
+    ),
+}
+"""[objective] guided_loss: functions of (prediction, target, prediction for the empty text, s) that return what is compared with what."""
+
 ADAPTERS: dict[str, AdapterChoice] = {
     "lora": AdapterChoice(
         help="low-rank matrices; what every program reads",

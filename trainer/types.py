@@ -147,6 +147,10 @@ class Batch:
     """Uniform numbers in [0, 1), one per sample: those of an image walk evenly through the interval from visit to visit."""
     by_base_B: "Tensor | None" = None
     """True for samples whose target is the prediction of the base model without the adapter; None if there are none."""
+    unconditional: Conditioning | None = None
+    """The conditioning with empty texts, for a guided loss; None if no sample has one."""
+    guided_B: "Tensor | None" = None
+    """True for samples that have a guided loss: those with a caption whose target is not the base's prediction."""
 
     @property
     def size(self) -> int:

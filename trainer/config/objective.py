@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..choices import LOSSES, TIMESTEP_SAMPLING, Choice
+from ..choices import GUIDED_LOSSES, LOSSES, TIMESTEP_SAMPLING, Choice
 from .checks import OneOf
 from .section import Section, require
 
@@ -46,6 +46,10 @@ class ObjectiveConfig(Section, table="objective"):
     """What a masked loss is divided by: normalised by the mask's own sum, plain by the size of the image (small masks then train weakly)."""
     guidance_scale: float = 1.0
     """Guidance value that guidance-distilled models (Flux dev) receive while training. 1.0 keeps the distillation."""
+    guided_loss: Annotated[str, OneOf(GUIDED_LOSSES)] = "off"
+    """Keeps the guidance that is distilled into a model which samples at CFG 1 without a guidance input, where the plain loss undoes it (docs/distilled-models.md). It takes one more forward pass without gradient. Images with a dropped caption keep the plain loss. Models distilled to few steps need a training adapter instead."""
+    guided_scale: float | Literal["auto"] = "auto"
+    """Scale s of the guided loss: the guidance that the model was distilled at, 3 to 5. auto is the family's own, 4 where none is known."""
 
     def check(self) -> None:
         require(self.logit_std > 0, "objective.logit_std", self.logit_std, "use a number above 0")
@@ -62,6 +66,9 @@ class ObjectiveConfig(Section, table="objective"):
             self.shift,
             "use a number above 0, auto or resolution",
         )
+        remedy = "use a number above 1 (4 is usual), or auto"
+        is_scale = self.guided_scale == "auto" or self.guided_scale > 1
+        require(is_scale, "objective.guided_scale", self.guided_scale, remedy)
         require(self.huber_delta > 0, "objective.huber_delta", self.huber_delta, "use a number above 0")
         require(
             self.min_snr_gamma >= 0, "objective.min_snr_gamma", self.min_snr_gamma, "use 0 (off) or more (5 is usual)"

@@ -7,7 +7,7 @@ mirroring of an example are a function of (seed, epoch, example): neither the ba
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple, overload
@@ -108,10 +108,11 @@ class CachedBatches:
         normalise: Normalise,
         condition: Condition,
         device: torch.device,
+        guided: bool = False,
     ) -> None:
         """`vae` is the fingerprint of the VAE; `normalise` maps raw latents to model space; `condition` makes the denoiser's
-        conditioning for the picked samples, on the device."""
-        self.examples, self.plan, self.cache = examples, plan, cache
+        conditioning for the picked samples, on the device. `guided`: a batch has the conditioning of the empty text, too."""
+        self.examples, self.plan, self.cache, self.guided = examples, plan, cache, guided
         self.normalise, self.condition, self.device = normalise, condition, device
         self._views = [[(view, view.key(vae)) for view in views(example)] for example in examples]
 
@@ -136,6 +137,7 @@ class CachedBatches:
     def collate(self, picks: Sequence[PickedExample]) -> Batch:
         """A batch of the given samples, on the device."""
         items = [self.cache.get(pick.key) for pick in picks]
+        guided = [self.guided and bool(pick.caption) and pick.view.example.teacher != "base" for pick in picks]
         return Batch(
             latents_BCHW=self.normalise(torch.stack([item["latents"] for item in items]).to(self.device)),
             conditioning=self.condition(picks),
@@ -144,6 +146,8 @@ class CachedBatches:
             names=tuple(pick.view.example.path.name for pick in picks),
             shares=tuple(pick.share for pick in picks),
             by_base_B=_by_base(picks, self.device),
+            unconditional=self.condition([replace(pick, caption="") for pick in picks]) if any(guided) else None,
+            guided_B=torch.tensor(guided, device=self.device) if any(guided) else None,
         )
 
     def single(self, number: int) -> Batch:

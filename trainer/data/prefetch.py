@@ -69,7 +69,8 @@ class Prefetched:
         if ready is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(ready)
-            for tensor in _tensors([batch.latents_BCHW, batch.conditioning, batch.weight_B, batch.mask_B1HW]):
+            read = [batch.latents_BCHW, batch.conditioning, batch.unconditional, batch.weight_B, batch.mask_B1HW]
+            for tensor in _tensors(read):
                 if tensor.is_cuda:  # otherwise its memory could be reused while this stream still reads it
                     tensor.record_stream(current)
         return batch

@@ -49,6 +49,8 @@ class ModelRow:
     """The guidance value that the network is fed while training; None for a network that takes none, or keeps ComfyUI's."""
     cfg: Sourced[float] | None = None
     """Usual classifier-free guidance scale of samples."""
+    guided: Sourced[float] | None = None
+    """Scale of the guided loss; None takes 4."""
     bucket_step: Sourced[int] | None = None
     """Bucket sides are multiples of this many pixels, at least."""
     leave_out: Sourced[str] | None = None
@@ -90,26 +92,43 @@ def _holds(config: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
     return all(config.get(name) == value for name, value in wanted.items())
 
 
-def warning_of(told: Told, *, adapter: bool = False) -> str:
+def warning_of(told: Told, *, adapter: bool = False, guided: bool = False) -> str:
     """What must be said before a model is trained: that it is distilled, or that it may be. "" where nothing must. `adapter`: it has
-    a base LoRA for training only."""
+    a base LoRA for training only; `guided`: it is trained with a guided loss."""
     row = told.row
     if told.by == "nothing" and row.ask:
         return f"neither weights, file name nor metadata say which member of its family this is; taken for {row.name}"
     takes_guidance = row.guidance is not None
-    return distillation_note(
-        row.name, row.distilled, takes_guidance=takes_guidance, instead=row.instead, adapter=adapter
-    )
+    about = (row.name, row.distilled)
+    return distillation_note(*about, takes_guidance=takes_guidance, instead=row.instead, adapter=adapter, guided=guided)
 
 
 def distillation_note(
-    name: str, distilled: Distilled, *, takes_guidance: bool, instead: str = "", adapter: bool = False
+    name: str,
+    distilled: Distilled,
+    *,
+    takes_guidance: bool,
+    instead: str = "",
+    adapter: bool = False,
+    guided: bool = False,
 ) -> str:
     """What must be said of a model's distillation before it is trained; "" where nothing must. `adapter`: it has a base LoRA for
-    training only."""
+    training only; `guided`: it is trained with a guided loss."""
+    if adapter and guided:
+        return "a training adapter and a guided loss are two remedies for the same: with the adapter the model is not distilled, and the guided loss distorts it; use one of them"
     if adapter and distilled == "no":
         return f"{name} is not known to be distilled: a training adapter then takes back nothing, and the LoRA is trained on a base that it will not be used on; leave the adapter out"
-    return "" if adapter else distilled_warning(name, distilled, takes_guidance=takes_guidance, instead=instead)
+    if guided and takes_guidance:
+        return f"{name} takes its guidance as an input, and objective.guidance_scale = 1 keeps the distillation without a guided loss: leave guided_loss off"
+    if guided and distilled == "no":
+        return f"{name} is not known to be distilled: a guided loss distils guidance into it, so that it is overdone at the usual CFG; leave guided_loss off"
+    if guided and distilled == "steps":
+        return (
+            f"{name} is distilled to few steps, which a guided loss does not keep: use a training adapter or train on its base"
+            + (f" ({instead})" if instead else "")
+        )
+    handled = adapter or guided
+    return "" if handled else distilled_warning(name, distilled, takes_guidance=takes_guidance, instead=instead)
 
 
 def distilled_warning(name: str, distilled: Distilled, *, takes_guidance: bool, instead: str = "") -> str:

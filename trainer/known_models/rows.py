@@ -216,6 +216,7 @@ HIDREAM_ROWS = (
         distilled="guidance",
         instead="HiDream I1 Full",
         cfg=Sourced(1.0, "CU templates, 28 and 16 steps"),
+        guided=Sourced(5.0, "the guidance of Full, CU template"),
     ),
     replace(HIDREAM, named="", ask=True),
     ModelRow(

@@ -39,7 +39,7 @@ from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
 from ..training.epochs import in_steps
 from ..training.held_out import HeldOut, make_held_out
-from ..training.loss_settings import check_objective
+from ..training.loss_settings import check_objective, guided_notes
 from ..training.optim import check_optimizer
 from ..training.schedule import check_schedule
 from ..training.text_encoders import WithText, all_targets, check_text_training, load_with_text, rate_scales, with_text
@@ -55,7 +55,7 @@ from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder, environment
 from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .session import Backend, Host, Outcome, RunData, Session
-from .settled import with_rate, with_spread
+from .settled import with_guided_scale, with_rate, with_spread
 from .trackers import check_tracker
 
 
@@ -125,7 +125,9 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     skeleton, folder = base.skeleton(), run_folder(config, processes)
     base_loras = read_base_loras(config, base, skeleton)
     optimizer = with_rate(config.optimizer, config.network, folder, skeleton.module, host.log)
-    config = replace(config, optimizer=optimizer, objective=with_spread(config.objective, folder))
+    objective = with_guided_scale(with_spread(config.objective, folder), folder, base.settings.guided_scale)
+    config = replace(config, optimizer=optimizer, objective=objective)
+    guided = guided_notes(objective, sharded=config.memory.shard)
     check_text_training(config.text.learning_rate, config.optimizer, base)
     fits: Denoiser = with_text(skeleton, base) if config.text.learning_rate else skeleton
     targets = modules_of_run(folder, fits.module, partial(_new_targets, config, base, skeleton, fits))
@@ -145,7 +147,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     alone = unused_references("dataset.references", references, base)
     if alone and config.data.strict:
         raise DataError(f"data.strict: {alone}")
-    for note in (*base.warnings(adapter=has_adapter(base_loras)), *listed.notes, *([alone] if alone else [])):
+    said = base.warnings(adapter=has_adapter(base_loras), guided=bool(guided))
+    for note in (*said, *guided, *listed.notes, *([alone] if alone else [])):
         host.log(note)
     report = make_report(dataset)
     host.log(report.text())
@@ -367,6 +370,7 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
         normalise=family.latent_space.to_model,
         condition=condition,
         device=base.device,
+        guided=prepared.config.objective.guided_loss != "off",
     )
 
 

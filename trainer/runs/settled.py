@@ -43,6 +43,14 @@ def with_spread(objective: ObjectiveConfig, folder: RunFolder) -> ObjectiveConfi
     return replace(objective, timestep_spread=spread)
 
 
+def with_guided_scale(objective: ObjectiveConfig, folder: RunFolder, usual: float) -> ObjectiveConfig:
+    """The objective with a number for the scale of its guided loss: that of the run, for a new one the usual one of the model."""
+    if objective.guided_loss == "off" or objective.guided_scale != "auto":
+        return objective
+    recorded = _begun(folder).get("objective", {}).get("guided_scale", "auto")
+    return replace(objective, guided_scale=usual if recorded == "auto" else recorded)
+
+
 def _begun(folder: RunFolder) -> Record:
     """The tables of a run that has kept something; {} for one that begins."""
     return recorded_tables(folder) if folder.exists() and not folder.has_kept_nothing() else {}

@@ -6,7 +6,7 @@ run's own shift, noise by its seed, as all runs of version 0.1 measured; they go
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..diffusion.objectives import Objective
 from ..diffusion.timesteps import NoiseLevels, ResolutionShift, Uniform
 from ..seeding import generator
 from ..types import Batch
-from .loss_settings import noise_levels
+from .loss_settings import guided_scale, noise_levels
 from .step import LossSettings, sample_loss
 
 FIXED, OWN = "fixed", "run"
@@ -42,6 +42,9 @@ class HeldOut:
     """Its shift places the noise levels: the family's, or the run's own with the ruler of version 0.1."""
     seed: int | None = None
     """None: the noise depends on the image's file name. A seed: on it and the image's number, as in version 0.1."""
+    guided_scale: float | None = None
+    """Scale of the guided loss that the run trains with, whatever its form: the error of the guided prediction is measured then, for the
+    plain one rises where a distillation is kept. None for the plain loss."""
 
     @property
     def has_fixed_ruler(self) -> bool:
@@ -72,7 +75,8 @@ def make_held_out(
         levels, seed = NoiseLevels(law=Uniform(), shift=family_shift), None
     else:
         levels, seed = noise_levels(objective, predicts, family_shift), training.seed
-    return HeldOut(batches=batches, timesteps=validation.timesteps, levels=levels, seed=seed)
+    guided = None if objective.guided_loss == "off" else guided_scale(objective)
+    return HeldOut(batches=batches, timesteps=validation.timesteps, levels=levels, seed=seed, guided_scale=guided)
 
 
 @torch.no_grad()
@@ -88,6 +92,8 @@ def held_out_losses(
     """
     levels = levels or held_out.levels
     settings = LossSettings(noise_levels=levels)
+    if held_out.guided_scale is not None:
+        settings = replace(settings, guided="output", guided_scale=held_out.guided_scale)
     losses: list[list[float]] = []
     for number, batch in enumerate(held_out.batches):
         latents = batch.latents_BCHW

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.guided_loss import guided_pair
 from ..diffusion.loss import draw_noise, element_loss, min_snr_weight, per_sample
 from ..diffusion.timesteps import NoiseLevels
 from ..seeding import StepKey, generator
@@ -28,6 +29,9 @@ class LossSettings:
     normalised_masks: bool = True
     spread: bool = False
     """The noise levels of an image walk evenly through the law, by `Batch.shares`; else every one is drawn for itself."""
+    guided: str = "off"
+    """Form of the guided loss, a name in `choices.GUIDED_LOSSES`."""
+    guided_scale: float = 4.0
 
 
 def train_step(
@@ -77,11 +81,20 @@ def sample_loss(
     """
     objective = denoiser.objective
     noisy_BCHW = objective.add_noise(batch.latents_BCHW, noise_BCHW, sigma_B)
+    unconditional_BCHW = None
+    if settings.guided != "off" and batch.unconditional is not None:
+        with torch.no_grad():
+            unconditional_BCHW = denoiser.predict(noisy_BCHW, sigma_B, batch.unconditional)
     predicted_BCHW = denoiser.predict(noisy_BCHW, sigma_B, batch.conditioning)
     target_BCHW = objective.target(batch.latents_BCHW, noise_BCHW, sigma_B)
     if by_base_BCHW is not None and batch.by_base_B is not None:
         chosen = batch.by_base_B.reshape(-1, *[1] * (target_BCHW.ndim - 1))
         target_BCHW = torch.where(chosen, by_base_BCHW.to(target_BCHW), target_BCHW)
+    if unconditional_BCHW is not None and batch.guided_B is not None:
+        pair = (predicted_BCHW, target_BCHW)
+        guided = guided_pair(settings.guided, settings.guided_scale, *pair, unconditional_BCHW)
+        chosen = batch.guided_B.reshape(-1, *[1] * (target_BCHW.ndim - 1))
+        predicted_BCHW, target_BCHW = (torch.where(chosen, *one) for one in zip(guided, pair, strict=True))
     loss = element_loss(predicted_BCHW, target_BCHW, settings.kind, settings.huber_delta)
     loss_B = per_sample(loss, batch.mask_B1HW, normalised=settings.normalised_masks)
     if settings.min_snr_gamma:

@@ -81,11 +81,13 @@ def _last_block(network: nn.Module) -> str:
     return paths[-1].rpartition(".")[2] if paths else ""
 
 
-def warnings(told: Told | None, patcher: ModelPatcher, predicts: str, *, adapter: bool = False) -> list[str]:
-    """What must be said before this MODEL is trained. `adapter`: with a base LoRA for training only."""
+def warnings(
+    told: Told | None, patcher: ModelPatcher, predicts: str, *, adapter: bool = False, guided: bool = False
+) -> list[str]:
+    """What must be said before this MODEL is trained. `adapter`: with a base LoRA for training only; `guided`: with a guided loss."""
     name = type(patcher.model).__name__
-    unknown = distillation_note(name, "no", takes_guidance=False, adapter=adapter)
-    found = [warning_of(told, adapter=adapter) if told else unknown]
+    unknown = distillation_note(name, "no", takes_guidance=False, adapter=adapter, guided=guided)
+    found = [warning_of(told, adapter=adapter, guided=guided) if told else unknown]
     names = names_of(patcher)
     if predicts == "epsilon" and any(V_PREDICTION.search(name) for name in names):
         found.append(

@@ -10,8 +10,10 @@ from ....trainer.errors import LoomError, RunError
 from ....trainer.lora.base_lora import BaseLora
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder, environment
+from ....trainer.training.loss_settings import GUIDED_SCALE
 from ...sockets.values import RunValue
 from ..backend.base_loras import loader_names, read_base_loras
+from ..backend.model_rows import told_of
 from ..backend.reshare import SharedBase, loaded_models
 from ..comfy_types import Graph, ModelPatcher
 from ..paths import lora_name, root, run_folder
@@ -35,7 +37,9 @@ def start(
     dataset = check_request(patcher, request)
     notes: list[str] = []
     request = with_steps(request, dataset, notes.append)
-    request = request.settled(run_folder(request.name), patcher.model.diffusion_model, notes.append)
+    told, network = told_of(patcher), patcher.model.diffusion_model
+    scale = told.row.guided.value if told and told.row.guided else GUIDED_SCALE
+    request = request.settled(run_folder(request.name), network, notes.append, scale)
     below = read_base_loras(patcher, request.base_loras, loader_names(graph, node_id))
     plan = request.plan(facts(patcher, request), below)
     choice = choose(plan, existing, REGISTRY)

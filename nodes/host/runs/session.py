@@ -37,11 +37,11 @@ from ....trainer.runs.modules import meanings, modules_of_run, of_start
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Backend, RunData, Session
-from ....trainer.runs.settled import with_rate, with_spread
+from ....trainer.runs.settled import with_guided_scale, with_rate, with_spread
 from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.training.epochs import in_steps
-from ....trainer.training.loss_settings import check_objective
+from ....trainer.training.loss_settings import GUIDED_SCALE, check_objective, guided_notes
 from ....trainer.training.optim import check_optimizer
 from ....trainer.training.schedule import check_schedule
 from ....trainer.types import Example, Record
@@ -90,12 +90,14 @@ class TrainRequest:
     base_loras: tuple[BaseLoraConfig, ...] = ()
     """Files of LoomBaseLora, by their full paths."""
 
-    def settled(self, folder: RunFolder, network: nn.Module, log: Callable[[str], None]) -> "TrainRequest":
-        """The same request with what "auto" stands for in the run of this folder."""
+    def settled(
+        self, folder: RunFolder, network: nn.Module, log: Callable[[str], None], guided_scale: float = GUIDED_SCALE
+    ) -> "TrainRequest":
+        """The same request with what "auto" stands for in the run of this folder. `guided_scale` is the usual one of the model."""
         return replace(
             self,
             optimizer=with_rate(self.optimizer, self.network, folder, network, log),
-            objective=with_spread(self.objective, folder),
+            objective=with_guided_scale(with_spread(self.objective, folder), folder, guided_scale),
         )
 
     def plan(self, facts: Record, below: Sequence[BaseLora] = ()) -> RunPlan:
@@ -210,8 +212,13 @@ def make_session(
     modules = modules_of_run(folder, denoiser.module, partial(_new_targets, plan.network, denoiser))
     init = _initial_weights(plan.network, denoiser, modules)
     _log_model(denoiser, modules, log)
-    for warning in warnings(denoiser.settings.told, patcher, denoiser.objective.name, adapter=has_adapter(below)):
+    guided = guided_notes(plan.objective)
+    for warning in warnings(
+        denoiser.settings.told, patcher, denoiser.objective.name, adapter=has_adapter(below), guided=bool(guided)
+    ):
         log(f"warning: {warning}")
+    for note in guided:
+        log(note)
     log(epochs_text(make_report(dataset), training.batch_size, training.gradient_accumulation_steps, training.steps))
     prepare_weights(denoiser, patcher, request, stream, log)
     laid = lay_base_loras(denoiser.module, below)
@@ -286,6 +293,7 @@ def open_batches(
             normalise=to_model,
             condition=condition(cache, source),
             device=patcher.load_device,
+            guided=objective.guided_loss != "off",
         )
 
     return batches

@@ -42,6 +42,8 @@ class Variant:
     """Whether guidance or few steps are trained into it: plain training undoes that, unless the guidance is an input."""
     guidance_scale: float = 7.0
     """Usual classifier-free guidance scale."""
+    guided_scale: float = 4.0
+    """Usual scale of the guided loss: the guidance that a CFG-distilled member was distilled at."""
     references: int = 0
     """How many reference images a sample can have; 0 for a model that takes none."""
     text_pixels: int = 0

@@ -30,6 +30,7 @@ ROOMS = [
     "data",
     "importers",
     "training",
+    "memory_plan",
     "lora_tools",
     "runs",
     "sweep",

@@ -64,6 +64,16 @@ class Base:
             shard(denoiser.module, self.device)
         return denoiser
 
+    def structure(self, config: ModelConfig, precision: str, *, gradient_checkpointing: bool = False) -> Denoiser:
+        """The network as `load_denoiser` would make it, without its weights; what is to be quantized is not quantized yet."""
+        arithmetic = compute_dtype(precision, self.device)
+        dtype = arithmetic if config.quantize != "none" else storage_dtype(config.dtype, self.device)
+        loading = Loading(dtype=dtype, device=torch.device("meta"), compute_dtype=arithmetic)
+        denoiser = self.family.load_denoiser(self.source, self.variant, loading)
+        if gradient_checkpointing:
+            checkpoint_blocks(denoiser.module)
+        return denoiser
+
     def check_stream(self, config: ModelConfig, precision: str, stream: StreamSettings) -> None:
         """Raise ConfigError for a budget that is too small. Reads headers only; of a base to be quantized nothing is known yet."""
         if config.quantize == "none" and self.source.quanto_map is None:
@@ -76,9 +86,10 @@ class Base:
         """dtype of the text encoders."""
         return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
-    def load_encoders(self, *, tiled: bool = False) -> Encoders:
-        """Text encoders and VAE on the device; with `tiled` the VAE encodes large images in overlapping tiles."""
-        loading = Loading(dtype=self.text_dtype, device=self.device)
+    def load_encoders(self, *, tiled: bool = False, structure: bool = False) -> Encoders:
+        """Text encoders and VAE on the device; with `tiled` the VAE encodes large images in overlapping tiles. A `structure`
+        has no weights."""
+        loading = Loading(dtype=self.text_dtype, device=torch.device("meta") if structure else self.device)
         encoders = self.family.load_encoders(self.source, self.variant, loading, self.reading)
         if tiled:
             encoders.image.use_tiles()

@@ -11,6 +11,7 @@ from . import comfy_api as cli_server
 from . import convert as cli_convert
 from . import importing as cli_importing
 from . import lora_tools as cli_tools
+from . import plan as cli_plan
 from . import plot as cli_plot
 from .aliases import AliasedCommand
 from .choices import RunCommand
@@ -173,6 +174,7 @@ cli_tools.register(app)
 cli_convert.register(app)
 cli_importing.register(app)
 cli_server.register(app)
+cli_plan.register(app)
 cli_plot.register(app)
 
 

@@ -124,9 +124,9 @@ class MemoryConfig(Section, table="memory"):
     shard: bool = False
     """Splits the frozen base model over the GPUs of a run with several processes (FSDP), for one that is larger than a GPU. Steps are slower."""
     base: BaseMemory = "auto"
-    """Where the frozen base model lies while training. resident keeps it on the device. stream leaves it where it is, in RAM or in its mapped file, and brings it block by block; what fits vram_gb stays. auto streams only a base larger than vram_gb. The LoRA is the same, bit for bit."""
+    """Where the frozen base model lies while training. resident keeps it on the device. stream leaves it where it is, in RAM or in its mapped file, and brings it block by block; what fits stays. auto streams a base that does not fit, by vram_gb or by a prediction of what everything else takes. The LoRA is the same, bit for bit."""
     vram_gb: float = 0.0
-    """Device memory in GB (1e9 bytes) that the frozen base model may take; activations and optimizer come on top. 0 sets no limit for auto, and lets stream keep nothing but two blocks."""
+    """Device memory in GB (1e9 bytes) that the frozen base model may take; activations and optimizer come on top. 0 leaves the size to auto, and lets stream keep nothing but two blocks."""
 
     def check(self) -> None:
         require(self.vae_batch_size >= 1, "memory.vae_batch_size", self.vae_batch_size, "use 1 or more")

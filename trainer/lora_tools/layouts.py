@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..choices import ADAPTERS
 from ..diffusion.denoiser import Denoiser
 from ..errors import ConfigError, ModelFileError
 from ..families.common.family import Family, has_one_text_encoder
@@ -111,6 +112,15 @@ class Formats:
         for path, factors in rearranged(old, self._keymap, layout).modules.items():
             tensors |= as_written(factors, layout, dtype).tensors(spell(layout.prefix, path))
         return tensors
+
+
+def check_format(format: str, kind: str) -> None:
+    """Raise ConfigError for an adapter kind that a key format has no form for."""
+    if format != "native" and not ADAPTERS[kind].all_layouts:
+        kinds = " or ".join(repr(known) for known, choice in ADAPTERS.items() if choice.all_layouts)
+        raise ConfigError(
+            f"output.format = {format!r}: only network.kind = {kinds} has a form in that layout; use native"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..base_model import Base, open_base
-from ..choices import ADAPTERS
 from ..config.run import TrainConfig
 from ..config.toml import digest, to_dict
 from ..config.unused import refuse_unused_options
@@ -33,7 +32,9 @@ from ..families.common.positions import positions_per_side
 from ..lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ..lora.state_dict import check_fits
 from ..lora_tools.base_loras import read_base_loras
-from ..lora_tools.layouts import FileFormat, Formats
+from ..lora_tools.layouts import FileFormat, Formats, check_format
+from ..memory_plan.files import FilesRun, plan_files
+from ..memory_plan.plan import MemoryPlan, as_record, predicted
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
@@ -46,7 +47,7 @@ from ..training.text_encoders import WithText, all_targets, check_text_training,
 from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
 from ..weights.devices import compute_dtype
 from ..weights.quantize import check_quantize
-from ..weights.streaming import stream_settings
+from ..weights.streaming import StreamSettings, stream_settings
 from .assemble import assemble
 from .execute import execute
 from .modules import meanings, modules_of_run, of_start
@@ -75,7 +76,15 @@ class Prepared:
     processes: Processes
     trigger: str
     """The first trigger word of the sets, for the file's metadata."""
+    memory_plan: MemoryPlan | None = None
+    """What the run needs; None where that is not predicted."""
     base_loras: tuple[BaseLora, ...]
+
+    @property
+    def stream(self) -> StreamSettings | None:
+        """How the base is streamed; None for one that lies on its device as a whole."""
+        asked = stream_settings(self.config.memory.base, self.config.memory.vram_gb)
+        return self.memory_plan.stream if self.memory_plan else asked
 
     @cached_property
     def encoders(self) -> SharedEncoders:
@@ -103,11 +112,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_tracker(config.output.report_to)
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)
-    if config.output.format != "native" and not ADAPTERS[config.network.kind].all_layouts:
-        kinds = " or ".join(repr(kind) for kind, choice in ADAPTERS.items() if choice.all_layouts)
-        raise ConfigError(
-            f"output.format = {config.output.format!r}: only network.kind = {kinds} has a form in that layout; use native"
-        )
+    check_format(config.output.format, config.network.kind)
     base = open_base(config.model, config.text)
     base.check_encoders()
     check_objective(config.objective, base.settings.objective)
@@ -218,6 +223,7 @@ def train(config: TrainConfig, host: Host) -> Outcome:
     with joined(config.model.device) as processes:
         with main_first(processes):
             prepared = prepare(config, host, processes)
+            prepared.memory_plan = predicted(partial(plan_memory, prepared), host.log)
         return _train(prepared, host)
 
 
@@ -238,11 +244,18 @@ def _train(prepared: Prepared, host: Host) -> Outcome:
                 host.log(changed)
         folder.start(config, fixed, here, prepared.targets)
         with folder.noting_failure():
-            folder.update(state="caching", error="")
+            folder.update(state="caching", error="", memory_plan=as_record(prepared.memory_plan))
             _cache_once(prepared, host)
             return execute(make_session(prepared, plan), host)
     finally:
         folder.unlock()
+
+
+def plan_memory(prepared: Prepared, *, every_bucket: bool = False) -> MemoryPlan:
+    """What the run will need, from shapes. Raises ConfigError for what cannot fit, with the nearest settings that do."""
+    taken = [line["seconds"] for line in prepared.folder.read_metrics() if "seconds" in line]
+    run = FilesRun(prepared.base, prepared.config, prepared.dataset, prepared.targets)
+    return plan_files(run, taken, every_bucket=every_bucket)
 
 
 def run_plan(prepared: Prepared) -> RunPlan:
@@ -317,7 +330,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         config.training.precision,
         gradient_checkpointing=config.memory.gradient_checkpointing,
         sharded=config.memory.shard,
-        stream=stream_settings(config.memory.base, config.memory.vram_gb),
+        stream=prepared.stream,
     )
     laid = lay_base_loras(denoiser.module, prepared.base_loras)
     if config.text.learning_rate:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,10 @@ def load_tokenizer(folder: Path, name: str) -> "PreTrainedTokenizerBase":
 
 
 def load_network(cls: type, folder: Path, name: str, loading: Loading) -> nn.Module:
-    """A transformers or diffusers network of a diffusers folder, frozen. Raises ModelFileError, also for missing tensors."""
+    """A transformers or diffusers network of a diffusers folder, frozen; on the meta device its structure alone, no file of
+    weights is opened. Raises ModelFileError, also for missing tensors."""
+    if loading.device.type == "meta":
+        return _structure(cls, folder / name, loading)
     try:
         module, found = cls.from_pretrained(  # type: ignore[attr-defined]
             folder / name, torch_dtype=loading.dtype, use_safetensors=True, output_loading_info=True
@@ -53,6 +56,19 @@ def load_network(cls: type, folder: Path, name: str, loading: Loading) -> nn.Mod
         names = ", ".join(sorted(odd)[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
         raise ModelFileError(f"{folder / name} lacks tensors, or has them in another shape: {names}; copy it again")
     return module.to(loading.device).requires_grad_(False).eval()
+
+
+def _structure(cls: Any, folder: Path, loading: Loading) -> nn.Module:
+    """The network without weights. Raises ModelFileError."""
+    try:
+        with torch.device("meta"):
+            if hasattr(cls, "load_config"):  # diffusers
+                module: nn.Module = cls.from_config(cls.load_config(folder))
+            else:
+                module = cls(cls.config_class.from_pretrained(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"cannot read the configuration in {folder}: {error}") from error
+    return module.to(loading.dtype).requires_grad_(False).eval()
 
 
 class ClipText:

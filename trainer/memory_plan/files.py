@@ -1,0 +1,218 @@
+"""The plan of a run of the command line: network, encoders and images by their files' headers."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from ..base_model import Base
+from ..config.run import TrainConfig
+from ..data.cache.references import reference_placement
+from ..data.sets.dataset import Dataset
+from ..diffusion.denoiser import Denoiser
+from ..families.common.family import Encoders, Text
+from ..training.loss_settings import loss_settings, noise_levels
+from ..training.text_encoders import with_text
+from ..types import Conditioning, Example, Geometry, Size, named_references
+from ..weights.devices import compute_dtype
+from .base_sizes import BaseSizes, base_sizes, stand_for_quantized, tensor_bytes
+from .card import card_of, matrix_rate
+from .plan import MemoryPlan
+from .planner import Around, Planner, Way
+from .rehearsal import Rehearsal, Step, most_live, rehearse
+from .shapes_only import META, shapes_only
+
+VISION_PATCH = 28
+"""Pixels of a side that one token of a vision language model covers."""
+LATENT_BYTES = 4
+RGB = 3
+OURS = __name__.rpartition(".memory_plan")[0]
+
+
+@dataclass
+class FilesRun:
+    """A run of the command line on shapes."""
+
+    base: Base
+    config: TrainConfig
+    dataset: Dataset
+    targets: Sequence[str]
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether samples are made while training."""
+        return bool(self.config.validation.prompts or self.config.validation.prompt_library)
+
+    @property
+    def sample_size(self) -> Size:
+        """(width, height) of samples in pixels."""
+        asked, usual = self.config.validation, self.config.data.resolution
+        return asked.width or usual, asked.height or usual
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """dtype of the forward pass."""
+        return compute_dtype(self.config.training.precision, self.base.device)
+
+    def sizes(self, quantize: str) -> BaseSizes:
+        """Of the denoiser as it will be stored and quantized."""
+        return base_sizes(self._structure(quantize, checkpointing=False).module, quantize)
+
+    def step(self, way: Way, image: Size) -> Rehearsal:
+        """The network is built for it and thrown away: a step leaves an adapter in it."""
+        config, settings = self.config, self.base.settings
+        denoiser = self._structure(way.quantize, checkpointing=way.memory.gradient_checkpointing)
+        if way.quantize != "none":
+            stand_for_quantized(denoiser.module)
+        if config.text.learning_rate:
+            denoiser = with_text(denoiser, self.base, self.encoders.text, config.objective.guidance_scale)  # type: ignore[arg-type]
+        levels = noise_levels(config.objective, denoiser.objective, settings.training_shift)
+        step = Step(
+            targets=self.targets,
+            network=config.network,
+            optimizer=config.optimizer,
+            loss=loss_settings(config.objective, levels),
+            compute_dtype=self.arithmetic,
+            accumulates=config.training.gradient_accumulation_steps > 1,
+        )
+        return rehearse(denoiser, step, self._latents(way.batch_size, image), self._conditioning(way.batch_size, image))
+
+    def _structure(self, quantize: str, *, checkpointing: bool) -> Denoiser:
+        model = replace(self.config.model, quantize=quantize)  # type: ignore[arg-type]
+        return self.base.structure(model, self.config.training.precision, gradient_checkpointing=checkpointing)
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        """Text encoders and VAE without weights."""
+        return self.base.load_encoders(tiled=self.config.memory.vae_tiling, structure=True)
+
+    @cached_property
+    def longest(self) -> str:
+        """The longest caption."""
+        return max(self.dataset.captions, key=len)
+
+    @cached_property
+    def text(self) -> Text:
+        """What the encoders make of the longest caption, as shapes."""
+        with torch.no_grad(), shapes_only():
+            [text] = self.encoders.text.encode([self.longest])
+        seen = self._with_references.references if self._with_references and self.base.settings.text_pixels else ()
+        if seen:
+            more = len(seen) * (self.base.settings.text_pixels // VISION_PATCH) ** 2
+            text = {**text, "text": torch.cat([text["text"], text["text"].new_empty(more, text["text"].shape[-1])])}
+        return text
+
+    @cached_property
+    def _with_references(self) -> Example | None:
+        return next((example for example in self.dataset.examples if example.references), None)
+
+    def _latents(self, batch_size: int, image: Size) -> tuple[int, ...]:
+        factor, (width, height) = self.encoders.image.factor, image
+        return batch_size, self.base.family.latent_space.channels, height // factor, width // factor
+
+    def _conditioning(self, batch_size: int, image: Size) -> Conditioning:
+        places = [Geometry.whole(image)] * batch_size
+        if self.config.text.learning_rate:
+            return {"captions": [self.longest] * batch_size, "geometries": places}
+        with shapes_only():
+            made = self.base.family.condition([self.text] * batch_size, places, self.config.objective.guidance_scale)
+        return {**made, **self._references(batch_size, image)}
+
+    def _references(self, batch_size: int, image: Size) -> Conditioning:
+        example = self._with_references
+        if example is None:
+            return {}
+        sizes = [reference_placement(path, image).target for path in example.references]
+        return named_references([torch.empty(self._latents(batch_size, size), device=META) for size in sizes])
+
+    def around(self, images: dict[Size, int]) -> Around:
+        """Encoders while caching and while training, samples, the cache."""
+        text, vae = (_bytes_of(part) for part in (self.encoders.text, self.encoders.image))
+        largest = max(images, key=lambda image: image[0] * image[1])
+        online, trained = self.config.memory.cache == "online", bool(self.config.text.learning_rate)
+        kept = (text if online or trained else 0) + (vae if online or self.has_samples else 0)
+        caching = text + vae + max(self._encoding(largest), self._reading())
+        return Around(
+            encoders=kept,
+            caching=caching,
+            sampling=self._sampling() if self.has_samples else 0,
+            cache=self._cache(images),
+        )
+
+    def _encoding(self, image: Size) -> int:
+        """Bytes that the VAE needs for `memory.vae_batch_size` images, beside its weights."""
+        width, height = image
+        pixels_BCHW = torch.empty(self.config.memory.vae_batch_size, RGB, height, width, device=META)
+        return _most(self.encoders.image, lambda: self.encoders.image.encode(pixels_BCHW))
+
+    def _reading(self) -> int:
+        """Bytes that the text encoders need for a caption, beside their weights."""
+        return _most(self.encoders.text, lambda: self.encoders.text.encode([self.longest]))
+
+    def _sampling(self) -> int:
+        """Bytes that a sample needs beside what training holds: a prediction of the network, or the VAE."""
+        raw_BCHW = torch.empty(self._latents(1, self.sample_size), device=META)
+        decoding = _most(self.encoders.image, lambda: self.encoders.image.decode(raw_BCHW))
+        if self.config.text.learning_rate:
+            return decoding
+        denoiser = self._structure(self.config.model.quantize, checkpointing=False)
+        conditioning = self._conditioning(1, self.sample_size)
+        sigma_B = torch.empty(1, device=META)
+        predicting = most_live(denoiser.module, lambda: denoiser.predict(raw_BCHW, sigma_B, conditioning))
+        return max(decoding, predicting)
+
+    def _cache(self, images: dict[Size, int]) -> int:
+        """Bytes of latents and texts on disk."""
+        if self.config.memory.cache == "online":
+            return 0
+        views = sum(1 + example.may_flip for example in self.dataset.examples) / max(1, len(self.dataset.examples))
+        latents = sum(count * math.prod(self._latents(1, image)) for image, count in images.items()) * LATENT_BYTES
+        text = sum(tensor_bytes(tensor) for tensor in self.text.values())
+        return round(latents * views) + len(self.dataset.captions) * text
+
+
+def plan_files(run: FilesRun, taken: Sequence[float] = (), *, every_bucket: bool = False) -> MemoryPlan:
+    """The plan of a run; `taken` are seconds of its earlier steps. Raises ConfigError for one that the device has no room for."""
+    config = run.config
+    images = dict(Counter(example.geometry.target for example in run.dataset.training))
+    planner = Planner(
+        run=run,
+        card=card_of(run.base.device),
+        training=config.training,
+        optimizer=config.optimizer,
+        way=Way(
+            memory=config.memory,
+            batch_size=config.training.batch_size,
+            quantize=config.model.quantize,
+            optimizer=config.optimizer.name,
+        ),
+        images=images,
+        around=run.around(images),
+        rate=matrix_rate(run.base.device, run.arithmetic),
+        taken=taken,
+    )
+    return planner.plan(every_bucket=every_bucket)
+
+
+def _bytes_of(part: object) -> int:
+    """Weights of the networks that an encoder consists of."""
+    return sum(
+        tensor_bytes(tensor) for module in _networks(part) for tensor in [*module.parameters(), *module.buffers()]
+    )
+
+
+def _most(part: object, call: Callable[[], object]) -> int:
+    return most_live(torch.nn.ModuleList(_networks(part)), call)
+
+
+def _networks(part: object) -> list[torch.nn.Module]:
+    """The networks that an encoder, or an encoder that it holds, has among its attributes."""
+    if isinstance(part, torch.nn.Module):
+        return [part]
+    inside = list(part) if isinstance(part, list | tuple) else []
+    if type(part).__module__.startswith(OURS):
+        inside = list(vars(part).values())
+    return [network for value in inside for network in _networks(value)]

@@ -1,0 +1,226 @@
+"""From what a front end knows of a run to its memory plan: the largest step is rehearsed, the base's place chosen, what cannot fit refused."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Protocol
+
+from ..config.run import MemoryConfig, OptimizerConfig, TrainingConfig
+from ..errors import ConfigError
+from ..types import Size
+from .base_sizes import BaseSizes
+from .card import Card, seconds
+from .plan import BucketPlan, Choice, Lever, MemoryPlan, Parts, check_fits, choose_base, size
+from .rehearsal import Rehearsal
+
+MOST_BUCKETS = 4
+"""Sizes of images that are rehearsed for `lora-loom plan`."""
+LEVERS = 3
+WORTH_A_LEVER = 0.01
+"""Share of the peak that a setting must save to be named."""
+STATE_OF_8BIT = 0.26
+"""Optimizer state of adamw8bit as a share of that of adamw: one byte in place of four, and a scale per 256."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """What of a run decides how much memory a step takes, and may be changed to take less."""
+
+    memory: MemoryConfig
+    batch_size: int
+    quantize: str = "none"
+    optimizer: str = "adamw"
+
+
+class Rehearser(Protocol):
+    """A run that is not loaded, as a front end knows it."""
+
+    def sizes(self, quantize: str) -> BaseSizes:
+        """How large the base is on the device, quantized so."""
+        ...
+
+    def step(self, way: Way, image: Size) -> Rehearsal:
+        """A micro-batch of images of this size (width, height) in pixels."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Around:
+    """What a run needs besides its steps, in bytes."""
+
+    encoders: int = 0
+    """What stays on the device while training."""
+    caching: int = 0
+    sampling: int = 0
+    """What a sample takes on top of the base, the adapter, the optimizer and `encoders`."""
+    cache: int = 0
+
+
+@dataclass(kw_only=True)
+class Planner:
+    """Plans one run."""
+
+    run: Rehearser
+    card: Card
+    training: TrainingConfig
+    optimizer: OptimizerConfig
+    way: Way
+    images: dict[Size, int]
+    """{(width, height): how many training images have that size}."""
+    around: Around
+    segments: tuple[str, ...] = ()
+    rate: float = 0.0
+    """FLOP/s of large matrix products on the device; 0 for unknown."""
+    taken: Sequence[float] = ()
+    """Seconds of steps that the run has taken before."""
+    _known_sizes: dict[str, BaseSizes] = field(default_factory=dict)
+    _known: dict[tuple[bool, int, Size], Rehearsal] = field(default_factory=dict)
+
+    @property
+    def largest(self) -> Size:
+        """The size whose step takes most."""
+        return max(self.images, key=lambda image: image[0] * image[1])
+
+    def plan(self, *, every_bucket: bool = False) -> MemoryPlan:
+        """Raises ConfigError for a run that the device has no room for, with the nearest settings that fit."""
+        step, sizes, choice = self._step(self.way, self.largest), self._sizes(self.way), self._choice(self.way)
+        parts = self._parts(self.way)
+        check_fits(max(parts.total, self.around.caching), self.card, self._nearest(parts))
+        stream = sizes.plan(choice.stream)
+        count = self.training.gradient_accumulation_steps
+        sampling = self.around.sampling
+        made = MemoryPlan(
+            device=self.card.name,
+            available=self.card.free,
+            parts=parts,
+            caching=self.around.caching,
+            samples=parts.total - parts.activations + sampling if sampling else 0,
+            buckets=self._buckets() if every_bucket else [self._bucket(self.largest)],
+            ram=sum(sizes.blocks[number] for number in stream.streamed),
+            cache=self.around.cache,
+            seconds=seconds(step.flop * count, self.rate) if self.rate else None,
+            measured=median(self.taken) if self.taken else None,
+            stream=choice.stream,
+            streamed=len(stream.streamed),
+            blocks=len(sizes.blocks),
+            why=choice.why,
+        )
+        return replace(made, levers=self._levers(parts))
+
+    def _step(self, way: Way, image: Size) -> Rehearsal:
+        key = (way.memory.gradient_checkpointing, way.batch_size, image)
+        if key not in self._known:
+            self._known[key] = self.run.step(way, image)
+        return self._known[key]
+
+    def _sizes(self, way: Way) -> BaseSizes:
+        if way.quantize not in self._known_sizes:
+            self._known_sizes[way.quantize] = self.run.sizes(way.quantize)
+        return self._known_sizes[way.quantize]
+
+    def _choice(self, way: Way) -> Choice:
+        return choose_base(self._sizes(way), self._rest(way), self.card, way.memory, self.segments)
+
+    def _rest(self, way: Way) -> int:
+        return replace(self._beside(way), base=0).total
+
+    def _beside(self, way: Way) -> Parts:
+        """Everything but the base."""
+        step = self._step(way, self.largest)
+        state = step.optimizer if way.optimizer == self.optimizer.name else round(step.optimizer * STATE_OF_8BIT)
+        average = step.adapter if self.training.ema_decay else 0
+        activations = max(step.activations, self.around.sampling)
+        return Parts(
+            base=0,
+            adapter=step.adapter,
+            optimizer=state + average,
+            activations=activations,
+            encoders=self.around.encoders,
+        )
+
+    def _parts(self, way: Way) -> Parts:
+        beside = replace(self._beside(way), activations=self._step(way, self.largest).activations)
+        return replace(beside, base=self._sizes(way).on_device(self._choice(way).stream))
+
+    def _bucket(self, image: Size) -> BucketPlan:
+        activations = self._step(self.way, image).activations
+        return BucketPlan(size=image, images=self.images[image], activations=activations)
+
+    def _buckets(self) -> list[BucketPlan]:
+        """The largest, the smallest and the commonest between them."""
+        by_area = sorted(self.images, key=lambda image: -image[0] * image[1])
+        between = sorted(by_area[1:-1], key=lambda image: -self.images[image])[: MOST_BUCKETS - 2]
+        chosen = {*by_area[:1], *between, *by_area[-1:]}
+        return [self._bucket(image) for image in by_area if image in chosen]
+
+    def _ways(self) -> list[tuple[str, Way, bool]]:
+        """Returns (setting, the run with it, whether the LoRA stays the same): what would take less memory."""
+        way = self.way
+        found = []
+        if way.memory.base != "stream" and not way.memory.vram_gb and not way.memory.shard:
+            found.append(('memory.base = "stream"', replace(way, memory=replace(way.memory, base="stream")), True))
+        if not way.memory.gradient_checkpointing:
+            memory = replace(way.memory, gradient_checkpointing=True)
+            found.append(("memory.gradient_checkpointing = true", replace(way, memory=memory), True))
+        if way.batch_size > 1:
+            count = self.training.gradient_accumulation_steps * way.batch_size
+            text = f"training.batch_size = 1 with gradient_accumulation_steps = {count}"
+            found.append((text, replace(way, batch_size=1), False))
+        if way.optimizer == "adamw":
+            found.append(('optimizer.name = "adamw8bit"', replace(way, optimizer="adamw8bit"), False))
+        if way.quantize == "none":
+            found += [(f'model.quantize = "{kind}"', replace(way, quantize=kind), False) for kind in ("int8", "int4")]
+        return found
+
+    def _levers(self, parts: Parts) -> list[Lever]:
+        levers = []
+        for setting, way, same in self._ways():
+            try:
+                saves = parts.total - self._parts(way).total
+            except ConfigError:  # a budget that is too small for this way
+                continue
+            if saves >= WORTH_A_LEVER * parts.total:
+                levers.append(Lever(setting=setting, saves=saves, same_result=same))
+        return sorted(levers, key=lambda lever: -lever.saves)[:LEVERS]
+
+    def _nearest(self, parts: Parts) -> str:
+        """The mildest settings that fit, as the end of an error message."""
+        if self.card.free is None or parts.total <= self.card.free:
+            return "Encoding images and captions needs that: memory.vae_tiling = true takes less."
+        names: list[str] = []
+        way, least = self.way, parts.total
+        for setting, changed, _ in self._ways():
+            names.append(setting)
+            way = _both(way, changed, self.way)
+            least = self._least(way)
+            if least <= self.card.free:
+                return f"Nearest that fits: {', '.join(names)} ({size(least)})"
+        return (
+            f"With {', '.join(names)} it would still need {size(least)}: use a lower data.resolution or network.rank, or a smaller base model"
+            if names
+            else "Use a lower data.resolution or network.rank, or a smaller base model"
+        )
+
+    def _least(self, way: Way) -> int:
+        """Bytes with the base streamed as far as it goes, where it may be."""
+        sizes = self._sizes(way)
+        may_stream = way.memory.base != "resident" and not way.memory.shard
+        return (sizes.least if may_stream else sizes.total) + replace(self._beside(way), base=0).total
+
+
+def _both(way: Way, changed: Way, original: Way) -> Way:
+    """`way` with what `changed` changes of the original as well."""
+    memory = way.memory
+    if changed.memory != original.memory:
+        pairs = {
+            name: getattr(changed.memory, name)
+            for name in ("base", "gradient_checkpointing")
+            if getattr(changed.memory, name) != getattr(original.memory, name)
+        }
+        memory = replace(memory, **pairs)
+    return Way(
+        memory=memory,
+        batch_size=changed.batch_size if changed.batch_size != original.batch_size else way.batch_size,
+        quantize=changed.quantize if changed.quantize != original.quantize else way.quantize,
+        optimizer=changed.optimizer if changed.optimizer != original.optimizer else way.optimizer,
+    )

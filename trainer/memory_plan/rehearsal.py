@@ -1,0 +1,123 @@
+"""One training step on shapes: what it would hold at most besides the frozen base, and how much it would calculate."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.run import NetworkConfig, OptimizerConfig
+from ..diffusion.denoiser import Denoiser
+from ..lora.adapter import inject
+from ..seeding import StepKey
+from ..training.optim import make_optimizer
+from ..training.step import LossSettings, train_step
+from ..types import Batch, Conditioning
+from .meter import LiveBytes
+from .shapes_only import META, shapes_only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """Bytes and arithmetic of a training step."""
+
+    adapter: int
+    """Parameters of the adapter, fp32."""
+    optimizer: int
+    """State of the optimizer."""
+    activations: int
+    """What comes on top at the highest moment of a step: activations, gradients, temporary copies of weights."""
+    flop: int
+    """Floating-point operations of one micro-batch, recomputation included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step consists of besides network and batch."""
+
+    targets: Sequence[str]
+    """Paths of the modules that get an adapter."""
+    network: NetworkConfig
+    optimizer: OptimizerConfig
+    loss: LossSettings
+    compute_dtype: torch.dtype
+    accumulates: bool = False
+    """Whether gradients are held while the next micro-batch computes."""
+
+
+def rehearse(denoiser: Denoiser, step: Step, latents: tuple[int, ...], conditioning: Conditioning) -> Rehearsal:
+    """Take a step on shapes. The network lies on the meta device and gets an adapter; `latents` is (B, C, h, w).
+
+    `conditioning` may hold real tensors: floating ones count as shapes.
+    """
+    adapter = inject(denoiser.module, list(step.targets), step.network, seed=0, compute_dtype=step.compute_dtype)
+    parameters = list(adapter.parameters().values())
+    meter = LiveBytes()
+    held = meter.hold(tensors_of(denoiser.module))
+    with shapes_only(), meter:
+        batch = Batch(
+            latents_BCHW=torch.empty(latents, device=META),
+            conditioning=as_shapes(conditioning),
+            weight_B=torch.ones(latents[0], device=META),
+            mask_B1HW=None,
+            names=("",) * latents[0],
+        )
+        for micro_batch in range(1 + step.accumulates):
+            meter.restart()
+            loss_B = train_step(denoiser, batch, step.loss, StepKey(seed=0, step=0, micro_batch=micro_batch))
+            loss_B.mean().backward()  # type: ignore[no-untyped-call]
+    return Rehearsal(
+        adapter=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        optimizer=optimizer_bytes(parameters, step.optimizer),
+        activations=meter.peak - held,
+        flop=meter.flop,
+    )
+
+
+def most_live(module: nn.Module, call: Callable[[], object]) -> int:
+    """Bytes that a call of a network on the meta device holds at most, its weights not counted."""
+    meter = LiveBytes()
+    held = meter.hold(tensors_of(module))
+    with torch.no_grad(), shapes_only(), meter:
+        call()
+    return meter.peak - held
+
+
+def tensors_of(module: nn.Module) -> Iterable[Tensor]:
+    """Parameters, buffers, and the factors of scaled weights, which are plain attributes."""
+    yield from module.parameters()
+    yield from module.buffers()
+    for part in module.modules():
+        if isinstance(scale := vars(part).get("scale"), Tensor):
+            yield scale
+
+
+def as_shapes(value: Any) -> Any:
+    """The same structure with floating tensors on the meta device; integers, which networks decide by, stay real."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device=META) if value.is_floating_point() else value.cpu()
+    if isinstance(value, Mapping):
+        return {name: as_shapes(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(as_shapes(item) for item in value)
+    return value
+
+
+def optimizer_bytes(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> int:
+    """Bytes of an optimizer's state: of each shape one parameter of zeros takes one step on the CPU."""
+    total = 0
+    for shape, count in Counter(tuple(parameter.shape) for parameter in parameters).items():
+        sample = nn.Parameter(torch.zeros(shape))
+        sample.grad = torch.zeros(shape)
+        optimizer = make_optimizer([sample], config)
+        optimizer.step()
+        total += count * _state_bytes(optimizer.state[sample])
+    return total
+
+
+def _state_bytes(state: Mapping[str, Any]) -> int:
+    """What one parameter adds. Tables of quantized states, which all parameters share, are left out."""
+    parts = (value for name, value in state.items() if isinstance(value, Tensor) and not name.startswith("qmap"))
+    return sum(part.numel() * part.element_size() for part in parts)

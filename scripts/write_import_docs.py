@@ -36,6 +36,7 @@ Files are recognised by what they hold, not by their names:
 | ai-toolkit | a job as YAML or JSON |
 | OneTrainer | the JSON of a run, of earlier versions too; the concepts and samples that it names |
 | diffusion-pipe | the TOML of a run and the dataset TOML that it names |
+| accelerate | the YAML that says how processes are started |
 
 Defaults of the other trainer are written out where they differ from ours: kohya's `network_alpha` is 1 where it is left out, SimpleTuner's `lora_dropout` is 0.1. Options that would do nothing
 are left out and said. Paths are looked for from the file's folder and the folders above it, because these trainers start them from the folder that they run in. Hub ids become a

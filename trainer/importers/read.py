@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.toml import toml_tables
 from ..errors import ConfigError, problem_list
-from . import ai_toolkit, diffusion_pipe
+from . import accelerate, ai_toolkit, diffusion_pipe
 from .finish import Imported, finish
 from .kohya import musubi
 from .kohya import run as kohya
@@ -48,7 +48,7 @@ def _tables(data: Any, name: str) -> list[Mapping[str, Any]]:
 def _is_simpletuner(data: Any) -> bool:
     keys = _keys(data)
     known = by_name("simpletuner", ("config",))
-    own = {"model_family", "MODEL_FAMILY", "TRAINER_EXTRA_ARGS", "DATALOADER_CONFIG"}
+    own = {"model_family", "MODEL_FAMILY", "TRAINER_EXTRA_ARGS", "DATALOADER_CONFIG", "CONFIG_BACKEND"}
     return (
         bool(keys & own)
         or {"model_type", "data_backend_config"} <= keys
@@ -135,6 +135,7 @@ FORMATS = (
         translate=diffusion_pipe.translate_datasets,
         datasets_only=True,
     ),
+    Format(title="a configuration of accelerate", fits=accelerate.is_config, translate=accelerate.translate),
     Format(title="a configuration of SimpleTuner", fits=_is_simpletuner, translate=simpletuner.translate),
     Format(title="a prompt library of SimpleTuner", fits=_is_prompts, translate=simpletuner.translate_prompts),
 )

@@ -20,6 +20,7 @@ TRAINERS = {
     "onetrainer": "OneTrainer",
     "musubi_tuner": "musubi-tuner",
     "diffusion_pipe": "diffusion-pipe",
+    "accelerate": "accelerate",
 }
 """{name of the table: how people call the trainer}."""
 

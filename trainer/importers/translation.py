@@ -3,17 +3,22 @@
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from ..config.dataset import DatasetConfig
 from ..config.run import TrainConfig
+from ..config.section import as_tuple
+from ..data.sets.checks import found_from
 from ..errors import ConfigError
 from ..types import Record
 from . import values
-from .table import TRAINERS, by_name
+from .table import TRAINERS, Row, by_name
 
 Became = Literal["exact", "nearly", "needless", "none"]
+PATHS = ("folder", "masks", "metadata", "references")
+"""Options of a dataset that are paths."""
 TITLES: dict[Became, str] = {
     "exact": "taken exactly",
     "nearly": "taken with a difference",
@@ -47,6 +52,26 @@ class DatasetTable:
 
     options: Record
     comments: dict[str, str] = field(default_factory=dict)
+
+
+def dataset_table(options: Mapping[str, Any], folder: Path) -> DatasetTable:
+    """The table for options that a reader of dataset files has made: without those that are our defaults.
+
+    A path that leads nowhere from here is looked for from `folder` and those above it.
+    """
+    defaults = {one.name: one.default for one in fields(DatasetConfig)}
+    kept = {name: value for name, value in options.items() if name == "folder" or as_tuple(value) != defaults[name]}
+    comments = {"folder": "not there yet"} if found_from(str(kept["folder"]), folder) is None else {}
+    return DatasetTable(options={name: _place(name, value, folder) for name, value in kept.items()}, comments=comments)
+
+
+def _place(name: str, value: Any, folder: Path) -> Any:
+    if name not in PATHS or not value or value == "alpha":
+        return value
+    if isinstance(value, list):
+        return [_place(name, one, folder) for one in value]
+    found = None if Path(value).exists() else found_from(value, folder)
+    return str(found) if found else value
 
 
 class Translation:
@@ -155,6 +180,18 @@ class Translation:
         said = [*(inner.taken[name] for name in inner.options), *inner.inner]
         self.inner += [Taken(**{**vars(one), "option": f"{label}.{one.option}"}) for one in said]
 
+    def list_options(self, label: str, part: str, options: Mapping[str, Any], cache: str = "") -> None:
+        """Say what became of options that another reader has translated, by their rows. `cache`: why none of them is needed."""
+        known = by_name(self.trainer, (part,))
+        for name, value in options.items():
+            deep = isinstance(value, Mapping) and name not in known
+            for inner, of in value.items() if deep else [("", value)]:
+                option = f"{name}.{inner}" if deep else name
+                became, note, ours = _by_reader(known.get(option), of)
+                if cache:
+                    became, note, ours = "needless", cache, ""
+                self.inner.append(Taken(option=f"{label}.{option}", value=of, became=became, ours=ours, note=note))
+
     def everything(self) -> tuple[Taken, ...]:
         """What is said about each option, in the order of the file, then about those inside of options."""
         return (*(self.taken[name] for name in self.options), *self.inner)
@@ -178,6 +215,8 @@ class Translation:
         elif row.how in ("exact", "nearly") and len(row.ours) == 1:
             value = as_option(row.ours[0], self.written[name], self.get(name))
             self.put(row.ours[0], value, name, nearly=row.note if row.how == "nearly" else "")
+        elif row.how in ("exact", "nearly") and not row.ours:
+            self.say("nearly" if row.how == "nearly" else "exact", name, note=row.note)
         elif is_default(self.get(name), row.default):
             self.say("needless", name, note="it is off, as by default" if not self.on(name) else "it is the default")
         else:
@@ -188,6 +227,16 @@ class Translation:
             self.put(ours, as_option(ours, name, value), name, nearly=nearly)
         else:
             self.say("exact", name, ours=ours)
+
+
+def _by_reader(row: Row | None, value: Any) -> tuple[Became, str, str]:
+    """Returns (what became of an option, the note, our options)."""
+    if row is None:
+        return "none", "no such option is known here", ""
+    if value in values.ABSENT or (row.how == "none" and is_default(value, row.default)):
+        return "needless", "it is off", ""
+    became: Became = "exact" if row.how == "converted" else row.how
+    return became, "" if became == "exact" else row.note or row.meaning, ", ".join(row.ours)
 
 
 def is_default(value: Any, default: str) -> bool:

@@ -9,7 +9,7 @@ from ...data.sets.checks import found_from
 from ...data.sets.kohya import kohya_sets
 from ...types import Record
 from .. import values
-from ..translation import DatasetTable, Translation, as_option
+from ..translation import Translation, as_option, dataset_table
 
 DATA = (
     "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "bucket_no_upscale", "shuffle_caption",
@@ -74,7 +74,7 @@ def _folders(made: Translation, shared: Record, folder: Path) -> None:
             options["metadata_file"] = metadata
             made.say("exact", "in_json", ours="dataset.metadata")
         before = len(made.datasets)
-        add_sets(made, {"general": shared, "datasets": [{"subsets": [options]}]}, folder)
+        add_sets(made, {"general": shared, "datasets": [{"subsets": [options]}]}, folder, label=False)
         table = made.datasets[before].options
         if not metadata:
             table["layout"] = "kohya"
@@ -88,8 +88,11 @@ def _folders(made: Translation, shared: Record, folder: Path) -> None:
     made.say("needless", "prior_loss_weight", note="there are no regularisation images")
 
 
-def add_sets(made: Translation, data: Mapping[str, Any], folder: Path) -> None:
-    """Write a [[dataset]] table for each set of a dataset TOML; a batch size in it is the run's."""
+def add_sets(made: Translation, data: Mapping[str, Any], folder: Path, *, label: bool = True) -> None:
+    """Write a [[dataset]] table for each set of a dataset TOML; a batch size in it is the run's.
+
+    `label`: whether its options stand in a file of their own, and are listed apart from those of the run.
+    """
     sets, notes = kohya_sets(data)
     batch = next(
         (one["batch_size"] for one in (*data.get("datasets", []), data.get("general", {})) if "batch_size" in one), None
@@ -102,32 +105,14 @@ def add_sets(made: Translation, data: Mapping[str, Any], folder: Path) -> None:
             why="batch_size of the datasets",
         )
     made.notes += [note for note in notes if "batch_size" not in note]
-    for options in sets:
-        comments = {}
-        for name in ("folder", "masks", "metadata"):
-            text = str(options.get(name) or "")
-            found = found_from(text, folder) if text and text != "alpha" else None
-            if found is not None and not Path(text).exists():
-                options[name] = str(found)
-            if name == "folder" and found is None:
-                comments["folder"] = "not there yet"
-        made.datasets.append(DatasetTable(options=written_options(options), comments=comments))
-
-
-def written_options(options: Mapping[str, Any]) -> Record:
-    """The options of a set that differ from our defaults."""
-    standard = {
-        "role": "train",
-        "teacher": "images",
-        "caption_lines": "all",
-        "repeats": 1,
-        "crop": "center",
-        "tag_separator": ",",
-        "upscale": True,
-    }
-    empty: tuple[Any, ...] = ("", 0, [], None)
-    return {
-        name: value
-        for name, value in options.items()
-        if name == "folder" or not (standard.get(name) == value or value is False or value in empty)
-    }
+    made.datasets += [dataset_table(options, folder) for options in sets]
+    for number, dataset in enumerate(data.get("datasets", []), 1):
+        subsets = dataset.get("subsets", [])
+        if label:
+            made.list_options(
+                f"datasets {number}", "dataset", {name: of for name, of in dataset.items() if name != "subsets"}
+            )
+            for inner, subset in enumerate(subsets, 1):
+                made.list_options(f"datasets {number}, subset {inner}", "dataset", subset)
+    if label:
+        made.list_options("general", "dataset", data.get("general", {}))

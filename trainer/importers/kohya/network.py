@@ -68,6 +68,7 @@ def _targets(made: Translation, inner: Translation, family: str, targets: str) -
         nearly = "" if convolutions == rank else f"convolutions have the rank of the other modules, {rank}"
         inner.put("network.target_modules", "conv", "conv_dim", nearly=nearly)
         inner.say("nearly", "conv_alpha", note="convolutions have network.alpha")
+        inner.say("nearly", "preset", note="conv_dim decides", ours="network.target_modules")
     elif preset:
         nearly = "" if preset in PRESETS else f"{preset} is no preset here"
         inner.put("network.target_modules", PRESETS.get(preset, "default"), "preset", nearly=nearly)

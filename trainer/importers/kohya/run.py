@@ -14,11 +14,13 @@ from .. import values
 from ..finish import run_name
 from ..models import put_base
 from ..optimizers import ADAM_DECAY, put_arguments, put_optimizer
+from ..table import by_name
 from ..translation import Translation, as_option
 from . import shell
 from .datasets import datasets
 from .flow import flow, noise
 from .network import network
+from .powershell import block_options
 from .schedules import put_schedule
 
 LISTS = (
@@ -41,8 +43,12 @@ FAMILIES = {"sdxl": "sdxl", "flux": "flux", "sd3": "sd3", "lumina": "lumina2", "
 
 def command_options(text: str) -> tuple[str, Record]:
     """Returns (script, options) of the command in a text; ("", {}) if it trains nothing."""
+    block = block_options(text)
+    if block is not None:
+        return "train_network.py", block
     script, options = shell.options(shell.command(text), LISTS)
-    return script, options if script or "network_module" in options else {}
+    known = by_name("sd_scripts", ("args",))
+    return script, options if script or any(name in known for name in options) else {}
 
 
 def translate_command(text: str, folder: Path) -> Translation:
@@ -79,6 +85,8 @@ def translate_easy(data: Mapping[str, Any], folder: Path) -> Translation:
                 options |= table.get(part, {})
     if "batch_size" in options:
         options.setdefault("train_batch_size", options.pop("batch_size"))
+    if "warmup_ratio" in options:
+        options.setdefault("lr_warmup_steps", options.pop("warmup_ratio"))
     script = "sdxl_train_network.py" if options.pop("sdxl", False) else ""
     return translate(options, folder, script, list(data.get("subsets", [])))
 

@@ -52,7 +52,8 @@ def command(text: str) -> list[str]:
         spoken = filled(line, known)
         if re.search(r"_train_network\.py|\btrain_network\.py|--network_module", spoken):
             return words(spoken)
-    return []
+    joined = CONTINUED.sub(" ", text).strip()
+    return words(filled(joined, known)) if joined.startswith("--") else []  # a part of a command
 
 
 def words(line: str) -> list[str]:

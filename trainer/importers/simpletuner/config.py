@@ -1,11 +1,14 @@
 """SimpleTuner: config.json, config.toml and config.env."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...config.toml import toml_tables
 from ...data.sets.checks import found_from
+from ...errors import ConfigError
 from ...types import Record
 from .. import values
 from ..finish import run_name
@@ -30,13 +33,16 @@ VARIANTS = {
 FLAVOUR_HUB = {"krea": "black-forest-labs/FLUX.1-Krea-dev", "schnell": "black-forest-labs/FLUX.1-schnell"}
 
 
+WHICH_FILE = ("CONFIG_BACKEND", "ENV")
+"""Variables of the config.env above others: which folder and kind of configuration is read."""
 SWITCHES_OF_OLD = ("STABLE_DIFFUSION_3", "FLUX")
 """Variables of older files that name the family."""
 
 
 def translate(options: Mapping[str, Any], folder: Path) -> Translation:
     """A configuration whose file lies in `folder`. Raises ConfigError for a value that cannot be read."""
-    made = Translation("simpletuner", ("config",), options)
+    made = Translation("simpletuner", ("config",), {**_of_environment(options, folder), **options})
+    made.say("exact", *WHICH_FILE, note="which configuration is read")
     family = _model(made)
     _names(made)
     network(made, family, folder)
@@ -65,15 +71,43 @@ def environment(text: str) -> Record | None:
     """The options of a config.env, with those in TRAINER_EXTRA_ARGS; None for another text."""
     found = shell.variables(text)
     known = by_name("simpletuner", ("config",))
-    own = {"MODEL_FAMILY", "DATALOADER_CONFIG", "TRAINER_EXTRA_ARGS", "STABLE_DIFFUSION_3", "MODEL_TYPE"} & set(found)
-    if not own:
+    marks = {
+        "MODEL_FAMILY",
+        "DATALOADER_CONFIG",
+        "TRAINER_EXTRA_ARGS",
+        "STABLE_DIFFUSION_3",
+        "MODEL_TYPE",
+        "CONFIG_BACKEND",
+    }
+    if not marks & set(found):
         return None
-    _, extra = shell.options(shell.words(found.pop("TRAINER_EXTRA_ARGS", "")))
+    used = {name for name in found if f"${{{name}}}" in text or f"${name}" in text}
+    found = {name: value for name, value in found.items() if name not in used or f"env:{name}" in known}
+    extra: Record = {}
+    for name in ("TRAINER_EXTRA_ARGS", "DEBUG_EXTRA_ARGS"):
+        extra |= shell.options(shell.words(found.pop(name, "")))[1]
     lower = {
-        name if f"env:{name}" in known or name in SWITCHES_OF_OLD else name.lower(): value
+        name if f"env:{name}" in known or name in (*SWITCHES_OF_OLD, *WHICH_FILE) else name.lower(): value
         for name, value in found.items()
     }
     return {**lower, **extra}
+
+
+def _of_environment(options: Mapping[str, Any], folder: Path) -> Record:
+    """The configuration that a config.env names by ENV and CONFIG_BACKEND; none if it is not there, or another file is translated."""
+    named, kind = options.get("ENV"), str(options.get("CONFIG_BACKEND") or "")
+    if not kind:
+        return {}
+    place = f"config.{kind}" if named in (None, "default") else f"{named}/config.{kind}"
+    path = found_from(place, folder) if kind in ("json", "toml") else None
+    if path is None:
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        data = json.loads(text) if kind == "json" else toml_tables(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return dict(data)
 
 
 def _model(made: Translation) -> str:

@@ -1,16 +1,15 @@
 """SimpleTuner's datasets: multidatabackend.json, and the options of a run that hold for each of them."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...data.sets.checks import found_from
-from ...data.sets.simpletuner import simpletuner_sets
+from ...data.sets.simpletuner import CACHES, simpletuner_sets
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
-from ..translation import DatasetTable, Translation
+from ..translation import Translation, dataset_table
 
 OF_DATASETS = (
     "resolution", "resolution_type", "minimum_image_size", "maximum_image_size", "target_downsample_size", "caption_strategy",
@@ -42,6 +41,7 @@ def datasets(made: Translation, folder: Path) -> None:
             f"dataset_files: {place} is not there yet; it is read when the run starts, from the folder that it is started in"
         )
         note = f"it holds for every dataset there: write it into {place}"
+        _for_all(made)
         for name in (*OF_DATASETS, "caption_dropout_probability"):
             made.say("none" if made.on(name) else "needless", name, note=note if made.on(name) else "it is off")
         return
@@ -61,6 +61,20 @@ def datasets(made: Translation, folder: Path) -> None:
     add_sets(made, [{**shared, **entry} for entry in entries], path.parent)
 
 
+def _for_all(made: Translation) -> None:
+    """Options of the run that hold for datasets of a file which is not there yet."""
+    kind = made.text("resolution_type", "pixel_area")
+    if made.has("resolution"):
+        side = made.number("resolution")
+        made.put(
+            "data.resolution", round((side * 1e6) ** 0.5 / 16) * 16 if kind == "area" else round(side), "resolution"
+        )
+    if kind in ("pixel", "pixel_area", "area"):
+        made.put("data.buckets", "pixel" if kind == "pixel" else "pixel_area", "resolution_type")
+    if not made.on("prepend_instance_prompt") and not made.on("only_instance_prompt"):
+        made.say("needless", "instance_prompt", note="a dataset with caption_strategy instanceprompt reads its own")
+
+
 def _typed(made: Translation, name: str) -> Any:
     return made.number(name) if name in NUMBERS else made.on(name) if name in SWITCHES else made.get(name)
 
@@ -69,29 +83,13 @@ def add_sets(made: Translation, entries: list[Record], folder: Path) -> None:
     """Write a [[dataset]] table for each dataset of a multidatabackend.json."""
     sets, notes = simpletuner_sets([_without_defaults(entry) for entry in entries])
     made.notes += notes
-    for options in sets:
-        comments = {}
-        for name in ("folder", "masks", "metadata"):
-            text = str(options.get(name) or "")
-            found = found_from(text, folder) if text and text != "alpha" else None
-            if found is not None and not Path(text).exists():
-                options[name] = str(found)
-            if name == "folder" and found is None:
-                comments["folder"] = "not there yet"
-        made.datasets.append(DatasetTable(options=_set_only(options), comments=comments))
+    made.datasets += [dataset_table(options, folder) for options in sets]
+    for number, entry in enumerate(entries, 1):
+        kind = str(entry.get("dataset_type", "image"))
+        cache = "caches have a folder of their own" if kind in CACHES else ""
+        made.list_options(str(entry.get("id", number)), "data", entry, cache)
 
 
 def _without_defaults(entry: Record) -> Record:
     """A dataset without options that a run of many sets leaves empty."""
     return {name: value for name, value in entry.items() if value not in values.ABSENT}
-
-
-def _set_only(options: Mapping[str, Any]) -> Record:
-    """The options of a set that differ from our defaults."""
-    empty: tuple[Any, ...] = ("", 0, 0.0, [], False, None)
-    standard = {"role": "train", "teacher": "images", "caption_lines": "all", "repeats": 1, "size_metric": "side"}
-    return {
-        name: value
-        for name, value in options.items()
-        if name == "folder" or (standard.get(name) != value and not any(value is one or value == one for one in empty))
-    }

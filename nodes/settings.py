@@ -126,6 +126,15 @@ class LoomOptimizer(LoomNode):
                         'Arguments of schedule_class, one name = value a line. It gets an optimizer with rate 1: rates are shares of the peak. The text "steps", in quotes, stands for the number of steps after the warm-up.',
                         multiline=True,
                     ),
+                    "optimizer_class": text(
+                        "",
+                        "The path of an optimizer's class, which takes the place of name, e.g. pytorch_optimizer.ADOPT. Of known libraries only, and only one with which a run can be resumed exactly.",
+                    ),
+                    "options": text(
+                        "",
+                        "Further arguments of the optimizer, one name = value a line, e.g. betas = [0.9, 0.99].",
+                        multiline=True,
+                    ),
                 },
             },
             shown=("name", "schedule", "warmup", "weight_decay"),
@@ -140,6 +149,8 @@ class LoomOptimizer(LoomNode):
         steps_shown: int = 1000,
         schedule_class: str = "",
         schedule_options: str = "",
+        optimizer_class: str = "",
+        options: str = "",
         **shape: Any,
     ) -> tuple[OptimizerValue, Tensor]:
         from ..trainer.config.aliases import current_options
@@ -150,11 +161,16 @@ class LoomOptimizer(LoomNode):
         from .host.runs.plots import curve_image
         from .sockets.values import OptimizerValue
 
-        optimizer = OptimizerConfig(name=name, weight_decay=weight_decay, max_grad_norm=clip_norm)
+        optimizer = OptimizerConfig(
+            name=check_class_path("optimizer_class", optimizer_class) or name,
+            weight_decay=weight_decay,
+            max_grad_norm=clip_norm,
+            options=read_options("options", options),
+        )
         check_optimizer(optimizer)
         kind = check_class_path("schedule_class", schedule_class) or schedule
-        options = read_options("schedule_options", schedule_options)
-        law = ScheduleConfig(**current_options("schedule", {"kind": kind, "options": options, **shape}))
+        given = {"kind": kind, "options": read_options("schedule_options", schedule_options), **shape}
+        law = ScheduleConfig(**current_options("schedule", given))
         return OptimizerValue(optimizer=optimizer, schedule=law), curve_image(law, steps_shown)
 
 

@@ -65,6 +65,10 @@ class OptimizerChoice(Choice):
     """Name of an optional library on the package index."""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """Arguments that differ from the library's own defaults."""
+    rates: tuple[float, float] | None = None
+    """Learning rates for adapters that it is used with, in widely apart bounds; None where nothing is known."""
+    finds_rate: bool = False
+    """Whether it finds its own learning rate, on which a rate of 1 leaves it alone."""
     can_fuse: bool = False
     """All tensors in one kernel: an adapter has hundreds of small ones, and each would cost more in calls than in arithmetic."""
 
@@ -82,26 +86,101 @@ class AdapterChoice(Choice):
 
 
 OPTIMIZERS: dict[str, OptimizerChoice] = {
-    "adamw": OptimizerChoice(help="the safe choice", make="torch.optim:AdamW", can_fuse=True),
+    "adamw": OptimizerChoice(help="the safe choice", make="torch.optim:AdamW", can_fuse=True, rates=(1e-5, 5e-3)),
     "adamw8bit": OptimizerChoice(
-        help="AdamW with its state in 8 bits", make="bitsandbytes.optim:AdamW8bit", install="bitsandbytes"
+        help="AdamW with its state in 8 bits", make="bitsandbytes.optim:AdamW8bit", install="bitsandbytes", rates=(1e-5, 5e-3)
     ),
     "lion": OptimizerChoice(
-        help="wants a learning rate 3 to 10 times lower", make="lion_pytorch:Lion", install="lion-pytorch"
+        help="wants a learning rate 3 to 10 times lower", make="lion_pytorch:Lion", install="lion-pytorch", rates=(1e-6, 1e-3)
     ),
     "prodigy": OptimizerChoice(
         help="finds its own learning rate: set learning_rate to 1.0",
         make="prodigyopt:Prodigy",
         install="prodigyopt",
         defaults={"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
+        rates=(0.1, 10.0),
+        finds_rate=True,
     ),
     "adafactor": OptimizerChoice(
         help="keeps little state in memory",
         make="transformers.optimization:Adafactor",
         defaults={"relative_step": False, "scale_parameter": False, "warmup_init": False},
+        rates=(1e-5, 5e-3),
     ),
-}
+    "sgd": OptimizerChoice(
+        help="with Nesterov momentum; no state but that, and rates far above AdamW's",
+        make="torch.optim:SGD", defaults={"momentum": 0.9, "nesterov": True}, can_fuse=True, rates=(1e-4, 10.0),
+    ),
+    "muon": OptimizerChoice(
+        help="orthogonal steps for matrices, at AdamW's rates (torch 2.9; not for convolutions and dora)",
+        make="torch.optim:Muon", install="torch>=2.9", defaults={"adjust_lr_fn": "match_rms_adamw"}, rates=(1e-5, 5e-3),
+    ),
+    "adamw_schedule_free": OptimizerChoice(
+        help="AdamW that averages its weights in place of a schedule; its files hold the average",
+        make="schedulefree:AdamWScheduleFree", install="schedulefree", rates=(1e-5, 1e-2),
+    ),
+    "radam_schedule_free": OptimizerChoice(
+        help="the same without a need for a warm-up",
+        make="schedulefree:RAdamScheduleFree", install="schedulefree", rates=(1e-5, 1e-2),
+    ),
+    "prodigy_plus_schedule_free": OptimizerChoice(
+        help="finds its own learning rate and averages its weights: no schedule, learning_rate 1.0",
+        make="prodigyplus.prodigy_plus_schedulefree:ProdigyPlusScheduleFree", install="prodigy-plus-schedule-free",
+        rates=(0.1, 10.0), finds_rate=True,
+    ),
+    "dadapt_adam": OptimizerChoice(
+        help="D-Adaptation: finds its own learning rate, learning_rate 1.0",
+        make="dadaptation:DAdaptAdam", install="dadaptation", defaults={"decouple": True}, rates=(0.1, 10.0), finds_rate=True,
+    ),
+    "dadapt_lion": OptimizerChoice(
+        help="the same for Lion", make="dadaptation:DAdaptLion", install="dadaptation", rates=(0.1, 10.0), finds_rate=True
+    ),
+    "dadapt_adan": OptimizerChoice(
+        help="the same for Adan", make="dadaptation:DAdaptAdan", install="dadaptation", rates=(0.1, 10.0), finds_rate=True
+    ),
+    "dadapt_sgd": OptimizerChoice(
+        help="the same for SGD", make="dadaptation:DAdaptSGD", install="dadaptation", rates=(0.1, 10.0), finds_rate=True
+    ),
+    "dadapt_adagrad": OptimizerChoice(
+        help="the same for AdaGrad", make="dadaptation:DAdaptAdaGrad", install="dadaptation", rates=(0.1, 10.0), finds_rate=True
+    ),
+    "paged_adamw8bit": OptimizerChoice(
+        help="adamw8bit whose state moves to RAM where the GPU is full", make="bitsandbytes.optim:PagedAdamW8bit", install="bitsandbytes",
+        rates=(1e-5, 5e-3),
+    ),
+    "lion8bit": OptimizerChoice(
+        help="Lion with its state in 8 bits", make="bitsandbytes.optim:Lion8bit", install="bitsandbytes", rates=(1e-6, 1e-3)
+    ),
+    "paged_lion8bit": OptimizerChoice(
+        help="lion8bit whose state moves to RAM where the GPU is full", make="bitsandbytes.optim:PagedLion8bit", install="bitsandbytes",
+        rates=(1e-6, 1e-3),
+    ),
+    "ademamix": OptimizerChoice(
+        help="AdamW with a second, slow momentum (arXiv 2409.03137)", make="bitsandbytes.optim:AdEMAMix", install="bitsandbytes",
+        rates=(1e-5, 5e-3),
+    ),
+    "ademamix8bit": OptimizerChoice(
+        help="the same with its state in 8 bits", make="bitsandbytes.optim:AdEMAMix8bit", install="bitsandbytes", rates=(1e-5, 5e-3)
+    ),
+    "stable_adamw": OptimizerChoice(
+        help="AdamW whose steps are clipped as Adafactor's: no gradient clipping needed",
+        make="pytorch_optimizer:StableAdamW", install="pytorch_optimizer", rates=(1e-5, 5e-3),
+    ),
+    "came": OptimizerChoice(
+        help="Adafactor's memory with AdamW's confidence (arXiv 2307.02047)",
+        make="pytorch_optimizer:CAME", install="pytorch_optimizer", rates=(1e-5, 5e-3),
+    ),
+    "soap": OptimizerChoice(
+        help="AdamW in the eigenvectors of Shampoo: more work a step, fewer steps (arXiv 2409.11321)",
+        make="pytorch_optimizer:SOAP", install="pytorch_optimizer", rates=(1e-5, 5e-3),
+    ),
+}  # fmt: skip
 """[optimizer] name."""
+
+OPTIMIZER_CLASS = OptimizerChoice(
+    help="an optimizer of torch's interface, if a run with it can be continued exactly, which is tried before it starts"
+)
+"""[optimizer] name, where it is the path of a class."""
 
 LR_SCHEDULES: dict[str, ScheduleChoice] = {
     "constant": ScheduleChoice(help="stays at the peak", make=".training.schedule:constant"),

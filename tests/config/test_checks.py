@@ -3,6 +3,8 @@
 import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
+from lora_loom.trainer.choices import OPTIMIZERS
+from lora_loom.trainer.config.checks import known_values
 from lora_loom.trainer.config.run import (
     DatasetConfig,
     ModelConfig,
@@ -24,7 +26,7 @@ WRONG = [
     (SweepConfig, "sampler", "lms", "use 'euler', 'heun', 'dpmpp_2m' or 'ddim'"),
     (SweepConfig, "scheduler", "karas", "use 'normal', 'simple', 'karras' or 'sgm_uniform' (did you mean 'karras'?)"),
     (NetworkConfig, "kind", "lohaa", "use 'lora', 'dora', 'loha' or 'lokr' (did you mean 'loha' or 'lora'?)"),
-    (OptimizerConfig, "name", "adamv", "use 'adamw', 'adamw8bit', 'lion', 'prodigy' or 'adafactor' (did you mean 'adamw'?)"),
+    (OptimizerConfig, "name", "adamv", known_values("adamv", list(OPTIMIZERS)) + ", or the path of a class"),
     (ObjectiveConfig, "timestep_sampling", "unifrom", "use 'auto', 'uniform', 'logit_normal', 'mode' or 'beta' (did you mean 'uniform'?)"),
     (ModelConfig, "quantize", "in8", "use 'none', 'int8', 'int4', 'int2' or 'float8' (did you mean 'int8'?)"),
     (TextConfig, "clip_tokens", 100, "use 75, 150 or 225"),

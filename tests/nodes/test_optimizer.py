@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
+from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.training.schedule import lr_factor
 
 
@@ -32,3 +34,16 @@ def test_a_class_takes_the_place_of_the_name_and_its_options_reach_it(host):
     assert lr_factor(0, 10, value.schedule) == 1.0
     assert 0.5 < lr_factor(9, 10, value.schedule) < 0.52
     assert json.loads(value.to_json())["schedule"]["options"] == {"T_max": "steps", "eta_min": 0.5}
+
+
+def test_an_optimizer_by_its_class_with_arguments(host):
+    value, _ = made(optimizer_class="torch.optim.NAdam", options="betas = [0.8, 0.9]")
+    assert (value.optimizer.name, value.optimizer.options) == ("torch.optim.NAdam", {"betas": [0.8, 0.9]})
+    for inputs, message in (
+        ({"options": "beta3 = 1"}, "it has no argument beta3"),
+        ({"options": "lr = 1"}, r"set optimizer\.learning_rate instead"),
+        ({"optimizer_class": "subprocess.Popen"}, "a workflow may name classes of"),
+        ({"optimizer_class": "torch.nn.Linear"}, "it is no optimizer"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            made(**inputs)

@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from ..choices import LR_SCHEDULES, OPTIMIZERS, SCHEDULE_CLASS
+from ..choices import (
+    LR_SCHEDULES,
+    OPTIMIZER_CLASS,
+    OPTIMIZERS,
+    SCHEDULE_CLASS,
+    OptimizerChoice,
+    ScheduleChoice,
+    entry_of,
+)
 from ..errors import ConfigError
 from .checks import OneOf
 from .section import Section, require
@@ -13,15 +21,15 @@ from .section import Section, require
 class OptimizerConfig(Section, table="optimizer"):
     """How gradients change the adapter's weights."""
 
-    name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
-    """Optimizer that updates the adapter's weights."""
+    name: Annotated[str, OneOf(OPTIMIZERS, by_path=OPTIMIZER_CLASS)] = "adamw"
+    """Optimizer that updates the adapter's weights. Or the path of a class, e.g. pytorch_optimizer.ADOPT."""
     learning_rate: float | Literal["auto"] = "auto"
     """Peak learning rate: 1e-4 to 5e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy. auto: by the width of the network and the optimizer, 2e-4 to 5e-4 for real networks; run.json has the number, and a run keeps it."""
     weight_decay: float = 0.01
     """Decoupled weight decay: the share by which a step shrinks the weights, times the learning rate."""
     max_grad_norm: float = 1.0
     """Gradients whose L2 norm (all adapters together) is above this are scaled down to it; 0 switches clipping off."""
-    options: dict[str, float | int | bool | list[float]] = field(default_factory=dict)
+    options: dict[str, float | int | bool | str | list[float]] = field(default_factory=dict)
     """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
 
     def check(self) -> None:
@@ -34,6 +42,13 @@ class OptimizerConfig(Section, table="optimizer"):
         require(
             self.max_grad_norm >= 0, "optimizer.max_grad_norm", self.max_grad_norm, "use 0 (off) or more (1.0 is usual)"
         )
+
+    @property
+    def entry(self) -> OptimizerChoice:
+        """What the name stands for."""
+        entry = entry_of(OPTIMIZERS, self.name, OPTIMIZER_CLASS)
+        assert entry is not None  # checked when this was made
+        return entry
 
     @property
     def rate(self) -> float:
@@ -69,6 +84,13 @@ class ScheduleConfig(Section, table="schedule"):
     """Steps after the warm-up in which inverse_sqrt falls to 0.71 of the peak; 0 takes the length of the warm-up, or 10000 without one."""
     options: dict[str, float | int | bool | str | list[float]] = field(default_factory=dict)
     """Arguments of a schedule that is named by the path of its class, which gets an optimizer with rate 1: rates are shares of the peak. The text "steps" stands for the number of steps after the warm-up."""
+
+    @property
+    def entry(self) -> ScheduleChoice:
+        """What the kind stands for."""
+        entry = entry_of(LR_SCHEDULES, self.kind, SCHEDULE_CLASS)
+        assert entry is not None  # checked when this was made
+        return entry
 
     def check(self) -> None:
         remedy = "use a share of the steps (0.1) or a number of steps (100)"

@@ -120,6 +120,19 @@ class Adapter:
         for layer in self.layers.values():
             layer._disable_adapters = not on  # PEFT's own switch also resets requires_grad
 
+    @contextmanager
+    def holding(self, values: dict[str, Tensor] | None) -> Iterator[None]:
+        """A context in which the parameters have other values, by the names of `parameters()`; None leaves them as they are."""
+        if values is None:
+            yield
+            return
+        current = {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
+        self.load(values)
+        try:
+            yield
+        finally:
+            self.load(current)
+
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Copy values into the parameters, by the names of `parameters()`. Raises ConfigError unless names and shapes agree."""

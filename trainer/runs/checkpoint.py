@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import DivergedError, RunError
 from ..storage.atomic import TEMPORARY, whole_folder, write_bytes, write_json
 from ..training.loop import Training
-from ..training.optim import pack_state, unpack_state
+from ..training.optim_state import pack_state, unpack_state
 from ..types import Record
 
 FORMAT = 1

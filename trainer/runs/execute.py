@@ -1,7 +1,7 @@
 """Executing a session: train from wherever the run stands to its end, with every side effect in order."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from ..training.early_stopping import is_exhausted, lowest
 from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Average, Batches, LoopSettings, Training, fit
 from ..training.movement import WATCHED_STEPS, GradientWatch, Movement, unmoved
-from ..training.optim import optimizer_of
+from ..training.optim import optimizer_of, own_average
 from ..training.schedule import lr_factor
 from ..types import StepResult
 from ..weights.devices import out_of_memory_remedy, use_device
@@ -256,9 +256,10 @@ class TrainingRun:
             return
         try:
             with self.timings.of("validation loss"):
-                parts, values = self._losses("")
+                with self.training.adapter.holding(self._own_average):
+                    parts, values = self._losses("")
                 if self.training.average is not None:
-                    with self._values_of(self.training.average.values):
+                    with self.training.adapter.holding(self.training.average.values):
                         parts, of_average = self._losses("_ema")
                     values |= of_average
         except StoppedError:
@@ -287,22 +288,12 @@ class TrainingRun:
         samples, average = self.session.samples, self.training.average
         assert samples is not None
         with self.timings.of("samples"), self.session.backend.base_loras.as_used():
-            files = samples.render(self.training.step, should_stop=self._is_interrupted)
+            with self.training.adapter.holding(self._own_average):
+                files = samples.render(self.training.step, should_stop=self._is_interrupted)
             if average is not None and "ema" in self._sample_kinds():
-                with self._values_of(average.values):
+                with self.training.adapter.holding(average.values):
                     files += samples.render(self.training.step, "ema", self._is_interrupted)
         self.host.sampled(self.training.step, files)
-
-    @contextmanager
-    def _values_of(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """The adapter with other values for the time of the block."""
-        adapter = self.training.adapter
-        current = {name: parameter.detach().clone() for name, parameter in adapter.parameters().items()}
-        adapter.load(values)
-        try:
-            yield
-        finally:
-            adapter.load(current)
 
     def _save(self) -> None:
         step, tensors = self.training.step, self._file()
@@ -352,7 +343,12 @@ class TrainingRun:
 
     @property
     def _averaged(self) -> dict[str, Tensor] | None:
-        return self.training.average.values if self.training.average else None
+        """What the LoRA file holds in place of the trained weights: their EMA, or the average of a schedule-free optimizer."""
+        return self.training.average.values if self.training.average else self._own_average
+
+    @property
+    def _own_average(self) -> dict[str, Tensor] | None:
+        return own_average(self.training.optimizer, self.training.adapter.parameters())
 
     def _finish(self, state: str) -> Outcome:
         """The last LoRA file under its plain name, checked against what a host will compute from it."""

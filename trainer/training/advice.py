@@ -1,19 +1,19 @@
 """What in the settings of optimizer and schedule works against itself. It is said when a run starts, and stops nothing."""
 
+import math
+
 from ..config.run import OptimizerConfig, ScheduleConfig
 from .schedule import warmup_steps
 
 LONG_WARMUP = 0.5
-USUAL = {"adamw": (1e-5, 5e-3), "adamw8bit": (1e-5, 5e-3), "adafactor": (1e-5, 5e-3), "lion": (1e-6, 1e-3), "prodigy": (0.1, 10.0)}  # fmt: skip
-"""{optimizer: learning rates for adapters that are used, in widely apart bounds}."""
 
 
 def advice(optimizer: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> list[str]:
     """One sentence for each setting that keeps a run of this many steps from learning as much as it could."""
     notes = []
-    if optimizer.name == "prodigy" and schedule.kind != "constant":
+    if optimizer.entry.finds_rate and schedule.kind != "constant":
         notes.append(
-            f"schedule.kind = {schedule.kind!r} falls while prodigy is still looking for its rate, and the run learns much less "
+            f"schedule.kind = {schedule.kind!r} falls while {optimizer.name} is still looking for its rate, and the run learns much less "
             "(docs/benchmarks.md): use constant"
         )
     warmup = warmup_steps(schedule, steps)
@@ -24,7 +24,7 @@ def advice(optimizer: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> 
         )
     elif warmup >= LONG_WARMUP * steps:
         notes.append(f"the warm-up takes {warmup} of {steps} steps: 5 % are usual; lower schedule.warmup")
-    low, high = USUAL[optimizer.name]
+    low, high = optimizer.entry.rates or (0.0, math.inf)
     if not low <= optimizer.rate <= high:
         notes.append(
             f"optimizer.learning_rate = {optimizer.rate:g} is outside of what {optimizer.name} is used with ({low:g} to {high:g})"

@@ -1,7 +1,11 @@
-"""Optimizers by the names of `choices.OPTIMIZERS`, and their state as plain tensors and JSON, without pickle."""
+"""Optimizers by the names of `choices.OPTIMIZERS`, or by the path of their class."""
 
+import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +15,23 @@ from torch.optim import Optimizer
 from ..choices import OPTIMIZERS
 from ..config.run import OptimizerConfig
 from ..errors import ConfigError
+from .optim_state import refuse_inexact
 
 RATE_SCALE = "rate_scale"
 """Key of a group of parameters: factor on the learning rate. It is saved with the optimizer's state."""
 
 
-def check_optimizer(config: OptimizerConfig) -> None:
-    """Raise ConfigError for a missing library or an unknown option, before anything is loaded."""
+def check_optimizer(config: OptimizerConfig, ema_decay: float = 0.0) -> None:
+    """Raise ConfigError for a missing library, an unknown option or a class that cannot be resumed, before anything is loaded."""
     if config.learning_rate == "auto":
         config = replace(config, learning_rate=1.0)
-    make_optimizer([nn.Parameter(torch.zeros(1))], config)
+    optimizer = make_optimizer([nn.Parameter(torch.zeros(2, 2))], config)
+    if config.name not in OPTIMIZERS:
+        refuse_inexact(partial(make_optimizer, config=config), config.name)
+    if ema_decay and hasattr(optimizer, "eval"):
+        raise ConfigError(
+            f"training.ema_decay = {ema_decay}: {config.name} averages the weights by itself; set it to 0, or use another optimizer"
+        )
 
 
 def make_optimizer(
@@ -30,15 +41,15 @@ def make_optimizer(
 
     Raises ConfigError if the library is missing or refuses an option.
     """
-    entry = OPTIMIZERS[config.name]
-    try:
-        cls: Callable[..., Optimizer] = entry.load()
-    except ImportError as error:
-        raise ConfigError(
-            f"optimizer.name = {config.name!r} needs the library {entry.install}: pip install {entry.install}"
-        ) from error
+    entry, cls = config.entry, _class(config)
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()}
+    named = _argument_names(cls)
+    if unknown := options.keys() - named:
+        raise ConfigError(
+            f"optimizer.options = {config.options!r}: {config.name} refuses it (it has no argument {min(unknown)})"
+        )
     settings = {"lr": config.rate, "weight_decay": 0.0, **entry.defaults, **options}
+    settings = {name: value for name, value in settings.items() if name in named}
     parameters, groups = list(parameters), [(factor, list(group)) for factor, group in scaled]
     every = [*parameters, *(p for _, group in groups for p in group)]
     if entry.can_fuse and "foreach" not in options and {p.device.type for p in every} <= {"cpu", "cuda"}:
@@ -47,12 +58,63 @@ def make_optimizer(
         given: Any = parameters
         if groups:
             given = [{"params": parameters}, *({"params": group, RATE_SCALE: factor} for factor, group in groups)]
-        optimizer = cls(given, **settings)
+        with redirect_stdout(sys.stderr):  # standard output belongs to --json, and some print when they are made
+            optimizer = cls(given, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"optimizer.options = {config.options!r}: {config.name} refuses it ({error})") from error
-    for group in optimizer.param_groups:  # set afterwards: prodigyopt prints on standard output about it when made
-        group["weight_decay"] = config.weight_decay
+    _set_decay(optimizer, config)
+    if hasattr(optimizer, "train"):  # schedule-free: it begins as if for evaluation
+        optimizer.train()
     return optimizer
+
+
+def _class(config: OptimizerConfig) -> Callable[..., Optimizer]:
+    entry = config.entry
+    try:
+        cls = entry.load()
+    except (ImportError, AttributeError) as error:
+        if not entry.install:
+            raise ConfigError(
+                f"optimizer.name = {config.name!r}: {error}; install its library, or choose another"
+            ) from error
+        raise ConfigError(
+            f"optimizer.name = {config.name!r} needs the library {entry.install}: pip install {entry.install}"
+        ) from error
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        raise ConfigError(f"optimizer.name = {config.name!r}: it is no optimizer of torch's interface")
+    return cls
+
+
+def _argument_names(cls: Callable[..., Optimizer]) -> set[str]:
+    """Names of the arguments that a class states; some take any others besides, and ignore them."""
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name for name, parameter in inspect.signature(cls).parameters.items() if parameter.kind not in kinds}
+
+
+def _set_decay(optimizer: Optimizer, config: OptimizerConfig) -> None:
+    """Raises ConfigError where there is none."""
+    if config.weight_decay and "weight_decay" not in optimizer.param_groups[0]:
+        raise ConfigError(f"optimizer.weight_decay = {config.weight_decay}: {config.name} has none; set it to 0")
+    for group in optimizer.param_groups:
+        group["weight_decay"] = config.weight_decay
+
+
+@torch.no_grad()
+def own_average(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor] | None:
+    """The weights that a schedule-free optimizer is judged by and saved as (arXiv 2405.15682); None for any other.
+
+    It trains others, and going from these to those and back rounds: the trained ones are put back bit for bit.
+    """
+    schedule_free: Any = optimizer
+    if not hasattr(schedule_free, "eval"):
+        return None
+    trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    schedule_free.eval()
+    averaged = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    schedule_free.train()
+    for name, parameter in parameters.items():
+        parameter.copy_(trained[name])
+    return averaged
 
 
 def optimizer_of(
@@ -71,37 +133,6 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(RATE_SCALE, 1.0)
     return rate * float(optimizer.param_groups[0].get("d", 1.0))
-
-
-Plain = Any
-"""Data for JSON, in which {"tensor": name} stands for a tensor and {"items": …} for a dictionary with its own keys."""
-
-
-def pack_state(value: Any, name: str, tensors: dict[str, Tensor]) -> Plain:
-    """Plain data for a state_dict; tensors go to `tensors` under a dotted name. Raises TypeError on anything else."""
-    if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().clone()  # bitsandbytes shares one map between states
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {"items": [[key, pack_state(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        packed = [pack_state(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
-        return {"list": packed, "tuple": isinstance(value, tuple)}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{name} is a {type(value).__name__}, which cannot be stored without pickle")
-
-
-def unpack_state(plain: Plain, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `pack_state`."""
-    if not isinstance(plain, dict):
-        return plain
-    if "tensor" in plain:
-        return tensors[plain["tensor"]].clone()
-    if "items" in plain:
-        return {key: unpack_state(item, tensors) for key, item in plain["items"]}
-    items = [unpack_state(item, tensors) for item in plain["list"]]
-    return tuple(items) if plain["tuple"] else items
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:

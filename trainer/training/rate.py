@@ -18,10 +18,21 @@ AT_2000, EXPONENT = 5e-4, 0.25
 LOWEST, HIGHEST, REAL = 2e-4, 5e-4, 1000
 MOST = 1e-2
 """No rate above this, however small alpha / rank is."""
-SHARE = {"adamw": 1.0, "adamw8bit": 1.0, "adafactor": 1.0, "lion": 0.2}
+ADAMS = (
+    "adamw",
+    "adamw8bit",
+    "paged_adamw8bit",
+    "adafactor",
+    "ademamix",
+    "ademamix8bit",
+    "stable_adamw",
+    "came",
+    "soap",
+    "muon",
+)
+LIONS = ("lion", "lion8bit", "paged_lion8bit")
+SHARE = {**dict.fromkeys(ADAMS, 1.0), **dict.fromkeys(LIONS, 0.2)}
 """{optimizer: factor on the rule}. Lion steps by the sign alone and wants a third to a tenth (arXiv 2302.06675, 5)."""
-OWN = {"prodigy": 1.0}
-"""{optimizer that finds its rate by itself: what it is multiplied by}."""
 WITHOUT_RULE = 1e-4
 """What every run had in version 0.1 that named no rate."""
 
@@ -39,8 +50,8 @@ def auto_rate(module: nn.Module, network: NetworkConfig, optimizer: OptimizerCon
 
     Where the rule says nothing (LoHa, LoKr, other optimizers, a network without a Linear) it is that of version 0.1.
     """
-    if optimizer.name in OWN:
-        return Rate(value=OWN[optimizer.name], origin=f"{optimizer.name} finds its own")
+    if optimizer.entry.finds_rate:
+        return Rate(value=1.0, origin=f"{optimizer.name} finds its own")
     width = width_of(module)
     if network.kind not in ("lora", "dora") or optimizer.name not in SHARE or not width:
         return Rate(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-from ..choices import LR_SCHEDULES, SCHEDULE_CLASS, entry_of
 from ..config.optimizer import ScheduleConfig
 from ..errors import ConfigError
 
@@ -147,8 +146,6 @@ def lr_factor(step: int, total: int, config: ScheduleConfig) -> float:
     place = Place(done=step - (warmup := warmup_steps(config, total)), steps=max(total - warmup, 1), warmup=warmup)
     if place.done < 0:
         return (step + 1) / warmup
-    entry = entry_of(LR_SCHEDULES, config.kind, SCHEDULE_CLASS)
-    assert entry is not None  # the configuration has checked it
-    law = entry.load()
-    shape = float(law(place, config) if entry.by_steps else law(min(place.done / place.steps, 1.0), config))
+    law = config.entry.load()
+    shape = float(law(place, config) if config.entry.by_steps else law(min(place.done / place.steps, 1.0), config))
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * shape

@@ -144,7 +144,7 @@ def check_text_training(text_rate: float, optimizer: OptimizerConfig, base: Base
     problem = ""
     if not base.settings.text_parts:
         problem = f"the text encoders of {base.family.name} are not trained; leave it out"
-    elif optimizer.name == "prodigy" and text_rate != optimizer.rate:
-        problem = "prodigy finds one rate for all; use optimizer.learning_rate here too"
+    elif optimizer.entry.finds_rate and text_rate != optimizer.rate:
+        problem = f"{optimizer.name} finds one rate for all; use optimizer.learning_rate here too"
     if problem:
         raise ConfigError(f"text.learning_rate = {text_rate}: {problem}")

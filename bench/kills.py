@@ -1,12 +1,21 @@
-"""kill -9 at random moments while a cache is filled: the next process goes on, at most the items in flight are encoded again,
-and what is in the cache in the end is bit for bit what an undisturbed one holds."""
+"""kill -9 at random moments, and nothing is lost: `python -m bench kills --kills 1000 --seed 0`.
 
+Every stage (cache, run, sweep, strip, score) is begun over and over in children of a warm process and killed; what is there when
+it ends at last must be bit for bit what an undisturbed one leaves, with no temporary file. `--points` kills at every operation on
+a file instead, one after another, none skipped. While a large cache is filled, at most the items in flight are encoded again.
+"""
+
+import argparse
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +32,7 @@ from lora_loom.trainer.data.sets.dataset import build_dataset
 from lora_loom.trainer.families.common.family import Encoders
 from lora_loom.trainer.types import EncoderIdentity
 
-from .common import report
+from .common import keep, report
 from .data import write_pictures
 
 KILLS = int(os.environ.get("LOOM_BENCH_KILLS", "100"))
@@ -98,14 +107,130 @@ def expected_keys(whole: Cache) -> list[str]:
     return list(whole.items)
 
 
+class Stage:
+    """A stage in a folder of its own, what it leaves undisturbed, and how often that did not come about."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        from tests.kill_stages import STAGES, comparable
+        from tests.kills import in_child
+
+        before, self._act = STAGES[name]
+        self.name, self.root, self.start = name, folder / name, folder / f"{name}-before"
+        self.comparable, self.in_child = comparable, in_child
+        self.counts: Counter[str] = Counter()
+        self.root.mkdir()
+        for act in before:
+            self.done(act, self.root)
+        shutil.copytree(self.root, self.start)
+        began = time.perf_counter()
+        self.done(self.act)
+        self.seconds, self.expected = time.perf_counter() - began, comparable(self.root)
+        self.again()
+
+    def act(self) -> None:
+        self._act(self.root)
+
+    def done(self, act: Callable[..., None], *arguments: Any) -> None:
+        if code := self.in_child(act, *arguments):
+            raise RuntimeError(f"{self.name} ended with code {code}")
+
+    def again(self) -> None:
+        """The folder as it was before the stage."""
+        shutil.rmtree(self.root)
+        shutil.copytree(self.start, self.root)
+
+    def check(self) -> None:
+        """Compare what is there after the stage has ended; count what is lost, other, or left behind."""
+        found = self.comparable(self.root)
+        self.counts["ended"] += 1
+        self.counts["files lost"] += len(self.expected.keys() - found.keys())
+        self.counts["files that differ"] += sum(found.get(name, one) != one for name, one in self.expected.items())
+        self.counts["files too many"] += len(found.keys() - self.expected.keys())
+        self.again()
+
+    def killed_at_random(self, rng: random.Random) -> None:
+        """One start and one kill; a stage that was faster than the kill is checked."""
+        child = multiprocessing.get_context("fork").Process(target=self.act)
+        child.start()
+        child.join(rng.uniform(0, self.seconds))
+        if child.is_alive():
+            os.kill(child.pid or 0, signal.SIGKILL)
+            child.join()
+        if child.exitcode == 0:
+            self.check()
+        elif child.exitcode == -signal.SIGKILL:
+            self.counts["kills"] += 1
+        else:
+            self.counts["failed starts"] += 1
+            self.again()
+
+    def killed_everywhere(self) -> None:
+        """A kill at every operation on a file, each followed by one start that ends."""
+        from tests.kills import KillAt, installed
+
+        def until(number: int) -> None:
+            with installed(self.root, KillAt(number)):
+                self.act()
+
+        while (code := self.in_child(until, self.counts["kills"] + 1)) == -signal.SIGKILL:
+            self.counts["kills"] += 1
+            if self.in_child(self.act) == 0:
+                self.check()
+            else:
+                self.counts["failed starts"] += 1
+                self.again()
+        assert code == 0, f"{self.name} ended with code {code}"
+
+    def figures(self) -> dict[str, int]:
+        names = ("kills", "ended", "failed starts", "files lost", "files that differ", "files too many")
+        return {f"{self.name}: {name}": self.counts[name] for name in names}
+
+
+def all_stages(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Kill the stages in turn until there were enough kills or the time is over; what was found is kept on the way."""
+    from tests.kill_stages import STAGES, warm
+
+    (folder / "warm").mkdir()
+    warm(folder / "warm")
+    rng, end = random.Random(given.seed), time.monotonic() + 60 * given.minutes
+    stages = [Stage(name, folder) for name in STAGES]
+    found: dict[str, Any] = {"seed": given.seed}
+    for stage in stages if given.points else ():
+        stage.killed_everywhere()
+        found |= stage.figures()
+        keep("kills", found)
+    while not given.points and time.monotonic() < end and sum(stage.counts["kills"] for stage in stages) < given.kills:
+        rng.choice(stages).killed_at_random(rng)
+    for stage in stages if not given.points else ():
+        if stage.counts["kills"]:  # what was killed last is ended too
+            stage.done(stage.act)
+            stage.check()
+        found |= stage.figures()
+    found["kills"] = sum(stage.counts["kills"] for stage in stages)
+    return found
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench kills")
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--points", action="store_true")
+    given = parser.parse_args([word for word in sys.argv[1:] if word != "kills"] if "kills" in sys.argv else [])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="loom-bench-") as folder:
+        found = all_stages(Path(folder), given)
+    if given.points or given.minutes < 1e9:
+        report("kills", found)
+        assert not sum(count for name, count in found.items() if name.endswith(("lost", "differ", "many", "starts")))
+        return
+    with tempfile.TemporaryDirectory(prefix="loom-bench-") as folder:
         write_pictures(Path(folder) / "images", 200, side=64)
-        found = disturbed(Path(folder), KILLS)
-    report("kills", {**found, "items in flight, the aim for the most": IN_FLIGHT})
-    assert found["most items encoded again"] <= IN_FLIGHT
-    assert found["bit for bit as undisturbed"] == found["caches filled"]
+        large = disturbed(Path(folder), KILLS, given.seed)
+    report("kills", {**found, **{f"large cache: {name}": value for name, value in large.items()}, "large cache: items in flight, the aim for the most": IN_FLIGHT})  # fmt: skip
+    assert not sum(count for name, count in found.items() if name.endswith(("lost", "differ", "many", "starts")))
+    assert large["most items encoded again"] <= IN_FLIGHT
+    assert large["bit for bit as undisturbed"] == large["caches filled"]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from ..config.aliases import current_tree
 from ..config.dataset import DatasetConfig
 from ..config.toml import changed_settings, differences, free_on_resume, to_dict
 from ..errors import LoomError, RunError, StoppedError
-from ..storage.atomic import remove_temporaries, write_bytes, write_json, write_tensors
+from ..storage.atomic import remove_leftovers, remove_temporaries, write_bytes, write_json, write_tensors
+from ..storage.tensor_file import damage_of
 from ..training.early_stopping import lowest, recommended
 from ..training.held_out import ruler_of
 from ..types import Record, StepResult
@@ -29,8 +30,10 @@ from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 RUN_FORMAT = 2
 """1: the configuration of a graph run had a shape of its own, and no run named its modules. `record.py` reads both."""
 _UPDATING = threading.Lock()
-WRITTEN = ("checkpoints", "loras", "samples", "strips", "strips/cells")
-"""Sub-folders of a run that files are written into."""
+WRITTEN = ("checkpoints", "loras", "samples")
+"""Sub-folders of a run that only the process which trains it writes into."""
+SWEPT = ("strips", "strips/cells")
+"""Sub-folders that sweeps and scores write into, at any time."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "optimum-quanto", "numpy")
 
 
@@ -97,6 +100,7 @@ class RunFolder:
             ) from error
         for folder in (self.path, *(self.path / name for name in WRITTEN)):
             remove_temporaries(folder)
+        remove_leftovers(*(self.path / name for name in SWEPT))
 
     def is_free(self) -> bool:
         """Whether no living process trains this run."""
@@ -290,17 +294,17 @@ class RunFolder:
     ) -> Path:
         """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same in `publish_folder`.
 
-        With `only_missing` a file that is there is left alone.
+        With `only_missing` a file that is there and whole is left alone.
         """
         for path in self._lora_places(step, publish_folder):
             remove_temporaries(path.parent)
-            if not (only_missing and path.is_file()):
+            if not (only_missing and _is_whole(path)):
                 write_tensors(path, tensors, metadata)
         return self.lora_file(step)
 
     def lacks_lora(self, step: int, publish_folder: Path | None) -> bool:
-        """Whether the LoRA file of a step is missing in one of the places that it belongs to."""
-        return not all(path.is_file() for path in self._lora_places(step, publish_folder))
+        """Whether the LoRA file of a step is missing or damaged in one of the places that it belongs to."""
+        return not all(_is_whole(path) for path in self._lora_places(step, publish_folder))
 
     def prune_loras(self, keep: int, publish_folder: Path | None) -> None:
         """Delete the LoRA files of all checkpoints but the newest `keep` and the one of the lowest validation loss; 0 keeps all."""
@@ -355,6 +359,10 @@ class ReadOnlyRunFolder(RunFolder):
         only_missing: bool = False,
     ) -> Path:
         return self.lora_file(step)
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() and not damage_of(path)
 
 
 def _check_record(record: Any) -> None:

@@ -1,13 +1,18 @@
 """Atomic writing of files and folders: a temporary name next to the target, fsync, then one rename."""
 
+import functools
+import hashlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypedDict
 
@@ -17,6 +22,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEMPORARY = ".tmp"
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+"""In the names of temporary files next to the process id, which says nothing on another machine that shares the folder."""
+_OWNER = re.compile(rf"\.([0-9a-f]{{8}})-(\d+)\.\d+{re.escape(TEMPORARY)}$")
+DAY_S = 86_400
+DATA_DIGEST = "modelspec.hash_sha256"
+"""The key of `data_digest` in a file's metadata, which other programs know too."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -31,10 +42,17 @@ def write_json(path: Path, data: object) -> None:
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically. Raises RunError."""
+    """Write a safetensors file atomically, with the digest of its data in the metadata (`DATA_DIGEST`). Raises RunError."""
     from safetensors.torch import save
 
-    write_bytes(path, save(dict(tensors), dict(metadata) if metadata else None))
+    digest = data_digest(save(dict(tensors)))
+    write_bytes(path, save(dict(tensors), {**(metadata or {}), DATA_DIGEST: digest}))
+
+
+def data_digest(content: bytes) -> str:
+    """The sha256 of a safetensors file's bytes behind its header, in the form of Stability's ModelSpec: "0x…"."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return "0x" + hashlib.sha256(memoryview(content)[start:]).hexdigest()
 
 
 def stream_tensors(
@@ -121,6 +139,37 @@ def remove_temporaries(folder: Path, pattern: str = "*") -> None:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def remove_leftovers(*folders: Path) -> None:
+    """Delete the temporary files of processes of this machine that have ended, killed or not. It needs no lock: what a living
+    process writes is left alone."""
+    for folder in folders:
+        for path in folder.glob(f"*{TEMPORARY}"):
+            owner = _OWNER.search(path.name)
+            if owner and owner[1] == MACHINE and _has_ended(int(owner[2]), path):
+                path.unlink(missing_ok=True)
+
+
+def _has_ended(process: int, path: Path) -> bool:
+    """Whether a process has ended; where asking could end it (Windows), whether its file has been left for a day."""
+    if os.name != "posix":
+        with suppress(OSError):
+            return time.time() - path.stat().st_mtime > DAY_S
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it belongs to somebody else
+        return False
+    return False
+
+
+@functools.cache
+def _clear_once(folder: Path) -> None:
+    """A process clears each folder that it writes into, once."""
+    remove_leftovers(folder)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames in a folder survive a power failure, on systems where a folder can be opened."""
     if os.name == "posix":
@@ -136,7 +185,8 @@ def _whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A temporary file that is renamed to `path` when the context ends without an error. Raises RunError."""
     with _plain_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY}")
+        _clear_once(path.parent)
+        temporary = path.with_name(f"{path.name}.{MACHINE}-{os.getpid()}.{threading.get_ident()}{TEMPORARY}")
         try:
             with temporary.open("wb") as file:
                 yield file

@@ -1,5 +1,6 @@
 """Reading safetensors files: the header at once, the tensors one by one."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelFileError
+from .atomic import DATA_DIGEST, data_digest
 
 FORMATS = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -88,6 +90,22 @@ class TensorFile:
     def gather(self, keys: Mapping[str, str]) -> dict[str, Tensor]:
         """The stored tensors of several keys under other names, given as {name: key}."""
         return {name: self.get(key) for name, key in keys.items()}
+
+
+def damage_of(path: Path) -> str:
+    """What is wrong with a safetensors file that we have written; "" for a whole one. The digest in its metadata is compared
+    with its data; version 0.1 wrote none. Files of other programs may carry the digest of a file that they changed."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = path.read_bytes()
+        load(content)
+        length = int.from_bytes(content[:8], "little")
+        stated = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(DATA_DIGEST)
+    except (OSError, SafetensorError, ValueError) as error:
+        return str(error)
+    return "" if stated in (None, data_digest(content)) else "its data are not what was written"
 
 
 def read_lora(path: str | Path) -> dict[str, Tensor]:

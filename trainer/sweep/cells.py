@@ -305,7 +305,11 @@ def sheet_from_dict(data: Record, folder: Path) -> list[Cell]:
 
 
 def _cell_from_dict(data: Record, folder: Path) -> Cell:
-    """Sheets of version 0.1 name the step in the label only."""
+    """Sheets of version 0.1 name the step in the label only. Raises ValueError, KeyError or TypeError for what is no cell."""
+    if Path(data["image"]).name != data["image"]:
+        raise ValueError(f"{data['image']!r} is no file name")
+    if not isinstance(data["prompt"], str) or not isinstance(data.get("settings", {}), dict):
+        raise TypeError("a cell has a prompt and settings")
     step = data["step"] if "step" in data else _step_in(data["checkpoint"])
     return Cell(**{**data, "image": folder / data["image"], "step": step})
 

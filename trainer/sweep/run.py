@@ -13,7 +13,7 @@ from ..choices import SAMPLERS, SCHEDULERS
 from ..config.run import GuidanceConfig, SweepConfig, TrainConfig
 from ..config.toml import digest
 from ..data.cache.references import reference_placement
-from ..errors import ConfigError, RunError, StoppedError
+from ..errors import ConfigError, ModelFileError, RunError, StoppedError
 from ..eta import duration
 from ..families.common.comfy_loaders import from_input_folder, literally, loaders, prompt_nodes
 from ..lora.base_lora import BaseLora, BaseLoraIdentity, always, lay_base_loras
@@ -26,9 +26,9 @@ from ..runs.prompt_library import all_prompts
 from ..runs.reference_images import check_references, read_references, unused_references
 from ..runs.run_folder import RunFolder
 from ..runs.session import Host
-from ..storage.atomic import write_bytes, write_json
+from ..storage.atomic import remove_leftovers, write_bytes, write_json
 from ..storage.fingerprint import tensors_digest
-from ..storage.tensor_file import TensorFile, read_lora
+from ..storage.tensor_file import TensorFile, damage_of, read_lora
 from ..types import Cell
 from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
 from .cell_workflow import MakeGraph, cell_graph, with_base_loras
@@ -66,10 +66,14 @@ class Sheet:
 
 
 def run_loras(run: RunFolder, remedy: str) -> tuple[SweptLora, ...]:
-    """The LoRA files that a run has saved at its checkpoints, oldest first. Raises RunError with the remedy without any."""
+    """The LoRA files that a run has saved at its checkpoints, oldest first. Raises RunError with the remedy without any, and
+    ModelFileError for one that is damaged."""
     saved = run.saved_loras()
     if not saved:
         raise RunError(f"run {run.name} in {run.path} has saved no LoRA yet: {remedy}")
+    for one in saved:
+        if damage := damage_of(one.path):
+            raise ModelFileError(f"{one.path} is damaged ({damage}): delete it to leave its step out")
     return tuple(swept_lora(one.path, step_label(one.step), one.step) for one in saved)
 
 
@@ -239,6 +243,7 @@ def sweep(
     folder = run.path / "strips"
     check_count(axes, renderings)
     cells = plan_cells(axes, renderings, folder / "cells")
+    remove_leftovers(folder, folder / "cells")
     todo = missing(cells)
     host.log(f"sweep: {len(cells)} cells, {len(cells) - len(todo)} already there")
     for line in base_notes(run, base_loras):
@@ -320,18 +325,28 @@ def find_sheet(path: Path) -> tuple[Path, str]:
 
 
 def load_sheet(folder: Path, name: str = "sheet") -> Sheet:
-    """A sheet from disk. Raises RunError if it is not there or damaged."""
+    """A sheet from disk, all of whose images are whole. Raises RunError if it is not there or damaged."""
+    remove_leftovers(folder, folder / "cells")
+    path = folder / f"{name}.json"
     try:
-        data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{folder} holds no finished sheet ({error}): run the sweep first") from error
-    return Sheet(
-        folder=folder,
-        cells=tuple(sheet_from_dict(data, folder / "cells")),
-        rendered=0,
-        loras={digest: Path(path) for digest, path in data.get("loras", {}).items()},
-        best=frozenset(data.get("best", ())),
-    )
+    try:
+        sheet = Sheet(
+            folder=folder,
+            cells=tuple(sheet_from_dict(data, folder / "cells")),
+            rendered=0,
+            loras={digest: Path(path) for digest, path in data.get("loras", {}).items()},
+            best=frozenset(data.get("best", ())),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}): run the sweep again") from error
+    if broken := missing(sheet.cells):
+        raise RunError(
+            f"{len(broken)} of {len(sheet.cells)} images of {path} are gone or damaged, first {broken[0].image.name}: run the sweep again, which renders only these"
+        )
+    return sheet
 
 
 def write_strips(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ConfigError
+from ...storage.atomic import remove_leftovers
 from ...types import Progress
 from ..images.index import FileIndex
 from .shards import DamagedShardError, Shard, check_shard, number_of, write_shard
@@ -94,6 +95,7 @@ def open_cache(folder: Path) -> Cache:
     """The cache in a folder. Raises ConfigError if the folder does not exist."""
     if not folder.is_dir():
         raise ConfigError(f"cache = {str(folder)!r} is not a folder: name the cache, or the configuration that uses it")
+    remove_leftovers(folder)
     return Cache(folder)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...config.toml import digest
 from ...errors import RunError
-from ...storage.atomic import remove_temporaries
+from ...storage.atomic import remove_leftovers, remove_temporaries
 from ...storage.fingerprint import tensor_digest
 from ...storage.tensor_file import OpenTensors, open_tensors
 from ...types import Geometry
@@ -226,6 +226,7 @@ class Cache:
         contents = {key: {name: tensor_digest(tensor) for name, tensor in item.items()} for key, item in items.items()}
         with self._guard, self.lock():
             remove_temporaries(self.folder, "*.safetensors.*")
+            remove_leftovers(self.folder)  # of the index of files, which needs no lock
             self.reload()
             new = {key: names for key, names in contents.items() if key not in self._items}
             if not new:

@@ -51,9 +51,9 @@ from ..weights.streaming import StreamSettings, stream_settings
 from .assemble import assemble
 from .execute import execute
 from .modules import meanings, modules_of_run, of_start
-from .plan import RunPlan, cache_folder
+from .plan import RunPlan, cache_folder, environment
 from .reference_images import check_reference_use, unused_references
-from .run_folder import ReadOnlyRunFolder, RunFolder, environment
+from .run_folder import ReadOnlyRunFolder, RunFolder
 from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .session import Backend, Host, Outcome, RunData, Session
 from .settled import with_guided_scale, with_rate, with_spread

@@ -1,7 +1,10 @@
 """What a run is, whichever front end begins it: its settings, its name, its trigger, and digests of what its paths lead to."""
 
+import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..config.run import (
@@ -21,6 +24,8 @@ from ..types import Record
 
 SECTIONS = ("network", "optimizer", "schedule", "objective", "training", "memory", "validation", "output")
 """The tables of the configuration that both front ends have."""
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "optimum-quanto", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +68,21 @@ class RunPlan:
 def cache_folder(config: TrainConfig) -> Path:
     """The folder of cached latents and conditionings: `output.cache`, else `cache` in the output directory."""
     return Path(config.output.cache or Path(config.output.directory) / "cache").expanduser()
+
+
+def environment(device: str, threads: int, processes: int = 1) -> Record:
+    """What exact resuming depends on: device, thread count, number of processes, library versions."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = "absent"
+    return {
+        "device": device,
+        "threads": threads,
+        "python": platform.python_version(),
+        "pid": os.getpid(),
+        "libraries": versions,
+        **({"processes": processes} if processes > 1 else {}),
+    }

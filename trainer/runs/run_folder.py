@@ -1,8 +1,6 @@
 """A run on disk: `run.json`, `metrics.jsonl`, `log.txt`, `checkpoints/`, `loras/`, `samples/`, `strips/`, and its lock."""
 
 import json
-import os
-import platform
 import re
 import shutil
 import threading
@@ -10,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,6 @@ WRITTEN = ("checkpoints", "loras", "samples")
 """Sub-folders of a run that only the process which trains it writes into."""
 SWEPT = ("strips", "strips/cells")
 """Sub-folders that sweeps and scores write into, at any time."""
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "optimum-quanto", "numpy")
 
 
 _STEP = re.compile(r"-(\d{6,})$")
@@ -385,21 +381,3 @@ def _changed_sets(old: Record, new: Record) -> list[str]:
         {str(i): {**plain, **d} for i, d in enumerate(current_tree(c).get("dataset") or [])} for c in (old, new)
     )
     return differences(before, after, "dataset.") or ["(images, captions or masks in the folders changed)"]
-
-
-def environment(device: str, threads: int, processes: int = 1) -> Record:
-    """What exact resuming depends on: device, thread count, number of processes, library versions."""
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = "absent"
-    return {
-        "device": device,
-        "threads": threads,
-        "python": platform.python_version(),
-        "pid": os.getpid(),
-        "libraries": versions,
-        **({"processes": processes} if processes > 1 else {}),
-    }

@@ -8,8 +8,8 @@ from torch import Tensor
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError, RunError
 from ....trainer.lora.base_lora import BaseLora
-from ....trainer.runs.plan import RunPlan
-from ....trainer.runs.run_folder import RunFolder, environment
+from ....trainer.runs.plan import RunPlan, environment
+from ....trainer.runs.run_folder import RunFolder
 from ....trainer.training.loss_settings import GUIDED_SCALE
 from ...sockets.values import RunValue
 from ..backend.base_loras import loader_names, read_base_loras

@@ -1,4 +1,4 @@
-"""python -m scripts.demo_base autoencoder | decoder | denoiser | pack | score, in this order; each says what it wrote."""
+"""python -m scripts.demo_base autoencoder | decoder | denoiser | pack | score, in this order; each says what it wrote. student is apart."""
 
 from pathlib import Path
 from typing import Annotated
@@ -79,6 +79,17 @@ def score(assets: Path = ASSETS, prompts: int = 64) -> None:
     from .pack import measure
 
     typer.echo(measure(assets, prompts))
+
+
+@app.command()
+def student(
+    directory: Path, assets: Path = ASSETS, scale: float = 4.0, steps: int = 500, batch: int = 16, seed: int = 0
+) -> None:
+    """A student of the shipped base that is distilled at CFG 4, for experiments; a few minutes on one core."""
+    from .student import distil
+
+    share = distil(assets, directory, scale=scale, steps=steps, batch=batch, seed=seed)
+    typer.echo(f"wrote {directory}; the student's error is {share:.1%} of what guidance changes")
 
 
 if __name__ == "__main__":

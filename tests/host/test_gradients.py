@@ -49,3 +49,17 @@ def test_at_a_step_boundary_nothing_lives_but_what_is_trained(lives, name, store
 def test_all_base_weights_are_shared_and_nothing_is_extra(found, name):
     assert found[name]["shared"] == found[name]["base"] > 0
     assert found[name]["extra"] == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["apply_rope1", "apply_rope", "rms_rope1", "rms_rope", "apply_rope_split_half1", "apply_rope_split_half", "rms_rope_split_half1",
+     "rms_rope_split_half", "rms_rope_split_half partly", "adaln", "rms_adaln"],
+)  # fmt: skip
+def test_fused_operators_have_the_gradient_of_their_plain_form(rotations, name):
+    assert rotations[name] < 1e-5
+
+
+@pytest.fixture(scope="module")
+def rotations():
+    return run_inside("rotations")

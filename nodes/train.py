@@ -38,6 +38,7 @@ class AnyType(str):
 
 ANY = AnyType("*")
 VALUE = "value"
+STEPS = "Optimizer steps of the whole run, where length is value and epochs is 0."
 RATE = "Peak learning rate where rate is value: 1e-4 to 5e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."
 _RUN_OUTPUTS = (RUN, ANY, "IMAGE")
 _RUN_NAMES = ("run", "lora_name", "loss_curve")
@@ -70,7 +71,7 @@ class LoomTrain(LoomNode):
                     ),
                     "cache": link(CACHE, "From Loom Cache."),
                     "name": text("my-lora", "Name of the run, of its folder and of its LoRA files."),
-                    "steps": widget("TrainingConfig", "steps", min=1, max=1_000_000),
+                    "steps": widget("TrainingConfig", "steps", default=1000, min=1, max=1_000_000, tooltip=STEPS),
                     "learning_rate": widget(
                         "OptimizerConfig",
                         "learning_rate",
@@ -131,10 +132,19 @@ class LoomTrain(LoomNode):
                     "save_every_epochs": widget("TrainingConfig", "save_every_epochs", max=100_000.0, step=0.5),
                     "keep_loras": widget("TrainingConfig", "keep_loras", max=100_000),
                     "base_loras": link(BASE_LORA, "From Loom Base LoRA: frozen LoRAs under the one that is trained."),
+                    "length": (
+                        ["character", "style", VALUE],
+                        {
+                            "default": "character",
+                            BEFORE: VALUE,
+                            "tooltip": "Where the length of the run comes from. character, style: by the number of images and the batch size, each image used about 100 times, 2000 to 7000 images in all for a character, 8000 to 12000 for a style; the run's log has the number of steps. value: the input steps. epochs above 0 goes before.",
+                        },
+                    ),
+                    "keep_best": widget("TrainingConfig", "keep_best"),
                 },
                 "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },
-            shown=("name", "steps", "learning_rate", "rank", "batch_size", "save_every", "rate"),
+            shown=("name", "steps", "learning_rate", "rank", "batch_size", "save_every", "rate", "length"),
         )
 
     @classmethod
@@ -180,16 +190,19 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
     base_loras: BaseLoraValue | None = inputs.get("base_loras")
     cache: CacheValue = inputs["cache"]
     rate: float | Literal["auto"] = inputs["learning_rate"] if inputs.get("rate", VALUE) == VALUE else "auto"
+    length = inputs.get("length", VALUE)
     return TrainRequest(
         name=check_name(inputs["name"]),
         training=TrainingConfig(
-            steps=inputs["steps"],
+            steps=inputs["steps"] if length == VALUE else 0,
+            goal="character" if length == VALUE else length,
             batch_size=inputs["batch_size"],
             gradient_accumulation_steps=inputs.get("accumulation", 1),
             seed=inputs["seed"],
             save_every=inputs["save_every"],
             keep_checkpoints=inputs.get("keep", 0),
             ema_decay=inputs.get("ema", 0.0),
+            keep_best=inputs.get("keep_best", False),
             **{name: inputs[name] for name in ("epochs", "save_every_epochs", "keep_loras") if name in inputs},
         ),
         network=replace(network.network if network else NetworkConfig(), rank=inputs["rank"]),

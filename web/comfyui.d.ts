@@ -7,6 +7,7 @@ interface ComfyWidget {
   options?: { advanced?: boolean };
   advanced?: boolean;
   hidden?: boolean;
+  disabled?: boolean;
   serialize?: boolean;
   callback?: (...values: unknown[]) => unknown;
 }

@@ -11,6 +11,7 @@ import { Panel } from "./panel.js";
 import { listenToReports } from "./report.js";
 import { belongs, endNotice } from "./runs.js";
 import { listenToStrips } from "./strip.js";
+import { greyUnread } from "./unread.js";
 
 const NODE = "LoomTrain";
 const HEIGHT = 260;
@@ -111,6 +112,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     keepMeaning(node, meant.get(node.comfyClass));
+    greyUnread(node);
     if (node.comfyClass.startsWith("Loom")) foldAdvanced(node);
     takeDrops(node);
     listenToReports(node);

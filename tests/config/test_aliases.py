@@ -42,6 +42,8 @@ def test_the_record_sets_every_renamed_option():
 
 def test_a_run_of_the_former_names_goes_on():
     config = parse(RECORD["config"], TrainConfig)
+    independent = dataclasses.replace(config.objective, timestep_spread="independent")  # as `settled.with_spread` says
+    config = dataclasses.replace(config, objective=independent)
     assert config.training.gradient_accumulation_steps == 4
     assert config.dataset[1].role == "validation"
     now = fixed_settings(to_dict(config), FACTS)

@@ -64,7 +64,7 @@ def test_a_toml_file_becomes_the_tree(tmp_path):
     assert config.name == "cat"
     assert [d.role for d in config.dataset] == ["train", "regularisation"]
     assert (config.network.rank, config.objective.shift, config.objective.beta) == (8, 3.0, (1.0, 2.5))
-    assert config.training.steps == 1000
+    assert config.training.save_every == 250
 
 
 def test_round_trip():
@@ -129,7 +129,7 @@ def test_round_trip():
         ({"optimizer": {"max_grad_norm": -1}}, "optimizer.max_grad_norm = -1.0: use 0 (off) or more"),
         ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay = -1.0: use 0 or more"),
         ({"memory": {"vae_batch_size": 0}}, "memory.vae_batch_size = 0: use 1 or more"),
-        ({"training": {"steps": 0}}, "training.steps = 0: use 1 or more"),
+        ({"training": {"steps": -1}}, "training.steps = -1: use 0 (by the number of images) or more"),
         ({"training": {"batch_size": 0}}, "training.batch_size = 0: use 1 or more"),
         ({"training": {"gradient_accumulation_steps": 0}}, "training.gradient_accumulation_steps = 0: use 1 or more"),
         ({"training": {"keep_checkpoints": -1}}, "training.keep_checkpoints = -1: use 0 (keep all) or more"),

@@ -159,7 +159,7 @@ def test_what_keeps_a_run_from_going_on_and_the_sentence_are_the_same_on_both_si
     assert f"{free_on_resume()}; use another name for a new run" in str(refused.value)
     assert free_on_resume() == (
         "Only training.steps, training.save_every, training.keep_checkpoints, training.epochs, training.save_every_epochs, "
-        "training.keep_loras and the sections memory (but vae_tiling), validation, sweep and output may change"
+        "training.keep_loras, training.keep_best, training.goal and the sections memory (but vae_tiling), validation, sweep and output may change"
     )
 
 
@@ -284,16 +284,32 @@ def test_a_workflow_without_the_input_means_its_learning_rate(host):
     assert graph_plan(host, rate="auto").optimizer.learning_rate == 1.2e-3, "by the rule, at width 64"
 
 
+def test_a_workflow_without_the_input_means_its_steps(host):
+    for chosen, expected in (({}, 6), ({"length": "value"}, 6), ({"length": "style"}, 0)):
+        training = graph_plan(host, **chosen).training
+        assert (training.steps, training.goal) == (expected, "character" if expected else "style")
+    from lora_loom.nodes.train import _request
+    from lora_loom.trainer.data.sets.dataset import Dataset
+    from tests.data.test_batches import example
+
+    images = Dataset(examples=tuple(example(number) for number in range(4)))
+    asked = _request(old_inputs(length="character"))
+    request = host("runs.session").with_steps(asked, images, lambda text: None)
+    assert request.training.steps == 2000 // 4, "batches of two, and two of them a step"
+
+
 def test_a_new_node_begins_at_auto_and_says_what_workflows_of_before_mean(host):
     from lora_loom.nodes import NODE_CLASS_MAPPINGS
     from scripts.write_workflows import api_graph
 
-    values, options = NODE_CLASS_MAPPINGS["LoomTrain"].INPUT_TYPES()["optional"]["rate"]
-    assert (options["default"], options["before"]) == ("auto", "value")
-    assert set(values) == {"auto", "value"}
+    for name, default in (("rate", "auto"), ("length", "character")):
+        values, options = NODE_CLASS_MAPPINGS["LoomTrain"].INPUT_TYPES()["optional"][name]
+        assert (options["default"], options["before"]) == (default, "value")
+        assert {default, "value"} <= set(values)
     for name in ("train_sd", "train_flux"):
         [node] = [node for node in api_graph(name).values() if node["class_type"] == "LoomTrain"]
         assert node["inputs"]["rate"] == "auto", "so that both forms of a template mean the same"
+        assert node["inputs"]["length"] == "character"
 
 
 def test_a_length_in_epochs_is_counted_in_the_graph_too(host):

@@ -20,13 +20,15 @@ from tests.conftest import SilentHost, make_config
         (2.5, 0.5, 40, 1, 1, 100, 20),
         (3, 1, 7, 2, 1, 11, 4),  # 10.5 steps: the last epoch is finished
         (1, 0.01, 7, 2, 1, 4, 1),
-        (0, 0, 7, 2, 1, 1000, 250),
+        (0, 0, 7, 2, 1, 77, 250),
     ],
 )
 def test_epochs_are_steps(epochs, every, batches, accumulation, processes, steps, save_every):
-    asked = TrainingConfig(epochs=epochs, save_every_epochs=every, gradient_accumulation_steps=accumulation)
+    asked = TrainingConfig(
+        steps=0 if epochs else 77, epochs=epochs, save_every_epochs=every, gradient_accumulation_steps=accumulation
+    )
     said = []
-    training = in_steps(asked, batches, processes, said.append)
+    training = in_steps(asked, batches, 6, processes, said.append)
     assert (training.steps, training.save_every) == (steps, save_every)
     assert len(said) == (epochs > 0) + (every > 0)
     assert all(str(steps) in line or str(save_every) in line for line in said)

@@ -187,7 +187,7 @@ def test_out_of_memory_names_the_settings_that_help(tmp_path, monkeypatch):
 
 
 def test_a_file_that_would_act_differently_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_loom.trainer.runs.agreement.max_relative_error", lambda *args: (0.3, "transformer.x"))
+    monkeypatch.setattr("lora_loom.trainer.runs.final_file.max_relative_error", lambda *args: (0.3, "transformer.x"))
     with pytest.raises(RunError, match=r"would act differently than it was trained: 3\.00e-01 in transformer\.x"):
         go(tmp_path)
 

@@ -8,6 +8,9 @@ import typer
 from .choices import RunCommand
 from .common import AsJson, ConfigFile, Set, command_host, load, report
 
+DRAWN = 1000
+"""Steps in the plot of a run whose length follows from its images, which are not read here."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
@@ -34,7 +37,9 @@ def plot(
         path = output or Path(f"{settings.name}-schedule.png")
         if path.suffix.lower() != ".png":
             raise ConfigError(f"--output {str(path)!r}: end it in .png")
-        schedule, steps = settings.schedule, settings.training.steps
+        schedule, steps = settings.schedule, settings.training.steps or DRAWN
+        if not settings.training.steps:
+            host.log(f"training.steps follows from the images: drawn for {DRAWN} steps")
         factors = [lr_factor(step, steps, schedule) for step in range(steps)]
         rate = settings.optimizer.learning_rate
         peak = None if rate == "auto" else rate

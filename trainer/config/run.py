@@ -66,12 +66,16 @@ class ModelConfig(Section, table="model"):
         require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")
 
 
+PASSES = {"character": (2000, 7000), "style": (8000, 12000)}
+"""{goal: (least, most)} images that are used in a run in all, as experienced users recommend."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Section, table="training"):
     """Length of a run, batches, checkpoints and arithmetic."""
 
-    steps: int = 1000
-    """Optimizer steps of the whole run."""
+    steps: int = 0
+    """Optimizer steps of the whole run. 0: by the number of images, the batch size and the goal; the log has the number, and a run keeps it."""
     batch_size: int = 1
     """Images per forward pass. More use more memory."""
     gradient_accumulation_steps: int = 1
@@ -90,11 +94,16 @@ class TrainingConfig(Section, table="training"):
     """Epochs between checkpoints; above 0 it takes the place of save_every, rounded to steps."""
     keep_loras: int = 0
     """How many LoRA files of checkpoints are kept, newest first, and those with the lowest validation loss; 0 keeps all."""
+    keep_best: bool = False
+    """The run's file, <name>.safetensors, is the LoRA with the lowest validation loss instead of the last one. When on, every new low has its LoRA file. Needs validation images."""
+    goal: Literal["character", "style"] = "character"
+    """What is trained, where steps is 0: every image is used about 100 times, 2000 to 7000 images in all for a character, 8000 to 12000 for a style."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average (EMA) of the adapter's weights, e.g. 0.995; 0 switches it off. When on, LoRA files hold the EMA."""
 
     def check(self) -> None:
-        for name in ("steps", "batch_size", "gradient_accumulation_steps"):
+        require(self.steps >= 0, "training.steps", self.steps, "use 0 (by the number of images) or more")
+        for name in ("batch_size", "gradient_accumulation_steps"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "use 1 or more")
         require(self.save_every >= 0, "training.save_every", self.save_every, "use 0 (only at the end) or more")
         require(

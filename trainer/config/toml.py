@@ -27,7 +27,16 @@ FREE_ON_RESUME = {
     "validation": None,
     "sweep": None,
     "output": None,
-    "training": ("steps", "save_every", "keep_checkpoints", "epochs", "save_every_epochs", "keep_loras"),
+    "training": (
+        "steps",
+        "save_every",
+        "keep_checkpoints",
+        "epochs",
+        "save_every_epochs",
+        "keep_loras",
+        "keep_best",
+        "goal",
+    ),
 }
 """Sections, or fields of a section, that may change when a run is continued."""
 

@@ -8,13 +8,12 @@ from math import ceil
 from pathlib import Path
 from typing import TypedDict
 
+from ..config.run import PASSES
 from ..errors import DataError, problem_list, some
 from ..types import Example, Json, Size
 from .images.duplicates import near_duplicates
 from .sets.dataset import Dataset
 
-PASSES = {"a character": (2000, 7000), "a style": (8000, 12000)}
-"""{kind of LoRA: (least, most)} images that are used in a run in all, as experienced users recommend."""
 SHOWN_ROLES = {"held_out": "validation"}
 """{role in the cache: its name in the report}, where they differ."""
 
@@ -158,7 +157,7 @@ class Epochs(TypedDict):
     steps_per_epoch: int
     epochs: float
     recommended_steps: dict[str, list[int]]
-    """{kind of LoRA: [least, most]}, see `PASSES`."""
+    """{"a character" or "a style": [least, most]}, see `PASSES`."""
 
 
 def epochs(report: Report, batch_size: int, accumulation: int, steps: int) -> Epochs:
@@ -171,7 +170,7 @@ def epochs(report: Report, batch_size: int, accumulation: int, steps: int) -> Ep
         "steps_per_epoch": ceil(batches / accumulation),
         "epochs": steps * accumulation / batches,
         "recommended_steps": {
-            name: [ceil(least / per_step), ceil(most / per_step)] for name, (least, most) in PASSES.items()
+            f"a {goal}": [ceil(least / per_step), ceil(most / per_step)] for goal, (least, most) in PASSES.items()
         },
     }
 

@@ -16,7 +16,7 @@ from ..lora.state_dict import to_file, to_training
 from ..storage.atomic import remove_temporaries
 from ..storage.fingerprint import tensors_digest
 from ..training.advice import advice
-from ..training.early_stopping import is_exhausted, lowest
+from ..training.early_stopping import is_exhausted, keeps_lows, lowest
 from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Average, Batches, LoopSettings, Training, fit
 from ..training.movement import WATCHED_STEPS, GradientWatch, Movement, unmoved
@@ -25,8 +25,8 @@ from ..training.schedule import lr_factor
 from ..types import StepResult
 from ..weights.devices import out_of_memory_remedy, use_device
 from ..weights.streaming import device_of, stream_of
-from .agreement import checked_error
 from .checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint
+from .final_file import checked_error, take_best
 from .session import Host, Outcome, Session
 from .timings import Timings
 from .trackers import open_tracker
@@ -312,9 +312,10 @@ class TrainingRun:
         self.folder.prune_loras(training.keep_loras, self.session.publish_folder)
 
     def _keep_best(self) -> None:
-        """With patience, every new low has its LoRA file: after an early stop the step before it got worse is wanted."""
+        """The LoRA file of a new low (`best.keeps_lows`)."""
         step = self.training.step
-        if not self.plan.validation.patience or not self.processes.from_main(lambda: self.folder.lacks_best(step)):
+        wanted = keeps_lows(self.plan.training, self.plan.validation)
+        if not wanted or not self.processes.from_main(lambda: self.folder.lacks_best(step)):
             return
         tensors = self._file()
         if self.session.main:
@@ -371,6 +372,8 @@ class TrainingRun:
                 f"by the validation loss: {best['lora']}. {best['reason']}. "
                 "Run `lora-loom sweep` and `lora-loom score` for a confidence interval"
             )
+            if self.plan.training.keep_best and self.session.main:
+                self.host.log(take_best(self.folder, best, self.session.publish_folder))
         return Outcome(state=state, step=self.training.step, lora=path, max_relative_error=error, best=best)
 
     def _moved(self, state: str) -> str:

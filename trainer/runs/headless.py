@@ -27,7 +27,7 @@ from ..data.sets.reach import refuse_long_sides
 from ..diffusion.denoiser import Denoiser
 from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
 from ..distributed.sharding import check_passes, check_sharding, check_teachers
-from ..errors import ConfigError, DataError, StoppedError
+from ..errors import DataError, StoppedError
 from ..families.common.positions import positions_per_side
 from ..lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ..lora.state_dict import check_fits
@@ -38,6 +38,7 @@ from ..memory_plan.plan import MemoryPlan, as_record, predicted
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
+from ..training.early_stopping import check_measured
 from ..training.epochs import in_steps
 from ..training.held_out import HeldOut, make_held_out
 from ..training.loss_settings import check_objective, guided_notes
@@ -56,7 +57,7 @@ from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder
 from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
 from .session import Backend, Host, Outcome, RunData, Session
-from .settled import with_guided_scale, with_rate, with_spread
+from .settled import with_guided_scale, with_length, with_rate, with_spread
 from .trackers import check_tracker
 
 
@@ -131,7 +132,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     base_loras = read_base_loras(config, base, skeleton)
     optimizer = with_rate(config.optimizer, config.network, folder, skeleton.module, host.log)
     objective = with_guided_scale(with_spread(config.objective, folder), folder, base.settings.guided_scale)
-    config = replace(config, optimizer=optimizer, objective=objective)
+    training = with_length(config.training, folder)
+    config = replace(config, optimizer=optimizer, objective=objective, training=training)
     guided = guided_notes(objective, sharded=config.memory.shard)
     check_text_training(config.text.learning_rate, config.optimizer, base)
     fits: Denoiser = with_text(skeleton, base) if config.text.learning_rate else skeleton
@@ -144,10 +146,11 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     dataset = build_dataset(listed.sets, config.data, base.family.bucket_step, seed, index, reading)
     reach = positions_per_side(skeleton.module) * base.family.bucket_step
     refuse_long_sides(dataset.examples, reach, base.family.name)
-    check_patience(config.validation.patience, dataset)
+    check_measured(config.training, config.validation, dataset.held_out)
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
     check_batches(processes, plan.per_epoch)
-    config = replace(config, training=in_steps(config.training, plan.per_epoch, processes.count, host.log))
+    training = in_steps(config.training, plan.per_epoch, dataset.trained_images, processes.count, host.log)
+    config = replace(config, training=training)
     check_schedule(config.schedule, config.training.steps)
     alone = unused_references("dataset.references", references, base)
     if alone and config.data.strict:
@@ -185,14 +188,6 @@ def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Den
         start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
         targets = of_start([targets, *before], start, skeleton.file_key)
     return all_targets(targets, whole, base) if isinstance(whole, WithText) else targets
-
-
-def check_patience(patience: int, dataset: Dataset) -> None:
-    """Raise ConfigError for early stopping without a validation loss."""
-    if patience and not dataset.held_out:
-        raise ConfigError(
-            f"validation.patience = {patience} needs a validation loss: set images aside (data.validation_split, or a set with role = 'validation')"
-        )
 
 
 def build_cache(prepared: Prepared, host: Host) -> CacheReport:

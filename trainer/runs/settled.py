@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from ..config.run import NetworkConfig, ObjectiveConfig, OptimizerConfig
+from ..config.run import NetworkConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from ..config.toml import WERE
 from ..training.rate import Rate, auto_rate
 from ..types import Record
@@ -49,6 +49,12 @@ def with_guided_scale(objective: ObjectiveConfig, folder: RunFolder, usual: floa
         return objective
     recorded = _begun(folder).get("objective", {}).get("guided_scale", "auto")
     return replace(objective, guided_scale=usual if recorded == "auto" else recorded)
+
+
+def with_length(training: TrainingConfig, folder: RunFolder) -> TrainingConfig:
+    """The settings with the number of steps that the run has, where none is asked for."""
+    steps = 0 if training.steps or training.epochs else _begun(folder).get("training", {}).get("steps", 0)
+    return replace(training, steps=steps) if steps else training
 
 
 def _begun(folder: RunFolder) -> Record:

@@ -2,7 +2,9 @@
 
 from collections.abc import Collection, Sequence
 
-from ..types import Record
+from ..config.run import TrainingConfig, ValidationConfig
+from ..errors import ConfigError
+from ..types import Example, Record
 
 
 def selected_loss(line: Record) -> float:
@@ -40,3 +42,20 @@ def is_exhausted(lines: Sequence[Record], patience: int) -> bool:
     """Whether the last `patience` measurements all failed to go below the lowest before them. A function of the record
     alone, so a continued run stops where the unbroken one did."""
     return patience > 0 and any("held_out" in line for line in lines) and lowest(lines)[2] >= patience
+
+
+def keeps_lows(training: TrainingConfig, validation: ValidationConfig) -> bool:
+    """Whether every new low of the validation loss has its LoRA file: after an early stop the step before it got worse is
+    wanted, and so it is where the best one becomes the run's file."""
+    return bool(validation.patience) or training.keep_best
+
+
+def check_measured(training: TrainingConfig, validation: ValidationConfig, held_out: Sequence[Example]) -> None:
+    """Raise ConfigError for what decides by the validation loss where no images are set aside."""
+    asked = [f"validation.patience = {validation.patience}"] if validation.patience else []
+    asked += ["training.keep_best = true"] if training.keep_best else []
+    if asked and not held_out:
+        raise ConfigError(
+            f"{' and '.join(asked)} needs a validation loss: set images aside (data.validation_split, in the graph "
+            "validation_split of LoomCache, or a set with role = 'validation')"
+        )

@@ -36,10 +36,10 @@ def start(
     """Start, continue, attach to or return a run. Raises LoomError before anything is changed on disk."""
     dataset = check_request(patcher, request)
     notes: list[str] = []
-    request = with_steps(request, dataset, notes.append)
     told, network = told_of(patcher), patcher.model.diffusion_model
     scale = told.row.guided.value if told and told.row.guided else GUIDED_SCALE
     request = request.settled(run_folder(request.name), network, notes.append, scale)
+    request = with_steps(request, dataset, notes.append)
     below = read_base_loras(patcher, request.base_loras, loader_names(graph, node_id))
     plan = request.plan(facts(patcher, request), below)
     choice = choose(plan, existing, REGISTRY)

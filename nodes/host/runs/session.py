@@ -37,9 +37,10 @@ from ....trainer.runs.modules import meanings, modules_of_run, of_start
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Backend, RunData, Session
-from ....trainer.runs.settled import with_guided_scale, with_rate, with_spread
+from ....trainer.runs.settled import with_guided_scale, with_length, with_rate, with_spread
 from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
+from ....trainer.training.early_stopping import check_measured
 from ....trainer.training.epochs import in_steps
 from ....trainer.training.loss_settings import GUIDED_SCALE, check_objective, guided_notes
 from ....trainer.training.optim import check_optimizer
@@ -98,6 +99,7 @@ class TrainRequest:
             self,
             optimizer=with_rate(self.optimizer, self.network, folder, network, log),
             objective=with_guided_scale(with_spread(self.objective, folder), folder, guided_scale),
+            training=with_length(self.training, folder),
         )
 
     def plan(self, facts: Record, below: Sequence[BaseLora] = ()) -> RunPlan:
@@ -138,7 +140,7 @@ def with_steps(request: TrainRequest, dataset: Dataset, log: Callable[[str], Non
     """The request with the length of the run in steps. Raises ConfigError for a batch or a schedule that does not go with it."""
     training = request.training
     batches = make_plan(dataset.training, training.batch_size, training.seed).per_epoch
-    request = replace(request, training=in_steps(training, batches, 1, log))
+    request = replace(request, training=in_steps(training, batches, dataset.trained_images, 1, log))
     check_schedule(request.schedule, request.training.steps)
     return request
 
@@ -153,11 +155,8 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
     reach = longest_side(patcher.model.diffusion_model, request.cache.factor)
     refuse_long_sides(dataset.examples, reach, type(patcher.model).__name__)
-    patience = request.validation.validation.patience if request.validation else 0
-    if patience and not dataset.held_out:
-        raise ConfigError(
-            f"patience = {patience} needs a validation loss: set images aside (LoomCache validation_split, or a LoomDataset of role validation)"
-        )
+    measured = request.validation.validation if request.validation else ValidationConfig()
+    check_measured(request.training, measured, dataset.held_out)
     check_encoders(patcher.model, request.cache, dataset.examples)
     return dataset
 

@@ -46,6 +46,11 @@ class Dataset:
         return [example for example in self.examples if example.role != HELD_OUT]
 
     @property
+    def trained_images(self) -> int:
+        """Number of images that a LoRA is trained for. One at several sizes counts once, those of regularisation sets do not."""
+        return len({example.digest for example in self.examples if example.role == "train"})
+
+    @property
     def held_out(self) -> list[Example]:
         """The examples that only the validation loss is measured on."""
         return [example for example in self.examples if example.role == HELD_OUT]

@@ -1,6 +1,7 @@
-"""The last check of a LoRA file: that a host computes from it what was trained."""
+"""The LoRA file of a run at its end: a host computes from it what was trained, and the best LoRA may take its place."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,6 +9,9 @@ from torch import Tensor
 from ..errors import RunError
 from ..lora.adapter import Adapter
 from ..lora.state_dict import max_relative_error
+from ..storage.tensor_file import open_tensors
+from ..types import Record
+from .run_folder import RunFolder
 from .session import Backend
 
 AGREEMENT = {torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 5e-3}
@@ -30,3 +34,11 @@ def checked_error(
             "set output.dtype = 'float32' and report this"
         )
     return error
+
+
+def take_best(folder: RunFolder, best: Record, publish_folder: Path | None) -> str:
+    """Write the file of the best step under the run's plain name, in place of the last one; returns a line that says so."""
+    file = open_tensors(folder.lora_file(best["step"]))
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    folder.save_lora(tensors, dict(file.metadata() or {}), None, publish_folder)
+    return f"{folder.lora_file(None).name} is the LoRA of step {best['step']} (training.keep_best)"

@@ -1,0 +1,31 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { greyUnread } from "../../web/unread.js";
+
+function newNode(rate = "auto") {
+  const node = { comfyClass: "LoomTrain", widgets: [{ name: "learning_rate", value: 1e-4 }, { name: "rate", value: rate }] };
+  greyUnread(node);
+  return { node, number: node.widgets[0], choice: node.widgets[1] };
+}
+
+test("a number that does not count is grey, and follows its choice", () => {
+  const { number, choice } = newNode();
+  assert.equal(number.disabled, true);
+  choice.value = "value";
+  choice.callback();
+  assert.equal(number.disabled, false);
+});
+
+test("a saved node is grey as its choice says", () => {
+  const { node, number, choice } = newNode();
+  choice.value = "value";
+  node.onConfigure({});
+  assert.equal(number.disabled, false);
+  assert.equal(newNode("value").number.disabled, false);
+});
+
+test("other nodes are left alone", () => {
+  const node = { comfyClass: "LoomCache", widgets: [{ name: "rate", value: "auto" }, { name: "learning_rate", value: 1 }] };
+  greyUnread(node);
+  assert.equal(node.onConfigure, undefined);
+});

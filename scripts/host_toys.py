@@ -27,6 +27,8 @@ class Toy:
     """Latent channels."""
     context: int
     """Width of the text."""
+    tokens: int = 16
+    """Length of the text."""
     pooled: int = 0
     """Width of the pooled text; 0 = none."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +60,13 @@ _FLUX = {
     "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "hidden_size": 128, "num_heads": 1,
     "mlp_ratio": 4.0, "depth": 2, "depth_single_blocks": 2, "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True,
     "context_in_dim": 64, "vec_in_dim": 32, "txt_ids_dims": [], "dtype": torch.float32,
+}  # fmt: skip
+
+_FLUX2 = {
+    "image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "hidden_size": 128, "num_heads": 1,
+    "mlp_ratio": 3.0, "depth": 2, "depth_single_blocks": 2, "axes_dim": [32, 32, 32, 32], "theta": 2000, "qkv_bias": False,
+    "context_in_dim": 48, "vec_in_dim": None, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
+    "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0, "guidance_embed": False, "dtype": torch.float32,
 }  # fmt: skip
 
 TOYS = {
@@ -97,6 +106,13 @@ TOYS = {
     "flux-schnell": Toy(
         host_class="FluxSchnell", family="flux", variant="schnell", channels=16, context=64, pooled=32,
         host_config={**_FLUX, "guidance_embed": False},
+    ),
+    "flux2-klein": Toy(
+        host_class="Flux2", family="flux2", variant="klein-base", channels=128, context=48, tokens=512, host_config=_FLUX2,
+    ),
+    "flux2-dev": Toy(
+        host_class="Flux2", family="flux2", variant="dev", channels=128, context=48, tokens=512, extra={"guidance": 1.0},
+        host_config={**_FLUX2, "guidance_embed": True}, references=((4, 6), (6, 2)),
     ),
     "lumina2": Toy(
         host_class="Lumina2", family="lumina2", variant="lumina2", channels=16, context=64,
@@ -148,8 +164,8 @@ TOYS["qwen-edit-2511"] = replace(
 TOYS["flux-kontext-two"] = replace(TOYS["flux-kontext"], references=((12, 6), (4, 10)))
 
 HEADLESS = (
-    "sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-kontext-two", "flux-schnell", "lumina2", "z-image",
-    "qwen", "qwen-edit", "qwen-edit-plus",
+    "sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-kontext-two", "flux-schnell", "flux2-klein",
+    "flux2-dev", "lumina2", "z-image", "qwen", "qwen-edit", "qwen-edit-plus",
 )  # fmt: skip
 """Toys whose family the files backend has."""
 
@@ -184,7 +200,7 @@ def toy_inputs(toy: Toy) -> dict[str, Tensor]:
         "latents": toy_tensor("input.latents", (2, toy.channels, 8, 12)) * 40,
         "noise": toy_tensor("input.noise", (2, toy.channels, 8, 12)) * 40,
         "sigma": torch.tensor(toy.sigmas),
-        "text": toy_tensor("input.text", (2, 16, toy.context)) * 20,
+        "text": toy_tensor("input.text", (2, toy.tokens, toy.context)) * 20,
     }
     if toy.pooled:
         inputs["pooled"] = toy_tensor("input.pooled", (2, toy.pooled)) * 5

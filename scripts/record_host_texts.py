@@ -100,7 +100,7 @@ def qwen3(toys: Any, toy_tensor: Any) -> dict[str, Any]:
     from comfy.text_encoders import llama
 
     found = {}
-    for name, layers in toys.QWEN3_READS.items():
+    for name, (layers, padding) in toys.QWEN3_READS.items():
         chosen = {"layer": "hidden", "layer_idx": layers[0]} if len(layers) == 1 else {"layer": list(layers)}
         model = sd1_clip.SDClipModel(
             textmodel_json_config=toys.QWEN3, special_tokens={"pad": 0}, layer_norm_hidden_state=False, dtype=torch.float32,
@@ -108,7 +108,7 @@ def qwen3(toys: Any, toy_tensor: Any) -> dict[str, Any]:
         )  # fmt: skip
         fill(model.transformer, toy_tensor)
         with torch.no_grad():
-            hidden = model.encode_token_weights([[(token, 1.0) for token in toys.BEFORE]])[0]
+            hidden = model.encode_token_weights([[(token, 1.0) for token in [*toys.BEFORE, *[0] * padding]]])[0]
         found[f"qwen3.{name}"] = hidden[0].clone() if len(layers) == 1 else hidden[0].movedim(0, 1).flatten(1).clone()
     return found
 

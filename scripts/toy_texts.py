@@ -77,8 +77,8 @@ QWEN3 = {
     "vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
 }  # fmt: skip
-QWEN3_READS = {"penultimate": (-2,), "three": (1, 2, 3)}
-"""Layers of Qwen3 that models read: Z-Image the last but one, FLUX.2 Klein three."""
+QWEN3_READS = {"penultimate": ((-2,), 0), "three": ((1, 2, 3), 4)}
+"""Layers of Qwen3 that models read, and tokens of padding behind the text: Z-Image the last but one, FLUX.2 Klein three."""
 MROPE = [2, 3, 3]
 PICTURE, SECOND = (140, 196), (112, 84)
 """Rows and columns of pictures in pixels: 10 x 14 patches, 5 x 7 tokens, more than one window; and a smaller one."""

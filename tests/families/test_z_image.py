@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lora_loom.trainer import families
 from lora_loom.trainer.families import z_image
 from lora_loom.trainer.families.common.source import open_source
-from lora_loom.trainer.families.common.text.qwen3_text import Qwen3Text
+from lora_loom.trainer.families.common.text.chat_text import ChatText
 from lora_loom.trainer.families.common.tiny import random_network
 from scripts import toy_texts
 from scripts.host_toys import toy_tensor
@@ -66,21 +66,24 @@ class Fixed:
     """A tokenizer that gives the fixture's tokens."""
 
     seen: ClassVar[list[str]] = []
+    model_max_length, pad_token_id = 99, 0
 
     def __call__(self, wordings, **_):
         self.seen.extend(wordings)
         return {"input_ids": torch.tensor([toy_texts.BEFORE])}
 
 
-@pytest.mark.parametrize(("name", "layers"), toy_texts.QWEN3_READS.items())
-def test_qwen3_says_what_comfyuis_does(name, layers):
+@pytest.mark.parametrize("name", toy_texts.QWEN3_READS)
+def test_qwen3_says_what_comfyuis_does(name):
     from transformers import Qwen3Config, Qwen3Model
 
     model = random_network(Qwen3Model, Qwen3Config(**toy_texts.QWEN3, head_dim=128), 0)
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
             tensor.copy_(toy_tensor(f"model.{key}", tuple(tensor.shape)))
-    text = Qwen3Text(model, Fixed(), template="<{}>", max_tokens=99, layers=layers)
+    layers, padding = toy_texts.QWEN3_READS[name]
+    length, kind = len(toy_texts.BEFORE) + padding, "tokens" if padding else "none"
+    text = ChatText(model, Fixed(), template="<{}>", max_tokens=length, layers=layers, padding=kind)
     [mine] = text.encode(["p"])
     expected = load_file(HOST_FIXTURES / "texts.safetensors")[f"qwen3.{name}"]
     assert mine["text"].shape == expected.shape
@@ -96,7 +99,7 @@ def test_turbo_is_told_by_its_name(name, variant, tmp_path):
     assert families.choose("auto", "z-image-turbo", source)[1] == "z-image-turbo", "what is asked for comes first"
 
 
-@pytest.mark.parametrize("key", z_image.OTHERS)
+@pytest.mark.parametrize("key", sorted(z_image.OTHERS))
 def test_relatives_with_other_inputs_are_not_taken_for_it(key, tiny):
     shapes = {name: tuple(tensor.shape) for name, tensor in tiny.denoiser.module.state_dict().items()}
     assert FAMILY.detect(shapes) == "z-image"

@@ -27,8 +27,8 @@ from tests.conftest import HOST_FIXTURES, eject, tiny_folder
 
 HOST = HOST_FIXTURES
 CPU = Loading(dtype=None, device=torch.device("cpu"))
-TRANSFORMERS = ("flux-dev", "flux-schnell", "sd3", "lumina2", "z-image", "qwen")
-FUSING = ("flux-dev", "flux-schnell", "sd3", "z-image")
+TRANSFORMERS = ("flux-dev", "flux-schnell", "flux2-klein", "sd3", "lumina2", "z-image", "qwen")
+FUSING = ("flux-dev", "flux-schnell", "flux2-klein", "sd3", "z-image")
 
 
 @cache
@@ -88,7 +88,9 @@ def test_kohyas_layout_changes_every_weight_alike_in_comfyui(toy, tmp_path):
     assert_same(host_changes(toy, native), host_changes(toy, tmp_path / "back.safetensors"))
     if toy in FUSING:
         assert done.fused > 0
-        assert done.rank_after == (8 if "flux" in toy else 6), "linear1 holds q, k, v and the feed-forward"
+        assert done.rank_after == (8 if toy in ("flux-dev", "flux-schnell") else 6), (
+            "linear1 holds q, k, v and the feed-forward"
+        )
         assert back.split == done.fused
         assert "trained separately, which is exact at rank" in done.text()
     else:
@@ -132,6 +134,7 @@ def test_a_part_alone_leaves_the_other_rows_as_they_are(tmp_path):
 
 PIPELINES = {
     "flux": "FluxPipeline",
+    "flux2": "Flux2KleinPipeline",
     "sd3": "StableDiffusion3Pipeline",
     "lumina2": "Lumina2Pipeline",
     "z_image": "ZImagePipeline",
@@ -141,6 +144,7 @@ PIPELINES = {
 }
 NETWORKS = {
     "flux": "FluxTransformer2DModel",
+    "flux2": "Flux2Transformer2DModel",
     "sd3": "SD3Transformer2DModel",
     "lumina2": "Lumina2Transformer2DModel",
     "z_image": "ZImageTransformer2DModel",

@@ -15,7 +15,20 @@ from lora_loom.trainer.weights.row_parts import split
 from scripts.host_toys import TOYS
 from tests.families.test_native_files import READERS, record
 
-NETWORKS = ("sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-schnell", "lumina2", "z-image", "qwen", "qwen-edit-plus")
+NETWORKS = (
+    "sd1",
+    "sd2",
+    "sdxl",
+    "sd3",
+    "flux-dev",
+    "flux-schnell",
+    "flux2-klein",
+    "flux2-dev",
+    "lumina2",
+    "z-image",
+    "qwen",
+    "qwen-edit-plus",
+)
 RANK = 16
 
 
@@ -178,7 +191,9 @@ def test_shift_guidance_and_blocks_are_the_rows(loaded):
     assert rows["sd3"].training_shift == 3.0
     assert rows["qwen"].training_shift == ResolutionShift(max_tokens=8192, max_shift=0.9)
     assert rows["sdxl"].training_shift is None, "it is no flow model"
-    assert {name for name, row in rows.items() if row.conditions} == {"flux-dev", "flux-schnell"}
+    assert {name for name, row in rows.items() if row.conditions} == {
+        "flux-dev", "flux-schnell", "flux2-dev", "flux2-klein",
+    }  # fmt: skip
     assert all(row.blocks for row in rows.values())
 
 

@@ -252,7 +252,7 @@ class Flux:
         return TARGETS
 
     def detect(self, shapes: Shapes) -> str | None:
-        native = "double_blocks.0.img_attn.qkv.weight" in shapes
+        native = "double_blocks.0.img_attn.qkv.weight" in shapes and "vector_in.in_layer.weight" in shapes
         diffusers = "single_transformer_blocks.0.proj_mlp.weight" in shapes
         if not (native or diffusers):
             return None

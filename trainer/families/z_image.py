@@ -33,7 +33,7 @@ from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
 from .common.source import Source
-from .common.text.qwen3_text import Qwen3Text
+from .common.text.chat_text import ChatText
 from .common.tiny import random_network, tiny_qwen3, tiny_vae
 
 NAME = "z_image"
@@ -73,7 +73,7 @@ COMFY = ComfyModel(
 PATCH = "2-1"
 """How diffusers names the embedder and the last layer for patches of 2 x 2 pixels and one frame."""
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-OTHERS = ("siglip_embedder.1.weight", "dec_net.cond_embed.weight")
+OTHERS = frozenset({"siglip_embedder.1.weight", "dec_net.cond_embed.weight"})
 """Tensors of relatives that this family does not train: the model that also sees images, and the one without a VAE."""
 
 
@@ -175,7 +175,7 @@ class ZImage:
     def detect(self, shapes: Shapes) -> str | None:
         native = "layers.0.attention.qkv.weight" in shapes
         diffusers = f"all_x_embedder.{PATCH}.weight" in shapes
-        mine = "cap_pad_token" in shapes and not any(key in shapes for key in OTHERS)
+        mine = {"cap_pad_token", "layers.0.adaLN_modulation.0.weight"} <= shapes.keys() and not shapes.keys() & OTHERS
         return "z-image" if mine and (native or diffusers) else None
 
     def told_variant(self, source: Source, variant: str) -> str:
@@ -200,7 +200,7 @@ class ZImage:
         require_parts(folder, *self.needed_parts(source))
         module = load_network(Qwen3Model, folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
-        text = Qwen3Text(module, tokenizer, template=TEMPLATE, max_tokens=VARIANTS[variant].max_text_tokens)
+        text = ChatText(module, tokenizer, template=TEMPLATE, max_tokens=VARIANTS[variant].max_text_tokens)
         return Encoders(text, load_codec(folder, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
@@ -218,7 +218,7 @@ class ZImage:
         return Tiny(
             vae=vae,
             denoiser=_denoiser(random_network(ZImageTransformer2DModel, config, seed), "z-image"),
-            encoders=Encoders(Qwen3Text(*qwen, template=TEMPLATE, max_tokens=256), KlCodec(vae)),
+            encoders=Encoders(ChatText(*qwen, template=TEMPLATE, max_tokens=256), KlCodec(vae)),
             part="transformer",
             text_parts={"text_encoder": qwen},
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError, ModelFileError
@@ -278,12 +279,38 @@ class FrameCodec(_Codec):
         return self.module.decode(film_BCTHW).sample.squeeze(2).float()  # type: ignore[operator]
 
 
+class PatchedCodec(_Codec):
+    """This codec is diffusers' AutoencoderKLFlux2: latents in patches of 2 x 2, normalised by the statistics in the file."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.factor = 2 ** len(module.config.block_out_channels)  # type: ignore[union-attr, arg-type]
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (1, C, 1, 1) each."""
+        norm = cast(nn.BatchNorm2d, self.module.bn)
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        return mean.view(1, -1, 1, 1), (variance.view(1, -1, 1, 1) + norm.eps).sqrt()
+
+    @torch.no_grad()
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        latents_BCHW = self.module.encode(_like(pixels_BCHW, self.module)).latent_dist.mode()  # type: ignore[operator]
+        mean, deviation = self._statistics()
+        return ((F.pixel_unshuffle(latents_BCHW, 2) - mean) / deviation).float()
+
+    @torch.no_grad()
+    def decode(self, raw_BCHW: Tensor) -> Tensor:
+        mean, deviation = self._statistics()
+        latents_BCHW = F.pixel_shuffle(_like(raw_BCHW, self.module) * deviation + mean, 2)
+        return self.module.decode(latents_BCHW).sample.float()  # type: ignore[operator]
+
+
 def _like(tensor: Tensor, module: nn.Module) -> Tensor:
     parameter = next(module.parameters())
     return tensor.to(device=parameter.device, dtype=parameter.dtype)
 
 
-def load_codec(folder: Path, loading: Loading) -> KlCodec | TinyCodec | FrameCodec:
+def load_codec(folder: Path, loading: Loading) -> KlCodec | TinyCodec | FrameCodec | PatchedCodec:
     """The VAE of a diffusers folder, in fp32: SDXL's overflows in fp16, and latents are cached once."""
     import diffusers
 
@@ -292,6 +319,8 @@ def load_codec(folder: Path, loading: Loading) -> KlCodec | TinyCodec | FrameCod
     kind = read_json(folder / "vae" / "config.json").get("_class_name")
     if kind == "AutoencoderTiny":
         return TinyCodec(load_network(diffusers.AutoencoderTiny, folder, "vae", single))
+    if kind == "AutoencoderKLFlux2":
+        return PatchedCodec(load_network(diffusers.AutoencoderKLFlux2, folder, "vae", single))
     if kind == "AutoencoderKLQwenImage":
         return FrameCodec(load_network(diffusers.AutoencoderKLQwenImage, folder, "vae", single))
     return KlCodec(load_network(diffusers.AutoencoderKL, folder, "vae", single))

@@ -64,10 +64,15 @@ class Source:
         return read_json(file) if file.is_file() else {}
 
     @cached_property
+    def index(self) -> Json:
+        """What the diffusers folder says of itself, in its model_index.json; empty for a file, or a folder without one."""
+        file = self.path / "model_index.json"
+        return read_json(file) if file.is_file() else {}
+
+    @property
     def pipeline(self) -> str:
         """Name of the diffusers folder's pipeline; "" for a file, or a folder that does not say."""
-        file = self.path / "model_index.json"
-        return str(read_json(file).get("_class_name", "")) if file.is_file() else ""
+        return str(self.index.get("_class_name", ""))
 
     @cached_property
     def quanto_map(self) -> Json | None:

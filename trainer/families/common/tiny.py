@@ -160,6 +160,18 @@ def tiny_vae(seed: int, channels: int) -> nn.Module:
     return random_network(AutoencoderKL, config, seed)
 
 
+def tiny_patched_vae(seed: int) -> nn.Module:
+    """AutoencoderKLFlux2, 16 pixels per patch of latents."""
+    from diffusers import AutoencoderKLFlux2
+
+    blocks = 4
+    config = {
+        "block_out_channels": (8,) * blocks, "layers_per_block": 1, "norm_num_groups": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks,
+    }  # fmt: skip
+    return random_network(AutoencoderKLFlux2, config, seed)
+
+
 def save_folder(tiny: Tiny, folder: Path) -> Path:
     """Write the networks as a diffusers folder that `open_source` takes."""
     tiny.denoiser.module.save_pretrained(folder / tiny.part)  # type: ignore[operator]

@@ -3,6 +3,7 @@
 from .base_lora import LoomBaseLora
 from .dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
 from .demo import LoomDemoModel
+from .importing import LoomImportSettings
 from .lora_tools import LoomLoraInspect, LoomLoraMerge, LoomLoraResize
 from .node import LoomNode
 from .settings import LoomMemory, LoomNetwork, LoomObjective, LoomOptimizer, LoomValidation
@@ -21,6 +22,7 @@ NODES: tuple[type[LoomNode], ...] = (
     LoomMemory,
     LoomValidation,
     LoomBaseLora,
+    LoomImportSettings,
     LoomTrain,
     LoomWait,
     LoomRun,

@@ -230,7 +230,7 @@ class LoomDatasetFile(LoomNode):
 
     TITLE = "Loom Dataset (file)"
     SEARCH_ALIASES = ("dataset", "toml", "training images", "captions")
-    DESCRIPTION = "The datasets that a file describes: kohya's dataset TOML, SimpleTuner's multidatabackend.json, or a TOML with [[dataset]] tables. The report names options that are not supported."
+    DESCRIPTION = "The datasets that a file describes: kohya's dataset TOML, SimpleTuner's multidatabackend.json, a TOML with [[dataset]] tables, or a whole configuration of another trainer, whose settings Loom Import Settings takes. The report names options that are not supported."
     RETURN_TYPES = (DATASET, "IMAGE", "STRING")
     RETURN_NAMES = ("dataset", "contact_sheet", "report")
     OUTPUT_TOOLTIPS = (
@@ -245,7 +245,7 @@ class LoomDatasetFile(LoomNode):
             "required": {
                 "path": text(
                     "",
-                    "The file (.toml or .json), relative to ComfyUI's input directory, or an absolute path. Folders in it are relative to the file.",
+                    "The file, relative to ComfyUI's input directory, or an absolute path. Folders in it are relative to the file; in a file of another trainer also to a folder above it.",
                 ),
             },
             "optional": {"previous": _PREVIOUS},

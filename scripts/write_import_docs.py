@@ -18,7 +18,7 @@ INTRO = """# Coming from another trainer
 
 `lora-loom import FILE` reads a configuration of another trainer and writes a TOML file for `lora-loom train`. Behind each option of that file stands what it was made of. The list
 that is printed says of every option whether it was taken exactly, with a difference (and which), is not needed here, or has no counterpart. `lora-loom train` with such a
-file says that it has to be imported.
+file says that it has to be imported. In ComfyUI, Loom Dataset (file) takes the datasets of the same files, and Loom Import Settings gives their settings to Loom Train LoRA.
 
 ```bash
 lora-loom import config/config.json                    # SimpleTuner; writes NAME.toml

@@ -129,6 +129,11 @@ def resolve_file(text: str, what: str) -> Path:
     return path
 
 
+def may_name(path: Path) -> bool:
+    """Whether a workflow, or a file that it names, may name this absolute path."""
+    return any(is_inside(path, allowed) for allowed in allowed_roots()) or listens_locally()
+
+
 def library_path(name: str) -> str:
     """The full path of a prompt library that a workflow names; "" if it names none. Raises ConfigError."""
     return str(resolve_file(name, "prompt_library")) if name.strip() else ""
@@ -156,7 +161,7 @@ def _allowed(text: str, what: str, kind: str) -> Path:
         path = base / path
         if not is_inside(path, base):
             raise ConfigError(f"{what} = {text!r} is outside {base}: name a {kind} inside it")
-    elif not any(is_inside(path, allowed) for allowed in allowed_roots()) and not listens_locally():
+    elif not may_name(path):
         raise ConfigError(
             f'{what} = {text!r}: absolute paths outside the folders of ComfyUI are refused while the server can be reached from other machines. Add the folder to "roots" in {settings_file()}, or move it into {folder_paths.get_input_directory()}'
         )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lora_loom.trainer.data.sets.checks import Surroundings
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.importers.kohya import shell
 from lora_loom.trainer.importers.read import import_file, import_text, recognise
@@ -42,7 +43,7 @@ def test_other_files_are_not(text, tmp_path):
     path.write_text(text, encoding="utf-8")
     assert recognise(path) is None
     with pytest.raises(ConfigError, match=r"none of the files|read neither as"):
-        import_text(text, tmp_path, "it")
+        import_text(text, Surroundings(tmp_path), "it")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -80,20 +81,20 @@ def test_the_dataset_list_lies_where_the_guides_put_it(tmp_path):
 
 def test_secrets_are_neither_written_nor_printed(tmp_path):
     text = S1.replace('"--seed":42', '"--seed":42, "--hub_token": "hf_abc123", "--webhook_config": "https://abc123"')
-    done = import_text(text, tmp_path, "it")
+    done = import_text(text, Surroundings(tmp_path), "it")
     assert "abc123" not in done.toml + done.text() + repr(done.taken)
 
 
 def test_a_value_that_cannot_work_is_named_with_its_file(tmp_path):
     with pytest.raises(ConfigError, match=r"my\.json: lora_rank = 'many': use a number"):
-        import_text('{"model_family": "sd3", "lora_rank": "many"}', tmp_path, "my.json")
+        import_text('{"model_family": "sd3", "lora_rank": "many"}', Surroundings(tmp_path), "my.json")
     with pytest.raises(ConfigError, match=r"network\.rank = -3"):
-        import_text('{"model_family": "sd3", "model_type": "lora", "lora_rank": -3}', tmp_path, "my.json")
+        import_text('{"model_family": "sd3", "model_type": "lora", "lora_rank": -3}', Surroundings(tmp_path), "my.json")
 
 
 def test_what_would_do_nothing_is_left_out_and_said(tmp_path):
     text = '{"model_family": "sd3", "base_model_precision": "int8-quanto", "base_model_default_dtype": "bf16"}'
-    done = import_text(text, tmp_path, "it")
+    done = import_text(text, Surroundings(tmp_path), "it")
     assert (done.config.model.quantize, done.config.model.dtype) == ("int8", "auto")
     said = {one.option: one for one in done.taken}
     assert said["base_model_default_dtype"].became == "needless"
@@ -102,7 +103,7 @@ def test_what_would_do_nothing_is_left_out_and_said(tmp_path):
 
 def test_a_hub_id_becomes_a_folder_and_a_command(tmp_path):
     text = '{"model_family": "sd3", "pretrained_model_name_or_path": "stabilityai/stable-diffusion-3.5-large"}'
-    done = import_text(text, tmp_path, "it")
+    done = import_text(text, Surroundings(tmp_path), "it")
     assert done.config.model.base == "models/stable-diffusion-3.5-large"
     assert any(
         "huggingface-cli download stabilityai/stable-diffusion-3.5-large --local-dir models/" in note

@@ -3,6 +3,7 @@
 import pytest
 
 from lora_loom.trainer.config.toml import load, to_dict
+from lora_loom.trainer.data.sets.checks import Surroundings
 from lora_loom.trainer.importers.read import import_text
 from lora_loom.trainer.importers.translation import TITLES
 from tests.importers.samples import FACTS
@@ -17,14 +18,14 @@ def value(config, name):
 @pytest.mark.parametrize("sample", FACTS)
 def test_a_sample_becomes_what_it_means(sample, tmp_path):
     text, facts = FACTS[sample]
-    done = import_text(text, tmp_path, sample)
+    done = import_text(text, Surroundings(tmp_path), sample)
     got = {name: value(done.config, name) for name in facts}
     assert got == {name: pytest.approx(one) if isinstance(one, float) else one for name, one in facts.items()}
 
 
 @pytest.mark.parametrize("sample", FACTS)
 def test_the_toml_says_what_was_translated_and_train_takes_it(sample, tmp_path):
-    done = import_text(FACTS[sample][0], tmp_path, sample)
+    done = import_text(FACTS[sample][0], Surroundings(tmp_path), sample)
     path = tmp_path / "run.toml"
     path.write_text(done.toml, encoding="utf-8")
     assert to_dict(load(path)) == to_dict(done.config)
@@ -32,7 +33,7 @@ def test_the_toml_says_what_was_translated_and_train_takes_it(sample, tmp_path):
 
 @pytest.mark.parametrize("sample", FACTS)
 def test_every_option_is_said_something_about_once(sample, tmp_path):
-    done = import_text(FACTS[sample][0], tmp_path, sample)
+    done = import_text(FACTS[sample][0], Surroundings(tmp_path), sample)
     names = [one.option for one in done.taken]
     assert len(names) == len(set(names))
     assert sum(done.counts().values()) == len(names)

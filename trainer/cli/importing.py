@@ -34,11 +34,14 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Translate a configuration of another trainer, and list what was taken exactly, nearly, is not needed or has no counterpart."""
+    from ..data.sets.checks import Surroundings
     from ..importers.read import import_file, import_text
     from ..storage.atomic import write_bytes
 
     with command_host(as_json):
-        done = import_text(sys.stdin.read(), Path(), "the text") if str(file) == "-" else import_file(file)
+        done = (
+            import_text(sys.stdin.read(), Surroundings(Path()), "the text") if str(file) == "-" else import_file(file)
+        )
         target = out or Path(f"{done.config.name}.toml")
         if target.exists() and not overwrite:
             raise ConfigError(f"out = {str(target)!r} exists: use another name, or --overwrite")

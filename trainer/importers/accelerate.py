@@ -1,9 +1,9 @@
 """accelerate's YAML: how processes are started, DeepSpeed, and the dtype of the forward pass."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from ..data.sets.checks import Surroundings
 from ..types import Record
 from . import values
 from .translation import Translation
@@ -14,8 +14,8 @@ def is_config(data: Any) -> bool:
     return isinstance(data, Mapping) and "distributed_type" in data and "num_processes" in data
 
 
-def translate(data: Mapping[str, Any], folder: Path) -> Translation:
-    """What of it concerns a run; `folder` is not needed."""
+def translate(data: Mapping[str, Any], around: Surroundings) -> Translation:
+    """What of it concerns a run; nothing around it is needed."""
     options: Record = {}
     for name, value in data.items():
         deep = isinstance(value, Mapping) and name == "deepspeed_config"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import ADAPTERS, LR_SCHEDULES
-from ..data.sets.checks import found_from
+from ..data.sets.checks import Surroundings
 from ..errors import ConfigError
 from ..types import Record
 from . import values
@@ -52,7 +52,7 @@ def is_config(data: Any) -> bool:
     )
 
 
-def translate(data: Mapping[str, Any], folder: Path) -> Translation:
+def translate(data: Mapping[str, Any], around: Surroundings) -> Translation:
     """The first training process of a job. Raises ConfigError if it has none."""
     config = data["config"]
     processes = config["process"] if isinstance(config["process"], list) else [config["process"]]
@@ -71,7 +71,7 @@ def translate(data: Mapping[str, Any], folder: Path) -> Translation:
         table = {"file": made.text("model.assistant_lora_path"), "strength": 1.0, "use": "training"}
         made.put("model.base_lora", [table], "model.assistant_lora_path")
     _network(made, family)
-    _datasets(made, process, folder)
+    _datasets(made, process, around)
     _training(made, family)
     _optimizer(made)
     _samples(made, process)
@@ -153,7 +153,7 @@ def _network(made: Translation, family: str) -> None:
         made.put("network.target_modules", "default", why="every Linear of the blocks there")
 
 
-def _datasets(made: Translation, process: Mapping[str, Any], folder: Path) -> None:
+def _datasets(made: Translation, process: Mapping[str, Any], around: Surroundings) -> None:
     regularisation = made.number("train.reg_weight", 1.0)
     for number, given in enumerate(process.get("datasets") or [], 1):
         inner = Translation("ai_toolkit", ("job",), {f"datasets.{name}": value for name, value in given.items()})
@@ -167,7 +167,7 @@ def _datasets(made: Translation, process: Mapping[str, Any], folder: Path) -> No
         table = DatasetTable(options={"folder": "", "recursive": True, **inner.for_datasets})
         table.comments = {name: inner.comments.get(f"dataset.{name}", "") for name in table.options}
         place = str(table.options["folder"])
-        found = found_from(place, folder) if place else None
+        found = around.find(place) if place else None
         if found is not None and not Path(place).exists():
             table.options["folder"] = str(found)
         made.inner += [*inner.taken.values()] if number == 1 else []

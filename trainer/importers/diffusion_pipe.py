@@ -6,7 +6,7 @@ from typing import Any
 
 from ..choices import ADAPTERS
 from ..config.toml import read_toml
-from ..data.sets.checks import found_from
+from ..data.sets.checks import Surroundings
 from ..types import Record
 from . import values
 from .finish import run_name
@@ -33,14 +33,14 @@ def is_datasets(data: Any) -> bool:
     return isinstance(tables, list) and all(isinstance(one, Mapping) and "path" in one for one in tables)
 
 
-def translate_datasets(data: Mapping[str, Any], folder: Path) -> Translation:
+def translate_datasets(data: Mapping[str, Any], around: Surroundings) -> Translation:
     """A dataset TOML alone."""
     made = Translation("diffusion_pipe", ("run",), {})
-    _add_sets(made, data, folder)
+    _add_sets(made, data, around)
     return made
 
 
-def translate(data: Mapping[str, Any], folder: Path) -> Translation:
+def translate(data: Mapping[str, Any], around: Surroundings) -> Translation:
     """The TOML of a run. Raises ConfigError for a value that cannot be read."""
     options: Record = {}
     for name, value in data.items():
@@ -50,7 +50,7 @@ def translate(data: Mapping[str, Any], folder: Path) -> Translation:
     made = Translation("diffusion_pipe", ("run",), options)
     _model(made)
     _network(made, isinstance(data.get("adapter"), Mapping))
-    _datasets(made, folder)
+    _datasets(made, around)
     _training(made)
     _optimizer(made)
     _noise(made)
@@ -108,11 +108,11 @@ def _network(made: Translation, has_adapter: bool) -> None:
     )
 
 
-def _datasets(made: Translation, folder: Path) -> None:
+def _datasets(made: Translation, around: Surroundings) -> None:
     if made.number("uncond_fraction"):
         made.put("dataset.caption_dropout", made.number("uncond_fraction"), "uncond_fraction")
     place = made.text("dataset")
-    path = found_from(place, folder) if place else None
+    path = around.find(place) if place else None
     if path is None:
         made.say("none", "dataset", note=f"{place} is not there: import from the folder that it is named from")
         made.notes.append(
@@ -120,10 +120,10 @@ def _datasets(made: Translation, folder: Path) -> None:
         )
     else:
         made.say("exact", "dataset", note=f"read from {path}", ours="dataset")
-        _add_sets(made, read_toml(path), path.parent)
+        _add_sets(made, read_toml(path), around.at(path.parent))
 
 
-def _add_sets(made: Translation, data: Mapping[str, Any], folder: Path) -> None:
+def _add_sets(made: Translation, data: Mapping[str, Any], around: Surroundings) -> None:
     shared = {name: value for name, value in data.items() if name != "directory"}
     for given in data.get("directory", []):
         inner = Translation(
@@ -135,7 +135,7 @@ def _add_sets(made: Translation, data: Mapping[str, Any], folder: Path) -> None:
         table.comments = {name: inner.comments.get(f"dataset.{name}", "") for name in table.options}
         for name in ("folder", "masks", "references"):
             place = str(table.options.get(name, ""))
-            found = found_from(place, folder) if place else None
+            found = around.find(place) if place else None
             if found is not None and not Path(place).exists():
                 table.options[name] = str(found)
         made.inner += inner.taken.values() if not made.datasets else []

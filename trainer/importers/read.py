@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.toml import toml_tables
+from ..data.sets.checks import Surroundings
 from ..errors import ConfigError, problem_list
 from . import accelerate, ai_toolkit, diffusion_pipe
 from .finish import Imported, finish
@@ -19,8 +20,8 @@ from .simpletuner import datasets, network
 from .table import by_name
 from .translation import Translation
 
-Translate = Callable[[Any, Path], Translation]
-"""A function of (what the file holds, its folder)."""
+Translate = Callable[[Any, Surroundings], Translation]
+"""A function of (what the file holds, what lies around it)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class Format:
     fits: Callable[[Any], bool]
     """Whether what a file holds is of this kind."""
     translate: Translate
-    datasets_only: bool = False
-    """Whether it holds nothing but datasets."""
+    is_dataset_file: bool = False
+    """Whether `data.sets.dataset_file` reads it as it is."""
 
 
 def _keys(data: Any) -> set[str]:
@@ -102,7 +103,7 @@ FORMATS = (
         title="SimpleTuner's list of datasets",
         fits=_is_backends,
         translate=datasets.translate_datasets,
-        datasets_only=True,
+        is_dataset_file=True,
     ),
     Format(
         title="a LyCORIS configuration",
@@ -115,7 +116,6 @@ FORMATS = (
         title="OneTrainer's concepts",
         fits=concepts.is_concepts,
         translate=concepts.translate_concepts,
-        datasets_only=True,
     ),
     Format(title="a command of musubi-tuner", fits=_is_musubi_command, translate=musubi.translate_command),
     Format(title="a command of kohya's sd-scripts", fits=_is_command, translate=kohya.translate_command),
@@ -126,14 +126,13 @@ FORMATS = (
         title="datasets of kohya's sd-scripts or musubi-tuner",
         fits=_is_sets,
         translate=musubi.translate_datasets,
-        datasets_only=True,
+        is_dataset_file=True,
     ),
     Format(title="a configuration of diffusion-pipe", fits=diffusion_pipe.is_run, translate=diffusion_pipe.translate),
     Format(
         title="datasets of diffusion-pipe",
         fits=diffusion_pipe.is_datasets,
         translate=diffusion_pipe.translate_datasets,
-        datasets_only=True,
     ),
     Format(title="a configuration of accelerate", fits=accelerate.is_config, translate=accelerate.translate),
     Format(title="a configuration of SimpleTuner", fits=_is_simpletuner, translate=simpletuner.translate),
@@ -151,28 +150,31 @@ def recognise(path: Path) -> Format | None:
     return _format(data)
 
 
-def import_text(text: str, folder: Path, called: str) -> Imported:
-    """Translate what a file holds; `folder` is where its relative paths are looked for. Raises ConfigError that names it."""
+def import_text(text: str, around: Surroundings, called: str) -> Imported:
+    """Translate what a text holds that is `called` so in messages. Raises ConfigError."""
     data = _data(text)
     kind = _format(data)
     if kind is None:
         known = ", ".join(one.title for one in FORMATS)
         raise ConfigError(f"{called} is none of the files that can be imported: {known}")
     try:
-        return finish(kind.translate(data, folder))
+        return finish(kind.translate(data, around))
     except ConfigError as error:
         raise ConfigError(f"{called}: {error}") from error
 
 
-def import_file(path: Path) -> Imported:
-    """Translate a file of another trainer. Raises ConfigError that names the file."""
+def import_file(path: Path, allowed: Callable[[Path], bool] = lambda path: True) -> Imported:
+    """Translate a file of another trainer. Raises ConfigError that names the file.
+
+    `allowed` says which of the files and folders that it names may be looked at; the others count as missing.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
-    return import_text(text, path.parent, str(path))
+    return import_text(text, Surroundings(path.parent, allowed), str(path))
 
 
 def _format(data: Any) -> Format | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..config.dataset import DatasetConfig
 from ..config.run import TrainConfig
 from ..config.section import as_tuple
-from ..data.sets.checks import found_from
+from ..data.sets.checks import Surroundings
 from ..errors import ConfigError
 from ..types import Record
 from . import values
@@ -54,23 +54,23 @@ class DatasetTable:
     comments: dict[str, str] = field(default_factory=dict)
 
 
-def dataset_table(options: Mapping[str, Any], folder: Path) -> DatasetTable:
+def dataset_table(options: Mapping[str, Any], around: Surroundings) -> DatasetTable:
     """The table for options that a reader of dataset files has made: without those that are our defaults.
 
-    A path that leads nowhere from here is looked for from `folder` and those above it.
+    A path that leads nowhere from here is looked for from the folder around it and those above.
     """
     defaults = {one.name: one.default for one in fields(DatasetConfig)}
     kept = {name: value for name, value in options.items() if name == "folder" or as_tuple(value) != defaults[name]}
-    comments = {"folder": "not there yet"} if found_from(str(kept["folder"]), folder) is None else {}
-    return DatasetTable(options={name: _place(name, value, folder) for name, value in kept.items()}, comments=comments)
+    comments = {"folder": "not there yet"} if around.find(str(kept["folder"])) is None else {}
+    return DatasetTable(options={name: _place(name, value, around) for name, value in kept.items()}, comments=comments)
 
 
-def _place(name: str, value: Any, folder: Path) -> Any:
+def _place(name: str, value: Any, around: Surroundings) -> Any:
     if name not in PATHS or not value or value == "alpha":
         return value
     if isinstance(value, list):
-        return [_place(name, one, folder) for one in value]
-    found = None if Path(value).exists() else found_from(value, folder)
+        return [_place(name, one, around) for one in value]
+    found = None if Path(value).exists() else around.find(value)
     return str(found) if found else value
 
 

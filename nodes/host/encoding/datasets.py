@@ -17,7 +17,6 @@ from ....trainer.data.images.index import FileIndex
 from ....trainer.data.images.load import file_digest
 from ....trainer.data.report import make_report, refuse_warnings
 from ....trainer.data.sets.dataset import Dataset, build_dataset, first_trigger
-from ....trainer.data.sets.dataset_file import read_dataset_file
 from ....trainer.data.sets.folders import walk
 from ....trainer.data.sets.scan import folders_of, scan
 from ....trainer.errors import ConfigError, DataError, LoomError
@@ -26,6 +25,7 @@ from ....trainer.types import Example, Record, reference_name
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CacheValue, DatasetValue, example_from_json, example_to_json
 from ..comfy_types import Clip, Vae
+from ..importing import read_datasets
 from ..paths import cache_folder, preview, resolve_file, resolve_folder
 from ..progress import Bar
 from .edit_prompts import chosen_reading, text_pixels
@@ -47,7 +47,7 @@ def file_state(name: str) -> str:
     """A digest like `folder_state` for all datasets of a file, and of the file."""
     try:
         file = resolve_file(name, "path")
-        sets = read_dataset_file(file, _judged).sets
+        sets = read_datasets(file, _judged).sets
         return digest([file_digest(file), [_set_state(to_dict(one)) for one in sets]])
     except (LoomError, OSError) as error:
         return str(error)
@@ -102,7 +102,7 @@ def add_file(previous: DatasetValue | None, name: str) -> tuple[DatasetValue, Te
 
     Raises ConfigError or DataError naming every problem.
     """
-    listed = read_dataset_file(resolve_file(name, "path"), _judged)
+    listed = read_datasets(resolve_file(name, "path"), _judged)
     return _added(previous, listed.sets, listed.notes)
 
 

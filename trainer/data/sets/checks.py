@@ -1,7 +1,7 @@
 """The result of reading a dataset file, and checks of option values that its readers share."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...config.dataset import DataConfig, DatasetConfig
@@ -94,3 +94,21 @@ def found_from(text: str, folder: Path) -> Path | None:
         return path if path.exists() else None
     above = [folder, *folder.absolute().parents[: LEVELS - 1]]
     return next((place / path for place in above if (place / path).exists()), None)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where another trainer's file lies, and what may be looked at from there."""
+
+    folder: Path
+    allowed: Callable[[Path], bool] = lambda path: True
+    """Whether a path may be looked at. A workflow, which may come from anybody, sees only what ComfyUI allows."""
+
+    def find(self, text: str) -> Path | None:
+        """The file or folder that a path in the file means. None if it is not there, or may not be looked at."""
+        found = found_from(text, self.folder)
+        return found if found is not None and self.allowed(found) else None
+
+    def at(self, folder: Path) -> "Surroundings":
+        """The same for a file in another folder."""
+        return replace(self, folder=folder)

@@ -69,6 +69,11 @@ def _from_above(folder: Path, text: str) -> Path:
     return found_from(text, folder) or _from_folder(folder, text)
 
 
+def placed(config: DatasetConfig, folder: Path, find: Find | None = None) -> DatasetConfig:
+    """A set of another trainer's file in `folder`, with its paths resolved and checked by `find`."""
+    return _with_paths(config, partial(_from_above, folder), find)
+
+
 def _with_paths(config: DatasetConfig, place: Callable[[str], Path], find: Find | None) -> DatasetConfig:
     """The set with its paths resolved by `place` and checked by `find`."""
     changes: dict[str, Any] = {}

@@ -1,11 +1,10 @@
 """Datasets of sd-scripts: a dataset TOML, [[subsets]] of LoRA_Easy_Training_Scripts, or the folders of a command."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...config.toml import read_toml
-from ...data.sets.checks import found_from
+from ...data.sets.checks import Surroundings
 from ...data.sets.kohya import kohya_sets
 from ...types import Record
 from .. import values
@@ -31,25 +30,25 @@ TEXTS = (
 )
 
 
-def datasets(made: Translation, folder: Path, subsets: Sequence[Record] = ()) -> None:
+def datasets(made: Translation, around: Surroundings, subsets: Sequence[Record] = ()) -> None:
     """Set the datasets: a dataset TOML, [[subsets]], or folders of the command."""
     shared = {name: _typed(made, name) for name in DATA if made.has(name)}
     if "caption_extention" in shared:
         shared["caption_extension"] = shared.pop("caption_extention")
     made.say("exact", *DATA, note="", ours="dataset")
     place = made.text("dataset_config")
-    path = found_from(place, folder) if place else None
+    path = around.find(place) if place else None
     if place and path is None:
         made.put("dataset_files", [place], "dataset_config")
         made.notes.append(f"dataset_files: {place} is not there yet; it is read when the run starts")
     elif path is not None:
         made.say("exact", "dataset_config", note=f"read from {path}", ours="dataset")
         data = read_toml(path)
-        add_sets(made, {**data, "general": {**shared, **data.get("general", {})}}, path.parent)
+        add_sets(made, {**data, "general": {**shared, **data.get("general", {})}}, around.at(path.parent))
     elif subsets:
-        add_sets(made, {"general": shared, "datasets": [{"subsets": list(subsets)}]}, folder)
+        add_sets(made, {"general": shared, "datasets": [{"subsets": list(subsets)}]}, around)
     else:
-        _folders(made, shared, folder)
+        _folders(made, shared, around)
 
 
 def _typed(made: Translation, name: str) -> Any:
@@ -63,7 +62,7 @@ def _typed(made: Translation, name: str) -> Any:
     )
 
 
-def _folders(made: Translation, shared: Record, folder: Path) -> None:
+def _folders(made: Translation, shared: Record, around: Surroundings) -> None:
     """--train_data_dir and --reg_data_dir: folders of N_concept folders."""
     for name, more in (("train_data_dir", {}), ("reg_data_dir", {"is_reg": True})):
         if not made.has(name):
@@ -74,7 +73,7 @@ def _folders(made: Translation, shared: Record, folder: Path) -> None:
             options["metadata_file"] = metadata
             made.say("exact", "in_json", ours="dataset.metadata")
         before = len(made.datasets)
-        add_sets(made, {"general": shared, "datasets": [{"subsets": [options]}]}, folder, label=False)
+        add_sets(made, {"general": shared, "datasets": [{"subsets": [options]}]}, around, label=False)
         table = made.datasets[before].options
         if not metadata:
             table["layout"] = "kohya"
@@ -88,7 +87,7 @@ def _folders(made: Translation, shared: Record, folder: Path) -> None:
     made.say("needless", "prior_loss_weight", note="there are no regularisation images")
 
 
-def add_sets(made: Translation, data: Mapping[str, Any], folder: Path, *, label: bool = True) -> None:
+def add_sets(made: Translation, data: Mapping[str, Any], around: Surroundings, *, label: bool = True) -> None:
     """Write a [[dataset]] table for each set of a dataset TOML; a batch size in it is the run's.
 
     `label`: whether its options stand in a file of their own, and are listed apart from those of the run.
@@ -105,7 +104,7 @@ def add_sets(made: Translation, data: Mapping[str, Any], folder: Path, *, label:
             why="batch_size of the datasets",
         )
     made.notes += [note for note in notes if "batch_size" not in note]
-    made.datasets += [dataset_table(options, folder) for options in sets]
+    made.datasets += [dataset_table(options, around) for options in sets]
     for number, dataset in enumerate(data.get("datasets", []), 1):
         subsets = dataset.get("subsets", [])
         if label:

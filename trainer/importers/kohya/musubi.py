@@ -1,11 +1,10 @@
 """musubi-tuner: sd-scripts' grammar with one script per architecture, and flat dataset tables."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ...config.toml import read_toml
-from ...data.sets.checks import found_from
+from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ..models import put_base
 from ..translation import Translation
@@ -54,31 +53,31 @@ def architecture(script: str, options: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def translate_command(text: str, folder: Path) -> Translation:
+def translate_command(text: str, around: Surroundings) -> Translation:
     """A command line, or a script with one."""
     script, options = shell.options(shell.command(text), LISTS)
     config = str(options.get("config_file", ""))
     if config:
-        path = found_from(config, folder) or found_from(f"{config}.toml", folder)
+        path = around.find(config) or around.find(f"{config}.toml")
         if path is None:
             raise ConfigError(f"config_file = {config!r} is not there: import it from the folder that it is named from")
         options = {**flat(read_toml(path)), **options}
-    return translate(options, folder, script)
+    return translate(options, around, script)
 
 
-def translate_run(data: Mapping[str, Any], folder: Path) -> Translation:
+def translate_run(data: Mapping[str, Any], around: Surroundings) -> Translation:
     """The TOML of a run."""
-    return translate(flat(data), folder, "")
+    return translate(flat(data), around, "")
 
 
-def translate_datasets(data: Mapping[str, Any], folder: Path) -> Translation:
+def translate_datasets(data: Mapping[str, Any], around: Surroundings) -> Translation:
     """A dataset TOML alone, of musubi-tuner or of sd-scripts."""
     made = Translation("sd_scripts", ("args",), {})
-    add_sets(made, data, folder)
+    add_sets(made, data, around)
     return made
 
 
-def translate(options: Mapping[str, Any], folder: Path, script: str) -> Translation:
+def translate(options: Mapping[str, Any], around: Surroundings, script: str) -> Translation:
     """Options of musubi-tuner. Raises ConfigError for a value that cannot be read."""
     made = Translation("musubi_tuner", ("args",), options)
     word, family = architecture(script, options)
@@ -111,6 +110,6 @@ def translate(options: Mapping[str, Any], folder: Path, script: str) -> Translat
     if made.has("guidance_scale") and family == "flux":
         made.put("objective.guidance_scale", made.number("guidance_scale"), "guidance_scale")
     made.say("needless", "guidance_scale", note="the model takes no guidance value")
-    datasets(made, folder)
-    training(made, folder)
+    datasets(made, around)
+    training(made, around)
     return made

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...choices import ADAPTERS
 from ...config.toml import read_toml
-from ...data.sets.checks import found_from
+from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
@@ -51,21 +50,21 @@ def command_options(text: str) -> tuple[str, Record]:
     return script, options if script or any(name in known for name in options) else {}
 
 
-def translate_command(text: str, folder: Path) -> Translation:
+def translate_command(text: str, around: Surroundings) -> Translation:
     """A command line, or a script with one, with the TOML files that it names."""
     script, options = command_options(text)
     config = str(options.get("config_file", ""))
     if config:
-        path = found_from(config, folder) or found_from(f"{config}.toml", folder)
+        path = around.find(config) or around.find(f"{config}.toml")
         if path is None:
             raise ConfigError(f"config_file = {config!r} is not there: import it from the folder that it is named from")
         options = {**flat(read_toml(path)), **options}
-    return translate(options, folder, script)
+    return translate(options, around, script)
 
 
-def translate_run(data: Mapping[str, Any], folder: Path) -> Translation:
+def translate_run(data: Mapping[str, Any], around: Surroundings) -> Translation:
     """The TOML of a run, whose tables mean nothing."""
-    return translate(flat(data), folder, "")
+    return translate(flat(data), around, "")
 
 
 def flat(data: Mapping[str, Any]) -> Record:
@@ -76,7 +75,7 @@ def flat(data: Mapping[str, Any]) -> Record:
     return found
 
 
-def translate_easy(data: Mapping[str, Any], folder: Path) -> Translation:
+def translate_easy(data: Mapping[str, Any], around: Surroundings) -> Translation:
     """LoRA_Easy_Training_Scripts' TOML: tables of arguments, and [[subsets]]."""
     options: Record = {}
     for table in data.values():
@@ -88,7 +87,7 @@ def translate_easy(data: Mapping[str, Any], folder: Path) -> Translation:
     if "warmup_ratio" in options:
         options.setdefault("lr_warmup_steps", options.pop("warmup_ratio"))
     script = "sdxl_train_network.py" if options.pop("sdxl", False) else ""
-    return translate(options, folder, script, list(data.get("subsets", [])))
+    return translate(options, around, script, list(data.get("subsets", [])))
 
 
 def part_of(script: str, options: Mapping[str, Any]) -> str:
@@ -101,7 +100,9 @@ def part_of(script: str, options: Mapping[str, Any]) -> str:
     return next((part for mark, part in marks.items() if mark in options), "sd")
 
 
-def translate(options: Mapping[str, Any], folder: Path, script: str, subsets: Sequence[Record] = ()) -> Translation:
+def translate(
+    options: Mapping[str, Any], around: Surroundings, script: str, subsets: Sequence[Record] = ()
+) -> Translation:
     """Options of sd-scripts. `subsets` are those that stand beside them. Raises ConfigError for a value that cannot be read."""
     part = part_of(script, options)
     made = Translation("sd_scripts", ("args", part), options)
@@ -124,8 +125,8 @@ def translate(options: Mapping[str, Any], folder: Path, script: str, subsets: Se
         noise(made)
     else:
         flow(made, part)
-    datasets(made, folder, subsets)
-    training(made, folder)
+    datasets(made, around, subsets)
+    training(made, around)
     return made
 
 
@@ -194,7 +195,7 @@ def rates(made: Translation, *, trains_text: bool, unet: str = "unet_lr") -> Non
         made.put("optimizer.max_grad_norm", made.number("max_grad_norm"), "max_grad_norm")
 
 
-def training(made: Translation, folder: Path) -> None:
+def training(made: Translation, around: Surroundings) -> None:
     """Set length, batches, checkpoints, dtypes, samples and folders."""
     made.put("name", run_name(made.text("output_name", "last")), "output_name")
     if made.has("output_dir"):
@@ -244,12 +245,12 @@ def training(made: Translation, folder: Path) -> None:
         made.put("model.quantize", "float8", "fp8_base", "fp8_base_unet", "fp8_scaled", nearly=nearly)
     tracker = made.text("log_with", "tensorboard" if made.has("logging_dir") else "none")
     made.put("output.report_to", "tensorboard" if tracker == "all" else tracker, "log_with", "logging_dir")
-    _samples(made, folder)
+    _samples(made, around)
 
 
-def _samples(made: Translation, folder: Path) -> None:
+def _samples(made: Translation, around: Surroundings) -> None:
     place = made.text("sample_prompts")
-    path = found_from(place, folder) if place else None
+    path = around.find(place) if place else None
     if path is None:
         made.say("none", "sample_prompts", note=f"{place} is not there: write validation.prompts")
         made.say(

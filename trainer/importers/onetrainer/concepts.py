@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.sets.checks import found_from
+from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
@@ -21,14 +21,14 @@ def is_concepts(data: Any) -> bool:
     )
 
 
-def translate_concepts(data: Sequence[Record], folder: Path) -> Translation:
+def translate_concepts(data: Sequence[Record], around: Surroundings) -> Translation:
     """A list of concepts alone."""
     made = Translation("onetrainer", ("config",), {})
-    add_concepts(made, data, folder)
+    add_concepts(made, data, around)
     return made
 
 
-def concepts(made: Translation, folder: Path) -> None:
+def concepts(made: Translation, around: Surroundings) -> None:
     """Set the datasets and what holds for all of them."""
     sizes = [values.sides("resolution", one) for one in made.text("resolution", "512").split(",")]
     uneven = any(width != height for width, height in sizes)
@@ -65,7 +65,7 @@ def concepts(made: Translation, folder: Path) -> None:
     concepts = made.get("concepts")
     place = made.text("concept_file_name", "training_concepts/concepts.json")
     if concepts is None:
-        path = found_from(place, folder)
+        path = around.find(place)
         if path is None:
             made.say("none", "concept_file_name", note=f"{place} is not there: import from OneTrainer's folder")
             made.notes.append(
@@ -76,12 +76,12 @@ def concepts(made: Translation, folder: Path) -> None:
             concepts = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"concept_file_name = {place!r} cannot be read: {error}") from error
-        folder = path.parent
+        around = around.at(path.parent)
     made.say("exact", "concepts", "concept_file_name", ours="dataset")
-    add_concepts(made, concepts, folder)
+    add_concepts(made, concepts, around)
 
 
-def add_concepts(made: Translation, concepts: Sequence[Record], folder: Path) -> None:
+def add_concepts(made: Translation, concepts: Sequence[Record], around: Surroundings) -> None:
     """Write a [[dataset]] table for each concept that is enabled."""
     for number, concept in enumerate(concepts, 1):
         if not values.is_on(concept.get("enabled", True)):
@@ -96,7 +96,7 @@ def add_concepts(made: Translation, concepts: Sequence[Record], folder: Path) ->
         table = DatasetTable(options=inner.for_datasets)
         table.comments = {name: inner.comments.get(f"dataset.{name}", "") for name in table.options}
         place = str(table.options.get("folder", ""))
-        found = found_from(place, folder) if place else None
+        found = around.find(place) if place else None
         if found is not None and not Path(place).exists():
             table.options["folder"] = str(found)
         made.inner += inner.taken.values() if not made.datasets else []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...choices import ADAPTERS
+from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
@@ -74,7 +75,7 @@ def is_config(data: Any) -> bool:
     return isinstance(data, Mapping) and "training_method" in data and str(data.get("model_type", "")).isupper()
 
 
-def translate(data: Mapping[str, Any], folder: Path) -> Translation:
+def translate(data: Mapping[str, Any], around: Surroundings) -> Translation:
     """A run. Raises ConfigError for what trains no LoRA."""
     options = _flat(_today(data))
     made = Translation("onetrainer", ("config",), options)
@@ -90,11 +91,11 @@ def translate(data: Mapping[str, Any], folder: Path) -> Translation:
     family = put_family(made, "model_type", made.text("model_type"))
     _model(made)
     _network(made)
-    concepts(made, folder)
+    concepts(made, around)
     _training(made)
     _optimizer(made, family)
     noise(made, family)
-    samples(made, folder)
+    samples(made, around)
     return made
 
 

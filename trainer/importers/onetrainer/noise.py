@@ -1,9 +1,8 @@
 """OneTrainer's noise levels, loss and samples."""
 
 import json
-from pathlib import Path
 
-from ...data.sets.checks import found_from
+from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from .. import values
 from ..translation import Translation
@@ -63,11 +62,11 @@ def noise(made: Translation, family: str) -> None:
     made.say("needless", "huber_delta", note="the loss is mse")
 
 
-def samples(made: Translation, folder: Path) -> None:
+def samples(made: Translation, around: Surroundings) -> None:
     """Set prompts and settings of the samples."""
     samples = made.get("samples")
     place = made.text("sample_definition_file_name")
-    path = found_from(place, folder) if place and samples is None else None
+    path = around.find(place) if place and samples is None else None
     if path is not None:
         try:
             samples = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -3,11 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ...config.toml import toml_tables
-from ...data.sets.checks import found_from
+from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
@@ -39,25 +38,25 @@ SWITCHES_OF_OLD = ("STABLE_DIFFUSION_3", "FLUX")
 """Variables of older files that name the family."""
 
 
-def translate(options: Mapping[str, Any], folder: Path) -> Translation:
+def translate(options: Mapping[str, Any], around: Surroundings) -> Translation:
     """A configuration whose file lies in `folder`. Raises ConfigError for a value that cannot be read."""
-    made = Translation("simpletuner", ("config",), {**_of_environment(options, folder), **options})
+    made = Translation("simpletuner", ("config",), {**_of_environment(options, around), **options})
     made.say("exact", *WHICH_FILE, note="which configuration is read")
     family = _model(made)
     _names(made)
-    network(made, family, folder)
+    network(made, family, around)
     _optimizer(made)
     schedule(made)
     noise(made, family)
     steps_range(made)
     _text(made)
     _training(made)
-    _validation(made, family, folder)
-    datasets(made, folder)
+    _validation(made, family, around)
+    datasets(made, around)
     return made
 
 
-def translate_prompts(data: Mapping[str, str], folder: Path) -> Translation:
+def translate_prompts(data: Mapping[str, str], around: Surroundings) -> Translation:
     """A prompt library alone."""
     made = Translation("simpletuner", ("config",), {})
     made.put("validation.prompts", list(data.values()), why="the prompts of the library")
@@ -93,13 +92,13 @@ def environment(text: str) -> Record | None:
     return {**lower, **extra}
 
 
-def _of_environment(options: Mapping[str, Any], folder: Path) -> Record:
+def _of_environment(options: Mapping[str, Any], around: Surroundings) -> Record:
     """The configuration that a config.env names by ENV and CONFIG_BACKEND; none if it is not there, or another file is translated."""
     named, kind = options.get("ENV"), str(options.get("CONFIG_BACKEND") or "")
     if not kind:
         return {}
     place = f"config.{kind}" if named in (None, "default") else f"{named}/config.{kind}"
-    path = found_from(place, folder) if kind in ("json", "toml") else None
+    path = around.find(place) if kind in ("json", "toml") else None
     if path is None:
         return {}
     try:
@@ -275,10 +274,10 @@ def _training(made: Translation) -> None:
         made.say("needless", "hub_model_id", "push_to_hub", "push_checkpoints_to_hub", note="nothing is pushed")
 
 
-def _validation(made: Translation, family: str, folder: Path) -> None:
+def _validation(made: Translation, family: str, around: Surroundings) -> None:
     library = made.get("user_prompt_library") or made.get("use_prompt_library") or made.get("validation_prompt_library")
     if isinstance(library, str) and library.endswith(".json"):
-        path = found_from(library, folder)
+        path = around.find(library)
         names = ("user_prompt_library", "use_prompt_library", "validation_prompt_library")
         made.put("validation.prompt_library", str(path) if path else library, *names)
     if made.has("validation_prompt") and not made.on("validation_disable"):

@@ -1,10 +1,9 @@
 """SimpleTuner's datasets: multidatabackend.json, and the options of a run that hold for each of them."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from ...data.sets.checks import found_from
+from ...data.sets.checks import Surroundings
 from ...data.sets.simpletuner import CACHES, simpletuner_sets
 from ...errors import ConfigError
 from ...types import Record
@@ -24,17 +23,17 @@ NUMBERS = ("resolution", "minimum_image_size", "maximum_image_size", "target_dow
 SWITCHES = ("prepend_instance_prompt", "only_instance_prompt", "disable_multiline_split")
 
 
-def translate_datasets(entries: list[Record], folder: Path) -> Translation:
+def translate_datasets(entries: list[Record], around: Surroundings) -> Translation:
     """A multidatabackend.json alone."""
     made = Translation("simpletuner", ("config",), {})
-    add_sets(made, entries, folder)
+    add_sets(made, entries, around)
     return made
 
 
-def datasets(made: Translation, folder: Path) -> None:
+def datasets(made: Translation, around: Surroundings) -> None:
     """Set the datasets: those of data_backend_config, with what the run says for all of them."""
     place = made.text("data_backend_config")
-    path = found_from(place, folder) if place else None
+    path = around.find(place) if place else None
     if place and path is None:
         made.put("dataset_files", [place], "data_backend_config")
         made.notes.append(
@@ -58,7 +57,7 @@ def datasets(made: Translation, folder: Path) -> None:
     made.say("exact", "data_backend_config", note=f"read from {path}", ours="dataset")
     shared = {name: _typed(made, name) for name in OF_DATASETS if made.has(name)}
     made.say("exact", *OF_DATASETS, note="for each dataset without its own", ours="dataset")
-    add_sets(made, [{**shared, **entry} for entry in entries], path.parent)
+    add_sets(made, [{**shared, **entry} for entry in entries], around.at(path.parent))
 
 
 def _for_all(made: Translation) -> None:
@@ -79,11 +78,11 @@ def _typed(made: Translation, name: str) -> Any:
     return made.number(name) if name in NUMBERS else made.on(name) if name in SWITCHES else made.get(name)
 
 
-def add_sets(made: Translation, entries: list[Record], folder: Path) -> None:
+def add_sets(made: Translation, entries: list[Record], around: Surroundings) -> None:
     """Write a [[dataset]] table for each dataset of a multidatabackend.json."""
     sets, notes = simpletuner_sets([_without_defaults(entry) for entry in entries])
     made.notes += notes
-    made.datasets += [dataset_table(options, folder) for options in sets]
+    made.datasets += [dataset_table(options, around) for options in sets]
     for number, entry in enumerate(entries, 1):
         kind = str(entry.get("dataset_type", "image"))
         cache = "caches have a folder of their own" if kind in CACHES else ""

@@ -3,11 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ...choices import ADAPTERS
-from ...data.sets.checks import found_from
+from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
 from ..translation import Translation
@@ -29,14 +28,14 @@ FLUX_PATTERNS = {
 """{flux_lora_target: target modules} that no preset here stands for."""
 
 
-def translate_lycoris(data: Mapping[str, Any], folder: Path) -> Translation:
+def translate_lycoris(data: Mapping[str, Any], around: Surroundings) -> Translation:
     """A LyCORIS configuration alone."""
     made = Translation("simpletuner", ("lycoris",), flat(data))
     lycoris_network(made)
     return made
 
 
-def network(made: Translation, family: str, folder: Path) -> None:
+def network(made: Translation, family: str, around: Surroundings) -> None:
     """Set the network and its target modules."""
     kind = made.text("model_type", "full")
     if kind == "full" and "full" in ADAPTERS:
@@ -49,7 +48,7 @@ def network(made: Translation, family: str, folder: Path) -> None:
             note="the whole model cannot be trained here; a LoRA is trained instead, with a lower rate than it needs",
         )
     if made.text("lora_type", "standard") == "lycoris":
-        _lycoris(made, folder)
+        _lycoris(made, around)
         return
     made.say("exact", "lora_type", ours="network.kind")
     made.put("network.kind", "dora" if made.on("use_dora") else "lora", "model_type", "use_dora")
@@ -86,9 +85,9 @@ def _targets(made: Translation, family: str) -> None:
         made.put("network.target_modules", FEW_TARGETS, "flux_lora_target", why="SimpleTuner's default")
 
 
-def _lycoris(made: Translation, folder: Path) -> None:
+def _lycoris(made: Translation, around: Surroundings) -> None:
     place = made.text("lycoris_config", "config/lycoris_config.json")
-    path = found_from(place, folder)
+    path = around.find(place)
     if path is None:
         made.put(
             "network.kind",

@@ -6,7 +6,8 @@ from .demo import LoomDemoModel
 from .importing import LoomImportSettings
 from .lora_tools import LoomLoraInspect, LoomLoraMerge, LoomLoraResize
 from .node import LoomNode
-from .settings import LoomMemory, LoomNetwork, LoomObjective, LoomOptimizer, LoomValidation
+from .objective import LoomObjective
+from .settings import LoomMemory, LoomNetwork, LoomOptimizer, LoomValidation
 from .sweep import LoomAPG, LoomCheckpoints, LoomGuidance, LoomScore, LoomStrip, LoomSweep
 from .train import LoomRun, LoomTrain, LoomWait
 

@@ -247,10 +247,12 @@ TIMESTEP_SAMPLING: dict[str, Choice] = {
 LOSSES: dict[str, Choice] = {
     "mse": Choice(help="squared error", make=".diffusion.loss:mse"),
     "huber": Choice(
-        help="forgives outliers: linear beyond huber_delta", make=".diffusion.loss:huber", options=("huber_delta",)
+        help="forgives outliers: linear beyond huber_delta",
+        make=".diffusion.loss:huber",
+        options=("huber_delta", "huber_schedule"),
     ),
     "smooth_l1": Choice(
-        help="huber divided by huber_delta", make=".diffusion.loss:smooth_l1", options=("huber_delta",)
+        help="huber divided by huber_delta", make=".diffusion.loss:smooth_l1", options=("huber_delta", "huber_schedule")
     ),
 }
 """[objective] loss: functions of (prediction, target, delta), all fp32, that return the loss of every element."""

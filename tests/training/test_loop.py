@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
-from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching
+from lora_loom.trainer.diffusion.loss import multires_noise
+from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching, VPrediction
 from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
 from lora_loom.trainer.errors import DivergedError
 from lora_loom.trainer.lora.adapter import inject
-from lora_loom.trainer.seeding import StepKey
+from lora_loom.trainer.seeding import StepKey, generator
 from lora_loom.trainer.training.held_out import HeldOut, held_out_loss, held_out_losses, mean_loss
 from lora_loom.trainer.training.loop import Average, LoopSettings, Training, fit
 from lora_loom.trainer.training.optim import make_optimizer
-from lora_loom.trainer.training.step import LossSettings, draw, sample_loss, train_step
+from lora_loom.trainer.training.step import LossSettings, draw, partly_unmasked, perturbed, sample_loss, train_step
 from lora_loom.trainer.types import Batch
 
 LOSS = LossSettings(noise_levels=NoiseLevels(law=Uniform()))
@@ -204,6 +205,64 @@ def test_loss_options_reach_the_loss():
     assert torch.allclose(weighted, plain * torch.tensor([0.25, 1.0]))
     huber = sample_loss(denoiser, batch, noise, sigma, LossSettings(noise_levels=LOSS.noise_levels, kind="huber"))
     assert (huber < plain).all()
+
+
+def with_options(**options):
+    return LossSettings(noise_levels=LOSS.noise_levels, **options)
+
+
+def test_weights_of_the_loss_multiply():
+    noise, sigma, batch = torch.randn(2, 4, 3, 3), torch.tensor([0.5, 5.0]), ToyBatches().at(0)
+    for objective, options, weights in (
+        (Epsilon(), {"debiased": True}, [0.5, 5.0]),
+        (Epsilon(), {"min_snr_gamma": 1.0, "soft_min_snr": True}, [1 / 5, 25 / 26]),
+        (VPrediction(), {"scale_v": True}, [4 / 5, 1 / 26]),
+        (
+            VPrediction(),
+            {"debiased": True, "min_snr_gamma": 1.0},
+            [(1 / 5) ** 2, (1 / 26 * 25) * (1 / 25 / (1 / 25 + 1))],
+        ),
+    ):
+        denoiser = ToyDenoiser(objective=objective)
+        plain = sample_loss(denoiser, batch, noise, sigma, LOSS)
+        weighted = sample_loss(denoiser, batch, noise, sigma, with_options(**options))
+        assert torch.allclose(weighted, plain * torch.tensor(weights), rtol=1e-4), options
+
+
+def test_a_perturbed_input_has_more_noise_than_its_target():
+    denoiser, batch, place = ToyDenoiser(), ToyBatches().at(0), StepKey(seed=0, step=3, micro_batch=1)
+    noise, sigma = draw(denoiser, batch, LOSS, place)
+    more = perturbed(noise, 0.1, place)
+    assert torch.equal(more, perturbed(noise, 0.1, place)), "a function of its place"
+    assert not torch.equal(more, perturbed(noise, 0.1, StepKey(seed=0, step=4, micro_batch=1)))
+    assert (more - noise).std().item() == pytest.approx(0.1, rel=0.3)
+    loss = train_step(denoiser, batch, with_options(perturbation=0.1), place)
+    assert torch.equal(loss, sample_loss(denoiser, batch, noise, sigma, LOSS, input_BCHW=more) * batch.weight_B)
+    assert not torch.equal(loss, train_step(denoiser, batch, LOSS, place))
+
+
+def test_multires_noise_is_drawn_by_place():
+    denoiser, batch = ToyDenoiser(objective=Epsilon()), ToyBatches().at(0)
+    place, options = StepKey(seed=0, step=3, micro_batch=1), with_options(multires_iterations=4, multires_discount=0.5)
+    noise, sigma = draw(denoiser, batch, options, place)
+    plain, same = draw(denoiser, batch, LOSS, place)
+    expected = multires_noise(plain[0], 4, 0.5, generator(0, "multires", 3, 1, 0))
+    assert torch.equal(noise[0], expected)
+    assert torch.equal(sigma, same)
+
+
+def test_a_mask_is_ignored_as_often_as_asked_and_never_lower_than_asked():
+    mask = torch.zeros(1, 1, 2, 2)
+    places = [StepKey(seed=0, step=step, micro_batch=0) for step in range(400)]
+    options = with_options(unmasked_probability=0.25, unmasked_weight=0.1)
+    masks = [partly_unmasked(mask, options, place) for place in places]
+    assert {round(value, 6) for one in masks for value in one.unique().tolist()} == {0.1, 1.0}
+    assert sum(bool((one == 1).all()) for one in masks) / 400 == pytest.approx(0.25, abs=0.06)
+    assert all(
+        torch.equal(one, partly_unmasked(mask, options, place)) for one, place in zip(masks, places, strict=True)
+    )
+    assert partly_unmasked(mask, LOSS, places[0]) is mask
+    assert partly_unmasked(None, options, places[0]) is None
 
 
 def test_a_bad_step_is_not_taken():

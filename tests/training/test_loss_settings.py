@@ -69,10 +69,34 @@ def test_losses():
     assert loss_settings(ObjectiveConfig(), levels()).normalised_masks
 
 
+def test_every_further_option_reaches_the_loss():
+    config = ObjectiveConfig(
+        multires_noise_iterations=6, multires_noise_discount=0.2, ip_noise_gamma=0.1, min_snr_gamma=5.0, soft_min_snr=True, debiased_loss=True,
+        scale_v_loss=True, loss="huber", huber_schedule="snr", unmasked_probability=0.1, unmasked_weight=0.2,
+    )  # fmt: skip
+    made = loss_settings(config, levels())
+    assert (made.multires_iterations, made.multires_discount, made.perturbation) == (6, 0.2, 0.1)
+    assert (made.soft_min_snr, made.debiased, made.scale_v, made.huber_schedule) == (True, True, True, "snr")
+    assert (made.unmasked_probability, made.unmasked_weight) == (0.1, 0.2)
+
+
 @pytest.mark.parametrize(
     ("objective", "settings", "message"),
     [
         (FLOW, {"min_snr_gamma": 5.0}, "objective.min_snr_gamma = 5.0: it is made for epsilon and v"),
+        (
+            FLOW,
+            {"multires_noise_iterations": 6},
+            "objective.multires_noise_iterations = 6: it is made for epsilon and v",
+        ),
+        (FLOW, {"debiased_loss": True}, "objective.debiased_loss = True: it is made for epsilon and v"),
+        (FLOW, {"scale_v_loss": True}, "objective.scale_v_loss = True: it is made for epsilon and v"),
+        (EPSILON, {"scale_v_loss": True}, "objective.scale_v_loss = True: it is made for v models"),
+        (
+            FLOW,
+            {"loss": "huber", "huber_schedule": "snr"},
+            "objective.huber_schedule = 'snr': a flow model has no such",
+        ),
         (FLOW, {"noise_offset": 0.1}, "objective.noise_offset = 0.1: it is made for epsilon and v"),
         (EPSILON, {"shift": 3.0}, "objective.shift = 3.0: only flow models have a shift, this one predicts epsilon"),
         (V, {"shift": "resolution"}, "objective.shift = 'resolution': only flow models"),

@@ -44,6 +44,24 @@ class ObjectiveConfig(Section, table="objective"):
     """Adds a constant per channel to the noise, which allows darker and brighter images; 0.05 to 0.1 is usual, 0 switches it off. Epsilon and v models only."""
     masked_loss: Literal["normalised", "plain"] = "normalised"
     """What a masked loss is divided by: normalised by the mask's own sum, plain by the size of the image (small masks then train weakly)."""
+    multires_noise_iterations: int = 0
+    """Adds noise at this many lower resolutions, which allows darker and brighter images and larger shapes (pyramid noise); 6 to 10 is usual, 0 switches it off. Epsilon and v models only."""
+    multires_noise_discount: float = 0.3
+    """Factor on the strength from one resolution of multires_noise_iterations to the next; 0.1 to 0.3 with few images, up to 0.8."""
+    ip_noise_gamma: float = 0.0
+    """Input perturbation: the noisy latents get this much more noise than the target knows of (arXiv 2301.11706); 0.1 is usual, 0 switches it off."""
+    soft_min_snr: bool = False
+    """min_snr_gamma without its corner: the harmonic mean SNR * gamma / (SNR + gamma) takes the place of the minimum."""
+    debiased_loss: bool = False
+    """Weighs the loss by 1 / sqrt(SNR), for v models by 1 / (SNR + 1), so that all noise levels count alike (arXiv 2310.08442). Epsilon and v models only."""
+    scale_v_loss: bool = False
+    """Weighs the loss of a v model by SNR / (SNR + 1), as that of an epsilon model is (sd-scripts' scale_v_pred_loss_like_noise_pred)."""
+    huber_schedule: Literal["constant", "exponential", "snr"] = "constant"
+    """How huber_delta depends on the noise level. exponential: from 1 at none to huber_delta at the highest. snr: the same by the noise level itself, epsilon and v models only."""
+    unmasked_probability: float = 0.0
+    """Probability that a training step ignores the mask of an image, so that its surroundings are learnt a little."""
+    unmasked_weight: float = 0.0
+    """Lowest weight of a masked loss, where the mask is black."""
     guidance_scale: float = 1.0
     """Guidance value that guidance-distilled models (Flux dev) receive while training. 1.0 keeps the distillation."""
     guided_loss: Annotated[str, OneOf(GUIDED_LOSSES)] = "off"
@@ -74,3 +92,8 @@ class ObjectiveConfig(Section, table="objective"):
             self.min_snr_gamma >= 0, "objective.min_snr_gamma", self.min_snr_gamma, "use 0 (off) or more (5 is usual)"
         )
         require(self.noise_offset >= 0, "objective.noise_offset", self.noise_offset, "use 0 (off) or more")
+        shares = ("multires_noise_discount", "unmasked_probability", "unmasked_weight")
+        for name in ("multires_noise_iterations", "ip_noise_gamma", *shares):
+            require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "use 0 (off) or more")
+        for name in shares:
+            require(getattr(self, name) <= 1, f"objective.{name}", getattr(self, name), "use 0 to 1")

@@ -13,6 +13,7 @@ from .run import (
     DatasetConfig,
     MemoryConfig,
     ModelConfig,
+    ObjectiveConfig,
     Section,
     TrainConfig,
     ValidationConfig,
@@ -24,6 +25,8 @@ Rule = tuple[type[Section], str, tuple[str, ...], Callable[[Any], bool], str]
 RULES: tuple[Rule, ...] = (
     (ModelConfig, "model", ("dtype",), lambda c: c.quantize == "none", "a quantised base has its own format"),
     (MemoryConfig, "memory", ("vae_batch_size",), lambda c: c.cache == "disk", "cache = 'online' encodes one by one"),
+    (ObjectiveConfig, "objective", ("multires_noise_discount",), lambda c: c.multires_noise_iterations, "no resolution gets more noise"),
+    (ObjectiveConfig, "objective", ("soft_min_snr",), lambda c: c.min_snr_gamma, "only min_snr_gamma has a corner"),
     (DataConfig, "data", ("min_side", "max_side"), lambda c: c.buckets == "kohya", "only buckets = 'kohya' has it"),
     (DataConfig, "data", ("upscale",), lambda c: c.buckets != "off", "buckets = 'off' always fills the square"),
     (DatasetConfig, "dataset", ("repeats", "weight", "caption_dropout", "flip", "shuffle_tags", "tag_dropout"), lambda c: c.role != "validation",

@@ -14,12 +14,18 @@ GUIDED_SCALE = 4.0
 def check_objective(config: ObjectiveConfig, objective: Objective) -> None:
     """Raise ConfigError for settings that mean nothing for what the model predicts."""
     if objective.name == "flow":
-        for name in ("min_snr_gamma", "noise_offset"):
+        for name in ("min_snr_gamma", "noise_offset", "multires_noise_iterations", "debiased_loss", "scale_v_loss"):
             if value := getattr(config, name):
                 raise ConfigError(
-                    f"objective.{name} = {value}: it is made for epsilon and v models, this one is a flow model; set it to 0"
+                    f"objective.{name} = {value}: it is made for epsilon and v models, this one is a flow model; leave it out"
                 )
+        if config.huber_schedule == "snr":
+            raise ConfigError("objective.huber_schedule = 'snr': a flow model has no such schedule; use 'exponential'")
         return
+    if config.scale_v_loss and objective.name != "v":
+        raise ConfigError(
+            f"objective.scale_v_loss = True: it is made for v models, this one predicts {objective.name}; leave it out"
+        )
     for name, default in (("logit_mean", 0.0), ("logit_std", 1.0)):
         if config.timestep_sampling == "auto" and (value := getattr(config, name)) != default:
             raise ConfigError(
@@ -57,6 +63,15 @@ def loss_settings(config: ObjectiveConfig, levels: NoiseLevels) -> LossSettings:
         huber_delta=config.huber_delta,
         min_snr_gamma=config.min_snr_gamma,
         noise_offset=config.noise_offset,
+        multires_iterations=config.multires_noise_iterations,
+        multires_discount=config.multires_noise_discount,
+        perturbation=config.ip_noise_gamma,
+        soft_min_snr=config.soft_min_snr,
+        debiased=config.debiased_loss,
+        scale_v=config.scale_v_loss,
+        huber_schedule=config.huber_schedule,
+        unmasked_probability=config.unmasked_probability,
+        unmasked_weight=config.unmasked_weight,
         normalised_masks=config.masked_loss == "normalised",
         spread=config.timestep_spread == "even",
         guided=config.guided_loss,

@@ -2,16 +2,25 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guided_loss import guided_pair
-from ..diffusion.loss import draw_noise, element_loss, min_snr_weight, per_sample
+from ..diffusion.loss import (
+    debiased_weight,
+    draw_noise,
+    element_loss,
+    huber_deltas,
+    min_snr_weight,
+    multires_noise,
+    per_sample,
+    v_scale_weight,
+)
 from ..diffusion.timesteps import NoiseLevels
-from ..seeding import StepKey, generator
+from ..seeding import StepKey, generator, uniform
 from ..types import Batch
 
 Switch = Callable[[], AbstractContextManager[object]]
@@ -26,7 +35,17 @@ class LossSettings:
     huber_delta: float = 0.1
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
+    multires_iterations: int = 0
+    multires_discount: float = 0.3
+    perturbation: float = 0.0
+    """Strength of noise in the noisy latents that the target does not know of."""
+    soft_min_snr: bool = False
+    debiased: bool = False
+    scale_v: bool = False
+    huber_schedule: str = "constant"
     normalised_masks: bool = True
+    unmasked_probability: float = 0.0
+    unmasked_weight: float = 0.0
     spread: bool = False
     """The noise levels of an image walk evenly through the law, by `Batch.shares`; else every one is drawn for itself."""
     guided: str = "off"
@@ -42,12 +61,35 @@ def train_step(
     `without_adapter` turns the network into the base for a while; it is used where a sample's target is the prediction of the base.
     """
     noise_BCHW, sigma_B = draw(denoiser, batch, settings, place)
+    input_BCHW = perturbed(noise_BCHW, settings.perturbation, place)
+    batch = replace(batch, mask_B1HW=partly_unmasked(batch.mask_B1HW, settings, place))
     by_base_BCHW = None
     if batch.by_base_B is not None:
         with without_adapter(), torch.no_grad():
-            noisy_BCHW = denoiser.objective.add_noise(batch.latents_BCHW, noise_BCHW, sigma_B)
+            noisy_BCHW = denoiser.objective.add_noise(batch.latents_BCHW, input_BCHW, sigma_B)
             by_base_BCHW = denoiser.predict(noisy_BCHW, sigma_B, batch.conditioning)
-    return sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings, by_base_BCHW) * batch.weight_B
+    return sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings, by_base_BCHW, input_BCHW) * batch.weight_B
+
+
+def perturbed(noise_BCHW: Tensor, strength: float, place: StepKey) -> Tensor:
+    """The noise that goes into the noisy latents: that of the target, and more if `strength` is not 0 (arXiv 2301.11706)."""
+    if not strength:
+        return noise_BCHW
+    more = [
+        torch.randn(noise.shape, generator=generator(place.seed, "perturbation", place.step, place.micro_batch, slot))
+        for slot, noise in enumerate(noise_BCHW)
+    ]
+    return noise_BCHW + strength * torch.stack(more).to(noise_BCHW)
+
+
+def partly_unmasked(mask_B1HW: Tensor | None, settings: LossSettings, place: StepKey) -> Tensor | None:
+    """The mask with its lowest weight, and all ones for the samples that ignore it in this step."""
+    if mask_B1HW is None or not (settings.unmasked_probability or settings.unmasked_weight):
+        return mask_B1HW
+    draws = (uniform(place.seed, "unmasked", place.step, place.micro_batch, slot) for slot in range(len(mask_B1HW)))
+    ignored = torch.tensor([draw < settings.unmasked_probability for draw in draws], device=mask_B1HW.device)
+    lowest = mask_B1HW.clamp_min(settings.unmasked_weight)
+    return torch.where(ignored.reshape(-1, 1, 1, 1), torch.ones_like(lowest), lowest)
 
 
 def draw(denoiser: Denoiser, batch: Batch, settings: LossSettings, place: StepKey) -> tuple[Tensor, Tensor]:
@@ -57,7 +99,11 @@ def draw(denoiser: Denoiser, batch: Batch, settings: LossSettings, place: StepKe
     noises, sigmas = [], []
     for slot in range(batch.size):
         key = (place.step, place.micro_batch, slot)
-        noises.append(draw_noise(tuple(latents.shape[1:]), generator(place.seed, "noise", *key), settings.noise_offset))
+        noise = draw_noise(tuple(latents.shape[1:]), generator(place.seed, "noise", *key), settings.noise_offset)
+        if settings.multires_iterations:
+            source = generator(place.seed, "multires", *key)
+            noise = multires_noise(noise, settings.multires_iterations, settings.multires_discount, source)
+        noises.append(noise)
         if settings.spread:
             sigmas.append(settings.noise_levels.at(denoiser.objective, height, width, batch.shares[slot]))
         else:
@@ -73,14 +119,15 @@ def sample_loss(
     sigma_B: Tensor,
     settings: LossSettings,
     by_base_BCHW: Tensor | None = None,
+    input_BCHW: Tensor | None = None,
 ) -> Tensor:
-    """Unweighted loss of each sample for given noise and noise levels, (B,).
+    """Unweighted loss of each sample for given noise and noise levels, (B,). The noisy latents have the noise `input_BCHW`, if given.
 
     `by_base_BCHW`, the base's own prediction, is the target where `batch.by_base_B` says so (SimpleTuner's parent-student
     regularisation, sd-scripts' differential output preservation).
     """
     objective = denoiser.objective
-    noisy_BCHW = objective.add_noise(batch.latents_BCHW, noise_BCHW, sigma_B)
+    noisy_BCHW = objective.add_noise(batch.latents_BCHW, noise_BCHW if input_BCHW is None else input_BCHW, sigma_B)
     unconditional_BCHW = None
     if settings.guided != "off" and batch.unconditional is not None:
         with torch.no_grad():
@@ -95,8 +142,13 @@ def sample_loss(
         guided = guided_pair(settings.guided, settings.guided_scale, *pair, unconditional_BCHW)
         chosen = batch.guided_B.reshape(-1, *[1] * (target_BCHW.ndim - 1))
         predicted_BCHW, target_BCHW = (torch.where(chosen, *one) for one in zip(guided, pair, strict=True))
-    loss = element_loss(predicted_BCHW, target_BCHW, settings.kind, settings.huber_delta)
+    delta = huber_deltas(settings.huber_schedule, settings.huber_delta, objective, sigma_B)
+    if isinstance(delta, Tensor):
+        delta = delta.reshape(-1, *[1] * (target_BCHW.ndim - 1))
+    loss = element_loss(predicted_BCHW, target_BCHW, settings.kind, delta)
     loss_B = per_sample(loss, batch.mask_B1HW, normalised=settings.normalised_masks)
     if settings.min_snr_gamma:
-        loss_B = loss_B * min_snr_weight(objective, sigma_B, settings.min_snr_gamma)
-    return loss_B
+        loss_B = loss_B * min_snr_weight(objective, sigma_B, settings.min_snr_gamma, soft=settings.soft_min_snr)
+    if settings.debiased:
+        loss_B = loss_B * debiased_weight(objective, sigma_B)
+    return loss_B * v_scale_weight(objective, sigma_B) if settings.scale_v else loss_B

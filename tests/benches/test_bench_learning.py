@@ -1,27 +1,45 @@
 """The settings of other trainers that bench/learning.py measures: all are valid here, and each names its source."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
-from bench.learning import TRAINERS, config_of
-from lora_loom.trainer.config.unused import refuse_unused_options
-from lora_loom.trainer.training.loss_settings import check_objective
-
-
-@pytest.mark.parametrize("name", TRAINERS)
-def test_settings_are_those_of_a_run(name, tmp_path):
-    from lora_loom.trainer.base_model import open_base
-
-    config = config_of(TRAINERS[name], tmp_path, "x", seed=3)
-    refuse_unused_options(config)
-    base = open_base(config.model, config.text)
-    check_objective(config.objective, base.settings.objective)
-    assert (config.training.steps, config.training.batch_size, config.training.seed) == (200, 1, 3)
-    assert [one.role for one in config.dataset] == ["train", "validation"]
-    assert TRAINERS[name].source
+from bench.bases import RECIPES, projection
+from bench.learning import config_of, table
+from bench.peers import PEERS
+from lora_loom.trainer import families
 
 
-def test_ours_are_first_and_take_the_default_targets():
-    ours = [name for name in TRAINERS if name.startswith("ours")]
-    assert ours == list(TRAINERS)[: len(ours)]
-    targets = [TRAINERS[name].tables["network"]["target_modules"] for name in ours]
-    assert targets == ["attention", *["default"] * (len(ours) - 1)]
+@pytest.mark.parametrize("base", PEERS)
+def test_settings_are_valid_and_name_their_source(base):
+    for name, settings in PEERS[base].items():
+        config = config_of(settings, Path("base"), Path("data"), "run", 0)
+        assert config.training.batch_size == 1
+        assert "/" in settings.source or "." in settings.source or "default" in settings.source, name
+
+
+def test_the_rows_of_a_table_are_means_over_the_seeds_that_ran():
+    one = {"base": {"even levels": 0.5, "family's levels": 0.4}, "LoRA": {"even levels": 0.25, "family's levels": 0.2}}
+    two = {**one, "LoRA": {"even levels": 0.35, "family's levels": 0.3}}
+    rows = table("unet", {"unet, ours, 0": one, "unet, ours, 1": two, "flux, ours, 0": one}, 3)
+    assert rows["unet: ours, even levels"] == "0.3000 +- 0.0707 (2)"
+    assert rows["unet: the base, family's levels"] == 0.4
+    assert len(rows) == 4
+
+
+def test_the_toy_bases_are_of_their_families():
+    for name, recipe in RECIPES.items():
+        with torch.device("meta"):
+            network = recipe.network(**recipe.config)
+        shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        assert families.get(recipe.family).detect(shapes), name
+
+
+def test_latents_with_fewer_channels_keep_the_largest_components():
+    spread = torch.tensor([1.0, 5.0, 2.0, 9.0]).reshape(1, 4, 1, 1)
+    latents = torch.randn(200, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * spread
+    made = torch.einsum("oc,nchw->nohw", projection(latents, 2), latents)
+    assert torch.allclose(torch.cov(made.transpose(0, 1).flatten(1)), torch.eye(2), atol=1e-4)
+    assert abs(projection(latents, 2)[1]).argmax() == 3
+    assert torch.equal(projection(latents, 4), torch.eye(4))

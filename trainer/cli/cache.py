@@ -27,13 +27,13 @@ class _FillByDefault(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # click's Context, or typer's own copy of it
         """Insert the word fill where the first argument is not a command."""
-        if args and args[0] not in self.commands and args[0] != "--help":
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
             args = [FILL, *args]
         return super().parse_args(ctx, args)
 
 
 app = typer.Typer(cls=_FillByDefault, no_args_is_help=True, rich_markup_mode=None,
-                  help="Encode images and captions without training (cache CONFIG), or maintain a cache.")  # fmt: skip
+                  help="Encode images without training, or maintain a cache.")  # fmt: skip
 
 
 @app.command(FILL)
@@ -93,7 +93,7 @@ def verify(where: Where, as_json: AsJson = False) -> None:
 
 @app.command()
 def stats(where: Where, as_json: AsJson = False) -> None:
-    """Print the size of a cache, its items by kind, and when it was last used."""
+    """Print the size of a cache, its items and its last use."""
     from ..data.cache.maintenance import open_cache
     from ..data.cache.maintenance import stats as count
 
@@ -117,7 +117,10 @@ def prune(
     dry: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete damaged and half-written files and, with --keep or --unused-days, items that are no longer needed."""
+    """Delete what a cache no longer needs.
+
+    That is damaged and half-written files and, with --keep or --unused-days, items that no run needs any more.
+    """
     from ..data.cache.maintenance import open_cache
     from ..data.cache.maintenance import prune as delete
 

@@ -30,7 +30,7 @@ CANCELLING = "removing this command's prompts from the server; press again to le
 LEAVING = "no longer following; the run continues"
 
 runs = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                   help="Training runs of a ComfyUI server: list, follow, pause, resume, stop, save, sample.")  # fmt: skip
+                   help="List and control the runs of a ComfyUI server.")  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -79,7 +79,10 @@ def submit(  # noqa: PLR0913, PLR0917 - every option is a parameter
     reconnect_timeout: ReconnectTimeout = 120.0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Run a workflow on a running ComfyUI server and fetch its output files. Ctrl-C removes it from the server; training runs continue."""
+    """Run a workflow on a ComfyUI server, fetch its files.
+
+    Ctrl-C removes it from the server; training runs continue.
+    """
     from ..comfy_api.runs import RemoteRuns
     from ..comfy_api.submit import problems
     from ..comfy_api.submit import submit as run
@@ -176,7 +179,7 @@ def follow(
 
 ACTIONS = {
     "pause": "Pause a run after its current step.",
-    "resume": "Resume a paused run, or queue the graph of one that ended before its last step.",
+    "resume": "Resume a paused run, or one that ended early.",
     "stop": "Save a checkpoint of a run and end it.",
     "save": "Save a checkpoint of a run now.",
     "sample": "Generate the sample images of a run now.",

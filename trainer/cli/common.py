@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from ..distributed.launch import launched
-from ..errors import ConfigError, LoomError, PeerError
+from ..errors import ConfigError, LoomError, PeerError, StoppedError
 
 if TYPE_CHECKING:
     from ..config.run import TrainConfig
@@ -101,7 +101,7 @@ def command_host(
                 yield host
     except LoomError as error:
         if folder is not None and folder.path.is_dir():
-            folder.log(f"error: {error}")
+            folder.log(str(error) if isinstance(error, StoppedError) else f"error: {error}")
         fail(error, as_json)
     finally:
         stop.restore()
@@ -115,11 +115,12 @@ def confirm(question: str) -> bool:
 def fail(error: LoomError, as_json: bool) -> NoReturn:
     """Print an error and end the process with its exit code."""
     rank = launched().rank
+    word = "" if isinstance(error, StoppedError) else "error: "  # what somebody asked for is none
     if as_json:
         event: dict[str, object] = {"event": "error", "kind": type(error).__name__, "message": str(error)}
         sys.stdout.write(json.dumps({**event, **({"process": rank} if rank else {})}) + "\n")
     elif not (rank and isinstance(error, PeerError)):  # the process that failed, or the first one, prints it
-        sys.stderr.write(f"error: {f'process {rank}: ' if rank else ''}{error}\n")
+        sys.stderr.write(f"{word}{f'process {rank}: ' if rank else ''}{error}\n")
     raise typer.Exit(error.exit_code) from error
 
 

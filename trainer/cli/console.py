@@ -131,27 +131,40 @@ class QuietHost(JsonHost):
         pass
 
 
+WIDE = 100
+"""Columns of a terminal from which on the elapsed time and the learning rate have their place as well."""
+
+
 def make_progress(console: "Console") -> "RichProgress":
-    """Progress bars with count, time and ETA; each task has a field `note`. They are drawn on a terminal only."""
+    """Progress bars with count, time left and, on a wide terminal, time elapsed; each task has a field `note`. They are drawn on a terminal only.
+
+    No column is cut: the bar takes what the others leave.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+    whole = {"table_column": Column(no_wrap=True)}
+    elapsed: list[ProgressColumn] = (
+        [TimeElapsedColumn(table_column=Column(no_wrap=True))] if console.width >= WIDE else []
     )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    columns = (
+        TextColumn("{task.description}", markup=False, **whole),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+        MofNCompleteColumn(**whole),
+        *elapsed,
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True, **whole),
+        TextColumn("{task.fields[note]}", markup=False, **whole),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal, expand=True)
 
 
 class ConsoleHost(JsonHost):
@@ -192,7 +205,8 @@ class ConsoleHost(JsonHost):
     def step(self, result: "StepResult", total: int) -> None:
         share = SMOOTHING if self.smooth_loss else 0.0
         self.smooth_loss = share * self.smooth_loss + (1 - share) * result.loss
-        note = f"loss {self.smooth_loss:.4f}  lr {result.learning_rate:.2e}  {result.seconds:.2f} s/step"
+        rate = f"lr {result.learning_rate:.2e}  " if self.console.width >= WIDE else ""
+        note = f"loss {self.smooth_loss:.4f}  {rate}{result.seconds:.2f} s/step"
         self._advance("training", result.step, total, note)
 
     def log(self, text: str) -> None:

@@ -64,7 +64,15 @@ def resize(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Reduce the rank of a LoRA by SVD, e.g. --rank 32 --method sv_fro --amount 0.9."""
+    """Reduce the rank of a LoRA by SVD.
+
+    \b
+    Examples:
+      lora-loom resize cat.safetensors small.safetensors --rank 32
+      lora-loom resize cat.safetensors small.safetensors --rank 32 --method sv_fro --amount 0.9
+
+    Methods choose a rank for each module; --rank is then the largest.
+    """
     from ..lora_tools.resize import Keep
     from ..lora_tools.resize import resize as run
 
@@ -86,7 +94,10 @@ def merge(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge LoRAs into one: the exact weighted sum of their changes, then reduced if a rank or method is given."""
+    """Merge LoRAs into one.
+
+    It is the exact weighted sum of their changes, then reduced if a rank or method is given.
+    """
     from ..lora_tools.base_keys import check_one_family
     from ..lora_tools.merge import merge_loras
     from ..lora_tools.resize import Keep
@@ -113,7 +124,10 @@ def merge_base(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge LoRAs into a checkpoint of the base model. It is written tensor by tensor and then verified against the original."""
+    """Merge LoRAs into a checkpoint of the base model.
+
+    It is written tensor by tensor and then verified against the original.
+    """
     from ..lora_tools.with_base import merge_into_base
 
     with command_host(as_json) as host:
@@ -140,7 +154,10 @@ def extract(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Extract a LoRA from the difference of two checkpoints, e.g. --rank 64, and report how much of the difference it holds."""
+    """Extract a LoRA from the difference of two checkpoints.
+
+    The report says how much of the difference it holds.
+    """
     from ..lora_tools.resize import Keep
     from ..lora_tools.with_base import extract_lora
 
@@ -157,7 +174,10 @@ def inspect(
     base: Annotated[str, typer.Option(help="A base model to compare the file's keys with.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Print what a LoRA file holds: family, keys that ComfyUI matches, LoRA type, ranks, norms per block, broken tensors."""
+    """Print what a LoRA file holds.
+
+    Family, keys that ComfyUI matches, LoRA type, ranks, norms per block, broken tensors.
+    """
     from ..lora_tools.base_keys import recognise
     from ..lora_tools.inspect import inspect as examine
     from ..lora_tools.inspect import to_text

@@ -10,12 +10,14 @@ from . import cache as cli_cache
 from . import comfy_api as cli_server
 from . import convert as cli_convert
 from . import importing as cli_importing
+from . import local_runs as cli_local
 from . import lora_tools as cli_tools
 from . import plan as cli_plan
 from . import plot as cli_plot
 from .aliases import AliasedCommand
 from .choices import RunCommand
 from .common import AsJson, ConfigFile, ConfigOrRun, Set, SheetPath, command_host, confirm, load, load_run, report
+from .quiet import silence_libraries
 
 if TYPE_CHECKING:
     from ..sweep.run import Sheet
@@ -23,8 +25,36 @@ if TYPE_CHECKING:
 STOPPED_EXIT_CODE = 130
 """The usual exit code of a process that Ctrl-C ended."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Train LoRAs, compare their checkpoints on a grid of images and rank them.")  # fmt: skip
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  context_settings={"max_content_width": 120, "help_option_names": ["--help", "-h"]})  # fmt: skip
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"lora-loom {version('lora-loom')}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train LoRAs, compare their checkpoints on a grid of images and rank them.
+
+    \b
+    First steps:
+      lora-loom demo                 all of it at once on a tiny model
+      lora-loom new cat.toml         write a first TOML file by asking
+      lora-loom train cat.toml       train it
+      lora-loom sweep cat.toml       images for every checkpoint, as a grid
+
+    Each command has examples: lora-loom COMMAND --help.
+    """
+    silence_libraries()
 
 
 @app.command(cls=RunCommand)
@@ -39,7 +69,15 @@ def train(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Train a LoRA, or resume the run of this name if it exists. Ctrl-C saves a checkpoint and stops."""
+    """Train a LoRA, or resume the run of this name.
+
+    \b
+    Examples:
+      lora-loom train cat.toml
+      lora-loom train cat.toml --set training.steps=500 --set network.rank=8
+
+    Ctrl-C saves a checkpoint and stops; the same command goes on from there.
+    """
     from ..runs.headless import run_folder
     from ..runs.headless import train as run_training
 
@@ -75,7 +113,16 @@ def sweep(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Generate the images of the [sweep] table for the base model and every checkpoint, and draw the grid. Resumes where it stopped."""
+    """Generate images with every checkpoint, as a grid.
+
+    \b
+    Examples:
+      lora-loom sweep cat.toml
+      lora-loom sweep output/cat --set model.base=sdxl.safetensors
+      lora-loom sweep cat.toml --lora "others/*.safetensors"
+
+    The images are those of the [sweep] table, for the base model and every checkpoint. A sweep resumes where it stopped.
+    """
     from ..sweep.run import sweep as run_sweep
 
     settings = load_run(config, overrides, as_json)
@@ -103,9 +150,9 @@ def strip(
     title: Annotated[str, typer.Option(help="Heading; by default the run's name.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Redraw the grid of a finished sweep with other axes: checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler.
+    """Redraw the grid of a sweep with other axes.
 
-    There is one page for each combination of the axes that are neither columns nor rows.
+    Axes: checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler. There is one page for each combination of the axes that are neither columns nor rows.
     """
     from ..errors import ConfigError, did_you_mean
     from ..sweep.run import find_sheet, load_sheet
@@ -139,7 +186,10 @@ def score(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Rank the checkpoints of a finished sweep, with confidence intervals, and mark the best one in the grid."""
+    """Rank the checkpoints of a sweep, and mark the best.
+
+    Differences come with confidence intervals; only what leads clearly is recommended.
+    """
     from ..score.run import score_sheet
 
     settings = load(config, [], as_json) if config else None
@@ -161,7 +211,10 @@ def demo(
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Train the tiny base model of this repository on a new concept and check that it was learnt. Nothing is downloaded."""
+    """Train a tiny model, to see all of it at once.
+
+    The tiny base model of this repository learns a new concept, and it is checked that it did. Nothing is downloaded.
+    """
     from ..demo.demo import run_demo
 
     with command_host(as_json) as host:
@@ -170,6 +223,7 @@ def demo(
 
 
 app.add_typer(cli_cache.app, name="cache")
+cli_local.register(app)
 cli_tools.register(app)
 cli_convert.register(app)
 cli_importing.register(app)

@@ -1,0 +1,105 @@
+"""The command line for people: what fits 80 columns, first files, lists, what Ctrl-C is called."""
+
+import io
+
+import pytest
+import tomllib
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from lora_loom.trainer.cli import console as hosts
+from lora_loom.trainer.cli.common import fail
+from lora_loom.trainer.cli.main import app
+from lora_loom.trainer.config.run import TrainConfig
+from lora_loom.trainer.config.toml import parse
+from lora_loom.trainer.errors import RunError, StoppedError
+from lora_loom.trainer.runs.run_folder import RunFolder
+from lora_loom.trainer.types import StepResult
+
+runner = CliRunner()
+RESULT = StepResult(step=1234, loss=0.51273, learning_rate=1e-4, grad_norm=1.0, seconds=12.26)
+
+
+def run(*arguments, **options):
+    return runner.invoke(app, [str(argument) for argument in arguments], **options)
+
+
+def test_the_help_fits_80_columns_and_no_command_is_cut():
+    for arguments in ((), ("train",), ("sweep",), ("new",), ("list",), ("runs",), ("cache",)):
+        lines = run(*arguments, "--help", env={"COLUMNS": "80"}).stdout.splitlines()
+        assert max(map(len, lines)) <= 80, arguments
+        assert not [line for line in lines if line.startswith("  ") and line.endswith("...")], arguments
+    assert run("-h").stdout == run("--help").stdout
+
+
+def test_the_version():
+    assert run("--version").stdout.startswith("lora-loom ")
+
+
+@pytest.mark.parametrize(("width", "has_rate"), [(80, False), (120, True)])
+def test_the_progress_of_a_run_is_whole_on_one_line(width, has_rate, monkeypatch):
+    monkeypatch.setattr(hosts, "StopSignal", None)
+    host = hosts.ConsoleHost(None)
+    host.console = Console(width=width, force_terminal=True, file=io.StringIO(), color_system=None)
+    host.progress = hosts.make_progress(host.console)
+    host.step(RESULT, 12000)
+    shown = Console(width=width, file=io.StringIO(), color_system=None)
+    shown.print(host.progress.get_renderable())
+    [line] = shown.file.getvalue().rstrip("\n").split("\n")
+    assert "…" not in line
+    assert "1234/12000" in line
+    assert "loss 0.5127" in line
+    assert "12.26 s/step" in line
+    assert ("lr 1.00e-04" in line) == has_rate
+
+
+def test_a_first_file_is_written_by_asking(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "base.safetensors").write_bytes(b"")
+    file = tmp_path / "cat.toml"
+    answers = ["", "nowhere", str(tmp_path / "base.safetensors"), str(tmp_path / "photos"), "zwx cat", "300"]
+    result = run("new", file, input="\n".join(answers) + "\n")
+    assert result.exit_code == 0, result.output
+    assert "nowhere does not exist" in result.output
+    config = parse(tomllib.loads(file.read_text()), TrainConfig)
+    assert (config.name, config.training.steps, config.dataset[0].trigger) == ("cat", 300, "zwx cat")
+    assert config.model.base == str(tmp_path / "base.safetensors")
+    again = run("new", file)
+    assert again.exit_code == 2
+    assert "exists: name another file" in again.output
+
+
+def test_a_first_file_needs_no_questions_when_all_is_said(tmp_path):
+    file = tmp_path / "x.toml"
+    result = run("new", file, "--name", "dog", "--base", tmp_path, "--images", tmp_path, "--trigger", "", "--steps", 5)
+    assert result.exit_code == 0, result.output
+    assert "trigger" not in file.read_text()
+    bad = run("new", tmp_path / "y.toml", "--name", "../x", "--base", tmp_path, "--images", tmp_path, "--trigger", "", "--steps", 5)  # fmt: skip
+    assert bad.exit_code == 2
+    assert not (tmp_path / "y.toml").exists()
+
+
+def test_the_runs_of_a_folder_are_listed(tmp_path):
+    for name, state in (("old", "finished"), ("new", "stopped")):
+        folder = RunFolder(tmp_path / name)
+        folder.start({"training": {"steps": 9}}, {}, {})
+        folder.update(state=state, step=4)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{")
+    lines = run("list", tmp_path).stdout.splitlines()
+    assert [line.split()[-1] for line in lines] == ["new", "old", "bad"]
+    assert "stopped" in lines[0]
+    assert "4/9" in lines[0]
+    assert "damaged" in lines[2]
+    assert run("list", tmp_path / "none").exit_code == 5
+
+
+def test_what_was_asked_for_is_no_error(capsys):
+    with pytest.raises(typer.Exit) as ended:
+        fail(StoppedError("stopped while encoding"), False)
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "stopped while encoding\n"
+    with pytest.raises(typer.Exit):
+        fail(RunError("the disk is full"), False)
+    assert capsys.readouterr().err == "error: the disk is full\n"

@@ -151,18 +151,18 @@ def make_progress(console: "Console") -> "RichProgress":
     )
     from rich.table import Column
 
-    whole = {"table_column": Column(no_wrap=True)}
-    elapsed: list[ProgressColumn] = (
-        [TimeElapsedColumn(table_column=Column(no_wrap=True))] if console.width >= WIDE else []
-    )
+    def whole() -> Column:
+        return Column(no_wrap=True)
+
+    elapsed: list[ProgressColumn] = [TimeElapsedColumn(table_column=whole())] if console.width >= WIDE else []
     columns = (
-        TextColumn("{task.description}", markup=False, **whole),
+        TextColumn("{task.description}", markup=False, table_column=whole()),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
-        MofNCompleteColumn(**whole),
+        MofNCompleteColumn(table_column=whole()),
         *elapsed,
         TextColumn("ETA"),
-        TimeRemainingColumn(compact=True, **whole),
-        TextColumn("{task.fields[note]}", markup=False, **whole),
+        TimeRemainingColumn(compact=True, table_column=whole()),
+        TextColumn("{task.fields[note]}", markup=False, table_column=whole()),
     )
     return Progress(*columns, console=console, disable=not console.is_terminal, expand=True)
 

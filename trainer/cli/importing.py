@@ -33,7 +33,10 @@ def import_(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the TOML file if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Translate a configuration of another trainer, and list what was taken exactly, nearly, is not needed or has no counterpart."""
+    """Translate a configuration of another trainer.
+
+    It lists what was taken exactly, nearly, is not needed or has no counterpart.
+    """
     from ..data.sets.checks import Surroundings
     from ..importers.read import import_file, import_text
     from ..storage.atomic import write_bytes

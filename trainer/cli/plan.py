@@ -16,7 +16,10 @@ def plan(
     overrides: Set = [],  # noqa: B006 - typer requires a list
     as_json: AsJson = False,
 ) -> None:
-    """Predict the memory and the time of a run from the headers of its files. LORA_LOOM_VRAM_GB=12 plans for a card of 12 GB."""
+    """Predict the memory and the time of a run without loading it.
+
+    Only the headers of its files are read. LORA_LOOM_VRAM_GB=12 plans for a card of 12 GB.
+    """
     from ..runs.headless import plan_memory, prepare
 
     settings = load(config, overrides, as_json)

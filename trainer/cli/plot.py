@@ -25,7 +25,10 @@ def plot(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the learning rate over the steps of a run, before it is trained. Nothing is loaded."""
+    """Draw the learning rate of a run over its steps.
+
+    Nothing is loaded or trained.
+    """
     from ..drawing.plots import png, rate_plot
     from ..errors import ConfigError
     from ..storage.atomic import write_bytes

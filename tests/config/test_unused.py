@@ -57,7 +57,7 @@ IDLE = [
     *(
         ({"validation": {name: value}}, f"validation.{name} = ")
         for name, value in (("sample_every", 5), ("negative_prompt", "x"), ("references", ["a.png"]), ("seed", 3), ("sample_steps", 4),
-                            ("guidance_scale", 2.0), ("model_guidance", 2.0), ("width", 64), ("height", 64))
+                            ("guidance_scale", 2.0), ("model_guidance", 2.0), ("model", "x"), ("width", 64), ("height", 64))
     ),
     ({"sweep": {"guidance": [{"eta": 0.5}]}}, "sweep.guidance.eta = 0.5"),
     ({"sweep": {"guidance": [{"norm_threshold": 5.0}]}}, "sweep.guidance.norm_threshold = 5.0"),
@@ -82,6 +82,7 @@ USED = [
             "width": 64,
             "guidance_scale": 2.0,
             "model_guidance": 2.0,
+            "model": "x",
         }
     },
     {"data": {"buckets": "kohya", "min_side": 64, "max_side": 4096, "upscale": False}},

@@ -1,6 +1,7 @@
 """While a run trains: early stopping, the average beside the live adapter in its pictures, costs, curves for other programs."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -121,6 +122,9 @@ class Samples:
 
     def paths(self, step, kind=""):
         return [self.session.folder.path / f"step-{step}{kind}.png"]
+
+    def using(self, trained):
+        return nullcontext()
 
     def render(self, step, kind="", should_stop=None):
         name = next(n for n in dict(self.session.denoiser.module.named_parameters()) if "lora_B" in n)

@@ -171,6 +171,8 @@ class ValidationConfig(Section, table="validation"):
     """Steps between samples; 0 makes them at checkpoints."""
     negative_prompt: str = ""
     """Negative prompt of every sample."""
+    model: str = ""
+    """Another base model that samples are made with, for instance the Turbo model whose base is trained: a diffusers folder or a .safetensors file of the same family. Both are in memory. Empty: the base model that is trained."""
     references: tuple[str | tuple[str, ...], ...] = ()
     """Reference images (files) for edit models; a sample is made of every prompt with each of them. Files in an inner list are used together."""
     seed: int = 0

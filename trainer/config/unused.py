@@ -47,7 +47,7 @@ RULES: tuple[Rule, ...] = (
     (DatasetConfig, "dataset", ("size_metric",), lambda c: c.min_size or c.max_size, "nothing is measured"),
     (DatasetConfig, "dataset", ("min_side", "max_side"), lambda c: c.buckets in ("inherit", "kohya"),
      "only buckets = 'kohya' has it"),
-    (ValidationConfig, "validation", ("sample_every", "negative_prompt", "references", "seed", "sample_steps", "guidance_scale", "model_guidance", "width",
+    (ValidationConfig, "validation", ("sample_every", "negative_prompt", "references", "seed", "sample_steps", "guidance_scale", "model_guidance", "model", "width",
      "height"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
 )  # fmt: skip
 

@@ -260,12 +260,12 @@ def lay_base_loras(module: nn.Module, loras: Sequence[BaseLora]) -> LaidLoras:
         switch = laid.always if lora.identity.use == "always" else laid.training
         for path, changes in lora.changes.items():
             for change in changes:
-                _lay(module.get_submodule(path), change.to(device), switch)
+                lay_change(module.get_submodule(path), change.to(device), switch)
     return laid
 
 
-def _lay(layer: nn.Module, change: FrozenChange, switch: Switch) -> None:
-    """On the parts of a fused Linear, of which each may get an adapter of its own."""
+def lay_change(layer: nn.Module, change: FrozenChange, switch: Switch) -> None:
+    """Have a layer compute with a change: on the parts of a fused Linear, of which each may get an adapter of its own."""
     if not isinstance(layer, FusedLinear):
         lay(layer, change, switch)
         return

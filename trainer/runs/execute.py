@@ -27,7 +27,7 @@ from ..weights.devices import out_of_memory_remedy, use_device
 from ..weights.streaming import device_of, stream_of
 from .checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint
 from .final_file import checked_error, take_best
-from .session import Host, Outcome, Session
+from .session import Host, Outcome, SampleRenderer, Session
 from .timings import Timings
 from .trackers import open_tracker
 
@@ -289,11 +289,16 @@ class TrainingRun:
         assert samples is not None
         with self.timings.of("samples"), self.session.backend.base_loras.as_used():
             with self.training.adapter.holding(self._own_average):
-                files = samples.render(self.training.step, should_stop=self._is_interrupted)
+                files = self._rendered(samples, "")
             if average is not None and "ema" in self._sample_kinds():
                 with self.training.adapter.holding(average.values):
-                    files += samples.render(self.training.step, "ema", self._is_interrupted)
+                    files += self._rendered(samples, "ema")
         self.host.sampled(self.training.step, files)
+
+    def _rendered(self, samples: SampleRenderer, kind: str) -> list[Path]:
+        adapter, file_key = self.training.adapter, self.session.denoiser.file_key
+        with samples.using(lambda: to_file(adapter, file_key, torch.float32)):
+            return samples.render(self.training.step, kind, self._is_interrupted)
 
     def _save(self) -> None:
         step, tensors = self.training.step, self._file()

@@ -55,7 +55,7 @@ from .modules import meanings, modules_of_run, of_start
 from .plan import RunPlan, cache_folder, environment
 from .reference_images import check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder
-from .samples import check_samples, make_samples, sample_inputs, sample_interval, sample_size
+from .samples import check_samples, make_samples, open_preview, sample_inputs
 from .session import Backend, Host, Outcome, RunData, Session
 from .settled import with_guided_scale, with_length, with_rate, with_spread
 from .trackers import check_tracker
@@ -80,6 +80,8 @@ class Prepared:
     memory_plan: MemoryPlan | None = None
     """What the run needs; None where that is not predicted."""
     base_loras: tuple[BaseLora, ...]
+    preview: Base | None
+    """What samples are made with in place of the base; None for the base."""
 
     @property
     def stream(self) -> StreamSettings | None:
@@ -127,7 +129,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         base.check_stream(config.model, config.training.precision, stream)
     references = [one.reference_folders for one in listed.sets]
     check_reference_use("dataset.references", references, base)
-    check_samples(config.validation, sample_size(config.validation, config.data.resolution), base)
+    check_samples(config, base)
     skeleton, folder = base.skeleton(), run_folder(config, processes)
     base_loras = read_base_loras(config, base, skeleton)
     optimizer = with_rate(config.optimizer, config.network, folder, skeleton.module, host.log)
@@ -177,6 +179,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         processes=processes,
         trigger=first_trigger(listed.sets),
         base_loras=base_loras,
+        preview=open_preview(config, base, skeleton, targets),
     )
 
 
@@ -297,16 +300,17 @@ def _facts(prepared: Prepared) -> dict[str, str]:
 def make_session(prepared: Prepared, plan: RunPlan) -> Session:
     """Load what is needed and put it together. Text encoders go before the network comes, or with it if they are trained."""
     config, base, main = prepared.config, prepared.base, prepared.processes.rank == 0
-    size = sample_size(config.validation, config.data.resolution)
     inputs = None
     if main or config.memory.shard:  # where the base is split, all processes must take part in every pass
-        inputs = sample_inputs(config.validation, size, base, trains_text=bool(config.text.learning_rate))
+        inputs = sample_inputs(config, base)
     backend = _load_backend(prepared)
     samples = None
     if inputs is not None:
-        every, folder = sample_interval(config.validation, config.training), prepared.folder.path / "samples"
-        network = backend.denoiser
-        samples = make_samples(config.validation, size, base, inputs, network, every=every, folder=folder, writes=main)
+        place, other = prepared.folder.path / "samples", prepared.preview
+        below = prepared.base_loras
+        samples = make_samples(
+            config, base, inputs, backend.denoiser, place, preview=other, base_loras=below, writes=main
+        )
     data = RunData(
         training=dataset_batches(prepared, prepared.dataset.training),
         held_out=Singles(dataset_batches(prepared, prepared.dataset.held_out)),

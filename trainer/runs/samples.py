@@ -1,7 +1,8 @@
 """Samples: images of the validation prompts, made while training by the engine's sampler with the current weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..base_model import Base
-from ..config.run import TrainingConfig, ValidationConfig
+from ..base_model import Base, open_base
+from ..config.run import TrainConfig, TrainingConfig, ValidationConfig
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import CFG
 from ..diffusion.sample import SampleSettings, sample, start_noise
 from ..errors import ConfigError, StoppedError
 from ..families.common.family import Encoders, ImageCodec
+from ..lora.base_lora import BaseLora, always, lay_base_loras
+from ..lora.preview import check_alike, laid_over
 from ..storage.atomic import write_bytes
 from ..types import Conditioning, Geometry, Size, named_references
 from .prompt_library import all_prompts
@@ -46,6 +49,11 @@ class Samples:
     device: torch.device
     writes: bool = True
     """False in a process that only computes along."""
+    is_other: bool = False
+    """The denoiser is another one than the one that is trained."""
+
+    def using(self, trained: Callable[[], Mapping[str, Tensor]]) -> AbstractContextManager[None]:
+        return laid_over(self.denoiser, trained()) if self.is_other else nullcontext()
 
     def paths(self, step: int, kind: str = "") -> list[Path]:
         ending = f"-{kind}.png" if kind else ".png"
@@ -111,8 +119,9 @@ def prompts_of(asked: ValidationConfig) -> tuple[str, ...]:
     return tuple(all_prompts(asked.prompts, asked.prompt_library, "validation.prompt_library"))
 
 
-def check_samples(asked: ValidationConfig, size: Size, base: Base) -> None:
+def check_samples(config: TrainConfig, base: Base) -> None:
     """Raise ConfigError or DataError for what could not be rendered, before anything is loaded."""
+    asked = config.validation
     if not prompts_of(asked):
         return
     base.check_guidance("validation.model_guidance", asked.model_guidance, ValidationConfig.model_guidance)
@@ -120,16 +129,18 @@ def check_samples(asked: ValidationConfig, size: Size, base: Base) -> None:
         raise ConfigError(
             "validation.sample_every = -1: samples on request need ComfyUI's panel; use 0 (at checkpoints) or more"
         )
-    step = base.family.bucket_step
+    step, size = base.family.bucket_step, sample_size(asked, config.data.resolution)
     for name, side in zip(("width", "height"), size, strict=True):
         if side % step:
             raise ConfigError(f"validation.{name} = {side}: {base.family.name} needs multiples of {step}")
     check_references("validation.references", asked.references, base)
 
 
-def sample_inputs(asked: ValidationConfig, size: Size, base: Base, *, trains_text: bool) -> SampleInputs | None:
-    """Encode prompts and reference images; None without a prompt. Only the VAE is kept. With `trains_text` the prompts stay texts."""
-    prompts = prompts_of(asked)
+def sample_inputs(config: TrainConfig, base: Base) -> SampleInputs | None:
+    """Encode prompts and reference images; None without a prompt. Only the VAE is kept. Where text encoders are trained the prompts stay
+    texts."""
+    asked, trains_text = config.validation, bool(config.text.learning_rate)
+    size, prompts = sample_size(asked, config.data.resolution), prompts_of(asked)
     if not prompts:
         return None
     encoders, geometry = base.load_encoders(), Geometry.whole(size)
@@ -160,32 +171,70 @@ def _reference_latents(base: Base, encoders: Encoders, paths: Sequence[Path], si
     return named_references([to_model(latents.unsqueeze(0)).to(base.device) for latents in raw_CHW])
 
 
+def open_preview(config: TrainConfig, base: Base, trained: Denoiser, targets: Sequence[str]) -> Base | None:
+    """The base of `validation.model`; None without one. Raises ConfigError for one that cannot show the LoRA, or not next to the trained one."""
+    asked = config.validation.model
+    if not asked or not prompts_of(config.validation):
+        return None
+    memory, what = config.memory, f"validation.model = {asked!r}"
+    for option, is_set in (
+        ("network.kind = 'dora'", config.network.kind == "dora"),
+        ("text.learning_rate", bool(config.text.learning_rate)),
+        ("memory.shard", memory.shard),
+        ("a streamed base", memory.base == "stream" or bool(memory.vram_gb)),
+    ):
+        if is_set:
+            raise ConfigError(f"{what} does not go with {option}: leave one of them out")
+    preview = open_base(replace(config.model, base=asked, family="auto", variant="auto", base_lora=()))
+    if preview.family.name != base.family.name:
+        raise ConfigError(
+            f"{what} is a {preview.family.name} model, and a {base.family.name} model is trained: samples need one of the same family"
+        )
+    check_alike(trained.module, preview.skeleton().module, targets, what)
+    return preview
+
+
+def load_preview(config: TrainConfig, preview: Base, base_loras: Sequence[BaseLora]) -> Denoiser:
+    """The network of `validation.model` on the device, with the base LoRAs that are always on. Raises ConfigError where it does not fit
+    next to the trained one."""
+    size = sum(file.stat().st_size for file in preview.source.denoiser_files)
+    if preview.device.type == "cuda" and size > torch.cuda.mem_get_info(preview.device)[0]:
+        raise ConfigError(
+            f"validation.model = {config.validation.model!r} takes {size / 1e9:.1f} GB more on {preview.device} than is free next to the trained model: leave it out, or quantize (model.quantize)"
+        )
+    network = preview.load_denoiser(config.model, config.training.precision)
+    lay_base_loras(network.module, always(base_loras))
+    return network
+
+
 def make_samples(
-    asked: ValidationConfig,
-    size: Size,
+    config: TrainConfig,
     base: Base,
     inputs: SampleInputs,
-    denoiser: Denoiser,
-    *,
-    every: int,
+    trained: Denoiser,
     folder: Path,
+    *,
+    preview: Base | None = None,
+    base_loras: Sequence[BaseLora] = (),
     writes: bool,
 ) -> Samples:
-    """The headless renderer. `every` counts steps; a process that does not write only computes along."""
-    (width, height), codec = size, inputs.codec
+    """The headless renderer. A process that does not write only computes along. `preview` is that of `open_preview`."""
+    asked, codec = config.validation, inputs.codec
+    width, height = sample_size(asked, config.data.resolution)
 
     def decode(latents_BCHW: Tensor) -> Tensor:
         return (codec.decode(base.family.latent_space.to_raw(latents_BCHW))[0].float() + 1) / 2
 
     return Samples(
-        every=every,
+        every=sample_interval(asked, config.training),
         folder=folder,
-        denoiser=denoiser,
+        denoiser=trained if preview is None else load_preview(config, preview, base_loras),
         decode=decode,
         conditions=inputs.conditions,
-        settings=sample_settings(asked, base.settings.guidance_scale),
+        settings=sample_settings(asked, (preview or base).settings.guidance_scale),
         seed=asked.seed,
         shape=(base.family.latent_space.channels, height // codec.factor, width // codec.factor),
         device=base.device,
         writes=writes,
+        is_other=preview is not None,
     )

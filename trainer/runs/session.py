@@ -4,6 +4,7 @@ The command line and ComfyUI's nodes fill the same three records: a `RunPlan`, a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,6 +86,11 @@ class SampleRenderer(Protocol):
     @property
     def every(self) -> int:
         """Steps between samples; 0 only on request."""
+        ...
+
+    def using(self, trained: Callable[[], Mapping[str, Tensor]]) -> AbstractContextManager[None]:
+        """A context in which `render` has the current weights. `trained` gives the tensors of the LoRA's file, for samples that another
+        model makes than the one that is trained."""
         ...
 
     def paths(self, step: int, kind: str = "") -> list[Path]:

@@ -71,6 +71,17 @@ def lay(layer: nn.Module, change: FrozenChange, switch: Switch) -> None:
     layer.forward = partial(_forward, layer)
 
 
+def take_off(layer: nn.Module, switch: Switch) -> None:
+    """Take the changes with this switch off a layer; one without any is as it was before the first."""
+    laid: Sequence[_Laid] = vars(layer).get("laid_changes", ())
+    kept = tuple(one for one in laid if one.switch is not switch)
+    if len(kept) == len(laid):
+        return
+    layer.laid_changes = kept  # type: ignore[assignment]
+    if not kept:
+        del layer.laid_changes, layer.forward
+
+
 def changes_of(layer: nn.Module) -> list[FrozenChange]:
     """The changes that a layer computes with at the moment."""
     return [one.change for one in vars(layer).get("laid_changes", ()) if one.switch.is_on]

@@ -20,7 +20,10 @@ def loaded(monkeypatch):
 
 
 def test_a_model_that_a_loader_left_in_ram_is_loaded(loaded):
-    old, new = SimpleNamespace(), SimpleNamespace(is_dynamic=lambda: False)  # the first as of versions without paging
+    old, new = (
+        SimpleNamespace(patches={}),
+        SimpleNamespace(patches={}, is_dynamic=lambda: False),
+    )  # the first as of versions without paging
     bring_to_device(old)
     bring_to_device(new)
     assert loaded == [old, new]

@@ -12,6 +12,7 @@ from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from lora_loom.nodes.sockets import values
 from lora_loom.nodes.sockets.values import MemoryValue, SocketValue, example_from_json, example_to_json
 from lora_loom.trainer.config import run as config
+from lora_loom.trainer.config.base_lora import BaseLoraConfig
 from lora_loom.trainer.config.run import MemoryConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.types import Example, Geometry
@@ -29,7 +30,14 @@ def sample(kind):
         return tuple(sample(part) for part in typing.get_args(kind) if part is not ...)
     if typing.get_origin(kind) is typing.Literal:
         return typing.get_args(kind)[0]
-    plain = {str: "x", int: 1, float: 0.5, bool: True, config.DatasetConfig: config.DatasetConfig(folder="x")}
+    plain = {
+        str: "x",
+        int: 1,
+        float: 0.5,
+        bool: True,
+        config.DatasetConfig: config.DatasetConfig(folder="x"),
+        BaseLoraConfig: BaseLoraConfig(file="x"),
+    }
     return plain[kind] if kind in plain else kind()
 
 

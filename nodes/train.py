@@ -144,7 +144,8 @@ class LoomTrain(LoomNode):
                 },
                 "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },
-            shown=("name", "steps", "learning_rate", "rank", "batch_size", "save_every", "rate", "length"),
+            # web/unread.js shows steps and learning_rate while they are read
+            shown=("name", "rank", "batch_size", "save_every", "rate", "length"),
         )
 
     @classmethod

@@ -3,6 +3,8 @@
 // canvas it only hides what is asked for. An advanced input with another value than its default stays in sight.
 
 const ROW = 24; // height of a widget on the canvas, in its own pixels
+/** Fold anew, when it has changed which inputs are advanced. @type {WeakMap<object, () => void>} */
+export const refold = new WeakMap();
 const MARK = "loom_folded"; // a node saved without it has the height of all its widgets
 
 /**
@@ -35,17 +37,25 @@ export function foldAdvanced(node) {
 
   /** @param {boolean} open */
   function toggle(open) {
-    const before = node.computeSize()[1];
-    node.showAdvanced = open;
-    label();
-    node.setSize([node.size[0], node.size[1] + node.computeSize()[1] - before]);
+    resized(() => {
+      node.showAdvanced = open;
+      label();
+    });
   }
   function label() {
     const count = fold();
     button.label = node.showAdvanced ? "Hide advanced inputs" : `Show ${count} advanced inputs`;
   }
 
+  /** @param {() => void} change */
+  function resized(change) {
+    const before = node.computeSize()[1];
+    change();
+    node.setSize([node.size[0], node.size[1] + node.computeSize()[1] - before]);
+  }
+
   label();
+  refold.set(node, () => resized(label));
   node.setSize([node.size[0], node.computeSize()[1]]);
   node.properties[MARK] = true;
   const { onConfigure } = node;

@@ -1,21 +1,30 @@
 // @ts-check
-// Greys a number while a choice next to it says that it comes from elsewhere.
+// Greys and folds a number while a choice next to it says that it comes from elsewhere.
+
+import { refold } from "./fold.js";
 
 /** @type {Record<string, [choice: string, number: string][]>} by node class */
 const NUMBERS = { LoomTrain: [["rate", "learning_rate"], ["length", "steps"]] };
 const READ = "value"; // the choice with which the number counts
 
-/** @param {ComfyNode} node */
+/**
+ * Before its advanced inputs are folded.
+ * @param {ComfyNode} node
+ */
 export function greyUnread(node) {
   const widgets = new Map(node.widgets?.map((widget) => [widget.name, widget]));
   for (const [choice, number] of NUMBERS[node.comfyClass] ?? []) {
     const [chooser, unread] = [widgets.get(choice), widgets.get(number)];
     if (!chooser || !unread) continue;
-    const grey = () => { unread.disabled = chooser.value !== READ; };
+    const grey = () => {
+      unread.disabled = chooser.value !== READ;
+      if (unread.options) unread.options.advanced = unread.disabled;
+    };
     const { callback } = chooser;
     chooser.callback = function (...values) {
       const answer = callback?.apply(this, values);
       grey();
+      refold.get(node)?.();
       return answer;
     };
     const { onConfigure } = node;

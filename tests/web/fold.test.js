@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { foldAdvanced, foldable } from "../../web/fold.js";
+import { foldAdvanced, foldable, refold } from "../../web/fold.js";
 
 globalThis.window = {};
 
@@ -54,6 +54,16 @@ test("a saved value or link stays in sight, and a node saved at its full height 
   assert.equal(node.size[1], 400); // one row less, and one for the button
   node.onConfigure({ properties: { loom_folded: true } });
   assert.equal(node.size[1], 400);
+});
+
+test("an input that stops being advanced comes into sight, and the node grows by its row", () => {
+  const node = newNode();
+  foldAdvanced(node);
+  const before = node.size[1];
+  node.widgets[1].options.advanced = false;
+  refold.get(node)();
+  assert.equal(shown(node), "steps seed button");
+  assert.equal(node.size[1], before + 24);
 });
 
 test("the renderer that folds by itself is left alone", () => {

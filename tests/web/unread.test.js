@@ -3,17 +3,17 @@ import test from "node:test";
 import { greyUnread } from "../../web/unread.js";
 
 function newNode(rate = "auto") {
-  const node = { comfyClass: "LoomTrain", widgets: [{ name: "learning_rate", value: 1e-4 }, { name: "rate", value: rate }] };
+  const node = { comfyClass: "LoomTrain", widgets: [{ name: "learning_rate", value: 1e-4, options: { advanced: true } }, { name: "rate", value: rate }] };
   greyUnread(node);
   return { node, number: node.widgets[0], choice: node.widgets[1] };
 }
 
 test("a number that does not count is grey, and follows its choice", () => {
   const { number, choice } = newNode();
-  assert.equal(number.disabled, true);
+  assert.deepEqual([number.disabled, number.options.advanced], [true, true]);
   choice.value = "value";
   choice.callback();
-  assert.equal(number.disabled, false);
+  assert.deepEqual([number.disabled, number.options.advanced], [false, false]);
 });
 
 test("a saved node is grey as its choice says", () => {

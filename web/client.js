@@ -10,14 +10,17 @@ import { filePath, runPath } from "./runs.js";
  * @param {Response} answer
  * @returns {Promise<any>} its JSON. Throws with the server's own words.
  */
-async function body(answer) {
+export async function body(answer) {
   const content = await answer.json();
   if (!answer.ok) throw new Error(content.error ?? answer.statusText);
   return content;
 }
 
-/** @param {string} address */
-async function read(address) {
+/**
+ * The JSON of an address; null if there is nothing.
+ * @param {string} address
+ */
+export async function read(address) {
   const answer = await api.fetchApi(address, { cache: "no-store" });
   return answer.status === 404 ? null : body(answer);
 }
@@ -50,15 +53,22 @@ export const fileUrl = (name, file) => api.apiURL(filePath(name, file));
  * @param {string} action
  * @returns {Promise<Run>}
  */
-export async function act(name, action) {
-  return body(
-    await api.fetchApi(`${runPath(name)}/${action}`, {
+export const act = (name, action) => post(`${runPath(name)}/${action}`, {});
+
+/**
+ * Throws with the server's own words.
+ * @param {string} address
+ * @param {object} content
+ * @returns {Promise<any>}
+ */
+export const post = async (address, content) =>
+  body(
+    await api.fetchApi(address, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: "{}",
+      body: JSON.stringify(content),
     }),
   );
-}
 
 /**
  * Put a file into a folder of ComfyUI's input directory, through ComfyUI's own route. Throws with what the server said.

@@ -42,7 +42,7 @@ interface ComfyNode {
 }
 
 interface Window {
-  LiteGraph?: { vueNodesMode?: boolean };
+  LiteGraph?: { vueNodesMode?: boolean; createNode?(type: string): (ComfyNode & { pos: number[] }) | null };
 }
 
 declare module "*/scripts/api.js" {
@@ -53,10 +53,33 @@ declare module "*/scripts/api.js" {
   };
 }
 
+interface ComfyExtension {
+  name: string;
+  setup?(): void;
+  beforeRegisterNodeDef?(type: unknown, definition: { name: string; input?: Record<string, Record<string, unknown>> }): void;
+  nodeCreated?(node: ComfyNode): void;
+  getNodeMenuItems?(node: ComfyNode): unknown[];
+  commands?: object[];
+  keybindings?: object[];
+  menuCommands?: object[];
+  settings?: object[];
+}
+
 declare module "*/scripts/app.js" {
   export const app: {
     nodeOutputs?: Record<string, { images?: unknown[] }>;
-    extensionManager?: { toast?: { add?(message: object): void } };
-    registerExtension(extension: { name: string; setup(): void; beforeRegisterNodeDef(type: unknown, definition: { name: string; input?: Record<string, Record<string, unknown>> }): void; nodeCreated(node: ComfyNode): void }): void;
+    graph: { add(node: object): void };
+    canvas: { canvas: HTMLCanvasElement; ds: { scale: number; offset: [number, number] }; selectNode?(node: object): void };
+    menu?: { element?: HTMLElement; settingsGroup?: { element?: HTMLElement } };
+    loadApiJson?(graph: object, name: string): Promise<void> | void;
+    refreshComboInNodes?(): Promise<void> | void;
+    extensionManager?: {
+      toast?: { add?(message: object): void };
+      setting?: { get?(id: string): unknown };
+      command?: { execute?(id: string): unknown };
+      sidebarTab?: { activeSidebarTabId?: string | null; toggleSidebarTab?(id: string): void };
+      registerSidebarTab?(tab: object): void;
+    };
+    registerExtension(extension: ComfyExtension): void;
   };
 }

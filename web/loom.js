@@ -9,7 +9,7 @@ import { foldAdvanced } from "./fold.js";
 import { keepOutputs } from "./outputs.js";
 import { Panel } from "./panel.js";
 import { listenToReports } from "./report.js";
-import { belongs, endNotice } from "./runs.js";
+import { belongs } from "./runs.js";
 import { listenToStrips } from "./strip.js";
 import { greyUnread } from "./unread.js";
 
@@ -91,8 +91,6 @@ const startedBy = (node, kind, detail) =>
  * @param {import("./runs.js").Detail} detail
  */
 function heard(kind, detail) {
-  const said = kind === "run" ? endNotice(detail) : null;
-  if (said) app.extensionManager?.toast?.add?.(said); // older frontends have none
   for (const [node, panel] of panels) {
     if (kind === "reconnected") panel.refresh();
     else if (kind === "reconnecting") panel.lose();

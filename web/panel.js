@@ -132,8 +132,7 @@ export class Panel {
     this.validationKey.hidden = !validation.length;
     this.renderSample();
     const error = state === "failed" ? (run?.error ?? "") : "";
-    const doubt = growth ? `The loss ends at ${loss(Number(growth.toPrecision(2)))} times its start: this LoRA is likely spoilt. Try a lower learning_rate.` : "";
-    setText(this.message, error || note || doubt);
+    setText(this.message, error || note || this.view.doubt);
     showResults(this.results, this.view);
     this.message.classList.toggle("loom-error", Boolean(error));
     this.renderButtons();

@@ -2,6 +2,7 @@
 // What a run has left: its LoRA files, with their names for LoraLoader and for download, and its compare page.
 
 import { fileUrl } from "./client.js";
+import { copied } from "./clipboard.js";
 import { make, makeButton, makeLink } from "./elements.js";
 
 /** @typedef {import("./runs.js").RunView} RunView */
@@ -28,28 +29,4 @@ export function showResults(root, view) {
     makeLink(row, "Download", fileUrl(name, result.file)).setAttribute("aria-label", `Download ${result.name}`);
   }
   if (page) makeLink(make("div", "loom-result", root), "Open compare page", fileUrl(name, page));
-}
-
-/**
- * Whether a text is on the clipboard; a page that is not served over https or from this machine has no `navigator.clipboard`.
- * @param {string} text
- */
-async function copied(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    return copiedBySelection(text);
-  }
-}
-
-/** @param {string} text */
-function copiedBySelection(text) {
-  const field = document.createElement("textarea");
-  field.value = text;
-  document.body.append(field);
-  field.select();
-  const done = document.execCommand("copy");
-  field.remove();
-  return done;
 }

@@ -1,6 +1,7 @@
 // @ts-check
 // A run as the panel knows it: its name, its addresses on the server, and what was heard of it. No DOM, no requests.
 
+import { loss } from "./format.js";
 import { append } from "./series.js";
 import { growth } from "./verdict.js";
 
@@ -18,6 +19,11 @@ const ROOT = "/lora_loom/runs";
  * @property {number} [eta] seconds
  * @property {string} [error]
  * @property {string[]} [samples] files of the run
+ * @property {string} [sample] its newest sample
+ * @property {number | null} [lowest] validation loss
+ * @property {number | null} [loss] of its last step
+ * @property {number} [updated] seconds since 1970
+ * @property {number[]} [checkpoints] their steps
  * @property {boolean} [can_sample] there are prompts to render
  * @property {string} [lora] name of its last LoRA file
  * @property {string} [best] name of the LoRA file with the lowest validation loss
@@ -77,10 +83,13 @@ export function newestSample(files) {
 /**
  * What the page says when a run ends, wherever its node is; null for every other event.
  * @param {Detail} detail of a "run" event
+ * @param {{best?: string, doubt?: string}} [known] the file with the lowest validation loss; why the LoRA may be spoilt
  * @returns {{severity: string, summary: string, detail: string, life?: number} | null}
  */
-export function endNotice({ state, name = "", step = 0, error = "" }) {
-  if (state === "finished") return { severity: "success", summary: "LoRA trained", detail: `${name}: ${step} steps`, life: 15_000 };
+export function endNotice({ state, name = "", step = 0, error = "" }, { best = "", doubt = "" } = {}) {
+  if (state === "finished" && doubt) return { severity: "warn", summary: "LoRA trained, but the loss rose", detail: `${name}: ${doubt}` };
+  const advice = best ? `. Lowest validation loss: ${best}` : "";
+  if (state === "finished") return { severity: "success", summary: "LoRA trained", detail: `${name}: ${step} steps${advice}`, life: 15_000 };
   if (state === "failed") return { severity: "error", summary: "Training failed", detail: `${name}: ${error}` };
   return null;
 }
@@ -176,6 +185,12 @@ export class RunView {
   /** How many times its start the loss of a finished run ends at, if that is far above it; else 0. */
   get growth() {
     return this.run?.state === "finished" ? growth(this.losses, this.validation) : 0;
+  }
+
+  /** What that means, in words; empty if all is well. */
+  get doubt() {
+    const times = this.growth;
+    return times ? `The loss ends at ${loss(Number(times.toPrecision(2)))} times its start: this LoRA is likely spoilt. Try a lower learning_rate.` : "";
   }
 
   /**

@@ -5,6 +5,7 @@ count of waiting nodes, not by reading prompts: a prompt that waits for a run le
 one that is queued behind another.
 """
 
+import logging
 import threading
 import time
 import traceback
@@ -15,9 +16,13 @@ from typing import Any
 
 from ....trainer.errors import LoomError, RunError, StoppedError
 from ....trainer.runs.execute import execute
+from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Outcome, Session
+from ....trainer.training.early_stopping import lowest, selected_loss
 from ....trainer.types import StepResult
 from ..backend.reshare import SharedBase
+
+logger = logging.getLogger("lora_loom")
 
 POLL_S = 0.05
 FOLLOW_S = 0.5
@@ -53,6 +58,8 @@ class Job:
         """Steps done; a continued run starts at its checkpoint."""
         self.seconds: float | None = None
         """Per step, smoothed."""
+        self.lowest = _lowest(session.folder)
+        """The lowest validation loss so far; None before the first."""
         self.done = threading.Event()
         self.base: SharedBase | None = None
         """The MODEL that the run shares its weights with, which must live as long as the job."""
@@ -105,6 +112,7 @@ class Job:
             "seconds": self.seconds,
             "eta": left,
             "can_sample": self.can_sample,
+            "lowest": self.lowest,
             "error": str(self.error) if self.error else "",
         }
 
@@ -120,13 +128,16 @@ class Job:
         folder = self.folder
         try:
             folder.lock()
+            logger.info("LoRA Loom: run %s begins at step %d of %d", self.name, self.at, self.total)
             self._enter("running")
             assert self._session is not None, "a job runs once"
             self.outcome = execute(self._session, self)
             self._enter(self.outcome.state)
+            logger.info("LoRA Loom: run %s %s at step %d of %d", self.name, self.state, self.at, self.total)
         except StoppedError as error:  # asked for before there was anything to save
             folder.log(str(error))
             self._enter("stopped")
+            logger.info("LoRA Loom: run %s stopped: %s", self.name, str(error))
         except LoomError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - nobody else sees an exception of this thread
@@ -144,6 +155,7 @@ class Job:
 
     def _fail(self, error: LoomError) -> None:
         self.error = _without_frames(error)
+        logger.error("LoRA Loom: run %s failed: %s", self.name, str(error))  # a kept record would keep its frames
         try:
             self.folder.log(f"error: {error}")
             self._enter("failed", error=str(error))
@@ -228,14 +240,22 @@ class Job:
         self.registry.emit("lora_loom.log", {"name": self.name, "text": text})
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
+        if "held_out" in values:
+            self.lowest = min(selected_loss(dict(values)), self.lowest if self.lowest is not None else float("inf"))
         self.registry.emit("lora_loom.step", {**self.summary(), "step": step, **values})
 
     def saved(self, step: int, lora: Path) -> None:
         self.log(f"step {step}: saved {lora.name}")
+        logger.info("LoRA Loom: run %s saved %s at step %d", self.name, lora.name, step)
 
     def sampled(self, step: int, images: Sequence[Path]) -> None:
         files = [image.relative_to(self.folder.path).as_posix() for image in images]
         self.registry.emit("lora_loom.sample", {"name": self.name, "step": step, "files": files})
+
+
+def _lowest(folder: RunFolder) -> float | None:
+    lines = folder.read_metrics()
+    return lowest(lines)[1] if any("held_out" in line for line in lines) else None
 
 
 def _without_frames(error: LoomError) -> LoomError:
@@ -324,6 +344,27 @@ class Registry:
             self._queue.remove(job)
         self._release(job)
         return True
+
+    def waiting_names(self) -> list[str]:
+        """Names of the jobs that have not begun, the next one first."""
+        with self._lock:
+            return [job.name for job in self._queue]
+
+    def move(self, name: str, place: int) -> list[str]:
+        """Let a job that waits be the one at `place`, from 0; returns the new order. Raises RunError if it does not wait."""
+        with self._lock:
+            job = next((job for job in self._queue if job.name == name), None)
+            if job is None:
+                raise RunError(f"run {name} does not wait for its turn: only a queued run can be moved")
+            self._queue.remove(job)
+            self._queue.insert(place, job)
+        return self.waiting_names()
+
+    def forget(self, name: str) -> None:
+        """Let go of a job that has ended: its run has another name now, or is deleted."""
+        with self._lock:
+            if name in self.jobs and self.jobs[name].done.is_set():
+                del self.jobs[name]
 
     def _release(self, job: Job) -> None:
         job.release()

@@ -68,8 +68,14 @@ def list_runs(registry: Registry) -> list[Record]:
     for path in root().iterdir() if root().is_dir() else []:
         folder = RunFolder(path)
         if folder.exists():
-            runs.append(_summary_or_damage(folder, registry))
+            runs.append({**_summary_or_damage(folder, registry), "sample": _newest_sample(folder)})
     return sorted(runs, key=lambda run: -run.get("updated", 0))
+
+
+def _newest_sample(folder: RunFolder) -> str:
+    """The first image of the last step that has samples, as a path inside the run's folder; "" without any."""
+    names = sorted(path.name for path in folder.path.glob("samples/step-*-0.png"))
+    return f"samples/{names[-1]}" if names else ""
 
 
 def _summary_or_damage(folder: RunFolder, registry: Registry) -> Record:
@@ -102,6 +108,8 @@ def _short(record: Record) -> Record:
         "lora": record.get("lora", ""),
         "error": record.get("error", ""),
         "updated": record.get("updated", 0),
+        "created": record.get("created", 0),
+        "lowest": (record.get("best") or {}).get("held_out"),
     }
 
 
@@ -133,8 +141,8 @@ def keep_graph(folder: RunFolder, graph: Any, node_id: Any) -> None:
         write_json(folder.path / GRAPH_FILE, {"prompt": graph, "node": str(node_id)})
 
 
-def stored_graph(folder: RunFolder) -> Record | None:
-    """The LoomTrain node of a run's graph with everything it needs, as a prompt; None if it was not kept.
+def kept_graph(folder: RunFolder) -> Record | None:
+    """Returns {"prompt": the whole graph that started a run, "node": id of its LoomTrain}; None if it was not kept.
 
     Raises RunError if it is damaged.
     """
@@ -143,9 +151,23 @@ def stored_graph(folder: RunFolder) -> Record | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return _part_of(stored["prompt"], stored["node"], folder.name)
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        return {"prompt": dict(stored["prompt"]), "node": str(stored["node"])}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({error}): queue the graph of the run itself to go on") from error
+
+
+def stored_graph(folder: RunFolder) -> Record | None:
+    """The LoomTrain node of a run's graph with everything it needs, as a prompt; None if it was not kept.
+
+    Raises RunError if it is damaged.
+    """
+    stored = kept_graph(folder)
+    try:
+        return stored and _part_of(stored["prompt"], stored["node"], folder.name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{folder.path / GRAPH_FILE} is damaged ({error}): queue the graph of the run itself to go on"
+        ) from error
 
 
 def _part_of(graph: Record, node: str, name: str) -> Record:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,8 +47,12 @@ def register(routes: web.RouteTableDef) -> None:
     routes.get("/lora_loom/runs/{name}")(_answer(_run))
     routes.get("/lora_loom/runs/{name}/metrics")(_answer(_metrics))
     routes.get("/lora_loom/runs/{name}/files/{path:.+}")(_answer(_file))
+    routes.get("/lora_loom/runs/{name}/settings")(_answer(_settings))
+    routes.get("/lora_loom/runs/{name}/graph")(_answer(_graph))
     for action in ACTIONS:
         routes.post(f"/lora_loom/runs/{{name}}/{action}")(_answer(_action(action)))
+    for name, work in (("rename", _rename), ("delete", _delete), ("move", _move)):
+        routes.post(f"/lora_loom/runs/{{name}}/{name}")(_answer(_changing(work)))
 
 
 def _answer(handler: Handler) -> Handler:
@@ -76,7 +81,7 @@ async def _runs(request: web.Request) -> web.StreamResponse:
     from .records import list_runs
     from .server import REGISTRY
 
-    return web.json_response({"runs": await _aside(list_runs, REGISTRY)})
+    return web.json_response({"runs": await _aside(list_runs, REGISTRY), "queue": REGISTRY.waiting_names()})
 
 
 async def _run(request: web.Request) -> web.StreamResponse:
@@ -95,13 +100,37 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
     from ..paths import run_folder
 
     folder = run_folder(request.match_info["name"])
-    text = request.query.get("since", "0")
-    if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 12:
-        raise ConfigError(f"since = {text!r}: a step number, e.g. 0")
+    asked = {"since": request.query.get("since", "0"), "most": request.query.get("most", "0")}
+    for name, text in asked.items():
+        if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 12:
+            raise ConfigError(f"{name} = {text!r}: a whole number, e.g. 0")
     if not folder.exists():
         return _missing(folder.name)
-    lines = await _aside(folder.read_metrics)
-    return web.json_response({"metrics": [line for line in lines if line["step"] > int(text)]})
+    lines = [line for line in await _aside(folder.read_metrics) if line["step"] > int(asked["since"])]
+    return web.json_response({"metrics": thinned(lines, int(asked["most"]))})
+
+
+def thinned(lines: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Every validation loss, and of the steps about `most`, evenly; all of them for 0."""
+    every = max(1, len(lines) // most) if most > 0 else 1
+    return [line for place, line in enumerate(lines) if place % every == 0 or "held_out" in line]
+
+
+async def _settings(request: web.Request) -> web.StreamResponse:
+    from ..paths import run_folder
+    from .settings_of_run import settings
+
+    folder = run_folder(request.match_info["name"])
+    return web.json_response(await _aside(settings, folder)) if folder.exists() else _missing(folder.name)
+
+
+async def _graph(request: web.Request) -> web.StreamResponse:
+    from ..paths import run_folder
+    from .records import kept_graph
+
+    folder = run_folder(request.match_info["name"])
+    graph = await _aside(kept_graph, folder)
+    return _missing(folder.name) if graph is None else web.json_response(graph)
 
 
 async def _file(request: web.Request) -> web.StreamResponse:
@@ -162,6 +191,51 @@ def why_refused(content_type: str, origin: str | None, host: str | None) -> str:
     if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
         return f"actions are accepted from this server's own pages only, not from {origin}"
     return ""
+
+
+def _changing(work: Callable[[Any, dict[str, Any]], Awaitable[web.Response]]) -> Handler:
+    """A POST that changes the folder of a run, with a JSON object that says how."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        from ....trainer.errors import ConfigError
+        from ..paths import run_folder
+
+        if refusal := why_refused(request.content_type, request.headers.get("Origin"), request.headers.get("Host")):
+            return web.json_response({"error": refusal}, status=403)
+        folder = run_folder(request.match_info["name"])
+        if not folder.exists():
+            return _missing(folder.name)
+        try:
+            body = await request.json()
+        except ValueError as error:
+            raise ConfigError(f"the body is not JSON ({error}): send an object") from error
+        if not isinstance(body, dict):
+            raise ConfigError(f"the body is {body!r}: send an object")
+        return await work(folder, body)
+
+    return handler
+
+
+async def _rename(folder: Any, body: dict[str, Any]) -> web.Response:
+    from .housekeeping import rename
+    from .server import REGISTRY
+
+    return web.json_response(await _aside(rename, folder, str(body.get("to", "")).strip(), REGISTRY))
+
+
+async def _delete(folder: Any, body: dict[str, Any]) -> web.Response:
+    from .housekeeping import move_to_trash
+    from .server import REGISTRY
+
+    place = await _aside(partial(move_to_trash, folder, REGISTRY, with_loras=body.get("loras") is True))
+    return web.json_response({"trash": str(place)})
+
+
+async def _move(folder: Any, body: dict[str, Any]) -> web.Response:
+    from .housekeeping import whole_number
+    from .server import REGISTRY
+
+    return web.json_response({"queue": REGISTRY.move(folder.name, whole_number(body.get("place"), "place"))})
 
 
 async def _act(action: str, name: str) -> web.Response:

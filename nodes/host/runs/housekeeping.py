@@ -1,0 +1,83 @@
+"""What a person does with runs that have ended: another name, away to the trash folder; and the order of those that wait."""
+
+import shutil
+import time
+from pathlib import Path
+
+from ....trainer.errors import ConfigError, RunError
+from ....trainer.runs.run_folder import RunFolder
+from ....trainer.types import Record
+from ..paths import lora_folder, root, run_folder
+from .queue import Registry
+from .records import summary
+
+TRASH = ".trash"
+"""Inside the folder of runs. No run can be called so: a name does not begin with a dot."""
+
+
+def rename(folder: RunFolder, name: str, registry: Registry) -> Record:
+    """Give a run, its folder and its LoRA files another name; returns its summary.
+
+    Raises ConfigError for a name that cannot be a folder's, RunError if the name is taken or the run is being trained.
+    """
+    target = run_folder(name)
+    _refuse_active(folder, registry)
+    for taken in (target.path, lora_folder() / name):
+        if taken.exists():
+            raise RunError(f"{taken} exists: choose another name")
+    record = folder.read()
+    published = lora_folder() / folder.name
+    if published.is_dir():
+        shutil.move(published, lora_folder() / name)
+    shutil.move(folder.path, target.path)
+    for place in (target.path / "loras", lora_folder() / name):
+        for path in place.glob(f"{folder.name}*.safetensors"):
+            path.rename(path.with_name(_renamed(path.name, folder.name, name)))
+    best = record.get("best")
+    target.update(
+        name=name,
+        config={**record.get("config", {}), "name": name},
+        lora=_renamed(record.get("lora", ""), folder.name, name),
+        best={**best, "lora": _renamed(best.get("lora", ""), folder.name, name)} if best else best,
+    )
+    registry.forget(folder.name)
+    return summary(target, registry)
+
+
+def _renamed(file: str, old: str, new: str) -> str:
+    return new + file.removeprefix(old) if file.startswith(old) else file
+
+
+def move_to_trash(folder: RunFolder, registry: Registry, *, with_loras: bool) -> Path:
+    """Move a run, and with it the LoRA files that ComfyUI lists, into the trash folder; returns where it is now.
+
+    Raises RunError if the run is being trained.
+    """
+    _refuse_active(folder, registry)
+    place = _free(root() / TRASH / f"{folder.name} {time.strftime('%Y-%m-%d %H-%M-%S')}")
+    place.mkdir(parents=True)
+    published = lora_folder() / folder.name
+    if with_loras and published.is_dir():
+        shutil.move(published, place / "published")
+    shutil.move(folder.path, place / "run")
+    registry.forget(folder.name)
+    return place
+
+
+def _free(path: Path) -> Path:
+    number, free = 2, path
+    while free.exists():
+        free, number = path.with_name(f"{path.name} ({number})"), number + 1
+    return free
+
+
+def _refuse_active(folder: RunFolder, registry: Registry) -> None:
+    if registry.active(folder.name) is not None or not folder.is_free():
+        raise RunError(f"run {folder.name} is being trained: stop it first")
+
+
+def whole_number(value: object, what: str) -> int:
+    """Raises ConfigError for anything but a number from 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"{what} = {value!r}: a whole number from 0")
+    return value

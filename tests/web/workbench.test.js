@@ -1,0 +1,118 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { axes, logTicks, nearest, ticks } from "../../web/workbench/axes.js";
+import { copyName, RunList } from "../../web/workbench/run_list.js";
+import { sampleTable } from "../../web/workbench/samples.js";
+import { elapsed, endTime, joined, series } from "../../web/workbench/timeline.js";
+
+function listed() {
+  const list = new RunList();
+  const runs = [
+    { name: "old", state: "finished", updated: 1 },
+    { name: "second", state: "queued", updated: 9 },
+    { name: "now", state: "running", updated: 3 },
+    { name: "newer", state: "failed", updated: 8 },
+    { name: "first", state: "queued", updated: 2 },
+  ];
+  list.load({ runs, queue: ["first", "second"] });
+  return list;
+}
+
+test("what trains comes first, then the queue in its order, then the newest", () => {
+  assert.deepEqual(listed().sorted.map((run) => run.name), ["now", "first", "second", "newer", "old"]);
+});
+
+test("every word of a search has to be in the name", () => {
+  const list = listed();
+  assert.deepEqual(list.found("NEW").map((run) => run.name), ["newer"]);
+  assert.deepEqual(list.found("e w").map((run) => run.name), ["newer"]);
+  assert.deepEqual(list.found("zebra"), []);
+});
+
+test("a run that is new or changes its state is asked for; a step is not", () => {
+  const list = listed();
+  assert.equal(list.heard("step", { name: "now", state: "running", step: 5 }), false);
+  assert.equal(list.runs.get("now").step, 5);
+  assert.equal(list.heard("run", { name: "now", state: "finished" }), true);
+  assert.equal(list.heard("run", { name: "unknown", state: "queued" }), true);
+  list.heard("sample", { name: "old", files: ["samples/step-000004-0.png"] });
+  assert.equal(list.runs.get("old").sample, "samples/step-000004-0.png");
+  assert.equal(list.heard("log", { name: "never" }), false);
+  assert.ok(!list.runs.has("never"));
+});
+
+test("the badge counts what is active, and a failure is louder", () => {
+  const list = listed();
+  assert.equal(list.badge, "3");
+  list.heard("run", { name: "now", state: "failed" });
+  assert.equal(list.badge, "!");
+  list.load({ runs: [] });
+  list.failures.clear();
+  assert.equal(list.badge, null);
+});
+
+test("a copy gets a name that is free", () => {
+  assert.equal(copyName("cat", ["cat"]), "cat-copy");
+  assert.equal(copyName("cat", ["cat", "cat-copy", "cat-copy-2"]), "cat-copy-3");
+});
+
+test("samples are a table of steps and prompts, by number", () => {
+  const table = sampleTable(["samples/step-000100-1.png", "samples/step-000000-0.png", "samples/step-1000000-0.png", "curve.png"]);
+  assert.deepEqual([table.steps, table.prompts], [[0, 100, 1_000_000], [0, 1]]);
+  assert.equal(table.file(100, 1), "samples/step-000100-1.png");
+  assert.equal(table.file(100, 0), undefined);
+});
+
+test("what a continued run does again replaces what it did", () => {
+  const lines = [{ step: 1, loss: 1 }, { step: 2, loss: 2 }, { step: 3, loss: 3 }];
+  assert.deepEqual(joined(lines, [{ step: 2, loss: 9 }]), [{ step: 1, loss: 1 }, { step: 2, loss: 9 }]);
+  assert.equal(joined(lines, []), lines);
+});
+
+test("a series has the steps that have the value, as a number", () => {
+  const lines = [{ step: 0, held_out: 2 }, { step: 1, loss: 1, seconds: 2 }, { step: 2, loss: Number.NaN, seconds: 3 }];
+  assert.deepEqual(series(lines, "loss"), [{ step: 1, value: 1 }]);
+  assert.deepEqual(series(lines, "held_out"), [{ step: 0, value: 2 }]);
+  assert.equal(elapsed(lines), 5);
+});
+
+test("only a run that moves has an end", () => {
+  const now = new Date(0);
+  assert.equal(endTime({ state: "running", eta: 60 }, now).getTime(), 60_000);
+  for (const run of [{ state: "paused", eta: 60 }, { state: "finished", eta: 60 }, { state: "running" }]) assert.equal(endTime(run, now), null);
+});
+
+const BOX = { left: 0, right: 100, top: 0, bottom: 100 };
+const POINTS = [0.01, 0.1, 1].map((value, step) => ({ step, value }));
+
+test("a step lies where the pointer finds it again", () => {
+  const place = axes(POINTS, [0, 2], BOX, false);
+  for (const step of [0, 0.5, 2]) assert.ok(Math.abs(place.stepAt(place.x(step)) - step) < 1e-9);
+  assert.ok(place.y(1) < place.y(0.1));
+});
+
+test("on a logarithmic axis equal factors are equally far apart", () => {
+  const place = axes(POINTS, [0, 2], BOX, true);
+  assert.ok(Math.abs(place.y(0.01) - place.y(0.1) - (place.y(0.1) - place.y(1))) < 1e-9);
+  assert.equal(place.y(0), place.y(place.values[0]), "0 has no logarithm: it lies on the edge");
+});
+
+test("zoomed in, the values in sight decide the range", () => {
+  const [low, high] = axes(POINTS, [0, 1], BOX, false).values;
+  assert.ok(low < 0.01 && high > 0.1 && high < 0.2);
+});
+
+test("labels are round numbers inside the range", () => {
+  assert.deepEqual(ticks(0, 1000, 5), [0, 200, 400, 600, 800, 1000]);
+  assert.deepEqual(ticks(0.1, 0.35, 3), [0.1, 0.2, 0.3]);
+  assert.deepEqual(ticks(3, 3, 3), [3]);
+  assert.deepEqual(logTicks(0.01, 1, 9), [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]);
+  assert.deepEqual(logTicks(0.31, 0.39, 3), ticks(0.31, 0.39, 3), "no power of ten is near");
+});
+
+test("the nearest point is found between, before and behind them all", () => {
+  const points = [0, 10, 20].map((step) => ({ step, value: step }));
+  for (const [step, found] of [[-5, 0], [4, 0], [6, 10], [14, 10], [16, 20], [99, 20]]) assert.equal(nearest(points, step).step, found);
+  assert.equal(nearest([], 3), undefined);
+  assert.equal(nearest([{ step: 7, value: 1 }], 3).step, 7);
+});

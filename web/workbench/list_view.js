@@ -1,0 +1,137 @@
+// @ts-check
+// The list of runs: what each is doing, found by name, chosen to compare their curves.
+
+import { fileUrl } from "../client.js";
+import { make, makeButton } from "../elements.js";
+import { count, duration, loss } from "../format.js";
+import { isActive, STATES } from "../runs.js";
+
+/**
+ * @typedef {import("../runs.js").Run} Run
+ * @typedef {import("./workbench.js").Workbench} Workbench
+ * @typedef {{root: HTMLElement, update: (run: Run) => void}} Row
+ */
+
+/** At most so many curves are told apart. */
+export const MOST_COMPARED = 5;
+
+export class ListView {
+  /** @param {Workbench} bench */
+  constructor(bench) {
+    this.bench = bench;
+    this.root = make("div", "loom-list");
+    const head = make("div", "loom-list-head", this.root);
+    this.search = make("input", "loom-field", head);
+    Object.assign(this.search, { type: "search", placeholder: "Find a run" });
+    this.search.setAttribute("aria-label", "Find a run by its name");
+    this.search.addEventListener("input", () => this.render());
+    this.search.addEventListener("keydown", (event) => event.stopPropagation());
+    this.compare = makeButton(head, "Compare", "Curves and settings of the chosen runs", () => bench.compare([...this.chosen]));
+    this.note = make("p", "loom-note", this.root);
+    this.note.setAttribute("role", "status");
+    this.rows = make("ul", "loom-rows", this.root);
+    this.empty = make("div", "loom-empty", this.root);
+    make("p", "", this.empty, "No run yet. Open a template, choose a model and your images, and queue it: the run appears here.");
+    makeButton(this.empty, "Browse templates", "Templates of LoRA Loom", () => bench.browse());
+    /** @type {Set<string>} */
+    this.chosen = new Set();
+    /** @type {Map<string, Row>} */
+    this.known = new Map();
+  }
+
+  render() {
+    const { list } = this.bench;
+    const runs = list.found(this.search.value);
+    this.empty.hidden = list.runs.size > 0;
+    this.note.textContent = list.isOffline ? "No connection to ComfyUI: this may be old." : list.runs.size && !runs.length ? "No run has this name." : "";
+    this.compare.disabled = this.chosen.size < 2;
+    this.compare.hidden = list.runs.size < 2;
+    const names = runs.map((run) => run.name ?? "");
+    for (const name of [...this.known.keys()]) if (!list.runs.has(name)) this.known.delete(name);
+    const rows = names.map((name) => this.row(name).root);
+    if (rows.length !== this.rows.children.length || rows.some((row, place) => this.rows.children[place] !== row)) this.rows.replaceChildren(...rows);
+    for (const run of runs) this.row(run.name ?? "").update(run);
+  }
+
+  /** @param {string} name */
+  row(name) {
+    const known = this.known.get(name) ?? this.makeRow(name);
+    this.known.set(name, known);
+    return known;
+  }
+
+  /**
+   * @param {string} name
+   * @returns {Row}
+   */
+  makeRow(name) {
+    const root = make("li", "loom-row");
+    const check = make("input", "", root);
+    check.type = "checkbox";
+    check.title = "Choose to compare";
+    check.setAttribute("aria-label", `Choose ${name} to compare`);
+    check.addEventListener("change", () => this.choose(name, check));
+    const open = makeButton(root, "", `Open ${name}`, () => this.bench.open(name));
+    open.className = "loom-open";
+    const thumb = make("span", "loom-thumb", open);
+    const body = make("span", "loom-row-body", open);
+    const line = make("span", "loom-row-head", body);
+    make("span", "loom-row-name", line, name);
+    const chip = make("span", "loom-chip", line);
+    const bar = make("span", "loom-bar", body);
+    const fill = make("span", "loom-fill", bar);
+    const facts = make("span", "loom-row-facts", body);
+    /** @param {Run} run */
+    const update = (run) => {
+      root.dataset.state = this.bench.growths.get(name) ? "doubtful" : run.state;
+      chip.textContent = this.stateText(run);
+      bar.hidden = !isActive(run.state);
+      fill.style.width = `${run.total ? (100 * (run.step ?? 0)) / run.total : 0}%`;
+      facts.textContent = rowFacts(run);
+      showThumbnail(thumb, name, run.sample ?? "");
+    };
+    return { root, update };
+  }
+
+  /** @param {Run} run */
+  stateText(run) {
+    const place = this.bench.list.queue.indexOf(run.name ?? "");
+    if (place >= 0) return `Queued, place ${place + 1}`;
+    if (this.bench.growths.get(run.name ?? "")) return "Finished, loss rose";
+    return STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? run.state ?? "";
+  }
+
+  /** @param {string} name @param {HTMLInputElement} check */
+  choose(name, check) {
+    if (check.checked && this.chosen.size >= MOST_COMPARED) check.checked = false;
+    if (check.checked) this.chosen.add(name);
+    else this.chosen.delete(name);
+    this.compare.disabled = this.chosen.size < 2;
+  }
+}
+
+/** @param {Run} run */
+function rowFacts(run) {
+  const facts = [`${count(run.step)} / ${count(run.total)} steps`];
+  if (isActive(run.state) && run.state !== "paused" && run.eta) facts.push(`${duration(run.eta)} left`);
+  if (run.lowest != null) facts.push(`validation ${loss(run.lowest)}`);
+  else if (isActive(run.state) && run.loss != null) facts.push(`loss ${loss(run.loss)}`);
+  if (run.state === "failed" && run.error) facts.push(run.error);
+  return facts.join(" · ");
+}
+
+/**
+ * @param {HTMLElement} place
+ * @param {string} run
+ * @param {string} file
+ */
+function showThumbnail(place, run, file) {
+  if (place.dataset.file === file) return;
+  place.dataset.file = file;
+  place.replaceChildren();
+  if (!file) return;
+  const image = make("img", "", place);
+  image.alt = ""; // the name next to it says what it is
+  image.loading = "lazy";
+  image.src = fileUrl(run, file);
+}

@@ -1,0 +1,79 @@
+// @ts-check
+// Loss, learning rate and gradient norm of a run over its steps, and what it takes.
+
+import { make } from "../elements.js";
+import { count, duration, loss, pace } from "../format.js";
+import { smoothed } from "../series.js";
+import { Chart } from "./chart.js";
+import { elapsed, endTime, series } from "./timeline.js";
+
+/** @typedef {import("./detail_view.js").Shown} Shown */
+
+const COLOURS = { raw: "#5b93f0", smooth: "#5b93f0", validation: "#e08a1e", rate: "#3fae7a", norm: "#b06ad8" };
+
+/**
+ * Losses with their curve smoothed over a 25th of the run.
+ * @param {import("../series.js").Point[]} points
+ */
+export function smooth(points) {
+  if (!points.length) return [];
+  const values = smoothed(points, Math.max((points[points.length - 1].step - points[0].step) / 25, 2));
+  return points.map((point, place) => ({ step: point.step, value: values[place] }));
+}
+
+export class ProgressTab {
+  constructor() {
+    this.root = make("div", "loom-progress");
+    this.facts = make("dl", "loom-fact-list", this.root);
+    this.none = make("p", "loom-note", this.root, "The loss appears with the first steps.");
+    this.loss = new Chart(this.root, "Loss", { isLarge: true, canBeLog: true });
+    this.rate = new Chart(this.root, "Learning rate");
+    this.norm = new Chart(this.root, "Gradient norm", { canBeLog: true });
+  }
+
+  /** @param {Shown} shown */
+  show({ run, view, lines }) {
+    const losses = series(lines, "loss");
+    const total = run.total ?? 0;
+    this.none.hidden = losses.length > 0;
+    this.loss.show({
+      total,
+      marks: run.checkpoints,
+      series: [
+        { label: "loss", colour: COLOURS.raw, points: losses, width: 1, isFaint: true },
+        { label: "smoothed", colour: COLOURS.smooth, points: smooth(losses) },
+        { label: "validation loss", colour: COLOURS.validation, points: series(lines, "held_out"), isDots: true },
+      ],
+    });
+    this.rate.show({ total, series: [{ label: "learning rate", colour: COLOURS.rate, points: series(lines, "learning_rate") }] });
+    this.norm.show({ total, series: [{ label: "gradient norm", colour: COLOURS.norm, points: series(lines, "grad_norm") }] });
+    this.renderFacts(run, view, lines);
+  }
+
+  /**
+   * @param {import("../runs.js").Run} run
+   * @param {import("../runs.js").RunView} view
+   * @param {import("./timeline.js").Line[]} lines
+   */
+  renderFacts(run, view, lines) {
+    const end = endTime(run, new Date());
+    const measured = view.validationLoss;
+    const facts = {
+      Step: `${count(run.step)} / ${count(run.total)}`,
+      Pace: pace(run.seconds ?? lines.at(-1)?.seconds ?? 0),
+      Trained: duration(elapsed(lines)),
+      Left: end ? duration(run.eta ?? 0) : "",
+      "Ends at": end ? end.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) : "",
+      Loss: view.losses.length ? loss(view.losses[view.losses.length - 1].value) : "",
+      "Validation loss": measured ? loss(measured.now) : "",
+      "Base model": measured?.base != null ? loss(measured.base) : "",
+    };
+    this.facts.replaceChildren();
+    for (const [name, value] of Object.entries(facts)) {
+      if (!value) continue;
+      const pair = make("div", "", this.facts);
+      make("dt", "", pair, name);
+      make("dd", "", pair, value);
+    }
+  }
+}

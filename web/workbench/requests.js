@@ -1,0 +1,62 @@
+// @ts-check
+// What the workbench asks of the server, besides what the panel does.
+
+import { body, post, read } from "../client.js";
+import { runPath } from "../runs.js";
+
+/**
+ * @typedef {import("../runs.js").Run} Run
+ * @typedef {{name: string, value: unknown, default: unknown}} Changed
+ * @typedef {{changed: Changed[], all: Record<string, unknown>, toml: string}} Settings
+ * @typedef {Record<string, {class_type: string, inputs: Record<string, unknown>}>} Graph
+ */
+
+/** @returns {Promise<{runs: Run[], queue?: string[]}>} */
+export const fetchRuns = async () => (await read("/lora_loom/runs")) ?? { runs: [] };
+
+/**
+ * A run's record with about as many steps as asked for.
+ * @param {string} name
+ * @param {number} most
+ */
+export const fetchThinned = async (name, most) => (await read(`${runPath(name)}/metrics?since=-1&most=${most}`))?.metrics ?? [];
+
+/**
+ * @param {string} name
+ * @returns {Promise<Settings | null>}
+ */
+export const fetchSettings = (name) => read(`${runPath(name)}/settings`);
+
+/**
+ * @param {string} name
+ * @returns {Promise<{prompt: Graph, node: string} | null>}
+ */
+export const fetchGraph = (name) => read(`${runPath(name)}/graph`);
+
+/**
+ * @param {string} name
+ * @param {string} to
+ * @returns {Promise<Run>}
+ */
+export const rename = (name, to) => post(`${runPath(name)}/rename`, { to });
+
+/**
+ * Away to the trash folder; with `loras` also the files that ComfyUI lists.
+ * @param {string} name
+ * @param {boolean} loras
+ * @returns {Promise<{trash: string}>}
+ */
+export const remove = (name, loras) => post(`${runPath(name)}/delete`, { loras });
+
+/**
+ * @param {string} name of a run that waits
+ * @param {number} place from 0
+ * @returns {Promise<{queue: string[]}>}
+ */
+export const move = (name, place) => post(`${runPath(name)}/move`, { place });
+
+/** The text of a run's log. @param {string} address */
+export async function fetchText(address) {
+  const answer = await fetch(address, { cache: "no-store" });
+  return answer.ok ? answer.text() : body(answer);
+}

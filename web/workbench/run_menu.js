@@ -1,0 +1,80 @@
+// @ts-check
+// What can be done with one run, as buttons: which of them there are depends on its state.
+
+import { act, fileUrl } from "../client.js";
+import { copied } from "../clipboard.js";
+import { make, makeButton, makeLink } from "../elements.js";
+import { isActive } from "../runs.js";
+import { askChoice, askText } from "./dialogs.js";
+import { openGraph } from "./graph.js";
+import { fetchSettings, move, remove, rename } from "./requests.js";
+import { copyName } from "./run_list.js";
+
+/**
+ * @typedef {import("../runs.js").Run} Run
+ * @typedef {import("./workbench.js").Workbench} Workbench
+ */
+
+const CAN_CONTINUE = new Set(["failed", "stopped", "interrupted"]);
+
+/**
+ * @param {HTMLElement} parent
+ * @param {Workbench} bench
+ * @param {Run} run
+ */
+export function makeRunMenu(parent, bench, run) {
+  const row = make("div", "loom-menu", parent);
+  const { state = "", name = "" } = run;
+  /** @param {string} label @param {string} hint @param {() => Promise<unknown>} work */
+  const button = (label, hint, work) => {
+    const made = makeButton(row, label, hint, async () => {
+      made.disabled = true;
+      await bench.trying(work);
+      made.disabled = false;
+    });
+    return made;
+  };
+  /** @param {string} action */
+  const ask = (action) => () => act(name, action).then(() => bench.refresh());
+  if (isActive(state)) {
+    if (state === "paused") button("Resume", "Go on from where it stands", ask("resume"));
+    else button("Pause", "Finish the step in flight, then hold", ask("pause"));
+    button("Stop", "Finish the step in flight, save, end", ask("stop"));
+  } else if (CAN_CONTINUE.has(state)) button("Continue", "Go on from its last checkpoint", ask("resume"));
+  const place = bench.list.queue.indexOf(name);
+  if (place > 0) button("Next", "Train it before the others that wait", () => move(name, 0).then(() => bench.refresh()));
+  if (run.lora && !isActive(state)) makeLink(row, "Download", fileUrl(name, `loras/${run.lora}`)).title = "Download the LoRA file";
+  button("Open graph", "Open the graph that started it in a new workflow tab", () => openGraph(name));
+  button("Duplicate", "Open its graph under another name, to change settings and queue it", () => openGraph(name, copyName(name, bench.list.runs.keys())));
+  const copy = button("Copy as TOML", "Copy its settings as a file for the command line", async () => {
+    const settings = await fetchSettings(name);
+    copy.textContent = settings && (await copied(settings.toml)) ? "Copied" : "Not copied: no permission";
+  });
+  if (!isActive(state)) {
+    button("Rename", "Another name for the run and its LoRA files", () => renamed(bench, name));
+    button("Delete", "Move it to the trash folder", () => deleted(bench, name));
+  }
+  return row;
+}
+
+/** @param {Workbench} bench @param {string} name */
+async function renamed(bench, name) {
+  const to = await askText(`New name for ${name}. Workflows that load its LoRA by name need the new one.`, name, "Rename");
+  if (!to || to === name) return;
+  await rename(name, to);
+  await bench.refresh();
+  bench.open(to);
+}
+
+/** @param {Workbench} bench @param {string} name */
+async function deleted(bench, name) {
+  const choice = await askChoice(`Move ${name} to the trash folder (output/lora_loom/.trash)?`, [
+    { label: "Move the run, keep its LoRA files in models/loras", choice: "run" },
+    { label: "Move the run and its LoRA files", choice: "all" },
+  ]);
+  if (!choice) return;
+  await remove(name, choice === "all");
+  bench.list.runs.delete(name);
+  bench.open("");
+  await bench.refresh();
+}

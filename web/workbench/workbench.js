@@ -1,0 +1,168 @@
+// @ts-check
+// The sidebar tab "LoRA Loom": which of its views is open, and what keeps them up to date.
+
+import { fetchMetrics, fetchRun } from "../client.js";
+import { make } from "../elements.js";
+import { isActive } from "../runs.js";
+import { growth } from "../verdict.js";
+import { CompareView } from "./compare_view.js";
+import { DetailView } from "./detail_view.js";
+import { ListView } from "./list_view.js";
+import { fetchRuns, fetchThinned } from "./requests.js";
+import { RunList } from "./run_list.js";
+import { joined, series } from "./timeline.js";
+
+/**
+ * @typedef {import("../runs.js").Run} Run
+ * @typedef {import("../runs.js").Detail} Detail
+ */
+
+const REFRESH_MS = 2000; // between two requests for the record of a run that trains
+const JUDGED = 20; // newest finished runs whose losses are read
+const JUDGED_STEPS = 300;
+
+export class Workbench {
+  /** @param {() => void} browse opens ComfyUI's templates */
+  constructor(browse) {
+    this.browse = browse;
+    this.list = new RunList();
+    /** How many times its start the loss of a finished run ends at; 0: not far above. @type {Map<string, number>} */
+    this.growths = new Map();
+    this.root = make("div", "loom-bench");
+    this.error = make("p", "loom-error", this.root);
+    this.error.setAttribute("role", "alert");
+    this.place = make("div", "loom-place", this.root);
+    this.listView = new ListView(this);
+    this.detailView = new DetailView(this);
+    this.compareView = new CompareView(this);
+    /** The run in detail; "" while the list is open. */
+    this.name = "";
+    /** @type {import("./timeline.js").Line[]} */
+    this.lines = [];
+    /** @type {(() => void)[]} called when the list has changed */
+    this.followers = [];
+    this.place.append(this.listView.root);
+  }
+
+  /** @param {HTMLElement} parent */
+  mount(parent) {
+    this.parent = parent;
+    parent.append(this.root);
+    this.list.failures.clear();
+    this.refresh();
+  }
+
+  /** Everything anew: when it is opened, after an action, when a run begins or ends. */
+  async refresh() {
+    await this.trying(async () => this.list.load(await fetchRuns()));
+    this.changed();
+    if (this.name) await this.refreshRun();
+    await this.judge();
+  }
+
+  /** The run in detail. */
+  async refreshRun() {
+    const { name } = this;
+    this.asked = Date.now();
+    await this.trying(async () => {
+      const last = this.lines.at(-1)?.step ?? -1;
+      const [run, newer] = await Promise.all([fetchRun(name), fetchMetrics(name, last)]);
+      if (name !== this.name || !run) return;
+      const begun = run.step ?? 0;
+      this.lines = joined(begun < last ? await fetchMetrics(name, -1) : this.lines, newer); // continued from a checkpoint before
+      this.detailView.show(run, this.lines);
+    });
+  }
+
+  /** Whether the losses of finished runs ended far above their start. */
+  async judge() {
+    const unknown = this.list.sorted.slice(0, JUDGED).filter((run) => run.state === "finished" && !this.growths.has(run.name ?? ""));
+    for (const { name = "" } of unknown) {
+      await this.trying(async () => {
+        const lines = await fetchThinned(name, JUDGED_STEPS);
+        this.growths.set(name, growth(series(lines, "loss"), series(lines, "held_out")));
+      });
+    }
+    if (unknown.length) this.changed();
+  }
+
+  changed() {
+    if (this.root.isConnected) this.listView.render();
+    for (const follower of this.followers) follower();
+  }
+
+  /**
+   * An event from the server.
+   * @param {string} kind
+   * @param {Detail} detail
+   */
+  heard(kind, detail) {
+    if (kind === "reconnecting") this.list.isOffline = true;
+    if (kind === "reconnected") this.refresh();
+    const { name = "" } = detail;
+    if (kind === "run") this.growths.delete(name);
+    if (this.list.heard(kind, detail)) this.refresh();
+    else this.changed();
+    const isDue = kind === "run" || kind === "sample" || Date.now() - (this.asked ?? 0) > REFRESH_MS;
+    if (name && name === this.name && this.root.isConnected && isDue) this.refreshRun();
+  }
+
+  /**
+   * Do something, and say so if it does not work.
+   * @param {() => Promise<unknown>} work
+   */
+  async trying(work) {
+    try {
+      await work();
+      this.error.textContent = "";
+    } catch (error) {
+      this.error.textContent = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  /** @param {string} name of a run; "" for the list */
+  open(name) {
+    if (name !== this.name) this.lines = [];
+    this.name = name;
+    this.place.replaceChildren(name ? this.detailView.root : this.listView.root);
+    const run = this.list.runs.get(name);
+    if (run) this.detailView.show(run, this.lines);
+    if (name) this.refreshRun();
+    else this.changed();
+  }
+
+  /** @param {string[]} names */
+  async compare(names) {
+    this.name = "";
+    this.place.replaceChildren(this.compareView.root);
+    await this.trying(() => this.compareView.show(names));
+  }
+
+  /** Over the whole page, until Escape. */
+  expand() {
+    if (this.page) {
+      this.page.close();
+      return;
+    }
+    const page = make("dialog", "loom-dialog loom-page", document.body);
+    page.setAttribute("aria-label", "LoRA Loom");
+    page.addEventListener("keydown", (event) => event.stopPropagation());
+    page.addEventListener("close", () => {
+      this.page = undefined;
+      this.parent?.append(this.root);
+      page.remove();
+    });
+    this.page = page;
+    page.append(this.root);
+    page.showModal();
+  }
+
+  /** @returns {Run | undefined} the run that trains now */
+  get current() {
+    return this.list.active.find((run) => run.state !== "queued") ?? this.list.active[0];
+  }
+
+  get isActive() {
+    return isActive(this.current?.state);
+  }
+}

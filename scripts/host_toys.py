@@ -114,6 +114,15 @@ TOYS = {
         host_class="Flux2", family="flux2", variant="dev", channels=128, context=48, tokens=512, extra={"guidance": 1.0},
         host_config={**_FLUX2, "guidance_embed": True}, references=((4, 6), (6, 2)),
     ),
+    "chroma": Toy(  # 28 + 2 blocks: the host takes 344 modulations whatever the size, 12 and 3 a block and 2 at the end
+        host_class="Chroma", family="chroma", variant="chroma", channels=16, context=48,
+        host_config={
+            "image_model": "chroma", "in_channels": 64, "out_channels": 64, "patch_size": 2, "hidden_size": 32, "num_heads": 1,
+            "mlp_ratio": 4.0, "depth": 28, "depth_single_blocks": 2, "axes_dim": [4, 14, 14], "theta": 10000, "qkv_bias": True,
+            "context_in_dim": 48, "vec_in_dim": None, "txt_ids_dims": [], "in_dim": 64, "out_dim": 32, "hidden_dim": 24,
+            "n_layers": 2, "dtype": torch.float32,
+        },
+    ),
     "lumina2": Toy(
         host_class="Lumina2", family="lumina2", variant="lumina2", channels=16, context=64,
         extra={"attention_mask": torch.ones(1, 16, dtype=torch.long)},
@@ -165,7 +174,7 @@ TOYS["flux-kontext-two"] = replace(TOYS["flux-kontext"], references=((12, 6), (4
 
 HEADLESS = (
     "sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-kontext-two", "flux-schnell", "flux2-klein",
-    "flux2-dev", "lumina2", "z-image", "qwen", "qwen-edit", "qwen-edit-plus",
+    "flux2-dev", "chroma", "lumina2", "z-image", "qwen", "qwen-edit", "qwen-edit-plus",
 )  # fmt: skip
 """Toys whose family the files backend has."""
 

@@ -10,6 +10,7 @@ arithmetic makes of one adapter of every kind.
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ def widen_clock(comfy: Any, network: Any) -> None:
 
 
 def file_name(key: str) -> str:
-    """The key as original files have it (ComfyUI 0.33 renamed Flux's `.scale` to `.weight` inside)."""
-    return key.replace("query_norm.weight", "query_norm.scale").replace("key_norm.weight", "key_norm.scale")
+    """The key as original files have it (ComfyUI 0.33 renamed the `.scale` of Flux and its relatives to `.weight` inside)."""
+    return re.sub(r"(query_norm|key_norm|distilled_guidance_layer\.norms\.\d+)\.weight$", r"\1.scale", key)
 
 
 def accepted_keys(comfy: Any, model: Any) -> dict[str, Any]:
@@ -89,7 +90,6 @@ REAL_UNETS = {
 
 def unet_names(comfy: Any) -> dict[str, dict[str, str]]:
     """{model: {diffusers path: original path}} of the real UNets' modules, of every transformer's first block."""
-    import re
 
     def first_block(key: str) -> bool:
         return key.endswith(".weight") and not re.search(r"transformer_blocks\.[1-9]", key)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
 from lora_loom.trainer.errors import ConfigError, ModelFileError
-from lora_loom.trainer.families import flux, flux2, lumina2, qwen_image, sd3, z_image
+from lora_loom.trainer.families import chroma, flux, flux2, lumina2, qwen_image, sd3, z_image
 from lora_loom.trainer.families.common import unet
 from lora_loom.trainer.families.common.family import Loading
 from lora_loom.trainer.families.common.keymap import Part, to_diffusers
@@ -25,6 +25,7 @@ READERS = {
     "sd": unet.read_native,
     "sdxl": unet.read_native,
     "sd3": sd3.read_native,
+    "chroma": chroma.read_native,
     "flux": flux.read_native,
     "flux2": flux2.read_native,
     "lumina2": lumina2.read_native,
@@ -308,7 +309,7 @@ def test_an_unknown_model(tmp_path):
     source = open_source(str(tmp_path / "other.safetensors"))
     with pytest.raises(
         ModelFileError,
-        match=r"is not a base model of a known family \(flux, flux2, lumina2, qwen_image, sd, sd3, sdxl, z_image\); its tensors begin with layers",
+        match=r"is not a base model of a known family \(chroma, flux, flux2, lumina2, qwen_image, sd, sd3, sdxl, z_image\); its tensors begin with layers",
     ):
         families.detect(source.shapes, source.path)
 

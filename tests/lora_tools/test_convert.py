@@ -27,8 +27,8 @@ from tests.conftest import HOST_FIXTURES, eject, tiny_folder
 
 HOST = HOST_FIXTURES
 CPU = Loading(dtype=None, device=torch.device("cpu"))
-TRANSFORMERS = ("flux-dev", "flux-schnell", "flux2-klein", "sd3", "lumina2", "z-image", "qwen")
-FUSING = ("flux-dev", "flux-schnell", "flux2-klein", "sd3", "z-image")
+TRANSFORMERS = ("chroma", "flux-dev", "flux-schnell", "flux2-klein", "sd3", "lumina2", "z-image", "qwen")
+FUSING = ("chroma", "flux-dev", "flux-schnell", "flux2-klein", "sd3", "z-image")
 
 
 @cache
@@ -88,7 +88,7 @@ def test_kohyas_layout_changes_every_weight_alike_in_comfyui(toy, tmp_path):
     assert_same(host_changes(toy, native), host_changes(toy, tmp_path / "back.safetensors"))
     if toy in FUSING:
         assert done.fused > 0
-        assert done.rank_after == (8 if toy in ("flux-dev", "flux-schnell") else 6), (
+        assert done.rank_after == (8 if toy in ("chroma", "flux-dev", "flux-schnell") else 6), (
             "linear1 holds q, k, v and the feed-forward"
         )
         assert back.split == done.fused
@@ -134,6 +134,7 @@ def test_a_part_alone_leaves_the_other_rows_as_they_are(tmp_path):
 
 PIPELINES = {
     "flux": "FluxPipeline",
+    "chroma": "ChromaPipeline",
     "flux2": "Flux2KleinPipeline",
     "sd3": "StableDiffusion3Pipeline",
     "lumina2": "Lumina2Pipeline",
@@ -144,6 +145,7 @@ PIPELINES = {
 }
 NETWORKS = {
     "flux": "FluxTransformer2DModel",
+    "chroma": "ChromaTransformer2DModel",
     "flux2": "Flux2Transformer2DModel",
     "sd3": "SD3Transformer2DModel",
     "lumina2": "Lumina2Transformer2DModel",

@@ -26,6 +26,7 @@ NETWORKS = (
     "flux2-dev",
     "lumina2",
     "z-image",
+    "chroma",
     "qwen",
     "qwen-edit-plus",
 )

@@ -38,7 +38,8 @@ from .common.family import (
     Variant,
     stack,
 )
-from .common.keymap import KeyMap, count_blocks, rename, split_rows
+from .common.flux_keys import double_keys, head_width, single_keys
+from .common.keymap import KeyMap, count_blocks, rename
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
@@ -95,8 +96,6 @@ COMFY = ComfyModel(
     clip_inputs={"clip_name1": "t5xxl_fp16.safetensors", "clip_name2": "clip_l.safetensors", "type": "flux"},
     vae_name="ae.safetensors",
 )
-HEAD = 128
-"""Width of an attention head where the file has no query norm to tell."""
 
 
 def native_keys(double: int, single: int, hidden: int, mlp: int, *, guidance: bool) -> KeyMap:
@@ -109,61 +108,17 @@ def native_keys(double: int, single: int, hidden: int, mlp: int, *, guidance: bo
         stem = f"time_text_embed.{diffusers}"
         keys |= rename([(f"{native}.in_layer", f"{stem}.linear_1"), (f"{native}.out_layer", f"{stem}.linear_2")])
     for i in range(double):
-        keys |= _double_keys(f"double_blocks.{i}", f"transformer_blocks.{i}", hidden)
+        keys |= double_keys(f"double_blocks.{i}", f"transformer_blocks.{i}", hidden)
     for i in range(single):
-        keys |= _single_keys(f"single_blocks.{i}", f"single_transformer_blocks.{i}", hidden, mlp)
+        keys |= single_keys(f"single_blocks.{i}", f"single_transformer_blocks.{i}", hidden, mlp)
     return keys
-
-
-def _double_keys(native: str, block: str, hidden: int) -> KeyMap:
-    keys: KeyMap = {}
-    for stream, norm, out, feed, projections, query, key in (
-        ("img", "norm1", "to_out.0", "ff", [f"to_{x}" for x in "qkv"], "norm_q", "norm_k"),
-        (
-            "txt",
-            "norm1_context",
-            "to_add_out",
-            "ff_context",
-            [f"add_{x}_proj" for x in "qkv"],
-            "norm_added_q",
-            "norm_added_k",
-        ),
-    ):
-        keys |= rename(
-            [
-                (f"{native}.{stream}_mod.lin", f"{block}.{norm}.linear"),
-                (f"{native}.{stream}_attn.proj", f"{block}.attn.{out}"),
-                (f"{native}.{stream}_mlp.0", f"{block}.{feed}.net.0.proj"),
-                (f"{native}.{stream}_mlp.2", f"{block}.{feed}.net.2"),
-            ]
-        )
-        keys |= split_rows(
-            f"{native}.{stream}_attn.qkv", [f"{block}.attn.{name}" for name in projections], (hidden,) * 3
-        )
-        keys |= _norm_keys(f"{native}.{stream}_attn.norm", f"{block}.attn", query, key)
-    return keys
-
-
-def _norm_keys(native: str, attention: str, query: str, key: str) -> KeyMap:
-    pairs = [
-        (f"{native}.query_norm.scale", f"{attention}.{query}.weight"),
-        (f"{native}.key_norm.scale", f"{attention}.{key}.weight"),
-    ]
-    return rename(pairs, ("",))
-
-
-def _single_keys(native: str, block: str, hidden: int, mlp: int) -> KeyMap:
-    parts = [f"{block}.attn.to_{x}" for x in "qkv"] + [f"{block}.proj_mlp"]
-    keys = rename([(f"{native}.modulation.lin", f"{block}.norm.linear"), (f"{native}.linear2", f"{block}.proj_out")])
-    keys |= split_rows(f"{native}.linear1", parts, (hidden, hidden, hidden, mlp))
-    return keys | _norm_keys(f"{native}.norm", f"{block}.attn", "norm_q", "norm_k")
 
 
 def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:
     """FluxTransformer2DModel's configuration, read off the original file's shapes, and its key map."""
     hidden, channels = shapes["img_in.weight"]
     double, single = count_blocks(shapes, "double_blocks"), count_blocks(shapes, "single_blocks")
-    head = shapes.get("double_blocks.0.img_attn.norm.query_norm.scale", (HEAD,))[0]
+    head = head_width(shapes)
     guidance = "guidance_in.in_layer.weight" in shapes
     mlp = shapes["single_blocks.0.linear1.weight"][0] - 3 * hidden
     config: dict[str, object] = {
@@ -253,7 +208,8 @@ class Flux:
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "double_blocks.0.img_attn.qkv.weight" in shapes and "vector_in.in_layer.weight" in shapes
-        diffusers = "single_transformer_blocks.0.proj_mlp.weight" in shapes
+        chroma = any(key.startswith("distilled_guidance_layer.") for key in shapes)
+        diffusers = "single_transformer_blocks.0.proj_mlp.weight" in shapes and not chroma
         if not (native or diffusers):
             return None
         return "dev" if any("guidance_in." in key or "guidance_embedder" in key for key in shapes) else "schnell"

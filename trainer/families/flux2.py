@@ -29,6 +29,7 @@ from .common.family import (
     Variant,
     stack,
 )
+from .common.flux_keys import head_width
 from .common.keymap import KeyMap, count_blocks, rename, split_rows
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
@@ -145,7 +146,7 @@ def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:
     """Flux2Transformer2DModel's configuration, read off the original file's shapes, and its key map."""
     hidden, channels = shapes["img_in.weight"]
     double, single = count_blocks(shapes, "double_blocks"), count_blocks(shapes, "single_blocks")
-    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    head = head_width(shapes)
     guidance = "guidance_in.in_layer.weight" in shapes
     config: dict[str, object] = {
         "in_channels": channels,

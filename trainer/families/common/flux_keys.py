@@ -1,0 +1,58 @@
+"""The keys of Flux's blocks, which its relatives have too: double blocks with a stream for images and one for texts, single blocks."""
+
+from ...types import Shapes
+from .keymap import KeyMap, rename, split_rows
+
+HEAD = 128
+"""Width of an attention head where a network has no query norm to tell."""
+
+
+def head_width(shapes: Shapes) -> int:
+    """Width of an attention head, read off the first query norm; ComfyUI calls its weight `weight`, original files `scale`."""
+    norm = "double_blocks.0.img_attn.norm.query_norm"
+    return next((shapes[key][0] for key in (f"{norm}.scale", f"{norm}.weight") if key in shapes), HEAD)
+
+
+def double_keys(native: str, block: str, hidden: int, *, modulated: bool = True) -> KeyMap:
+    """Returns {diffusers key: original key} of a double block of width `hidden`; `modulated` blocks have their own modulation."""
+    keys: KeyMap = {}
+    for stream, norm, out, feed, projections, query, key in (
+        ("img", "norm1", "to_out.0", "ff", [f"to_{x}" for x in "qkv"], "norm_q", "norm_k"),
+        (
+            "txt",
+            "norm1_context",
+            "to_add_out",
+            "ff_context",
+            [f"add_{x}_proj" for x in "qkv"],
+            "norm_added_q",
+            "norm_added_k",
+        ),
+    ):
+        pairs = [
+            (f"{native}.{stream}_attn.proj", f"{block}.attn.{out}"),
+            (f"{native}.{stream}_mlp.0", f"{block}.{feed}.net.0.proj"),
+            (f"{native}.{stream}_mlp.2", f"{block}.{feed}.net.2"),
+        ]
+        keys |= rename([(f"{native}.{stream}_mod.lin", f"{block}.{norm}.linear"), *pairs] if modulated else pairs)
+        keys |= split_rows(
+            f"{native}.{stream}_attn.qkv", [f"{block}.attn.{name}" for name in projections], (hidden,) * 3
+        )
+        keys |= _norm_keys(f"{native}.{stream}_attn.norm", f"{block}.attn", query, key)
+    return keys
+
+
+def _norm_keys(native: str, attention: str, query: str, key: str) -> KeyMap:
+    pairs = [
+        (f"{native}.query_norm.scale", f"{attention}.{query}.weight"),
+        (f"{native}.key_norm.scale", f"{attention}.{key}.weight"),
+    ]
+    return rename(pairs, ("",))
+
+
+def single_keys(native: str, block: str, hidden: int, mlp: int, *, modulated: bool = True) -> KeyMap:
+    """Returns {diffusers key: original key} of a single block of width `hidden` and feed-forward width `mlp`."""
+    parts = [f"{block}.attn.to_{x}" for x in "qkv"] + [f"{block}.proj_mlp"]
+    pairs = [(f"{native}.linear2", f"{block}.proj_out")]
+    keys = rename([(f"{native}.modulation.lin", f"{block}.norm.linear"), *pairs] if modulated else pairs)
+    keys |= split_rows(f"{native}.linear1", parts, (hidden, hidden, hidden, mlp))
+    return keys | _norm_keys(f"{native}.norm", f"{block}.attn", "norm_q", "norm_k")

@@ -160,6 +160,8 @@ export class Panel {
     const measured = this.view.validationLoss;
     if (measured) facts.push(`validation ${loss(measured.now)}${measured.base === null ? "" : `, base ${loss(measured.base)}`}`);
     for (const fact of facts) make("span", "", this.facts, fact);
+    const { trained, leftOut } = this.view.layers;
+    if (trained) make("span", "", this.facts, `trains ${trained}`).title = leftOut ? `Left out: ${leftOut}` : "No layer is left out.";
   }
 
   renderSample() {

@@ -10,6 +10,7 @@ const ROOT = "/lora_loom/runs";
 /**
  * @typedef {import("./series.js").Point} Point
  * @typedef {{step: number, file: string}} Sample
+ * @typedef {{trained?: Record<string, number>, left_out?: Record<string, number>, outside?: string[]}} Layers by their role
  * @typedef {object} Run what the server says of a run; events bring some of it
  * @property {string} [name]
  * @property {string} [state]
@@ -29,6 +30,7 @@ const ROOT = "/lora_loom/runs";
  * @property {string} [best] name of the LoRA file with the lowest validation loss
  * @property {string[]} [loras] files of the run
  * @property {string} [lora_folder] what the names of its LoRA files begin with in LoraLoader
+ * @property {Layers} [layers] none of a run of an earlier version
  * @property {string[]} [pages] compare pages of its sweeps, the newest last
  * @typedef {{step: number, loss?: number, held_out?: number}} MetricsLine
  * @typedef {Run & {node?: string, text?: string, files?: string[], loss?: number, held_out?: number}} Detail of an event
@@ -175,6 +177,15 @@ export class RunView {
   get validationLoss() {
     const [first] = this.validation, last = this.validation[this.validation.length - 1];
     return last ? { now: last.value, base: first.step === 0 && last.step > 0 ? first.value : null } : null;
+  }
+
+  /** Which layers train and which are left out: "60 attention, 90 mlp"; "" where nothing is known. */
+  get layers() {
+    const { trained = {}, left_out = {}, outside = [] } = this.run?.layers ?? {};
+    /** @param {Record<string, number>} counts */
+    const listed = (counts) => Object.entries(counts).map(([role, layers]) => `${layers} ${role}`).join(", ");
+    const around = outside.length ? ` (outside of the blocks: ${outside.join(", ")})` : "";
+    return { trained: listed(trained), leftOut: listed(left_out) + around };
   }
 
   /** Share of the run that is done, 0 to 1. */

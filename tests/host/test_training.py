@@ -114,8 +114,13 @@ def test_a_model_that_nobody_described_trains_by_its_structure_and_says_so(serve
     graph = train(toy(name), f"unknown-{name}", learning_rate=0.02)
     server.run(prompt(graph))
     folder = server.base / "output" / "lora_loom" / f"unknown-{name}"
-    assert "its layers found by their structure" in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert "its layers found by their structure" in log
+    assert "layers: trains" in log
+    assert "modulation is told by its name" not in log, "it was probed"
     run = json.loads((folder / "run.json").read_text())
+    assert run["layers"]["trained"]["attention"] > 0
+    assert run["base_model"]["told_by"] == {"wan": "nothing"}.get(name, "")
     assert run["state"] == "finished"
     assert run["max_relative_error"] < 5e-3
     moved = dict(toy(name))

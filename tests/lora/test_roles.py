@@ -233,6 +233,7 @@ def test_a_network_without_a_stack_counts_as_one_block():
 
 EXCEPTIONS = {
     "flux": {"all": "embedder|^proj_out$"},
+    "flux2": {"all": "embedder|^proj_out$|stream_modulation"},
     "lumina2": {"all": "^(norm_out|time_caption_embed|x_embedder)"},
     "qwen_image": {
         "attention": r"blocks\.1\.attn\.(add_q_proj|to_add_out)$",
@@ -240,6 +241,7 @@ EXCEPTIONS = {
         "all": r"blocks\.1\.(attn\.(add_q_proj|to_add_out)$|txt_mlp)|_in$|^(norm_out|proj_out|time_text_embed)",
     },
     "sd3": {"all": r"embedder|norm1_context\.linear$"},
+    "z_image": {"all": "refiner|embedder|final_layer"},
     "sd": {"all": "embedding|time_emb_proj|proj_in|proj_out|conv"},
     "sdxl": {"all": "embedding|time_emb_proj|proj_in|proj_out|conv"},
 }

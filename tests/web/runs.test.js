@@ -36,6 +36,14 @@ test("a record fills the panel", () => {
   assert.equal(view.progress, 0.25);
 });
 
+test("which layers train and which are left out is said by their role", () => {
+  const layers = { trained: { attention: 60, mlp: 90 }, left_out: { modulation: 30, outside: 28 }, outside: ["x_embedder", "final_layer"] };
+  assert.deepEqual(loaded({ layers }).layers, {
+    trained: "60 attention, 90 mlp", leftOut: "30 modulation, 28 outside (outside of the blocks: x_embedder, final_layer)",
+  });
+  assert.deepEqual(loaded().layers, { trained: "", leftOut: "" }, "a run of an earlier version");
+});
+
 test("the validation loss stands next to the base's", () => {
   const view = loaded();
   assert.deepEqual(view.validationLoss, { now: 0.7, base: null }, "the base was not measured");

@@ -3,8 +3,9 @@
 A network for images is mostly a stack of equal blocks; what stands around the stack (embedders, the last layer, adapters of
 the text) is small and sensitive and is not trained unless it is named. Inside a block
 
-- modulation makes scales and shifts from the timestep. It is recognised by its name below the block (modulation, adaLN, norm, …) or by
-  standing behind an activation that begins a Sequential, as in every adaLN;
+- modulation makes scales and shifts from the timestep. As many rows run through it whatever the size of the image and the length of
+  the text, which `probe.py` sees. Where a network cannot be probed, it is recognised by its name below the block (modulation, adaLN,
+  norm, …) or by standing behind an activation that begins a Sequential, as in every adaLN;
 - an mlp is a Linear into another width together with the Linear back from it (gated ones have two ways in, or one of twice
   the width);
 - everything else is attention. Three or more Linears into a width and one back are query, key, value and output, and so are
@@ -18,12 +19,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import nn
 
 from ..diffusion.denoiser import Targets
 from ..weights.row_parts import RowPart
+from .probe import Probe
 
 Role = Literal["attention", "mlp", "modulation", "outside"]
 BIG = 0.1
@@ -49,22 +52,23 @@ class Stack:
     """Elements of the Linear weights inside."""
 
 
-def roles(module: nn.Module) -> dict[str, Role]:
+def roles(module: nn.Module, seen: Probe | None = None) -> dict[str, Role]:
     """Returns {path: role} of every Linear. A network without a stack of equal blocks counts as one block."""
     linears = _linears(module)
     found: dict[str, Role] = dict.fromkeys(linears, "outside")
     for block in block_paths(module) or [""]:
         inside = [path for path in linears if path.startswith(f"{block}." if block else "")]
-        found |= _roles_in(module, block, inside)
+        found |= _roles_in(module, block, inside, seen)
     return found
 
 
-def presets(module: nn.Module) -> dict[str, Targets]:
-    """The target presets of a network that nobody has described."""
-    told = roles(module)
+def presets(module: nn.Module, seen: Probe | None = None) -> dict[str, Targets]:
+    """The target presets of a network that nobody has described, less the Linears that never get a gradient."""
+    told = roles(module, seen)
+    alive = told.keys() - (seen.idle if seen else frozenset())
 
     def targets(description: str, *wanted: Role) -> Targets:
-        return Targets(description=description, paths=frozenset(path for path, role in told.items() if role in wanted))
+        return Targets(description=description, paths=frozenset(path for path in alive if told[path] in wanted))
 
     every = targets("every Linear in the network's blocks", "attention", "mlp", "modulation")
     return {
@@ -144,16 +148,11 @@ def _is_inside(stack: Stack, other: Stack) -> bool:
     return any(stack.path.startswith(f"{member}.") for member in other.members)
 
 
-def _roles_in(module: nn.Module, block: str, paths: list[str]) -> dict[str, Role]:
+def _roles_in(module: nn.Module, block: str, paths: list[str], seen: Probe | None) -> dict[str, Role]:
     """Returns {path: role} of the Linears of one block."""
-    start = len(block) + 1 if block else 0
-    found: dict[str, Role] = {}
-    rest = []
-    for path in paths:
-        if any(MODULATION.fullmatch(name) for name in path[start:].split(".")) or _behind_activation(module, path):
-            found[path] = "modulation"
-        else:
-            rest.append(path)
+    is_modulation = seen.constant.__contains__ if seen else partial(_is_named_modulation, module, block)
+    found: dict[str, Role] = {path: "modulation" for path in paths if is_modulation(path)}
+    rest = [path for path in paths if path not in found]
     groups: dict[str, dict[str, nn.Linear]] = defaultdict(dict)
     for path in rest:
         groups[_group(path, block, rest)][path] = module.get_submodule(path)  # type: ignore[assignment]
@@ -163,6 +162,12 @@ def _roles_in(module: nn.Module, block: str, paths: list[str]) -> dict[str, Role
     if any(role == "attention" and path not in groups[block] for path, role in found.items()):
         found |= dict.fromkeys(groups[block], "mlp")
     return found
+
+
+def _is_named_modulation(module: nn.Module, block: str, path: str) -> bool:
+    """Whether its name in the block or what stands before it says that it makes modulation."""
+    start = len(block) + 1 if block else 0
+    return any(MODULATION.fullmatch(name) for name in path[start:].split(".")) or _behind_activation(module, path)
 
 
 def _group(path: str, block: str, paths: list[str]) -> str:

@@ -6,7 +6,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..base_model import Base, open_base
 from ..config.run import TrainConfig
@@ -30,6 +29,7 @@ from ..distributed.sharding import check_passes, check_sharding, check_teachers
 from ..errors import DataError, StoppedError
 from ..families.common.positions import positions_per_side
 from ..lora.base_lora import BaseLora, has_adapter, lay_base_loras
+from ..lora.layers import layers_of, layers_text
 from ..lora.state_dict import check_fits
 from ..lora_tools.base_loras import read_base_loras
 from ..lora_tools.layouts import FileFormat, Formats, check_format
@@ -45,7 +45,7 @@ from ..training.loss_settings import check_objective, guided_notes
 from ..training.optim import check_optimizer
 from ..training.schedule import check_schedule
 from ..training.text_encoders import WithText, all_targets, check_text_training, load_with_text, rate_scales, with_text
-from ..types import Conditioning, EncoderIdentity, Example, named_references, references_in
+from ..types import Conditioning, EncoderIdentity, Example, Record
 from ..weights.devices import compute_dtype
 from ..weights.quantize import check_quantize
 from ..weights.streaming import StreamSettings, stream_settings
@@ -53,7 +53,7 @@ from .assemble import assemble
 from .execute import execute
 from .modules import meanings, modules_of_run, of_start
 from .plan import RunPlan, cache_folder, environment
-from .reference_images import check_reference_use, unused_references
+from .reference_images import batch_references, check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder
 from .samples import check_samples, make_samples, open_preview, sample_inputs
 from .session import Backend, Host, Outcome, RunData, Session
@@ -71,6 +71,8 @@ class Prepared:
     report: Report
     plan: Plan
     targets: list[str]
+    layers: Record
+    """Which layers train and which are left out, for run.json."""
     cache: Cache
     identity: EncoderIdentity
     folder: RunFolder
@@ -158,7 +160,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     if alone and config.data.strict:
         raise DataError(f"data.strict: {alone}")
     said = base.warnings(adapter=has_adapter(base_loras), guided=bool(guided))
-    for note in (*said, *guided, *listed.notes, *([alone] if alone else [])):
+    layers = layers_of(fits.module, targets)
+    for note in (layers_text(layers), *said, *guided, *listed.notes, *([alone] if alone else [])):
         host.log(note)
     report = make_report(dataset)
     host.log(report.text())
@@ -173,6 +176,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         report=report,
         plan=plan,
         targets=targets,
+        layers=layers,
         cache=Cache(cache_folder(config)),
         identity=base.encoder_identity(tiled=config.memory.vae_tiling),
         folder=folder,
@@ -240,7 +244,7 @@ def _train(prepared: Prepared, host: Host) -> Outcome:
             folder.check_same(fixed, config)
             if changed := folder.changed_environment(here):
                 host.log(changed)
-        folder.start(config, fixed, here, prepared.targets)
+        folder.start(config, fixed, here, prepared.targets, {"layers": prepared.layers})
         with folder.noting_failure():
             folder.update(state="caching", error="", memory_plan=as_record(prepared.memory_plan))
             _cache_once(prepared, host)
@@ -371,7 +375,7 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
             return {"captions": [pick.caption for pick in picks], "geometries": [pick.view.geometry for pick in picks]}
         texts = [encoded.of(pick.view, pick.caption) for pick in picks]
         made = family.condition(texts, [pick.view.geometry for pick in picks], guidance)
-        made = {**made, **_references(prepared, picks)}
+        made = {**made, **batch_references(prepared.items, picks, family.latent_space.to_model)}
         return {name: tensor.to(base.device) for name, tensor in made.items()}
 
     return CachedBatches(
@@ -384,12 +388,3 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
         device=base.device,
         guided=prepared.config.objective.guided_loss != "off",
     )
-
-
-def _references(prepared: Prepared, picks: Sequence[PickedExample]) -> dict[str, Tensor]:
-    """Returns {"reference", "reference_2", …: (B, C, h, w) in model space}; a batch has as many for every image."""
-    if not picks[0].view.example.references:
-        return {}
-    raw_CHW = [references_in(prepared.items.get(pick.key)) for pick in picks]
-    to_model = prepared.base.family.latent_space.to_model
-    return named_references([to_model(torch.stack(column)) for column in zip(*raw_CHW, strict=True)])

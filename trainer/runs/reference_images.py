@@ -1,13 +1,19 @@
 """Reference images of edit models for samples and sweeps: one image, or several that are used together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ..base_model import Base
 from ..config.toml import digest
+from ..data.batches import PickedExample
+from ..data.cache.online import Items
 from ..data.images.load import check_readable, file_digest
 from ..errors import ConfigError, DataError
+from ..types import named_references, references_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +79,13 @@ def unused_references(option: str, given: Sequence[str | Sequence[str]], base: B
     return (
         f"{name} is an edit model and {option} names no images: it works from the text alone, as the plain model does"
     )
+
+
+def batch_references(
+    items: Items, picks: Sequence[PickedExample], to_model: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Returns {"reference", "reference_2", …: (B, C, h, w) in model space}; a batch has as many for every image."""
+    if not picks[0].view.example.references:
+        return {}
+    raw_CHW = [references_in(items.get(pick.key)) for pick in picks]
+    return named_references([to_model(torch.stack(column)) for column in zip(*raw_CHW, strict=True)])

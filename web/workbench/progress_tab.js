@@ -67,6 +67,8 @@ export class ProgressTab {
       Loss: view.losses.length ? loss(view.losses[view.losses.length - 1].value) : "",
       "Validation loss": measured ? loss(measured.now) : "",
       "Base model": measured?.base != null ? loss(measured.base) : "",
+      "Layers trained": view.layers.trained,
+      "Layers left out": view.layers.leftOut,
     };
     this.facts.replaceChildren();
     for (const [name, value] of Object.entries(facts)) {

@@ -80,7 +80,7 @@ def fill_conditions(
                 wanted[source.key(view, key, caption)] = (view, key, caption)
     cache.touch(wanted)
     if with_reference := next((one for one in wanted.values() if one[0].example.references), None):
-        check_accepts_references(model, *_given(cache, source, *with_reference))
+        check_accepts_references(model, *given(cache, source, *with_reference))
     missing = cache.missing(sorted(wanted))
     for start in range(0, len(missing), ITEMS_PER_SHARD):
         chunk = missing[start : start + ITEMS_PER_SHARD]
@@ -91,10 +91,10 @@ def fill_conditions(
 def _inputs(
     cache: Cache, source: ConditionSource, model: BaseModel, view: View, view_key: str, caption: str
 ) -> dict[str, object]:
-    return network_inputs(model, *_given(cache, source, view, view_key, caption))
+    return network_inputs(model, *given(cache, source, view, view_key, caption))
 
 
-def _given(cache: Cache, source: ConditionSource, view: View, view_key: str, caption: str) -> Given:
+def given(cache: Cache, source: ConditionSource, view: View, view_key: str, caption: str) -> Given:
     """What the cache and the source hold for one sample."""
     text = unpack(cache.get(prompt_key(view, caption, source.encoders)))
     item = cache.get(view_key)
@@ -136,12 +136,12 @@ def network_inputs(
     width, height = geometry.target
     dims = latent_dims(model)
     shape = (1, channels, *([1] if dims == 5 else []), height // factor, width // factor)
-    given: dict[str, object] = {**text, **values}
+    asked: dict[str, object] = {**text, **values}
     if references:
-        given["reference_latents"] = [latent.unsqueeze(2) if dims == 5 else latent for latent in references]
-    given |= size_conditions(type(model).__name__, geometry)
-    given |= {"noise": torch.zeros(shape), "device": torch.device("cpu"), "prompt_type": "positive"}
-    return {name: value.cond for name, value in model.extra_conds(**given).items()}
+        asked["reference_latents"] = [latent.unsqueeze(2) if dims == 5 else latent for latent in references]
+    asked |= size_conditions(type(model).__name__, geometry)
+    asked |= {"noise": torch.zeros(shape), "device": torch.device("cpu"), "prompt_type": "positive"}
+    return {name: value.cond for name, value in model.extra_conds(**asked).items()}
 
 
 def size_conditions(class_name: str, geometry: Geometry) -> dict[str, int]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ....trainer.diffusion.denoiser import Targets
 from ....trainer.errors import ModelFileError
+from ....trainer.lora.roles import Role
 from ....trainer.types import Conditioning
 from ....trainer.weights.row_parts import split
 from ..comfy_types import BaseModel, ModelPatcher
@@ -76,6 +77,8 @@ class LoadedDenoiser:
     latent_dims: int
     """5 for video-shaped networks, which get a time axis of 1."""
     compute_dtype: torch.dtype
+    roles: Mapping[str, Role] | None = None
+    """The role of every Linear as a probe has told it."""
 
     @property
     def target_presets(self) -> Mapping[str, Targets]:

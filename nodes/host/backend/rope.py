@@ -107,7 +107,7 @@ def _norm_backward(x: Tensor, scale: Tensor, epsilon: float, grad: Tensor) -> Te
 
 def _setup_adaln(ctx: Context, inputs: tuple[Tensor, Tensor, Tensor, float], output: object) -> None:
     x, scale, shift, epsilon = inputs
-    ctx.save_for_backward(x, scale, shift)
+    ctx.save_for_backward(x.clone(), scale, shift)  # the block adds to x in place
     ctx.epsilon = epsilon
 
 

@@ -116,7 +116,7 @@ def _short(record: Record) -> Record:
 def details(folder: RunFolder, registry: Registry) -> Record:
     """A run's summary with what its folder holds: samples, LoRA files, strips, compare pages (the newest last), checkpoints.
 
-    `lora_folder` is what LoraLoader's names of its LoRA files begin with; `best` is the file with the lowest validation loss.
+    `layers` counts those that train and those that are left out, by role; {} of runs before that was kept. `lora_folder` is what LoraLoader's names of its LoRA files begin with; `best` is the file with the lowest validation loss.
     """
     names: Record = {
         kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
@@ -129,7 +129,9 @@ def details(folder: RunFolder, registry: Registry) -> Record:
     pages = sorted(folder.path.glob("strips/*.html"), key=lambda path: path.stat().st_mtime)
     names["pages"] = [path.relative_to(folder.path).as_posix() for path in pages]
     names["lora_folder"] = lora_name(folder.name).removesuffix(f"{folder.name}.safetensors")
-    names["best"] = (folder.read().get("best") or {}).get("lora", "")
+    record = folder.read()
+    names["best"] = (record.get("best") or {}).get("lora", "")
+    names["layers"] = record.get("layers", {})
     return {**summary(folder, registry), **names, "checkpoints": [c.step for c in list_checkpoints(folder.checkpoints)]}
 
 

@@ -33,7 +33,6 @@ from ....trainer.lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ....trainer.lora.state_dict import check_fits
 from ....trainer.lora_tools.base_loras import refuse_training_loras
 from ....trainer.runs.assemble import assemble
-from ....trainer.runs.modules import meanings, modules_of_run, of_start
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Backend, RunData, Session
@@ -62,7 +61,6 @@ from ..backend.denoiser import (
     refuse_patches,
 )
 from ..backend.encoder_check import check_encoders
-from ..backend.families import joined
 from ..backend.latents import latent_normaliser
 from ..backend.lora_check import host_arithmetic
 from ..backend.model_rows import as_begun, record_of, warnings
@@ -72,6 +70,7 @@ from ..encoding.datasets import read_listing
 from ..encoding.encoders import model_identity
 from ..paths import find_lora, lora_folder, root
 from .samples import make_samples
+from .targets import choose_modules, see_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,9 +207,9 @@ def make_session(
     denoiser = load_denoiser(patcher, compute_dtype=None if precision == "auto" else DTYPES[precision])
     denoiser.settings = as_begun(folder, denoiser.settings, denoiser.plain)
     check_objective(plan.objective, denoiser.objective)
-    modules = modules_of_run(folder, denoiser.module, partial(_new_targets, plan.network, denoiser))
+    see = partial(see_network, patcher.model, denoiser, request.cache, plan.facts["model"], dataset.examples, log)
+    modules, layers = choose_modules(folder, denoiser, plan.network, see, log)
     init = _initial_weights(plan.network, denoiser, modules)
-    _log_model(denoiser, modules, log)
     guided = guided_notes(plan.objective)
     for warning in warnings(
         denoiser.settings.told, patcher, denoiser.objective.name, adapter=has_adapter(below), guided=bool(guided)
@@ -239,7 +238,7 @@ def make_session(
         init=init,
         base_loras=laid,
         arithmetic=host_arithmetic(patcher.model),
-        about={"base_model": record_of(denoiser.settings)},
+        about={"base_model": record_of(denoiser.settings), "layers": layers},
     )
     data = RunData(
         training=batches(dataset.training),
@@ -250,16 +249,6 @@ def make_session(
     value = request.validation
     samples = make_samples(value, patcher, denoiser, folder.path, training) if value else None
     return assemble(plan, backend, data, folder, modules, samples=samples)
-
-
-def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser) -> list[str]:
-    """Target modules of a run that begins. A start LoRA of an earlier version, which trained attention alone by default, and q,
-    k and v of a fused Linear as one, goes on as it is."""
-    found = meanings(denoiser.module, denoiser.target_presets, network)
-    if network.init_from:
-        forms = [form for one in found for form in (one, joined(one, denoiser.settings.parts))]
-        return of_start(forms, read_lora(find_lora(network.init_from)), denoiser.file_key)
-    return found[0]
 
 
 def open_batches(
@@ -304,13 +293,6 @@ def _initial_weights(network: NetworkConfig, denoiser: LoadedDenoiser, targets: 
     tensors = read_lora(find_lora(network.init_from))
     check_fits(tensors, [denoiser.file_key(path) for path in targets], network)
     return tensors
-
-
-def _log_model(denoiser: LoadedDenoiser, modules: list[str], log: Callable[[str], None]) -> None:
-    told = denoiser.settings.told
-    name = f"{denoiser.family} ({told.row.name})" if told else denoiser.family
-    how = "" if denoiser.is_known else ", its layers found by their structure"
-    log(f"model {name}, predicts {denoiser.objective.name}{how}; {len(modules)} target modules")
 
 
 def wanted_stream(patcher: ModelPatcher, memory: MemoryConfig) -> StreamSettings | None:

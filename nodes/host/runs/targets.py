@@ -1,0 +1,90 @@
+"""The modules that a run of the graph trains, and what is said of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ....trainer.config.run import NetworkConfig
+from ....trainer.data.cache.keys import views
+from ....trainer.data.cache.store import Cache
+from ....trainer.lora import roles
+from ....trainer.lora.layers import layers_of, layers_text
+from ....trainer.lora.probe import Probe
+from ....trainer.runs.modules import meanings, modules_of_run, of_start
+from ....trainer.runs.run_folder import RunFolder
+from ....trainer.storage.tensor_file import read_lora
+from ....trainer.types import Example, Record
+from ...sockets.values import CacheValue
+from ..backend.conditions import ConditionSource, given
+from ..backend.denoiser import LoadedDenoiser
+from ..backend.families import joined
+from ..backend.model_rows import with_row
+from ..comfy_types import BaseModel
+from ..paths import find_lora
+from .probe import probe_loaded
+
+Log = Callable[[str], None]
+
+
+def choose_modules(
+    folder: RunFolder,
+    denoiser: LoadedDenoiser,
+    network: NetworkConfig,
+    see: Callable[[], Probe | None],
+    log: Log,
+) -> tuple[list[str], Record]:
+    """Paths of the modules that get an adapter, and run.json's account of the layers. `see` probes a network without a family,
+    whose targets are read from its structure; a run that exists keeps its own."""
+    modules = modules_of_run(folder, denoiser.module, partial(_new_targets, network, denoiser, see))
+    layers = layers_of(denoiser.module, modules, denoiser.roles)
+    told = denoiser.settings.told
+    name = f"{denoiser.family} ({told.row.name})" if told else denoiser.family
+    how = "" if denoiser.is_known else ", its layers found by their structure"
+    log(f"model {name}, predicts {denoiser.objective.name}{how}; {len(modules)} target modules")
+    log(layers_text(layers))
+    return modules, layers
+
+
+def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser, see: Callable[[], Probe | None]) -> list[str]:
+    """Target modules of a run that begins. A start LoRA of an earlier version, which trained attention alone by default, and q,
+    k and v of a fused Linear as one, goes on as it is."""
+    if not denoiser.is_known:
+        apply_probe(denoiser, see())
+    found = meanings(denoiser.module, denoiser.target_presets, network)
+    if network.init_from:
+        forms = [form for one in found for form in (one, joined(one, denoiser.settings.parts))]
+        return of_start(forms, read_lora(find_lora(network.init_from)), denoiser.file_key)
+    return found[0]
+
+
+def apply_probe(denoiser: LoadedDenoiser, seen: Probe | None) -> None:
+    """Lets the presets of a network without a family follow what was seen to run through it."""
+    if seen is None:
+        return
+    denoiser.roles = roles.roles(denoiser.module, seen)
+    denoiser.plain = replace(denoiser.plain, targets=roles.presets(denoiser.module, seen))
+    denoiser.settings = with_row(denoiser.plain, denoiser.settings.told, denoiser.module)
+
+
+def see_network(
+    model: BaseModel, denoiser: LoadedDenoiser, value: CacheValue, identity: str, examples: Sequence[Example], log: Log
+) -> Probe | None:
+    """Probe the network with the inputs of the first image; None, and a line in the log, for one that cannot be probed."""
+    cache = Cache(Path(value.folder))
+    source = ConditionSource(identity=identity, encoders=value.identity, values={}, factor=value.factor)
+    first = examples[0]
+    view = views(first)[0]
+    text, _, _, factor, channels, _ = given(cache, source, view, view.key(source.encoders.vae), first.captions[0])
+    try:
+        seen = probe_loaded(
+            model, denoiser.module, text, denoiser.settings.conditions, factor, channels, denoiser.compute_dtype
+        )
+    except Exception as error:  # noqa: BLE001 - a network may do anything with tensors that have no values
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        log(f"modulation is told by its name, as this network does not run without values ({reason})")
+        return None
+    named, by_name = roles.roles(denoiser.module, seen), roles.roles(denoiser.module)
+    if apart := [path for path, role in named.items() if role != by_name[path]]:
+        log(f"{len(apart)} layers have another role than their names say, by what runs through them: {apart[0]}, …")
+    return seen

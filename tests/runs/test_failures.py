@@ -42,12 +42,27 @@ def test_weights_that_a_good_step_breaks_are_not_saved(tmp_path, monkeypatch):
     assert state_of(tmp_path)[0] == "failed"
 
 
-def test_memory_that_runs_out_is_told_with_its_remedies_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.cuda.OutOfMemoryError("tried to allocate 20 GiB"), "GPU memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "memory",
+        ),
+        (MemoryError(), "memory"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_its_remedies_and_the_checkpoint_that_stays(
+    tmp_path, monkeypatch, error, memory
+):
     def full(loss):
-        raise torch.cuda.OutOfMemoryError("tried to allocate 20 GiB")
+        raise error
 
     change_loss(monkeypatch, full, at=4)
-    with pytest.raises(RunError, match=r"out of GPU memory: .*gradient_checkpointing.*batch_size.*quantize"):
+    with pytest.raises(
+        RunError, match=rf"out of {memory}: .*gradient_checkpointing.*batch_size.*quantize.* kept: .*step-000003"
+    ):
         go(tmp_path)
     assert state_of(tmp_path)[0] == "failed"
     assert [c.step for c in list_checkpoints(tmp_path / "run" / "checkpoints")] == [3]
@@ -180,7 +195,7 @@ def test_leftovers_of_a_kill_are_cleaned_everywhere(tmp_path):
     places = ["run", "run/checkpoints", "run/loras", "run/samples", "run/strips/cells", "loras/run"]
     for place in places:
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
-        (tmp_path / place / "x.safetensors.77.tmp").write_bytes(b"half")
+        (tmp_path / place / "x.safetensors.4194305.tmp").write_bytes(b"half")  # of no process
     (tmp_path / "run" / "checkpoints" / "step-000002.tmp").mkdir()
     go(tmp_path, output={"loras": str(tmp_path / "loras")})
     assert not list(tmp_path.rglob("*.tmp"))

@@ -19,14 +19,15 @@ from ..training.advice import advice
 from ..training.early_stopping import is_exhausted, keeps_lows, lowest
 from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Average, Batches, LoopSettings, Training, fit
-from ..training.movement import WATCHED_STEPS, GradientWatch, Movement, unmoved
+from ..training.movement import WATCHED_STEPS, GradientWatch
 from ..training.optim import optimizer_of, own_average
 from ..training.schedule import lr_factor
+from ..training.verdict import growth, growth_text
 from ..types import StepResult
-from ..weights.devices import out_of_memory_remedy, use_device
+from ..weights.devices import out_of_memory, out_of_memory_remedy, use_device
 from ..weights.streaming import device_of, stream_of
 from .checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint
-from .final_file import checked_error, take_best
+from .final_file import checked_error, checked_movement, take_best
 from .session import Host, Outcome, SampleRenderer, Session
 from .timings import Timings
 from .trackers import open_tracker
@@ -45,8 +46,13 @@ def execute(session: Session, host: Host) -> Outcome:
                 host.log(one.text())
             training = _set_up(session, host)
             outcome = TrainingRun(session, training, host).to_the_end()
-        except torch.cuda.OutOfMemoryError as error:
-            raise RunError(f"out of GPU memory: {out_of_memory_remedy()}") from error
+        except StoppedError:
+            raise
+        except Exception as error:
+            if what := out_of_memory(error):
+                raise RunError(f"out of {what}: {out_of_memory_remedy()}. {folder.kept()}") from error
+            host.log(folder.kept())
+            raise
         finally:
             if stream := stream_of(session.denoiser.module):
                 stream.close()
@@ -220,7 +226,7 @@ class TrainingRun:
         values = {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
         self.tracker.scalars(result.step, values)
         self.host.step(result, self.total)
-        if result.step == min(WATCHED_STEPS, self.total) and (text := self.watch.text()):
+        if result.step == min(WATCHED_STEPS, self.total) and (text := self._watched()):
             self.host.log(text)
 
     def _serve(self, *, due: bool) -> None:
@@ -358,7 +364,7 @@ class TrainingRun:
 
     def _finish(self, state: str) -> Outcome:
         """The last LoRA file under its plain name, checked against what a host will compute from it."""
-        moved = self._moved(state)
+        moved = checked_movement(self.session, self._averaged or self.training.adapter.parameters(), state)
         tensors = self._file()
         dtype, backend = self.session.lora_dtype, self.session.backend
         error = checked_error(backend, self.training.adapter, tensors, self._averaged, dtype)
@@ -374,24 +380,23 @@ class TrainingRun:
         self.host.saved(self.training.step, path)
         if best := self.processes.from_main(self.folder.recommended):
             self.host.log(
-                f"by the validation loss: {best['lora']}. {best['reason']}. "
+                f"by the validation loss: {best['lora'] or 'none leads'}. {best['reason']}. "
                 "Run `lora-loom sweep` and `lora-loom score` for a confidence interval"
             )
             if self.plan.training.keep_best and self.session.main:
                 self.host.log(take_best(self.folder, best, self.session.publish_folder))
+        times = self.processes.from_main(lambda: growth(self.folder.read_metrics()))
+        self.folder.update(loss_growth=round(times, 3))
+        if times:
+            self.host.log(growth_text(times))
         return Outcome(state=state, step=self.training.step, lora=path, max_relative_error=error, best=best)
 
-    def _moved(self, state: str) -> str:
-        """How many modules training has moved, in words. Raises RunError for none, before there is a file that does nothing."""
-        values = self._averaged or self.training.adapter.parameters()
-        movement = Movement(modules=len(self.session.modules), unmoved=unmoved(values, self.session.lora_dtype))
-        self.folder.update(movement={"modules": movement.modules, "unmoved": movement.unmoved})
-        if movement.none and state == "stopped":
-            raise StoppedError(f"{movement.text()} before the stop: the checkpoint is kept, run it again to go on")
-        if movement.none:
-            remedy = "choose other target_modules, or raise optimizer.learning_rate"
-            raise RunError(f"{movement.text()}, so that the LoRA would do nothing: {remedy}")
-        return movement.text()
+    def _watched(self) -> str:
+        """What the first steps have shown; it is kept in run.json."""
+        if not self.watch.moves:
+            self.watch.close()
+        self.folder.update(first_steps=self.watch.record())
+        return self.watch.text()
 
 
 def _due(step: int, every: int) -> bool:

@@ -225,6 +225,11 @@ class RunFolder:
         checkpoint = self.last_checkpoint()
         return checkpoint.step if checkpoint else None
 
+    def kept(self) -> str:
+        """Which checkpoint a run that failed goes on from, in words."""
+        checkpoint = self.last_checkpoint()
+        return f"kept: {checkpoint.folder}" if checkpoint else "no checkpoint was saved yet"
+
     def cut_metrics(self, step: int) -> None:
         """Drop lines after a step: they belong to work that is done again."""
         if self.metrics.is_file():
@@ -274,10 +279,10 @@ class RunFolder:
         return any("held_out" in line for line in lines) and lowest(lines)[0] == step and not self.lora_file(step).is_file()  # fmt: skip
 
     def recommended(self) -> Record | None:
-        """`early_stopping.recommended` among the LoRA files of the run, with the file's name."""
+        """`early_stopping.recommended` among the LoRA files of the run, with the file's name; "" where none leads."""
         lines = self.read_metrics()
         found = recommended(lines, {step for step in (int(line["step"]) for line in lines) if self.lora_file(step).is_file()})  # fmt: skip
-        return found and {**found, "lora": self.lora_file(found["step"]).name}
+        return found and {**found, "lora": "" if found["step"] is None else self.lora_file(found["step"]).name}
 
     def save_lora(
         self,
@@ -340,6 +345,11 @@ class ReadOnlyRunFolder(RunFolder):
 
     def forget(self) -> str:
         return ""
+
+    def kept(self) -> str:
+        """Which checkpoint a run that failed goes on from, in words."""
+        checkpoint = self.last_checkpoint()
+        return f"kept: {checkpoint.folder}" if checkpoint else "no checkpoint was saved yet"
 
     def cut_metrics(self, step: int) -> None: ...
 

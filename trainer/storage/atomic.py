@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp"
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 """In the names of temporary files next to the process id, which says nothing on another machine that shares the folder."""
-_OWNER = re.compile(rf"\.([0-9a-f]{{8}})-(\d+)\.\d+{re.escape(TEMPORARY)}$")
+_OWNER = re.compile(rf"\.(?:([0-9a-f]{{8}})-)?(\d+)(?:\.\d+)?{re.escape(TEMPORARY)}$")
+"""Version 0.1 named no machine."""
 DAY_S = 86_400
 DATA_DIGEST = "modelspec.hash_sha256"
 """The key of `data_digest` in a file's metadata, which other programs know too."""
@@ -145,7 +146,7 @@ def remove_leftovers(*folders: Path) -> None:
     for folder in folders:
         for path in folder.glob(f"*{TEMPORARY}"):
             owner = _OWNER.search(path.name)
-            if owner and owner[1] == MACHINE and _has_ended(int(owner[2]), path):
+            if owner and owner[1] in (MACHINE, None) and _has_ended(int(owner[2]), path):
                 path.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """When the validation loss ends a run early, and which step it recommends."""
 
+import math
 from collections.abc import Collection, Sequence
 
 from ..config.run import TrainingConfig, ValidationConfig
@@ -23,7 +24,8 @@ def lowest(lines: Sequence[Record]) -> tuple[int, float, int]:
 
 def recommended(lines: Sequence[Record], steps: Collection[int]) -> Record | None:
     """Which of the steps with a LoRA file to take by the validation loss alone, with the reason and the runner-up; None if
-    fewer than two steps were measured. `lora-loom score` says how sure such a lead is."""
+    fewer than two steps were measured. The step is None, with the reason, where nothing leads: the lowest losses are equal, or
+    the base is as good. `lora-loom score` says how sure a lead is."""
     losses = {int(line["step"]): selected_loss(line) for line in lines if "held_out" in line and int(line["step"]) > 0}
     ranked = sorted((loss, step) for step, loss in losses.items() if step in steps)
     if len(ranked) < 2:
@@ -33,9 +35,20 @@ def recommended(lines: Sequence[Record], steps: Collection[int]) -> Record | Non
     if last not in (step, runner_up):
         reason += f"; the last step, {last}, has {losses[last]:.5f}"
     base = next((selected_loss(line) for line in lines if "held_out" in line and int(line["step"]) == 0), None)
-    if base is not None and base <= loss:
-        reason += f"; but the base without a LoRA has {base:.5f}, which none of them beats"
-    return {"step": step, "held_out": loss, "runner_up": runner_up, "reason": reason}
+    leads = True
+    if base is not None and (base <= loss or _is_equal(base, loss)):
+        leads, reason = False, f"{reason}; but the base without a LoRA has {base:.5f}, which none of them beats"
+    elif _is_equal(loss, second):
+        leads, reason = (
+            False,
+            f"no difference: steps {step} and {runner_up} both have the lowest validation loss, {loss:.5f}",
+        )
+    return {"step": step if leads else None, "lowest": step, "held_out": loss, "runner_up": runner_up, "reason": reason}
+
+
+def _is_equal(one: float, other: float) -> bool:
+    """Whether two losses are the same to the digits that are printed, or nearly so."""
+    return f"{one:.5f}" == f"{other:.5f}" or math.isclose(one, other, rel_tol=1e-4)
 
 
 def is_exhausted(lines: Sequence[Record], patience: int) -> bool:

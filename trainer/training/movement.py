@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 WATCHED_STEPS = 20
+STANDSTILL = 1e-6
+"""Share of its size that an adapter moves in the first steps at the least, if its learning rate does anything."""
 NAMED = 5
 """Modules that a message names before it counts."""
 
 
 class GradientWatch:
-    """Sums the gradient norms of each module over the first steps that are taken while it watches. It changes no number.
+    """Sums the gradient norms of each module over the first steps that are taken while it watches, and measures how far each
+    has moved in them. It changes no number.
 
     A module whose sum is exactly 0 takes part in nothing that the loss depends on: its adapter will stay as it began.
     """
@@ -23,35 +26,84 @@ class GradientWatch:
         """`parameters` are those of an adapter, {"module path|tensor": parameter}."""
         self.steps = 0
         self.sums = {name: torch.zeros((), device=p.device) for name, p in parameters.items()}
+        self.moves: dict[str, Tensor] = {}
+        """Squared distance that each parameter has moved, once the steps are over."""
+        self._start = {name: p.detach().clone() for name, p in parameters.items()}
         self._parameters = parameters
-        self._hook: Any = optimizer.register_step_pre_hook(self._see)
+        self._hooks: list[Any] = [
+            optimizer.register_step_pre_hook(self._see),
+            optimizer.register_step_post_hook(self._end),
+        ]
 
     @torch.no_grad()
     def _see(self, *_: object) -> None:
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 self.sums[name] += parameter.grad.norm()
+
+    def _end(self, *_: object) -> None:
         self.steps += 1
         if self.steps == WATCHED_STEPS:
-            self._hook.remove()
+            self.close()
+
+    @torch.no_grad()
+    def close(self) -> None:
+        """Measure the way so far, and watch no more."""
+        for hook in self._hooks:
+            hook.remove()
+        for name, start in self._start.items():
+            self.moves[name] = (self._parameters[name] - start).float().square().sum()
+        self._start = {}
 
     def without_gradient(self) -> list[str]:
         """Paths of the modules whose gradient was exactly 0 in every step so far."""
-        reached = [float(value) != 0 for value in self.sums.values()]  # a NaN is a gradient too
-        modules: dict[str, bool] = {}
-        for name, one in zip(self.sums, reached, strict=True):
-            modules[module_of(name)] = modules.get(module_of(name), False) or one
-        return [module for module, any_of_it in modules.items() if not any_of_it]
+        return [module for module, norm in self.gradients().items() if norm == 0]  # a NaN is a gradient too
+
+    def gradients(self) -> dict[str, float]:
+        """Returns {module path: sum of its gradient norms}."""
+        return _by_module({name: float(value) for name, value in self.sums.items()})
+
+    def updates(self) -> dict[str, float]:
+        """Returns {module path: distance that its parameters have moved}."""
+        squares = _by_module({name: float(value) for name, value in self.moves.items()})
+        return {module: square**0.5 for module, square in squares.items()}
+
+    def way(self) -> float:
+        """The distance that all parameters together have moved, relative to their size."""
+        size = sum(float(p.detach().float().square().sum()) for p in self._parameters.values()) ** 0.5
+        return sum(float(square) for square in self.moves.values()) ** 0.5 / size if size else 0.0
 
     def text(self) -> str:
-        """Which modules had no gradient; "" if all had one."""
+        """Which modules had no gradient, and whether the learning rate moves anything; "" if all is well."""
         idle, total = self.without_gradient(), len({module_of(name) for name in self.sums})
-        return (
-            f"{len(idle)} of {total} modules had no gradient in {self.steps} steps: {named(idle)}. The loss does not depend "
-            "on them; network.exclude_modules leaves them out"
-            if idle
-            else ""
-        )
+        lines = []
+        if idle:
+            lines.append(
+                f"{len(idle)} of {total} modules had no gradient in {self.steps} steps: {named(idle)}. The loss does not depend "
+                "on them; network.exclude_modules leaves them out"
+            )
+        if len(idle) < total and self.moves and self.way() < STANDSTILL:
+            lines.append(
+                f"the weights have moved by {self.way():.0e} of their size in {self.steps} steps: this learning rate changes nothing"
+            )
+        return "\n".join(lines)
+
+    def record(self) -> dict[str, Any]:
+        """For run.json: the gradients and updates of the first steps, least, middle and most of all modules."""
+        found: dict[str, Any] = {"steps": self.steps, "without_gradient": self.without_gradient(), "way": self.way()}
+        for what, norms in (("gradient_norms", self.gradients()), ("update_norms", self.updates())):
+            ranked = sorted(norms, key=lambda module: norms[module])
+            chosen = (ranked[0], ranked[len(ranked) // 2], ranked[-1]) if ranked else ()
+            found[what] = {module: norms[module] for module in chosen}
+        return found
+
+
+def _by_module(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums over the parameters of each module."""
+    sums: dict[str, float] = {}
+    for name, value in values.items():
+        sums[module_of(name)] = sums.get(module_of(name), 0.0) + value
+    return sums
 
 
 @dataclass(frozen=True, kw_only=True)

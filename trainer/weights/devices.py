@@ -45,6 +45,16 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def out_of_memory(error: BaseException) -> str:
+    """Which memory was too small for what raised this error: "GPU memory", "memory"; "" for any other error."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "GPU memory"
+    is_cpu = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+    return "memory" if is_cpu else ""
+
+
 def out_of_memory_remedy() -> str:
     """The end of an error message about GPU memory."""
     return 'set memory.gradient_checkpointing = true, lower data.resolution or training.batch_size, set memory.base = "stream", or model.quantize = "int8"'

@@ -116,7 +116,9 @@ def _short(record: Record) -> Record:
 def details(folder: RunFolder, registry: Registry) -> Record:
     """A run's summary with what its folder holds: samples, LoRA files, strips, compare pages (the newest last), checkpoints.
 
-    `layers` counts those that train and those that are left out, by role; {} of runs before that was kept. `lora_folder` is what LoraLoader's names of its LoRA files begin with; `best` is the file with the lowest validation loss.
+    `layers` counts those that train and those that are left out, by role; {} of runs before that was kept. `lora_folder` is what
+    LoraLoader's names of its LoRA files begin with; `best` is the file with the lowest validation loss, if one leads; `movement`
+    says how many modules moved, `loss_growth` how many times its start the loss ended at, 0 for a run that is well.
     """
     names: Record = {
         kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
@@ -132,6 +134,7 @@ def details(folder: RunFolder, registry: Registry) -> Record:
     record = folder.read()
     names["best"] = (record.get("best") or {}).get("lora", "")
     names["layers"] = record.get("layers", {})
+    names["movement"], names["loss_growth"] = record.get("movement"), record.get("loss_growth", 0)
     return {**summary(folder, registry), **names, "checkpoints": [c.step for c in list_checkpoints(folder.checkpoints)]}
 
 

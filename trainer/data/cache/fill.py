@@ -20,6 +20,7 @@ from torch import Tensor
 from ...errors import DataError, RunError
 from ...families.common.family import Encoders
 from ...types import StageProgress, named_references
+from ...weights.devices import out_of_memory
 from ..images.index import known_digest
 from ..images.load import load_mask, load_pixels
 from .keys import Prompt, View, Work, reference_geometries
@@ -169,7 +170,9 @@ class _Halving:
             try:
                 outputs += encode(part)
                 continue
-            except torch.cuda.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
                 if len(part) == 1:
                     raise RunError(
                         f"out of memory while encoding a single one of the {self.what}: {self.remedy}"

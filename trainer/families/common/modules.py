@@ -147,10 +147,8 @@ def _placed(tensor: Tensor, loading: Loading) -> Tensor:
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Switch a diffusers network to gradient checkpointing that leaves the global random state alone."""
-    from torch.utils.checkpoint import checkpoint
+    """Switch a diffusers network to gradient checkpointing that leaves the global random state alone, and compares its first
+    recomputation with the forward pass (`Recomputation`)."""
+    from ...weights.recompute import Recomputation
 
-    def recompute(function: Callable[..., object], *args: object) -> object:
-        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-
-    module.enable_gradient_checkpointing(gradient_checkpointing_func=recompute)  # type: ignore[operator]
+    module.enable_gradient_checkpointing(gradient_checkpointing_func=Recomputation())  # type: ignore[operator]

@@ -1,11 +1,15 @@
 """Damaged files of a run: one plain line, and never for other runs."""
 
+import shutil
+
 import pytest
 from PIL import Image
 
-from lora_loom.trainer.errors import RunError
+from lora_loom.trainer.errors import LoomError, RunError
+from lora_loom.trainer.runs.headless import train
 from lora_loom.trainer.runs.run_folder import RunFolder
 from lora_loom.trainer.sweep.cells import is_whole
+from tests.conftest import SilentHost, make_config
 
 NO_RECORDS = (b"", b"{}", b"[]", b"null", b"5", b"\xff\xfe", b"[" * 100_000, b'{"config": null}', b'{"updated": null}')
 
@@ -37,3 +41,60 @@ def test_a_cell_counts_as_there_only_with_every_byte(tmp_path):
     ):
         path.write_bytes(damaged)
         assert not is_whole(path), len(damaged)
+
+
+def short_run(root, steps=2, **training):
+    return make_config("sd3", root, training={"steps": steps, "batch_size": 1, "save_every": 1, **training})
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    root = tmp_path_factory.mktemp("begun")
+    train(short_run(root), SilentHost())
+    return root
+
+
+DAMAGES = {
+    "missing": None,
+    "empty": b"",
+    "{}": b"{}",
+    "[]": b"[]",
+    "not UTF-8": b"\xff\xfe\x00",
+    "half": ...,
+}
+FILES = (
+    "run.json", "metrics.jsonl", "checkpoints/run.json", "loras/run-000002.safetensors", "loras/run.safetensors",
+    *(f"checkpoints/step-000002/{name}" for name in ("state.json", "adapter.safetensors", "optimizer.safetensors")),
+)  # fmt: skip
+
+
+def damage(path, content):
+    if content is None:
+        path.unlink()
+    else:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if content is ... else content)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_file_of_a_run_may_be_damaged_and_the_run_goes_on(begun, tmp_path, name):
+    """Two kinds of damage for each file; `bench/fuzz.py` has them all."""
+    kinds, place = list(DAMAGES.values()), FILES.index(name)
+    for number, content in enumerate((kinds[place % len(kinds)], kinds[(place + 3) % len(kinds)])):
+        root = tmp_path / str(number)
+        shutil.copytree(begun, root)
+        damage(root / "run" / name, content)
+        assert train(short_run(root, steps=3), SilentHost()).state == "finished"
+        assert RunFolder(root / "run").read()["step"] == 3
+
+
+@pytest.mark.parametrize("content", [None, b"[]"], ids=["missing", "damaged"])
+def test_without_run_json_no_other_configuration_goes_on(begun, tmp_path, content):
+    root = tmp_path / "root"
+    shutil.copytree(begun, root)
+    damage(root / "run" / "run.json", content)
+    with pytest.raises(RunError, match=r"training\.seed: 0 -> 7"):
+        train(short_run(root, steps=3, seed=7), SilentHost())
+    damage(root / "run" / "checkpoints" / "run.json", None)
+    with pytest.raises(LoomError, match=r"run\.json cannot be read .*choose another name"):
+        train(short_run(root, steps=3), SilentHost())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data.prefetch import Prefetched
 from ..distributed.processes import reporting_lost_peers
-from ..errors import RunError, StoppedError
+from ..errors import StoppedError
 from ..lora.adapter import inject
 from ..lora.metadata import describe, in_layout
 from ..lora.state_dict import to_file, to_training
@@ -24,11 +24,11 @@ from ..training.optim import optimizer_of, own_average
 from ..training.schedule import lr_factor
 from ..training.verdict import growth, growth_text
 from ..types import StepResult
-from ..weights.devices import out_of_memory, out_of_memory_remedy, use_device
+from ..weights.devices import use_device
 from ..weights.streaming import device_of, stream_of
 from .checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint
 from .final_file import checked_error, checked_movement, take_best
-from .session import Host, Outcome, SampleRenderer, Session
+from .session import Host, Outcome, SampleRenderer, Session, naming_what_is_kept
 from .timings import Timings
 from .trackers import open_tracker
 
@@ -38,7 +38,7 @@ def execute(session: Session, host: Host) -> Outcome:
     folder = session.folder
     below = session.plan.base_loras
     folder.update(state="running", error="", **({"base_loras": [one.record() for one in below]} if below else {}))
-    with folder.noting_failure(), reporting_lost_peers():
+    with folder.noting_failure(), naming_what_is_kept(folder, host), reporting_lost_peers():
         try:
             for note in advice(session.plan.optimizer, session.plan.schedule, session.plan.training.steps):
                 host.log(f"note: {note}")
@@ -46,13 +46,6 @@ def execute(session: Session, host: Host) -> Outcome:
                 host.log(one.text())
             training = _set_up(session, host)
             outcome = TrainingRun(session, training, host).to_the_end()
-        except StoppedError:
-            raise
-        except Exception as error:
-            if what := out_of_memory(error):
-                raise RunError(f"out of {what}: {out_of_memory_remedy()}. {folder.kept()}") from error
-            host.log(folder.kept())
-            raise
         finally:
             if stream := stream_of(session.denoiser.module):
                 stream.close()

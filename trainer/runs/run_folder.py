@@ -18,6 +18,7 @@ from ..config.dataset import DatasetConfig
 from ..config.toml import changed_settings, differences, free_on_resume, to_dict
 from ..errors import LoomError, RunError, StoppedError
 from ..storage.atomic import remove_leftovers, remove_temporaries, write_bytes, write_json, write_tensors
+from ..storage.records import read_record
 from ..storage.tensor_file import damage_of
 from ..training.early_stopping import lowest, recommended
 from ..training.held_out import ruler_of
@@ -61,18 +62,24 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def exists(self) -> bool:
-        return (self.path / "run.json").is_file()
+        """Whether there is a run. Its checkpoints make one too: they must not be continued as if they were of any run."""
+        return (self.path / "run.json").is_file() or self._copy.is_file() or self.last_checkpoint() is not None
 
     def read(self) -> Record:
-        """run.json. Raises RunError if it is damaged."""
+        """run.json; where it is gone or damaged what the run began with, of which there is a copy. Raises RunError without one."""
         try:
-            record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            _check_record(record)
-            return record
+            return read_record(self.path / "run.json")
         except (OSError, ValueError, RecursionError) as error:
+            with suppress(OSError, ValueError, RecursionError):
+                return {**read_record(self._copy), "state": "interrupted", "step": self.saved_step() or 0}
             raise RunError(
                 f"{self.path / 'run.json'} cannot be read ({error}): choose another name for a new run"
             ) from error
+
+    @property
+    def _copy(self) -> Path:
+        """A copy of run.json as `start` wrote it."""
+        return self.checkpoints / "run.json"
 
     def ruler(self) -> str:
         """How its validation loss is measured: as it was begun, or as runs begin now (`held_out.ruler_of`)."""
@@ -132,18 +139,21 @@ class RunFolder:
         versions, what a run trains may not. `about` are further entries, which say what the base model is.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        created = self.read()["created"] if self.exists() else time.time()
-        self.update(
-            format=RUN_FORMAT,
-            name=self.name,
-            created=created,
-            config=config,
-            fixed=fixed,
-            environment=environment,
-            modules=list(modules),
-            ruler=self.ruler(),
+        if self.exists() and not (self.path / "run.json").is_file():
+            self.log(f"run.json is gone: what the run is was read from {self._copy}")
+        record: Record = {
+            "format": RUN_FORMAT,
+            "name": self.name,
+            "created": self.read().get("created", 0) if self.exists() else time.time(),
+            "config": config,
+            "fixed": fixed,
+            "environment": environment,
+            "modules": list(modules),
+            "ruler": self.ruler(),
             **(about or {}),
-        )
+        }
+        self.update(**record)
+        write_json(self._copy, record)
 
     def update(self, **changes: Any) -> None:
         """Merge into run.json, atomically: a node and the training thread may both write it."""
@@ -341,15 +351,12 @@ class ReadOnlyRunFolder(RunFolder):
 
     def unlock(self) -> None: ...
 
+    def start(self, *_: object, **__: object) -> None: ...
+
     def update(self, **changes: Any) -> None: ...
 
     def forget(self) -> str:
         return ""
-
-    def kept(self) -> str:
-        """Which checkpoint a run that failed goes on from, in words."""
-        checkpoint = self.last_checkpoint()
-        return f"kept: {checkpoint.folder}" if checkpoint else "no checkpoint was saved yet"
 
     def cut_metrics(self, step: int) -> None: ...
 
@@ -369,18 +376,6 @@ class ReadOnlyRunFolder(RunFolder):
 
 def _is_whole(path: Path) -> bool:
     return path.is_file() and not damage_of(path)
-
-
-def _check_record(record: Any) -> None:
-    """Raise ValueError unless this is a run.json: an object whose entries have the types that everything reads them as."""
-    if not isinstance(record, dict) or not record:
-        raise ValueError("it holds no record of a run")
-    types = dict.fromkeys(("config", "fixed", "environment", "costs"), dict) | dict.fromkeys(
-        ("updated", "created", "step"), (int, float)
-    )
-    for key, kind in types.items():
-        if not isinstance(record.get(key, kind() if isinstance(kind, type) else 0), kind):
-            raise ValueError(f"{key} is {type(record[key]).__name__}")
 
 
 def _changed_sets(old: Record, new: Record) -> list[str]:

@@ -3,8 +3,8 @@
 The command line and ComfyUI's nodes fill the same three records: a `RunPlan`, a `Backend` and the `RunData`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,14 @@ from torch import Tensor
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.timesteps import ResolutionShift
 from ..distributed.processes import ALONE, Processes
+from ..errors import LoomError, RunError, StoppedError
 from ..lora.base_lora import LaidLoras
 from ..lora.state_dict import Arithmetic, reference_arithmetic
 from ..training.held_out import HeldOut
 from ..training.loop import Batches
 from ..training.step import LossSettings
 from ..types import Batch, Record, StepResult
-from ..weights.devices import DTYPES
+from ..weights.devices import DTYPES, out_of_memory, out_of_memory_remedy
 from .plan import RunPlan
 from .run_folder import RunFolder
 
@@ -189,3 +190,18 @@ class Outcome:
     """Largest relative difference between the file's effect in a host and that of the trained weights."""
     best: Mapping[str, Any] | None = None
     """Step, loss, LoRA file, runner-up and reason of what the validation loss recommends; none without measurements."""
+
+
+@contextmanager
+def naming_what_is_kept(folder: RunFolder, host: Host) -> Iterator[None]:
+    """An error inside the block is logged with the checkpoint that the run goes on from; memory that ran out is a RunError that says so."""
+    try:
+        yield
+    except StoppedError:
+        raise
+    except Exception as error:
+        if what := out_of_memory(error):
+            raise RunError(f"out of {what}: {out_of_memory_remedy()}. {folder.kept()}") from error
+        with suppress(LoomError):  # the disk may be full, and the problem at hand is the one to report
+            host.log(folder.kept())
+        raise

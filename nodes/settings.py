@@ -20,6 +20,9 @@ PRESETS = (
     "a preset (default, attention, attention+mlp, all, and conv for UNets), or regex: and a pattern for module paths. "
     "default: attention, feed-forward and modulation in the blocks of a transformer, attention and feed-forward of a UNet."
 )
+BY_PATTERN = (
+    "One regular expression = number a line; the modules whose path matches get it, of several the last. For example:"
+)
 
 
 class LoomNetwork(LoomNode):
@@ -62,18 +65,50 @@ class LoomNetwork(LoomNode):
                         "",
                         "A LoRA that training starts from, by its name in LoraLoader; its type, rank and target modules must be those set here.",
                     ),
+                    "lokr_full_matrix": widget("NetworkConfig", "lokr_full_matrix"),
+                    "lokr_decompose_both": widget("NetworkConfig", "lokr_decompose_both"),
+                    "conv_rank": widget("NetworkConfig", "conv_rank", max=1024),
+                    "conv_alpha": (
+                        "FLOAT",
+                        {
+                            "default": 0.0,
+                            "min": 0.0,
+                            "max": 4096.0,
+                            "step": 0.5,
+                            "tooltip": "alpha of convolutions larger than 1 x 1; 0 takes alpha, or where that is 0 too, their rank.",
+                        },
+                    ),
+                    "module_ranks": text(
+                        "", f"Ranks of single modules. {BY_PATTERN} 'blocks\\.0\\.' = 4", multiline=True
+                    ),
+                    "module_alphas": text(
+                        "", f"alpha of single modules. {BY_PATTERN} 'blocks\\.0\\.' = 2.0", multiline=True
+                    ),
+                    "module_rates": text(
+                        "",
+                        f"Factors on the learning rate of single modules. {BY_PATTERN} 'blocks\\.0\\.' = 0.1",
+                        multiline=True,
+                    ),
+                    "loraplus_lr_ratio": widget("NetworkConfig", "loraplus_lr_ratio", min=1.0, max=1000.0, step=0.5),
+                    "rank_dropout": widget("NetworkConfig", "rank_dropout", max=0.95, step=0.05),
+                    "module_dropout": widget("NetworkConfig", "module_dropout", max=0.95, step=0.05),
+                    "scale_weight_norms": widget("NetworkConfig", "scale_weight_norms", max=1000.0, step=0.1),
+                    "init": widget("NetworkConfig", "init"),
                 },
             },
             shown=("kind", "alpha", "targets", "dropout"),
         )
 
-    def run(self, alpha: float, **options: Any) -> tuple[NetworkValue]:
+    def run(self, alpha: float, conv_alpha: float = 0.0, **options: Any) -> tuple[NetworkValue]:
         from ..trainer.config.aliases import current_options
         from ..trainer.config.run import NetworkConfig
+        from ..trainer.config.toml import read_options
         from .sockets.values import NetworkValue
 
         options = current_options("network", options)
-        return (NetworkValue(network=NetworkConfig(alpha=alpha or None, **options)),)
+        for name in ("module_ranks", "module_alphas", "module_rates"):
+            options[name] = read_options(name, options.get(name, ""))
+        return (NetworkValue(network=NetworkConfig(alpha=alpha or None, conv_alpha=conv_alpha or None, **options)),)
 
 
 class LoomOptimizer(LoomNode):

@@ -275,23 +275,23 @@ GUIDED_LOSSES: dict[str, Choice] = {
 ADAPTERS: dict[str, AdapterChoice] = {
     "lora": AdapterChoice(
         help="low-rank matrices; what every program reads",
-        make=".lora.adapter:lora_config",
-        options=("dropout", "rslora"),
+        make=".lora.kinds:lora_config",
+        options=("dropout", "rslora", "rank_dropout", "scale_weight_norms", "loraplus_lr_ratio", "init"),
         network_module="networks.lora",
         all_layouts=True,
     ),
     "dora": AdapterChoice(
         help="weight-decomposed LoRA: direction and magnitude apart",
-        make=".lora.adapter:dora_config",
-        options=("dropout", "rslora"),
+        make=".lora.kinds:dora_config",
+        options=("dropout", "rslora", "loraplus_lr_ratio", "init"),
         network_module="networks.lora",
         form="dora_scale = m * |W| / |W + dW|, for loaders that divide by |W| (ComfyUI); not the trained magnitude m",
     ),
-    "loha": AdapterChoice(help="Hadamard product of two low-rank matrices", make=".lora.adapter:loha_config"),
+    "loha": AdapterChoice(help="Hadamard product of two low-rank matrices", make=".lora.kinds:loha_config"),
     "lokr": AdapterChoice(
         help="Kronecker product: very small files",
-        make=".lora.adapter:lokr_config",
-        options=("lokr_factor",),
+        make=".lora.kinds:lokr_config",
+        options=("lokr_factor", "lokr_full_matrix", "lokr_decompose_both"),
         form="alpha / rank is multiplied into lokr_w2 where both factors are full",
     ),
 }

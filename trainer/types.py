@@ -172,6 +172,8 @@ class StepResult:
     """Learning rate of the first parameter group at this step."""
     seconds: float
     """Wall time of the step."""
+    keys_scaled: int | None = None
+    """Number of modules whose change was scaled down to `network.scale_weight_norms`; None without a limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

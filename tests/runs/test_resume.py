@@ -107,7 +107,7 @@ def config_of(case, output, **training):
             },
             *TAUGHT[case["captions"]],
         ],
-        network={"kind": case["kind"], "dropout": case["dropout"]},
+        network={"kind": case["kind"], "dropout": case["dropout"], **case.get("network", {})},
         optimizer={
             "name": case["optimizer"],
             "learning_rate": 1.0 if case["optimizer"] == "prodigy" else 1e-3,
@@ -166,6 +166,17 @@ def test_resume_is_exact_in_half_precision(precision, tmp_path):
     check_resume({**PLAIN, "ema": 0.0, "checkpointing": True}, tmp_path, precision=precision)
     state = json.loads(last_state(tmp_path / "halved")[0]["state.json"])
     assert (state["scaler"] is not None) == (precision == "float16")
+
+
+def test_resume_is_exact_with_options_of_single_modules(tmp_path):
+    """Dropouts are drawn by their place, rates are the optimizer's, and the limit acts between the steps."""
+    options = {
+        "rank_dropout": 0.3, "module_dropout": 0.3, "scale_weight_norms": 0.01, "init": "gaussian", "loraplus_lr_ratio": 8.0,
+        "module_ranks": {"attn": 2}, "module_alphas": {"attn": 8.0}, "module_rates": {"attn": 0.5},
+    }  # fmt: skip
+    check_resume({**PLAIN, "network": options}, tmp_path)
+    lines = (tmp_path / "halved" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line).get("keys_scaled", 0) for line in lines) > 0
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Options of the adapter: the [network] table."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from ..choices import ADAPTERS
 from .checks import OneOf
 from .section import Section, require
+
+ONLY_SOME = ("dropout", "rslora", "rank_dropout", "scale_weight_norms", "loraplus_lr_ratio", "init")
+"""Options that some kinds have: those whose entry in `choices.ADAPTERS` names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,30 @@ class NetworkConfig(Section, table="network"):
     """Probability that an input of the adapter is set to zero in a training step. lora and dora only."""
     lokr_factor: int = -1
     """Block size of LoKr's small factor; -1 takes the one that splits a weight most evenly."""
+    lokr_full_matrix: bool = False
+    """LoKr keeps both factors as whole matrices, whatever the rank is; alpha / rank is then 1 (LyCORIS' full_matrix)."""
+    lokr_decompose_both: bool = False
+    """LoKr makes its small factor of two matrices of the rank, too, where that is smaller."""
+    conv_rank: int = 0
+    """Rank of convolutions larger than 1 x 1 (kohya's conv_dim); 0 takes rank."""
+    conv_alpha: float | None = None
+    """alpha of convolutions larger than 1 x 1; left out, alpha, or where that is left out too, their rank."""
+    module_ranks: dict[str, int] = field(default_factory=dict)
+    """{regular expression: rank} for modules whose path matches; of several the last counts."""
+    module_alphas: dict[str, float] = field(default_factory=dict)
+    """{regular expression: alpha} for modules whose path matches; of several the last counts."""
+    module_rates: dict[str, float] = field(default_factory=dict)
+    """{regular expression: factor on the learning rate} for modules whose path matches; of several the last counts."""
+    loraplus_lr_ratio: float = 1.0
+    """LoRA+ (arXiv 2402.12354): factor on the learning rate of the matrices that begin at zero; 16 is usual, 1 switches it off. lora and dora only."""
+    rank_dropout: float = 0.0
+    """Probability that one of the adapter's ranks is left out for an image in a training step. lora only."""
+    module_dropout: float = 0.0
+    """Probability that a module's adapter is left out of a forward pass in training; one always stays."""
+    scale_weight_norms: float = 0.0
+    """After each step, changes of a weight with a larger norm than this are scaled down to it (kohya's max norm; 1 is usual), and the log has their number as keys_scaled; 0 switches it off. lora only."""
+    init: Literal["default", "gaussian"] = "default"
+    """Initial values of LoRA's first matrix. default: uniform within 1 / sqrt(width of the input) (Kaiming). gaussian: normal with a standard deviation of 1 / rank. The second one is zero. lora and dora only."""
     init_from: str = ""
     """A LoRA file that training starts from; its type, rank and target modules must be those of this table."""
 
@@ -40,7 +67,35 @@ class NetworkConfig(Section, table="network"):
         known = self.lokr_factor == -1 or self.lokr_factor >= 1
         require(known, "network.lokr_factor", self.lokr_factor, "use -1 (the most even one) or 1 and more")
         read = ADAPTERS[self.kind].options
-        remedy = f"{self.kind} has no dropout here; use 0, or lora"
-        require(not self.dropout or "dropout" in read, "network.dropout", self.dropout, remedy)
-        remedy = f"{self.kind} has no rslora; leave it out, or use lora"
-        require(not self.rslora or "rslora" in read, "network.rslora", self.rslora, remedy)
+        for name in ONLY_SOME:
+            remedy = f"{self.kind} has no {name} here; leave it out, or use lora"
+            is_default = getattr(self, name) == type(self).__dataclass_fields__[name].default
+            require(is_default or name in read, f"network.{name}", getattr(self, name), remedy)
+        self._check_modules()
+
+    def _check_modules(self) -> None:
+        """The values for convolutions and for single modules, and what happens to modules at random."""
+        require(0 <= self.conv_rank <= 16_384, "network.conv_rank", self.conv_rank, "use 0 (rank) to 16384")
+        remedy = "use a number above 0, or leave it out"
+        require(self.conv_alpha is None or self.conv_alpha > 0, "network.conv_alpha", self.conv_alpha, remedy)
+        for pattern, rank in self.module_ranks.items():
+            require(1 <= rank <= 16_384, f"network.module_ranks.{pattern!r}", rank, "use 1 to 16384")
+        for name in ("module_alphas", "module_rates"):
+            for pattern, value in getattr(self, name).items():
+                require(value > 0, f"network.{name}.{pattern!r}", value, "use a number above 0")
+        for name in ("rank_dropout", "module_dropout"):
+            require(0 <= getattr(self, name) < 1, f"network.{name}", getattr(self, name), "use 0 up to below 1")
+        remedy = "use 1 (off) or more (16 is usual)"
+        require(self.loraplus_lr_ratio >= 1, "network.loraplus_lr_ratio", self.loraplus_lr_ratio, remedy)
+        remedy = "use 0 (off) or more (1 is usual)"
+        require(self.scale_weight_norms >= 0, "network.scale_weight_norms", self.scale_weight_norms, remedy)
+        remedy = "whole matrices have no rank; leave conv_rank, conv_alpha, module_ranks and module_alphas out"
+        require(not self.lokr_full_matrix or self.has_one_rank, "network.lokr_full_matrix", True, remedy)
+        remedy = "whole matrices are not decomposed; leave one of them out"
+        both = self.lokr_full_matrix and self.lokr_decompose_both
+        require(not both, "network.lokr_decompose_both", self.lokr_decompose_both, remedy)
+
+    @property
+    def has_one_rank(self) -> bool:
+        """Whether all modules have the same rank and alpha."""
+        return not (self.conv_rank or self.conv_alpha or self.module_ranks or self.module_alphas)

@@ -80,6 +80,17 @@ TARGETS = {
         "every Linear that keeps its rows in the host",
     ),
 }
+_CONTEXT = r"attn\.(add_[qkv]_proj|to_add_out)"
+TARGETS |= {  # the words of SimpleTuner's guides (its flux_lora_target), but "all", which means more here
+    "mmdit": Targets(rf"{_BLOCKS}attn\.(to_[qkv]|to_out\.0)$", "attention of the image alone"),
+    "context": Targets(rf"{_BLOCKS}{_CONTEXT}$", "attention of the text alone"),
+    "context+ffs": Targets(
+        rf"{_BLOCKS}({_CONTEXT}|ff_context\.net\.(0\.proj|2))$", "attention and feed-forward of the text"
+    ),
+    "all+ffs": TARGETS["attention+mlp"],
+    "tiny": Targets(r"(^|\.)single_transformer_blocks\.(7|20)\.proj_out$", "the output of two single blocks"),
+    "nano": Targets(r"(^|\.)single_transformer_blocks\.7\.proj_out$", "the output of one single block"),
+}
 LORA_NAMES = LoraNames(
     prefixes=("transformer.", "lora_transformer_", "lycoris_", ""),
     diffusers=rf"transformer_blocks\.\d+\.({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear)"

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ..choices import ADAPTERS
 from ..config.dataset import DatasetConfig
+from ..config.network import ONLY_SOME
 from ..config.run import TrainConfig
 from ..config.section import as_tuple
 from ..data.sets.checks import Surroundings
@@ -210,6 +212,8 @@ class Translation:
             self.say("needless", name, note="it is not set")
         elif row.how == "needless":
             self.say("needless", name, note=row.note)
+        elif (kind := self._kind_without(row)) and not is_default(self.get(name), row.default):
+            self.say("none", name, note=f"{kind} has none here")
         elif row.value:
             self._switched(name, row.ours[0], row.value, row.note if row.how == "nearly" else "")
         elif row.how in ("exact", "nearly") and len(row.ours) == 1:
@@ -221,6 +225,14 @@ class Translation:
             self.say("needless", name, note="it is off, as by default" if not self.on(name) else "it is the default")
         else:
             self.say("none", name, note=row.note or row.meaning)
+
+    def _kind_without(self, row: Row) -> str:
+        """The kind of network that was set, if it does not read the option of a row; else ""."""
+        kind, (table, _, option) = (
+            str(self.settings.get("network.kind", "lora")),
+            row.ours[0].partition(".") if row.ours else ("",) * 3,
+        )
+        return kind if table == "network" and option in ONLY_SOME and option not in ADAPTERS[kind].options else ""
 
     def _switched(self, name: str, ours: str, value: str, nearly: str) -> None:
         if self.on(name):

@@ -4,78 +4,26 @@ PEFT layers are created on the meta device (a thread-local switch) and filled he
 and the module's path alone, and no other thread's random numbers are consumed.
 """
 
-import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..choices import ADAPTERS
 from ..config.run import NetworkConfig
 from ..errors import ConfigError
-from ..seeding import StepKey, generator
-from ..weights.changes import add_low_rank, changes_of
-from ..weights.frozen import dense, stored_weight
+from ..seeding import StepKey
+from ..weights.changes import add_low_rank
+from .dropout import RankDropout, SeededDropout, dropped_modules
+from .initial import materialise
+from .kinds import peft_config
+from .layer import NAME, PeftLayer, dense_weight, is_plain_lora, layer_parameters, matrix
 
-NAME = "default"
-"""PEFT's name of the only adapter."""
-
-
-class SeededDropout(nn.Module):
-    """Dropout whose mask is a function of (seed, step, micro-batch, module), so that recomputed activations get the same mask.
-
-    Without a `draw` it is the identity.
-    """
-
-    def __init__(self, probability: float, path: str) -> None:
-        super().__init__()
-        self.probability, self.path = probability, path
-        self.draw: StepKey | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x with dropped elements set to 0 and the others divided by 1 - probability."""
-        if self.draw is None:
-            return x
-        source = generator(self.draw.seed, "dropout", self.draw.step, self.draw.micro_batch, self.path, device=x.device)
-        keep = torch.rand(x.shape, generator=source, device=x.device) >= self.probability
-        return x * keep / (1 - self.probability)
-
-
-class PeftLayer(Protocol):
-    """What is used of PEFT's layers, which have no type annotations."""
-
-    forward: Callable[..., Tensor]
-    scaling: dict[str, float]
-    disable_adapters: bool
-    _disable_adapters: bool
-    cast_input_dtype_enabled: bool
-    adapter_layer_names: Sequence[str]
-    lora_A: nn.ModuleDict
-    lora_B: nn.ModuleDict
-    lora_dropout: nn.ModuleDict
-    lora_magnitude_vector: nn.ModuleDict
-
-    def get_base_layer(self) -> nn.Module:
-        """The frozen Linear or Conv2d."""
-        ...
-
-    def modules(self) -> Iterator[nn.Module]:
-        """All modules in the layer."""
-        ...
-
-    def train(self, mode: bool) -> object:
-        """Switch dropout."""
-        ...
-
-
-def _weight(part: nn.ModuleDict) -> Tensor:
-    """The adapter's matrix in a part of a PEFT layer."""
-    return cast(Tensor, part[NAME].weight)
+RANKS = "ranks"
+"""Our name of the dropout of whole ranks, beside PEFT's of inputs."""
 
 
 @dataclass(kw_only=True)
@@ -87,6 +35,8 @@ class Adapter:
     layers: dict[str, PeftLayer]
     """{module path: PEFT layer}."""
     network: NetworkConfig
+    _left_out: set[str] = field(default_factory=set)
+    """Modules whose adapter takes no part in the forward pass that is drawn now."""
 
     @cached_property
     def _parameters(self) -> dict[str, nn.Parameter]:
@@ -106,6 +56,9 @@ class Adapter:
         """Set the position in the run that dropout depends on, for one forward and backward pass; None switches dropout off."""
         for dropout in self._dropouts:
             dropout.draw = draw
+        if self.network.module_dropout:
+            self._left_out = dropped_modules(list(self.layers), self.network.module_dropout, draw) if draw else set()
+            self._enable(True)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -117,8 +70,8 @@ class Adapter:
             self._enable(True)
 
     def _enable(self, on: bool) -> None:
-        for layer in self.layers.values():
-            layer._disable_adapters = not on  # PEFT's own switch also resets requires_grad
+        for path, layer in self.layers.items():
+            layer._disable_adapters = not on or path in self._left_out  # PEFT's own switch also resets requires_grad
 
     @contextmanager
     def holding(self, values: dict[str, Tensor] | None) -> Iterator[None]:
@@ -132,6 +85,23 @@ class Adapter:
             yield
         finally:
             self.load(current)
+
+    @torch.no_grad()
+    def scale_norms(self, limit: float) -> int:
+        """Scale both factors of each LoRA whose change of the weight has a larger Frobenius norm than `limit` down to it.
+
+        Returns how many were scaled (sd-scripts' `apply_max_norm_regularization`).
+        """
+        scaled = torch.zeros(())
+        for layer in self.layers.values():
+            down, up = matrix(layer.lora_A), matrix(layer.lora_B)
+            inner = (up.flatten(1).T @ up.flatten(1)) * (down.flatten(1) @ down.flatten(1).T)
+            norm = inner.sum().clamp_min(0).sqrt() * layer.scaling[NAME]  # |B A|^2 is the sum of (B^T B) o (A A^T)
+            factor = (limit / norm.clamp_min(limit)).sqrt()
+            down.mul_(factor)
+            up.mul_(factor)
+            scaled = scaled.to(norm.device) + (norm > limit)
+        return int(scaled)
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -161,10 +131,10 @@ def inject(
 
     root.requires_grad_(False)
     with torch.device("meta"), _split_weights_as_shapes(root, paths):
-        inject_adapter_in_model(peft_config(network, paths), root, adapter_name=NAME)
+        inject_adapter_in_model(peft_config(network, root, paths), root, adapter_name=NAME)
     layers = {path: cast(PeftLayer, root.get_submodule(path)) for path in paths}
     for path, layer in layers.items():
-        _materialise(path, layer, seed)
+        materialise(path, layer, seed, network.init)
         if NAME in getattr(layer, "lora_magnitude_vector", ()):
             layer.lora_magnitude_vector[NAME].forward = partial(_dora, layer)
         if network.dropout and hasattr(layer, "lora_dropout"):
@@ -172,12 +142,26 @@ def inject(
         # In training mode PEFT's LoHa and LoKr draw from torch's global generator whether to skip the module.
         layer.train(hasattr(layer, "lora_A"))
         if is_plain_lora(layer) and getattr(layer.get_base_layer(), "groups", 1) == 1:
+            if network.rank_dropout:
+                is_conv = isinstance(layer.get_base_layer(), nn.Conv2d)
+                layer.lora_dropout[RANKS] = RankDropout(network.rank_dropout, path, 1 if is_conv else -1)
             layer.forward = partial(_lora, layer, compute_dtype)
-        elif compute_dtype is not None and compute_dtype != torch.float32:
-            _compute_in(layer, compute_dtype)
+        else:
+            _refuse_grouped(path, network)
+            if compute_dtype is not None and compute_dtype != torch.float32:
+                _compute_in(layer, compute_dtype)
     adapter = Adapter(root=root, layers=layers, network=network)
     _assert_only_adapter_trains(adapter)
     return adapter
+
+
+def _refuse_grouped(path: str, network: NetworkConfig) -> None:
+    """Raise ConfigError for what a LoRA of a convolution with groups has not: it runs by PEFT's own forward."""
+    for name in ("rank_dropout", "scale_weight_norms"):
+        if getattr(network, name):
+            raise ConfigError(
+                f"network.{name}: {path} is a convolution with groups, which has none; name it in network.exclude_modules"
+            )
 
 
 @contextmanager
@@ -206,9 +190,10 @@ def _lora(layer: PeftLayer, dtype: torch.dtype | None, x: Tensor) -> Tensor:
     base: Tensor = base_layer(x)
     if layer.disable_adapters:
         return base
-    down = _weight(layer.lora_A).to(x.dtype)
-    up = (_weight(layer.lora_B) * layer.scaling[NAME]).to(x.dtype)
-    return add_low_rank(base, base_layer, layer.lora_dropout[NAME](x), down, up)
+    down = matrix(layer.lora_A).to(x.dtype)
+    up = (matrix(layer.lora_B) * layer.scaling[NAME]).to(x.dtype)
+    between = dict(layer.lora_dropout.items()).get(RANKS)
+    return add_low_rank(base, base_layer, layer.lora_dropout[NAME](x), down, up, between)
 
 
 def _dora(
@@ -228,8 +213,8 @@ def _dora(
     bfloat16 that norm is 0.2 % off, more than many updates, which no saved file could express, and it is wrong for scaled
     and quantized weights. `rest` are further arguments of PEFT that are not needed.
     """
-    shape = (-1, *[1] * (_weight(layer.lora_A).ndim - 2))  # the channels of a convolution are not its last dimension
-    gain = (_weight(layer.lora_magnitude_vector).flatten() / _patched_norms(layer)).reshape(shape)
+    shape = (-1, *[1] * (matrix(layer.lora_A).ndim - 2))  # the channels of a convolution are not its last dimension
+    gain = (matrix(layer.lora_magnitude_vector).flatten() / _patched_norms(layer)).reshape(shape)
     base: Tensor = base_layer(x) if base_result is None else base_result
     if base_layer.bias is not None:
         base = base - base_layer.bias.to(base.dtype).reshape(shape)
@@ -240,114 +225,10 @@ def _dora(
 @torch.no_grad()
 def _patched_norms(layer: PeftLayer) -> Tensor:
     """|W + dW| of each output row (O,), fp32. It is a constant for the gradient, as in the paper."""
-    down, up = _weight(layer.lora_A), _weight(layer.lora_B)
+    down, up = matrix(layer.lora_A), matrix(layer.lora_B)
     with torch.autocast(down.device.type, enabled=False):
         change = up.flatten(1) @ down.flatten(1) * layer.scaling[NAME]
         return torch.linalg.vector_norm(dense_weight(layer.get_base_layer()).flatten(1) + change, dim=1)
-
-
-def is_plain_lora(layer: PeftLayer) -> bool:
-    """Whether a PEFT layer computes W x + s B A x and nothing else."""
-    return hasattr(layer, "lora_A") and NAME not in layer.lora_magnitude_vector
-
-
-def peft_config(network: NetworkConfig, paths: list[str]) -> object:
-    """PEFT's configuration of the kind that `network` names, for the modules of `paths`."""
-    alpha = network.rank if network.alpha is None else network.alpha
-    pattern = "|".join(re.escape(path) for path in paths)  # PEFT matches the whole path
-    return ADAPTERS[network.kind].load()(network, alpha, pattern)
-
-
-def lora_config(network: NetworkConfig, alpha: float, pattern: str, *, use_dora: bool = False) -> object:
-    """LoRA (arXiv 2106.09685), with rsLoRA's scale (arXiv 2312.03732) if `network` asks for it."""
-    import peft
-
-    return peft.LoraConfig(
-        r=network.rank, target_modules=pattern, lora_alpha=alpha, lora_dropout=network.dropout,
-        use_rslora=network.rslora, use_dora=use_dora,
-    )  # fmt: skip
-
-
-def dora_config(network: NetworkConfig, alpha: float, pattern: str) -> object:
-    """Weight-decomposed LoRA (arXiv 2402.09353)."""
-    return lora_config(network, alpha, pattern, use_dora=True)
-
-
-def loha_config(network: NetworkConfig, alpha: float, pattern: str) -> object:
-    """Hadamard product of two low-rank matrices (arXiv 2108.06098, 2309.14859)."""
-    import peft
-
-    return peft.LoHaConfig(r=network.rank, target_modules=pattern, alpha=alpha)
-
-
-def lokr_config(network: NetworkConfig, alpha: float, pattern: str) -> object:
-    """Kronecker product (arXiv 2212.10650, 2309.14859)."""
-    import peft
-
-    return peft.LoKrConfig(r=network.rank, target_modules=pattern, alpha=alpha, decompose_factor=network.lokr_factor)
-
-
-def layer_parameters(layer: PeftLayer) -> dict[str, nn.Parameter]:
-    """Returns {tensor name without the adapter's name: parameter} of one PEFT layer, sorted by name."""
-    parameters = {}
-    for group in layer.adapter_layer_names:
-        for name, parameter in getattr(layer, group).named_parameters():
-            # lora_A["default"].weight, lora_magnitude_vector["default"].weight, lokr_w1["default"]
-            parameters[group + name.removeprefix(NAME)] = parameter
-    return dict(sorted(parameters.items()))
-
-
-@torch.no_grad()
-def _materialise(path: str, layer: PeftLayer, seed: int) -> None:
-    """Replace the meta parameters of a layer by fp32 ones with their initial values."""
-    base = layer.get_base_layer()
-    for part in layer.modules():
-        if isinstance(part, nn.Conv2d) and part is not base:
-            part.__class__ = (
-                nn.Conv2d
-            )  # PEFT copies the base layer's class, and a FrozenConv2d gives its weight no gradient
-    device = stored_weight(base).device
-    for group in layer.adapter_layer_names:
-        holder = getattr(layer, group)
-        for name, parameter in list(holder.named_parameters()):
-            value = _initial(group, parameter, base, generator(seed, "init", path, group))
-            owner, _, leaf = name.rpartition(".")
-            target = holder.get_submodule(owner) if owner else holder
-            setattr(target, leaf, nn.Parameter(value.to(device))) if owner else holder.update(
-                {leaf: nn.Parameter(value.to(device))}
-            )
-
-
-def _initial(group: str, like: nn.Parameter, base: nn.Module, source: torch.Generator) -> Tensor:
-    """The initial values of a parameter: LoRA as in PEFT, LoHa and LoKr as in LyCORIS. The change of the weight is zero."""
-    shape = tuple(like.shape)
-    if group == "lora_magnitude_vector":
-        return row_norms(base).reshape(shape)
-    if group in ("lora_B", "hada_w2_a", "lokr_w2", "lokr_w2_b"):
-        return torch.zeros(shape)
-    if group.startswith("hada"):  # LyCORIS: N(0, 1), and N(0, 0.1) for the first factor
-        return torch.randn(shape, generator=source) * (0.1 if group == "hada_w1_a" else 1.0)
-    bound = 1 / math.sqrt(math.prod(shape[1:]))  # kaiming_uniform with a = sqrt(5)
-    return (torch.rand(shape, generator=source) * 2 - 1) * bound
-
-
-def dense_weight(base: nn.Module) -> Tensor:
-    """The frozen weight that a Linear or Conv2d computes with, as fp32: dequantized, multiplied by its scale if it has one, and
-    with the changes of base LoRAs."""
-    weight = own_weight(base)
-    for change in changes_of(base):
-        weight = weight + change.dense()
-    return weight
-
-
-def own_weight(base: nn.Module) -> Tensor:
-    """The same without base LoRAs."""
-    return dense(stored_weight(base), torch.float32, getattr(base, "scale", None)).detach()
-
-
-def row_norms(base: nn.Module) -> Tensor:
-    """L2 norm of each output row of the dense weight (O,), fp32, on the CPU."""
-    return torch.linalg.vector_norm(dense_weight(base).flatten(1), dim=1).cpu()
 
 
 def _compute_in(layer: PeftLayer, dtype: torch.dtype) -> None:

@@ -36,8 +36,8 @@ def describe(
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "ss_network_module": kind.network_module,
-        "ss_network_dim": str(network.rank),
-        "ss_network_alpha": f"{effective_alpha(network):g}",
+        "ss_network_dim": str(network.rank) if network.has_one_rank else "Dynamic",
+        "ss_network_alpha": f"{effective_alpha(network):g}" if network.has_one_rank else "Dynamic",
         "ss_output_name": title,
         "ss_steps": str(step),
         "ss_resolution": f"({resolution}, {resolution})",
@@ -49,10 +49,17 @@ def describe(
     if prediction in PREDICTIONS:
         metadata["modelspec.prediction_type"] = PREDICTIONS[prediction]
     if not is_lora:
-        metadata["ss_network_args"] = json.dumps({"algo": network.kind, "factor": network.lokr_factor})
+        metadata["ss_network_args"] = json.dumps({"algo": network.kind, **_lycoris(network)})
     if trigger:
         metadata["modelspec.trigger_phrase"] = trigger
     return metadata
+
+
+def _lycoris(network: NetworkConfig) -> dict[str, object]:
+    """LyCORIS' names of the options that are not at their defaults, and the factor."""
+    more = {"full_matrix": network.lokr_full_matrix, "decompose_both": network.lokr_decompose_both}
+    more |= {"conv_dim": network.conv_rank, "conv_alpha": network.conv_alpha}
+    return {"factor": network.lokr_factor, **{name: value for name, value in more.items() if value}}
 
 
 def trained_steps(metadata: Mapping[str, str]) -> int | None:

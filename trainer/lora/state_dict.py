@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..config.run import NetworkConfig
 from ..errors import ModelFileError
-from .adapter import Adapter, PeftLayer, dense_weight, layer_parameters
+from .adapter import Adapter
 from .host_formula import group_by_module, rank_of, weight_change
+from .layer import NAME, PeftLayer, dense_weight, layer_parameters
 
 FileKey = Callable[[str], str]
 """Maps a module path to the module's key in a LoRA file."""
@@ -43,7 +44,7 @@ def trained_change(layer: PeftLayer, values: Mapping[str, Tensor], base: Tensor)
 
 
 def _training_difference(layer: PeftLayer, values: Mapping[str, Tensor]) -> Tensor:
-    scale = layer.scaling["default"]
+    scale = layer.scaling[NAME]
     if "lora_A.weight" in values:
         return values["lora_B.weight"].flatten(1) @ values["lora_A.weight"].flatten(1) * scale
     if "hada_w1_a" in values:
@@ -71,7 +72,8 @@ def to_file(
 def _file_form(
     layer: PeftLayer, mine: dict[str, Tensor], network: NetworkConfig, key: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    alpha = effective_alpha(network)
+    rank = rank_of(mine) or network.rank
+    alpha = layer.scaling[NAME] * rank
     file: dict[str, Tensor] = {}
     if "lora_A.weight" in mine:
         down, up = ("lora_down", "lora_up") if key.startswith("lora_") else ("lora_A", "lora_B")
@@ -79,8 +81,8 @@ def _file_form(
     else:
         file |= mine
         if "lokr_w1" in mine and "lokr_w2" in mine:  # ComfyUI then knows no rank and ignores alpha
-            file["lokr_w2"] = mine["lokr_w2"] * (alpha / network.rank)
-            alpha = float(network.rank)
+            file["lokr_w2"] = mine["lokr_w2"] * layer.scaling[NAME]
+            alpha = float(rank)
     if dtype == torch.float16:
         file = _balanced(file)
     if "hada_w1_a" in mine and mine["hada_w1_a"].shape[0] * mine["hada_w1_b"].shape[1] < SMALL:
@@ -134,7 +136,7 @@ def check_fits(
             f"network.init_from does not fit this network: {len(odd)} modules are only in one of them, first {odd[0]}; use the same family and target_modules"
         )
     ranks = {rank_of(parts) for parts in modules.values()} - {0}
-    if ranks and ranks != {network.rank}:
+    if network.has_one_rank and ranks and ranks != {network.rank}:
         raise ModelFileError(
             f"network.init_from has rank {sorted(ranks)}, network.rank = {network.rank}: use the file's rank"
         )
@@ -174,13 +176,13 @@ def _training_form(layer: PeftLayer, file: Mapping[str, Tensor], network: Networ
         raise ModelFileError(
             f"network.init_from: {key}.{wrong[0]} has shape {tuple(mine[wrong[0]].shape)}, this network needs {tuple(expected[wrong[0]].shape)}: use the file's rank"
         )
-    return _rescaled(mine, _file_scale(file, alpha, network), layer.scaling["default"])
+    return _rescaled(mine, _file_scale(file, alpha), layer.scaling[NAME])
 
 
-def _file_scale(file: Mapping[str, Tensor], alpha: float | None, network: NetworkConfig) -> float:
+def _file_scale(file: Mapping[str, Tensor], alpha: float | None) -> float:
     if "lokr_w1" in file and "lokr_w2" in file:
         return 1.0
-    return 1.0 if alpha is None else alpha / network.rank
+    return 1.0 if alpha is None else alpha / rank_of(file)
 
 
 def _rescaled(mine: dict[str, Tensor], file_scale: float, training_scale: float) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: s
             f"network.target_modules = {_short(wanted)} matches none of the {len(paths)} Linear and Conv2d modules; {near}"
         )
     if exclude:
-        left_out = _matching("network.exclude_modules", exclude, {n for p in targets for n in _with_whole(p, layers)})
+        left_out = matching("network.exclude_modules", exclude, {n for p in targets for n in _with_whole(p, layers)})
         kept = [path for path in targets if not left_out.intersection(_with_whole(path, layers))]
         if not kept:
             raise ConfigError(
@@ -62,8 +62,8 @@ def has_modules(module: nn.Module, paths: Sequence[str]) -> bool:
 
 def _targets(presets: Mapping[str, Targets], wanted: str, paths: Sequence[str]) -> Targets:
     if wanted.startswith("regex:"):
-        matching = _matching("network.target_modules", wanted.removeprefix("regex:"), paths)
-        return Targets(paths=frozenset(matching))
+        found = matching("network.target_modules", wanted.removeprefix("regex:"), paths)
+        return Targets(paths=frozenset(found))
     if wanted not in presets:
         raise ConfigError(
             f"network.target_modules = {_short(wanted)}: {did_you_mean(wanted[:MAX_PATTERN], list(presets))}, or regex: and a pattern"
@@ -71,7 +71,7 @@ def _targets(presets: Mapping[str, Targets], wanted: str, paths: Sequence[str]) 
     return presets[wanted]
 
 
-def _matching(name: str, pattern: str, paths: Iterable[str]) -> set[str]:
+def matching(name: str, pattern: str, paths: Iterable[str]) -> set[str]:
     """The paths in which a pattern of the user is found. A pattern may come with a workflow from anybody: its search is limited.
 
     Python's own engine cannot be interrupted, not even by another thread, so that it only says whether the pattern is one.

@@ -67,7 +67,9 @@ def _set_up(session: Session, host: Host) -> Training:
     if backend.init:
         adapter.load(to_training(adapter, backend.denoiser.file_key, backend.init))
     parameters = adapter.parameters()
-    training = Training(adapter=adapter, optimizer=optimizer_of(parameters, plan.optimizer, backend.rate_scales))
+    training = Training(
+        adapter=adapter, optimizer=optimizer_of(parameters, plan.optimizer, plan.network, backend.rate_scales)
+    )
     if plan.training.ema_decay:
         training.average = Average(parameters, plan.training.ema_decay)
     if backend.compute_dtype == torch.float16:
@@ -179,6 +181,7 @@ class TrainingRun:
             seed=self.plan.training.seed,
             accumulation=self.plan.training.gradient_accumulation_steps,
             clip_norm=self.plan.optimizer.max_grad_norm,
+            weight_norm=self.plan.network.scale_weight_norms,
         )
 
         def rate_at(step: int) -> float:
@@ -217,6 +220,8 @@ class TrainingRun:
     def _report(self, result: StepResult) -> None:
         self.folder.append_step(result)
         values = {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
+        if result.keys_scaled is not None:
+            values["keys_scaled"] = result.keys_scaled
         self.tracker.scalars(result.step, values)
         self.host.step(result, self.total)
         if result.step == min(WATCHED_STEPS, self.total) and (text := self._watched()):

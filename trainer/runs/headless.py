@@ -113,7 +113,7 @@ def run_folder(config: TrainConfig, processes: Processes = ALONE) -> RunFolder:
 def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Prepared:
     """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
     refuse_unused_options(config)
-    check_optimizer(config.optimizer, config.training.ema_decay)
+    check_optimizer(config.optimizer, config.network, config.training.ema_decay)
     check_tracker(config.output.report_to)
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)

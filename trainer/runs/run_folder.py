@@ -270,6 +270,7 @@ class RunFolder:
             grad_norm=result.grad_norm,
             learning_rate=result.learning_rate,
             seconds=round(result.seconds, 4),
+            **({} if result.keys_scaled is None else {"keys_scaled": result.keys_scaled}),
         )
 
     def log(self, text: str) -> None:

@@ -38,6 +38,8 @@ class LoopSettings:
     seed: int
     accumulation: int = 1
     clip_norm: float = 1.0
+    weight_norm: float = 0.0
+    """Largest norm of a module's change, to which it is scaled down after a step; 0 sets none."""
 
 
 class Average:
@@ -88,11 +90,14 @@ def fit(
         norm = _finite_norm(training, loss, settings.clip_norm)
         rate = set_learning_rate(training.optimizer, rate_at(training.step))
         _move(training)
+        scaled = training.adapter.scale_norms(settings.weight_norm) if settings.weight_norm else None
         training.step += 1
         if training.average is not None:
             training.average.update(training.adapter.parameters(), training.step)
         seconds = time.perf_counter() - started - held.seconds
-        yield StepResult(step=training.step, loss=loss, grad_norm=norm, learning_rate=rate, seconds=seconds)
+        yield StepResult(
+            step=training.step, loss=loss, grad_norm=norm, learning_rate=rate, seconds=seconds, keys_scaled=scaled
+        )
 
 
 class Held:

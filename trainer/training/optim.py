@@ -13,25 +13,39 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..choices import OPTIMIZERS
-from ..config.run import OptimizerConfig
+from ..config.run import NetworkConfig, OptimizerConfig
 from ..errors import ConfigError
+from ..lora.per_module import rate_factors
 from .optim_state import refuse_inexact
 
 RATE_SCALE = "rate_scale"
 """Key of a group of parameters: factor on the learning rate. It is saved with the optimizer's state."""
 
 
-def check_optimizer(config: OptimizerConfig, ema_decay: float = 0.0) -> None:
-    """Raise ConfigError for a missing library, an unknown option or a class that cannot be resumed, before anything is loaded."""
+def check_optimizer(config: OptimizerConfig, network: NetworkConfig | None = None, ema_decay: float = 0.0) -> None:
+    """Raise ConfigError for a missing library, an unknown option, a class that cannot be resumed, or what does not go together, before anything is loaded."""
     if config.learning_rate == "auto":
         config = replace(config, learning_rate=1.0)
     optimizer = make_optimizer([nn.Parameter(torch.zeros(2, 2))], config)
     if config.name not in OPTIMIZERS:
         refuse_inexact(partial(make_optimizer, config=config), config.name)
-    if ema_decay and hasattr(optimizer, "eval"):
-        raise ConfigError(
-            f"training.ema_decay = {ema_decay}: {config.name} averages the weights by itself; set it to 0, or use another optimizer"
-        )
+    network = network or NetworkConfig()
+    limits = {"training.ema_decay": ema_decay, "network.scale_weight_norms": network.scale_weight_norms}
+    if hasattr(optimizer, "eval"):
+        _refuse(limits, f"{config.name} averages the weights by itself; set it to 0, or use another optimizer")
+    if config.entry.finds_rate:
+        rates = {
+            "network.loraplus_lr_ratio": network.loraplus_lr_ratio - 1,
+            "network.module_rates": network.module_rates,
+        }
+        _refuse(rates, f"{config.name} finds one rate for all; leave it out, or use another optimizer")
+
+
+def _refuse(values: Mapping[str, object], remedy: str) -> None:
+    """Raise ConfigError for the first of these settings that is set."""
+    for name, value in values.items():
+        if value:
+            raise ConfigError(f"{name}: {remedy}")
 
 
 def make_optimizer(
@@ -118,14 +132,24 @@ def own_average(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) ->
 
 
 def optimizer_of(
-    parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, scales: Mapping[str, float]
+    parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, network: NetworkConfig, scales: Mapping[str, float]
 ) -> Optimizer:
-    """The optimizer of an adapter's parameters. `scales` are factors on the learning rate, {beginning of names: factor}."""
-    plain = [p for name, p in parameters.items() if not name.startswith(tuple(scales))]
-    groups = [
-        (factor, [p for name, p in parameters.items() if name.startswith(start)]) for start, factor in scales.items()
-    ]
-    return make_optimizer(plain, config, groups)
+    """The optimizer of an adapter's parameters, in groups of equal factors on the learning rate.
+
+    `scales` are factors by the beginning of names; each has groups of its own.
+    """
+    own = rate_factors(network, list(dict.fromkeys(name.partition("|")[0] for name in parameters)))
+    plain: list[nn.Parameter] = []
+    groups: dict[tuple[int, float], list[nn.Parameter]] = {
+        (number, factor): [] for number, factor in enumerate(scales.values())
+    }
+    for name, parameter in parameters.items():
+        start = next((number for number, start in enumerate(scales) if name.startswith(start)), -1)
+        factor = own.get(name.partition("|")[0], 1.0) * (1.0 if start < 0 else list(scales.values())[start])
+        if name.endswith("|lora_B.weight"):
+            factor *= network.loraplus_lr_ratio
+        (plain if (start, factor) == (-1, 1.0) else groups.setdefault((start, factor), [])).append(parameter)
+    return make_optimizer(plain, config, [(factor, group) for (_, factor), group in groups.items() if group])
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> float:

@@ -4,7 +4,7 @@ A layer that has some computes W x + dW x. A change can be switched off for a wh
 before, bit for bit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -94,14 +94,22 @@ def _forward(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def add_low_rank(out: Tensor, layer: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def add_low_rank(
+    out: Tensor,
+    layer: nn.Module,
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    between: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Returns `out` + up down x of a Linear (down (r, I), up (O, r)) or a Conv2d (down (r, I, K, K), up (O, r, 1, 1)).
 
-    The small product is accumulated into the output, instead of being written and read once more.
+    The small product is accumulated into the output, instead of being written and read once more. `between` changes down x.
     """
     if down.ndim == 2:
-        hidden = F.linear(x, down).flatten(0, -2)
-        return torch.addmm(out.flatten(0, -2), hidden, up.t()).view(out.shape)
+        hidden = F.linear(x, down)
+        hidden = hidden if between is None else between(hidden)
+        return torch.addmm(out.flatten(0, -2), hidden.flatten(0, -2), up.t()).view(out.shape)
     convolution = cast(nn.Conv2d, layer)
     hidden = F.conv2d(x, down, None, convolution.stride, convolution.padding, convolution.dilation)
-    return out + F.conv2d(hidden, up)
+    return out + F.conv2d(hidden if between is None else between(hidden), up)

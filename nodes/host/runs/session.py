@@ -149,7 +149,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     refuse_patches(patcher)
     if request.network.kind == "dora":
         refuse_training_loras(request.base_loras)
-    check_optimizer(request.optimizer, request.training.ema_decay)
+    check_optimizer(request.optimizer, request.network, request.training.ema_decay)
     check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
     reach = longest_side(patcher.model.diffusion_model, request.cache.factor)

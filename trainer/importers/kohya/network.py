@@ -64,10 +64,9 @@ def _targets(made: Translation, inner: Translation, family: str, targets: str) -
     preset = inner.text("preset")
     convolutions = inner.number("conv_dim")
     if convolutions and family in ("sd", "sdxl"):
-        rank = made.whole("network_dim", 4)
-        nearly = "" if convolutions == rank else f"convolutions have the rank of the other modules, {rank}"
-        inner.put("network.target_modules", "conv", "conv_dim", nearly=nearly)
-        inner.say("nearly", "conv_alpha", note="convolutions have network.alpha")
+        inner.put("network.target_modules", "conv", why="conv_dim")
+        inner.put("network.conv_rank", int(convolutions), "conv_dim")
+        inner.put("network.conv_alpha", inner.number("conv_alpha", 1), "conv_alpha")
         inner.say("nearly", "preset", note="conv_dim decides", ours="network.target_modules")
     elif preset:
         nearly = "" if preset in PRESETS else f"{preset} is no preset here"

@@ -128,9 +128,8 @@ def lycoris_network(made: Translation) -> None:
         made.put("network.kind", "lora", "algo", nearly=f"there is no {algo} here; lora takes its place")
     rank, alpha = made.whole("linear_dim", 16), made.number("linear_alpha", 1)
     if rank >= 1000 and kind == "lokr":
-        note = "so large a number means whole matrices there; rank 64 takes its place"
-        made.put("network.rank", 64, "linear_dim", nearly=note)
-        made.put("network.alpha", 64, "linear_alpha", nearly="with whole matrices alpha has no effect there")
+        made.put("network.lokr_full_matrix", True, "linear_dim", "full_matrix")
+        made.say("exact", "linear_alpha", note="whole matrices have none")
     else:
         made.put("network.rank", rank, "linear_dim")
         made.put("network.alpha", alpha, "linear_alpha")

@@ -57,7 +57,7 @@ def describe(
 
 def _lycoris(network: NetworkConfig) -> dict[str, object]:
     """LyCORIS' names of the options that are not at their defaults, and the factor."""
-    more = {"full_matrix": network.lokr_full_matrix, "decompose_both": network.lokr_decompose_both}
+    more: dict[str, object] = {"full_matrix": network.lokr_full_matrix, "decompose_both": network.lokr_decompose_both}
     more |= {"conv_dim": network.conv_rank, "conv_alpha": network.conv_alpha}
     return {"factor": network.lokr_factor, **{name: value for name, value in more.items() if value}}
 

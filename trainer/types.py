@@ -175,6 +175,11 @@ class StepResult:
     keys_scaled: int | None = None
     """Number of modules whose change was scaled down to `network.scale_weight_norms`; None without a limit."""
 
+    def scalars(self) -> dict[str, float]:
+        """What trackers draw of a step."""
+        values = {"loss": self.loss, "grad_norm": self.grad_norm, "learning_rate": self.learning_rate}
+        return values if self.keys_scaled is None else {**values, "keys_scaled": self.keys_scaled}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:

@@ -20,7 +20,7 @@ from ..weights.changes import add_low_rank
 from .dropout import RankDropout, SeededDropout, dropped_modules
 from .initial import materialise
 from .kinds import peft_config
-from .layer import NAME, PeftLayer, dense_weight, is_plain_lora, layer_parameters, matrix
+from .adapted import NAME, PeftLayer, dense_weight, is_plain_lora, layer_parameters, matrix
 
 RANKS = "ranks"
 """Our name of the dropout of whole ranks, beside PEFT's of inputs."""

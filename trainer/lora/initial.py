@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..seeding import generator
 from ..weights.frozen import stored_weight
-from .layer import PeftLayer, row_norms
+from .adapted import PeftLayer, row_norms
 
 
 @torch.no_grad()

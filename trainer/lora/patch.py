@@ -11,7 +11,7 @@ from ..errors import ModelFileError, did_you_mean
 from ..weights.frozen import FrozenLinear, is_quantized_tensor, replace_module
 from ..weights.row_parts import RowPart
 from .host_formula import group_by_module, refuse_foreign, weight_change
-from .layer import dense_weight, own_weight
+from .adapted import dense_weight, own_weight
 
 
 class Patchable(Protocol):

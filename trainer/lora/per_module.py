@@ -12,7 +12,7 @@ T = TypeVar("T", int, float)
 
 
 def own_ranks(network: NetworkConfig, modules: Mapping[str, nn.Module]) -> tuple[dict[str, int], dict[str, float]]:
-    """({path: rank}, {path: alpha}) of the modules that differ from `network.rank` and alpha. Raises ConfigError for a bad pattern."""
+    """Returns ({path: rank}, {path: alpha}) of the modules that differ from `network.rank` and alpha. Raises ConfigError for a bad pattern."""
     if network.has_one_rank:
         return {}, {}
     default = network.rank if network.alpha is None else network.alpha
@@ -33,12 +33,12 @@ def own_ranks(network: NetworkConfig, modules: Mapping[str, nn.Module]) -> tuple
 
 
 def rate_factors(network: NetworkConfig, paths: Sequence[str]) -> dict[str, float]:
-    """{path: factor on the learning rate} of the modules that have one. Raises ConfigError for a bad pattern."""
+    """Returns {path: factor on the learning rate} of the modules that have one. Raises ConfigError for a bad pattern."""
     return matched("module_rates", network.module_rates, paths)
 
 
 def matched(name: str, values: Mapping[str, T], paths: Sequence[str]) -> dict[str, T]:
-    """{path: the value of the last pattern that is found in it}. `name` is the option, for messages."""
+    """Returns {path: the value of the last pattern that is found in it}. `name` is the option, for messages."""
     found: dict[str, T] = {}
     for pattern, value in values.items():
         found |= dict.fromkeys(matching(f"network.{name}", pattern, paths), value)

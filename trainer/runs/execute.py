@@ -219,10 +219,7 @@ class TrainingRun:
 
     def _report(self, result: StepResult) -> None:
         self.folder.append_step(result)
-        values = {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
-        if result.keys_scaled is not None:
-            values["keys_scaled"] = result.keys_scaled
-        self.tracker.scalars(result.step, values)
+        self.tracker.scalars(result.step, result.scalars())
         self.host.step(result, self.total)
         if result.step == min(WATCHED_STEPS, self.total) and (text := self._watched()):
             self.host.log(text)

@@ -6,8 +6,8 @@ from torch import nn
 
 from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.adapted import dense_weight, layer_parameters
+from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.seeding import StepKey
 from lora_loom.trainer.training.optim import make_optimizer
 from lora_loom.trainer.weights.frozen import compute_in

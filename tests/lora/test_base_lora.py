@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.errors import ModelFileError
+from lora_loom.trainer.lora.adapted import dense_weight
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.base_lora import BaseLora, BaseLoraIdentity, OfRows, change_of, lay_base_loras
-from lora_loom.trainer.lora.adapted import dense_weight
 from lora_loom.trainer.lora.patch import patched
 from lora_loom.trainer.weights.frozen import FrozenLinear, compute_in
 from lora_loom.trainer.weights.row_parts import split

@@ -8,9 +8,9 @@ from torch import nn
 from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.diffusion.denoiser import Targets
 from lora_loom.trainer.errors import ConfigError, ModelFileError
+from lora_loom.trainer.lora.adapted import dense_weight
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
-from lora_loom.trainer.lora.adapted import dense_weight
 from lora_loom.trainer.lora.patch import match_modules, patched
 from lora_loom.trainer.lora.state_dict import to_file
 from lora_loom.trainer.lora.targets import resolve_targets

@@ -8,9 +8,9 @@ from torch import nn
 
 from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.errors import ModelFileError
+from lora_loom.trainer.lora.adapted import dense_weight
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
-from lora_loom.trainer.lora.adapted import dense_weight
 from lora_loom.trainer.lora.state_dict import effective_alpha, max_relative_error, to_file, to_training
 from tests.conftest import eject
 from tests.lora.test_adapter import PATHS, Net, inputs

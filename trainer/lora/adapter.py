@@ -17,10 +17,10 @@ from ..config.run import NetworkConfig
 from ..errors import ConfigError
 from ..seeding import StepKey
 from ..weights.changes import add_low_rank
+from .adapted import NAME, PeftLayer, dense_weight, is_plain_lora, layer_parameters, matrix
 from .dropout import RankDropout, SeededDropout, dropped_modules
 from .initial import materialise
 from .kinds import peft_config
-from .adapted import NAME, PeftLayer, dense_weight, is_plain_lora, layer_parameters, matrix
 
 RANKS = "ranks"
 """Our name of the dropout of whole ranks, beside PEFT's of inputs."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..errors import ModelFileError, did_you_mean
 from ..weights.frozen import FrozenLinear, is_quantized_tensor, replace_module
 from ..weights.row_parts import RowPart
-from .host_formula import group_by_module, refuse_foreign, weight_change
 from .adapted import dense_weight, own_weight
+from .host_formula import group_by_module, refuse_foreign, weight_change
 
 
 class Patchable(Protocol):

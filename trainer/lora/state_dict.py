@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..config.run import NetworkConfig
 from ..errors import ModelFileError
+from .adapted import NAME, PeftLayer, dense_weight, layer_parameters
 from .adapter import Adapter
 from .host_formula import group_by_module, rank_of, weight_change
-from .adapted import NAME, PeftLayer, dense_weight, layer_parameters
 
 FileKey = Callable[[str], str]
 """Maps a module path to the module's key in a LoRA file."""

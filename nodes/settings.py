@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .node import InputTypes, LoomNode
 from .sockets.names import MEMORY, NETWORK, OPTIMIZER, VALIDATION
-from .widgets import PROMPT_LIBRARY, folded, reference_inputs, seed, text, widget
+from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, seed, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -345,6 +345,10 @@ class LoomValidation(LoomNode):
                     # Saved workflows list the values of widgets by position: a new one stands last.
                     "timesteps": widget("ValidationConfig", "timesteps", min=1, max=100),
                     "model_guidance": widget("ValidationConfig", "model_guidance", max=100.0, step=0.1),
+                    "preview_model": link(
+                        "MODEL",
+                        "Makes the samples in place of the MODEL that is trained, with the current LoRA: Turbo, while its base is trained. A model of the same family and size, whose weights are shared; both must fit on the device. Number of steps and guidance are those of this model (validation.model).",
+                    ),
                 },
             },
             shown=("prompts", "every", "seed", "steps", "width", "height"),

@@ -231,17 +231,17 @@ def test_a_vae_lives_as_long_as_the_record_that_names_it(host):
     from lora_loom.nodes.sockets.values import ValidationValue
 
     samples = host("runs.samples")
-    held, records, refs = samples.HeldVaes(), [], []
+    held, records, refs = samples.HeldModels(), [], []
     for _ in range(3):
         value, vae = ValidationValue(validation=ValidationConfig(), vae="v", text="t"), Vae()
-        held.hold(value, vae)
+        held.hold(value, samples.Held(vae))
         records.append(value)
         refs.append(weakref.ref(vae))
         del vae
-    assert [held.vae(value) for value in records] == [ref() for ref in refs], "equal records, each with its own"
+    assert [held.of(value).vae for value in records] == [ref() for ref in refs], "equal records, each with its own"
     copy = replace(records[0])
     with pytest.raises(ConfigError, match="the VAE of LoomValidation is not loaded in this process"):
-        held.vae(copy)
+        held.of(copy)
     del records[:2], value
     gc.collect()
     assert [ref() is None for ref in refs] == [True, True, False]

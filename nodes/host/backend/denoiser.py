@@ -189,15 +189,17 @@ def load_denoiser(patcher: ModelPatcher, *, compute_dtype: torch.dtype | None = 
     )
 
 
-def bring_to_device(patcher: ModelPatcher) -> None:
-    """Have ComfyUI load the model as it does before sampling: a loader node leaves it in RAM. Node thread only.
+def bring_to_device(*patchers: ModelPatcher) -> None:
+    """Have ComfyUI load models, together, as it does before sampling: a loader node leaves them in RAM. Node thread only.
 
     Under dynamic VRAM nothing is loaded: training then makes its own copy from the masters in RAM.
     """
-    if not is_dynamic(patcher):
+    if held := [one for one in patchers if not is_dynamic(one)]:
         from comfy.model_management import load_models_gpu
 
-        load_models_gpu([without_patches(patcher)])  # a patched weight would lie on the device in place of the original
+        load_models_gpu(
+            [without_patches(one) for one in held]
+        )  # a patched weight would lie there in place of the original
 
 
 def leave_in_ram(patcher: ModelPatcher) -> None:

@@ -10,6 +10,7 @@ from ....trainer.errors import LoomError, RunError
 from ....trainer.lora.base_lora import BaseLora
 from ....trainer.runs.plan import RunPlan, environment
 from ....trainer.runs.run_folder import RunFolder
+from ....trainer.runs.samples import Samples
 from ....trainer.training.loss_settings import GUIDED_SCALE
 from ...sockets.values import RunValue
 from ..backend.base_loras import loader_names, read_base_loras
@@ -22,7 +23,7 @@ from .plots import loss_image
 from .queue import POLL_S, Job
 from .records import Existing, candidates, choose, keep_graph, list_runs, summary
 from .server import REGISTRY
-from .session import TrainRequest, check_request, facts, make_session, with_steps
+from .session import TrainRequest, check_request, facts, make_session, preview_of, with_steps
 
 
 def start(
@@ -47,8 +48,8 @@ def start(
     KNOWN.seen(folder.name)
     if choice.replaces:
         folder.log(folder.forget())
-    if job is not None and job.base is not None:
-        job.base.offer(patcher)
+    if job is not None:
+        job.offer(patcher, preview_of(request))
     elif job is None and not choice.is_finished:
         named = replace(plan, name=folder.name)
         job = _submit(request, named, patcher, dataset, folder, below, graph, node_id, notes)
@@ -78,6 +79,8 @@ def _submit(
         folder.log(note)
     job = Job(session, REGISTRY, yield_max_s=request.memory.yield_max_s, node=str(node_id))
     job.base = SharedBase(session.denoiser.module, patcher, loaded_models)
+    if (preview := preview_of(request)) and isinstance(session.samples, Samples):
+        job.preview = SharedBase(session.samples.denoiser.module, preview, loaded_models)
     return REGISTRY.submit(job)
 
 

@@ -21,6 +21,7 @@ from ....trainer.runs.session import Outcome, Session
 from ....trainer.training.early_stopping import lowest, selected_loss
 from ....trainer.types import StepResult
 from ..backend.reshare import SharedBase
+from ..comfy_types import ModelPatcher
 
 logger = logging.getLogger("lora_loom")
 
@@ -63,6 +64,8 @@ class Job:
         self.done = threading.Event()
         self.base: SharedBase | None = None
         """The MODEL that the run shares its weights with, which must live as long as the job."""
+        self.preview: SharedBase | None = None
+        """The same of the MODEL that its samples are made with, where that is another one."""
         self._wake = threading.Condition()
         self._pause = self._stop = self._save = self._sample = False
         self._spoke = 0.0
@@ -151,7 +154,18 @@ class Job:
 
     def release(self) -> None:
         """Let go of everything large; what is shared stays with its owner."""
-        self._session = self.base = None
+        self._session = self.base = self.preview = None
+
+    @property
+    def shared(self) -> list[SharedBase]:
+        """Every MODEL that the run shares weights with."""
+        return [one for one in (self.base, self.preview) if one is not None]
+
+    def offer(self, patcher: ModelPatcher, preview: ModelPatcher | None) -> None:
+        """Tell of MODELs that a node was given for this run again."""
+        for shared, given in ((self.base, patcher), (self.preview, preview)):
+            if shared is not None and given is not None:
+                shared.offer(given)
 
     def _fail(self, error: LoomError) -> None:
         self.error = _without_frames(error)
@@ -297,9 +311,9 @@ class Registry:
         with self._lock:
             jobs = [job for job in self.jobs.values() if not job.done.is_set()]
         for job in jobs:
-            if job.base is not None and (done := job.base.follow()):
+            for done in filter(None, [one.follow() for one in job.shared]):
                 job.log(done)
-        retired = [job.base.retired for job in jobs if job.base is not None and job.base.retired]
+        retired = [one.retired for job in jobs for one in job.shared if one.retired]
         if retired:
             with self._quiet() as nothing_runs:
                 for models in retired if nothing_runs or self._waiting else ():

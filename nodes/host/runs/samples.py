@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,35 +39,44 @@ from ..encoding.edit_prompts import chosen_reading, text_pixels
 from ..encoding.encoders import clip_identity, host_encoders, vae_identity
 from ..encoding.reference_images import NAMES, kept_references
 from ..paths import cache_folder, library_path
+from .preview import preview_name
 
 
-class HeldVaes:
-    """The VAEs of the records that LoomValidation made, each for as long as its record lives.
+class Held(NamedTuple):
+    """What a record of LoomValidation is for."""
+
+    vae: Vae
+    preview: ModelPatcher | None = None
+    """The MODEL that samples are made with; None for the one that is trained."""
+
+
+class HeldModels:
+    """The VAE and the MODEL of each record that LoomValidation made, for as long as the record lives.
 
     A record on a socket holds no tensors. ComfyUI keeps it while the node's output is cached or a graph uses it, so a
     cached LoomValidation finds its VAE again, and a VAE that no graph needs any more is let go.
     """
 
     def __init__(self) -> None:
-        self._vaes: dict[int, Vae] = {}
+        self._held: dict[int, Held] = {}
 
-    def hold(self, value: ValidationValue, vae: Vae) -> None:
-        self._vaes[id(value)] = vae
-        weakref.finalize(value, self._vaes.pop, id(value), None)
+    def hold(self, value: ValidationValue, held: Held) -> None:
+        self._held[id(value)] = held
+        weakref.finalize(value, self._held.pop, id(value), None)
 
-    def vae(self, value: ValidationValue) -> Vae:
+    def of(self, value: ValidationValue) -> Held:
         """Raises ConfigError for a record that another process made."""
-        if id(value) not in self._vaes:
+        if id(value) not in self._held:
             raise ConfigError(
                 "the VAE of LoomValidation is not loaded in this process: change one of its inputs, e.g. seed, and queue the graph again"
             )
-        return self._vaes[id(value)]
+        return self._held[id(value)]
 
     def __len__(self) -> int:
-        return len(self._vaes)
+        return len(self._held)
 
 
-HELD = HeldVaes()
+HELD = HeldModels()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +102,7 @@ class Decoder:
 def prepare_validation(vae: Vae, clip: Clip, prompts: str, options: Mapping[str, Any]) -> ValidationValue:
     """Encode the prompts and share the decoder. Raises ConfigError without a prompt, or without the library for the curves."""
     check_tracker(str(options.get("report", "none")))
+    preview: ModelPatcher | None = options.get("preview_model")
     lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
     lines = tuple(all_prompts(lines, library_path(str(options.get("prompt_library", ""))), "prompt_library"))
     if not lines:
@@ -116,7 +126,7 @@ def prepare_validation(vae: Vae, clip: Clip, prompts: str, options: Mapping[str,
         report_to=options.get("report", "none"),
         references=references,
     )
-    HELD.hold(value, vae)
+    HELD.hold(value, Held(vae, preview))
     return value
 
 
@@ -138,6 +148,7 @@ def validation_config(
         sample_steps=int(options.get("steps", 20)),
         guidance_scale=float(options.get("cfg", 0.0)),
         model_guidance=float(options.get("model_guidance", ValidationConfig.model_guidance)),
+        model=preview_name(options["preview_model"]) if options.get("preview_model") else "",
         seed=int(options.get("seed", 0)),
         every=int(options.get("measure_every", 0)),
         timesteps=int(options.get("timesteps", ValidationConfig.timesteps)),
@@ -199,10 +210,17 @@ def open_decoder(vae: Vae) -> Decoder:
 
 
 def make_samples(
-    value: ValidationValue, patcher: ModelPatcher, denoiser: LoadedDenoiser, folder: Path, training: TrainingConfig
+    value: ValidationValue,
+    patcher: ModelPatcher,
+    denoiser: LoadedDenoiser,
+    folder: Path,
+    training: TrainingConfig,
+    *,
+    is_other: bool = False,
 ) -> Samples:
-    """What makes the samples of a run in `folder`. Node thread: calls the model's `extra_conds`."""
-    decoder, asked, model = open_decoder(HELD.vae(value)), value.validation, patcher.model
+    """What makes the samples of a run in `folder`, with a MODEL that is another one than the trained one if `is_other`. Node thread:
+    calls the model's `extra_conds`."""
+    decoder, asked, model = open_decoder(HELD.of(value).vae), value.validation, patcher.model
     channels = int(model.latent_format.latent_channels)
     geometry = Geometry.whole((asked.width, asked.height))
     cache, factor = Cache(cache_folder()), decoder.factor
@@ -234,6 +252,7 @@ def make_samples(
         seed=asked.seed,
         shape=(channels, asked.height // factor, asked.width // factor),
         device=torch.device(patcher.load_device),
+        is_other=is_other,
     )
 
 

@@ -69,7 +69,8 @@ from ..comfy_types import ModelPatcher
 from ..encoding.datasets import read_listing
 from ..encoding.encoders import model_identity
 from ..paths import find_lora, lora_folder, root
-from .samples import make_samples
+from .preview import check_preview, load_preview
+from .samples import HELD, make_samples
 from .targets import choose_modules, see_network
 
 
@@ -157,7 +158,15 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     measured = request.validation.validation if request.validation else ValidationConfig()
     check_measured(request.training, measured, dataset.held_out)
     check_encoders(patcher.model, request.cache, dataset.examples)
+    if preview := preview_of(request):
+        stream = wanted_stream(patcher, request.memory.memory)
+        check_preview(preview, patcher, request.network.kind, streamed=stream is not None)
     return dataset
+
+
+def preview_of(request: TrainRequest) -> ModelPatcher | None:
+    """The MODEL that samples are made with; None for the one that is trained."""
+    return HELD.of(request.validation).preview if request.validation else None
 
 
 def longest_side(network: nn.Module, factor: int) -> int:
@@ -202,7 +211,11 @@ def make_session(
 ) -> Session:
     """Build the shadow, the network's inputs, the samples' decoder and of these the session. Raises LoomError."""
     stream = wanted_stream(patcher, request.memory.memory)
-    (bring_to_device if stream is None else leave_in_ram)(patcher)
+    value, preview = request.validation, preview_of(request)
+    if stream is None:
+        bring_to_device(patcher, *([preview] if preview else []))
+    else:
+        leave_in_ram(patcher)
     precision, training = plan.training.precision, plan.training
     denoiser = load_denoiser(patcher, compute_dtype=None if precision == "auto" else DTYPES[precision])
     denoiser.settings = as_begun(folder, denoiser.settings, denoiser.plain)
@@ -246,8 +259,12 @@ def make_session(
         images=len(dataset.training),
         resolution=request.cache.resolution,
     )
-    value = request.validation
-    samples = make_samples(value, patcher, denoiser, folder.path, training) if value else None
+    shown = load_preview(preview, denoiser, request.base_loras, request.memory) if preview else denoiser
+    samples = (
+        make_samples(value, preview or patcher, shown, folder.path, training, is_other=preview is not None)
+        if value
+        else None
+    )
     return assemble(plan, backend, data, folder, modules, samples=samples)
 
 

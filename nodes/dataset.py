@@ -11,7 +11,7 @@ from .widgets import EDIT_PROMPTS, folded, link, seed, text, widget
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .host.comfy_types import Clip, Vae
+    from .host.comfy_types import Clip, Graph, ModelPatcher, Vae
     from .sockets.values import DatasetValue
 
 _PREVIOUS = link(DATASET, "Another dataset. Both are trained together.")
@@ -312,7 +312,12 @@ class LoomCache(LoomNode):
                     "vae_batch": widget("MemoryConfig", "vae_batch", min=1, max=64),
                     "vae_tiling": widget("MemoryConfig", "vae_tiling"),
                     "edit_prompts": EDIT_PROMPTS,
+                    "model": link(
+                        "MODEL",
+                        "The base model that will be trained. Nothing of it is encoded: a VAE or CLIP that does not belong to it, and patches that training cannot follow, are refused before the first image is encoded.",
+                    ),
                 },
+                "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },
             shown=("resolution", "buckets", "held_out_share", "seed"),
         )
@@ -326,14 +331,19 @@ class LoomCache(LoomNode):
         vae_batch: int = 1,
         vae_tiling: bool = False,
         edit_prompts: str = AUTO,
+        model: ModelPatcher | None = None,
+        prompt: Graph | None = None,
+        node_id: str | None = None,
         **data: Any,
     ) -> NodeOutput:
         from ..trainer.config.aliases import current_options
         from ..trainer.config.run import DataConfig, MemoryConfig
         from .host.encoding.datasets import fill_cache
+        from .host.runs.wiring import refuse_early_loaders
 
+        refuse_early_loaders(prompt, node_id)
         memory = MemoryConfig(vae_batch_size=vae_batch, vae_tiling=vae_tiling)
         value, report, sheet, shown = fill_cache(
-            dataset, vae, clip, DataConfig(**current_options("data", data)), seed, memory, edit_prompts
+            dataset, vae, clip, DataConfig(**current_options("data", data)), seed, memory, edit_prompts, model
         )
         return {"ui": {"text": [report], "images": [shown]}, "result": (value, report, sheet)}

@@ -49,3 +49,32 @@ def test_what_is_not_known_is_not_refused(host):
     check.check_text(model("Lumina2", context_dim=7), torch.zeros(1, 77, 768))
     check.check_text(model("SD3"), torch.zeros(1, 77, 768))
     check.check_text(model("SD3", **SD3), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "right", "wrong"),
+    [
+        ("SDXL", {"adm_in_channels": 2816}, 1280, 768),
+        ("SD3", {"adm_in_channels": 2048}, 2048, 768),
+        ("Flux", {"vec_in_dim": 768}, 768, 2048),
+    ],
+)
+def test_the_clip_of_a_relative_is_known_by_its_pooled_text(host, name, config, right, wrong):
+    check, pack = host("backend.encoder_check"), host("backend.packing").pack
+    text = {"cross_attn": torch.zeros(1, 77, 4096)}
+    check.check_item(model(name, **config), pack({**text, "pooled_output": torch.zeros(1, right)}))
+    with pytest.raises(
+        ConfigError, match=rf"clip makes summaries of texts {wrong} numbers wide, but the model reads {right}: link"
+    ):
+        check.check_item(model(name, **config), pack({**text, "pooled_output": torch.zeros(1, wrong)}))
+
+
+def test_a_vae_of_videos_is_told_from_one_of_images(host):
+    check = host("backend.encoder_check")
+    images, unknown = SimpleNamespace(latent_channels=16, latent_dim=2), SimpleNamespace(latent_channels=16)
+    network = model("Flux", 16)
+    check.check_vae(network, images)
+    network.latent_format.latent_dimensions = 3
+    check.check_vae(network, unknown)
+    with pytest.raises(ConfigError, match="latents of images, but the model reads those of videos: link"):
+        check.check_vae(network, images)

@@ -1,6 +1,6 @@
 """Whether the VAE and the text encoder that filled a cache are those of a model, before anything is loaded for training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ from ....trainer.data.cache.store import Cache
 from ....trainer.errors import ConfigError
 from ....trainer.types import Example
 from ...sockets.values import CacheValue
-from ..comfy_types import BaseModel
+from ..comfy_types import BaseModel, Vae
 from .packing import unpack
 
 READS_TEXT_DIRECTLY = ("BaseModel", "SDXL", "SD3", "Flux")
 """Classes of ComfyUI whose configuration says how wide the encoded text must be."""
+
+AXES = {1: "sounds", 2: "images", 3: "videos"}
+"""What latents are of, by their number of axes besides the channels."""
 
 
 def check_encoders(model: BaseModel, value: CacheValue, examples: Sequence[Example]) -> None:
@@ -26,32 +29,70 @@ def check_encoders(model: BaseModel, value: CacheValue, examples: Sequence[Examp
     if not cache.missing([image]):
         check_latents(model, cache.get(image)["latents"])
     if not cache.missing([text]):
-        check_text(model, unpack(cache.get(text)).get("cross_attn"))
+        check_item(model, cache.get(text))
+
+
+def check_vae(model: BaseModel, vae: Vae) -> None:
+    """The same before anything is encoded, and for a VAE of videos with a model of images or the other way round."""
+    check_channels(model, int(vae.latent_channels))
+    made, read = getattr(vae, "latent_dim", None), getattr(model.latent_format, "latent_dimensions", None)
+    if made is not None and read is not None and made != read:
+        made, read = (AXES.get(number, f"{number} axes") for number in (made, read))
+        raise ConfigError(
+            f"LoomCache: vae makes latents of {made}, but the model reads those of {read}: link the VAE that belongs to the model"
+        )
 
 
 def check_latents(model: BaseModel, latents: Tensor) -> None:
     """Raise ConfigError for latents (C, h, w) of another number of channels than the model's."""
+    check_channels(model, latents.shape[0])
+
+
+def check_channels(model: BaseModel, channels: int) -> None:
+    """Raise ConfigError for latents of another number of channels than the model's."""
     wanted = int(model.latent_format.latent_channels)
-    if latents.shape[0] != wanted:
+    if channels != wanted:
         raise ConfigError(
-            f"LoomCache: vae makes latents with {latents.shape[0]} channels, but the model reads {wanted}: link the VAE that belongs to the model"
+            f"LoomCache: vae makes latents with {channels} channels, but the model reads {wanted}: link the VAE that belongs to the model"
         )
+
+
+def check_item(model: BaseModel, item: Mapping[str, Tensor]) -> None:
+    """Raise ConfigError for a stored text of another width than the model reads, of all its tokens or of the whole text."""
+    unpacked = unpack(item)
+    check_text(model, unpacked.get("cross_attn"))
+    _check_width(unpacked.get("pooled_output"), _pooled_width(model), "summaries of texts")
 
 
 def check_text(model: BaseModel, encoded: object) -> None:
     """Raise ConfigError for an encoded text (1, tokens, width) of another width than the model reads, where that is known."""
-    wanted = _text_width(model)
+    _check_width(encoded, _text_width(model), "texts")
+
+
+def _check_width(encoded: object, wanted: int, what: str) -> None:
     if wanted and isinstance(encoded, Tensor) and encoded.shape[-1] != wanted:
         raise ConfigError(
-            f"LoomCache: clip makes texts {encoded.shape[-1]} numbers wide, but the model reads {wanted}: link the CLIP that belongs to the model"
+            f"LoomCache: clip makes {what} {encoded.shape[-1]} numbers wide, but the model reads {wanted}: link the CLIP that belongs to the model"
         )
 
 
 def _text_width(model: BaseModel) -> int:
     """Width of the encoded text; 0 if the model's configuration does not say it."""
-    if type(model).__name__ not in READS_TEXT_DIRECTLY:
-        return 0
-    config: dict[str, Any] = getattr(getattr(model, "model_config", None), "unet_config", None) or {}
+    config = _config(model)
     nested = (config.get("context_embedder_config") or {}).get("params", {}).get("in_features")
     found = config.get("context_dim") or config.get("context_in_dim") or nested
     return found if isinstance(found, int) else 0
+
+
+def _pooled_width(model: BaseModel) -> int:
+    """Width of the pooled text; 0 if the model reads none, or its configuration does not say it."""
+    config = _config(model)
+    sizes = 6 * 256 if type(model).__name__ == "SDXL" else 0  # SDXL reads the image's sizes beside it
+    found = config.get("vec_in_dim") or config.get("adm_in_channels")
+    return max(found - sizes, 0) if isinstance(found, int) else 0
+
+
+def _config(model: BaseModel) -> dict[str, Any]:
+    if type(model).__name__ not in READS_TEXT_DIRECTLY:
+        return {}
+    return getattr(getattr(model, "model_config", None), "unet_config", None) or {}

@@ -1,0 +1,62 @@
+"""Wiring mistakes are told before anything is encoded, however many images there are."""
+
+import pytest
+from PIL import Image
+
+from .graphs import data, file, node, prompt, toy, train
+
+pytestmark = pytest.mark.comfyui
+IMAGES = 100
+
+
+@pytest.fixture(scope="module")
+def many(server):
+    folder = server.base / "input" / "many"
+    folder.mkdir()
+    for number in range(IMAGES):
+        Image.new("RGB", (64, 64), (number, 2 * number, 255 - number)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"colour {number}")
+    return "many"
+
+
+def wired(base, folder, **changes):
+    made = train(data(base, folder=folder), "never", **changes)
+    made["cache"]["inputs"]["model"] = base["sources"]["model"]
+    return made
+
+
+def patched(graph):
+    graph["patched"] = node("FreeU", model=graph["sources"]["model"], b1=1.1, b2=1.2, s1=0.9, s2=0.2)
+    graph["cache"]["inputs"]["model"] = graph["train"]["inputs"]["model"] = ["patched", 0]
+    return graph
+
+
+def of_another(graph, socket, output):
+    graph["other"] = toy("flux-dev")["model"]
+    graph["cache"]["inputs"][socket] = ["other", output]
+    return graph
+
+
+def early(graph):
+    graph["train"]["inputs"]["mode"] = "background"
+    graph["loader"] = node(
+        "LoraLoaderModelOnly", model=graph["sources"]["model"], lora_name=["train", 1], strength_model=1.0
+    )
+    graph["shown"] = node("LoomTestHash", model=["loader", 0], salt=0)
+    return graph
+
+
+MISTAKES = {
+    "vae": (lambda graph: of_another(graph, "vae", 2), "vae makes latents with 16 channels, but the model reads 4"),
+    "clip": (lambda graph: of_another(graph, "clip", 1), "numbers wide, but the model reads"),
+    "patched model": (patched, "training needs the plain model"),
+    "loader": (early, "link lora_name of Loom Wait for Run instead"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_and_nothing_is_encoded(server, many, mistake):
+    wrong, words = MISTAKES[mistake]
+    graph = prompt(wrong(wired(file("sd1"), many)))
+    assert words in server.fail(graph)
+    assert list((server.base / "output").rglob("*.safetensors")) == []

@@ -141,6 +141,13 @@ TOYS = {
             "time_scale": 1000.0, "pad_tokens_multiple": 32, "dtype": torch.float32,
         },
     ),
+    "krea2": Toy(
+        host_class="Krea2", family="krea2", variant="raw", channels=16, context=96, video=True,
+        host_config={
+            "image_model": "krea2", "features": 64, "tdim": 32, "txtdim": 32, "heads": 2, "kvheads": 1, "layers": 2, "patch": 2,
+            "channels": 16, "txtlayers": 3, "txtheads": 2, "txtkvheads": 2, "dtype": torch.float32,
+        },
+    ),
     "qwen": Toy(
         host_class="QwenImage", family="qwen_image", variant="qwen-image", channels=16, context=64, video=True,
         host_config={
@@ -174,7 +181,7 @@ TOYS["flux-kontext-two"] = replace(TOYS["flux-kontext"], references=((12, 6), (4
 
 HEADLESS = (
     "sd1", "sd2", "sdxl", "sd3", "flux-dev", "flux-kontext", "flux-kontext-two", "flux-schnell", "flux2-klein",
-    "flux2-dev", "chroma", "lumina2", "z-image", "qwen", "qwen-edit", "qwen-edit-plus",
+    "flux2-dev", "chroma", "krea2", "lumina2", "z-image", "qwen", "qwen-edit", "qwen-edit-plus",
 )  # fmt: skip
 """Toys whose family the files backend has."""
 

@@ -140,7 +140,7 @@ def test_the_default_of_a_transformer_is_attention_feed_forward_and_modulation_o
     if family.name in ("sd", "sdxl"):
         return
     assert {told[path] for path in paths} == set(told.values()) - {"outside"}
-    outside = ("chroma", "flux2")  # one modulation for all blocks
+    outside = ("chroma", "flux2", "krea2")  # one modulation for all blocks
     assert family.name in outside or "modulation" in told.values()
     larger = resolve_targets(tiny.denoiser.module, tiny.denoiser.target_presets, "all")
     assert set(paths) == {path for path in larger if told[path] != "outside"}

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
 from lora_loom.trainer.errors import ConfigError, ModelFileError
-from lora_loom.trainer.families import chroma, flux, flux2, lumina2, qwen_image, sd3, z_image
+from lora_loom.trainer.families import chroma, flux, flux2, krea2, lumina2, qwen_image, sd3, z_image
 from lora_loom.trainer.families.common import unet
 from lora_loom.trainer.families.common.family import Loading
 from lora_loom.trainer.families.common.keymap import Part, to_diffusers
@@ -28,6 +28,7 @@ READERS = {
     "chroma": chroma.read_native,
     "flux": flux.read_native,
     "flux2": flux2.read_native,
+    "krea2": krea2.read_native,
     "lumina2": lumina2.read_native,
     "qwen_image": qwen_image.read_native,
     "z_image": z_image.read_native,
@@ -264,7 +265,9 @@ def test_missing_and_unexpected_keys_are_listed():
 def test_a_file_that_lost_a_tensor(toy_name, tmp_path):
     tensors = weights(toy_name)
     lost = next(
-        key for key in sorted(tensors, reverse=True) if key.endswith(("qkv.weight", "linear1.weight", "to_k.weight"))
+        key
+        for key in sorted(tensors, reverse=True)
+        if key.endswith(("qkv.weight", "linear1.weight", "to_k.weight", "wk.weight"))
     )
     del tensors[lost]
     path = tmp_path / "model.safetensors"
@@ -309,7 +312,7 @@ def test_an_unknown_model(tmp_path):
     source = open_source(str(tmp_path / "other.safetensors"))
     with pytest.raises(
         ModelFileError,
-        match=r"is not a base model of a known family \(chroma, flux, flux2, lumina2, qwen_image, sd, sd3, sdxl, z_image\); its tensors begin with layers",
+        match=r"is not a base model of a known family \(chroma, flux, flux2, krea2, lumina2, qwen_image, sd, sd3, sdxl, z_image\); its tensors begin with layers",
     ):
         families.detect(source.shapes, source.path)
 

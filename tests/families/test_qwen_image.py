@@ -7,6 +7,7 @@ from lora_loom.trainer import families
 from lora_loom.trainer.families import qwen_image
 from lora_loom.trainer.families.common.encoders import KlCodec, load_codec
 from lora_loom.trainer.families.common.family import Loading
+from lora_loom.trainer.families.common.latent_spaces import QWEN_MEAN, QWEN_STD
 from lora_loom.trainer.families.common.text import qwen_text
 from lora_loom.trainer.lora.targets import resolve_targets
 from tests.conftest import tiny_folder
@@ -26,8 +27,8 @@ def noise(*shape, seed=0):
 def test_latents_are_normalised_per_channel_by_the_vaes_own_numbers(tiny):
     space = families.get("qwen_image").latent_space
     config = tiny.vae.config
-    assert list(qwen_image.MEAN) == config.latents_mean
-    assert list(qwen_image.STD) == config.latents_std
+    assert list(QWEN_MEAN) == config.latents_mean
+    assert list(QWEN_STD) == config.latents_std
     raw = noise(2, 16, 4, 4)
     mean, std = (torch.tensor(values).view(1, 16, 1, 1) for values in (config.latents_mean, config.latents_std))
     assert torch.allclose(space.to_model(raw), (raw - mean) / std, atol=1e-6)

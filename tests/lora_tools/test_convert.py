@@ -27,7 +27,7 @@ from tests.conftest import HOST_FIXTURES, eject, tiny_folder
 
 HOST = HOST_FIXTURES
 CPU = Loading(dtype=None, device=torch.device("cpu"))
-TRANSFORMERS = ("chroma", "flux-dev", "flux-schnell", "flux2-klein", "sd3", "lumina2", "z-image", "qwen")
+TRANSFORMERS = ("chroma", "krea2", "flux-dev", "flux-schnell", "flux2-klein", "sd3", "lumina2", "z-image", "qwen")
 FUSING = ("chroma", "flux-dev", "flux-schnell", "flux2-klein", "sd3", "z-image")
 
 
@@ -136,6 +136,7 @@ PIPELINES = {
     "flux": "FluxPipeline",
     "chroma": "ChromaPipeline",
     "flux2": "Flux2KleinPipeline",
+    "krea2": "Krea2Pipeline",
     "sd3": "StableDiffusion3Pipeline",
     "lumina2": "Lumina2Pipeline",
     "z_image": "ZImagePipeline",
@@ -147,6 +148,7 @@ NETWORKS = {
     "flux": "FluxTransformer2DModel",
     "chroma": "ChromaTransformer2DModel",
     "flux2": "Flux2Transformer2DModel",
+    "krea2": "Krea2Transformer2DModel",
     "sd3": "SD3Transformer2DModel",
     "lumina2": "Lumina2Transformer2DModel",
     "z_image": "ZImageTransformer2DModel",

@@ -27,6 +27,7 @@ NETWORKS = (
     "lumina2",
     "z-image",
     "chroma",
+    "krea2",
     "qwen",
     "qwen-edit-plus",
 )

@@ -27,7 +27,6 @@ from .common.family import (
     DiffusersDenoiser,
     EditPrompt,
     Encoders,
-    LatentSpace,
     Loading,
     PromptEncoding,
     Text,
@@ -36,6 +35,7 @@ from .common.family import (
     pad_and_mask,
 )
 from .common.keymap import KeyMap, Part, count_blocks
+from .common.latent_spaces import QWEN_LATENTS
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
@@ -115,14 +115,6 @@ def targets_of(layers: int) -> dict[str, Targets]:
     return {name: Targets(f"{idle}{target.pattern}", target.description) for name, target in TARGETS.items()}
 
 
-MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)  # fmt: skip
-STD = (
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-)  # fmt: skip
 LAYERED = "time_text_embed.addition_t_embedding.weight"
 
 
@@ -215,7 +207,7 @@ class QwenImage:
 
     name = NAME
     variants: Mapping[str, Variant] = VARIANTS
-    latent_space = LatentSpace(channels=16, scale=tuple(1 / std for std in STD), shift=MEAN)
+    latent_space = QWEN_LATENTS
     bucket_step = 32
     """An even number of patches: of an odd one, diffusers and ComfyUI take different patches for the middle."""
     lora_names = LORA_NAMES

@@ -25,6 +25,8 @@ class Part:
     """The halves along the rows change places (shift and scale of the last modulation). Needs a small copy."""
     flatten: bool = False
     """A 1x1 convolution that diffusers keeps as a Linear."""
+    table: int | None = None
+    """Rows of a table that the original file holds as one vector."""
 
 
 KeyMap = dict[str, Part]
@@ -79,6 +81,7 @@ def to_native(tensors: Mapping[str, Tensor], keymap: KeyMap) -> dict[str, Tensor
     for key, part in keymap.items():
         if key in tensors:
             piece = torch.cat(tensors[key].chunk(2)[::-1]) if part.swap_halves else tensors[key]
+            piece = piece.flatten() if part.table else piece
             pieces.setdefault(part.native, []).append((part.rows[0] if part.rows else 0, piece))
     ordered = {key: [piece for _, piece in sorted(rows, key=lambda row: row[0])] for key, rows in pieces.items()}
     return {key: rows[0] if len(rows) == 1 else torch.cat(rows) for key, rows in ordered.items()}
@@ -91,6 +94,8 @@ def _take(tensor: Tensor, part: Part) -> Tensor:
         tensor = torch.cat(tensor.chunk(2)[::-1])
     if part.flatten:
         tensor = tensor.reshape(tensor.shape[0], -1)
+    if part.table:
+        tensor = tensor.reshape(part.table, -1)
     return tensor
 
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...seeding import generator
 from .family import Tiny
+from .newer_classes import newer_class
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -139,6 +140,26 @@ def tiny_qwen(seed: int, *, width: int, tokens: int) -> "tuple[nn.Module, PreTra
         image_token_id=45, video_token_id=46, vision_start_token_id=44, vision_end_token_id=47,
     )  # fmt: skip
     return random_network(Qwen2_5_VLForConditionalGeneration, config, seed), tiny_tokenizer(tokens)
+
+
+def tiny_qwen3_vl(seed: int, *, width: int, tokens: int, layers: int) -> "tuple[nn.Module, PreTrainedTokenizerFast]":
+    """A random Qwen3-VL of CPU size and its tokenizer. Raises ConfigError where transformers has no such class."""
+    kind, configuration = newer_class("transformers", "Qwen3VLModel"), newer_class("transformers", "Qwen3VLConfig")
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    config = configuration(
+        text_config={
+            "vocab_size": 48, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 2 * tokens,
+            "rope_parameters": rope, "rope_scaling": rope,  # transformers 5 reads the first, 4 the second
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width,
+            "deepstack_visual_indexes": [],
+        },
+        image_token_id=45, video_token_id=46, vision_start_token_id=44, vision_end_token_id=47,
+    )  # fmt: skip
+    return random_network(kind, config, seed), tiny_tokenizer(tokens)
 
 
 def tiny_frame_vae(seed: int) -> nn.Module:

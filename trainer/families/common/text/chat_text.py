@@ -30,13 +30,15 @@ class ChatText:
         layers: tuple[int, ...] = (-2,),
         padding: Literal["none", "tokens", "zeros"] = "none",
         begins: bool = False,
+        head_tokens: int = 0,
     ) -> None:
         """`template` holds {} for the prompt. `layers` index transformers' hidden states, whose first are the embeddings. `padding`
         fills a text up to `max_tokens`: with what the language model says at padding tokens behind it, or with zeros before it.
-        `begins` puts the token that marks a beginning before the template."""
+        `begins` puts the token that marks a beginning before the template. The first `head_tokens` are read and dropped; they
+        do not count towards `max_tokens`."""
         self.module, self.tokenizer, self.template = module, tokenizer, template
-        self.max_tokens = min(max_tokens, tokenizer.model_max_length)
-        self.layers, self.padding, self.begins = layers, padding, begins
+        self.max_tokens = min(max_tokens + head_tokens, tokenizer.model_max_length)
+        self.layers, self.padding, self.begins, self.head_tokens = layers, padding, begins, head_tokens
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Text]:
@@ -51,7 +53,8 @@ class ChatText:
             mask_1L = F.pad(mask_1L, (0, missing))
         device = device_of(self.module)
         output = self.module(input_ids=ids_1L.to(device), attention_mask=mask_1L.to(device), output_hidden_states=True)
-        text_LD = torch.cat([output.hidden_states[layer][0] for layer in self.layers], dim=-1).float().cpu()
+        text_LD = torch.cat([output.hidden_states[layer][0, self.head_tokens :] for layer in self.layers], dim=-1)
+        text_LD = text_LD.float().cpu()
         return F.pad(text_LD, (0, 0, missing, 0)) if self.padding == "zeros" else text_LD
 
     def _tokens(self, wording: str) -> Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer.base_model import open_base
-from lora_loom.trainer.config.run import ModelConfig, TextConfig
+from lora_loom.trainer.config.run import ModelConfig, OptimizerConfig, TextConfig
 from lora_loom.trainer.data.cache.keys import find_work
 from lora_loom.trainer.errors import ConfigError, ModelFileError
 from lora_loom.trainer.families.common.lora_names import is_text_encoder
@@ -19,7 +19,7 @@ from lora_loom.trainer.lora_tools.inspect import inspect
 from lora_loom.trainer.runs.execute import _set_up
 from lora_loom.trainer.runs.headless import build_cache, make_session, prepare, run_plan, train
 from lora_loom.trainer.sweep.run import sweep
-from lora_loom.trainer.training.text_encoders import text_key, unread_layers
+from lora_loom.trainer.training.text_encoders import rate_scales, text_key, unread_layers
 from tests.conftest import HOST_FIXTURES, SilentHost, make_config, tiny_folder
 
 HOST = HOST_FIXTURES
@@ -141,6 +141,33 @@ def test_layers_that_nobody_reads_are_left_out():
     assert unread("sdxl", "te1", 12) == 1
     assert unread("sdxl", "te2", 32) == 0, "its pooled vector comes from the last"
     assert unread("sdxl", "te1", 12, clip_skip=3) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ({"learning_rate": 0.1, "alone": True}, {"te1", "te2"}),
+        ({"learning_rate": 0.1, "learning_rate_2": 0.0}, {"network", "te1"}),
+        ({"learning_rate": 0.0, "learning_rate_2": 0.1, "alone": True}, {"te2"}),
+    ],
+)
+def test_which_of_two_encoders_and_the_network_train(tmp_path, text, names):
+    made = config("sdxl", tmp_path, text=text, training={"steps": 1, "save_every": 1, "batch_size": 1})
+    outcome = train(made, SilentHost())
+    held = {"network" if key.startswith("lora_unet") else key.split("_text_model")[0].removeprefix("lora_") for key in load_file(outcome.lora)}  # fmt: skip
+    assert held == names
+    assert outcome.max_relative_error < 1e-4
+    assert inspect(outcome.lora).zero == ()
+
+
+def test_two_encoders_have_a_rate_each(tmp_path):
+    text = TextConfig(learning_rate=2e-4, learning_rate_2=5e-5)
+    assert rate_scales(text, OptimizerConfig(learning_rate=1e-3), ("te1", "te2")) == pytest.approx({"te1.": 0.2, "te2.": 0.05})  # fmt: skip
+    assert TextConfig(learning_rate=1e-4).rates(["te1", "te2"]) == {"te1": 1e-4, "te2": 1e-4}
+    with pytest.raises(ConfigError, match=r"text\.learning_rate_2 = 0\.001: sd has one text encoder; leave it out"):
+        prepare(config("sd", tmp_path, text={"learning_rate": 1e-3, "learning_rate_2": 1e-3}), SilentHost())
+    with pytest.raises(ConfigError, match=r"text\.alone = True: set text\.learning_rate"):
+        TextConfig(alone=True)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The options of data sets: which images, which captions, at which sizes. Part of the tree in `config.py`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -219,9 +220,28 @@ class TextConfig(Section, table="text"):
     """Reads (word:1.2) and (word) in captions and prompts as weights, as ComfyUI does; false takes parentheses literally. SD, SDXL."""
     learning_rate: float = 0.0
     """Peak learning rate of a LoRA on the CLIP text encoders; 0 trains none. A third to a tenth of optimizer.learning_rate is usual. SD, SDXL."""
+    learning_rate_2: float = -1.0
+    """The same of SDXL's second text encoder, OpenCLIP-G; -1 is that of the first, 0 does not train it."""
+    alone: bool = False
+    """Trains the text encoders alone: the base model's network gets no adapter."""
     system_prompt: str = "auto"
     """System prompt of Lumina2, before every prompt but the empty one; auto is the model's own sentence, "" is none."""
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether a text encoder gets an adapter."""
+        return self.learning_rate > 0 or self.learning_rate_2 > 0
+
+    def rates(self, names: Iterable[str]) -> dict[str, float]:
+        """The learning rate of each text encoder, by its name in LoRA files (te, te1, te2); without those that are not trained."""
+        second = self.learning_rate if self.learning_rate_2 < 0 else self.learning_rate_2
+        each = {name: second if name.endswith("2") else self.learning_rate for name in names}
+        return {name: rate for name, rate in each.items() if rate}
+
     def check(self) -> None:
         require(self.learning_rate >= 0, "text.learning_rate", self.learning_rate, "use 0 (none is trained) or more")
+        rate_2 = self.learning_rate_2
+        require(rate_2 >= 0 or rate_2 == -1, "text.learning_rate_2", rate_2, "use -1 (that of the first), 0 or more")
+        remedy = "set text.learning_rate, or leave it out"
+        require(not self.alone or self.is_trained, "text.alone", self.alone, remedy)
         require(0 <= self.clip_skip <= 32, "text.clip_skip", self.clip_skip, "use 0 (the family's own) or 1 to 32")

@@ -67,7 +67,7 @@ class FilesRun:
         denoiser = self._structure(way.quantize, checkpointing=way.memory.gradient_checkpointing)
         if way.quantize != "none":
             stand_for_quantized(denoiser.module)
-        if config.text.learning_rate:
+        if config.text.is_trained:
             denoiser = with_text(denoiser, self.base, self.encoders.text, config.objective.guidance_scale)  # type: ignore[arg-type]
         levels = noise_levels(config.objective, denoiser.objective, settings.training_shift)
         step = Step(
@@ -115,7 +115,7 @@ class FilesRun:
 
     def _conditioning(self, batch_size: int, image: Size) -> Conditioning:
         places = [Geometry.whole(image)] * batch_size
-        if self.config.text.learning_rate:
+        if self.config.text.is_trained:
             return {"captions": [self.longest] * batch_size, "geometries": places}
         with shapes_only():
             made = self.base.family.condition([self.text] * batch_size, places, self.config.objective.guidance_scale)
@@ -132,7 +132,7 @@ class FilesRun:
         """Encoders while caching and while training, samples, the cache."""
         text, vae = (_bytes_of(part) for part in (self.encoders.text, self.encoders.image))
         largest = max(images, key=lambda image: image[0] * image[1])
-        online, trained = self.config.memory.cache == "online", bool(self.config.text.learning_rate)
+        online, trained = self.config.memory.cache == "online", self.config.text.is_trained
         kept = (text if online or trained else 0) + (vae if online or self.has_samples else 0)
         caching = text + vae + max(self._encoding(largest), self._reading())
         return Around(
@@ -156,7 +156,7 @@ class FilesRun:
         """Bytes that a sample needs beside what training holds: a prediction of the network, or the VAE."""
         raw_BCHW = torch.empty(self._latents(1, self.sample_size), device=META)
         decoding = _most(self.encoders.image, lambda: self.encoders.image.decode(raw_BCHW))
-        if self.config.text.learning_rate:
+        if self.config.text.is_trained:
             return decoding
         denoiser = self._structure(self.config.model.quantize, checkpointing=False)
         conditioning = self._conditioning(1, self.sample_size)

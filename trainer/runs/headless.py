@@ -139,8 +139,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     training = with_length(config.training, folder)
     config = replace(config, optimizer=optimizer, objective=objective, training=training)
     guided = guided_notes(objective, sharded=config.memory.shard)
-    check_text_training(config.text.learning_rate, config.optimizer, base)
-    fits: Denoiser = with_text(skeleton, base) if config.text.learning_rate else skeleton
+    check_text_training(config.text, config.optimizer, tuple(base.settings.text_parts), base.family.name)
+    fits: Denoiser = with_text(skeleton, base) if config.text.is_trained else skeleton
     targets = modules_of_run(folder, fits.module, partial(_new_targets, config, base, skeleton, fits))
     if config.network.init_from:
         init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
@@ -194,7 +194,7 @@ def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Den
     if before:
         start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
         targets = of_start([targets, *before], start, skeleton.file_key)
-    return all_targets(targets, whole, base) if isinstance(whole, WithText) else targets
+    return all_targets(targets, whole, base, config.text) if isinstance(whole, WithText) else targets
 
 
 def build_cache(prepared: Prepared, host: Host) -> CacheReport:
@@ -202,7 +202,7 @@ def build_cache(prepared: Prepared, host: Host) -> CacheReport:
     if prepared.config.memory.cache == "online":
         host.log("memory.cache = 'online': every image and text is encoded when a batch needs it; nothing is kept")
         return CacheReport(reused=0, encoded=0, bytes=0)
-    trains_text = bool(prepared.config.text.learning_rate)
+    trains_text = prepared.config.text.is_trained
     work = find_work(prepared.cache, prepared.dataset, prepared.identity, texts=not trains_text)
     if not work.count:
         return CacheReport(reused=work.reused, encoded=0, bytes=0)
@@ -336,7 +336,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         stream=prepared.stream,
     )
     laid = lay_base_loras(denoiser.module, prepared.base_loras)
-    if config.text.learning_rate:
+    if config.text.is_trained:
         denoiser = load_with_text(denoiser, base, config.objective.guidance_scale)
     formats, format = Formats(family=base.family, denoiser=base.skeleton()), config.output.format
     init = config.network.init_from
@@ -347,7 +347,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         shift=base.settings.training_shift,
         init=formats.native(read_lora(init)) if init else {},
         base_loras=laid,
-        rate_scales=rate_scales(config.text.learning_rate, config.optimizer, base),
+        rate_scales=rate_scales(config.text, config.optimizer, tuple(base.settings.text_parts)),
         layout=FileFormat(formats=formats, format=format) if format != "native" else None,
     )
 
@@ -371,7 +371,7 @@ def dataset_batches(prepared: Prepared, examples: Sequence[Example]) -> CachedBa
     encoded = EncodedCaptions(prepared.items, prepared.identity, prepared.encoders)
 
     def condition(picks: Sequence[PickedExample]) -> Conditioning:
-        if prepared.config.text.learning_rate:  # `WithText` reads them
+        if prepared.config.text.is_trained:  # `WithText` reads them
             return {"captions": [pick.caption for pick in picks], "geometries": [pick.view.geometry for pick in picks]}
         texts = [encoded.of(pick.view, pick.caption) for pick in picks]
         made = family.condition(texts, [pick.view.geometry for pick in picks], guidance)

@@ -139,7 +139,7 @@ def check_samples(config: TrainConfig, base: Base) -> None:
 def sample_inputs(config: TrainConfig, base: Base) -> SampleInputs | None:
     """Encode prompts and reference images; None without a prompt. Only the VAE is kept. Where text encoders are trained the prompts stay
     texts."""
-    asked, trains_text = config.validation, bool(config.text.learning_rate)
+    asked, trains_text = config.validation, config.text.is_trained
     size, prompts = sample_size(asked, config.data.resolution), prompts_of(asked)
     if not prompts:
         return None
@@ -179,7 +179,7 @@ def open_preview(config: TrainConfig, base: Base, trained: Denoiser, targets: Se
     memory, what = config.memory, f"validation.model = {asked!r}"
     for option, is_set in (
         ("network.kind = 'dora'", config.network.kind == "dora"),
-        ("text.learning_rate", bool(config.text.learning_rate)),
+        ("text.learning_rate", config.text.is_trained),
         ("memory.shard", memory.shard),
         ("a streamed base", memory.base == "stream" or bool(memory.vram_gb)),
     ):

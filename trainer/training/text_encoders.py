@@ -4,25 +4,29 @@ Keys in files are kohya's, lora_te_…, lora_te1_… and lora_te2_…, which Com
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..base_model import Base
-from ..config.run import OptimizerConfig
+from ..config.run import OptimizerConfig, TextConfig
 from ..diffusion.denoiser import Denoiser, Targets
 from ..diffusion.objectives import Objective
 from ..errors import ConfigError
-from ..families.common.family import Family, TrainableText
+from ..families.common.family import Text, TrainableText
 from ..types import Conditioning
 
 NETWORK = "network"
 """Name of the denoiser among the modules."""
 TEXT_MODULES = re.compile(r"(^|\.)encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$")
 """Attention and feed-forward layers, the target modules of sd-scripts' LoRA on CLIP."""
+
+
+Condition: TypeAlias = Callable[[Sequence[Text], Conditioning], Conditioning]
+"""Makes the network's conditioning of encoded captions and what else a batch has."""
 
 
 class TextModules(nn.ModuleDict):
@@ -35,9 +39,8 @@ def text_key(path: str) -> str:
     return f"lora_{name}_text_model_" + inner.removeprefix("text_model.").replace(".", "_")
 
 
-def text_targets(name: str, module: nn.Module, unread: int = 0) -> list[str]:
-    """Sorted paths of a text encoder's target modules, without those of its last `unread` layers."""
-    depth = int(module.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+def text_targets(name: str, module: nn.Module, depth: int, unread: int = 0) -> list[str]:
+    """Sorted paths of the target modules of a text encoder with `depth` layers, without those of its last `unread` ones."""
     idle = re.compile(rf"(^|\.)layers\.({'|'.join(str(i) for i in range(depth - unread, depth)) or 'none'})\.")
     found = (path for path, part in module.named_modules() if isinstance(part, nn.Linear) and TEXT_MODULES.search(path))
     return sorted(f"{name}.{path}" for path in found if not idle.search(path))
@@ -78,14 +81,14 @@ class TextView:
 
 @dataclass(kw_only=True)
 class WithText:
-    """A denoiser that encodes its captions itself; its conditioning holds captions and geometries instead of encodings."""
+    """A denoiser that encodes its captions itself; its conditioning holds captions, and what `condition` needs besides, instead of
+    encodings."""
 
     inner: Denoiser
-    maker: Family
     module: nn.Module
     text: TrainableText | None
     """The loaded text encoders; None in a skeleton, which has no weights."""
-    guidance: float = 1.0
+    condition: Condition
 
     @property
     def family(self) -> str:
@@ -101,9 +104,8 @@ class WithText:
 
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         assert self.text is not None
-        texts = self.text.read(conditioning["captions"])
-        made = self.maker.condition(texts, conditioning["geometries"], self.guidance)
-        placed = {name: tensor.to(noisy_BCHW.device) for name, tensor in made.items()}
+        made = self.condition(self.text.read(conditioning["captions"]), conditioning)
+        placed = {n: value.to(noisy_BCHW.device) if isinstance(value, Tensor) else value for n, value in made.items()}
         return self.inner.predict(noisy_BCHW, sigma_B, placed)
 
     def file_key(self, module_path: str) -> str:
@@ -111,11 +113,19 @@ class WithText:
         return self.inner.file_key(inner) if inner != module_path else text_key(module_path)
 
 
+def together(inner: Denoiser, networks: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """Network and text encoders as one module, under the first names of adapter paths."""
+    return nn.ModuleDict({NETWORK: inner.module, **networks})
+
+
 def with_text(inner: Denoiser, base: Base, text: TrainableText | None = None, guidance: float = 1.0) -> WithText:
     """Denoiser and text encoders as one; without `text` it is a skeleton, which has no weights."""
     modules = text.networks() if text is not None else dict(text_skeleton(base).items())
-    together: dict[str, nn.Module] = {NETWORK: inner.module, **modules}
-    return WithText(inner=inner, maker=base.family, module=nn.ModuleDict(together), text=text, guidance=guidance)
+
+    def condition(texts: Sequence[Text], conditioning: Conditioning) -> Conditioning:
+        return base.family.condition(texts, conditioning["geometries"], guidance)
+
+    return WithText(inner=inner, module=together(inner, modules), text=text, condition=condition)
 
 
 def load_with_text(inner: Denoiser, base: Base, guidance: float) -> WithText:
@@ -123,28 +133,42 @@ def load_with_text(inner: Denoiser, base: Base, guidance: float) -> WithText:
     return with_text(inner, base, cast(TrainableText, base.load_encoders().text), guidance)
 
 
-def all_targets(network_targets: list[str], skeleton: WithText, base: Base) -> list[str]:
+def all_targets(network_targets: list[str], skeleton: WithText, base: Base, text: TextConfig) -> list[str]:
     """Paths of the target modules in denoiser and text encoders as one."""
     texts: list[str] = []
-    for name in base.settings.text_parts:
+    for name in text.rates(base.settings.text_parts):
         module: Any = skeleton.module.get_submodule(name)
-        texts += text_targets(name, module, unread_layers(base, name, module.config.num_hidden_layers))
-    return [f"{NETWORK}.{path}" for path in network_targets] + texts
+        depth = int(module.config.num_hidden_layers)
+        texts += text_targets(name, module, depth, unread_layers(base, name, depth))
+    return joined_targets(network_targets, texts, text)
 
 
-def rate_scales(text_rate: float, optimizer: OptimizerConfig, base: Base) -> dict[str, float]:
-    """Returns {first part of a module path: factor on the learning rate}; empty where no text encoder is trained."""
-    return {f"{name}.": text_rate / optimizer.rate for name in base.settings.text_parts} if text_rate else {}
+def joined_targets(network_targets: Sequence[str], texts: Sequence[str], text: TextConfig) -> list[str]:
+    """Paths in network and text encoders as one; the network's are left out where the text encoders are trained alone."""
+    return [*([] if text.alone else [f"{NETWORK}.{path}" for path in network_targets]), *texts]
 
 
-def check_text_training(text_rate: float, optimizer: OptimizerConfig, base: Base) -> None:
-    """Raise ConfigError where a LoRA on the text encoders cannot be trained as asked."""
-    if not text_rate:
+def rate_scales(text: TextConfig, optimizer: OptimizerConfig, names: Sequence[str]) -> dict[str, float]:
+    """Returns {first part of a module path: factor on the learning rate}; empty where no text encoder is trained.
+
+    `names` are those of the model's text encoders in LoRA files."""
+    return {f"{name}.": rate / optimizer.rate for name, rate in text.rates(names).items()}
+
+
+def check_text_training(text: TextConfig, optimizer: OptimizerConfig, names: Sequence[str], model: str) -> None:
+    """Raise ConfigError where a LoRA on the text encoders of these names cannot be trained as asked. `model` is for the message."""
+    second = any(name.endswith("2") for name in names)
+    if text.learning_rate_2 >= 0 and names and not second:
+        raise ConfigError(
+            f"text.learning_rate_2 = {text.learning_rate_2}: {model} has one text encoder; leave it out (-1)"
+        )
+    if not text.is_trained:
         return
-    problem = ""
-    if not base.settings.text_parts:
-        problem = f"the text encoders of {base.family.name} are not trained; leave it out"
-    elif optimizer.entry.finds_rate and text_rate != optimizer.rate:
+    option = "learning_rate" if text.learning_rate else "learning_rate_2"
+    problem, rates = "", text.rates(names)
+    if not names:
+        problem = f"the text encoders of {model} are not trained; leave it out"
+    elif optimizer.entry.finds_rate and any(rate != optimizer.rate for rate in rates.values()):
         problem = f"{optimizer.name} finds one rate for all; use optimizer.learning_rate here too"
     if problem:
-        raise ConfigError(f"text.learning_rate = {text_rate}: {problem}")
+        raise ConfigError(f"text.{option} = {getattr(text, option)}: {problem}")

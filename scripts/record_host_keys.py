@@ -199,7 +199,29 @@ def adapters(comfy: Any, toy_tensor: Any) -> dict[str, Any]:
             {"lokr_w1_a": (3, rank), "lokr_w1_b": (rank, 2), "lokr_w2_a": (4, rank), "lokr_w2_b": (rank, 4)},
         ),
         "lokr-conv": (conv, {"lokr_w1": (3, 2), "lokr_w2": (4, 4, 3, 3)}),
-    }
+        "lora-tucker": (
+            conv,
+            {"lora_up.weight": (12, rank, 1, 1), "lora_down.weight": (rank, 8, 1, 1), "lora_mid.weight": (rank, rank, 3, 3)},
+        ),
+        "loha-tucker": (
+            conv,
+            {
+                "hada_w1_a": (rank, 12), "hada_w1_b": (rank, 8), "hada_t1": (rank, rank, 3, 3),
+                "hada_w2_a": (rank, 12), "hada_w2_b": (rank, 8), "hada_t2": (rank, rank, 3, 3),
+            },
+        ),
+        "diff": (linear, {"diff": linear}),
+        "diff-conv": (conv, {"diff": conv}),
+        "set": (linear, {"set_weight": linear}),
+        "norm": ((12,), {"w_norm": (12,)}),
+        "oft": (linear, {"oft_blocks": (3, 4, 4)}),
+        "oft-conv": (conv, {"oft_blocks": (3, 4, 4), "rescale": (12, 1, 1, 1)}),
+        "boft": ((16, 8), {"oft_blocks": (2, 4, 4, 4)}),
+        "boft-rescale": ((16, 8), {"oft_blocks": (2, 4, 4, 4), "rescale": (16, 1)}),
+        "glora": (linear, {"a1.weight": (8, rank), "a2.weight": (rank, 8), "b1.weight": (12, rank), "b2.weight": (rank, 8)}),
+        "glora-old": (linear, {"a1.weight": (rank, 8), "a2.weight": (8, rank), "b1.weight": (rank, 8), "b2.weight": (12, rank)}),
+        "diff-over-lora": (linear, {**lora, "diff": linear}),
+    }  # fmt: skip
     for name, (shape, parts) in cases.items():
         tensors = {f"x.{suffix}": toy_tensor(f"{name}.{suffix}", part) for suffix, part in parts.items()}
         if "x.dora_scale" in tensors:

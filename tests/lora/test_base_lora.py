@@ -248,7 +248,7 @@ def test_what_cannot_be_a_base_lora_is_refused_by_name():
     net = Net()
     with pytest.raises(ModelFileError, match=r"blocks\.0\.a has the shape \(10, 8\), this model's layer \(10, 10\)"):
         change_of(factors("lora", (10, 8)), net.blocks[0].a, 1.0, "blocks.0.a")
-    with pytest.raises(ModelFileError, match="conv is a DoRA"):
+    with pytest.raises(ModelFileError, match="conv is of the kind DoRA"):
         change_of({**factors("lora", (6, 4, 3, 3)), "dora_scale": torch.ones(6)}, net.conv, 1.0, "conv")
     with pytest.raises(ModelFileError, match="changes a LayerNorm"):
         change_of(factors("lora", (10, 10)), nn.LayerNorm(10), 1.0, "norm")

@@ -167,6 +167,30 @@ def test_patching_restores_after_an_error():
     assert denoiser.module(*inputs()).item() == base
 
 
+def test_norms_and_biases_are_changed_and_restored():
+    class Denoiser(FakeDenoiser):
+        def __init__(self):
+            super().__init__()
+            self.module = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
+
+    denoiser = Denoiser()
+    norm, linear = denoiser.module
+    before = [parameter.clone() for parameter in denoiser.module.parameters()]
+    tensors = {"transformer.0.w_norm": torch.ones(4), "transformer.0.b_norm": torch.ones(4), "transformer.1.diff_b": torch.ones(4)}  # fmt: skip
+    with patched(denoiser, tensors, 0.5):
+        assert torch.allclose(norm.weight, before[0] + 0.5)
+        assert torch.allclose(norm.bias, before[1] + 0.5)
+        assert torch.equal(linear.weight, before[2])
+        assert torch.allclose(linear.bias, before[3] + 0.5)
+    assert all(map(torch.equal, denoiser.module.parameters(), before))
+    wide = {"transformer.1.lora_A.weight": torch.ones(2, 5), "transformer.1.lora_B.weight": torch.ones(4, 2)}
+    with (
+        pytest.raises(ModelFileError, match=r"transformer\.1 of the LoRA does not fit a weight of \(4, 4\)"),
+        patched(denoiser, wide, 1.0),
+    ):
+        pass
+
+
 def test_a_lora_of_another_model_is_named():
     tensors = {
         "transformer.frist.lora_A.weight": torch.ones(2, 8),

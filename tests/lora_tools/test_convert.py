@@ -226,14 +226,8 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
     key = next(key for key in dora if key.endswith("lora_B.weight"))
     dora[key.replace("lora_B.weight", "dora_scale")] = torch.ones(dora[key].shape[0], 1)
     save_file(dora, tmp_path / "dora.safetensors")
-    with pytest.raises(ModelFileError, match="are not plain LoRA, first"):
+    with pytest.raises(ModelFileError, match="is of the kind DoRA, whose change depends"):
         convert(tmp_path / "dora.safetensors", tmp_path / "x.safetensors", "kohya", "sd3")
-    for kind in ("loha", "lokr"):
-        adapter = inject(denoiser.module, ["transformer_blocks.0.attn.to_q"], NetworkConfig(kind=kind, rank=2), seed=0)
-        save_file(to_file(adapter, denoiser.file_key, torch.float32), tmp_path / f"{kind}.safetensors")
-        eject(adapter)
-        with pytest.raises(ModelFileError, match="1 of its 1 modules are not plain LoRA, first .*merge-base.*extract"):
-            convert(tmp_path / f"{kind}.safetensors", tmp_path / "x.safetensors", "kohya", "sd3")
     text = {"lora_te_a.lora_down.weight": torch.ones(1, 2), "lora_te_a.lora_up.weight": torch.ones(2, 1)}
     save_file({**load_file(native), **text}, tmp_path / "te.safetensors")
     with pytest.raises(
@@ -248,6 +242,19 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
     with pytest.raises(ModelFileError, match="holds modules of text encoders only"):
         convert(tmp_path / "te.safetensors", tmp_path / "x.safetensors", "kohya", "sd")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_other_kinds_become_the_lora_of_the_same_change(kind, tmp_path):
+    denoiser = toy_denoiser("sd3", tmp_path)
+    adapter = inject(denoiser.module, ["transformer_blocks.0.attn.to_q"], NetworkConfig(kind=kind, rank=2), seed=0)
+    for parameter in adapter.parameters().values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    save_file(to_file(adapter, denoiser.file_key, torch.float32), tmp_path / "n.safetensors")
+    eject(adapter)
+    done = convert(tmp_path / "n.safetensors", tmp_path / "k.safetensors", "kohya", "sd3")
+    assert done.modules_after == 1
+    assert_same(host_changes("sd3", tmp_path / "n.safetensors"), host_changes("sd3", tmp_path / "k.safetensors"))
 
 
 def test_the_command(tmp_path):

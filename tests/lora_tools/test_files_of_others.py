@@ -2,18 +2,25 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.families.common.lora_names import owners
-from lora_loom.trainer.lora.host_formula import group_by_module, refuse_broken
+from lora_loom.trainer.lora.host_formula import group_by_module, refuse_broken, weight_change
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.lora_tools.factors import open_lora
 from lora_loom.trainer.lora_tools.inspect import inspect
 from lora_loom.trainer.lora_tools.merge_base import plan
+from lora_loom.trainer.lora_tools.resize import Keep, resize
 from lora_loom.trainer.sweep.run import swept_lora
+from tests.conftest import HOST_FIXTURES
 
+RECORDED = load_file(str(HOST_FIXTURES / "adapters.safetensors"))
+PRODUCTS = [
+    "lora", "lora-conv", "lora-tucker", "loha", "loha-conv", "loha-tucker", "lokr-full", "lokr-factored", "lokr-both",
+    "lokr-conv", "diff", "diff-conv", "diff-over-lora",
+]  # fmt: skip
 DOWN, UP = torch.ones(4, 640), torch.ones(640, 4)
 
 
@@ -68,13 +75,49 @@ def test_bundled_embeddings_are_left_out_and_named(tmp_path, caplog):
     assert group_by_module(tensors)[1] == []
 
 
-@pytest.mark.parametrize("kind", ["diff", "oft_blocks", "w_norm", "hada_t1", "lora_mid.weight"])
+@pytest.mark.parametrize("kind", ["oft_diag", "lokr_t2", "reshape_weight"])
 def test_kinds_that_are_not_read_are_named_as_such(tmp_path, kind):
     key = "transformer.transformer_blocks.0.attn.to_q"
     path = write(tmp_path, {f"{key}.{kind}": torch.ones(4, 4)})
     for read in (open_lora, inspect, lambda path: plan([(path, 1.0)], {})):
         with pytest.raises(ModelFileError, match=rf"a kind of adapter that is not read here \({kind}\)"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        (
+            {"oft_blocks": (2, 4, 4)},
+            "is of the kind OFT, whose change depends on the base model's weights: merge it into the base",
+        ),
+        (
+            {"a1.weight": (4, 2), "a2.weight": (2, 4), "b1.weight": (4, 2), "b2.weight": (2, 4)},
+            "is of the kind GLoRA, whose change",
+        ),
+        ({"lora_A.weight": (2, 4), "lora_B.weight": (4, 2), "dora_scale": (4, 1)}, "is of the kind DoRA, whose change"),
+        ({"w_norm": (4,)}, r"changes a vector \(w_norm \(4,\)\), which a plain LoRA cannot hold"),
+        ({"lora_A.weight": (2, 4), "lora_B.weight": (4, 2), "diff_b": (4,)}, r"changes a bias \(diff_b\)"),
+    ],
+)
+def test_what_is_no_product_of_two_matrices_is_refused_by_its_reason(tmp_path, tensors, reason):
+    path = write(tmp_path, {f"a.b.{name}": torch.rand(shape) for name, shape in tensors.items()})
+    with pytest.raises(ModelFileError, match=reason):
+        open_lora(path)
+    assert inspect(path).unknown == ()
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_other_kinds_are_the_lora_of_the_same_change(tmp_path, case):
+    """LoHa, LoKr, Tucker forms and full differences, against what ComfyUI computed of them at strength 0.7."""
+    parts = {key.removeprefix(f"{case}."): tensor for key, tensor in RECORDED.items() if key.startswith(f"{case}.")}
+    base, patched = parts.pop("base"), parts.pop("patched")
+    path = write(tmp_path, {f"lora_unet_x.{name}": tensor for name, tensor in parts.items()})
+    resize(path, tmp_path / "r.safetensors", Keep(rank=999), "float32")
+    made, _ = group_by_module(load_file(str(tmp_path / "r.safetensors")))
+    assert set(made["lora_unet_x"]) == {"lora_down.weight", "lora_up.weight", "alpha"}
+    change = weight_change(made["lora_unet_x"], base, 0.7)
+    assert (change - (patched - base)).norm() / (patched - base).norm() < 5e-6
 
 
 @pytest.mark.parametrize("part", ["lora_A.weight", "alpha"])

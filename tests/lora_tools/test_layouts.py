@@ -226,6 +226,6 @@ def test_what_has_no_form_in_another_layout(tmp_path):
     key = "lora_unet_double_blocks_0_img_attn_qkv"
     dora = {f"{key}.lora_down.weight": torch.ones(1, 32), f"{key}.lora_up.weight": torch.ones(96, 1), f"{key}.dora_scale": torch.ones(96, 1)}  # fmt: skip
     with pytest.raises(
-        ModelFileError, match="not a plain LoRA, and only plain LoRA can be read in the key format of another program"
+        ModelFileError, match="lora_unet_double_blocks_0_img_attn_qkv is of the kind DoRA, whose change depends"
     ):
         formats.native(dora)

@@ -218,12 +218,10 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="nothing to merge"):
         merge_loras([(a, 0.0)], tmp_path / "m.safetensors")
     save_file({"x.hada_w1_a": torch.ones(2, 2), "x.hada_w1_b": torch.ones(2, 2)}, tmp_path / "loha.safetensors")
-    with pytest.raises(ModelFileError, match="not plain LoRA, first x .hada_w1_a, hada_w1_b.. Merge it into the base"):
+    with pytest.raises(
+        ModelFileError, match="x has hada_w1_a, hada_w1_b only, which is no whole adapter: the file is damaged"
+    ):
         resize(tmp_path / "loha.safetensors", tmp_path / "m.safetensors", Keep(rank=1))
-    tensors = {**load_file(a), "lora_unet_conv.lora_mid.weight": torch.ones(1)}
-    save_file(tensors, tmp_path / "mid.safetensors")
-    with pytest.raises(ModelFileError, match="a kind of adapter that is not read here .lora_mid.weight."):
-        resize(tmp_path / "mid.safetensors", tmp_path / "m.safetensors", Keep(rank=1))
     tensors = load_file(a)
     tensors["lora_unet_conv.lora_up.weight"][0, 0] = float("nan")
     save_file(tensors, tmp_path / "nan.safetensors")

@@ -1,6 +1,7 @@
 """LoRAs and whole checkpoints, on the recorded key lists of ComfyUI's toys: merged, compared, extracted, recognised."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -17,8 +18,8 @@ from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.config.run import ModelConfig
 from lora_loom.trainer.errors import ModelFileError, RunError
-from lora_loom.trainer.families.common.lora_names import NATIVE_PREFIXES, owners, spell, unmatched
-from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
+from lora_loom.trainer.families.common.lora_names import owners, spell, unmatched
+from lora_loom.trainer.lora.host_formula import bias_change, group_by_module, weight_change
 from lora_loom.trainer.lora_tools import merge_base
 from lora_loom.trainer.lora_tools.base_keys import (
     base_slices,
@@ -60,6 +61,11 @@ def opened(path):
     return open_base(ModelConfig(base=str(path), device="cpu"))
 
 
+def matrices_of(base):
+    """The module keys that a base model takes for its matrices."""
+    return [key for key, (first, *_) in base_slices(base).items() if len(base.source.shapes[first.key]) > 1]
+
+
 def lora_for(base, path, keys, rank=2, seed=1):
     """A LoRA on the given module keys of a base, random and strong enough to see."""
     source, tensors, known = torch.Generator().manual_seed(seed), {}, base_slices(base)
@@ -73,32 +79,41 @@ def lora_for(base, path, keys, rank=2, seed=1):
     return path
 
 
+NOT_READ = (
+    r"class_embedding",  # an SDXL has it under the name add_embedding alone
+    r"linear1_qkv$",  # USO's rows of a fused module
+    r"(pos_embed|pad_token|last\.modulation\.lin)$",  # no weights of a layer
+)
+NOT_OF_LUMINA = r"attention[._]to_[qkv]$"
+"""Z-Image's names, which ComfyUI's list leads to rows that a Lumina 2 has otherwise: its keys and values are narrower."""
+
+
 @pytest.mark.parametrize("toy", TOYS)
-def test_every_place_is_where_comfyui_looks(toy):
-    """Our list of names against the recorded one: same tensor, same rows; and the families' patterns say the same."""
-    shapes = {key: tuple(shape) for key, shape in recorded(toy)["keys"].items()}
-    accepted = recorded(toy)["accepted"]
-    family, _ = families.detect(shapes, toy)
-    spelled = {
-        spell(prefix, key.removesuffix(".weight")): [part.native, *(part.rows or ())]
-        for key, part in family.key_map(shapes).items()
-        if key.endswith(".weight") and len(shapes.get(part.native, ())) > 1 and not part.swap_halves
-        for prefix in family.lora_names.prefixes
-    }
-    spelled |= {
-        spell(prefix, key.removesuffix(".weight")): [key]
-        for key, shape in shapes.items()
-        if key.endswith(".weight") and len(shape) > 1
-        for prefix in NATIVE_PREFIXES
-    }
-    assert {key: accepted.get(key) for key in spelled} == spelled
-    assert unmatched(family.lora_names, spelled) == []
-    assert all(key in accepted for key in _variations(spelled) if family.lora_names.matches(key))
+def test_every_place_is_where_comfyui_looks(toy, tmp_path):
+    """Every name that ComfyUI takes for a matrix, against the recorded list: same tensor, same rows; and the families' patterns say the same."""
+    base = opened(base_file(toy, tmp_path / "base.safetensors"))
+    shapes, accepted = base.source.shapes, recorded(toy)["accepted"]
+    found = base_slices(base)
+    names = base.family.lora_names
+    unread = "|".join([*NOT_READ, *([NOT_OF_LUMINA] if base.family.name == "lumina2" else [])])
+    wanted = {key: at for key, at in accepted.items() if len(shapes.get(at[0], ())) > 1 and not re.search(unread, key)}
+    assert sorted(wanted.keys() - found.keys()) == []
+    assert unmatched(names, wanted) == []
+    for key, at in wanted.items():
+        first, *more = found[key]
+        if at[-1] == "other":  # shift and scale change places
+            [second] = more
+            half = shapes[at[0]][0] // 2
+            assert (first.key, first.rows, second.rows) == (at[0], (half, 2 * half), (0, half))
+        else:
+            assert [first.key, *(first.rows or ())] == at
+    assert sorted(key for key in matrices_of(base) if key not in accepted) == []
+    assert all(key in accepted for key in _variations(wanted) if names.matches(key))
 
 
 def _variations(keys):
     """Names like the accepted ones that some other program might write."""
-    return [old + key.split(".", 1)[-1] for key in keys for old in ("unet.", "", "transformer_", "lora_") if "." in key]
+    return [old + key.split(".", 1)[-1] for key in keys for old in ("unet.", "transformer_", "lora_") if "." in key]
 
 
 def test_sizes_tell_families_of_the_same_names_apart():
@@ -108,8 +123,9 @@ def test_sizes_tell_families_of_the_same_names_apart():
     assert owners(names, {clip: 2048}) == ["sdxl"]
     assert owners(names, {clip: 99}) == ["sd", "sdxl"], "toys of no real size"
     joint = "transformer.transformer_blocks.0.attn.to_q"
-    assert owners(names, {joint: 3072}) == ["flux", "qwen_image"], "the same name at the same width"
-    assert owners(names, {joint: 3072, "transformer.single_transformer_blocks.0.attn.to_q": 3072}) == ["flux"]
+    assert owners(names, {joint: 3072}) == ["chroma", "flux", "flux2", "qwen_image"], "the same name at the same width"
+    assert owners(names, {joint: 3072, "transformer.single_transformer_blocks.0.attn.to_q": 3072}) == ["chroma", "flux"]
+    assert owners(names, {joint: 3072, "transformer.transformer_blocks.0.norm1.linear": 3072}) == ["flux"]
     assert owners(names, {joint: 3072, "transformer.transformer_blocks.0.img_mlp.net.2": 12288}) == ["qwen_image"]
     assert owners(names, {joint: 2432}) == ["sd3"]
     assert owners(names, {"blocks.0.self_attn.q": 64}) == []
@@ -120,7 +136,8 @@ def test_sizes_tell_families_of_the_same_names_apart():
 def test_a_merged_file_is_what_the_host_would_compute(tmp_path, toy, prefix, dtype):
     base = opened(base_file(toy, tmp_path / "base.safetensors", dtype, prefix))
     known = base_slices(base)
-    keys = sorted(known)[:: max(1, len(known) // 40)]
+    every = [key for key in sorted(matrices_of(base)) if len(known[key]) == 1]
+    keys = every[:: max(1, len(every) // 40)]
     first = lora_for(base, tmp_path / "1.safetensors", keys)
     second = lora_for(base, tmp_path / "2.safetensors", keys[::2], seed=2)
     report = merge_into_base(base, [(first, 0.8), (second, -0.5)], tmp_path / "new.safetensors", quiet)
@@ -143,6 +160,35 @@ def test_a_merged_file_is_what_the_host_would_compute(tmp_path, toy, prefix, dty
     assert report.rounding < {torch.float32: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
     assert TensorFile(tmp_path / "new.safetensors").metadata["made"] == "here"
     assert opened(tmp_path / "new.safetensors").family.name == base.family.name
+
+
+def test_every_kind_of_adapter_is_merged(tmp_path):
+    """Norms, biases, whole differences, rotations and GLoRA, each as ComfyUI computes it."""
+    base = opened(base_file("sd1", tmp_path / "base.safetensors", prefix="model.diffusion_model."))
+    block = "diffusion_model.input_blocks.1.1.transformer_blocks.0"
+    shapes = {name: base.source.shapes[f"{block.removeprefix('diffusion_model.')}.{name}.weight"] for name in ("norm1", "attn1.to_q", "attn2.to_k", "ff.net.2")}  # fmt: skip
+    source = torch.Generator().manual_seed(5)
+
+    def made(*shape):
+        return torch.randn(*shape, generator=source) * 0.1
+
+    (rows, _), (out, text), width = shapes["attn1.to_q"], shapes["attn2.to_k"], shapes["norm1"][0]
+    parts = {
+        "norm1": {"w_norm": made(width), "b_norm": made(width)},
+        "attn1.to_q": {"oft_blocks": made(rows // 4, 4, 4), "alpha": torch.tensor(0.0)},
+        "attn2.to_k": {"a1.weight": made(text, 2), "a2.weight": made(2, text), "b1.weight": made(out, 2), "b2.weight": made(2, text)},
+        "ff.net.2": {"diff": made(*shapes["ff.net.2"]), "diff_b": made(shapes["ff.net.2"][0])},
+    }  # fmt: skip
+    save_file({f"{block}.{module}.{name}": t for module, own in parts.items() for name, t in own.items()}, tmp_path / "l.safetensors")  # fmt: skip
+    report = merge_into_base(base, [(tmp_path / "l.safetensors", 0.7)], tmp_path / "new.safetensors", quiet)
+    assert report.changed == 6
+    old, new = load_file(base.source.path), load_file(tmp_path / "new.safetensors")
+    for module, own in parts.items():
+        key = f"model.{block}.{module}"
+        assert torch.allclose(new[f"{key}.weight"] - old[f"{key}.weight"], weight_change(own, old[f"{key}.weight"], 0.7), atol=1e-6)  # fmt: skip
+        change = bias_change(own, 0.7)
+        if change is not None:
+            assert torch.allclose(new[f"{key}.bias"] - old[f"{key}.bias"], change, atol=1e-6)
 
 
 def test_a_diffusers_folder_becomes_a_folder(tmp_path):
@@ -204,7 +250,7 @@ def test_extraction_says_what_it_could_not_keep(tmp_path):
 
 def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path):
     base = opened(base_file("sd1", tmp_path / "base.safetensors"))
-    good = sorted(base_slices(base))[0]
+    good = sorted(matrices_of(base))[0]
     tensors = load_file(lora_for(base, tmp_path / "1.safetensors", [good]))
     tensors |= {"lora_unet_nothing.lora_down.weight": torch.ones(1, 2), "lora_unet_nothing.lora_up.weight": torch.ones(2, 1)}  # fmt: skip
     save_file(tensors, tmp_path / "1.safetensors")
@@ -504,9 +550,9 @@ def test_only_loras_of_one_family_in_one_layout_are_merged(tmp_path):
     check_one_family([flux, flux, text])
     check_one_family([text, strange, strange])
     for pair, message in (
-        ((flux, other), r"flux.safetensors is made for flux, .*sd.safetensors for sd: only LoRAs of one family"),
+        ((flux, other), r"flux.safetensors is made for chroma or flux, .*sd.safetensors for sd: only LoRAs of one family"),
         ((other, xl), r"is made for sd, .*xl.safetensors for sdxl"),
-        ((flux, strange), r"is made for flux, .*strange.safetensors for no known family"),
+        ((flux, strange), r"is made for chroma or flux, .*strange.safetensors for no known family"),
         ((flux, native), r"has keys transformer.…, .*native.safetensors has diffusion_model.… \(original names\): convert them to one key format first \(lora-loom convert\)"),
     ):  # fmt: skip
         with pytest.raises(ModelFileError, match=message):
@@ -522,7 +568,7 @@ def test_the_commands(tmp_path):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     base = base_file("sd1", tmp_path / "base.safetensors")
-    lora = lora_for(opened(base), tmp_path / "l.safetensors", sorted(base_slices(opened(base)))[:3])
+    lora = lora_for(opened(base), tmp_path / "l.safetensors", sorted(matrices_of(opened(base)))[:3])
     new, out = tmp_path / "new.safetensors", tmp_path / "out.safetensors"
     done = run("merge-base", base, lora, "-o", new, "--json")
     assert done.exit_code == 0, done.output

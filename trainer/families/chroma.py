@@ -31,7 +31,7 @@ from .common.family import (
     by_length,
     stack_unequal,
 )
-from .common.flux_keys import double_keys, head_width, single_keys
+from .common.flux_keys import NAMES_OF_FLUX2, double_keys, head_width, names_of_flux2, single_keys
 from .common.keymap import KeyMap, count_blocks, rename
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
@@ -75,6 +75,8 @@ LORA_NAMES = LoraNames(
     native=r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02])|single_blocks\.\d+\.linear[12]|img_in|txt_in"
     r"|final_layer\.linear|distilled_guidance_layer\.(in_proj|out_proj|layers\.\d+\.(in|out)_layer)",
     sizes={r"attn[._]to_q$": (3072,)},
+    aliases=names_of_flux2,
+    alias_names=NAMES_OF_FLUX2,
 )
 COMFY = ComfyModel(
     model_classes=("Chroma",),

@@ -38,7 +38,7 @@ from .common.family import (
     Variant,
     stack,
 )
-from .common.flux_keys import double_keys, head_width, single_keys
+from .common.flux_keys import NAMES_OF_FLUX2, double_keys, head_width, names_of_flux2, single_keys
 from .common.keymap import KeyMap, count_blocks, rename
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
@@ -91,14 +91,17 @@ TARGETS |= {  # the words of SimpleTuner's guides (its flux_lora_target), but "a
     "tiny": Targets(r"(^|\.)single_transformer_blocks\.(7|20)\.proj_out$", "the output of two single blocks"),
     "nano": Targets(r"(^|\.)single_transformer_blocks\.7\.proj_out$", "the output of one single block"),
 }
+
 LORA_NAMES = LoraNames(
     prefixes=("transformer.", "lora_transformer_", "lycoris_", ""),
     diffusers=rf"transformer_blocks\.\d+\.({_ATTENTION}|ff(_context)?\.net\.(0\.proj|2)|norm1(_context)?\.linear)"
-    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out|norm\.linear)|x_embedder|context_embedder|proj_out"
+    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out|norm\.linear)|x_embedder|context_embedder|proj_out|norm_out\.linear"
     r"|time_text_embed\.(timestep|guidance|text)_embedder\.linear_[12]",
     native=r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02]|mod\.lin)|single_blocks\.\d+\.(linear[12]|modulation\.lin)"
     r"|img_in|txt_in|final_layer\.(linear|adaLN_modulation\.1)|(time|guidance|vector)_in\.(in|out)_layer",
     sizes={r"attn[._]to_q$": (3072,)},
+    aliases=names_of_flux2,
+    alias_names=NAMES_OF_FLUX2,
 )
 COMFY = ComfyModel(
     model_classes=("Flux",),

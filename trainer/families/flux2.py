@@ -69,14 +69,37 @@ TARGETS = {
     "attention+mlp": Targets(rf"{_BLOCKS}({_ATTENTION}|{_MLP})$", "attention and feed-forward"),
     "all": Targets(r"^(?!norm_out\.)", "every Linear that keeps its rows in the host"),
 }
+
+
+def _names_of_flux1(keymap: KeyMap) -> KeyMap:
+    """FLUX.1's names of modules, which ComfyUI takes for FLUX.2 too. Its rows of an MLP are four times the width there as here."""
+    aliases: KeyMap = {}
+    hidden = next((part.rows[1] for key, part in keymap.items() if key.endswith("attn.to_q.weight") and part.rows), 0)
+    for key, part in keymap.items():
+        path = key.replace(".linear_in.", ".net.0.proj.").replace(".linear_out.", ".net.2.")
+        aliases[path.replace("time_guidance_embed.", "time_text_embed.")] = part
+        if key.endswith("to_qkv_mlp_proj.weight") and hidden:
+            block = key.removesuffix(".attn.to_qkv_mlp_proj.weight")
+            names = [*(f"{block}.attn.to_{x}" for x in "qkv"), f"{block}.proj_mlp"]
+            aliases |= split_rows(
+                part.native.removesuffix(".weight"), names, (hidden,) * 3 + (4 * hidden,), (".weight",)
+            )
+        if key.startswith("single_") and key.endswith(".attn.to_out.weight"):
+            aliases[key.replace(".attn.to_out.", ".proj_out.")] = part
+    return {alias: part for alias, part in aliases.items() if alias not in keymap}
+
+
 LORA_NAMES = LoraNames(
     prefixes=("transformer.", "lora_transformer_", "lycoris_", ""),
     diffusers=rf"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|{_MLP})"
-    r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)|x_embedder|context_embedder|proj_out",
+    r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)|x_embedder|context_embedder|proj_out|norm_out\.linear",
     native=r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02])|single_blocks\.\d+\.linear[12]|img_in|txt_in"
     r"|final_layer\.(linear|adaLN_modulation\.1)|(time|guidance)_in\.(in|out)_layer"
     r"|(double_stream_modulation_(img|txt)|single_stream_modulation)\.lin",
-    sizes={r"single.*(linear1|to[._]qkv[._]mlp[._]proj)$": (3072, 4096, 6144)},
+    aliases=_names_of_flux1,
+    alias_names=r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)"
+    r"|time_text_embed\.(timestep|guidance)_embedder\.linear_[12]",
+    sizes={r"single.*(linear1|to[._]qkv[._]mlp[._]proj)$|attn[._]to[._]q$": (3072, 4096, 6144)},
 )
 COMFY = ComfyModel(
     model_classes=("Flux2",),

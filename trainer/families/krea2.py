@@ -75,6 +75,10 @@ LORA_NAMES = LoraNames(
     native=rf"(blocks\.\d+|txtfusion\.{_FUSION})\.(attn\.(w[qkvo]|gate)|mlp\.(gate|up|down))|first|tmlp\.[02]|tproj\.1"
     r"|txtmlp\.[13]|txtfusion\.projector|last\.linear",
     sizes={r"attn[._](to[._]q|wq)$": (6144,)},
+    aliases=lambda keymap: {
+        key.replace(".to_out.0.", ".to_out."): part for key, part in keymap.items() if ".to_out.0." in key
+    },
+    alias_names=rf"(transformer_blocks\.\d+|text_fusion\.{_FUSION})\.attn\.to_out",
 )
 COMFY = ComfyModel(
     model_classes=("Krea2",),

@@ -3,6 +3,7 @@
 The network's clock runs towards the data: it is fed 1 - sigma and answers x0 - noise, which `predict` turns round.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,30 @@ TARGETS = {
 UNUSED = ("norm_final.weight",)
 """Tensors of the original file that nothing reads."""
 
+
+_Z_IMAGE = [(r"\.attention\.out\.", ".attention.to_out.0."), (r"^(x_embedder|final_layer)\.", r"all_\1.2-1.")]
+
+
+def _names_of_z_image(keymap: KeyMap) -> KeyMap:
+    """Z-Image's names of modules, which ComfyUI takes for Lumina 2 too. Those of q, k and v alone would lead to other rows."""
+    aliases: KeyMap = {}
+    for part in keymap.values():
+        if part.rows is None and part.native.endswith(".weight") and ".qkv." not in part.native:
+            alias = part.native
+            for old, new in _Z_IMAGE:
+                alias = re.sub(old, new, alias)
+            aliases[alias] = part
+    return aliases
+
+
 LORA_NAMES = LoraNames(
     native=r"((context|noise)_refiner|layers)\.\d+\.(attention\.(qkv|out)|feed_forward\.w[123]|adaLN_modulation\.1)"
     r"|cap_embedder\.1|x_embedder|t_embedder\.mlp\.[02]|final_layer\.(linear|adaLN_modulation\.1)",
     sizes={r"attention[._]qkv$": (2304,)},
+    aliases=_names_of_z_image,
+    alias_names=r"((context|noise)_refiner|layers)\.\d+\.(attention\.to_out\.0|feed_forward\.w[123])|cap_embedder\.1|t_embedder\.mlp\.[02]"
+    r"|all_x_embedder\.2-1|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)",
+    alias_prefixes=("transformer.", "lycoris_", "diffusion_model.", ""),
 )
 
 

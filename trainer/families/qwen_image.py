@@ -80,7 +80,7 @@ _MODULES = (
     r"|time_text_embed\.timestep_embedder\.linear_[12]"
 )
 LORA_NAMES = LoraNames(
-    prefixes=("transformer.", "lycoris_"),
+    prefixes=("transformer.", "lycoris_", ""),
     diffusers=_MODULES,
     native=_MODULES,
     sizes={r"attn[._]to_q$": (3072,), r"add[._]q[._]proj$": (3072,)},

@@ -83,7 +83,7 @@ TARGETS = {
 LORA_NAMES = LoraNames(
     prefixes=("transformer.", "base_model.model.", "lora_transformer_", "lycoris_"),
     diffusers=r"transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2)"
-    r"|norm1(_context)?\.linear)|context_embedder|pos_embed\.proj|proj_out|time_text_embed\.(timestep|text)_embedder\.linear_[12]",
+    r"|norm1(_context)?\.linear)|context_embedder|pos_embed\.proj|proj_out|norm_out\.linear|time_text_embed\.(timestep|text)_embedder\.linear_[12]",
     native=r"joint_blocks\.\d+\.(x|context)_block\.(attn2?\.(qkv|proj)|mlp\.fc[12]|adaLN_modulation\.1)|context_embedder"
     r"|x_embedder\.proj|final_layer\.(linear|adaLN_modulation\.1)|[ty]_embedder\.mlp\.[02]",
     sizes={r"attn[._]to_q$": (1536, 2432)},

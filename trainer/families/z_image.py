@@ -56,7 +56,7 @@ TARGETS = {
 }
 _ENDS = r"cap_embedder\.1|t_embedder\.mlp\.[02]|((context|noise)_refiner|layers)\.\d+\.(feed_forward\.w[123]|adaLN_modulation\.0)"
 LORA_NAMES = LoraNames(
-    prefixes=("transformer.", "diffusion_model.", "lycoris_"),
+    prefixes=("transformer.", "diffusion_model.", "lycoris_", ""),
     diffusers=rf"{_ENDS}|((context|noise)_refiner|layers)\.\d+\.{_ATTENTION}|all_x_embedder\.2-1"
     r"|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)",
     native=rf"{_ENDS}|((context|noise)_refiner|layers)\.\d+\.attention\.(qkv|out)|x_embedder"

@@ -22,7 +22,7 @@ from ..weights.changes import FrozenChange, Switch, add_low_rank, lay
 from ..weights.frozen import frozen_conv2d, frozen_linear
 from ..weights.row_parts import FusedLinear, rows_of
 from ..weights.streaming import device_of
-from .host_formula import low_rank_change
+from .host_formula import BIAS, low_rank_change, needs_base
 
 Use = Literal["training", "always"]
 
@@ -123,7 +123,7 @@ class LowRank:
 
 @dataclass(frozen=True, kw_only=True)
 class Factored:
-    """The change of a LoHa or LoKr. It is multiplied out when it is needed, in the forward and again in the backward pass."""
+    """The change of a LoHa, LoKr, full difference or Tucker form. It is multiplied out when it is needed, in the forward and again in the backward pass."""
 
     parts: Mapping[str, Tensor]
     """The factors, as in `host_formula`; alpha on the CPU."""
@@ -198,9 +198,13 @@ def change_of(
     Raises ModelFileError, which names `where`, for another shape than the layer's, and for DoRA: its change depends on the weights
     below it.
     """
-    if "dora_scale" in parts:
+    if kind := needs_base(parts):
         raise ModelFileError(
-            f"{where} is a DoRA, whose change depends on the weights that it is loaded over: merge it into the base (merge-base), and train on that"
+            f"{where} is of the kind {kind}, whose change depends on the weights that it is loaded over: merge it into the base (merge-base), and train on that"
+        )
+    if bias := next((name for name in BIAS if name in parts), None):
+        raise ModelFileError(
+            f"{where} changes a bias ({bias}), and a base LoRA changes weights: merge it into the base (merge-base), and train on that"
         )
     wanted = weight_shape(layer, where)
     wanted = (rows or wanted[0], *wanted[1:])
@@ -230,7 +234,7 @@ def _read(parts: Mapping[str, Tensor], strength: float, wanted: tuple[int, ...])
     made = _made_shape(parts)
     if made[0] != wanted[0] or made[1] != torch.Size(wanted[1:]).numel():
         return None
-    if down is None or up is None:
+    if down is None or up is None or "lora_mid.weight" in parts:
         return Factored(parts=dict(parts), strength=strength, shape=wanted)
     rank = down.shape[0]
     alpha = parts["alpha"].item() if "alpha" in parts else rank

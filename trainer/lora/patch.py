@@ -1,7 +1,7 @@
 """Applying a LoRA file to a frozen network as ComfyUI does: weights are replaced for a while, then restored."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, cast
 
 import torch
@@ -11,7 +11,7 @@ from ..errors import ModelFileError, did_you_mean
 from ..weights.frozen import FrozenLinear, is_quantized_tensor, replace_module
 from ..weights.row_parts import RowPart
 from .adapted import dense_weight, own_weight
-from .host_formula import group_by_module, refuse_foreign, weight_change
+from .host_formula import bias_change, changes_weight, group_by_module, refuse_foreign, weight_change
 
 
 class Patchable(Protocol):
@@ -36,11 +36,9 @@ def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[st
     """Returns {module path: {suffix: tensor}} of a LoRA file. Raises ModelFileError unless every tensor belongs to a module of the network."""
     modules, unknown = group_by_module(tensors)
     refuse_foreign(unknown, "the LoRA")
-    paths = {
-        denoiser.file_key(path): path
-        for path, part in denoiser.module.named_modules()
-        if isinstance(part, nn.Linear | nn.Conv2d)
-    }
+    paths = _paths(denoiser, (nn.Linear, nn.Conv2d))
+    if modules.keys() - paths.keys():  # trained norms and embeddings are rare
+        paths = _paths(denoiser, (nn.Module,)) | paths
     strange = sorted(modules.keys() - paths.keys()) + sorted(unknown)
     if strange:
         near = did_you_mean(strange[0], list(paths)) if len(paths) < 10_000 else ""
@@ -52,44 +50,87 @@ def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[st
     return {paths[key]: parts for key, parts in modules.items()}
 
 
+def _paths(denoiser: Patchable, kinds: tuple[type[nn.Module], ...]) -> dict[str, str]:
+    """{key in LoRA files: path} of the modules of these classes that have a weight."""
+    found = {}
+    for path, part in denoiser.module.named_modules():
+        if isinstance(part, kinds) and getattr(part, "weight", None) is not None:
+            with suppress(KeyError):  # without a name in the layout that this family writes
+                found[denoiser.file_key(path)] = path
+    return found
+
+
 @contextmanager
 def patched(denoiser: Patchable, tensors: Mapping[str, Tensor], strength: float) -> Iterator[None]:
     """A context in which a LoRA is applied to the network at a strength. The original weights are kept and put back."""
     matched = match_modules(denoiser, tensors) if strength else {}
-    originals: dict[str, nn.Module | nn.Parameter] = {}
+    originals: dict[str, nn.Module] = {}
+    weights: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
         for path, parts in matched.items():
-            originals[path] = _apply(denoiser.module, path, parts, strength)
+            module = denoiser.module.get_submodule(path)
+            try:
+                _change_bias(module, parts, strength, weights)
+                if changes_weight(parts):
+                    _change_weight(denoiser.module, path, parts, strength, originals, weights)
+            except RuntimeError as error:
+                raise ModelFileError(
+                    f"{denoiser.file_key(path)} of the LoRA does not fit a weight of {tuple(weight_of(module).shape)}: it was made for another model"
+                ) from error
         yield
     finally:
         for path, original in originals.items():
-            _restore(denoiser.module, path, original)
+            replace_module(denoiser.module, path, original)
+        for module, name, parameter in reversed(weights):
+            setattr(module, name, parameter)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight that a layer computes with in fp32, also of a norm or an embedding."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        return dense_weight(module)
+    return cast(Tensor, module.weight).detach().float()
 
 
 @torch.no_grad()
-def _apply(root: nn.Module, path: str, parts: Mapping[str, Tensor], strength: float) -> nn.Module | nn.Parameter:
-    module = cast(nn.Linear | nn.Conv2d, root.get_submodule(path))
-    base = dense_weight(module)
+def _change_bias(
+    module: nn.Module, parts: Mapping[str, Tensor], strength: float, changed: list[tuple[nn.Module, str, nn.Parameter]]
+) -> None:
+    """ComfyUI leaves out the change of a bias that the model does not have."""
+    change, bias = bias_change(parts, strength), getattr(module, "bias", None)
+    if change is None or bias is None:
+        return
+    changed.append((module, "bias", bias))
+    new = (bias.float() + change.to(bias.device)).to(bias.dtype)
+    module.bias = nn.Parameter(new, requires_grad=False)
+
+
+@torch.no_grad()
+def _change_weight(
+    root: nn.Module,
+    path: str,
+    parts: Mapping[str, Tensor],
+    strength: float,
+    replaced: dict[str, nn.Module],
+    changed: list[tuple[nn.Module, str, nn.Parameter]],
+) -> None:
+    """A layer whose weight cannot be set (quantized, scaled, or rows of another layer) is replaced, else its weight is."""
+    module = root.get_submodule(path)
+    base = weight_of(module)
     change = weight_change({name: tensor.to(base.device) for name, tensor in parts.items()}, base, strength)
     weight = cast(nn.Parameter, module.weight)
     is_exact = not is_quantized_tensor(weight) and getattr(module, "scale", None) is None
     is_replaced = not is_exact or isinstance(module, RowPart)
-    new = (base if is_replaced else own_weight(module)) + change  # a layer that stays computes its base LoRAs by itself
+    is_layer = isinstance(module, nn.Linear | nn.Conv2d)  # one that stays computes its base LoRAs by itself
+    new = (base if is_replaced or not is_layer else own_weight(module)) + change
     new = new.to(weight.dtype) if is_exact else new
     if is_replaced:
-        # A layer whose weight cannot be set (quantized, scaled, or rows of another layer) is replaced for the block.
         plain = FrozenLinear(base.shape[1], base.shape[0], bias=False, device="meta")
         plain.weight = nn.Parameter(new, requires_grad=False)
         if module.bias is not None:
-            plain.bias = nn.Parameter(module.bias, requires_grad=False)
+            plain.bias = nn.Parameter(cast(Tensor, module.bias), requires_grad=False)
         replace_module(root, path, plain)
-        return module
+        replaced[path] = module
+        return
+    changed.append((module, "weight", weight))
     module.weight = nn.Parameter(new, requires_grad=False)
-    return weight
-
-
-def _restore(root: nn.Module, path: str, original: nn.Module | nn.Parameter) -> None:
-    if isinstance(original, nn.Parameter):
-        root.get_submodule(path).weight = original
-    else:
-        replace_module(root, path, original)

@@ -24,29 +24,47 @@ KeyMatch = dict[str, tuple[WeightSlice, ...]]
 
 
 def base_slices(base: Base) -> KeyMatch:
-    """Returns {module key of a LoRA file: its weight's slices}, under every accepted key. Only headers are read."""
-    spellings = [(base.family.lora_names.prefixes, diffusers_slices(base)), (NATIVE_PREFIXES, native_slices(base))]
-    return {
+    """Returns {module key of a LoRA file: its weight's slices}, under every accepted key. Only headers are read.
+
+    Norms and other vectors are among them: LyCORIS files hold changes of these too.
+    """
+    names = base.family.lora_names
+    spellings = [
+        (names.alias_prefixes or names.prefixes, alias_slices(base)),
+        (names.prefixes, diffusers_slices(base, vectors=True)),
+        (NATIVE_PREFIXES, native_slices(base, vectors=True)),
+    ]
+    found = {
         spell(prefix, path): slices
         for prefixes, by_path in spellings
         for path, slices in by_path.items()
         for prefix in prefixes
+    }
+    own = native_slices(base, vectors=True)
+    accepted = {spell(prefix, path) for path in own for prefix in NATIVE_PREFIXES}
+    shapes = base.source.shapes
+    return {
+        key: slices
+        for key, slices in found.items()
+        if key in accepted or len(shapes[slices[0].key]) < 2 or names.matches(key)
     }
 
 
 def written_slices(base: Base) -> KeyMatch:
     """Returns {module key: its weight's slices}, under the key that this project writes."""
     names = base.family.lora_names
-    prefix, by_path = (names.prefixes[0], diffusers_slices(base)) if names.prefixes else (NATIVE_PREFIXES[0], native_slices(base))  # fmt: skip
+    prefix, by_path = (names.prefixes[0], diffusers_slices(base, swapped=False)) if names.prefixes else (NATIVE_PREFIXES[0], native_slices(base))  # fmt: skip
     spelled = {spell(prefix, path): slices for path, slices in by_path.items()}
     return {key: slices for key, slices in spelled.items() if names.matches(key)}
 
 
-def native_slices(base: Base) -> KeyMatch:
+def native_slices(base: Base, *, vectors: bool = False) -> KeyMatch:
     """Returns {path of the original model: its weight's slices}. In a diffusers folder a fused module has several."""
     shapes = base.source.shapes
     if not base.source.is_diffusers:
-        return {key.removesuffix(WEIGHT): (WeightSlice(key),) for key, s in shapes.items() if _is_matrix(key, s)}
+        return {
+            key.removesuffix(WEIGHT): (WeightSlice(key),) for key, s in shapes.items() if _is_weight(key, s, vectors)
+        }
     if not any(layout.original for layout in base.family.lora_layouts.values()):
         return {}
     by_path: dict[str, list[WeightSlice]] = {}
@@ -61,6 +79,10 @@ def native_slices(base: Base) -> KeyMatch:
         if sum(_height(piece, shapes) for piece in pieces)
         == (pieces[0].of_module or (0, _height(pieces[0], shapes)))[1]
     }
+
+
+def _is_weight(key: str, shape: tuple[int, ...], vectors: bool) -> bool:
+    return key.endswith(WEIGHT) and len(shape) > (0 if vectors else 1)
 
 
 def _is_matrix(key: str, shape: tuple[int, ...]) -> bool:
@@ -99,19 +121,45 @@ def _height(piece: WeightSlice, shapes: Shapes) -> int:
     return piece.rows[1] - piece.rows[0] if piece.rows else shapes[piece.key][0]
 
 
-def diffusers_slices(base: Base) -> KeyMatch:
-    """Returns {diffusers path of a Linear or convolution: its weight's slices}.
+def diffusers_slices(base: Base, *, vectors: bool = False, swapped: bool = True) -> KeyMatch:
+    """Returns {diffusers path of a Linear or convolution: its weight's slices}, with `vectors` of a norm too.
 
-    Modules whose rows an original file has in another order (shift and scale of the last modulation) are left out.
+    `swapped`: also modules whose rows an original file has in another order (shift and scale of the last modulation).
     """
     shapes = base.source.shapes
     if base.source.is_diffusers:
-        return {key.removesuffix(WEIGHT): (WeightSlice(key),) for key, s in shapes.items() if _is_matrix(key, s)}
+        return {
+            key.removesuffix(WEIGHT): (WeightSlice(key),) for key, s in shapes.items() if _is_weight(key, s, vectors)
+        }
+    keymap = base.family.key_map(shapes)
+    return _of_map({key: part for key, part in keymap.items() if swapped or not part.swap_halves}, shapes, vectors)
+
+
+def _of_map(keymap: KeyMap, shapes: Shapes, vectors: bool) -> KeyMatch:
+    """Returns {path: the slices of the original tensors that make up its weight}."""
     return {
-        key.removesuffix(WEIGHT): (WeightSlice(part.native, part.rows),)
-        for key, part in base.family.key_map(shapes).items()
-        if key.endswith(WEIGHT) and len(shapes.get(part.native, ())) > 1 and not part.swap_halves
+        key.removesuffix(WEIGHT): _of_part(part, shapes[part.native][0])
+        for key, part in keymap.items()
+        if part.native in shapes and _is_weight(key, shapes[part.native], vectors)
     }
+
+
+def _of_part(part: Part, height: int) -> tuple[WeightSlice, ...]:
+    """Where a module lies in an original tensor of `height` rows; two slices where shift and scale change places."""
+    if not part.swap_halves:
+        return (WeightSlice(part.native, part.rows),)
+    half = height // 2
+    return (WeightSlice(part.native, (half, height), (0, height)), WeightSlice(part.native, (0, half), (half, height)))
+
+
+def alias_slices(base: Base) -> KeyMatch:
+    """Returns {path by another name that ComfyUI takes: its weight's slices}; of a diffusers folder those of whole modules."""
+    keymap = _folder_map(base) if base.source.is_diffusers else base.family.key_map(base.source.shapes)
+    aliases = base.family.lora_names.aliases(keymap)
+    if not base.source.is_diffusers:
+        return _of_map(aliases, base.source.shapes, vectors=True)
+    own = {part: key for key, part in keymap.items() if key in base.source.shapes}
+    return {alias.removesuffix(WEIGHT): (WeightSlice(own[part]),) for alias, part in aliases.items() if part in own}
 
 
 @dataclass(frozen=True, kw_only=True)

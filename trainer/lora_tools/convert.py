@@ -19,6 +19,7 @@ from ..families.common.lora_layouts import FORMATS, KeyLayout, Widths, spelled
 from ..families.common.lora_names import is_text_encoder, owners, spell, text_key_in
 from ..types import Progress
 from .factors import KOHYA, PEFT, Factors, PlainLora, Written, extended, new_dtype, open_lora, write_lora
+from .inspect import weight_size
 
 Modules = dict[str, Factors]
 """{module path: its adapter}."""
@@ -133,10 +134,14 @@ def _comfyui_key(key: str) -> str:
 
 def _widths(lora: PlainLora) -> Widths:
     shapes = lora.file.shapes()
-    names = {key: lora.names(key) for key in lora.modules if not is_text_encoder(key)}
+    sizes = {
+        key: weight_size({name: shapes[tensor] for name, tensor in parts.items()})
+        for key, parts in lora.modules.items()
+        if not is_text_encoder(key)
+    }
     return Widths(
-        inputs={key: shapes[lora.modules[key][down]][1] for key, (down, _) in names.items()},
-        outputs={key: shapes[lora.modules[key][up]][0] for key, (_, up) in names.items()},
+        inputs={key: inputs for key, (_, inputs) in sizes.items()},
+        outputs={key: rows for key, (rows, _) in sizes.items()},
     )
 
 

@@ -1,6 +1,6 @@
 """A LoRA file as one pair of matrices per module, for resizing, merging, extracting and converting.
 
-O output rows, I input columns times kernel elements, R rank. The change of a weight is scale * up_OR @ down_RI.
+LoHa, LoKr, the Tucker form and full differences are products of two matrices too, of a larger rank (`products.py`). O output rows, I input columns times kernel elements, R rank. The change of a weight is scale * up_OR @ down_RI.
 """
 
 import json
@@ -17,33 +17,13 @@ from ..lora.host_formula import EMBEDDINGS, refuse_foreign
 from ..storage.atomic import stream_tensors
 from ..storage.tensor_file import FORMATS, TensorFile, TensorHeader
 from ..weights.devices import DTYPES
-from .inspect import modules_of
+from .inspect import kind_of, modules_of
+from .products import KOHYA, PEFT, Factors, factors_of, why_no_product
 
-PEFT, KOHYA = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
-"""Suffixes of (A, B) in the files of PEFT and diffusers, and of kohya."""
+__all__ = ["KOHYA", "PEFT", "Factors"]
+
 STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 """Metadata that is no longer valid when the tensors change."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Factors:
-    """The adapter of one module as a product of two fp32 matrices and a scale."""
-
-    up_OR: Tensor
-    down_RI: Tensor
-    scale: float
-    kernel: tuple[int, ...] = ()
-    """(in channels, height, width) of a convolution; empty for a Linear."""
-
-    @property
-    def rank(self) -> int:
-        """The inner dimension R."""
-        return int(self.down_RI.shape[0])
-
-    def energy(self) -> float:
-        """Squared Frobenius norm of the change, as tr((up.T up)(down down.T)), without computing the product."""
-        up, down = self.up_OR.double(), self.down_RI.double()
-        return ((up.T @ up) * (down @ down.T)).sum().item() * self.scale**2
 
 
 @dataclass(kw_only=True)
@@ -66,26 +46,27 @@ class PlainLora:
 
     def factors(self, key: str) -> Factors:
         """Read the adapter of a module. Raises ModelFileError if its tensors do not match or are not finite."""
-        parts = self.file.gather(self.modules[key])
-        down, up = (parts[name].float() for name in self.names(key))
-        scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0
-        kernel = tuple(down.shape[1:]) if down.ndim > 2 else ()
-        if up.ndim < 2 or down.ndim < 2 or up.flatten(1).shape[1] != down.shape[0]:
-            raise ModelFileError(
-                f"{self.path}: {key} is damaged, {tuple(up.shape)} and {tuple(down.shape)} cannot be multiplied"
-            )
-        if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
+        try:
+            factors = factors_of(self.file.gather(self.modules[key]))
+        except RuntimeError as error:
+            raise ModelFileError(f"{self.path}: {key} is damaged, {error}") from error
+        if not (torch.isfinite(factors.up_OR).all() and torch.isfinite(factors.down_RI).all()):
             raise ModelFileError(f"{self.path}: {key} has NaN or infinite numbers; `inspect` lists all of them")
-        return Factors(up_OR=up.flatten(1), down_RI=down.flatten(1), scale=scale, kernel=kernel)
+        return factors
 
     def names(self, key: str) -> tuple[str, str]:
         """The suffixes of (A, B) of a module in this file."""
-        return KOHYA if KOHYA[0] in self.modules[key] else PEFT
+        parts = self.modules[key]
+        return KOHYA if KOHYA[0] in parts or (PEFT[0] not in parts and key.startswith("lora_")) else PEFT
 
     def dtype(self, key: str) -> torch.dtype:
-        """The wider dtype of the two matrices of a module."""
-        stored = {self.file.layout[self.modules[key][name]][0] for name in self.names(key)}
+        """The widest dtype of a module's tensors besides alpha."""
+        stored = {self.file.layout[tensor][0] for name, tensor in self.modules[key].items() if name != "alpha"}
         return max((dtype for dtype, name in FORMATS.items() if name in stored), key=lambda dtype: dtype.itemsize)
+
+    def others(self) -> list[str]:
+        """The modules that are no plain LoRA, but whose change is the same product of two matrices."""
+        return [key for key, parts in self.modules.items() if not _is_plain(parts)]
 
 
 def open_lora(path: Path) -> PlainLora:
@@ -102,13 +83,15 @@ def open_lora(path: Path) -> PlainLora:
         raise ModelFileError(f"{path} holds no LoRA tensors; it begins with {', '.join(sorted(file.layout)[:3])}")
     if unknown:
         raise ModelFileError(f"{path} has {len(unknown)} tensors of an unknown kind, first {sorted(unknown)[0]}")
-    other = sorted(key for key, parts in modules.items() if not _is_plain(parts))
-    if other:
-        raise ModelFileError(
-            f"{path}: {len(other)} of its {len(modules)} modules are not plain LoRA, first {other[0]} ({', '.join(sorted(modules[other[0]]))}). "
-            "Merge it into the base (merge-base), then extract a LoRA from the two checkpoints"
+    for key, parts in sorted(modules.items()):
+        if reason := why_no_product({name: file.layout[tensor][1] for name, tensor in parts.items()}):
+            raise ModelFileError(f"{path}: {key} {reason}")
+    lora = PlainLora(file=file, modules=modules)
+    if others := lora.others():
+        log_note(
+            f"{path.name}: {len(others)} of {len(modules)} modules are no plain LoRA ({kind_of(modules[others[0]])}); they are read as the LoRA of the same change"
         )
-    return PlainLora(file=file, modules=modules)
+    return lora
 
 
 def _of_unet(key: str) -> str:

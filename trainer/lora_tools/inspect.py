@@ -97,14 +97,23 @@ def rank_of_shapes(file: TensorFile, parts: Mapping[str, str]) -> int:
 
 def input_width(file: TensorFile, parts: Mapping[str, str]) -> int:
     """Number of input channels of a module; 0 if the adapter does not tell."""
-    for name in ("lora_A.weight", "lora_down.weight", "hada_w1_b"):
-        if name in parts:
-            return file.layout[parts[name]][1][1]
-    widths = [
-        next((file.layout[parts[n]][1][1] for n in (whole, f"{whole}_b") if n in parts), 0)
-        for whole in ("lokr_w1", "lokr_w2")
-    ]
-    return math.prod(widths)
+    return weight_size({name: file.layout[tensor][1] for name, tensor in parts.items()})[1]
+
+
+def weight_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Returns (rows, input channels) of the weight that an adapter of these tensors changes; 0 for what they do not tell."""
+    for name in ("diff", "set_weight"):
+        if len(shapes.get(name, ())) > 1:
+            return shapes[name][0], shapes[name][1]
+    for down, up in (
+        ("lora_A.weight", "lora_B.weight"),
+        ("lora_down.weight", "lora_up.weight"),
+        ("hada_w1_b", "hada_w1_a"),
+    ):
+        if down in shapes and up in shapes:
+            return shapes[up]["hada_t1" in shapes], shapes[down][1]
+    factors = [shapes.get(whole) or (*shapes.get(f"{whole}_a", (0,))[:1], *shapes.get(f"{whole}_b", (0, 0))[1:2]) for whole in ("lokr_w1", "lokr_w2")]  # fmt: skip
+    return math.prod(one[0] for one in factors), math.prod(one[1] for one in factors)
 
 
 def _count(values: Iterable[V]) -> dict[V, int]:
@@ -115,11 +124,20 @@ def _count(values: Iterable[V]) -> dict[V, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
+KINDS = {
+    "set_weight": "whole weight", "w_norm": "norm", "diff": "full difference", "oft_blocks": "oft", "a1.weight": "glora",
+    "hada_t1": "loha (tucker)", "hada_w1_a": "loha", "lokr_w1": "lokr", "lokr_w1_a": "lokr", "lora_mid.weight": "lora (tucker)",
+    "diff_b": "bias", "b_norm": "bias",
+}  # fmt: skip
+"""{tensor: kind of adapter}, the telling ones first; what is left is a plain LoRA."""
+
+
 def kind_of(parts: Iterable[str]) -> str:
     """The kind of a module's adapter, by the suffixes of its tensors."""
-    names = " ".join(parts)
-    base = "loha" if "hada" in names else "lokr" if "lokr" in names else "lora"
-    return f"{base} + dora_scale" if "dora_scale" in parts else base
+    names = set(parts)
+    is_pair = any(name.endswith(("lora_A.weight", "lora_down.weight")) for name in names)
+    kind = next((KINDS[name] for name in KINDS if name in names and not (is_pair and KINDS[name] == "bias")), "lora")
+    return f"{kind} + dora_scale" if "dora_scale" in names else kind
 
 
 def block_of(key: str) -> str:

@@ -21,7 +21,7 @@ from ..families.common.lora_layouts import KeyLayout, Widths, spelled
 from ..families.common.lora_names import is_text_encoder, spell, text_key_in
 from ..lora.host_formula import group_by_module
 from .convert import as_written, rearranged, text_layout
-from .factors import KOHYA, PEFT, Factors
+from .products import Factors, factors_of, why_no_product
 
 Parts = Mapping[str, Tensor]
 """{suffix: tensor} of one module."""
@@ -140,13 +140,10 @@ class FileFormat:
 
 
 def _factors(key: str, parts: Parts) -> Factors:
-    """The adapter of a module. Raises ModelFileError unless it is a plain LoRA."""
-    down_name, up_name = KOHYA if KOHYA[0] in parts else PEFT
-    if set(parts) - {"alpha"} != {down_name, up_name}:
-        raise ModelFileError(
-            f"{key} ({', '.join(sorted(parts))}) is not a plain LoRA, and only plain LoRA can be read in the key format of another program: merge it into the base (merge-base) and extract a LoRA"
-        )
-    down, up = parts[down_name].float(), parts[up_name].float()
-    scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0
-    kernel = tuple(down.shape[1:]) if down.ndim > 2 else ()
-    return Factors(up_OR=up.flatten(1), down_RI=down.flatten(1), scale=scale, kernel=kernel)
+    """The adapter of a module. Raises ModelFileError unless it is a product of two matrices."""
+    if reason := why_no_product({name: tuple(tensor.shape) for name, tensor in parts.items()}):
+        raise ModelFileError(f"{key} {reason}")
+    try:
+        return factors_of(parts)
+    except RuntimeError as error:
+        raise ModelFileError(f"{key} is damaged: {error}") from error

@@ -42,9 +42,12 @@ def add(parts: Sequence[tuple[Factors, float]], key: str) -> Factors:
 
     Raises ModelFileError if the parts have different sizes.
     """
-    sizes = {(f.up_OR.shape[0], f.kernel or (f.down_RI.shape[1],)) for f, _ in parts}
-    if len(sizes) > 1:
-        described = " and ".join(str((out, *rest)) for out, rest in sorted(sizes))
+    sizes = {(f.up_OR.shape[0], f.down_RI.shape[1]) for f, _ in parts}
+    kernels = {f.kernel for f, _ in parts if f.kernel}  # a LoHa of a convolution does not tell its own
+    if len(sizes) > 1 or len(kernels) > 1:
+        described = " and ".join(
+            sorted({str((f.up_OR.shape[0], *(f.kernel or (f.down_RI.shape[1],)))) for f, _ in parts})
+        )
         raise ModelFileError(f"{key} has a weight of {described}: these LoRAs are for different models")
     if len(parts) == 1:
         factors, weight = parts[0]
@@ -53,7 +56,7 @@ def add(parts: Sequence[tuple[Factors, float]], key: str) -> Factors:
         up_OR=torch.cat([f.up_OR * (f.scale * weight) for f, weight in parts], dim=1),
         down_RI=torch.cat([f.down_RI for f, _ in parts]),
         scale=1.0,
-        kernel=parts[0][0].kernel,
+        kernel=next(iter(kernels), ()),
     )
 
 

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelFileError, RunError, did_you_mean
-from ..lora.host_formula import EMBEDDINGS, needs_whole_weight, refuse_broken, refuse_foreign, weight_change
+from ..lora.host_formula import (
+    BIAS,
+    EMBEDDINGS,
+    changes_weight,
+    needs_base,
+    needs_whole_weight,
+    refuse_broken,
+    refuse_foreign,
+    weight_change,
+)
 from ..storage.atomic import stream_tensors
 from ..storage.tensor_file import FORMATS, TensorFile
 from ..types import Progress
@@ -63,7 +72,7 @@ class Patch:
         whole = needs_whole_weight(parts, total)
         if whole and self.target.of_module:
             raise ModelFileError(
-                f"{self.file.path}: {self.module} is a DoRA with scales of input columns, and this base model has its weight in several tensors: merge into the single-file checkpoint of the base model"
+                f"{self.file.path}: {self.module} is of the kind {needs_base(parts)}, which needs its whole weight, and this base model has that in several tensors: merge into the single-file checkpoint of the base model"
             )
         return OpenPatch(patch=self, parts=parts, first=first, last=last, offset=offset, total=total, whole=whole)
 
@@ -146,8 +155,9 @@ def plan(
         for module, parts in sorted(modules.items()):
             if module not in slices:
                 strange.append(module)
-            for target in slices.get(module, ()):
-                patch = Patch(module=module, target=target, file=file, parts=parts, strength=strength)
+                continue
+            for target, mine in _targets(slices[module], parts):
+                patch = Patch(module=module, target=target, file=file, parts=mine, strength=strength)
                 patches.setdefault(target.key, []).append(patch)
     if not patches or (strange and not partly):
         near = did_you_mean(strange[0], list(slices)) if strange else "the files hold no LoRA tensors"
@@ -160,6 +170,21 @@ def plan(
             "It was made for another model, or also changes text encoders that this base model does not have: --skip-missing merges the rest"
         )
     return patches, strange
+
+
+def _targets(slices: tuple[WeightSlice, ...], parts: Mapping[str, str]) -> list[tuple[WeightSlice, Mapping[str, str]]]:
+    """Returns [(rows of a tensor, the tensors of the LoRA that change them)]: those of the weight, and those of the bias.
+
+    ComfyUI leaves out the change of a bias where a module is some rows of a weight.
+    """
+    found: list[tuple[WeightSlice, Mapping[str, str]]] = []
+    of_weight = {name: key for name, key in parts.items() if name not in BIAS}
+    if changes_weight(parts):
+        found += [(piece, of_weight) for piece in slices]
+    bias = next((name for name in BIAS if name in parts), None)
+    if bias is not None and len(slices) == 1 and slices[0].rows is None and slices[0].key.endswith(".weight"):
+        found.append((WeightSlice(slices[0].key.removesuffix(".weight") + ".bias"), {"diff": parts[bias]}))
+    return found
 
 
 @torch.no_grad()

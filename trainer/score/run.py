@@ -209,16 +209,23 @@ def recorded_losses(run: RunFolder, cells: Sequence[Cell], notes: list[str]) -> 
 
 
 def norms(loras: Mapping[str, Path]) -> dict[str, float]:
-    """Returns {digest: Frobenius norm of all weight changes at strength 1}, without files that are gone."""
-    return {digest: adapter_norm(path) for digest, path in loras.items() if path.is_file()}
+    """Returns {digest: Frobenius norm of all weight changes at strength 1}, without files that are gone or cannot be measured."""
+    measured = {digest: adapter_norm(path) for digest, path in loras.items() if path.is_file()}
+    return {digest: norm for digest, norm in measured.items() if norm is not None}
 
 
-def adapter_norm(path: Path) -> float:
-    """Returns sqrt(sum over modules of |change|^2). For DoRA it is that of the low-rank part alone: its gain needs the base's weights."""
-    from ..lora.host_formula import low_rank_change
+def adapter_norm(path: Path) -> float | None:
+    """Returns sqrt(sum over modules of |change|^2), None for OFT, GLoRA and the like, whose change depends on the base's weights.
+
+    For DoRA it is that of the low-rank part alone, for the same reason. Changes of biases are left out.
+    """
+    from ..lora.host_formula import changes_weight, low_rank_change, needs_base
 
     modules, _ = group_by_module(read_lora(path))
-    return sum(float(low_rank_change(parts).double().square().sum()) for parts in modules.values()) ** 0.5
+    of_weights = [parts for parts in modules.values() if changes_weight(parts)]
+    if any(needs_base(set(parts) - {"dora_scale"}) for parts in of_weights):
+        return None
+    return sum(float(low_rank_change(parts).double().square().sum()) for parts in of_weights) ** 0.5
 
 
 def gather(

@@ -1,7 +1,7 @@
 """The keys of Flux's blocks, which its relatives have too: double blocks with a stream for images and one for texts, single blocks."""
 
 from ...types import Shapes
-from .keymap import KeyMap, rename, split_rows
+from .keymap import KeyMap, Part, rename, split_rows
 
 HEAD = 128
 """Width of an attention head where a network has no query norm to tell."""
@@ -56,3 +56,19 @@ def single_keys(native: str, block: str, hidden: int, mlp: int, *, modulated: bo
     keys = rename([(f"{native}.modulation.lin", f"{block}.norm.linear"), *pairs] if modulated else pairs)
     keys |= split_rows(f"{native}.linear1", parts, (hidden, hidden, hidden, mlp))
     return keys | _norm_keys(f"{native}.norm", f"{block}.attn", "norm_q", "norm_k")
+
+
+NAMES_OF_FLUX2 = r"transformer_blocks\.\d+\.ff(_context)?\.linear_(in|out)|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
+"""Regular expression of the paths that `names_of_flux2` returns."""
+
+
+def names_of_flux2(keymap: KeyMap) -> KeyMap:
+    """FLUX.2's names of modules, which ComfyUI takes for FLUX.1 and Chroma too."""
+    aliases: KeyMap = {}
+    for key, part in keymap.items():
+        aliases[key.replace(".net.0.proj.", ".linear_in.").replace(".net.2.", ".linear_out.")] = part
+        if key.startswith("single_") and key.endswith((".proj_mlp.weight", ".proj_out.weight")):
+            block, name = key.removesuffix(".weight").rsplit(".", 1)
+            alias = "to_qkv_mlp_proj" if name == "proj_mlp" else "to_out"
+            aliases[f"{block}.attn.{alias}.weight"] = Part(part.native)
+    return {alias: part for alias, part in aliases.items() if alias not in keymap}

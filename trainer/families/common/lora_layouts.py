@@ -76,6 +76,18 @@ def spelled(keymap: KeyMap, names: LoraNames, layouts: Mapping[str, KeyLayout]) 
     diffusers = [key.removesuffix(".weight") for key in keymap if key.endswith(".weight")]
     originals = {part.native.removesuffix(".weight") for key, part in keymap.items() if key.endswith(".weight")}
     found: dict[str, tuple[bool, str]] = {}
+    known = {part: key for key, part in keymap.items()}
+    for key, part in names.aliases(
+        keymap
+    ).items():  # of pieces that neither file has by itself only whole modules are read
+        path = key.removesuffix(".weight")
+        target = (
+            (False, known[part].removesuffix(".weight"))
+            if part in known
+            else (True, part.native.removesuffix(".weight"))
+        )
+        if key.endswith(".weight") and (part in known or part.rows is None):
+            found |= {spell(prefix, path): target for prefix in names.alias_prefixes or names.prefixes}
     prefixes = {*names.prefixes, *(layout.prefix for layout in layouts.values() if not layout.original)}
     for prefix, path in _pairs(ORIGINAL_PREFIXES, originals):
         found[spell(prefix, path)] = (True, path)

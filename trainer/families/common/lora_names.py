@@ -1,9 +1,11 @@
 """How LoRA files name a family's modules so that ComfyUI finds them, and telling whose LoRA a file is by its names."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+
+from .keymap import KeyMap
 
 NATIVE_PREFIXES = ("diffusion_model.", "lora_unet_")
 """ComfyUI takes these before the original path of any family. After a prefix that ends in _, dots are underscores."""
@@ -32,9 +34,20 @@ class LoraNames:
     """The same for the paths of diffusers."""
     sizes: Mapping[str, tuple[int, ...]]
     """{regular expression of a module key: the widths of its input in this family}, where families share names."""
+    aliases: Callable[[KeyMap], KeyMap] = lambda keymap: {}
+    """{path by yet another name that ComfyUI takes + ".weight": where it lies in an original file}, from the family's map."""
+    alias_names: str = ""
+    """Regular expression of these paths."""
+    alias_prefixes: tuple[str, ...] = ()
+    """What ComfyUI takes before them, where it is not `prefixes`."""
 
     def matches(self, key: str) -> bool:
         """Whether ComfyUI knows this module key in some model of the family."""
+        alias = bool(self.alias_names) and _matches(key, self.alias_prefixes or self.prefixes, self.alias_names)
+        return alias or self.matches_own(key)
+
+    def matches_own(self, key: str) -> bool:
+        """The same without the names of relatives that ComfyUI takes too."""
         return self.matches_diffusers(key) or _matches(key, NATIVE_PREFIXES, self.native)
 
     def matches_diffusers(self, key: str) -> bool:
@@ -106,6 +119,8 @@ def owners(names: Mapping[str, LoraNames], inputs: Mapping[str, int]) -> list[st
     if not most:
         return []
     best = [family for family, count in counts.items() if count == most]
+    own_counts = {family: sum(map(names[family].matches_own, keys)) for family in best}
+    best = [family for family in best if own_counts[family] == max(own_counts.values())]
     return [family for family in best if names[family].sized(inputs)] or best
 
 

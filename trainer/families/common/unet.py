@@ -1,5 +1,6 @@
 """What SD1, SD2 and SDXL share: the UNet's original key names, its configuration from shapes, its LoRA targets."""
 
+import re
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -107,7 +108,21 @@ def unet_lora_names(context: tuple[int, ...]) -> LoraNames:
         diffusers=UNET_LORA_DIFFUSERS,
         native=UNET_LORA_NATIVE,
         sizes={CROSS_ATTENTION: context},
+        aliases=_with_processors,
+        alias_names=UNET_LORA_DIFFUSERS.replace("to_[qkv]", r"processor\.to_[qkv]").replace(
+            r"to_out\.0", r"processor\.to_out"
+        ),
+        alias_prefixes=("unet.", ""),
     )
+
+
+def _with_processors(keymap: KeyMap) -> KeyMap:
+    """The names of LoRAs that diffusers saved as attention processors, which ComfyUI takes without a prefix or behind unet."""
+    aliases: KeyMap = {}
+    for key, part in keymap.items():
+        path = re.sub(r"\.to_([qkv])\.weight$", r".processor.to_\1.weight", key)
+        aliases[re.sub(r"\.to_out\.0\.weight$", ".processor.to_out.weight", path)] = part
+    return aliases
 
 
 def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:

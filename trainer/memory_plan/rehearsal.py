@@ -57,13 +57,7 @@ def rehearse(denoiser: Denoiser, step: Step, latents: tuple[int, ...], condition
     meter = LiveBytes()
     held = meter.hold(tensors_of(denoiser.module))
     with shapes_only(), meter:
-        batch = Batch(
-            latents_BCHW=torch.empty(latents, device=META),
-            conditioning=as_shapes(conditioning),
-            weight_B=torch.ones(latents[0], device=META),
-            mask_B1HW=None,
-            names=("",) * latents[0],
-        )
+        batch = _batch(latents, as_shapes(conditioning), guided=step.loss.guided != "off")
         for micro_batch in range(1 + step.accumulates):
             meter.restart()
             loss_B = train_step(denoiser, batch, step.loss, StepKey(seed=0, step=0, micro_batch=micro_batch))
@@ -73,6 +67,21 @@ def rehearse(denoiser: Denoiser, step: Step, latents: tuple[int, ...], condition
         optimizer=optimizer_bytes(parameters, step.optimizer),
         activations=meter.peak - held,
         flop=meter.flop,
+    )
+
+
+def _batch(latents: tuple[int, ...], conditioning: Conditioning, *, guided: bool) -> Batch:
+    """Shapes of a batch, (B, C, h, w). A guided loss predicts twice, the second time without a gradient."""
+    count = latents[0]
+    return Batch(
+        latents_BCHW=torch.empty(latents, device=META),
+        conditioning=conditioning,
+        weight_B=torch.ones(count, device=META),
+        mask_B1HW=None,
+        names=("",) * count,
+        shares=(0.5,) * count,
+        unconditional=conditioning if guided else None,
+        guided_B=torch.ones(count, dtype=torch.bool) if guided else None,
     )
 
 

@@ -36,7 +36,11 @@ class _KeepShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             given = {name: _to_meta(value) for name, value in given.items()}
             if "device" in given and given["device"] is not None:
                 given["device"] = META
-        elif given.get("device") is not None and torch.device(given["device"]) == META and not _floats(given, tensors):
+        elif (
+            given.get("device") is not None
+            and torch.device(given["device"]) == META
+            and not _floats(func, args, given, tensors)
+        ):
             given["device"] = torch.device("cpu")
         quick = _QUICK.get(func)
         answer = quick(*args, **given) if quick is not None and args[0].is_meta else None
@@ -95,11 +99,13 @@ _QUICK: dict[Any, Callable[..., Any]] = {
 """Operations whose shapes torch works out in Python, in milliseconds each: answered here."""
 
 
-def _floats(given: Mapping[str, Any], tensors: list[Tensor]) -> bool:
+def _floats(func: Any, args: tuple[Any, ...], given: Mapping[str, Any], tensors: list[Tensor]) -> bool:
     """Whether an operation that names the meta device makes floating numbers."""
     dtype = given.get("dtype")
     if dtype is not None:
         return bool(dtype.is_floating_point)
+    if func.overloadpacket is _ATEN.arange:  # its numbers are of the kind that its ends are
+        return any(isinstance(end, float) for end in args)
     return all(tensor.is_floating_point() for tensor in tensors)
 
 

@@ -118,7 +118,8 @@ def details(folder: RunFolder, registry: Registry) -> Record:
 
     `layers` counts those that train and those that are left out, by role; {} of runs before that was kept. `lora_folder` is what
     LoraLoader's names of its LoRA files begin with; `best` is the file with the lowest validation loss, if one leads; `movement`
-    says how many modules moved, `loss_growth` how many times its start the loss ended at, 0 for a run that is well.
+    says how many modules moved, `loss_growth` how many times its start the loss ended at, 0 for a run that is well; `memory_plan` is
+    the prediction as in run.json (docs/memory.md), None in a run without one.
     """
     names: Record = {
         kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
@@ -135,6 +136,7 @@ def details(folder: RunFolder, registry: Registry) -> Record:
     names["best"] = (record.get("best") or {}).get("lora", "")
     names["layers"] = record.get("layers", {})
     names["movement"], names["loss_growth"] = record.get("movement"), record.get("loss_growth", 0)
+    names["memory_plan"] = record.get("memory_plan")
     return {**summary(folder, registry), **names, "checkpoints": [c.step for c in list_checkpoints(folder.checkpoints)]}
 
 

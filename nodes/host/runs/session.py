@@ -32,6 +32,7 @@ from ....trainer.families.common.positions import positions_per_side
 from ....trainer.lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ....trainer.lora.state_dict import check_fits
 from ....trainer.lora_tools.base_loras import refuse_training_loras
+from ....trainer.memory_plan.plan import as_record, predicted
 from ....trainer.runs.assemble import assemble
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
@@ -69,6 +70,7 @@ from ..comfy_types import ModelPatcher
 from ..encoding.datasets import read_listing
 from ..encoding.encoders import model_identity
 from ..paths import find_lora, lora_folder, root
+from .memory_plan import GraphRun, plan_graph
 from .preview import check_preview, load_preview
 from .samples import HELD, make_samples
 from .targets import choose_modules, see_network
@@ -212,10 +214,6 @@ def make_session(
     """Build the shadow, the network's inputs, the samples' decoder and of these the session. Raises LoomError."""
     stream = wanted_stream(patcher, request.memory.memory)
     value, preview = request.validation, preview_of(request)
-    if stream is None:
-        bring_to_device(patcher, *([preview] if preview else []))
-    else:
-        leave_in_ram(patcher)
     precision, training = plan.training.precision, plan.training
     denoiser = load_denoiser(patcher, compute_dtype=None if precision == "auto" else DTYPES[precision])
     denoiser.settings = as_begun(folder, denoiser.settings, denoiser.plain)
@@ -231,8 +229,6 @@ def make_session(
     for note in guided:
         log(note)
     log(epochs_text(make_report(dataset), training.batch_size, training.gradient_accumulation_steps, training.steps))
-    prepare_weights(denoiser, patcher, request, stream, log)
-    laid = lay_base_loras(denoiser.module, below)
     batches = open_batches(
         patcher,
         denoiser,
@@ -243,15 +239,32 @@ def make_session(
         make_plan(dataset.training, training.batch_size, training.seed),
         progress,
     )
+    shift = training_shift(denoiser)
+    run = GraphRun(denoiser=denoiser, plan=plan, targets=modules, dataset=dataset, batches=batches, shift=shift)
+    taken = [line["seconds"] for line in folder.read_metrics() if "seconds" in line]
+    memory_plan = predicted(partial(plan_graph, run, patcher, request.memory.quantize, taken), log)
+    if stream is None and memory_plan is not None and memory_plan.streamed:
+        stream = memory_plan.stream
+    if stream is None:
+        bring_to_device(patcher, *([preview] if preview else []))
+    else:
+        leave_in_ram(patcher)
+    denoiser.module = load_denoiser(patcher, compute_dtype=denoiser.compute_dtype).module  # as the weights lie now
+    prepare_weights(denoiser, patcher, request, stream, log)
+    laid = lay_base_loras(denoiser.module, below)
     backend = Backend(
         denoiser=denoiser,
         architecture=denoiser.family,
         compute_dtype=denoiser.compute_dtype,
-        shift=training_shift(denoiser),
+        shift=shift,
         init=init,
         base_loras=laid,
         arithmetic=host_arithmetic(patcher.model),
-        about={"base_model": record_of(denoiser.settings), "layers": layers},
+        about={
+            "base_model": record_of(denoiser.settings),
+            "layers": layers,
+            "memory_plan": as_record(memory_plan),
+        },
     )
     data = RunData(
         training=batches(dataset.training),

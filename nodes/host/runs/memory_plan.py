@@ -1,0 +1,105 @@
+"""The memory plan of a run on a MODEL that ComfyUI holds: its network is rehearsed as a structure without weights."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ....trainer.config.run import TrainingConfig
+from ....trainer.data.batches import CachedBatches, Singles
+from ....trainer.data.sets.dataset import Dataset
+from ....trainer.diffusion.timesteps import ResolutionShift
+from ....trainer.memory_plan.base_sizes import BaseSizes, base_sizes, stand_for_quantized
+from ....trainer.memory_plan.card import card_of, matrix_rate
+from ....trainer.memory_plan.plan import MemoryPlan
+from ....trainer.memory_plan.planner import Around, Planner, Way
+from ....trainer.memory_plan.rehearsal import Rehearsal, Step, rehearse
+from ....trainer.memory_plan.structure import structure_of
+from ....trainer.runs.plan import RunPlan
+from ....trainer.training.loss_settings import loss_settings, noise_levels
+from ....trainer.types import Example, Size
+from ....trainer.weights.frozen import compute_in
+from ..backend.checkpointing import checkpoint_blocks
+from ..backend.denoiser import LoadedDenoiser
+from ..comfy_types import ModelPatcher
+
+
+@dataclass(kw_only=True)
+class GraphRun:
+    """A run of the graph on shapes."""
+
+    denoiser: LoadedDenoiser
+    """Not placed and not changed yet; the rehearsal leaves it as it is."""
+    plan: RunPlan
+    targets: Sequence[str]
+    dataset: Dataset
+    batches: Callable[[Sequence[Example]], CachedBatches]
+    shift: float | ResolutionShift
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Classes of the modules that are recomputed as a whole."""
+        return tuple(self.denoiser.settings.blocks) if self.plan.memory.gradient_checkpointing else ()
+
+    def sizes(self, quantize: str) -> BaseSizes:
+        """Of the weights as ComfyUI holds them, or quantized."""
+        return base_sizes(self.denoiser.module, quantize, self.segments)
+
+    @torch.inference_mode(False)
+    def step(self, way: Way, image: Size) -> Rehearsal:
+        """With the inputs of an image of this size from the cache, for every place in the batch."""
+        module = structure_of(self.denoiser.module)
+        if way.quantize != "none":
+            stand_for_quantized(module)
+        compute_in(module, self.denoiser.compute_dtype)
+        checkpoint_blocks(module, self.denoiser.settings.blocks if way.memory.gradient_checkpointing else ())
+        example = next(one for one in self.dataset.training if one.geometry.target == image)
+        batch = Singles(self.batches([example]))[0]
+        levels = noise_levels(self.plan.objective, self.denoiser.objective, self.shift)
+        step = Step(
+            targets=self.targets,
+            network=self.plan.network,
+            optimizer=self.plan.optimizer,
+            loss=loss_settings(self.plan.objective, levels),
+            compute_dtype=self.denoiser.compute_dtype,
+            accumulates=self.plan.training.gradient_accumulation_steps > 1,
+        )
+        latents = (way.batch_size, *batch.latents_BCHW.shape[1:])
+        samples = {"samples": list(batch.conditioning["samples"]) * way.batch_size}
+        return rehearse(replace(self.denoiser, module=module), step, latents, samples)
+
+
+def plan_graph(run: GraphRun, patcher: ModelPatcher, quantize: str, taken: Sequence[float]) -> MemoryPlan:
+    """The plan of a run; `taken` are seconds of its earlier steps. Raises ConfigError for one that the device has no room for.
+
+    What ComfyUI encodes, and samples, which its VAE decodes, are not part of it.
+    """
+    training: TrainingConfig = run.plan.training
+    device = torch.device(patcher.load_device)
+    planner = Planner(
+        run=run,
+        card=card_of(device, _held_by_host(device)),
+        training=training,
+        optimizer=run.plan.optimizer,
+        way=Way(
+            memory=run.plan.memory,
+            batch_size=training.batch_size,
+            quantize=quantize,
+            optimizer=run.plan.optimizer.name,
+        ),
+        images=dict(Counter(example.geometry.target for example in run.dataset.training)),
+        around=Around(),
+        segments=run.segments,
+        rate=matrix_rate(device, run.denoiser.compute_dtype),
+        taken=taken,
+    )
+    return planner.plan()
+
+
+def _held_by_host(device: torch.device) -> int:
+    """Bytes of models that ComfyUI holds on the device: it gives them back where a run needs them, and the run's own is among them."""
+    from comfy.model_management import current_loaded_models
+
+    held = [one for one in tuple(current_loaded_models) if one.model is not None and one.device == device]
+    return sum(int(one.model_loaded_memory()) for one in held)

@@ -1,0 +1,70 @@
+"""The memory plan of graph runs in a real ComfyUI, and a card that is too small for the base: it is streamed, or refused."""
+
+import json
+
+import pytest
+
+from .conftest import new_server
+from .graphs import data, prompt, train
+
+pytestmark = pytest.mark.comfyui
+STEPS = {"steps": 4, "save_every": 4}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, checkpoints):
+    """A server that plans runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_LOOM_PLAN", "1")
+        running = new_server(tmp_path_factory, checkpoints).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def plans(server, bases):
+    """{family: plan in run.json}."""
+    found = {}
+    for name, base in bases.items():
+        server.run(prompt(train(data(base), f"whole-{name}", **STEPS)))
+        found[name] = record(server, f"whole-{name}")["memory_plan"]
+    return found
+
+
+def record(server, name):
+    return json.loads((server.base / "output" / "lora_loom" / name / "run.json").read_text())
+
+
+def lora(server, name):
+    return (server.base / "output" / "lora_loom" / name / "checkpoints" / "step-000004" / "adapter.safetensors").read_bytes()  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd3", "flux"])
+def test_every_network_is_planned_and_the_panel_has_it(server, plans, family):
+    plan = plans[family]
+    assert plan["available"] is None
+    assert plan["base"]["mode"] == "resident"
+    assert all(plan["parts"][part] > 0 for part in ("base", "adapter", "optimizer", "activations"))
+    assert plan["peak"] == sum(plan["parts"].values())
+    assert server.http.get(f"/lora_loom/runs/whole-{family}").json()["memory_plan"] == plan
+
+
+def test_a_card_without_room_for_all_of_the_base_streams_it(server, plans, bases, tmp_path_factory, checkpoints):
+    parts = plans["sd1"]["parts"]
+    room = sum(parts.values()) - parts["base"] // 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_LOOM_PLAN", "1")
+        patch.setenv("LORA_LOOM_VRAM_GB", f"{room / 1e9:.9f}")
+        small = new_server(tmp_path_factory, checkpoints).start()
+    try:
+        small.run(prompt(train(data(bases["sd1"]), "small", **STEPS)))
+        plan = record(small, "small")["memory_plan"]
+        assert plan["base"]["mode"] == "stream"
+        assert plan["peak"] <= plan["available"]
+        assert lora(small, "small") == lora(server, "whole-sd1")
+        refusal = small.fail(prompt(train(data(bases["sd1"], resolution=512), "none", **STEPS)))
+        assert "on a simulated card" in refusal
+        assert "it would still need" in refusal
+        assert not (small.base / "output" / "lora_loom" / "none" / "metrics.jsonl").exists()
+    finally:
+        small.stop()

@@ -77,6 +77,10 @@ class Cond(Protocol):
 class BaseModel(Protocol):
     """The network of a MODEL with what surrounds it (comfy.model_base.BaseModel)."""
 
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Its tensors by their names."""
+        ...
+
     @property
     def diffusion_model(self) -> nn.Module:
         """The network alone."""

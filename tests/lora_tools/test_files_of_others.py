@@ -1,5 +1,7 @@
 """LoRA files as other programs write them are read, or refused with the true reason."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,10 +12,11 @@ from lora_loom.trainer.families.common.lora_names import owners
 from lora_loom.trainer.lora.host_formula import group_by_module, refuse_broken, weight_change
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.lora_tools.factors import open_lora
-from lora_loom.trainer.lora_tools.inspect import inspect
+from lora_loom.trainer.lora_tools.inspect import inspect, to_text
 from lora_loom.trainer.lora_tools.merge_base import plan
 from lora_loom.trainer.lora_tools.resize import Keep, resize
-from lora_loom.trainer.sweep.run import swept_lora
+from lora_loom.trainer.storage.tensor_file import TensorFile
+from lora_loom.trainer.sweep.loras import swept_lora
 from tests.conftest import HOST_FIXTURES
 
 RECORDED = load_file(str(HOST_FIXTURES / "adapters.safetensors"))
@@ -53,7 +56,7 @@ def test_spellings_that_comfyui_takes(tmp_path, down, up):
 def test_bare_names_of_flux():
     names = {name: family.lora_names for name, family in families.all_families().items()}
     key = "single_transformer_blocks.0.proj_out"
-    assert owners(names, {key: 15360}) == ["flux"]
+    assert owners(names, {key: 15360}) == ["chroma", "flux"]
 
 
 def test_an_adapter_as_peft_saves_it_for_a_unet(tmp_path):
@@ -118,6 +121,25 @@ def test_other_kinds_are_the_lora_of_the_same_change(tmp_path, case):
     assert set(made["lora_unet_x"]) == {"lora_down.weight", "lora_up.weight", "alpha"}
     change = weight_change(made["lora_unet_x"], base, 0.7)
     assert (change - (patched - base)).norm() / (patched - base).norm() < 5e-6
+
+
+def test_alpha_of_the_metadata_is_folded_in(tmp_path):
+    """As PEFT scales: alpha / rank, patterns before the general value, rsLoRA by the root."""
+    keys = [f"transformer.transformer_blocks.0.attn.{name}" for name in ("to_q", "to_k")]
+    tensors = {
+        f"{key}.{name}": t.clone() for key in keys for name, t in (("lora_A.weight", DOWN), ("lora_B.weight", UP))
+    }
+    settings = {"transformer.r": 4, "transformer.lora_alpha": 8, "transformer.alpha_pattern": {"attn.to_k": 2}}
+    for rslora, expected in ((False, (2.0, 0.5)), (True, (4.0, 1.0))):
+        path = tmp_path / "peft.safetensors"
+        metadata = {"lora_adapter_metadata": json.dumps({**settings, "transformer.use_rslora": rslora})}
+        save_file(tensors, str(path), metadata)
+        assert tuple(open_lora(path).factors(key).scale for key in keys) == expected
+        convert(path, tmp_path / "n.safetensors", "native", "flux")
+        made = TensorFile(tmp_path / "n.safetensors")
+        assert tuple(made.get(f"{key}.alpha").item() / 4 for key in keys) == expected
+        assert "lora_adapter_metadata" not in made.metadata
+        assert "alpha stands in the metadata only" in to_text(inspect(path), path)
 
 
 @pytest.mark.parametrize("part", ["lora_A.weight", "alpha"])

@@ -24,13 +24,11 @@ from lora_loom.trainer.sweep.cells import (
     sheet_from_dict,
     sheet_to_dict,
 )
+from lora_loom.trainer.sweep.loras import expanded, file_labels, read_loras, run_loras
 from lora_loom.trainer.sweep.run import (
     LargeSweepPrompt,
     check_count,
-    expanded,
     load_sheet,
-    read_loras,
-    run_loras,
     sweep,
     vary,
     write_strips,
@@ -312,6 +310,28 @@ def test_loras_of_a_run_go_by_step_and_others_by_name_and_metadata(tmp_path):
     ]
     with pytest.raises(RunError, match="has saved no LoRA yet: train it first"):
         run_loras(RunFolder(tmp_path / "other"), "train it first")
+
+
+def test_labels_of_files_are_unique_and_sort_by_number(tmp_path):
+    for step in (1200, 400, 24000):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({"x.lora_A.weight": torch.full((1, 1), float(step))}, folder / "pytorch_lora_weights.safetensors")
+        save_file({"x.lora_A.weight": torch.full((1, 1), float(step))}, tmp_path / f"a-{step}.safetensors")
+    found = expanded([tmp_path / "checkpoint-*" / "pytorch_lora_weights.safetensors"])
+    assert file_labels(found) == ["checkpoint-400", "checkpoint-1200", "checkpoint-24000"]
+    assert [one.label for one in read_loras(found, RunFolder(tmp_path / "run"))] == file_labels(found)
+    assert file_labels(expanded([tmp_path])) == ["a-400", "a-1200", "a-24000"]
+    assert file_labels([Path("x/1/a.safetensors"), Path("x/2/b.safetensors"), Path("x/2/a.safetensors")]) == ["1/a", "2/b", "2/a"]  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lora_of_other_widths_is_refused_before_a_cell(finished, tmp_path, rank):
+    path = tmp_path / "wide.safetensors"
+    module = "lora_unet_nothing" if rank else "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{module}.lora_down.weight": torch.ones(2, 9), f"{module}.lora_up.weight": torch.ones(7, 2)}, path)
+    with pytest.raises(ModelFileError, match=r"wide\.safetensors: .*it was made for another model"):
+        sweep(finished, SilentHost(), [path])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ..weights.changes import FrozenChange, Switch, add_low_rank, lay
 from ..weights.frozen import frozen_conv2d, frozen_linear
 from ..weights.row_parts import FusedLinear, rows_of
 from ..weights.streaming import device_of
-from .host_formula import BIAS, low_rank_change, needs_base
+from .host_formula import BIAS, changed_shape, low_rank_change, needs_base
 
 Use = Literal["training", "always"]
 
@@ -243,13 +243,10 @@ def _read(parts: Mapping[str, Tensor], strength: float, wanted: tuple[int, ...])
 
 def _made_shape(parts: Mapping[str, Tensor]) -> tuple[int, int]:
     """(rows, columns) of a change, without computing it. Raises ModelFileError for an incomplete adapter."""
-    try:
-        made = low_rank_change({name: tensor.to("meta") for name, tensor in parts.items() if name != "alpha"})
-    except RuntimeError as error:
-        raise ModelFileError(
-            f"the factors of an adapter do not fit each other ({error}): the LoRA file is damaged"
-        ) from error
-    return made.shape[0], made[0].numel()
+    made = changed_shape(parts)
+    if made is None:
+        raise ModelFileError(f"an adapter of {sorted(parts)} is incomplete: the LoRA file is damaged")
+    return made
 
 
 def lay_base_loras(module: nn.Module, loras: Sequence[BaseLora]) -> LaidLoras:

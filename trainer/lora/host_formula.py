@@ -228,6 +228,22 @@ def low_rank_change(parts: Mapping[str, Tensor]) -> Tensor:
     raise ModelFileError(f"an adapter of {sorted(parts)} is incomplete: the LoRA file is damaged")
 
 
+def changed_shape(parts: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Returns (rows, columns) of the weight that an adapter changes, without computing anything; None where it does not tell.
+
+    Raises ModelFileError for an incomplete adapter, or factors that do not fit each other.
+    """
+    if not changes_weight(parts) or needs_base(set(parts) - {"dora_scale"}):
+        return None
+    try:
+        made = low_rank_change({name: tensor.to("meta") for name, tensor in parts.items() if name != "alpha"})
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"the factors of an adapter do not fit each other ({error}): the LoRA file is damaged"
+        ) from error
+    return made.shape[0], made[0].numel()
+
+
 def _hadamard_factor(parts: Mapping[str, Tensor], number: str) -> Tensor:
     outer, inner = parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"]
     return tucker(parts[f"hada_t{number}"], inner, outer) if f"hada_t{number}" in parts else outer @ inner

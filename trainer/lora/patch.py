@@ -1,5 +1,6 @@
 """Applying a LoRA file to a frozen network as ComfyUI does: weights are replaced for a while, then restored."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Protocol, cast
@@ -11,7 +12,7 @@ from ..errors import ModelFileError, did_you_mean
 from ..weights.frozen import FrozenLinear, is_quantized_tensor, replace_module
 from ..weights.row_parts import RowPart
 from .adapted import dense_weight, own_weight
-from .host_formula import bias_change, changes_weight, group_by_module, refuse_foreign, weight_change
+from .host_formula import bias_change, changed_shape, changes_weight, group_by_module, refuse_foreign, weight_change
 
 
 class Patchable(Protocol):
@@ -58,6 +59,17 @@ def _paths(denoiser: Patchable, kinds: tuple[type[nn.Module], ...]) -> dict[str,
             with suppress(KeyError):  # without a name in the layout that this family writes
                 found[denoiser.file_key(path)] = path
     return found
+
+
+def check_shapes(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelFileError if a LoRA has modules that the network does not have, or of other sizes. The network may be without weights."""
+    for path, parts in match_modules(denoiser, tensors).items():
+        shape = tuple(cast(Tensor, denoiser.module.get_submodule(path).weight).shape)
+        made = changed_shape(parts)
+        if made is not None and made != (shape[0], math.prod(shape[1:])):
+            raise ModelFileError(
+                f"{denoiser.file_key(path)} is made for a weight of {made[0]} rows and {made[1]} columns, this {denoiser.family} model's is {shape}: it was made for another model"
+            )
 
 
 @contextmanager

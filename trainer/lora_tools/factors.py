@@ -5,7 +5,7 @@ LoHa, LoKr, the Tucker form and full differences are products of two matrices to
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,8 @@ from ..storage.tensor_file import FORMATS, TensorFile, TensorHeader
 from ..weights.devices import DTYPES
 from .inspect import kind_of, modules_of
 from .products import KOHYA, PEFT, Factors, factors_of, why_no_product
+from .stated_alpha import KEY as STATED
+from .stated_alpha import stated_alpha
 
 __all__ = ["KOHYA", "PEFT", "Factors"]
 
@@ -48,6 +50,8 @@ class PlainLora:
         """Read the adapter of a module. Raises ModelFileError if its tensors do not match or are not finite."""
         try:
             factors = factors_of(self.file.gather(self.modules[key]))
+            alpha = None if "alpha" in self.modules[key] else stated_alpha(self.metadata, key, factors.rank)
+            factors = factors if alpha is None else replace(factors, scale=alpha / factors.rank)
         except RuntimeError as error:
             raise ModelFileError(f"{self.path}: {key} is damaged, {error}") from error
         if not (torch.isfinite(factors.up_OR).all() and torch.isfinite(factors.down_RI).all()):
@@ -148,6 +152,7 @@ def new_dtype(name: str, old: torch.dtype) -> torch.dtype:
 def extended(metadata: Mapping[str, str], modules: Mapping[str, Written], tool: str, facts: object) -> dict[str, str]:
     """The old metadata with the new rank and alpha, and with an entry in `loom.history` about the tool and its settings."""
     kept = {name: value for name, value in metadata.items() if name not in STALE}
+    kept.pop(STATED, None)  # what it says of alpha is part of the tensors now
     ranks = {written.factors.rank for written in modules.values()}
     alphas = {round(written.factors.scale * written.factors.rank, 6) for written in modules.values()}
     kept["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"

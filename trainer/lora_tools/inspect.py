@@ -14,6 +14,7 @@ from ..errors import ModelFileError
 from ..lora.host_formula import RANKED, refuse_foreign, split_key
 from ..storage.atomic import bits_of
 from ..storage.tensor_file import FORMATS, TensorFile
+from .stated_alpha import KEY as STATED
 
 V = TypeVar("V")
 NAMES = {kind: str(dtype).removeprefix("torch.") for dtype, kind in FORMATS.items()}
@@ -154,6 +155,10 @@ def to_text(report: LoraReport, path: Path) -> str:
         f"{path.name}: {_counts(report.kinds)} modules, rank {_counts(report.ranks)}, alpha {_counts(report.alphas)}",
         f"{report.tensors} tensors, {', '.join(report.dtypes)}, {report.bytes:,} bytes",
     ]
+    if STATED in report.metadata and set(report.alphas) == {"none"}:
+        lines.append(
+            "alpha stands in the metadata only: diffusers scales by it, ComfyUI does not read it and scales by 1; convert, resize and merge write it into the tensors"
+        )
     for title, keys in (("all zero", report.zero), ("NaN or infinite", report.broken), ("unknown", report.unknown)):
         if keys:
             lines.append(f"{title}: {len(keys)} tensors, first {keys[0]}")

@@ -1,6 +1,5 @@
 """From a run (or a list of LoRA files) to the cells of a sweep and its strips: the order of events and the side effects."""
 
-import glob
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,12 +12,10 @@ from ..choices import SAMPLERS, SCHEDULERS
 from ..config.run import GuidanceConfig, SweepConfig, TrainConfig
 from ..config.toml import digest
 from ..data.cache.references import reference_placement
-from ..errors import ConfigError, ModelFileError, RunError, StoppedError
+from ..errors import ConfigError, RunError, StoppedError
 from ..eta import duration
 from ..families.common.comfy_loaders import from_input_folder, literally, loaders, prompt_nodes
 from ..lora.base_lora import BaseLora, BaseLoraIdentity, always, lay_base_loras
-from ..lora.host_formula import refuse_broken
-from ..lora.metadata import trained_steps
 from ..lora_tools.base_loras import read_base_loras
 from ..lora_tools.layouts import Formats
 from ..runs.headless import run_folder
@@ -27,8 +24,7 @@ from ..runs.reference_images import check_references, read_references, unused_re
 from ..runs.run_folder import RunFolder
 from ..runs.session import Host
 from ..storage.atomic import remove_leftovers, write_bytes, write_json
-from ..storage.fingerprint import tensors_digest
-from ..storage.tensor_file import TensorFile, damage_of, read_lora
+from ..storage.tensor_file import read_lora
 from ..types import Cell
 from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
 from .cell_workflow import MakeGraph, cell_graph, with_base_loras
@@ -45,6 +41,7 @@ from .cells import (
     sheet_to_dict,
 )
 from .html_page import to_csv, to_html, to_json
+from .loras import check_fits, expanded, read_loras, run_loras
 from .strip import Grid, arrange, draw, split
 
 MOST_CELLS = 100_000
@@ -63,57 +60,6 @@ class Sheet:
     """{digest: file}, as it was when the sheet was made."""
     best: frozenset[str] = frozenset()
     """Ids of the cells that a score recommends."""
-
-
-def run_loras(run: RunFolder, remedy: str) -> tuple[SweptLora, ...]:
-    """The LoRA files that a run has saved at its checkpoints, oldest first. Raises RunError with the remedy without any, and
-    ModelFileError for one that is damaged."""
-    saved = run.saved_loras()
-    if not saved:
-        raise RunError(f"run {run.name} in {run.path} has saved no LoRA yet: {remedy}")
-    for one in saved:
-        if damage := damage_of(one.path):
-            raise ModelFileError(f"{one.path} is damaged ({damage}): delete it to leave its step out")
-    return tuple(swept_lora(one.path, step_label(one.step), one.step) for one in saved)
-
-
-def expanded(paths: Sequence[Path]) -> list[Path]:
-    """The LoRA files that paths name: files, folders, patterns with * and ?. Raises RunError for a path without LoRA files."""
-    found: list[Path] = []
-    for path in (path.expanduser() for path in paths):
-        if path.is_dir():
-            here = sorted(path.glob("*.safetensors"))
-        elif not path.exists() and glob.has_magic(str(path)):
-            here = [Path(name) for name in sorted(glob.glob(str(path))) if name.endswith(".safetensors")]  # noqa: PTH207 - absolute patterns too
-        else:
-            here = [path]
-        if not here:
-            raise RunError(f"--lora {path} holds no .safetensors file: name LoRA files, a folder of them, or a pattern")
-        found += here
-    return list(dict.fromkeys(found))
-
-
-def step_label(step: int) -> str:
-    """What a checkpoint is called on strips."""
-    return f"step {step}"
-
-
-def read_loras(paths: Sequence[Path], run: RunFolder) -> tuple[SweptLora, ...]:
-    """LoRA files by name; those of the run's checkpoints, wherever they lie, by step. Raises ModelFileError on a file that is
-    no LoRA or damaged."""
-    steps = {one.path.name: one.step for one in run.saved_loras()}
-    return tuple(
-        swept_lora(path, step_label(steps[path.name]) if path.name in steps else path.stem, steps.get(path.name))
-        for path in paths
-    )
-
-
-def swept_lora(path: Path, label: str, step: int | None = None) -> SweptLora:
-    """A LoRA file to compare; the step of one that is of no run is what its metadata says. Raises ModelFileError."""
-    tensors = read_lora(path)
-    refuse_broken(tensors, str(path))
-    known = trained_steps(TensorFile(path).metadata) if step is None else step
-    return SweptLora(label=label, digest=tensors_digest(tensors), path=path, step=known)
 
 
 def make_axes(sweep: SweepConfig, loras: tuple[SweptLora, ...], seed: int) -> Axes:
@@ -251,6 +197,8 @@ def sweep(
     if alone := unused_references("sweep.references", config.sweep.references, base):
         host.log(alone)
     if todo:
+        wanted = {cell.settings["lora"] for cell in todo}
+        check_fits([lora for lora in axes.loras if lora.digest in wanted], base)
         renderer = CellRenderer(
             denoiser=base.load_denoiser(config.model, config.training.precision),
             family=base.family,

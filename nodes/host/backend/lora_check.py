@@ -4,13 +4,16 @@ Only names are read from the model and only single weights are computed with: no
 do this.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from ....trainer.config.aliases import log_note
 from ....trainer.errors import ModelFileError
-from ....trainer.lora.host_formula import group_by_module
+from ....trainer.families.common.lora_names import is_text_encoder
+from ....trainer.lora.host_formula import changed_shape, group_by_module
 from ....trainer.lora.state_dict import Arithmetic, Change
 from ..comfy_types import BaseModel
 
@@ -32,6 +35,38 @@ def loaded_by_host(tensors: Mapping[str, Tensor], keys: Mapping[str, object]) ->
     except KeyError as error:  # of a pair it looks for the second without asking
         raise ModelFileError(f"ComfyUI cannot read the LoRA, which lacks {error}") from error
     return loaded
+
+
+def check_fits_model(model: BaseModel, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise ModelFileError for a LoRA of which ComfyUI would apply nothing to this model, or that has weights of other sizes.
+
+    ComfyUI says of the first that keys are not loaded, of the second an error in its log, and samples without them. Modules that it
+    leaves out beside others are logged.
+    """
+    key_map = known_keys(model)
+    modules, _ = group_by_module(tensors)
+    mine = {key: parts for key, parts in modules.items() if not is_text_encoder(key)}
+    lost = sorted(key for key in mine if key not in key_map)
+    if mine and len(lost) == len(mine):
+        raise ModelFileError(
+            f"{name}: ComfyUI matches none of its {len(mine)} modules in this model ({type(model).__name__}), first {lost[0]}: it was made for another model"
+        )
+    if lost:
+        log_note(
+            f"{name}: {len(lost)} of its {len(mine)} modules are not in this model and are left out, first {lost[0]}"
+        )
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if tensor.dtype.is_floating_point}
+    for key, parts in mine.items():
+        target = key_map.get(key)
+        native, offset = (target[0], target[1]) if isinstance(target, tuple) else (target, None)
+        shape, made = shapes.get(str(native)), changed_shape(parts)
+        if shape is None or made is None:
+            continue
+        rows = offset[2] if offset else shape[0]
+        if made != (rows, math.prod(shape[1:])):
+            raise ModelFileError(
+                f"{name}: {key} is made for a weight of {made[0]} rows and {made[1]} columns, this model's has {(rows, *shape[1:])}: it was made for another model"
+            )
 
 
 def host_arithmetic(model: BaseModel) -> Arithmetic:

@@ -17,6 +17,7 @@ from ....trainer.storage.atomic import write_json
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.sweep.cell_workflow import MakeGraph
 from ....trainer.sweep.cells import BASE, Axes, Rendering, SweptLora, missing, plan_cells, sheet_to_dict, write_image
+from ....trainer.sweep.loras import by_number, step_label, swept_lora
 from ....trainer.sweep.run import (
     LargeSweepPrompt,
     Sheet,
@@ -24,8 +25,6 @@ from ....trainer.sweep.run import (
     check_sizes,
     load_sheet,
     make_axes,
-    step_label,
-    swept_lora,
     usual_guidance,
     vary,
     write_grid,
@@ -38,6 +37,7 @@ from ....trainer.types import Cell
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
 from ..backend.base_loras import recorded_below, with_base
+from ..backend.lora_check import check_fits_model
 from ..backend.model_rows import told_of, usual_cfg
 from ..comfy_types import Clip, Graph, ModelPatcher, Vae
 from ..encoding.edit_prompts import chosen_reading
@@ -116,7 +116,9 @@ def _of_files(text: str) -> list[tuple[str, str]]:
         if not glob.has_magic(line):
             found.append(find_lora(line))
             continue
-        matches = sorted(path for path in base.glob(line) if path.suffix == ".safetensors" and is_inside(path, base))
+        matches = sorted(
+            (path for path in base.glob(line) if path.suffix == ".safetensors" and is_inside(path, base)), key=by_number
+        )
         if not matches:
             raise ConfigError(f"files: {line!r} matches nothing in {base}")
         found += matches
@@ -168,6 +170,10 @@ def rendered_sheet(
     cells = plan_cells(axes, renderings, folder / "cells")
     todo = missing(cells)
     if todo:
+        wanted = {cell.settings["lora"] for cell in todo}
+        for lora in axes.loras:
+            if lora.digest in wanted:
+                check_fits_model(model.model, read_lora(lora.path), lora.path.name)
         asking = LargeSweepPrompt(cells=len(todo), limit=inputs.get("max_cells", 1000), confirm=lambda question: False)
         make_graph = cell_graphs(inputs.get("prompt"), inputs.get("node_id"), model, axes.references, reading, below)
         renderer = open_renderer(vae, clip, reading, axes.references, renderings[0].model_guidance)

@@ -94,6 +94,9 @@ class LoomNetwork(LoomNode):
                     "module_dropout": widget("NetworkConfig", "module_dropout", max=0.95, step=0.05),
                     "scale_weight_norms": widget("NetworkConfig", "scale_weight_norms", max=1000.0, step=0.1),
                     "init": widget("NetworkConfig", "init"),
+                    "tucker": widget("NetworkConfig", "tucker"),
+                    "dylora_unit": widget("NetworkConfig", "dylora_unit", max=1024),
+                    "lokr_factors": text("", f"lokr_factor of single modules. {BY_PATTERN} 'ff' = 8", multiline=True),
                 },
             },
             shown=("kind", "alpha", "targets", "dropout"),
@@ -106,7 +109,7 @@ class LoomNetwork(LoomNode):
         from .sockets.values import NetworkValue
 
         options = current_options("network", options)
-        for name in ("module_ranks", "module_alphas", "module_rates"):
+        for name in ("module_ranks", "module_alphas", "module_rates", "lokr_factors"):
             options[name] = read_options(name, options.get(name, ""))
         return (NetworkValue(network=NetworkConfig(alpha=alpha or None, conv_alpha=conv_alpha or None, **options)),)
 

@@ -275,24 +275,52 @@ GUIDED_LOSSES: dict[str, Choice] = {
 ADAPTERS: dict[str, AdapterChoice] = {
     "lora": AdapterChoice(
         help="low-rank matrices; what every program reads",
-        make=".lora.kinds:lora_config",
-        options=("dropout", "rslora", "rank_dropout", "scale_weight_norms", "loraplus_lr_ratio", "init"),
+        make=".lora.kinds.configs:lora_config",
+        options=(
+            "dropout",
+            "rslora",
+            "rank_dropout",
+            "scale_weight_norms",
+            "loraplus_lr_ratio",
+            "init",
+            "tucker",
+            "dylora_unit",
+        ),
         network_module="networks.lora",
         all_layouts=True,
     ),
     "dora": AdapterChoice(
         help="weight-decomposed LoRA: direction and magnitude apart",
-        make=".lora.kinds:dora_config",
+        make=".lora.kinds.configs:dora_config",
         options=("dropout", "rslora", "loraplus_lr_ratio", "init"),
         network_module="networks.lora",
         form="dora_scale = m * |W| / |W + dW|, for loaders that divide by |W| (ComfyUI); not the trained magnitude m",
     ),
-    "loha": AdapterChoice(help="Hadamard product of two low-rank matrices", make=".lora.kinds:loha_config"),
+    "loha": AdapterChoice(
+        help="Hadamard product of two low-rank matrices", make=".lora.kinds.configs:loha_config", options=("tucker",)
+    ),
     "lokr": AdapterChoice(
         help="Kronecker product: very small files",
-        make=".lora.kinds:lokr_config",
-        options=("lokr_factor", "lokr_full_matrix", "lokr_decompose_both"),
+        make=".lora.kinds.configs:lokr_config",
+        options=("lokr_factor", "lokr_factors", "lokr_full_matrix", "lokr_decompose_both"),
         form="alpha / rank is multiplied into lokr_w2 where both factors are full",
+    ),
+    "glora": AdapterChoice(help="a LoRA, and one that changes the input of the weight", make=".lora.kinds.dense:Glora"),
+    "oft": AdapterChoice(
+        help="rotates blocks of a weight's rows, rank is the size of a block; has no alpha",
+        make=".lora.kinds.rotations:Oft",
+    ),
+    "boft": AdapterChoice(
+        help="OFT as a butterfly: small blocks that reach all rows", make=".lora.kinds.rotations:Boft"
+    ),
+    "diff": AdapterChoice(
+        help="everything: a difference as large as the weights, which files and memory hold whole; has no rank",
+        make=".lora.kinds.dense:Difference",
+    ),
+    "ia3": AdapterChoice(
+        help="a factor for each row, few numbers in training; has no rank. Files hold differences as large as the weights",
+        make=".lora.kinds.dense:Ia3",
+        form="diff = ia3 * W, because ComfyUI reads no (IA)^3",
     ),
 }
 """[network] kind."""

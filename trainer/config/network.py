@@ -7,8 +7,21 @@ from ..choices import ADAPTERS
 from .checks import OneOf
 from .section import Section, require
 
-ONLY_SOME = ("dropout", "rslora", "rank_dropout", "scale_weight_norms", "loraplus_lr_ratio", "init")
+ONLY_SOME = (
+    "dropout",
+    "rslora",
+    "rank_dropout",
+    "scale_weight_norms",
+    "loraplus_lr_ratio",
+    "init",
+    "tucker",
+    "dylora_unit",
+)
 """Options that some kinds have: those whose entry in `choices.ADAPTERS` names them."""
+WITHOUT_ALPHA = ("oft", "boft", "diff", "ia3")
+"""Kinds without a scale."""
+BY_BASE = ("dora", "glora", "oft", "boft", "ia3")
+"""Kinds whose change of a weight depends on that weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +44,8 @@ class NetworkConfig(Section, table="network"):
     """Probability that an input of the adapter is set to zero in a training step. lora and dora only."""
     lokr_factor: int = -1
     """Block size of LoKr's small factor; -1 takes the one that splits a weight most evenly."""
+    lokr_factors: dict[str, int] = field(default_factory=dict)
+    """{regular expression: factor} for modules whose path matches, in place of lokr_factor; of several the last counts."""
     lokr_full_matrix: bool = False
     """LoKr keeps both factors as whole matrices, whatever the rank is; alpha / rank is then 1 (LyCORIS' full_matrix)."""
     lokr_decompose_both: bool = False
@@ -53,8 +68,12 @@ class NetworkConfig(Section, table="network"):
     """Probability that a module's adapter is left out of a forward pass in training; one always stays."""
     scale_weight_norms: float = 0.0
     """After each step, changes of a weight with a larger norm than this are scaled down to it (kohya's max norm; 1 is usual), and the log has their number as keys_scaled; 0 switches it off. lora only."""
-    init: Literal["default", "gaussian"] = "default"
-    """Initial values of LoRA's first matrix. default: uniform within 1 / sqrt(width of the input) (Kaiming). gaussian: normal with a standard deviation of 1 / rank. The second one is zero. lora and dora only."""
+    tucker: bool = False
+    """Convolutions larger than 1 x 1 get a small kernel between two matrices (LyCORIS' use_tucker). lora and loha only."""
+    dylora_unit: int = 0
+    """DyLoRA: each step uses the first ranks up to a number that is drawn, and trains the last dylora_unit of them, so that any first units are a LoRA of their own. It has to divide the rank; 0 switches it off. lora only."""
+    init: Literal["default", "gaussian", "singular", "pissa", "olora"] = "default"
+    """Initial values of LoRA. default: the first matrix is uniform within 1 / sqrt(width of the input) (Kaiming), the second one zero. gaussian: normal with a standard deviation of 1 / rank. singular: the weight's largest right singular vectors. pissa (largest singular values) and olora (QR): both matrices are parts of the weight; the base stays as it is, the product they begin with is taken off, and files have twice the rank. lora only."""
     init_from: str = ""
     """A LoRA file that training starts from; its type, rank and target modules must be those of this table."""
 
@@ -71,7 +90,37 @@ class NetworkConfig(Section, table="network"):
             remedy = f"{self.kind} has no {name} here; leave it out, or use lora"
             is_default = getattr(self, name) == type(self).__dataclass_fields__[name].default
             require(is_default or name in read, f"network.{name}", getattr(self, name), remedy)
+        for pattern, factor in self.lokr_factors.items():
+            require(factor == -1 or factor >= 1, f"network.lokr_factors.{pattern!r}", factor, "use -1, or 1 and more")
+        require(self.dylora_unit >= 0, "network.dylora_unit", self.dylora_unit, "use 0 (off) or a divisor of the rank")
         self._check_modules()
+        self._check_start()
+
+    def _check_start(self) -> None:
+        """What initial values and forms of a kind do not go with."""
+        if self.kind in WITHOUT_ALPHA:
+            for name in ("alpha", "conv_alpha", "module_alphas"):
+                require(
+                    not getattr(self, name),
+                    f"network.{name}",
+                    getattr(self, name),
+                    f"leave it out: {self.kind} has none",
+                )
+        if self.tucker and self.kind == "lora":
+            for name in ("dropout", "rank_dropout", "scale_weight_norms", "dylora_unit"):
+                remedy = "leave it out, or tucker: convolutions in that form have none"
+                require(not getattr(self, name), f"network.{name}", getattr(self, name), remedy)
+            require(self.init == "default", "network.init", self.init, "leave it out, or tucker")
+        if self.kind == "dora":
+            remedy = 'use default or gaussian, or kind = "lora"'
+            require(self.init in ("default", "gaussian"), "network.init", self.init, remedy)
+        if self.has_product:
+            for name in ("rank_dropout", "scale_weight_norms", "dylora_unit", "init_from"):
+                remedy = f"leave it out, or use another init than {self.init}"
+                require(not getattr(self, name), f"network.{name}", getattr(self, name), remedy)
+        if self.init != "default":
+            remedy = "leave it out, or network.init"
+            require(not self.init_from, "network.init_from", self.init_from, remedy)
 
     def _check_modules(self) -> None:
         """The values for convolutions and for single modules, and what happens to modules at random."""
@@ -94,6 +143,11 @@ class NetworkConfig(Section, table="network"):
         remedy = "whole matrices are not decomposed; leave one of them out"
         both = self.lokr_full_matrix and self.lokr_decompose_both
         require(not both, "network.lokr_decompose_both", self.lokr_decompose_both, remedy)
+
+    @property
+    def has_product(self) -> bool:
+        """Whether the adapter begins with a product that is taken off, so that files have twice the rank."""
+        return self.init in ("pissa", "olora")
 
     @property
     def has_one_rank(self) -> bool:

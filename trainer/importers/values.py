@@ -13,6 +13,8 @@ DTYPES = {
     "bfloat16": ("bf16", "bfloat16", "bfloat_16"),
     "float32": ("no", "fp32", "float", "float32", "float_32", "tfloat_32"),
 }
+LYCORIS_KINDS = {"locon": "lora", "full": "diff", "diag-oft": "oft", "dylora": "lora"}
+"""{algo of LyCORIS: network.kind here}, where they differ."""
 
 
 def is_on(value: Any) -> bool:

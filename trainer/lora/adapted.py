@@ -28,6 +28,8 @@ class PeftLayer(Protocol):
     lora_dropout: nn.ModuleDict
     lora_magnitude_vector: nn.ModuleDict
 
+    start: tuple[Tensor, Tensor] | None
+
     def get_base_layer(self) -> nn.Module:
         """The frozen Linear or Conv2d."""
         ...

@@ -18,12 +18,15 @@ from ..errors import ConfigError
 from ..seeding import StepKey
 from ..weights.changes import add_low_rank
 from .adapted import NAME, PeftLayer, dense_weight, is_plain_lora, layer_parameters, matrix
-from .dropout import RankDropout, SeededDropout, dropped_modules
-from .initial import materialise
-from .kinds import peft_config
+from .dropout import NestedRanks, RankDropout, SeededDropout, dropped_modules
+from .initial import materialise, with_start
+from .kinds.configs import put_layers
+from .kinds.own import OwnLayer
 
 RANKS = "ranks"
 """Our name of the dropout of whole ranks, beside PEFT's of inputs."""
+NESTED = "nested"
+"""Our name of DyLoRA's choice of ranks."""
 
 
 @dataclass(kw_only=True)
@@ -127,14 +130,15 @@ def inject(
 
     `compute_dtype` is the dtype of the adapter's matrix products (None: that of their input); its parameters are fp32.
     """
-    from peft import inject_adapter_in_model
-
     root.requires_grad_(False)
     with torch.device("meta"), _split_weights_as_shapes(root, paths):
-        inject_adapter_in_model(peft_config(network, root, paths), root, adapter_name=NAME)
+        put_layers(root, paths, network)
     layers = {path: cast(PeftLayer, root.get_submodule(path)) for path in paths}
     for path, layer in layers.items():
         materialise(path, layer, seed, network.init)
+        if isinstance(layer, OwnLayer):
+            layer.dtype = compute_dtype
+            continue
         if NAME in getattr(layer, "lora_magnitude_vector", ()):
             layer.lora_magnitude_vector[NAME].forward = partial(_dora, layer)
         if network.dropout and hasattr(layer, "lora_dropout"):
@@ -145,6 +149,8 @@ def inject(
             if network.rank_dropout:
                 is_conv = isinstance(layer.get_base_layer(), nn.Conv2d)
                 layer.lora_dropout[RANKS] = RankDropout(network.rank_dropout, path, 1 if is_conv else -1)
+            if network.dylora_unit:
+                layer.lora_dropout[NESTED] = NestedRanks(network.dylora_unit, path, layer.r[NAME])
             layer.forward = partial(_lora, layer, compute_dtype)
         else:
             _refuse_grouped(path, network)
@@ -157,7 +163,7 @@ def inject(
 
 def _refuse_grouped(path: str, network: NetworkConfig) -> None:
     """Raise ConfigError for what a LoRA of a convolution with groups has not: it runs by PEFT's own forward."""
-    for name in ("rank_dropout", "scale_weight_norms"):
+    for name in ("rank_dropout", "scale_weight_norms", "dylora_unit"):
         if getattr(network, name):
             raise ConfigError(
                 f"network.{name}: {path} is a convolution with groups, which has none; name it in network.exclude_modules"
@@ -190,9 +196,12 @@ def _lora(layer: PeftLayer, dtype: torch.dtype | None, x: Tensor) -> Tensor:
     base: Tensor = base_layer(x)
     if layer.disable_adapters:
         return base
-    down = matrix(layer.lora_A).to(x.dtype)
-    up = (matrix(layer.lora_B) * layer.scaling[NAME]).to(x.dtype)
-    between = dict(layer.lora_dropout.items()).get(RANKS)
+    drops = dict(layer.lora_dropout.items())
+    down, up = with_start(layer, matrix(layer.lora_A), matrix(layer.lora_B))
+    if NESTED in drops:
+        down, up = cast(NestedRanks, drops[NESTED]).cut(down, up)
+    down, up = down.to(x.dtype), (up * layer.scaling[NAME]).to(x.dtype)
+    between = drops.get(RANKS)
     return add_low_rank(base, base_layer, layer.lora_dropout[NAME](x), down, up, between)
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..seeding import StepKey, generator, uniform
 
 
@@ -45,6 +46,35 @@ class RankDropout(SeededDropout):
     def mask_shape(self, x: Tensor) -> tuple[int, ...]:
         """One number per sample and rank."""
         return tuple(size if axis in (0, self.dim % x.ndim) else 1 for axis, size in enumerate(x.shape))
+
+
+class NestedRanks(SeededDropout):
+    """DyLoRA (arXiv 2210.07558): each forward pass uses the first ranks up to a number that is drawn, and trains the last unit of them.
+
+    Any first units of the finished LoRA are then a LoRA of their own. Without a draw all ranks are used.
+    """
+
+    purpose = "nested ranks"
+
+    def __init__(self, unit: int, path: str, rank: int) -> None:
+        super().__init__(0.0, path)
+        if rank % unit:
+            raise ConfigError(
+                f"network.dylora_unit = {unit}: {path} has rank {rank}, which it does not divide; use a divisor of it"
+            )
+        self.unit, self.count = unit, rank // unit
+
+    def cut(self, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """The ranks of (r, I, ...) and (O, r, ...) that take part; those before the last unit are constants."""
+        if self.draw is None:
+            return down, up
+        draw = uniform(self.draw.seed, self.purpose, self.draw.step, self.draw.micro_batch, self.path)
+        first = int(draw * self.count) * self.unit
+        last = first + self.unit
+        return (
+            torch.cat([down[:first].detach(), down[first:last]]),
+            torch.cat([up[:, :first].detach(), up[:, first:last]], dim=1),
+        )
 
 
 def dropped_modules(paths: list[str], probability: float, draw: StepKey) -> set[str]:

@@ -27,6 +27,7 @@ def describe(
 ) -> dict[str, str]:
     """The safetensors metadata of a LoRA file. `facts` (digests of dataset and base model) become loom.*, `training` becomes ss_*."""
     kind = ADAPTERS[network.kind]
+    double = 2 if network.has_product else 1
     is_lora = kind.network_module == "networks.lora"
     metadata = {
         "modelspec.sai_model_spec": "1.0.0",
@@ -36,8 +37,8 @@ def describe(
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "ss_network_module": kind.network_module,
-        "ss_network_dim": str(network.rank) if network.has_one_rank else "Dynamic",
-        "ss_network_alpha": f"{effective_alpha(network):g}" if network.has_one_rank else "Dynamic",
+        "ss_network_dim": str(network.rank * double) if network.has_one_rank else "Dynamic",
+        "ss_network_alpha": f"{effective_alpha(network) * double:g}" if network.has_one_rank else "Dynamic",
         "ss_output_name": title,
         "ss_steps": str(step),
         "ss_resolution": f"({resolution}, {resolution})",
@@ -58,7 +59,7 @@ def describe(
 def _lycoris(network: NetworkConfig) -> dict[str, object]:
     """LyCORIS' names of the options that are not at their defaults, and the factor."""
     more: dict[str, object] = {"full_matrix": network.lokr_full_matrix, "decompose_both": network.lokr_decompose_both}
-    more |= {"conv_dim": network.conv_rank, "conv_alpha": network.conv_alpha}
+    more |= {"use_tucker": network.tucker, "conv_dim": network.conv_rank, "conv_alpha": network.conv_alpha}
     return {"factor": network.lokr_factor, **{name: value for name, value in more.items() if value}}
 
 

@@ -20,7 +20,7 @@ def own_ranks(network: NetworkConfig, modules: Mapping[str, nn.Module]) -> tuple
     alphas_by_pattern = matched("module_alphas", network.module_alphas, list(modules))
     ranks, alphas = {}, {}
     for path, module in modules.items():
-        wide = max(getattr(module, "kernel_size", (1,))) > 1
+        wide = is_wide(module)
         rank = by_pattern.get(path, (network.conv_rank if wide else 0) or network.rank)
         alpha = alphas_by_pattern.get(path, network.conv_alpha if wide else None)
         if alpha is None:
@@ -30,6 +30,11 @@ def own_ranks(network: NetworkConfig, modules: Mapping[str, nn.Module]) -> tuple
         if alpha != default:
             alphas[path] = alpha
     return ranks, alphas
+
+
+def is_wide(module: nn.Module) -> bool:
+    """Whether a module is a convolution larger than 1 x 1."""
+    return max(getattr(module, "kernel_size", (1,))) > 1
 
 
 def rate_factors(network: NetworkConfig, paths: Sequence[str]) -> dict[str, float]:

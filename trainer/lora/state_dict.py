@@ -6,6 +6,7 @@ trained; `to_training` reverts that. `alpha` is always stored, so that no loader
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from ..errors import ModelFileError
 from .adapted import NAME, PeftLayer, dense_weight, layer_parameters
 from .adapter import Adapter
 from .host_formula import group_by_module, rank_of, weight_change
+from .initial import with_start
+from .kinds.own import OwnLayer
 
 FileKey = Callable[[str], str]
 """Maps a module path to the module's key in a LoRA file."""
@@ -34,6 +37,8 @@ def effective_alpha(network: NetworkConfig) -> float:
 
 def trained_change(layer: PeftLayer, values: Mapping[str, Tensor], base: Tensor) -> Tensor:
     """The change of the weight that a layer computes with these tensors while training, in the base's shape and dtype."""
+    if isinstance(layer, OwnLayer):
+        return layer.change(values, base)
     change = _training_difference(layer, values).to(base).reshape(base.shape)
     if DORA_SCALE not in values:
         return change
@@ -46,12 +51,29 @@ def trained_change(layer: PeftLayer, values: Mapping[str, Tensor], base: Tensor)
 def _training_difference(layer: PeftLayer, values: Mapping[str, Tensor]) -> Tensor:
     scale = layer.scaling[NAME]
     if "lora_A.weight" in values:
-        return values["lora_B.weight"].flatten(1) @ values["lora_A.weight"].flatten(1) * scale
+        down, up = with_start(layer, values["lora_A.weight"], values["lora_B.weight"])
+        return up.flatten(1) @ down.flatten(1) * scale
+    if "hada_t1" in values:
+        first, second = (
+            torch.einsum(
+                "i j k l, j r, i p -> p r k l", *(values[f"hada_{name}"] for name in (f"t{n}", f"w{n}_b", f"w{n}_a"))
+            )
+            for n in "12"
+        )
+        return first * second * scale
     if "hada_w1_a" in values:
         return (values["hada_w1_a"] @ values["hada_w1_b"]) * (values["hada_w2_a"] @ values["hada_w2_b"]) * scale
     first = values["lokr_w1"] if "lokr_w1" in values else values["lokr_w1_a"] @ values["lokr_w1_b"]
     second = values["lokr_w2"] if "lokr_w2" in values else values["lokr_w2_a"] @ values["lokr_w2_b"]
     return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second) * scale
+
+
+def size_said(adapter: Adapter, dtype: torch.dtype) -> str:
+    """How large a file of whole weights is; "" for small ones."""
+    if adapter.network.kind not in ("diff", "ia3"):
+        return ""
+    size = sum(math.prod(cast(OwnLayer, layer).shape) for layer in adapter.layers.values()) * dtype.itemsize
+    return f"; its files hold whole weights, {size / 1e9:.1f} GB each"
 
 
 @torch.no_grad()
@@ -72,6 +94,10 @@ def to_file(
 def _file_form(
     layer: PeftLayer, mine: dict[str, Tensor], network: NetworkConfig, key: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
+    if isinstance(layer, OwnLayer):
+        return {name: tensor if name == "alpha" else tensor.to(dtype) for name, tensor in layer.in_file(mine).items()}
+    if layer.start is not None:
+        mine["lora_A.weight"], mine["lora_B.weight"] = with_start(layer, mine["lora_A.weight"], mine["lora_B.weight"])
     rank = rank_of(mine) or network.rank
     alpha = layer.scaling[NAME] * rank
     file: dict[str, Tensor] = {}
@@ -85,7 +111,11 @@ def _file_form(
             alpha = float(rank)
     if dtype == torch.float16:
         file = _balanced(file)
-    if "hada_w1_a" in mine and mine["hada_w1_a"].shape[0] * mine["hada_w1_b"].shape[1] < SMALL:
+    if (
+        "hada_w1_a" in mine
+        and "hada_t1" not in mine
+        and mine["hada_w1_a"].shape[0] * mine["hada_w1_b"].shape[1] < SMALL
+    ):
         dtype = torch.float32
     file = {name: tensor.to(dtype) for name, tensor in file.items()}
     if DORA_SCALE in mine:  # it stays fp32, because its rounding error would affect the whole weight
@@ -159,6 +189,9 @@ def _training_form(layer: PeftLayer, file: Mapping[str, Tensor], network: Networ
     expected = layer_parameters(layer)
     mine = {_TRAINING_NAMES.get(name, name): tensor.float() for name, tensor in file.items()}
     alpha = mine.pop("alpha").item() if "alpha" in mine else None
+    if isinstance(layer, OwnLayer) and file.keys() - {"alpha"} == expected.keys():
+        mine = layer.from_file({name: file[name].float() for name in expected}, alpha)
+        alpha = None
     dora_scale = mine.pop("dora_scale", None)
     if DORA_SCALE in expected and dora_scale is not None:
         base = dense_weight(layer.get_base_layer())
@@ -176,6 +209,8 @@ def _training_form(layer: PeftLayer, file: Mapping[str, Tensor], network: Networ
         raise ModelFileError(
             f"network.init_from: {key}.{wrong[0]} has shape {tuple(mine[wrong[0]].shape)}, this network needs {tuple(expected[wrong[0]].shape)}: use the file's rank"
         )
+    if isinstance(layer, OwnLayer):
+        return mine
     return _rescaled(mine, _file_scale(file, alpha), layer.scaling[NAME])
 
 

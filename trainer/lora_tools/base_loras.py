@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..base_model import Base
 from ..config.base_lora import BaseLoraConfig
-from ..config.run import TrainConfig
+from ..config.network import BY_BASE
+from ..config.run import NetworkConfig, TrainConfig
 from ..diffusion.denoiser import Denoiser
 from ..errors import ConfigError, ModelFileError
 from ..families.common.lora_names import is_text_encoder
@@ -26,16 +27,16 @@ def read_base_loras(config: TrainConfig, base: Base, network: Denoiser) -> tuple
         raise ConfigError(
             "model.base_lora does not go with memory.shard: use one GPU, or merge the base LoRA into the base (merge-base)"
         )
-    if config.network.kind == "dora":
-        refuse_training_loras(asked)
+    refuse_training_loras(config.network, asked)
     return tuple(_read(one, base, network) for one in asked)
 
 
-def refuse_training_loras(asked: tuple[BaseLoraConfig, ...]) -> None:
-    """Raises ConfigError: a DoRA's magnitudes are those of the weights that it is trained on, and these are not there in use."""
-    if names := [one.file for one in asked if one.use == "training"]:
+def refuse_training_loras(network: NetworkConfig, asked: tuple[BaseLoraConfig, ...]) -> None:
+    """Raises ConfigError where the change depends on the weights that it is trained on, and these are not there in use."""
+    names = [one.file for one in asked if one.use == "training"]
+    if names and network.kind in BY_BASE:
         raise ConfigError(
-            f"network.kind = 'dora' does not go with a base LoRA for training only ({names[0]}): its magnitudes belong to the weights that it was trained on; use lora"
+            f"network.kind = {network.kind!r} does not go with a base LoRA for training only ({names[0]}): what it does depends on the weights that it was trained on; use lora"
         )
 
 

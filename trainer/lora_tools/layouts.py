@@ -114,8 +114,12 @@ class Formats:
         return tensors
 
 
-def check_format(format: str, kind: str) -> None:
+def check_format(format: str, kind: str, tucker: bool = False) -> None:
     """Raise ConfigError for an adapter kind that a key format has no form for."""
+    if tucker and format != "native":
+        raise ConfigError(
+            f"output.format = {format!r}: convolutions in Tucker form have none in that layout; use native"
+        )
     if format != "native" and not ADAPTERS[kind].all_layouts:
         kinds = " or ".join(repr(known) for known, choice in ADAPTERS.items() if choice.all_layouts)
         raise ConfigError(

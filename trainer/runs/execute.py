@@ -12,7 +12,7 @@ from ..distributed.processes import reporting_lost_peers
 from ..errors import StoppedError
 from ..lora.adapter import inject
 from ..lora.metadata import describe, in_layout
-from ..lora.state_dict import to_file, to_training
+from ..lora.state_dict import size_said, to_file, to_training
 from ..storage.atomic import remove_temporaries
 from ..storage.fingerprint import tensors_digest
 from ..training.advice import advice
@@ -75,7 +75,8 @@ def _set_up(session: Session, host: Host) -> Training:
     if backend.compute_dtype == torch.float16:
         training.scaler = torch.amp.GradScaler(next(iter(parameters.values())).device.type)
     count = sum(parameter.numel() for parameter in parameters.values())
-    host.log(f"{plan.network.kind} on {len(session.modules)} modules, {count:,} trainable parameters")
+    kind = f"{plan.network.kind} on {len(session.modules)} modules, {count:,} trainable parameters"
+    host.log(f"{kind}{size_said(adapter, session.lora_dtype)}")
     if stream := stream_of(backend.denoiser.module):
         host.log(stream.text())
     session.processes.from_main(lambda: newest_intact(session.folder.checkpoints, host.log) is not None)

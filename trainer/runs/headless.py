@@ -117,7 +117,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_tracker(config.output.report_to)
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)
-    check_format(config.output.format, config.network.kind)
+    check_format(config.output.format, config.network.kind, config.network.tucker)
     base = open_base(config.model, config.text)
     base.check_encoders()
     check_objective(config.objective, base.settings.objective)

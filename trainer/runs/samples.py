@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..base_model import Base, open_base
+from ..config.network import BY_BASE
 from ..config.run import TrainConfig, TrainingConfig, ValidationConfig
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
 from ..diffusion.denoiser import Denoiser
@@ -178,7 +179,7 @@ def open_preview(config: TrainConfig, base: Base, trained: Denoiser, targets: Se
         return None
     memory, what = config.memory, f"validation.model = {asked!r}"
     for option, is_set in (
-        ("network.kind = 'dora'", config.network.kind == "dora"),
+        (f"network.kind = {config.network.kind!r}", config.network.kind in BY_BASE),
         ("text.learning_rate", config.text.is_trained),
         ("memory.shard", memory.shard),
         ("a streamed base", memory.base == "stream" or bool(memory.vram_gb)),

@@ -146,7 +146,7 @@ def optimizer_of(
     for name, parameter in parameters.items():
         start = next((number for number, start in enumerate(scales) if name.startswith(start)), -1)
         factor = own.get(name.partition("|")[0], 1.0) * (1.0 if start < 0 else list(scales.values())[start])
-        if name.endswith("|lora_B.weight"):
+        if name.endswith(("|lora_B.weight", "|lora_up.weight")):
             factor *= network.loraplus_lr_ratio
         (plain if (start, factor) == (-1, 1.0) else groups.setdefault((start, factor), [])).append(parameter)
     return make_optimizer(plain, config, [(factor, group) for (_, factor), group in groups.items() if group])

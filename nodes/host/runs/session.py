@@ -150,8 +150,7 @@ def with_steps(request: TrainRequest, dataset: Dataset, log: Callable[[str], Non
 def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     """Everything that can be refused without touching a weight. Raises LoomError."""
     refuse_patches(patcher)
-    if request.network.kind == "dora":
-        refuse_training_loras(request.base_loras)
+    refuse_training_loras(request.network, request.base_loras)
     check_optimizer(request.optimizer, request.network, request.training.ema_decay)
     check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))

@@ -3,6 +3,7 @@
 import re
 
 from ...choices import ADAPTERS
+from ...config.network import WITHOUT_ALPHA
 from .. import values
 from ..translation import Translation
 
@@ -12,9 +13,6 @@ TARGETS = {
     "lumina2": r"regex:^(layers|noise_refiner|context_refiner)\.",
 }
 """What networks.lora_* trains: every Linear of the blocks."""
-
-
-KINDS = {"locon": "lora", "lora": "lora", "loha": "loha", "lokr": "lokr", "dora": "dora"}
 
 
 PRESETS = {"attn-only": "attention", "attn-mlp": "attention+mlp", "full-lin": "all", "full": "all"}
@@ -28,20 +26,25 @@ def network(made: Translation, family: str, targets: str = "") -> None:
     algo = inner.text(
         "algo", module.rpartition(".")[2].removeprefix("lora_") if module.endswith(("loha", "lokr")) else "lora"
     ).lower()
-    kind = "dora" if inner.on("dora_wd") or inner.on("weight_decompose") else KINDS.get(algo, algo)
+    kind = "dora" if inner.on("dora_wd") or inner.on("weight_decompose") else values.LYCORIS_KINDS.get(algo, algo)
     nearly = ""
     if kind not in ADAPTERS:
         nearly, kind = f"there is no {algo} here; lora takes its place", "lora"
     elif module.endswith("lora_fa"):
         nearly = "A is frozen there"
-    elif not re.match(r"networks\.(lora|loha|lokr)|lycoris\.kohya|locon", module):
+    elif not re.match(r"networks\.(lora|loha|lokr|dylora)|lycoris\.kohya|locon", module):
         nearly = f"there is no {module} here; lora takes its place"
     made.put("network.kind", kind, "network_module", nearly=nearly)
     inner.put("network.kind", kind, "algo", "dora_wd", "weight_decompose", nearly=nearly if "algo" in arguments else "")
     if made.on("dim_from_weights"):
         made.say("nearly", "dim_from_weights", note="write the rank of that file into network.rank")
     made.put("network.rank", made.whole("network_dim", 4), "network_dim")
-    made.put("network.alpha", made.number("network_alpha", 1), "network_alpha")
+    if kind in WITHOUT_ALPHA:
+        made.say("needless", "network_alpha", note=f"{kind} has none")
+    else:
+        made.put("network.alpha", made.number("network_alpha", 1), "network_alpha")
+    if algo == "dylora" or module.endswith("dylora"):
+        inner.put("network.dylora_unit", inner.whole("unit", 1), "unit", "block_size")
     dropout = made.number("network_dropout") or inner.number("dropout")
     if dropout:
         difference = "it acts behind the first matrix there, on its input here"

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...choices import ADAPTERS
+from ...config.network import WITHOUT_ALPHA
 from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
+from .. import values
 from ..translation import Translation
 
 FEW_TARGETS = r"regex:(^|\.)(to_k|to_q|to_v|to_out\.0)$"
@@ -56,7 +58,10 @@ def network(made: Translation, family: str, around: Surroundings) -> None:
     if made.has("lora_alpha"):
         made.put("network.alpha", made.number("lora_alpha"), "lora_alpha")
     made.put("network.dropout", made.number("lora_dropout", 0.1), "lora_dropout")
-    if made.text("lora_init_type", "default") == "default":
+    start = made.text("lora_init_type", "default")
+    if start in ("gaussian", "pissa", "olora") and not made.on("use_dora"):
+        made.put("network.init", start, "lora_init_type")
+    elif start == "default":
         made.say("exact", "lora_init_type", note="A is drawn at random, B is zero")
     _targets(made, family)
     if made.has("lora_format"):
@@ -121,7 +126,7 @@ def flat(data: Mapping[str, Any]) -> Record:
 def lycoris_network(made: Translation) -> None:
     """Set the network by the options of a LyCORIS configuration."""
     algo = made.text("algo", "lokr").lower()
-    kind = {"locon": "lora"}.get(algo, algo)
+    kind = values.LYCORIS_KINDS.get(algo, algo)
     if kind in ADAPTERS:
         made.put("network.kind", kind, "algo")
     else:
@@ -132,7 +137,10 @@ def lycoris_network(made: Translation) -> None:
         made.say("exact", "linear_alpha", note="whole matrices have none")
     else:
         made.put("network.rank", rank, "linear_dim")
-        made.put("network.alpha", alpha, "linear_alpha")
+        if kind in WITHOUT_ALPHA:
+            made.say("needless", "linear_alpha", note=f"{kind} has none")
+        else:
+            made.put("network.alpha", alpha, "linear_alpha")
     if kind == "lokr":
         made.put("network.lokr_factor", made.whole("factor", 12), "factor")
     modules = made.get("apply_preset.target_module")
@@ -140,5 +148,21 @@ def lycoris_network(made: Translation) -> None:
         ours = "attention+mlp" if "FeedForward" in modules else "attention"
         made.put("network.target_modules", ours, "apply_preset.target_module")
     if made.has("apply_preset.module_algo_map"):
-        note = "one factor holds for all modules here"
-        made.say("none", "apply_preset.module_algo_map", note=note)
+        _by_class(made, made.get("apply_preset.module_algo_map"), kind)
+
+
+CLASSES = {"Attention": "attn|attention", "FeedForward": "ff|mlp|feed_forward"}
+"""{class of a module: what its path has}."""
+
+
+def _by_class(made: Translation, classes: Any, kind: str) -> None:
+    """Factors of LoKr by class as factors by path; other options of single classes have no counterpart."""
+    known = isinstance(classes, Mapping) and all(
+        name in CLASSES and isinstance(options, Mapping) and options.keys() <= {"factor"}
+        for name, options in classes.items()
+    )
+    if not known or kind != "lokr":
+        made.say("none", "apply_preset.module_algo_map", note="factors of LoKr for Attention and FeedForward are taken")
+        return
+    factors = {CLASSES[name]: int(options["factor"]) for name, options in classes.items() if "factor" in options}
+    made.put("network.lokr_factors", factors, "apply_preset.module_algo_map")

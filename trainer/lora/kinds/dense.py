@@ -85,7 +85,7 @@ class Difference(OwnLayer):
 
 
 class Ia3(OwnLayer):
-    """(1 + v) W with a factor v for each row (arXiv 2205.05638). ComfyUI reads no files of it, so that they hold the difference v W."""
+    """The weight (1 + v) W with a factor v for each row (arXiv 2205.05638). ComfyUI reads no files of it, so that they hold the difference v W."""
 
     def shapes(self, path: str, rank: int) -> dict[str, tuple[int, ...]]:
         """One number for each row."""

@@ -45,6 +45,6 @@ WEB_DIRECTORY = "./web"
 
 def add_routes() -> None:
     """Serve the panel's routes, if there is a server (ComfyUI's own scripts import packs without one)."""
-    from .host.runs.routes import attach
+    from .host.page.routes import attach
 
     attach()

@@ -20,6 +20,8 @@ interface ComfyOutput {
 }
 
 interface ComfyNode {
+  type?: string;
+  selected?: boolean;
   id: number | string;
   comfyClass: string;
   graph?: { id?: string; rootGraph?: { id?: string } } | null;
@@ -68,7 +70,7 @@ interface ComfyExtension {
 declare module "*/scripts/app.js" {
   export const app: {
     nodeOutputs?: Record<string, { images?: unknown[] }>;
-    graph: { add(node: object): void };
+    graph: { add(node: object): void; _nodes?: ComfyNode[] };
     canvas: { canvas: HTMLCanvasElement; ds: { scale: number; offset: [number, number] }; selectNode?(node: object): void };
     menu?: { element?: HTMLElement; settingsGroup?: { element?: HTMLElement } };
     loadApiJson?(graph: object, name: string): Promise<void> | void;

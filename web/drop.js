@@ -1,11 +1,11 @@
 // @ts-check
 // Images and captions dropped on Loom Dataset, or chosen there, go into a folder of ComfyUI's input directory.
 
-import { imageUrl, upload } from "./client.js";
+import { imageUrl } from "./client.js";
 import { make, makeButton } from "./elements.js";
-import { ACCEPT, isImage, summary, taken, targetFolder } from "./files.js";
-
-/** @typedef {{path: string, file: File}} Dropped */
+import { ACCEPT, isImage, summary } from "./files.js";
+import { chosen, dropped, hasFiles, send } from "./uploads.js";
+import { door } from "./workbench/door.js";
 
 const NODE = "LoomDataset";
 const HEIGHT = 64;
@@ -33,9 +33,6 @@ export function takeDrops(node) {
   };
 }
 
-/** @param {DragEvent} event */
-const hasFiles = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
-
 class DropZone {
   /** @param {ComfyNode} node */
   constructor(node) {
@@ -43,11 +40,12 @@ class DropZone {
     this.root = make("section", "loom-drop");
     this.root.setAttribute("aria-label", "Images of this dataset");
     const head = make("div", "loom-drop-head", this.root);
-    this.text = make("span", "", head, "Drop images, captions (.txt) or a folder here");
+    this.text = make("span", "", head, "Drop images, captions (.txt), a folder or a zip here");
     this.text.setAttribute("role", "status");
     this.chooser = make("input", "", head);
     Object.assign(this.chooser, { type: "file", multiple: true, accept: ACCEPT, hidden: true });
-    this.chooser.addEventListener("change", () => this.chosen());
+    this.chooser.addEventListener("change", () => this.take(chosen(this.chooser), ""));
+    this.edit = makeButton(head, "Captions", "Look at the images of this folder and edit their captions, in the sidebar.", () => door.openData(String(this.folder?.value ?? "")));
     this.button = makeButton(head, "Choose images", "Images and their captions, .txt files of the same name.", () => this.chooser.click());
     this.images = make("div", "loom-thumbs", this.root);
     for (const kind of ["pointerdown", "mousedown"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
@@ -86,13 +84,7 @@ class DropZone {
       image.alt = image.title = name;
       image.src = imageUrl(folder, name);
     }
-    this.text.textContent = names.length ? summary(names) : "Drop images, captions (.txt) or a folder here";
-  }
-
-  async chosen() {
-    const files = [...(this.chooser.files ?? [])].map((file) => ({ path: file.name, file }));
-    this.chooser.value = "";
-    await this.take(files, "");
+    this.text.textContent = names.length ? summary(names) : "Drop images, captions (.txt), a folder or a zip here";
   }
 
   /**
@@ -100,36 +92,24 @@ class DropZone {
    * @param {DragEvent} event
    */
   async drop(event) {
-    const items = [...(event.dataTransfer?.items ?? [])]; // empty after the first await
-    const entries = items.flatMap((item) => item.webkitGetAsEntry?.() ?? []);
-    const files = items.flatMap((item) => (item.kind === "file" && !item.webkitGetAsEntry?.() ? (item.getAsFile() ?? []) : []));
-    const found = [...files.map((file) => ({ path: file.name, file })), ...(await Promise.all(entries.map(read))).flat()];
-    await this.take(found, entries.find((entry) => entry.isDirectory)?.name ?? "");
+    const { files, name } = await dropped(event);
+    await this.take(files, name);
     return true;
   }
 
   /**
-   * @param {Dropped[]} files
+   * @param {import("./uploads.js").Dropped[]} files
    * @param {string} name of the dropped folder
    */
   async take(files, name) {
-    const accepted = taken(files);
-    if (!accepted.some((one) => isImage(one.name) || this.content.length)) {
-      this.text.textContent = `None of these ${files.length} files is an image (png, jpg, webp, avif, bmp, gif)`;
-      return;
-    }
-    const folder = targetFolder(String(this.folder?.value ?? ""), name, new Date());
-    const names = new Set(folder === this.folder?.value ? this.content : []);
+    const current = String(this.folder?.value ?? "");
+    const before = this.content;
     this.button.disabled = true;
     try {
-      for (const [index, one] of accepted.entries()) {
-        this.text.textContent = `Uploading ${index + 1} of ${accepted.length} …`;
-        await upload(one.file, folder, one.name);
-        names.add(one.name);
-      }
-      this.finish(folder, [...names].sort());
+      const sent = await send(files, { current, name, isCaptionEnough: before.length > 0 }, (text) => { this.text.textContent = text; });
+      this.finish(sent.folder, [...new Set([...(sent.folder === current ? before : []), ...sent.names])].sort());
     } catch (error) {
-      this.text.textContent = `Upload stopped: ${error instanceof Error ? error.message : error}`;
+      this.text.textContent = error instanceof Error ? error.message : String(error);
     }
     this.button.disabled = false;
   }
@@ -148,25 +128,4 @@ class DropZone {
     this.node.setDirtyCanvas?.(true, true);
     this.node.setSize([this.node.size[0], Math.max(this.node.size[1], this.node.computeSize()[1] + HEIGHT)]);
   }
-}
-
-/**
- * The files of an entry, with those of all folders in it.
- * @param {FileSystemEntry} entry
- * @returns {Promise<Dropped[]>}
- */
-async function read(entry) {
-  if (entry.isFile) {
-    const file = await new Promise((done, fail) => /** @type {FileSystemFileEntry} */ (entry).file(done, fail));
-    return [{ path: entry.fullPath.replace(/^\//, ""), file }];
-  }
-  const reader = /** @type {FileSystemDirectoryEntry} */ (entry).createReader();
-  const inside = [];
-  for (;;) {
-    /** @type {FileSystemEntry[]} */
-    const some = await new Promise((done, fail) => reader.readEntries(done, fail)); // at most 100 at a time
-    if (!some.length) break;
-    inside.push(...some);
-  }
-  return (await Promise.all(inside.map(read))).flat();
 }

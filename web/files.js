@@ -6,7 +6,7 @@ const CAPTION = /\.txt$/i;
 const ROOT = "loom/"; // inside ComfyUI's input folder
 
 /** What a file dialog offers. */
-export const ACCEPT = ".png,.jpg,.jpeg,.webp,.avif,.bmp,.gif,.txt";
+export const ACCEPT = ".png,.jpg,.jpeg,.webp,.avif,.bmp,.gif,.txt,.zip";
 
 /** @param {string} name */
 export const isImage = (name) => IMAGE.test(name);

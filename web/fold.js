@@ -8,11 +8,11 @@ export const refold = new WeakMap();
 const MARK = "loom_folded"; // a node saved without it has the height of all its widgets
 
 /**
- * The advanced widgets that may be hidden: those at their defaults.
- * @param {Pick<ComfyWidget, "name" | "value" | "options">[]} widgets
+ * The advanced widgets that may be hidden: those at their defaults, and those that are not read.
+ * @param {Pick<ComfyWidget, "name" | "value" | "options" | "disabled">[]} widgets
  * @param {Map<string, unknown>} defaults
  */
-export const foldable = (widgets, defaults) => widgets.filter((widget) => widget.options?.advanced && widget.value === defaults.get(widget.name));
+export const foldable = (widgets, defaults) => widgets.filter((widget) => widget.options?.advanced && (widget.disabled || widget.value === defaults.get(widget.name)));
 
 /** @param {ComfyNode} node */
 export function foldAdvanced(node) {

@@ -93,8 +93,9 @@ def settings_file() -> Path:
 
 
 def allowed_roots() -> list[Path]:
-    """Folders that a workflow may name: ComfyUI's own, and the "roots" of the settings file. Raises ConfigError for an invalid file."""
+    """Folders that a workflow may name: ComfyUI's own, those of datasets too, and the "roots" of the settings file. Raises ConfigError for an invalid file."""
     own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
+    own += _dataset_folders()
     listed: list[str] = []
     if settings_file().is_file():
         try:
@@ -104,6 +105,14 @@ def allowed_roots() -> list[Path]:
                 f'{settings_file()} is not valid: write {{"roots": ["/path/to/datasets"]}} ({error})'
             ) from error
     return [Path(path).expanduser() for path in [*own, *listed]]
+
+
+def _dataset_folders() -> list[str]:
+    """Where newer versions of ComfyUI keep datasets."""
+    try:
+        return list(folder_paths.get_folder_paths("datasets"))
+    except KeyError:
+        return []
 
 
 def listens_locally() -> bool:

@@ -32,7 +32,7 @@ def host_modules(base):
     getters = {f"get_{name}_directory": (lambda path=path: path) for name, path in folders.items()}
     paths = module(
         "folder_paths",
-        get_folder_paths=lambda kind: [str(loras)],
+        get_folder_paths=lambda kind: {"loras": [str(loras)], "datasets": [str(base / "datasets")]}[kind],
         get_full_path=full_path,
         get_filename_list=names,
         **getters,

@@ -82,7 +82,7 @@ def test_files_outside_a_run_or_of_other_types_are_not_served(host, name):
     (run / "samples").mkdir(parents=True)
     for file in (run / "x.exe", run / "lock", run.parent / "run.json"):
         file.write_text("x")
-    assert host("runs.routes").servable(run, name) is None
+    assert host("page.routes").servable(run, name) is None
 
 
 def test_a_link_in_a_run_is_followed_before_a_file_is_served(host):
@@ -91,8 +91,8 @@ def test_a_link_in_a_run_is_followed_before_a_file_is_served(host):
     (host.base / "secret.txt").write_text("x")
     (run / "log.txt").symlink_to(host.base / "secret.txt")
     (run / "run.json").write_text("{}")
-    assert host("runs.routes").servable(run, "log.txt") is None
-    assert host("runs.routes").servable(run, "run.json") == run / "run.json"
+    assert host("page.routes").servable(run, "log.txt") is None
+    assert host("page.routes").servable(run, "run.json") == run / "run.json"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_link_in_a_run_is_followed_before_a_file_is_served(host):
     ],
 )
 def test_actions_come_from_our_own_pages_as_json(host, kind, origin, refused):
-    assert bool(host("runs.routes").why_refused(kind, origin, "host:8188")) == refused
+    assert bool(host("page.answers").why_refused(kind, origin, "host:8188")) == refused
 
 
 def test_loras_are_named_as_loraloader_lists_them(host):
@@ -144,7 +144,7 @@ def test_a_path_on_another_drive_is_outside(host, monkeypatch):
 
 
 def test_only_the_script_that_a_compare_page_states_may_run_and_never_with_this_servers_rights(host, tmp_path):
-    policy, page = host("runs.routes").page_policy, tmp_path / "strip.html"
+    policy, page = host("page.routes").page_policy, tmp_path / "strip.html"
     page.write_text(to_html([], "cats"))
     text = page.read_text()
     script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]

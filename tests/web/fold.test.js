@@ -26,6 +26,11 @@ test("an advanced widget is folded while it is at its default", () => {
   assert.deepEqual(foldable(widgets, defaults).map((widget) => widget.name), ["seed", "keep"]);
 });
 
+test("a number that is not read is folded, whatever it is", () => {
+  const widget = { name: "steps", value: 7, disabled: true, options: { advanced: true } };
+  assert.deepEqual(foldable([widget], new Map([["steps", 1000]])), [widget]);
+});
+
 test("a new node shows its main inputs, and the button the others", () => {
   const node = newNode();
   foldAdvanced(node);

@@ -4,6 +4,7 @@
 import { app } from "../../../scripts/app.js";
 import { listen } from "../client.js";
 import { makeCommands, KEYS } from "./commands.js";
+import { door } from "./door.js";
 import { announce } from "./notices.js";
 import { makeSettings, setting, TICKER } from "./settings.js";
 import { addTicker } from "./ticker.js";
@@ -18,6 +19,11 @@ export function openWorkbench(name) {
   if (tabs?.activeSidebarTabId !== TAB) tabs?.toggleSidebarTab?.(TAB);
   if (name) bench.open(name);
 }
+
+door.openData = (folder) => {
+  openWorkbench();
+  bench.openData(folder);
+};
 
 /** ComfyUI asks for a tab's badge once, so the badge is put on its button here. */
 function renderBadge() {

@@ -31,21 +31,61 @@ export async function openGraph(run, name = run) {
   await app.loadApiJson?.(withName(kept.prompt, kept.node, name), name);
 }
 
+/** @param {string} kind a node class @returns {ComfyNode[]} */
+const nodesOf = (kind) => (app.graph._nodes ?? []).filter((node) => node.comfyClass === kind || node.type === kind);
+
+/**
+ * @param {ComfyNode} node
+ * @param {string} name of a widget
+ * @param {unknown} value
+ */
+function set(node, name, value) {
+  const widget = node.widgets?.find((one) => one.name === name);
+  if (!widget) return;
+  widget.value = value;
+  widget.callback?.(value);
+}
+
+/** The resolution of the graph's Loom Cache; 1024 without one. */
+export function graphResolution() {
+  const value = Number(nodesOf("LoomCache")[0]?.widgets?.find((one) => one.name === "resolution")?.value);
+  return Number.isInteger(value) && value >= 16 ? value : 1024;
+}
+
+/**
+ * Let the Loom Dataset that is selected, or the first one, use a folder; without one it is added.
+ * @param {string} folder
+ */
+export function useFolder(folder) {
+  const all = nodesOf("LoomDataset");
+  const node = all.find((one) => one.selected) ?? all[0] ?? addNode("LoomDataset");
+  set(node, "folder", folder);
+  app.canvas.selectNode?.(node);
+  node.setDirtyCanvas?.(true, true);
+}
+
 /**
  * Add a loader with a LoRA file in the middle of the canvas, and choose it.
  * @param {string} lora its name, as the loader lists it
  */
 export async function addLoader(lora) {
-  const { LiteGraph } = window;
-  const node = LiteGraph?.createNode?.(LOADER);
-  if (!node) throw new Error(`this ComfyUI has no ${LOADER}`);
   await app.refreshComboInNodes?.(); // the file may be newer than the page
+  const node = addNode(LOADER);
+  set(node, "lora_name", lora);
+  app.canvas.selectNode?.(node);
+  node.setDirtyCanvas?.(true, true);
+}
+
+/**
+ * A new node in the middle of the canvas. Throws if this ComfyUI has none of its class.
+ * @param {string} kind
+ */
+function addNode(kind) {
+  const node = window.LiteGraph?.createNode?.(kind);
+  if (!node) throw new Error(`this ComfyUI has no ${kind}`);
   const { ds, canvas } = app.canvas;
   const sharp = window.devicePixelRatio || 1;
   node.pos = [canvas.width / sharp / 2 / ds.scale - ds.offset[0] - 150, canvas.height / sharp / 2 / ds.scale - ds.offset[1] - 50];
   app.graph.add(node);
-  const widget = node.widgets?.find((one) => one.name === "lora_name");
-  if (widget) widget.value = lora;
-  app.canvas.selectNode?.(node);
-  node.setDirtyCanvas?.(true, true);
+  return node;
 }

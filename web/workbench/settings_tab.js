@@ -35,7 +35,9 @@ export function makeTable(parent, heads, rows) {
   const body = make("tbody", "", table);
   for (const [name, ...values] of rows) {
     const row = make("tr", "", body);
-    make("th", "", row, String(name)).scope = "row";
+    const cell = make("th", "", row);
+    cell.scope = "row";
+    for (const part of String(name).split(/(?<=[._])/)) cell.append(part, document.createElement("wbr")); // a long name breaks between its words
     for (const value of values) make("td", "", row, valueText(value));
   }
   return table;

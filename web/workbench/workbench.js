@@ -2,10 +2,11 @@
 // The sidebar tab "LoRA Loom": which of its views is open, and what keeps them up to date.
 
 import { fetchMetrics, fetchRun } from "../client.js";
-import { make } from "../elements.js";
+import { make, makeButton } from "../elements.js";
 import { isActive } from "../runs.js";
 import { growth } from "../verdict.js";
 import { CompareView } from "./compare_view.js";
+import { FolderView } from "./data_view.js";
 import { DetailView } from "./detail_view.js";
 import { ListView } from "./list_view.js";
 import { fetchRuns, fetchThinned } from "./requests.js";
@@ -29,19 +30,40 @@ export class Workbench {
     /** How many times its start the loss of a finished run ends at; 0: not far above. @type {Map<string, number>} */
     this.growths = new Map();
     this.root = make("div", "loom-bench");
+    this.bar = make("div", "loom-tabs", this.root);
+    this.bar.setAttribute("role", "group");
+    this.bar.setAttribute("aria-label", "Runs or data");
+    makeButton(this.bar, "Runs", "What trains, waits and has ended", () => this.open(""));
+    makeButton(this.bar, "Data", "Images and their captions", () => this.openData());
     this.error = make("p", "loom-error", this.root);
     this.error.setAttribute("role", "alert");
     this.place = make("div", "loom-place", this.root);
     this.listView = new ListView(this);
     this.detailView = new DetailView(this);
     this.compareView = new CompareView(this);
+    this.dataView = new FolderView(this);
     /** The run in detail; "" while the list is open. */
     this.name = "";
     /** @type {import("./timeline.js").Line[]} */
     this.lines = [];
     /** @type {(() => void)[]} called when the list has changed */
     this.followers = [];
-    this.place.append(this.listView.root);
+    this.turn(this.listView);
+  }
+
+  /** @param {{root: HTMLElement}} view */
+  turn(view) {
+    this.place.replaceChildren(view.root);
+    this.bar.hidden = view !== this.listView && view !== this.dataView;
+    const chosen = view === this.dataView ? "Data" : "Runs";
+    for (const button of this.bar.children) button.setAttribute("aria-pressed", String(button.textContent === chosen));
+  }
+
+  /** @param {string} [folder] */
+  async openData(folder) {
+    this.name = "";
+    this.turn(this.dataView);
+    await this.dataView.load(folder);
   }
 
   /** @param {HTMLElement} parent */
@@ -124,7 +146,7 @@ export class Workbench {
   open(name) {
     if (name !== this.name) this.lines = [];
     this.name = name;
-    this.place.replaceChildren(name ? this.detailView.root : this.listView.root);
+    this.turn(name ? this.detailView : this.listView);
     const run = this.list.runs.get(name);
     if (run) this.detailView.show(run, this.lines);
     if (name) this.refreshRun();
@@ -134,7 +156,7 @@ export class Workbench {
   /** @param {string[]} names */
   async compare(names) {
     this.name = "";
-    this.place.replaceChildren(this.compareView.root);
+    this.turn(this.compareView);
     await this.trying(() => this.compareView.show(names));
   }
 

@@ -4,20 +4,18 @@ Handlers live on the server's event loop, so everything that touches the disk go
 nothing; actions are POST with a JSON body and from the same origin, so that no other web page can cause one.
 """
 
-import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
-logger = logging.getLogger("lora_loom")
+from .answers import Handler, answering, aside, json_of, why_refused
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+logger = logging.getLogger("lora_loom")
 
 TYPES = {
     ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".json": "application/json",
@@ -36,41 +34,26 @@ def attach() -> None:
     """Register with ComfyUI's server; without one there is nothing to do."""
     from server import PromptServer
 
+    from . import data_routes
+
     instance = getattr(PromptServer, "instance", None)
     if instance is not None:
         register(instance.routes)
+        data_routes.register(instance.routes)
 
 
 def register(routes: web.RouteTableDef) -> None:
     """Add the routes to ComfyUI's table; it serves them below /api as well."""
-    routes.get("/lora_loom/runs")(_answer(_runs))
-    routes.get("/lora_loom/runs/{name}")(_answer(_run))
-    routes.get("/lora_loom/runs/{name}/metrics")(_answer(_metrics))
-    routes.get("/lora_loom/runs/{name}/files/{path:.+}")(_answer(_file))
-    routes.get("/lora_loom/runs/{name}/settings")(_answer(_settings))
-    routes.get("/lora_loom/runs/{name}/graph")(_answer(_graph))
+    routes.get("/lora_loom/runs")(answering(_runs))
+    routes.get("/lora_loom/runs/{name}")(answering(_run))
+    routes.get("/lora_loom/runs/{name}/metrics")(answering(_metrics))
+    routes.get("/lora_loom/runs/{name}/files/{path:.+}")(answering(_file))
+    routes.get("/lora_loom/runs/{name}/settings")(answering(_settings))
+    routes.get("/lora_loom/runs/{name}/graph")(answering(_graph))
     for action in ACTIONS:
-        routes.post(f"/lora_loom/runs/{{name}}/{action}")(_answer(_action(action)))
+        routes.post(f"/lora_loom/runs/{{name}}/{action}")(answering(_action(action)))
     for name, work in (("rename", _rename), ("delete", _delete), ("move", _move)):
-        routes.post(f"/lora_loom/runs/{{name}}/{name}")(_answer(_changing(work)))
-
-
-def _answer(handler: Handler) -> Handler:
-    """Our own errors become JSON with a status that says whose fault it is."""
-
-    async def wrapped(request: web.Request) -> web.StreamResponse:
-        from ....trainer.errors import LoomError
-
-        try:
-            return await handler(request)
-        except LoomError as error:
-            return web.json_response({"error": str(error)}, status=400)
-
-    return wrapped
-
-
-async def _aside(function: Callable[..., Any], *arguments: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+        routes.post(f"/lora_loom/runs/{{name}}/{name}")(answering(_changing(work)))
 
 
 def _missing(name: str) -> web.Response:
@@ -78,21 +61,21 @@ def _missing(name: str) -> web.Response:
 
 
 async def _runs(request: web.Request) -> web.StreamResponse:
-    from .records import list_runs
-    from .server import REGISTRY
+    from ..runs.records import list_runs
+    from ..runs.server import REGISTRY
 
-    return web.json_response({"runs": await _aside(list_runs, REGISTRY), "queue": REGISTRY.waiting_names()})
+    return web.json_response({"runs": await aside(list_runs, REGISTRY), "queue": REGISTRY.waiting_names()})
 
 
 async def _run(request: web.Request) -> web.StreamResponse:
     from ..paths import run_folder
-    from .records import details
-    from .server import REGISTRY
+    from ..runs.records import details
+    from ..runs.server import REGISTRY
 
     folder = run_folder(request.match_info["name"])
     if not folder.exists():
         return _missing(folder.name)
-    return web.json_response(await _aside(details, folder, REGISTRY))
+    return web.json_response(await aside(details, folder, REGISTRY))
 
 
 async def _metrics(request: web.Request) -> web.StreamResponse:
@@ -106,7 +89,7 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
             raise ConfigError(f"{name} = {text!r}: a whole number, e.g. 0")
     if not folder.exists():
         return _missing(folder.name)
-    lines = [line for line in await _aside(folder.read_metrics) if line["step"] > int(asked["since"])]
+    lines = [line for line in await aside(folder.read_metrics) if line["step"] > int(asked["since"])]
     return web.json_response({"metrics": thinned(lines, int(asked["most"]))})
 
 
@@ -118,18 +101,18 @@ def thinned(lines: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 async def _settings(request: web.Request) -> web.StreamResponse:
     from ..paths import run_folder
-    from .settings_of_run import settings
+    from ..runs.settings_of_run import settings
 
     folder = run_folder(request.match_info["name"])
-    return web.json_response(await _aside(settings, folder)) if folder.exists() else _missing(folder.name)
+    return web.json_response(await aside(settings, folder)) if folder.exists() else _missing(folder.name)
 
 
 async def _graph(request: web.Request) -> web.StreamResponse:
     from ..paths import run_folder
-    from .records import kept_graph
+    from ..runs.records import kept_graph
 
     folder = run_folder(request.match_info["name"])
-    graph = await _aside(kept_graph, folder)
+    graph = await aside(kept_graph, folder)
     return _missing(folder.name) if graph is None else web.json_response(graph)
 
 
@@ -137,13 +120,13 @@ async def _file(request: web.Request) -> web.StreamResponse:
     from ..paths import run_folder
 
     folder = run_folder(request.match_info["name"])
-    path = await _aside(servable, folder.path, request.match_info["path"])
+    path = await aside(servable, folder.path, request.match_info["path"])
     if path is None:
         return web.json_response({"error": "there is no such file in this run"}, status=404)
     kind = path.suffix.lower()
     headers = {"Content-Type": TYPES[kind], "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
     if kind in (".html", ".svg"):  # may show a caption or a prompt: never with this server's rights
-        headers["Content-Security-Policy"] = await _aside(page_policy, path)
+        headers["Content-Security-Policy"] = await aside(page_policy, path)
     if kind in DOWNLOADS:
         headers["Content-Disposition"] = "attachment"
     return web.FileResponse(path, headers=headers)
@@ -184,63 +167,44 @@ def _action(action: str) -> Handler:
     return handler
 
 
-def why_refused(content_type: str, origin: str | None, host: str | None) -> str:
-    """Why an action may not be taken; empty if it may. A page of another origin cannot send JSON without asking first."""
-    if content_type != "application/json":
-        return "send the action with Content-Type: application/json"
-    if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
-        return f"actions are accepted from this server's own pages only, not from {origin}"
-    return ""
-
-
 def _changing(work: Callable[[Any, dict[str, Any]], Awaitable[web.Response]]) -> Handler:
     """A POST that changes the folder of a run, with a JSON object that says how."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        from ....trainer.errors import ConfigError
         from ..paths import run_folder
 
-        if refusal := why_refused(request.content_type, request.headers.get("Origin"), request.headers.get("Host")):
-            return web.json_response({"error": refusal}, status=403)
+        body = await json_of(request)
         folder = run_folder(request.match_info["name"])
-        if not folder.exists():
-            return _missing(folder.name)
-        try:
-            body = await request.json()
-        except ValueError as error:
-            raise ConfigError(f"the body is not JSON ({error}): send an object") from error
-        if not isinstance(body, dict):
-            raise ConfigError(f"the body is {body!r}: send an object")
-        return await work(folder, body)
+        return await work(folder, body) if folder.exists() else _missing(folder.name)
 
     return handler
 
 
 async def _rename(folder: Any, body: dict[str, Any]) -> web.Response:
-    from .housekeeping import rename
-    from .server import REGISTRY
+    from ..runs.housekeeping import rename
+    from ..runs.server import REGISTRY
 
-    return web.json_response(await _aside(rename, folder, str(body.get("to", "")).strip(), REGISTRY))
+    return web.json_response(await aside(rename, folder, str(body.get("to", "")).strip(), REGISTRY))
 
 
 async def _delete(folder: Any, body: dict[str, Any]) -> web.Response:
-    from .housekeeping import move_to_trash
-    from .server import REGISTRY
+    from ..runs.housekeeping import move_to_trash
+    from ..runs.server import REGISTRY
 
-    place = await _aside(partial(move_to_trash, folder, REGISTRY, with_loras=body.get("loras") is True))
+    place = await aside(partial(move_to_trash, folder, REGISTRY, with_loras=body.get("loras") is True))
     return web.json_response({"trash": str(place)})
 
 
 async def _move(folder: Any, body: dict[str, Any]) -> web.Response:
-    from .housekeeping import whole_number
-    from .server import REGISTRY
+    from ..runs.housekeeping import whole_number
+    from ..runs.server import REGISTRY
 
     return web.json_response({"queue": REGISTRY.move(folder.name, whole_number(body.get("place"), "place"))})
 
 
 async def _act(action: str, name: str) -> web.Response:
     from ..paths import run_folder
-    from .server import REGISTRY
+    from ..runs.server import REGISTRY
 
     folder = run_folder(name)
     if not folder.exists():
@@ -260,13 +224,13 @@ def _conflict(text: str) -> web.Response:
 
 async def _revive(folder: Any) -> web.Response:
     """Queue the graph that started a run again: the model has to be loaded, and that is the prompt queue's business."""
-    from .records import details, stored_graph
-    from .server import REGISTRY, post_prompt
+    from ..runs.records import details, stored_graph
+    from ..runs.server import REGISTRY, post_prompt
 
-    record = await _aside(details, folder, REGISTRY)
+    record = await aside(details, folder, REGISTRY)
     if record["state"] == "finished":
         return _conflict(f"run {folder.name} is finished: raise steps in its LoomTrain and queue it to go on")
-    graph = await _aside(stored_graph, folder)
+    graph = await aside(stored_graph, folder)
     if graph is None:
         return _conflict(f"run {folder.name} has kept no graph: queue its LoomTrain again to go on")
     error = await post_prompt(graph)

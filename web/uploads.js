@@ -1,0 +1,79 @@
+// @ts-check
+// Files that a person drops or chooses, on their way into a folder of ComfyUI's input directory.
+
+import { upload } from "./client.js";
+import { isImage, taken, targetFolder } from "./files.js";
+import { isZip, unzipped } from "./zip.js";
+
+/** @typedef {{path: string, file: File}} Dropped */
+
+/** @param {DragEvent} event */
+export const hasFiles = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
+
+/**
+ * The files of a drop with those of all folders, and the name of the first folder.
+ * @param {DragEvent} event
+ * @returns {Promise<{files: Dropped[], name: string}>}
+ */
+export async function dropped(event) {
+  const items = [...(event.dataTransfer?.items ?? [])]; // empty after the first await
+  const entries = items.flatMap((item) => item.webkitGetAsEntry?.() ?? []);
+  const files = items.flatMap((item) => (item.kind === "file" && !item.webkitGetAsEntry?.() ? (item.getAsFile() ?? []) : []));
+  const found = [...files.map((file) => ({ path: file.name, file })), ...(await Promise.all(entries.map(read))).flat()];
+  return { files: found, name: entries.find((entry) => entry.isDirectory)?.name ?? "" };
+}
+
+/**
+ * The files that were chosen in a file dialog, which is empty afterwards.
+ * @param {HTMLInputElement} chooser
+ * @returns {Dropped[]}
+ */
+export function chosen(chooser) {
+  const files = [...(chooser.files ?? [])].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
+  chooser.value = "";
+  return files;
+}
+
+/**
+ * Upload what a dataset takes of these files. Throws if there is no image, or the server refuses one.
+ * @param {Dropped[]} files
+ * @param {{current: string, name: string, isCaptionEnough: boolean}} target current: the folder so far; name: of a dropped folder
+ * @param {(text: string) => void} say
+ * @returns {Promise<{folder: string, names: string[]}>}
+ */
+export async function send(files, { current, name, isCaptionEnough }, say) {
+  const unpacked = [];
+  for (const one of files) unpacked.push(...(isZip(one.file.name) ? await unzipped(one.file) : [one]));
+  const accepted = taken(unpacked);
+  if (!accepted.some((one) => isImage(one.name) || isCaptionEnough)) {
+    throw new Error(`None of these ${unpacked.length} files is an image (png, jpg, webp, avif, bmp, gif)`);
+  }
+  const zip = files.length === 1 && isZip(files[0].file.name) ? files[0].file.name.replace(/\.zip$/i, "") : "";
+  const folder = targetFolder(current, name || zip, new Date());
+  for (const [index, one] of accepted.entries()) {
+    say(`Uploading ${index + 1} of ${accepted.length} …`);
+    await upload(one.file, folder, one.name);
+  }
+  return { folder, names: accepted.map((one) => one.name) };
+}
+
+/**
+ * The files of an entry, with those of all folders in it.
+ * @param {FileSystemEntry} entry
+ * @returns {Promise<Dropped[]>}
+ */
+async function read(entry) {
+  if (entry.isFile) {
+    const file = await new Promise((done, fail) => /** @type {FileSystemFileEntry} */ (entry).file(done, fail));
+    return [{ path: entry.fullPath.replace(/^\//, ""), file }];
+  }
+  const reader = /** @type {FileSystemDirectoryEntry} */ (entry).createReader();
+  const inside = [];
+  for (;;) {
+    /** @type {FileSystemEntry[]} */
+    const some = await new Promise((done, fail) => reader.readEntries(done, fail)); // at most 100 at a time
+    if (!some.length) break;
+    inside.push(...some);
+  }
+  return (await Promise.all(inside.map(read))).flat();
+}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, FluxTransformer2DModel, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -27,12 +28,13 @@ from lora_loom.trainer.config.run import ModelConfig
 from lora_loom.trainer.demo.demo import ASSETS
 from lora_loom.trainer.families.common.encoders import TinyCodec
 from lora_loom.trainer.families.sd3 import FAMILY as SD3
-from scripts.demo_base.denoiser import disturbed, draw_sigma, encode_pool
+from scripts.demo_base.denoiser import disturbed, draw_sigma, pixels_of
+from scripts.demo_base.pictures import training_scene
 
 from .common import RESULTS
 
 FOLDER = RESULTS / "bases"
-STEPS, BATCH, POOL, RATE, SEED = 2000, 16, 2000, 2e-3, 0
+STEPS, BATCH, POOL, RATE, SEED = 1000, 8, 800, 2e-3, 0
 EVERY = 100
 """Steps after which it is kept how far the training is: one that was cut off goes on there."""
 TEXT = 64
@@ -91,11 +93,11 @@ def base(name: str) -> Path:
 def train(recipe: Recipe, folder: Path, steps: int = STEPS) -> None:
     """Train a base and write it as a diffusers folder. Where one was cut off it goes on."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    latents, captions = encode_pool(demo_codec(), POOL, SEED, FOLDER / "latents.safetensors")
+    latents, captions = drawings()
     family: Any = families.get(recipe.family)
-    to_model = projection(latents.float(), family.latent_space.channels)
+    to_model = projection(latents, family.latent_space.channels)
     write_parts(recipe, folder, to_model)
-    clean_pool = torch.einsum("oc,nchw->nohw", to_model, latents.float())
+    clean_pool = torch.einsum("oc,nchw->nohw", to_model, latents)
     torch.manual_seed(SEED)
     module = recipe.network(**recipe.config)
     module.save_pretrained(folder / recipe.part)  # type: ignore[operator]
@@ -140,6 +142,18 @@ def train(recipe: Recipe, folder: Path, steps: int = STEPS) -> None:
     average.save_pretrained(folder / recipe.part)  # type: ignore[operator]
     (folder / "trained").write_text(f"{steps} steps, batch {BATCH}, loss {smooth:.4f}\n", encoding="utf-8")
     state.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def drawings() -> tuple[Tensor, list[str]]:
+    """(POOL, 16, 16, 16) latents of drawings in the demo's model space, and their captions."""
+    path, rng = FOLDER / "latents.safetensors", random.Random(SEED)
+    scenes = [training_scene(rng) for _ in range(POOL)]
+    if not path.is_file():
+        codec = demo_codec()
+        raw = [codec.encode(pixels_of(scene.draw()).unsqueeze(0)) for scene in scenes]
+        save_file({"latents": SD3.latent_space.to_model(torch.cat(raw))}, path)
+    return load_file(path)["latents"], [scene.caption for scene in scenes]
 
 
 def opened_config(folder: Path) -> ModelConfig:

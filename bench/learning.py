@@ -3,16 +3,18 @@
 All settings run in this trainer on the same images, captions and steps (200, batch 1, fp32): bench/peers.py has them, with their
 sources and what is not emulated. The bases are the demo's, of SD3's class, and two that bench/bases.py trains when they are
 first asked for, a UNet and one of Flux's class. Both rulers are reported (docs/scores.md): evenly spread noise levels, and those
-that the family's shift spreads. Every run is kept in .bench/learning.json when it ends, and is not measured again.
+that the family's shift spreads. Each run is a line of .bench/learning.jsonl when it ends, and is not measured again.
 
-    python -m bench learning                                 three seeds, all bases
-    LOOM_BENCH=5 LOOM_BASES=demo,unet python -m bench learning
+    python -m bench learning                                 five seeds, all bases, all settings
+    LOOM_BENCH=2 LOOM_BASES=demo,unet LOOM_ROWS="ours|ai-toolkit" python -m bench learning
 """
 
 import json
 import os
+import re
 import statistics
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,11 @@ from lora_loom.trainer.demo.demo import write_data
 from lora_loom.trainer.runs.headless import run_folder, train
 
 from .bases import base
-from .common import RESULTS, keep, report
+from .common import RESULTS, report
 from .peers import PEERS, Settings
 
 STEPS = 200
+CELLS = RESULTS / "learning.jsonl"
 RULERS = {"even levels": "held_out_even", "family's levels": "held_out"}
 Losses = dict[str, float]
 
@@ -66,9 +69,22 @@ def measure(config: TrainConfig) -> dict[str, Losses]:
 
 
 def measured_before() -> dict[str, dict[str, Losses]]:
-    """{"base, trainer, seed": losses} of earlier calls; {} where there are none of this form."""
-    path = RESULTS / "learning.json"
-    return json.loads(path.read_text()).get("runs", {}) if path.is_file() else {}
+    """{"base, trainer, seed": losses} of earlier calls; a line that was cut off is left out."""
+    if not CELLS.is_file():
+        return {}
+    runs = {}
+    for text in CELLS.read_text().splitlines():
+        with suppress(ValueError, KeyError):
+            line = json.loads(text)
+            runs[line["cell"]] = {"base": line["base"], "LoRA": line["LoRA"]}
+    return runs
+
+
+def keep_cell(key: str, losses: dict[str, Losses]) -> None:
+    """Append what one run has measured."""
+    RESULTS.mkdir(exist_ok=True)
+    with CELLS.open("a") as file:
+        file.write(json.dumps({"cell": key, **losses}) + "\n")
 
 
 def table(base_name: str, runs: dict[str, dict[str, Losses]], seeds: int) -> dict[str, Any]:
@@ -85,8 +101,9 @@ def table(base_name: str, runs: dict[str, dict[str, Losses]], seeds: int) -> dic
 
 
 def main() -> None:
-    seeds = int(os.environ.get("LOOM_BENCH", "3"))
+    seeds = int(os.environ.get("LOOM_BENCH", "5"))
     bases = os.environ.get("LOOM_BASES", ",".join(PEERS)).split(",")
+    rows = re.compile(os.environ.get("LOOM_ROWS", "."))
     runs = measured_before()
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder), seed=0, wide=True)
@@ -94,16 +111,15 @@ def main() -> None:
             for name in bases:
                 for number, (trainer, settings) in enumerate(PEERS[name].items()):
                     key = f"{name}, {trainer}, {seed}"
-                    if key not in runs:
+                    if key not in runs and rows.search(trainer):
                         config = config_of(settings, base(name), Path(folder), f"{name}-{number}-{seed}", seed)
                         runs[key] = measure(config)
-                        keep("learning", {"runs": runs})
+                        keep_cell(key, runs[key])
                         print(f"{key}: {runs[key]['LoRA']}", flush=True)
     figures: dict[str, Any] = {}
     for name in bases:
         figures |= table(name, runs, seeds)
     report("learning", figures)
-    keep("learning", {"runs": runs, "table": figures})
 
 
 if __name__ == "__main__":

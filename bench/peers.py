@@ -39,6 +39,9 @@ def ours(before: str) -> dict[str, Settings]:
         "ours, independent levels": settings("the defaults but timestep_spread", "auto", **drawn),
         "ours, EMA": settings("the defaults and training.ema_decay", "auto", training={"ema_decay": 0.98}),
         "ours, WSD": settings("the defaults and a fall over the last fifth", "auto", schedule={"kind": "wsd", "warmup": 0.05}),
+        "ours, warm-up": settings("the defaults and a short warm-up", "auto", schedule={"warmup": 0.05}),
+        **{f"grid: {rate:g}": settings("trainer/training/rate.py, rates beside it", rate) for rate in (5e-4, 2e-3, 4e-3)},
+        **{f"grid: attention, {rate:g}": settings("trainer/families, fewer modules", rate, "attention") for rate in (1e-3, 4e-3)},
     }  # fmt: skip
 
 

@@ -352,6 +352,7 @@ class LoomValidation(LoomNode):
                         "MODEL",
                         "Makes the samples in place of the MODEL that is trained, with the current LoRA: Turbo, while its base is trained. A model of the same family and size, whose weights are shared; both must fit on the device. Number of steps and guidance are those of this model (validation.model).",
                     ),
+                    "doctor": widget("ValidationConfig", "doctor"),
                 },
             },
             shown=("prompts", "every", "seed", "steps", "width", "height"),

@@ -121,11 +121,11 @@ class LoomTrain(LoomNode):
                     "keep": widget("TrainingConfig", "keep", max=1000),
                     "lora_dtype": widget("OutputConfig", "dtype"),
                     "rate": (
-                        ["auto", VALUE],
+                        ["auto", VALUE, "find"],
                         {
                             "default": "auto",
                             BEFORE: VALUE,
-                            "tooltip": "Where the learning rate comes from. auto: by the width of the model and the optimizer, 2e-4 to 5e-4 for real models; the run's log has the number, and a run keeps it. value: the input learning_rate.",
+                            "tooltip": "Where the learning rate comes from. auto: by the width of the model and the optimizer, 2e-4 to 5e-4 for real models; the run's log has the number, and a run keeps it. value: the input learning_rate. find: the best of three rates round that of auto, each tried for some steps before the run.",
                         },
                     ),
                     "epochs": widget("TrainingConfig", "epochs", max=100_000.0, step=0.5),
@@ -190,7 +190,9 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
     validation: ValidationValue | None = inputs.get("validation")
     base_loras: BaseLoraValue | None = inputs.get("base_loras")
     cache: CacheValue = inputs["cache"]
-    rate: float | Literal["auto"] = inputs["learning_rate"] if inputs.get("rate", VALUE) == VALUE else "auto"
+    rate: float | Literal["auto", "find"] = (
+        inputs["learning_rate"] if inputs.get("rate", VALUE) == VALUE else inputs["rate"]
+    )
     length = inputs.get("length", VALUE)
     return TrainRequest(
         name=check_name(inputs["name"]),

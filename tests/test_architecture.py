@@ -30,6 +30,7 @@ ROOMS = [
     "data",
     "importers",
     "training",
+    "doctor",
     "memory_plan",
     "lora_tools",
     "runs",

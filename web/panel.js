@@ -132,7 +132,7 @@ export class Panel {
     this.validationKey.hidden = !validation.length;
     this.renderSample();
     const error = state === "failed" ? (run?.error ?? "") : "";
-    setText(this.message, error || note || this.view.doubt);
+    setText(this.message, error || note || this.view.doubt || this.view.remark);
     showResults(this.results, this.view);
     this.message.classList.toggle("loom-error", Boolean(error));
     this.renderButtons();

@@ -50,7 +50,7 @@ def settings(
         ObjectiveValue(objective=config.objective),
         _memory(config),
         config.network.rank,
-        USUAL_RATE if config.optimizer.learning_rate == "auto" else config.optimizer.learning_rate,
+        USUAL_RATE if isinstance(config.optimizer.learning_rate, str) else config.optimizer.learning_rate,
         training.steps,
         training.epochs,
         training.batch_size,

@@ -9,7 +9,7 @@ from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.memory_plan.meter import LiveBytes
 from lora_loom.trainer.memory_plan.rehearsal import tensors_of
-from lora_loom.trainer.runs import execute
+from lora_loom.trainer.runs import assemble
 from lora_loom.trainer.runs.headless import build_cache, make_session, plan_memory, prepare, run_plan, train
 from lora_loom.trainer.training.loop import LoopSettings, fit
 from lora_loom.trainer.weights.streaming import stream_of
@@ -26,7 +26,7 @@ def held_by_steps(prepared, steps=2):
     build_cache(prepared, host)
     session = make_session(prepared, run_plan(prepared))
     meter = LiveBytes()
-    training = execute._set_up(session, host)
+    session, training = assemble.set_up(session, host)
     meter.hold([*tensors_of(session.denoiser.module)])
     if (stream := stream_of(session.denoiser.module)) and stream.ring:  # a base of two blocks stays as a whole
         streamed = [home for block in stream.blocks for home in block.homes()]

@@ -16,7 +16,7 @@ from lora_loom.trainer.errors import ConfigError, ModelFileError
 from lora_loom.trainer.families.common.lora_names import is_text_encoder
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.lora_tools.inspect import inspect
-from lora_loom.trainer.runs.execute import _set_up
+from lora_loom.trainer.runs.assemble import set_up
 from lora_loom.trainer.runs.headless import build_cache, make_session, prepare, run_plan, train
 from lora_loom.trainer.sweep.run import sweep
 from lora_loom.trainer.training.text_encoders import rate_scales, text_key, unread_layers
@@ -109,7 +109,7 @@ def test_rates_of_their_own(tmp_path):
     made = config("sd", tmp_path, rate=2e-4, optimizer={"learning_rate": 1e-3})
     prepared = prepare(made, SilentHost())
     build_cache(prepared, SilentHost())
-    training = _set_up(make_session(prepared, run_plan(prepared)), SilentHost())
+    _, training = set_up(make_session(prepared, run_plan(prepared)), SilentHost())
     from lora_loom.trainer.training.optim import set_learning_rate
 
     assert set_learning_rate(training.optimizer, 5e-4) == 5e-4

@@ -45,7 +45,7 @@ def plot(
             host.log(f"training.steps follows from the images: drawn for {DRAWN} steps")
         factors = [lr_factor(step, steps, schedule) for step in range(steps)]
         rate = settings.optimizer.learning_rate
-        peak = None if rate == "auto" else rate
+        peak = None if isinstance(rate, str) else rate
         for note in advice(settings.optimizer, schedule, steps) if peak else ():
             host.log(f"note: {note}")
         write_bytes(path, png(rate_plot(factors, f"{settings.name}: {schedule.kind}", peak)))

@@ -23,8 +23,8 @@ class OptimizerConfig(Section, table="optimizer"):
 
     name: Annotated[str, OneOf(OPTIMIZERS, by_path=OPTIMIZER_CLASS)] = "adamw"
     """Optimizer that updates the adapter's weights. Or the path of a class, e.g. pytorch_optimizer.ADOPT."""
-    learning_rate: float | Literal["auto"] = "auto"
-    """Peak learning rate: 1e-4 to 5e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy. auto: by the width of the network and the optimizer, 2e-4 to 5e-4 for real networks; run.json has the number, and a run keeps it."""
+    learning_rate: float | Literal["auto", "find"] = "auto"
+    """Peak learning rate: 1e-4 to 5e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy. auto: by the width of the network and the optimizer, 2e-4 to 5e-4 for real networks; run.json has the number, and a run keeps it. find: the best of three round that one, each tried for some steps before the run; below a tenth of its time from 1,000 steps on, said before."""
     weight_decay: float = 0.01
     """Decoupled weight decay: the share by which a step shrinks the weights, times the learning rate."""
     max_grad_norm: float = 1.0
@@ -33,9 +33,11 @@ class OptimizerConfig(Section, table="optimizer"):
     """Further arguments of the optimizer's class, e.g. betas = [0.9, 0.99]."""
 
     def check(self) -> None:
-        remedy = "use a number above 0 (1e-4 to 5e-4 is usual), or auto"
-        is_rate = self.learning_rate == "auto" or self.learning_rate > 0
+        remedy = "use a number above 0 (1e-4 to 5e-4 is usual), auto or find"
+        is_rate = isinstance(self.learning_rate, str) or self.learning_rate > 0
         require(is_rate, "optimizer.learning_rate", self.learning_rate, remedy)
+        looks = self.learning_rate == "find" and self.entry.finds_rate
+        require(not looks, "optimizer.learning_rate", "find", f"{self.name} finds its own rate: use auto or 1.0")
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
         for name, place in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
             require(name not in self.options, "optimizer.options", self.options, f"set optimizer.{place} instead")
@@ -52,9 +54,11 @@ class OptimizerConfig(Section, table="optimizer"):
 
     @property
     def rate(self) -> float:
-        """The learning rate as a number. Raises ConfigError for "auto", which is made a number when a network is known."""
-        if self.learning_rate == "auto":
-            raise ConfigError("optimizer.learning_rate = 'auto' has no number before the base model is known")
+        """The learning rate as a number. Raises ConfigError for "auto" and "find", which become numbers when a network is known."""
+        if isinstance(self.learning_rate, str):
+            raise ConfigError(
+                f"optimizer.learning_rate = {self.learning_rate!r} has no number before the base model is known"
+            )
         return self.learning_rate
 
 

@@ -163,6 +163,8 @@ class ValidationConfig(Section, table="validation"):
     """Number of noise levels at which the validation loss of an image is measured; they are fixed and evenly spread."""
     patience: int = 0
     """Training stops early when the validation loss has not reached a new low for this many measurements; 0 never stops early. When on, every new low has its LoRA file."""
+    doctor: bool = False
+    """Examines every training image once, after five epochs: captions that contradict their image, images that fight the others or teach nothing, near doubles. The findings are in the log and in <run>/doctor.json; nothing is changed by them."""
     prompts: tuple[str, ...] = ()
     """Prompts of the samples: images made while training with the current weights, in <run>/samples. The base model's come first."""
     prompt_library: str = ""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -117,6 +117,8 @@ def as_shapes(value: Any) -> Any:
 def optimizer_bytes(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> int:
     """Bytes of an optimizer's state: of each shape one parameter of zeros takes one step on the CPU."""
     total = 0
+    if isinstance(config.learning_rate, str):
+        config = replace(config, learning_rate=1.0)  # it has no part in the size
     for shape, count in Counter(tuple(parameter.shape) for parameter in parameters).items():
         sample = nn.Parameter(torch.zeros(shape))
         sample.grad = torch.zeros(shape)

@@ -1,7 +1,8 @@
 """Executing a session: train from wherever the run stands to its end, with every side effect in order."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,24 +10,23 @@ from torch import Tensor
 
 from ..data.prefetch import Prefetched
 from ..distributed.processes import reporting_lost_peers
+from ..doctor.report import cost_text, examine_run, is_due, text_of
 from ..errors import StoppedError
-from ..lora.adapter import inject
 from ..lora.metadata import describe, in_layout
-from ..lora.state_dict import size_said, to_file, to_training
+from ..lora.state_dict import to_file
 from ..storage.atomic import remove_temporaries
-from ..storage.fingerprint import tensors_digest
 from ..training.advice import advice
 from ..training.early_stopping import is_exhausted, keeps_lows, lowest
 from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
-from ..training.loop import Average, Batches, LoopSettings, Training, fit
+from ..training.loop import Batches, LoopSettings, Training, fit
 from ..training.movement import WATCHED_STEPS, GradientWatch
-from ..training.optim import optimizer_of, own_average
+from ..training.optim import own_average
 from ..training.schedule import lr_factor
 from ..training.verdict import growth, growth_text
 from ..types import StepResult
-from ..weights.devices import use_device
 from ..weights.streaming import device_of, stream_of
-from .checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint
+from .assemble import set_up
+from .checkpoint import prune, save_checkpoint
 from .final_file import checked_error, checked_movement, take_best
 from .session import Host, Outcome, SampleRenderer, Session, naming_what_is_kept
 from .timings import Timings
@@ -40,57 +40,17 @@ def execute(session: Session, host: Host) -> Outcome:
     folder.update(state="running", error="", **({"base_loras": [one.record() for one in below]} if below else {}))
     with folder.noting_failure(), naming_what_is_kept(folder, host), reporting_lost_peers():
         try:
-            for note in advice(session.plan.optimizer, session.plan.schedule, session.plan.training.steps):
-                host.log(f"note: {note}")
             for one in below:
                 host.log(one.text())
-            training = _set_up(session, host)
+            session, training = set_up(session, host)
+            for note in advice(session.plan.optimizer, session.plan.schedule, session.plan.training.steps):
+                host.log(f"note: {note}")
             outcome = TrainingRun(session, training, host).to_the_end()
         finally:
             if stream := stream_of(session.denoiser.module):
                 stream.close()
     folder.update(**{**vars(outcome), "lora": outcome.lora.name})
     return outcome
-
-
-def _set_up(session: Session, host: Host) -> Training:
-    """Adapter and optimizer, fresh or as the last checkpoint holds them."""
-    plan, backend = session.plan, session.backend
-    use_device(_device(session))
-    adapter = inject(
-        backend.denoiser.module,
-        session.modules,
-        plan.network,
-        seed=plan.training.seed,
-        compute_dtype=backend.compute_dtype,
-    )
-    if backend.init:
-        adapter.load(to_training(adapter, backend.denoiser.file_key, backend.init))
-    parameters = adapter.parameters()
-    training = Training(
-        adapter=adapter, optimizer=optimizer_of(parameters, plan.optimizer, plan.network, backend.rate_scales)
-    )
-    if plan.training.ema_decay:
-        training.average = Average(parameters, plan.training.ema_decay)
-    if backend.compute_dtype == torch.float16:
-        training.scaler = torch.amp.GradScaler(next(iter(parameters.values())).device.type)
-    count = sum(parameter.numel() for parameter in parameters.values())
-    kind = f"{plan.network.kind} on {len(session.modules)} modules, {count:,} trainable parameters"
-    host.log(f"{kind}{size_said(adapter, session.lora_dtype)}")
-    if stream := stream_of(backend.denoiser.module):
-        host.log(stream.text())
-    session.processes.from_main(lambda: newest_intact(session.folder.checkpoints, host.log) is not None)
-    if checkpoint := session.folder.last_checkpoint():  # of the intact ones
-        load_checkpoint(checkpoint, training)
-        host.log(f"continuing from step {training.step}")
-    session.folder.cut_metrics(training.step)
-    if session.processes.count > 1:
-        session.processes.require_same("adapter", f"{training.step} {tensors_digest(parameters)}")
-    return training
-
-
-def _device(session: Session) -> torch.device:
-    return device_of(session.denoiser.module)
 
 
 class TrainingRun:
@@ -111,7 +71,7 @@ class TrainingRun:
         self._catch_up()
         ahead = Prefetched(
             self.session.batches,
-            _device(self.session),
+            device_of(self.session.denoiser.module),
             ahead=self.plan.memory.prefetch,
             stride=self.processes.count,
         )
@@ -145,6 +105,7 @@ class TrainingRun:
             self._keep_best()
         if self.processes.from_main(lambda: self._lacks_samples(step)) and samples is not None:
             self._sample()
+        self._examine()
 
     def _complete_save(self) -> None:
         """What `_save` does after the checkpoint, as far as a kill has left it undone: the checkpoint alone says that it is due."""
@@ -214,6 +175,7 @@ class TrainingRun:
                 self._measure()
                 self._keep_best()
                 enough = self._is_exhausted()
+            self._examine()
             last = result.step == self.total
             while not last and not enough and self.processes.from_main(self.host.between_steps):
                 self._serve(due=False)
@@ -270,6 +232,18 @@ class TrainingRun:
         self.folder.append_metrics(step=self.training.step, **values, held_out_parts=rounded(parts))
         self.tracker.scalars(self.training.step, values)
         self.host.measured(self.training.step, {**values, **self._loss_of_base()})
+
+    def _examine(self) -> None:
+        """What the data doctor says of the training images, once, when the run has reached the step for it."""
+        session, step, path = self.session, self.training.step, self.folder.path
+        wanted = session.main and self.plan.validation.doctor and not self.plan.memory.shard
+        if not wanted or not is_due(path, step, session.batches, self.plan.training):
+            return
+        self.host.log(cost_text(session.batches))
+        network = (session.denoiser, self.training.adapter, session.batches, session.held_out.levels)
+        with suppress(StoppedError), self.timings.of("data doctor"):
+            progress = partial(self.host.stage, "data doctor")
+            self.host.log(text_of(examine_run(path, step, *network, progress, self._end_if_interrupted)))
 
     def _loss_of_base(self) -> dict[str, float]:
         """What the validation loss was before the first step, to be read next to a later one."""

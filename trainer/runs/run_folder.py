@@ -213,7 +213,7 @@ class RunFolder:
 
     def forget(self) -> str:
         """Delete what a run that kept nothing has left behind, so that another one can take its name; returns a line that says so."""
-        for path in (self.path / "run.json", self.metrics):
+        for path in (self.path / "run.json", self.metrics, self.path / "doctor.json"):
             path.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.path / "samples"):
             shutil.rmtree(folder, ignore_errors=True)

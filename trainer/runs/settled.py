@@ -27,7 +27,8 @@ def with_rate(
     if optimizer.learning_rate != "auto":
         return optimizer
     recorded = _begun(folder).get("optimizer", {}).get("learning_rate")
-    rate = Rate(value=recorded, origin="as this run began") if recorded else auto_rate(module, network, optimizer)
+    begun = isinstance(recorded, float | int) and recorded
+    rate = Rate(value=recorded, origin="as this run began") if begun else auto_rate(module, network, optimizer)
     log(f"learning rate: {rate.value:g} (auto, {rate.origin})")
     return replace(optimizer, learning_rate=rate.value)
 

@@ -24,7 +24,7 @@ RATE_SCALE = "rate_scale"
 
 def check_optimizer(config: OptimizerConfig, network: NetworkConfig | None = None, ema_decay: float = 0.0) -> None:
     """Raise ConfigError for a missing library, an unknown option, a class that cannot be resumed, or what does not go together, before anything is loaded."""
-    if config.learning_rate == "auto":
+    if isinstance(config.learning_rate, str):
         config = replace(config, learning_rate=1.0)
     optimizer = make_optimizer([nn.Parameter(torch.zeros(2, 2))], config)
     if config.name not in OPTIMIZERS:

@@ -168,6 +168,8 @@ def check_text_training(text: TextConfig, optimizer: OptimizerConfig, names: Seq
     problem, rates = "", text.rates(names)
     if not names:
         problem = f"the text encoders of {model} are not trained; leave it out"
+    elif optimizer.learning_rate == "find":
+        problem = "optimizer.learning_rate = 'find' looks for one rate alone; use auto or a number"
     elif optimizer.entry.finds_rate and any(rate != optimizer.rate for rate in rates.values()):
         problem = f"{optimizer.name} finds one rate for all; use optimizer.learning_rate here too"
     if problem:

@@ -79,7 +79,7 @@ export class DetailView {
     this.title.textContent = name;
     this.root.dataset.state = view.growth ? "doubtful" : run.state;
     this.chip.textContent = view.growth ? "Finished, loss rose" : (STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? run.state ?? "");
-    this.message.textContent = run.state === "failed" ? (run.error ?? "") : view.doubt;
+    this.message.textContent = run.state === "failed" ? (run.error ?? "") : view.doubt || view.remark;
     const key = JSON.stringify([name, run.state, run.lora, this.bench.list.queue]);
     if (this.menu.dataset.key !== key) {
       this.menu.dataset.key = key; // a new button would lose the focus

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ....trainer.doctor.report import read_diagnosis, text_of
 from ....trainer.errors import RunError
 from ....trainer.runs.checkpoint import list_checkpoints
 from ....trainer.runs.plan import RunPlan
@@ -119,7 +120,7 @@ def details(folder: RunFolder, registry: Registry) -> Record:
     `layers` counts those that train and those that are left out, by role; {} of runs before that was kept. `lora_folder` is what
     LoraLoader's names of its LoRA files begin with; `best` is the file with the lowest validation loss, if one leads; `movement`
     says how many modules moved, `loss_growth` how many times its start the loss ended at, 0 for a run that is well; `memory_plan` is
-    the prediction as in run.json (docs/memory.md), None in a run without one.
+    the prediction as in run.json (docs/memory.md), None in a run without one; `doctor` the lines of the data doctor.
     """
     names: Record = {
         kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
@@ -133,6 +134,8 @@ def details(folder: RunFolder, registry: Registry) -> Record:
     names["pages"] = [path.relative_to(folder.path).as_posix() for path in pages]
     names["lora_folder"] = lora_name(folder.name).removesuffix(f"{folder.name}.safetensors")
     record = folder.read()
+    diagnosis = read_diagnosis(folder.path)
+    names["doctor"] = text_of(diagnosis).splitlines() if diagnosis else []
     names["best"] = (record.get("best") or {}).get("lora", "")
     names["layers"] = record.get("layers", {})
     names["movement"], names["loss_growth"] = record.get("movement"), record.get("loss_growth", 0)

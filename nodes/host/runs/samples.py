@@ -153,6 +153,7 @@ def validation_config(
         every=int(options.get("measure_every", 0)),
         timesteps=int(options.get("timesteps", ValidationConfig.timesteps)),
         patience=int(options.get("patience", 0)),
+        doctor=bool(options.get("doctor", False)),
     )
 
 

@@ -1,0 +1,76 @@
+"""Trying a learning rate for a few steps of a run, with its own images, noise and schedule, and measuring it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from ..data.batches import CachedBatches, Singles
+from ..diffusion.denoiser import Denoiser
+from ..distributed.processes import Processes
+from ..errors import DivergedError
+from ..lora.adapter import Adapter
+from .find_rate import IMAGES
+from .held_out import HeldOut, held_out_loss
+from .loop import Batches, LoopSettings, Training, fit
+
+
+def probe(held_out: HeldOut, batches: Batches) -> HeldOut:
+    """What rates are judged by: the first images that are set aside, or where there are none, of those that are trained on."""
+    if held_out.batches:
+        return replace(held_out, batches=held_out.batches[:IMAGES])
+    images = Singles(batches)[:IMAGES] if isinstance(batches, CachedBatches) else ()
+    return replace(held_out, batches=images)
+
+
+@dataclass(kw_only=True)
+class Trials:
+    """Trains an adapter with one rate after another, each from the weights that it has at first, which `restore` puts back."""
+
+    denoiser: Denoiser
+    adapter: Adapter
+    batches: Batches
+    settings: LoopSettings
+    probe: HeldOut
+    processes: Processes
+    fresh: Callable[[float], Training]
+    """A training of the adapter from step 0 with a rate; its optimizer has no state yet."""
+    factor: Callable[[int], float]
+    """The schedule: {finished steps: share of the rate}."""
+    on_step: Callable[[], None]
+    """Called after every step. It may block, and raises to stop."""
+
+    def __post_init__(self) -> None:
+        self._first = self._copy()
+        self._reached: dict[float, tuple[Training, dict[str, Tensor]]] = {}
+
+    def train(self, rate: float, steps: int) -> float:
+        """The loss after this many steps at a rate, inf where it has diverged. A rate goes on from where it was."""
+        training, values = self._reached.get(rate) or (self.fresh(rate), self._first)
+        self._put(values)
+        taken: Any = fit(
+            self.denoiser, training, self.batches, self.settings, lambda step: rate * self.factor(step), self.processes
+        )
+        try:
+            for _ in islice(taken, steps - training.step):
+                self.on_step()
+        except DivergedError:
+            return math.inf
+        self._reached[rate] = (training, self._copy())
+        return self.processes.from_main(lambda: held_out_loss(self.denoiser, self.probe))
+
+    def restore(self) -> None:
+        """Put the weights back that the adapter had at first."""
+        self._put(self._first)
+        self._reached.clear()
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.adapter.parameters().items()}
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.adapter.parameters().items():
+            parameter.data.copy_(values[name])
+            parameter.grad = None

@@ -3,8 +3,16 @@
 from .base_lora import LoomBaseLora
 from .dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
 from .demo import LoomDemoModel
+from .image_strip import LoomImageStrip
 from .importing import LoomImportSettings
-from .lora_tools import LoomLoraInspect, LoomLoraMerge, LoomLoraResize
+from .lora_tools import (
+    LoomLoraConvert,
+    LoomLoraExtract,
+    LoomLoraInspect,
+    LoomLoraMerge,
+    LoomLoraMergeBase,
+    LoomLoraResize,
+)
 from .node import LoomNode
 from .objective import LoomObjective
 from .settings import LoomMemory, LoomNetwork, LoomOptimizer, LoomValidation
@@ -36,6 +44,10 @@ NODES: tuple[type[LoomNode], ...] = (
     LoomLoraInspect,
     LoomLoraResize,
     LoomLoraMerge,
+    LoomLoraConvert,
+    LoomLoraExtract,
+    LoomLoraMergeBase,
+    LoomImageStrip,
 )
 
 NODE_CLASS_MAPPINGS: dict[str, type[LoomNode]] = {node.__name__: node for node in NODES}

@@ -1,4 +1,4 @@
-"""LoomLoraInspect, LoomLoraResize, LoomLoraMerge: inspect and change LoRA files."""
+"""LoomLoraInspect, -Resize, -Merge, -Convert, -Extract, -MergeBase: inspect, change and make LoRA files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from .widgets import link, text
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .host.base_files import ExtractInputs, MergeBaseInputs
     from .host.comfy_types import Clip, ModelPatcher
-    from .host.lora_files import MergeInputs, ResizeInputs
+    from .host.lora_files import ConvertInputs, MergeInputs, ResizeInputs
 
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
 METHODS = ["rank", "sv_ratio", "sv_fro", "sv_cumulative"]
@@ -155,4 +156,126 @@ class LoomLoraMerge(_ChangesWithItsFiles):
         from .host.lora_files import merged
 
         name, report = merged(inputs)
+        return {"ui": {"text": [report]}, "result": (name, report)}
+
+
+class LoomLoraConvert(_ChangesWithItsFiles):
+    """Converts a LoRA to another key format."""
+
+    TITLE = "Loom LoRA Convert"
+    SEARCH_ALIASES = ("lora", "convert lora", "diffusers lora", "kohya lora", "peft", "lora format")
+    DESCRIPTION = "Writes a LoRA in the key format of other programs, or theirs in ComfyUI's. Fused projections are split or joined without changing the result; LoHa and LoKr become the LoRA of the same change."
+    RETURN_TYPES = _RESULTS
+    RETURN_NAMES = _RESULT_NAMES
+    OUTPUT_TOOLTIPS = ("Name of the new file, for LoraLoader.", "What was split or fused, and the ranks.")
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> InputTypes:
+        return {
+            "required": {
+                "lora_name": _lora("LoRA file, as LoraLoader lists it, or the lora_name of another node."),
+                "format": (
+                    ["native", "diffusers", "kohya"],
+                    {
+                        "default": "native",
+                        "tooltip": "Key format of the new file. native: what LoRA Loom writes and ComfyUI loads. diffusers: what load_lora_weights takes. kohya: sd-scripts'.",
+                    },
+                ),
+                "dtype": (DTYPES, {"default": "auto", "tooltip": "Dtype of the new file. auto keeps that of the source file."}),
+                "save_as": _save_as("converted"),
+            }
+        }  # fmt: skip
+
+    def run(self, **inputs: Unpack[ConvertInputs]) -> NodeOutput:
+        from .host.lora_files import converted
+
+        name, report = converted(inputs)
+        return {"ui": {"text": [report]}, "result": (name, report)}
+
+
+def _base(tooltip: str) -> Widget:
+    from .host.sweep.sampler_names import base_names
+
+    return base_names(), {"tooltip": tooltip}
+
+
+class _ReadsBases(LoomNode):
+    """A node that runs again when a checkpoint or LoRA that it reads has changed."""
+
+    OUTPUT_NODE = True
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs: object) -> str:
+        from .host.base_files import base_stamps
+
+        return base_stamps(inputs)
+
+
+class LoomLoraExtract(_ReadsBases):
+    """Extracts a LoRA from the difference of two checkpoints."""
+
+    TITLE = "Loom LoRA Extract"
+    SEARCH_ALIASES = ("lora", "extract lora", "checkpoint difference", "svd")
+    DESCRIPTION = "Approximates the difference of a fine-tuned checkpoint from its base by a LoRA, and reports how much of it the LoRA holds. Both are read tensor by tensor; nothing is loaded."
+    RETURN_TYPES = _RESULTS
+    RETURN_NAMES = _RESULT_NAMES
+    OUTPUT_TOOLTIPS = ("Name of the new file, for LoraLoader.", "Ranks, and the share of the difference that was kept.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> InputTypes:
+        return {
+            "required": {
+                "base": _base("The base model."),
+                "tuned": _base("A fine-tuned checkpoint of it, in the same layout."),
+                **_keep(0, 32, "Largest rank of a module. 0: no limit, with one of the sv_ methods."),
+                "save_as": _save_as("extracted"),
+            }
+        }
+
+    def run(self, **inputs: Unpack[ExtractInputs]) -> NodeOutput:
+        from .host.base_files import extracted
+
+        name, report = extracted(inputs)
+        return {"ui": {"text": [report]}, "result": (name, report)}
+
+
+class LoomLoraMergeBase(_ReadsBases):
+    """Merges a LoRA into a checkpoint."""
+
+    TITLE = "Loom LoRA Merge into Base"
+    SEARCH_ALIASES = ("lora", "merge lora", "bake lora", "merge into checkpoint", "fuse lora")
+    DESCRIPTION = "Writes a checkpoint with a LoRA merged in, as ComfyUI would apply it, tensor by tensor, and compares the file with the original. Nothing is loaded."
+    RETURN_TYPES = _RESULTS
+    RETURN_NAMES = ("base_name", "report")
+    OUTPUT_TOOLTIPS = (
+        "Name of the new file, for the loader of its folder (checkpoints or diffusion_models).",
+        "How many tensors were changed, and what rounding costs.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> InputTypes:
+        return {
+            "required": {
+                "base": _base("The base model."),
+                "lora_name": _lora("LoRA file, as LoraLoader lists it, or the lora_name of another node."),
+                "strength": (
+                    "FLOAT",
+                    {"default": 1.0, "min": -20.0, "max": 20.0, "step": 0.05, "tooltip": "Strength at which the LoRA is merged."},
+                ),
+                "skip_missing": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Leave out modules that the base model does not have, such as text encoders. Off: they are an error."},
+                ),
+                "save_as": text(
+                    "merged",
+                    "Name of the new file, without extension, in the sub-folder lora_loom beside the base model. A file of this name is replaced only if this node wrote it.",
+                ),
+            }
+        }  # fmt: skip
+
+    def run(self, **inputs: Unpack[MergeBaseInputs]) -> NodeOutput:
+        from .host.base_files import merged_into_base
+
+        name, report = merged_into_base(inputs)
         return {"ui": {"text": [report]}, "result": (name, report)}

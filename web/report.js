@@ -1,7 +1,7 @@
 // @ts-check
 // Shows a node's "text" output in a box under the node. Texts go in as text.
 
-const REPORTING = new Set(["LoomCache", "LoomScore", "LoomLoraInspect", "LoomLoraResize", "LoomLoraMerge"]);
+const REPORTING = new Set(["LoomCache", "LoomScore", "LoomLoraInspect", "LoomLoraResize", "LoomLoraMerge", "LoomLoraConvert", "LoomLoraExtract", "LoomLoraMergeBase"]);
 const HEIGHT = 140;
 
 /** @param {ComfyNode} node */

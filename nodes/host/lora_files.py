@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from ...trainer.errors import ConfigError, LoomError
 from ...trainer.lora_tools.base_keys import check_one_family, recognise
+from ...trainer.lora_tools.convert import convert
 from ...trainer.lora_tools.factors import open_lora
 from ...trainer.lora_tools.inspect import inspect, modules_of, to_text
 from ...trainer.lora_tools.merge import merge_loras
@@ -17,7 +18,7 @@ from .comfy_types import Clip, ModelPatcher
 from .paths import find_lora, is_inside, lora_folder, lora_root
 from .progress import Bar
 
-MAKERS = {"resize", "merge"}
+MAKERS = {"resize", "merge", "convert", "extract"}
 """Tools whose entries in the metadata `loom.history` these nodes write."""
 
 
@@ -83,10 +84,26 @@ class MergeInputs(NewFileInputs):
     weight_2: float
 
 
+class ConvertInputs(TypedDict):
+    """The inputs of LoomLoraConvert."""
+
+    lora_name: str
+    format: str
+    dtype: str
+    save_as: str
+
+
+def converted(inputs: ConvertInputs) -> tuple[str, str]:
+    """Returns (name of the new file, report). Raises LoomError before anything is written."""
+    source, target = find_lora(inputs["lora_name"]), new_file(inputs["save_as"], [inputs["lora_name"]])
+    done = convert(source, target, inputs["format"], dtype=inputs["dtype"], progress=Bar().update)
+    return listed(target), done.text()
+
+
 def resized(inputs: ResizeInputs) -> tuple[str, str]:
     """Returns (name of the new file, report). Raises LoomError before anything is written."""
     source, target = find_lora(inputs["lora_name"]), new_file(inputs["save_as"], [inputs["lora_name"]])
-    done = resize(source, target, _keep(inputs), inputs["dtype"], Bar().update)
+    done = resize(source, target, keep_of(inputs), inputs["dtype"], Bar().update)
     return listed(target), done.text()
 
 
@@ -96,11 +113,12 @@ def merged(inputs: MergeInputs) -> tuple[str, str]:
     target = new_file(inputs["save_as"], [inputs["lora_1"], inputs["lora_2"]])
     check_one_family([path for path, weight in sources if weight])
     is_exact = not inputs["rank"] and not inputs["amount"] and inputs["method"] == "rank"
-    done = merge_loras(sources, target, None if is_exact else _keep(inputs), inputs["dtype"], Bar().update)
+    done = merge_loras(sources, target, None if is_exact else keep_of(inputs), inputs["dtype"], Bar().update)
     return listed(target), done.text()
 
 
-def _keep(inputs: NewFileInputs) -> Keep:
+def keep_of(inputs: NewFileInputs) -> Keep:
+    """The singular values to keep. Raises ConfigError for settings that do not fit together."""
     return Keep(rank=inputs["rank"], method=inputs["method"], amount=inputs["amount"])
 
 

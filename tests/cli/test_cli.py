@@ -78,6 +78,10 @@ def test_the_whole_way(toml):
     assert (folder / "strip.png").is_file()
     result = run("strip", folder, "--columns", "checkpoint", "--rows", "prompt", "--title", "again")
     assert result.exit_code == 0, result.output
+    assert run("strip", folder / "cells", "--per-row", "2").exit_code == 0, "any folder of images"
+    assert (folder / "cells" / "strip.png").is_file()
+    refused = run("strip", folder, "--layout", "panels")
+    assert "layout panels needs the base, a LoRA, and guidance of both kinds" in refused.stderr
     result = run("inspect", toml.parent / "run" / "loras" / "run.safetensors")
     assert "rank 2" in result.stdout
     assert "ss_steps: 4" in result.stdout
@@ -159,6 +163,7 @@ def test_run_errors(toml, tmp_path):
     assert result.exit_code == 5
     assert "network.rank: 2 -> 3" in result.stderr
     assert run("strip", tmp_path).exit_code == 5
+    assert "layout = 'panel': use grid or panels" in run("strip", tmp_path, "--layout", "panel").stderr
     assert "did you mean 'checkpoint'" in run("strip", tmp_path, "--columns", "chekpoint").stderr
     assert run("inspect", toml).exit_code == 4
 

@@ -18,6 +18,8 @@ def test_inspect_resize_merge_and_load(server, bases):
         "small": node("LoomLoraResize", lora_name=["wait", 1], save_as="tooled-small", **{**PLAIN, "rank": 2}),
         "both": node("LoomLoraMerge", lora_1=["small", 0], weight_1=0.5, lora_2="lora_loom/tooled/tooled.safetensors", weight_2=1.0, save_as="tooled-both", **PLAIN),
         "look": node("LoomLoraInspect", lora_name=["both", 0], model=base["sources"]["model"]),
+        "kohya": node("LoomLoraConvert", lora_name=["both", 0], format="kohya", dtype="auto", save_as="tooled-kohya"),
+        "look2": node("LoomLoraInspect", lora_name=["kohya", 0], model=base["sources"]["model"]),
         "patched": node("LoraLoaderModelOnly", model=base["sources"]["model"], lora_name=["both", 0], strength_model=1.0),
     }  # fmt: skip
     graph = picture(graph, model=["patched", 0])
@@ -26,6 +28,7 @@ def test_inspect_resize_merge_and_load(server, bases):
     assert "rank 6" in report
     assert "in the connected model ComfyUI matches " in report
     assert "left out" not in report
+    assert "left out" not in outputs["look2"]["text"][0]
     assert "energy is kept" in outputs["small"]["text"][0]
     assert (server.base / "models" / "loras" / "lora_loom" / "tooled-both.safetensors").is_file()
     loaders = server.http.get("/object_info/LoraLoader").json()["LoraLoader"]["input"]["required"]["lora_name"]

@@ -20,19 +20,19 @@ class Cli:
 def host_modules(base):
     """{name: module} with folder_paths over `base`."""
     folders = {name: str(base / name) for name in ("input", "output", "temp", "user")}
-    loras = base / "models" / "loras"
+    models = base / "models"
 
     def full_path(kind, name):
-        path = loras / name
+        path = models / kind / name
         return str(path) if path.is_file() else None
 
     def names(kind):
-        return sorted(path.relative_to(loras).as_posix() for path in loras.rglob("*.safetensors"))
+        return sorted(path.relative_to(models / kind).as_posix() for path in (models / kind).rglob("*.safetensors"))
 
     getters = {f"get_{name}_directory": (lambda path=path: path) for name, path in folders.items()}
     paths = module(
         "folder_paths",
-        get_folder_paths=lambda kind: {"loras": [str(loras)], "datasets": [str(base / "datasets")]}[kind],
+        get_folder_paths=lambda kind: [str(base / "datasets" if kind == "datasets" else models / kind)],
         get_full_path=full_path,
         get_filename_list=names,
         **getters,

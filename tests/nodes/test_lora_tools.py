@@ -1,12 +1,14 @@
-"""LoomLoraInspect, LoomLoraResize and LoomLoraMerge over a folder of LoRAs, without ComfyUI."""
+"""The nodes on LoRA files and checkpoints over a folder of LoRAs, without ComfyUI."""
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from lora_loom.trainer.errors import ConfigError, ModelFileError
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
+from tests.lora_tools.test_with_base import base_file
 
 KEY = "transformer.transformer_blocks.0.attn.to_q"
 PLAIN = {"rank": 0, "method": "rank", "amount": 0.0, "dtype": "auto"}
@@ -124,3 +126,77 @@ def test_a_changed_file_changes_the_node(host, loras):
     lora(host, "a.safetensors", rank=5)
     assert node.IS_CHANGED(lora_name="a.safetensors", rank=2) != before
     assert node.IS_CHANGED(lora_name=None) == "None"
+
+
+def test_convert(host, loras):
+    key = "transformer.transformer_blocks.0.attn.to_out.0"
+    lora(host, "a.safetensors", key=key)
+    node = NODE_CLASS_MAPPINGS["LoomLoraConvert"]()
+    name, report = node.run(lora_name="a.safetensors", format="kohya", dtype="auto", save_as="k")["result"]
+    assert name == "lora_loom/k.safetensors"
+    assert "kohya: 1 modules became 1" in report
+    keys = load_file(host.base / "models" / "loras" / name).keys()
+    assert all(key.startswith("lora_unet_") for key in keys)
+    node.run(lora_name=name, format="native", dtype="float32", save_as="back")
+    old, new = (load_file(host.base / "models" / "loras" / file) for file in ("a.safetensors", "lora_loom/back.safetensors"))  # fmt: skip
+    old, new = (weight_change(group_by_module(one)[0][key], torch.zeros(8, 16)) for one in (old, new))
+    assert torch.allclose(old, new, atol=1e-5)
+    lora(host, "odd.safetensors")
+    with pytest.raises(ModelFileError, match="a LoRA of 8 rows for .*, in which its module has 16"):
+        node.run(lora_name="odd.safetensors", format="kohya", dtype="auto", save_as="k")
+
+
+@pytest.fixture
+def checkpoint(host, loras, monkeypatch):
+    monkeypatch.setattr(host("base_files"), "Bar", Bar)
+    folder = host.base / "models" / "checkpoints"
+    folder.mkdir()
+    return base_file("sd3", folder / "base.safetensors")
+
+
+def test_a_lora_merged_into_a_base_can_be_extracted(host, checkpoint):
+    width = load_file(checkpoint)["joint_blocks.0.x_block.attn.proj.weight"].shape[1]
+    key = "transformer.transformer_blocks.0.attn.to_out.0"
+    source = torch.Generator().manual_seed(1)
+    tensors = {f"{key}.lora_A.weight": torch.randn(2, width, generator=source), f"{key}.lora_B.weight": torch.randn(width, 2, generator=source)}  # fmt: skip
+    save_file(tensors, host.base / "models" / "loras" / "a.safetensors")
+    merge, extract = (NODE_CLASS_MAPPINGS[name] for name in ("LoomLoraMergeBase", "LoomLoraExtract"))
+    assert merge.INPUT_TYPES()["required"]["base"][0] == ["checkpoints/base.safetensors"]
+    settings = {"base": "checkpoints/base.safetensors", "lora_name": "a.safetensors", "strength": 0.5, "skip_missing": False}  # fmt: skip
+    name, report = merge().run(**settings, save_as="tuned")["result"]
+    assert (name, report.split(" as")[0]) == ("lora_loom/tuned.safetensors", "1 tensors changed")
+    merge().run(**settings, save_as="tuned")  # over its own file
+    before = merge.IS_CHANGED(**settings)
+    made, report = extract().run(base="checkpoints/base.safetensors", tuned=f"checkpoints/{name}", save_as="out", **{**PLAIN, "rank": 2, "dtype": "float32"})["result"]  # fmt: skip
+    parts = group_by_module(load_file(host.base / "models" / "loras" / made))[0]
+    assert list(parts) == [key]
+    zero = torch.zeros(width, width)
+    wanted = weight_change(group_by_module(tensors)[0][key], zero, 0.5)
+    assert (weight_change(parts[key], zero) - wanted).norm() / wanted.norm() < 1e-4
+    checkpoint.touch()
+    assert merge.IS_CHANGED(**settings) != before
+    save_file({"x": torch.ones(1)}, host.base / "models" / "checkpoints" / "lora_loom" / "mine.safetensors")
+    with pytest.raises(ConfigError, match="exists and was not made by this node"):
+        merge().run(**settings, save_as="mine")
+    with pytest.raises(ConfigError, match="no base model 'loras/a.safetensors': choose one of the list"):
+        merge().run(**{**settings, "base": "loras/a.safetensors"}, save_as="x")
+
+
+def test_a_strip_of_any_images(host):
+    module = host("image_strip")
+    images = torch.rand(3, 8, 12, 3)
+    shown, strip = module.drawn_images(images, "", "a\nb\nc", 2, "three")
+    assert strip.shape[0] == 1
+    assert (host.base / "temp" / "lora_loom" / shown["filename"]).is_file()
+    folder = host.base / "input" / "fetched"
+    folder.mkdir()
+    for number in (2, 10):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"p-{number}.png")
+    node = NODE_CLASS_MAPPINGS["LoomImageStrip"]
+    before = node.IS_CHANGED(folder="fetched")
+    assert before.index("p-2.png") < before.index("p-10.png")
+    node().run("", 0, "", folder="fetched")
+    with pytest.raises(ConfigError, match="labels are 1 for 2 images"):
+        node().run("a", 0, "", folder="fetched")
+    with pytest.raises(ConfigError, match="exactly one of them"):
+        node().run("", 0, "")

@@ -1,5 +1,6 @@
 """`lora-loom`, the command line. Each command is a few lines that call the Python interface."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -134,10 +135,26 @@ def sweep(
     report(as_json, text, cells=len(sheet.cells), rendered=sheet.rendered, strips=strips, tables=tables)
 
 
-def _draw(sheet: "Sheet", columns: Sequence[str], rows: Sequence[str], title: str) -> tuple[list[str], list[str]]:
-    """Write a sweep's grid as images and as tables. Returns the paths of (images, tables)."""
-    from ..sweep.run import write_strips, write_tables
+def _draw_images(folder: Path, per_row: int, title: str) -> tuple[list[str], list[str]]:
+    """Write the strip of a folder of images into it. Returns the paths of (images, tables)."""
+    from ..storage.atomic import write_bytes
+    from ..sweep.image_strip import image_strip, images_in
 
+    buffer = io.BytesIO()
+    image_strip(images_in(folder), (), columns=per_row, title=title).save(buffer, "png", optimize=True)
+    write_bytes(folder / "strip.png", buffer.getvalue())
+    return [str(folder / "strip.png")], []
+
+
+def _draw(
+    sheet: "Sheet", columns: Sequence[str], rows: Sequence[str], title: str, *, layout: str = "grid"
+) -> tuple[list[str], list[str]]:
+    """Write a sweep's grid as images and as tables. Returns the paths of (images, tables)."""
+    from ..sweep.run import write_panels, write_strips, write_tables
+
+    if layout == "panels":
+        strips, tables = write_panels(sheet, title=title)
+        return [str(path) for path in strips], [str(path) for path in tables]
     strips = write_strips(sheet, columns=columns, rows=rows, title=title)
     tables = write_tables(sheet, columns=columns, rows=rows, title=title)
     return [str(path) for path in strips], [str(path) for path in tables]
@@ -149,9 +166,13 @@ def strip(
     columns: Annotated[str, typer.Option(help="Axes from left to right.")] = "checkpoint,strength",
     rows: Annotated[str, typer.Option(help="Axes from top to bottom.")] = "reference,prompt,seed",
     title: Annotated[str, typer.Option(help="Heading; by default the run's name.")] = "",
+    layout: Annotated[
+        str, typer.Option(help="grid, or panels: base, last LoRA, and last LoRA with APG side by side.")
+    ] = "grid",
+    per_row: Annotated[int, typer.Option(min=0, help="Images in a row, of a folder of images; 0: all in one.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Redraw the grid of a sweep with other axes.
+    """Redraw the grid of a sweep with other axes, or draw the images of any folder.
 
     Axes: checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler. There is one page for each combination of the axes that are neither columns nor rows.
     """
@@ -164,8 +185,13 @@ def strip(
         for axis in [*across, *down]:
             if axis not in AXES:
                 raise ConfigError(f"axis {axis!r}: {did_you_mean(axis, list(AXES))}")
-        sheet = load_sheet(*find_sheet(folder))
-        strips, tables = _draw(sheet, across, down, title or sheet.folder.resolve().parent.name)
+        if layout not in ("grid", "panels"):
+            raise ConfigError(f"layout = {layout!r}: use grid or panels")
+        if layout == "grid" and folder.is_dir() and not any(folder.glob("sheet*.json")):
+            strips, tables = _draw_images(folder, per_row, title or folder.resolve().name)
+        else:
+            sheet = load_sheet(*find_sheet(folder))
+            strips, tables = _draw(sheet, across, down, title or sheet.folder.resolve().parent.name, layout=layout)
     report(as_json, ", ".join([*strips, *tables]), strips=strips, tables=tables)
 
 

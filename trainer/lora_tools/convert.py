@@ -215,7 +215,10 @@ def _rows(up_OR: Tensor, part: Part) -> Tensor:
 
 
 def fuse(pieces: Sequence[tuple[Part, Factors]], rows: int) -> Factors:
-    """The adapter of a fused module of `rows` rows from those of its parts. Rows without a part do not change."""
+    """The adapter of a fused module of `rows` rows from those of its parts. Rows without a part do not change.
+
+    Raises ModelFileError for a part of another size.
+    """
     if not rows:
         [(part, factors)] = pieces
         return replace(factors, up_OR=_rows(factors.up_OR, part))
@@ -234,6 +237,10 @@ def fuse(pieces: Sequence[tuple[Part, Factors]], rows: int) -> Factors:
     up = torch.zeros(rows, down.shape[0])
     for (part, _), block, offset in zip(ordered, blocks, offsets, strict=True):
         assert part.rows is not None
+        if len(block) != part.rows[1] - part.rows[0]:
+            raise ModelFileError(
+                f"a LoRA of {len(block)} rows for {part.native}, in which its module has {part.rows[1] - part.rows[0]}: it was made for another model, or is damaged"
+            )
         up[part.rows[0] : part.rows[1], offset : offset + block.shape[1]] = block
     return Factors(up_OR=up, down_RI=down, scale=scale)
 

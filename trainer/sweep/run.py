@@ -29,6 +29,7 @@ from ..types import Cell
 from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
 from .cell_workflow import MakeGraph, cell_graph, with_base_loras
 from .cells import (
+    BASE,
     Axes,
     CellRenderer,
     Rendering,
@@ -42,7 +43,7 @@ from .cells import (
 )
 from .html_page import to_csv, to_html, to_json
 from .loras import check_fits, expanded, read_loras, run_loras
-from .strip import Grid, arrange, draw, split
+from .strip import Grid, arrange, draw, panels, split
 
 MOST_CELLS = 100_000
 
@@ -320,6 +321,26 @@ def write_tables(
     return write_page(
         sheet, arrange(sheet.cells, columns=columns, rows=rows, title=title, best=sheet.best), title, name
     )
+
+
+def write_panels(sheet: Sheet, *, title: str, name: str = "strip") -> tuple[list[Path], list[Path]]:
+    """Three panels side by side: base, last LoRA, last LoRA with APG. Returns ([the image], [HTML, CSV, JSON]). Raises ConfigError."""
+    grid = panels(sheet.cells, panel_titles(sheet), title=title)
+    return [write_grid(grid, sheet.folder / f"{name}.png")], write_page(sheet, [grid], title, name)
+
+
+def panel_titles(sheet: Sheet) -> dict[tuple[str, str], str]:
+    """Titles of the three panels: base, last LoRA, last LoRA with APG. Raises ConfigError if the sweep lacks one of them."""
+    guidance = list(dict.fromkeys(cell.guidance for cell in sheet.cells))
+    methods = {cell.guidance: cell.settings["guidance"]["method"] for cell in sheet.cells}
+    plain = next((name for name in guidance if methods[name] == "cfg"), None)
+    apg = next((name for name in guidance if methods[name] == "apg"), None)
+    last = sheet.cells[-1].checkpoint
+    if plain is None or apg is None or last == BASE or not any(cell.checkpoint == BASE for cell in sheet.cells):
+        raise ConfigError(
+            "layout panels needs the base, a LoRA, and guidance of both kinds: include_base (sweep.base) on, and two LoomGuidance nodes (two [[sweep.guidance]]) with the methods cfg and apg"
+        )
+    return {(BASE, plain): "Base", (last, plain): f"LoRA, {last}", (last, apg): f"LoRA, {last}, APG"}
 
 
 def write_page(sheet: Sheet, grids: Sequence[Grid], title: str, name: str) -> list[Path]:

@@ -19,3 +19,16 @@ def lora_names() -> list[str]:
     except ImportError:
         return []
     return list(folder_paths.get_filename_list("loras"))
+
+
+BASE_FOLDERS = ("checkpoints", "diffusion_models")
+"""ComfyUI's folders that hold base models."""
+
+
+def base_names() -> list[str]:
+    """Base models as ComfyUI lists them, behind the name of their folder: checkpoints/a.safetensors; an empty list outside ComfyUI."""
+    try:
+        import folder_paths
+    except ImportError:
+        return []
+    return [f"{folder}/{name}" for folder in BASE_FOLDERS for name in folder_paths.get_filename_list(folder)]

@@ -16,23 +16,21 @@ from ....trainer.errors import ConfigError, RunError
 from ....trainer.storage.atomic import write_json
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.sweep.cell_workflow import MakeGraph
-from ....trainer.sweep.cells import BASE, Axes, Rendering, SweptLora, missing, plan_cells, sheet_to_dict, write_image
+from ....trainer.sweep.cells import Axes, Rendering, SweptLora, missing, plan_cells, sheet_to_dict, write_image
 from ....trainer.sweep.loras import by_number, step_label, swept_lora
 from ....trainer.sweep.run import (
     LargeSweepPrompt,
-    Sheet,
     check_count,
     check_sizes,
     load_sheet,
     make_axes,
     usual_guidance,
     vary,
-    write_grid,
-    write_page,
+    write_panels,
     write_strips,
     write_tables,
 )
-from ....trainer.sweep.strip import AXES, panels
+from ....trainer.sweep.strip import AXES
 from ....trainer.types import Cell
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
@@ -251,9 +249,7 @@ def drawn_strip(sheet: SheetValue, layout: str, columns: str, rows: str, title: 
     heading = title.strip() or sheet.title
     name = "strip-" + digest([sheet.name, layout, columns, rows, heading])[:16]
     if layout == "panels":
-        grid = panels(loaded.cells, panel_titles(loaded), title=heading)
-        paths = [write_grid(grid, loaded.folder / f"{name}.png")]
-        write_page(loaded, [grid], heading, name)
+        paths, _ = write_panels(loaded, title=heading, name=name)
     else:
         sides = [axes_of(text, what) for text, what in ((columns, "columns"), (rows, "rows"))]
         paths = write_strips(loaded, columns=sides[0], rows=sides[1], title=heading, name=name)
@@ -267,17 +263,3 @@ def axes_of(text: str, what: str) -> list[str]:
     if unknown := [name for name in names if name not in AXES]:
         raise ConfigError(f"{what} = {text!r}: {unknown[0]!r} is not an axis; choose from {', '.join(AXES)}")
     return names
-
-
-def panel_titles(sheet: Sheet) -> dict[tuple[str, str], str]:
-    """Titles of the three panels: base, last LoRA, last LoRA with APG. Raises ConfigError if the sweep lacks one of them."""
-    guidance = list(dict.fromkeys(cell.guidance for cell in sheet.cells))
-    methods = {cell.guidance: cell.settings["guidance"]["method"] for cell in sheet.cells}
-    plain = next((name for name in guidance if methods[name] == "cfg"), None)
-    apg = next((name for name in guidance if methods[name] == "apg"), None)
-    last = sheet.cells[-1].checkpoint
-    if plain is None or apg is None or last == BASE or not any(cell.checkpoint == BASE for cell in sheet.cells):
-        raise ConfigError(
-            "layout panels needs the base, a LoRA, and guidance of both kinds: include_base on, and two LoomGuidance nodes (cfg and apg) chained"
-        )
-    return {(BASE, plain): "Base", (last, plain): f"LoRA, {last}", (last, apg): f"LoRA, {last}, APG"}

@@ -68,3 +68,11 @@ def test_a_tag_publishes_its_own_section_or_nothing():
     with pytest.raises(ValueError, match=r"says nothing of 0.2.0: give \[Unreleased\] its number"):
         notes("v0.2.0", pyproject, changelog.replace("0.2.0", "0.1.9"))
     assert notes("v0.1.0", pyproject.replace("0.2", "0.1"), changelog) == "- B.\n"
+
+
+def test_an_installed_copy_has_every_package():
+    """setuptools copies the packages that are listed and no others; an editable install would not show that one is missing."""
+    folders = {path.parent.relative_to(ROOT) for path in tracked("*/__init__.py")}
+    code = {folder for folder in folders if folder.parts and folder.parts[0] in ("trainer", "nodes")}
+    listed = set(PYPROJECT["tool"]["setuptools"]["packages"])
+    assert listed == {"lora_loom", *(".".join(("lora_loom", *folder.parts)) for folder in code)}

@@ -9,12 +9,12 @@ from .config.run import ModelConfig, TextConfig
 from .diffusion.denoiser import Denoiser
 from .distributed.sharding import shard
 from .errors import ConfigError
-from .families.common.encoders import encoder_parts, require_parts
+from .families.common.encoder_files.parts import check_vae, parts_of
 from .families.common.family import DEFAULT_PROMPT_ENCODING, Encoders, Family, Loading, PromptEncoding, Variant
 from .families.common.modules import AS_STORED, checkpoint_blocks
 from .families.common.source import Source, open_source
 from .known_models.row import distillation_note
-from .storage.fingerprint import files_identity, folder_identity
+from .storage.fingerprint import files_identity
 from .types import EncoderIdentity
 from .weights.devices import choose_device, compute_dtype, storage_dtype
 from .weights.streaming import StreamSettings, stream_base
@@ -111,8 +111,9 @@ class Base:
             )
 
     def check_encoders(self) -> None:
-        """Raise ModelFileError unless the folder of the encoders has every part that is needed. Reads no weights."""
-        require_parts(self.source.encoder_folder(), *self.family.needed_parts(self.source))
+        """Raise ModelFileError unless there is every text encoder, tokenizer and VAE that is needed. Reads no weights."""
+        parts_of(self.source).check(self.family.needed_parts(self.source))
+        check_vae(self.source, self.family.latent_space.channels)
 
     def identity(self) -> str:
         """Digest of the denoiser's weights."""
@@ -120,7 +121,7 @@ class Base:
 
     def encoder_identity(self, *, tiled: bool = False) -> EncoderIdentity:
         """Everything that decides what the encoders give for the same image or text."""
-        folder = self.source.encoder_folder()
+        parts = parts_of(self.source)
         options = {
             "family": self.family.name,
             "max_text_tokens": self.settings.max_text_tokens,
@@ -133,15 +134,15 @@ class Base:
             options["variant"] = self.variant
         vae_options = {"channels": self.family.latent_space.channels, **({"tiled": True} if tiled else {})}
         return EncoderIdentity(
-            vae=folder_identity(folder, ["vae"], vae_options),
-            text=folder_identity(folder, encoder_parts(folder), options),
+            vae=parts.vae_identity(vae_options),
+            text=parts.text_identity(options),
             text_pixels=self.settings.text_pixels,
         )
 
 
 def open_base(config: ModelConfig, text: TextConfig | None = None) -> Base:
     """Raises ModelFileError or ConfigError; reads headers only."""
-    source = open_source(config.base, config.encoders)
+    source = open_source(config.base, config.encoders, config.vae, config.tokenizers)
     family, variant = families.choose(config.family, config.variant, source)
     reading = _reading(text or TextConfig(), family, variant)
     return Base(source=source, family=family, variant=variant, device=choose_device(config.device), reading=reading)

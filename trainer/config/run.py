@@ -52,7 +52,7 @@ class ModelConfig(Section, table="model"):
     variant: str = "auto"
     """Variant within the family, e.g. schnell, or sd1-v for a v-prediction file; auto detects it from the file."""
     encoders: str = ""
-    """A diffusers folder with text encoders, tokenizers and VAE, for a base model whose file holds only the denoiser."""
+    """A diffusers folder with text encoders, tokenizers and VAE. A whole checkpoint of SD1, SD2 or SDXL needs none: it holds its own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype in which the frozen base model is kept in memory; auto is the file's own on a GPU and float32 on a CPU."""
     quantize: Quantize = "none"
@@ -61,6 +61,11 @@ class ModelConfig(Section, table="model"):
     """Device that trains: cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""
     base_lora: tuple[BaseLoraConfig, ...] = ()
     """Base LoRAs: frozen ones under the LoRA that is trained, one [[model.base_lora]] table each."""
+
+    vae: str = ""
+    """Another VAE than the base model's own: a .safetensors file (AutoencoderKL) or a diffusers folder."""
+    tokenizers: str = ""
+    """Where CLIP's tokenizer is read for a whole checkpoint: a ComfyUI folder, a diffusers folder, or the folder of vocab.json and merges.txt. Empty: the ComfyUI that this pack lies in, or an installed open_clip_torch."""
 
     def check(self) -> None:
         require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")

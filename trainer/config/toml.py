@@ -40,7 +40,7 @@ FREE_ON_RESUME = {
 }
 """Sections, or fields of a section, that may change when a run is continued."""
 
-NAMED_BY_PATH = {"model": ("base", "encoders", "device", "base_lora"), "network": ("init_from",)}
+NAMED_BY_PATH = {"model": ("base", "encoders", "vae", "tokenizers", "device", "base_lora"), "network": ("init_from",)}
 """Settings that are paths: the digest of what they lead to counts instead, and a device does not."""
 
 

@@ -16,7 +16,8 @@ from ..diffusion.objectives import FlowMatching
 from ..diffusion.packing import pack, position_ids, unpack
 from ..diffusion.timesteps import ResolutionShift
 from ..types import Conditioning, Geometry, Shapes
-from .common.encoders import KlCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
+from .common.encoder_files.parts import FolderParts, codec_of
+from .common.encoders import KlCodec, device_of, load_network, load_tokenizer
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
     ComfyModel,
@@ -233,11 +234,11 @@ class Chroma:
         from transformers import T5EncoderModel
 
         folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
+        FolderParts(folder, source).check(self.needed_parts(source))
         t5 = load_network(T5EncoderModel, folder, "text_encoder", loading)
         length = VARIANTS[variant].max_text_tokens
         text = ChromaText(t5, load_tokenizer(folder, "tokenizer"), max_tokens=length)
-        return Encoders(text, load_codec(folder, loading))
+        return Encoders(text, codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return stack_unequal(texts)

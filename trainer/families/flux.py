@@ -15,15 +15,14 @@ from ..diffusion.objectives import FlowMatching
 from ..diffusion.packing import pack, position_ids, reference_places, unpack
 from ..diffusion.timesteps import ResolutionShift
 from ..types import Conditioning, Geometry, Shapes, references_in
+from .common.encoder_files.parts import FolderParts, codec_of
 from .common.encoders import (
     ClipText,
     KlCodec,
     T5Text,
     clip_tokens,
-    load_codec,
     load_network,
     load_tokenizer,
-    require_parts,
 )
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
@@ -249,14 +248,14 @@ class Flux:
         from transformers import CLIPTextModel, T5EncoderModel
 
         folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
+        FolderParts(folder, source).check(self.needed_parts(source))
         clip = load_network(CLIPTextModel, folder, "text_encoder", loading)
         t5 = load_network(T5EncoderModel, folder, "text_encoder_2", loading)
         text = FluxText(
             ClipText(clip, load_tokenizer(folder, "tokenizer"), max_tokens=clip_tokens(clip)),
             T5Text(t5, load_tokenizer(folder, "tokenizer_2"), max_tokens=VARIANTS[variant].max_text_tokens),
         )
-        return Encoders(text, load_codec(folder, loading))
+        return Encoders(text, codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return stack(texts) | {"guidance": torch.full((len(texts),), guidance)}

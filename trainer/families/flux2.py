@@ -15,7 +15,8 @@ from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import FlowMatching
 from ..diffusion.timesteps import ResolutionShift
 from ..types import Conditioning, Geometry, Shapes, references_in
-from .common.encoders import PatchedCodec, load_codec, load_network, load_tokenizer, require_parts
+from .common.encoder_files.parts import FolderParts, codec_of
+from .common.encoders import PatchedCodec, load_network, load_tokenizer
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
     ComfyModel,
@@ -300,7 +301,7 @@ class Flux2:
         import transformers
 
         folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
+        FolderParts(folder, source).check(self.needed_parts(source))
         tokenizer = load_tokenizer(folder, "tokenizer")
         length = VARIANTS[variant].max_text_tokens
         if variant == "dev":
@@ -308,7 +309,7 @@ class Flux2:
             text = dev_text(mistral, tokenizer, length)
         else:
             text = klein_text(load_network(transformers.Qwen3Model, folder, "text_encoder", loading), tokenizer, length)
-        return Encoders(text, load_codec(folder, loading))
+        return Encoders(text, codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return stack(texts) | {"guidance": torch.full((len(texts),), guidance)}

@@ -15,7 +15,8 @@ from ..diffusion.objectives import FlowMatching
 from ..diffusion.packing import pack, position_ids, unpack
 from ..diffusion.timesteps import ResolutionShift
 from ..types import Conditioning, Geometry, Shapes
-from .common.encoders import FrameCodec, load_codec, load_network, load_tokenizer, require_parts
+from .common.encoder_files.parts import FolderParts, codec_of
+from .common.encoders import FrameCodec, load_network, load_tokenizer
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
     ComfyModel,
@@ -248,11 +249,11 @@ class Krea2:
         self, source: Source, variant: str, loading: Loading, reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
     ) -> Encoders:
         folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
+        FolderParts(folder, source).check(self.needed_parts(source))
         qwen = load_network(newer_class("transformers", "Qwen3VLModel"), folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
         text = tapped_text(qwen, tokenizer, VARIANTS[variant].max_text_tokens)
-        return Encoders(text, load_codec(folder, loading))
+        return Encoders(text, codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return pad_and_mask([text["text"] for text in texts])

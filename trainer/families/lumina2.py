@@ -16,7 +16,8 @@ from ..diffusion.objectives import FlowMatching
 from ..diffusion.timesteps import ResolutionShift
 from ..errors import ModelFileError
 from ..types import Conditioning, Geometry, Shapes
-from .common.encoders import KlCodec, device_of, load_codec, load_network, load_tokenizer, require_parts
+from .common.encoder_files.parts import FolderParts, codec_of
+from .common.encoders import KlCodec, device_of, load_network, load_tokenizer
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
     ComfyModel,
@@ -290,12 +291,12 @@ class Lumina2:
         from transformers import Gemma2Model
 
         folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
+        FolderParts(folder, source).check(self.needed_parts(source))
         module = load_network(Gemma2Model, folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
         length = VARIANTS[variant].max_text_tokens
         text = Lumina2Text(module, tokenizer, max_tokens=length, system=system_prompt(reading))
-        return Encoders(text, load_codec(folder, loading))
+        return Encoders(text, codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return pad_and_mask([text["text"] for text in texts])

@@ -20,7 +20,8 @@ from ..diffusion.packing import pack, unpack
 from ..diffusion.timesteps import ResolutionShift
 from ..errors import ModelFileError
 from ..types import Conditioning, Geometry, Shapes, references_in
-from .common.encoders import FrameCodec, load_codec, load_network, load_tokenizer, require_parts
+from .common.encoder_files.parts import FolderParts, codec_of
+from .common.encoders import FrameCodec, load_network, load_tokenizer
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
     ComfyModel,
@@ -253,7 +254,7 @@ class QwenImage:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
+        FolderParts(folder, source).check(self.needed_parts(source))
         module = load_network(Qwen2_5_VLForConditionalGeneration, folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
         text = QwenText(
@@ -263,7 +264,7 @@ class QwenImage:
             head_tokens=template_tokens(tokenizer),
             announce=ANNOUNCE.get(variant, ""),
         )
-        return Encoders(text, load_codec(folder, loading))
+        return Encoders(text, codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return pad_and_mask([text["text"] for text in texts])

@@ -9,16 +9,13 @@ from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import Epsilon, VPrediction
 from ..errors import ConfigError
 from ..types import Conditioning, Geometry, Shapes
+from .common.encoder_files.parts import codec_of, parts_of
 from .common.encoders import (
     CLIP_OPTIONS,
     ClipText,
     KlCodec,
     clip_depth,
     clip_tokens,
-    load_codec,
-    load_network,
-    load_tokenizer,
-    require_parts,
 )
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
@@ -155,18 +152,18 @@ class SD:
     ) -> Encoders:
         from transformers import CLIPTextModel
 
-        folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
-        module = load_network(CLIPTextModel, folder, "text_encoder", loading)
+        parts = parts_of(source)
+        parts.check(self.needed_parts(source))
+        module = parts.clip("text_encoder", CLIPTextModel, loading)
         clip = ClipText(
             module,
-            load_tokenizer(folder, "tokenizer"),
+            parts.tokenizer("text_encoder"),
             max_tokens=clip_tokens(module),
             skip=_skip(module, variant, reading.clip_skip),
             chunks=reading.clip_tokens // 75,
             weighted=reading.prompt_weights,
         )
-        return Encoders(SDText(clip), load_codec(folder, loading))
+        return Encoders(SDText(clip), codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return stack_repeating(texts)

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import FlowMatching
 from ..types import Conditioning, Geometry, Shapes
+from .common.encoder_files.parts import FolderParts, codec_of
 from .common.encoders import (
     ClipText,
     KlCodec,
     T5Text,
-    load_codec,
     load_network,
     load_tokenizer,
     penultimate,
-    require_parts,
     side_by_side,
 )
 from .common.family import (
@@ -287,7 +286,7 @@ class SD3:
         from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
         folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
+        FolderParts(folder, source).check(self.needed_parts(source))
         width = source.shapes.get("context_embedder.weight", (0, 4096))[1]
         clips = []
         for suffix in ("", "_2"):
@@ -300,7 +299,7 @@ class SD3:
             module = load_network(T5EncoderModel, folder, "text_encoder_3", loading)
             most = VARIANTS[variant].max_text_tokens
             t5 = T5Text(module, load_tokenizer(folder, "tokenizer_3"), max_tokens=most, usual=USUAL_T5_TOKENS)
-        return Encoders(SD3Text(clips, t5, width), load_codec(folder, loading))
+        return Encoders(SD3Text(clips, t5, width), codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return stack_unequal(texts)

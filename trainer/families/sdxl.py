@@ -8,15 +8,12 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import Epsilon, VPrediction
 from ..types import Conditioning, Geometry, Shapes
+from .common.encoder_files.parts import codec_of, parts_of
 from .common.encoders import (
     CLIP_OPTIONS,
     ClipText,
     KlCodec,
-    load_codec,
-    load_network,
-    load_tokenizer,
     penultimate,
-    require_parts,
     side_by_side,
 )
 from .common.family import (
@@ -166,22 +163,22 @@ class SDXL:
     ) -> Encoders:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-        folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
-        first = load_network(CLIPTextModel, folder, "text_encoder", loading)
-        second = load_network(CLIPTextModelWithProjection, folder, "text_encoder_2", loading)
+        parts = parts_of(source)
+        parts.check(self.needed_parts(source))
+        first = parts.clip("text_encoder", CLIPTextModel, loading)
+        second = parts.clip("text_encoder_2", CLIPTextModelWithProjection, loading)
 
-        def clip(module: nn.Module, tokenizer: str) -> ClipText:
+        def clip(module: nn.Module, name: str) -> ClipText:
             return penultimate(
                 module,
-                load_tokenizer(folder, tokenizer),
+                parts.tokenizer(name),
                 skip=reading.clip_skip or 2,
                 chunks=reading.clip_tokens // 75,
                 weighted=reading.prompt_weights,
             )
 
-        text = SDXLText(clip(first, "tokenizer"), clip(second, "tokenizer_2"))
-        return Encoders(text, load_codec(folder, loading))
+        text = SDXLText(clip(first, "text_encoder"), clip(second, "text_encoder_2"))
+        return Encoders(text, codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return stack_repeating(texts) | {"time_ids": torch.stack([time_ids(geometry) for geometry in geometries])}

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import FlowMatching
 from ..types import Conditioning, Geometry, Shapes
-from .common.encoders import KlCodec, load_codec, load_network, load_tokenizer, require_parts
+from .common.encoder_files.parts import FolderParts, codec_of
+from .common.encoders import KlCodec, load_network, load_tokenizer
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
     ComfyModel,
@@ -197,11 +198,11 @@ class ZImage:
         from transformers import Qwen3Model
 
         folder = source.encoder_folder()
-        require_parts(folder, *self.needed_parts(source))
+        FolderParts(folder, source).check(self.needed_parts(source))
         module = load_network(Qwen3Model, folder, "text_encoder", loading)
         tokenizer = load_tokenizer(folder, "tokenizer")
         text = ChatText(module, tokenizer, template=TEMPLATE, max_tokens=VARIANTS[variant].max_text_tokens)
-        return Encoders(text, load_codec(folder, loading))
+        return Encoders(text, codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
         return pad_and_mask([text["text"] for text in texts])

@@ -16,6 +16,7 @@ from ..config.run import OptimizerConfig, TextConfig
 from ..diffusion.denoiser import Denoiser, Targets
 from ..diffusion.objectives import Objective
 from ..errors import ConfigError
+from ..families.common.encoder_files.parts import parts_of
 from ..families.common.family import Text, TrainableText
 from ..types import Conditioning
 
@@ -56,15 +57,9 @@ def unread_layers(base: Base, name: str, depth: int) -> int:
 
 def text_skeleton(base: Base) -> TextModules:
     """The structure of the text encoders without their weights."""
-    import transformers
-
-    folder, found = base.source.encoder_folder(), {}
+    parts = parts_of(base.source)
     with torch.device("meta"):
-        for name, part in base.settings.text_parts.items():
-            config = transformers.AutoConfig.from_pretrained(folder / part, trust_remote_code=False)
-            config = getattr(config, "text_config", config)
-            found[name] = getattr(transformers, config.architectures[0])(config)
-    return TextModules(found)
+        return TextModules({name: parts.skeleton(part) for name, part in base.settings.text_parts.items()})
 
 
 @dataclass(kw_only=True)

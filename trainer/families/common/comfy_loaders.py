@@ -31,6 +31,9 @@ def loaders(source: Source, comfy: ComfyModel, reading: PromptEncoding) -> tuple
             "vae": _node("VAELoader", vae_name=comfy.vae_name),
         }
         links = {key: [key, 0] for key in nodes}
+    if source.vae is not None:
+        nodes["vae"] = _node("VAELoader", vae_name=source.vae.name)
+        links["vae"] = ["vae", 0]
     if reading.clip_skip:
         nodes["skip"] = _node("CLIPSetLastLayer", clip=links["clip"], stop_at_clip_layer=-reading.clip_skip)
         links["clip"] = ["skip", 0]

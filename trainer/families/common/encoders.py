@@ -310,20 +310,23 @@ def _like(tensor: Tensor, module: nn.Module) -> Tensor:
     return tensor.to(device=parameter.device, dtype=parameter.dtype)
 
 
-def load_codec(folder: Path, loading: Loading) -> KlCodec | TinyCodec | FrameCodec | PatchedCodec:
-    """The VAE of a diffusers folder, in fp32: SDXL's overflows in fp16, and latents are cached once."""
+Codec = KlCodec | TinyCodec | FrameCodec | PatchedCodec
+
+
+def load_codec(folder: Path, loading: Loading, name: str = "vae") -> Codec:
+    """The VAE in a sub-folder of a diffusers folder, in fp32: SDXL's overflows in fp16, and latents are cached once."""
     import diffusers
 
-    require_parts(folder, "vae")
+    require_parts(folder, name)
     single = Loading(dtype=torch.float32, device=loading.device)
-    kind = read_json(folder / "vae" / "config.json").get("_class_name")
+    kind = read_json(folder / name / "config.json").get("_class_name")
     if kind == "AutoencoderTiny":
-        return TinyCodec(load_network(diffusers.AutoencoderTiny, folder, "vae", single))
+        return TinyCodec(load_network(diffusers.AutoencoderTiny, folder, name, single))
     if kind == "AutoencoderKLFlux2":
-        return PatchedCodec(load_network(diffusers.AutoencoderKLFlux2, folder, "vae", single))
+        return PatchedCodec(load_network(diffusers.AutoencoderKLFlux2, folder, name, single))
     if kind == "AutoencoderKLQwenImage":
-        return FrameCodec(load_network(diffusers.AutoencoderKLQwenImage, folder, "vae", single))
-    return KlCodec(load_network(diffusers.AutoencoderKL, folder, "vae", single))
+        return FrameCodec(load_network(diffusers.AutoencoderKLQwenImage, folder, name, single))
+    return KlCodec(load_network(diffusers.AutoencoderKL, folder, name, single))
 
 
 def encoder_parts(source_folder: Path) -> list[str]:

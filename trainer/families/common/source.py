@@ -41,6 +41,10 @@ class Source:
     """The diffusers configuration of the denoiser; None for a file in the original layout."""
     encoders: Path | None = None
     """A diffusers folder with text encoders, tokenizers and VAE."""
+    vae: Path | None = None
+    """Another VAE: a safetensors file or a diffusers folder."""
+    tokenizers: str = ""
+    """A ComfyUI folder, or another one, with CLIP's tokenizer, for a checkpoint that holds its own text encoders."""
     headers: dict[Path, Shapes] = field(default_factory=dict)
 
     @property
@@ -116,7 +120,7 @@ class Source:
         """The folder that encoders are loaded from. Raises ModelFileError if there is none."""
         if self.encoders is None:
             raise ModelFileError(
-                f"{self.path} holds no text encoders and tokenizers: set model.encoders to a diffusers folder that has them"
+                f"{self.path} holds no text encoders that are read from a file: set model.encoders to a diffusers folder that has them"
             )
         return self.encoders
 
@@ -125,7 +129,7 @@ def _is_scale(key: str) -> bool:
     return key.endswith((*SCALES, *BESIDE)) or key.rpartition(".")[2] == SCALED
 
 
-def open_source(base: str, encoders: str = "") -> Source:
+def open_source(base: str, encoders: str = "", vae: str = "", tokenizers: str = "") -> Source:
     """Look at a base model without loading it. Raises ModelFileError with what is wrong and what to do."""
     path = Path(base).expanduser()
     folder = _encoder_folder(encoders) if encoders else None
@@ -133,7 +137,19 @@ def open_source(base: str, encoders: str = "") -> Source:
         raise ModelFileError(f"model.base: {path} does not exist")
     source = _open_folder(path, folder or path) if path.is_dir() else _open_file(path, folder)
     refuse_lora(path, source.shapes)
+    source.vae, source.tokenizers = _other_vae(vae) if vae else None, tokenizers
     return source
+
+
+def _other_vae(vae: str) -> Path:
+    path = Path(vae).expanduser()
+    if path.suffix.lower() in PICKLES:
+        raise ModelFileError(
+            f"model.vae: {path} is a pickle, which can run code when opened: give the .safetensors file"
+        )
+    if not path.exists():
+        raise ModelFileError(f"model.vae: {path} does not exist")
+    return path
 
 
 def _encoder_folder(encoders: str) -> Path:

@@ -131,10 +131,13 @@ def translate(
 
 
 def encoders(made: Translation) -> None:
-    """Files of text encoders and VAEs, which stand in one folder here."""
-    for name in ("clip_l", "clip_g", "t5xxl", "gemma2", "ae", "vae"):
+    """Files of VAEs, and of text encoders, which stand in one folder here."""
+    for name in ("ae", "vae"):
         if made.has(name):
-            made.say("none", name, note="name a diffusers folder with text encoders and VAE in model.encoders")
+            put_base(made, "model.vae", made.text(name), name)
+    for name in ("clip_l", "clip_g", "t5xxl", "gemma2"):
+        if made.has(name):
+            made.say("none", name, note="name a diffusers folder with text encoders in model.encoders")
 
 
 def base_loras(made: Translation) -> None:

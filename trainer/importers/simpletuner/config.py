@@ -139,6 +139,8 @@ def _model(made: Translation) -> str:
     vae = made.text("pretrained_vae_model_name_or_path")
     if vae and vae == made.text("pretrained_model_name_or_path"):
         made.say("exact", "pretrained_vae_model_name_or_path", note="the VAE of the base model is used")
+    elif vae:
+        put_base(made, "model.vae", vae, "pretrained_vae_model_name_or_path")
     if made.has("assistant_lora_path"):
         always = made.number("assistant_lora_inference_strength") != 0
         table = {"file": made.text("assistant_lora_path"), "strength": made.number("assistant_lora_strength", 1.0)}

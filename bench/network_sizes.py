@@ -74,6 +74,10 @@ SIZES = (
                 "multiple_of": 256, "axes_dim_rope": (32, 32, 32), "axes_lens": (300, 512, 512), "cap_feat_dim": 2304, "sample_size": 128},
     ),
     Size(
+        name="Z-Image 6B", family="z_image", variant="z-image", network="ZImageTransformer2DModel", billions=6.15, text={"text": (256, 2560)},
+        config={},  # diffusers' defaults are those of the published file
+    ),
+    Size(
         name="SD3.5-L 8B", family="sd3", variant="sd3", network=SD3, billions=8.06, text={"text": (333, 4096), "pooled": (2048,)},
         config={"num_layers": 38, "attention_head_dim": 64, "num_attention_heads": 38, "caption_projection_dim": 2432, "joint_attention_dim": 4096,
                 "pooled_projection_dim": 2048, "pos_embed_max_size": 192, "sample_size": 128, "qk_norm": "rms_norm"},

@@ -11,7 +11,7 @@ from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, seed, text,
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..trainer.config.run import BaseMemory, Precision, Quantize
+    from ..trainer.config.run import BaseMemory, Checkpoint, Precision, Quantize
     from .host.comfy_types import Clip, Vae
     from .sockets.values import MemoryValue, NetworkValue, OptimizerValue, ValidationValue
 
@@ -250,6 +250,8 @@ class LoomMemory(LoomNode):
                     "prefetch": widget("MemoryConfig", "prefetch", max=16),
                     "base": widget("MemoryConfig", "base"),
                     "vram_gb": widget("MemoryConfig", "vram_gb", max=1024.0, step=0.1),
+                    "checkpoint": widget("MemoryConfig", "checkpoint"),
+                    "checkpoint_offload": widget("MemoryConfig", "checkpoint_offload"),
                 },
             },
             shown=("gradient_checkpointing", "quantize", "base", "vram_gb"),
@@ -264,12 +266,19 @@ class LoomMemory(LoomNode):
         prefetch: int = 1,
         base: BaseMemory = "auto",
         vram_gb: float = 0.0,
+        checkpoint: Checkpoint = "auto",
+        checkpoint_offload: bool = False,
     ) -> tuple[MemoryValue]:
         from ..trainer.config.run import MemoryConfig
         from .sockets.values import MemoryValue
 
         memory = MemoryConfig(
-            gradient_checkpointing=gradient_checkpointing, prefetch=prefetch, base=base, vram_gb=vram_gb
+            gradient_checkpointing=gradient_checkpointing,
+            prefetch=prefetch,
+            base=base,
+            vram_gb=vram_gb,
+            checkpoint=checkpoint,
+            checkpoint_offload=checkpoint_offload,
         )
         return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
 

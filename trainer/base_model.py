@@ -11,7 +11,7 @@ from .distributed.sharding import shard
 from .errors import ConfigError
 from .families.common.encoder_files.parts import check_vae, parts_of
 from .families.common.family import DEFAULT_PROMPT_ENCODING, Encoders, Family, Loading, PromptEncoding, Variant
-from .families.common.modules import AS_STORED, checkpoint_blocks
+from .families.common.modules import AS_STORED
 from .families.common.source import Source, open_source
 from .known_models.row import distillation_note
 from .storage.fingerprint import files_identity
@@ -44,7 +44,6 @@ class Base:
         config: ModelConfig,
         precision: str,
         *,
-        gradient_checkpointing: bool = False,
         sharded: bool = False,
         stream: StreamSettings | None = None,
     ) -> Denoiser:
@@ -58,21 +57,16 @@ class Base:
         device = torch.device("cpu") if sharded else self.device
         loading = Loading(dtype=dtype, device=device, compute_dtype=arithmetic, quantize=config.quantize, stream=stream)
         denoiser = self.family.load_denoiser(self.source, self.variant, loading)
-        if gradient_checkpointing:
-            checkpoint_blocks(denoiser.module)
         if sharded:
             shard(denoiser.module, self.device)
         return denoiser
 
-    def structure(self, config: ModelConfig, precision: str, *, gradient_checkpointing: bool = False) -> Denoiser:
+    def structure(self, config: ModelConfig, precision: str) -> Denoiser:
         """The network as `load_denoiser` would make it, without its weights; what is to be quantized is not quantized yet."""
         arithmetic = compute_dtype(precision, self.device)
         dtype = arithmetic if config.quantize != "none" else storage_dtype(config.dtype, self.device)
         loading = Loading(dtype=dtype, device=torch.device("meta"), compute_dtype=arithmetic)
-        denoiser = self.family.load_denoiser(self.source, self.variant, loading)
-        if gradient_checkpointing:
-            checkpoint_blocks(denoiser.module)
-        return denoiser
+        return self.family.load_denoiser(self.source, self.variant, loading)
 
     def check_stream(self, config: ModelConfig, precision: str, stream: StreamSettings) -> None:
         """Raise ConfigError for a budget that is too small. Reads headers only; of a base to be quantized nothing is known yet."""

@@ -118,9 +118,10 @@ def test_nothing_of_the_hosts_runtime_is_in_it(host, network):
         assert not vars(module)["_forward_hooks"]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_through_in_place_blocks_are_exact(host, network, checkpointing):
+@pytest.mark.parametrize(("every", "in_ram"), [(0, False), (1, False), (1, True), (2, False)])
+def test_gradients_through_in_place_blocks_are_exact(host, network, monkeypatch, every, in_ram):
     """Against the same arithmetic written out of place."""
+    monkeypatch.setattr("lora_loom.trainer.weights.recompute.LEAST_IN_RAM", 0)
 
     def reference(x):
         for block in network:
@@ -134,8 +135,9 @@ def test_gradients_through_in_place_blocks_are_exact(host, network, checkpointin
         return x
 
     shadow = shadow_of(host, network)
-    if checkpointing:
-        assert host("backend.checkpointing").checkpoint_blocks(shadow, ["Block"]) == 2
+    if every:
+        recompute = host("backend.checkpointing").checkpoint_blocks
+        assert recompute(shadow, ["Block"], every=every, in_ram=in_ram) == 2 // every
     x = torch.randn(4, 8)
     first, second = x.clone().requires_grad_(), x.clone().requires_grad_()
     made, expected = shadow(first * 1), reference(second)

@@ -37,6 +37,7 @@ __all__ = [
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["none", "int8", "int4", "int2", "float8"]
 BaseMemory = Literal["auto", "resident", "stream"]
+Checkpoint = Literal["auto", "all", "every 2", "every 3", "every 4", "ffn", "off"]
 LoraDtype = Literal["float32", "bfloat16", "float16"]
 ReportTo = Literal["none", "tensorboard", "wandb"]
 
@@ -142,10 +143,53 @@ class MemoryConfig(Section, table="memory"):
     vram_gb: float = 0.0
     """Device memory in GB (1e9 bytes) that the frozen base model may take; activations and optimizer come on top. 0 leaves the size to auto, and lets stream keep nothing but two blocks."""
 
+    checkpoint: Checkpoint = "auto"
+    """What the backward pass recomputes. all is every block; every 2 is one block in two, so the others keep their activations and cost no time; ffn is the feed-forwards alone; off is nothing. auto goes by gradient_checkpointing. The LoRA is the same, bit for bit, and it may change when a run is continued."""
+    checkpoint_offload: bool = False
+    """Lets what blocks are recomputed from wait in RAM: less device memory for large images and batches, some time. Nothing else changes."""
+
+    @property
+    def recompute(self) -> str:
+        """The value of `checkpoint`, with auto resolved."""
+        if self.checkpoint == "auto":
+            return "all" if self.gradient_checkpointing else "off"
+        return self.checkpoint
+
+    @property
+    def recomputes_blocks(self) -> bool:
+        """Whether blocks are recomputed as a whole."""
+        return self.recompute not in ("off", "ffn")
+
+    @property
+    def every(self) -> int:
+        """One in so many blocks is recomputed."""
+        return int(self.recompute.removeprefix("every ")) if self.recompute.startswith("every ") else 1
+
+    def _check_checkpoint(self) -> None:
+        require(
+            self.gradient_checkpointing or self.checkpoint in ("auto", "off"),
+            "memory.checkpoint",
+            self.checkpoint,
+            "gradient_checkpointing = false recomputes nothing; leave one of them out",
+        )
+        require(
+            not (self.checkpoint_offload and self.recompute == "off"),
+            "memory.checkpoint_offload",
+            self.checkpoint_offload,
+            "without checkpointing there is nothing to recompute from; use false, or checkpoint = 'all'",
+        )
+        require(
+            not (self.shard and self.recompute == "ffn"),
+            "memory.checkpoint",
+            self.checkpoint,
+            "a base that is split over GPUs recomputes whole blocks; use 'all'",
+        )
+
     def check(self) -> None:
         require(self.vae_batch_size >= 1, "memory.vae_batch_size", self.vae_batch_size, "use 1 or more")
         require(self.prefetch >= 0, "memory.prefetch", self.prefetch, "use 0 (off) or more (1 is enough)")
         require(self.vram_gb >= 0, "memory.vram_gb", self.vram_gb, "use 0 (no limit) or gigabytes")
+        self._check_checkpoint()
         limited = self.base == "stream" or bool(self.vram_gb)
         require(
             not (self.base == "resident" and self.vram_gb),

@@ -14,6 +14,7 @@ from ..data.cache.references import reference_placement
 from ..data.sets.dataset import Dataset
 from ..diffusion.denoiser import Denoiser
 from ..families.common.family import Encoders, Text
+from ..lora.checkpointing import checkpoint
 from ..training.loss_settings import loss_settings, noise_levels
 from ..training.text_encoders import with_text
 from ..types import Conditioning, Example, Geometry, Size, named_references
@@ -59,12 +60,13 @@ class FilesRun:
 
     def sizes(self, quantize: str) -> BaseSizes:
         """Of the denoiser as it will be stored and quantized."""
-        return base_sizes(self._structure(quantize, checkpointing=False).module, quantize)
+        return base_sizes(self._structure(quantize).module, quantize)
 
     def step(self, way: Way, image: Size) -> Rehearsal:
         """The network is built for it and thrown away: a step leaves an adapter in it."""
         config, settings = self.config, self.base.settings
-        denoiser = self._structure(way.quantize, checkpointing=way.memory.gradient_checkpointing)
+        denoiser = self._structure(way.quantize)
+        checkpoint(denoiser.module, way.memory)
         if way.quantize != "none":
             stand_for_quantized(denoiser.module)
         if config.text.is_trained:
@@ -80,9 +82,9 @@ class FilesRun:
         )
         return rehearse(denoiser, step, self._latents(way.batch_size, image), self._conditioning(way.batch_size, image))
 
-    def _structure(self, quantize: str, *, checkpointing: bool) -> Denoiser:
+    def _structure(self, quantize: str) -> Denoiser:
         model = replace(self.config.model, quantize=quantize)  # type: ignore[arg-type]
-        return self.base.structure(model, self.config.training.precision, gradient_checkpointing=checkpointing)
+        return self.base.structure(model, self.config.training.precision)
 
     @cached_property
     def encoders(self) -> Encoders:
@@ -158,7 +160,7 @@ class FilesRun:
         decoding = _most(self.encoders.image, lambda: self.encoders.image.decode(raw_BCHW))
         if self.config.text.is_trained:
             return decoding
-        denoiser = self._structure(self.config.model.quantize, checkpointing=False)
+        denoiser = self._structure(self.config.model.quantize)
         conditioning = self._conditioning(1, self.sample_size)
         sigma_B = torch.empty(1, device=META)
         predicting = most_live(denoiser.module, lambda: denoiser.predict(raw_BCHW, sigma_B, conditioning))

@@ -74,7 +74,7 @@ class Planner:
     taken: Sequence[float] = ()
     """Seconds of steps that the run has taken before."""
     _known_sizes: dict[str, BaseSizes] = field(default_factory=dict)
-    _known: dict[tuple[bool, int, Size], Rehearsal] = field(default_factory=dict)
+    _known: dict[tuple[str, bool, int, Size], Rehearsal] = field(default_factory=dict)
 
     @property
     def largest(self) -> Size:
@@ -108,7 +108,7 @@ class Planner:
         return replace(made, levers=self._levers(parts))
 
     def _step(self, way: Way, image: Size) -> Rehearsal:
-        key = (way.memory.gradient_checkpointing, way.batch_size, image)
+        key = (way.memory.recompute, way.memory.checkpoint_offload, way.batch_size, image)
         if key not in self._known:
             self._known[key] = self.run.step(way, image)
         return self._known[key]
@@ -160,8 +160,15 @@ class Planner:
         if way.memory.base != "stream" and not way.memory.vram_gb and not way.memory.shard:
             found.append(('memory.base = "stream"', replace(way, memory=replace(way.memory, base="stream")), True))
         if not way.memory.gradient_checkpointing:
-            memory = replace(way.memory, gradient_checkpointing=True)
+            memory = replace(way.memory, gradient_checkpointing=True, checkpoint="auto")
             found.append(("memory.gradient_checkpointing = true", replace(way, memory=memory), True))
+        elif way.memory.recompute != "all":
+            found.append(
+                ('memory.checkpoint = "all"', replace(way, memory=replace(way.memory, checkpoint="all")), True)
+            )
+        elif not way.memory.checkpoint_offload:
+            memory = replace(way.memory, checkpoint_offload=True)
+            found.append(("memory.checkpoint_offload = true", replace(way, memory=memory), True))
         if way.batch_size > 1:
             count = self.training.gradient_accumulation_steps * way.batch_size
             text = f"training.batch_size = 1 with gradient_accumulation_steps = {count}"
@@ -214,7 +221,7 @@ def _both(way: Way, changed: Way, original: Way) -> Way:
     if changed.memory != original.memory:
         pairs = {
             name: getattr(changed.memory, name)
-            for name in ("base", "gradient_checkpointing")
+            for name in ("base", "gradient_checkpointing", "checkpoint", "checkpoint_offload")
             if getattr(changed.memory, name) != getattr(original.memory, name)
         }
         memory = replace(memory, **pairs)

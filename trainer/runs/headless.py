@@ -29,6 +29,7 @@ from ..distributed.sharding import check_passes, check_sharding, check_teachers
 from ..errors import DataError, StoppedError
 from ..families.common.positions import positions_per_side
 from ..lora.base_lora import BaseLora, has_adapter, lay_base_loras
+from ..lora.checkpointing import checkpoint
 from ..lora.layers import layers_of, layers_text
 from ..lora.state_dict import check_fits
 from ..lora_tools.base_loras import read_base_loras
@@ -331,10 +332,10 @@ def _load_backend(prepared: Prepared) -> Backend:
     denoiser: Denoiser = base.load_denoiser(
         config.model,
         config.training.precision,
-        gradient_checkpointing=config.memory.gradient_checkpointing,
         sharded=config.memory.shard,
         stream=prepared.stream,
     )
+    checkpoint(denoiser.module, config.memory)
     laid = lay_base_loras(denoiser.module, prepared.base_loras)
     if config.text.is_trained:
         denoiser = load_with_text(denoiser, base, config.objective.guidance_scale)

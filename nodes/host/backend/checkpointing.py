@@ -1,37 +1,35 @@
-"""Gradient checkpointing of a shadow's blocks, exact also for blocks that change their inputs in place."""
+"""Gradient checkpointing of a shadow: its blocks, one in so many of them, or the feed-forwards in them."""
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from ....trainer.weights.recompute import Recomputation
+from ....trainer.config.run import MemoryConfig
+from ....trainer.lora.checkpointing import checkpoint_feed_forwards
+from ....trainer.weights.recompute import Recomputation, recompute_forward
 
 
-def checkpoint_blocks(shadow: nn.Module, class_names: Sequence[str]) -> int:
-    """Recompute the blocks of these classes in the backward pass; returns how many there are. Outermost blocks only. The first
+def checkpoint(shadow: nn.Module, class_names: Sequence[str], memory: MemoryConfig) -> None:
+    """As `memory.checkpoint` says; blocks are the modules of these classes. Raises ConfigError for a network without feed-forwards
+    where these are to be recomputed."""
+    if memory.recompute == "ffn":
+        checkpoint_feed_forwards(shadow, memory)
+    elif memory.recomputes_blocks:
+        checkpoint_blocks(shadow, class_names, every=memory.every, in_ram=memory.checkpoint_offload)
+
+
+def checkpoint_blocks(shadow: nn.Module, class_names: Sequence[str], *, every: int = 1, in_ram: bool = False) -> int:
+    """Recompute the blocks of these classes in the backward pass, or one in `every`; returns how many. Outermost blocks only. The first
     recomputation is compared with its forward pass (`Recomputation`)."""
-    return _wrap_children(shadow, class_names, Recomputation())
+    chosen = _blocks(shadow, class_names)[::every]
+    recompute = Recomputation(in_ram=in_ram)
+    for block in chosen:
+        recompute_forward(block, recompute)
+    return len(chosen)
 
 
-def _wrap_children(module: nn.Module, class_names: Sequence[str], recompute: Recomputation) -> int:
-    return sum(_wrap(child, class_names, recompute) for child in module.children())
-
-
-def _wrap(module: nn.Module, class_names: Sequence[str], recompute: Recomputation) -> int:
-    if type(module).__name__ not in class_names:
-        return _wrap_children(module, class_names, recompute)
-    plain = module.forward
-
-    def forward(*args: object, **kwargs: object) -> object:
-        def block(*args: object) -> object:
-            # Copies, so that additions in place inside the block leave the inputs as the recomputation must find them.
-            return plain(*[_own(a) for a in args], **{name: _own(value) for name, value in kwargs.items()})
-
-        return recompute(block, *args)
-
-    module.forward = forward
-    return 1
-
-
-def _own(value: object) -> object:
-    return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _blocks(module: nn.Module, class_names: Sequence[str]) -> list[nn.Module]:
+    found = []
+    for child in module.children():
+        found += [child] if type(child).__name__ in class_names else _blocks(child, class_names)
+    return found

@@ -20,7 +20,7 @@ from ....trainer.runs.plan import RunPlan
 from ....trainer.training.loss_settings import loss_settings, noise_levels
 from ....trainer.types import Example, Size
 from ....trainer.weights.frozen import compute_in
-from ..backend.checkpointing import checkpoint_blocks
+from ..backend.checkpointing import checkpoint
 from ..backend.denoiser import LoadedDenoiser
 from ..comfy_types import ModelPatcher
 
@@ -40,7 +40,7 @@ class GraphRun:
     @property
     def segments(self) -> tuple[str, ...]:
         """Classes of the modules that are recomputed as a whole."""
-        return tuple(self.denoiser.settings.blocks) if self.plan.memory.gradient_checkpointing else ()
+        return tuple(self.denoiser.settings.blocks) if self.plan.memory.recomputes_blocks else ()
 
     def sizes(self, quantize: str) -> BaseSizes:
         """Of the weights as ComfyUI holds them, or quantized."""
@@ -53,7 +53,7 @@ class GraphRun:
         if way.quantize != "none":
             stand_for_quantized(module)
         compute_in(module, self.denoiser.compute_dtype)
-        checkpoint_blocks(module, self.denoiser.settings.blocks if way.memory.gradient_checkpointing else ())
+        checkpoint(module, self.denoiser.settings.blocks, way.memory)
         example = next(one for one in self.dataset.training if one.geometry.target == image)
         batch = Singles(self.batches([example]))[0]
         levels = noise_levels(self.plan.objective, self.denoiser.objective, self.shift)

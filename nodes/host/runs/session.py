@@ -51,7 +51,7 @@ from ....trainer.weights.frozen import compute_in
 from ....trainer.weights.quantize import check_quantize, quantize, stored_bytes
 from ....trainer.weights.streaming import GB, StreamSettings, stream_base, stream_settings
 from ...sockets.values import CacheValue, MemoryValue, ValidationValue
-from ..backend.checkpointing import checkpoint_blocks
+from ..backend.checkpointing import checkpoint
 from ..backend.conditions import ConditionSource, condition, fill_conditions
 from ..backend.denoiser import (
     LoadedDenoiser,
@@ -344,7 +344,7 @@ def prepare_weights(
 
     Raises ConfigError for a model that is only partly on its device and is not streamed, or a budget that is too small.
     """
-    checkpointed = denoiser.settings.blocks if request.memory.memory.gradient_checkpointing else ()
+    checkpointed = denoiser.settings.blocks if request.memory.memory.recomputes_blocks else ()
     if stream is None:
         place_weights(denoiser, patcher, log)
     if request.memory.quantize != "none":
@@ -355,7 +355,7 @@ def prepare_weights(
     else:
         whole_blocks = replace(stream, segments=checkpointed)
         stream_base(denoiser.module, whole_blocks, torch.device(patcher.load_device), None, denoiser.compute_dtype)
-    checkpoint_blocks(denoiser.module, checkpointed)
+    checkpoint(denoiser.module, denoiser.settings.blocks, request.memory.memory)
 
 
 def place_weights(denoiser: LoadedDenoiser, patcher: ModelPatcher, log: Callable[[str], None]) -> None:

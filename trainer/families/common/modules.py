@@ -146,9 +146,9 @@ def _placed(tensor: Tensor, loading: Loading) -> Tensor:
     return tensor.to(device=loading.device, dtype=dtype)
 
 
-def checkpoint_blocks(module: nn.Module) -> None:
+def checkpoint_blocks(module: nn.Module, *, every: int = 1, in_ram: bool = False) -> None:
     """Switch a diffusers network to gradient checkpointing that leaves the global random state alone, and compares its first
-    recomputation with the forward pass (`Recomputation`)."""
+    recomputation with the forward pass. `every`, `in_ram`: see `Recomputation`."""
     from ...weights.recompute import Recomputation
 
-    module.enable_gradient_checkpointing(gradient_checkpointing_func=Recomputation())  # type: ignore[operator]
+    module.enable_gradient_checkpointing(gradient_checkpointing_func=Recomputation(every=every, in_ram=in_ram))  # type: ignore[operator]

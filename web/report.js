@@ -8,6 +8,9 @@ const HEIGHT = 140;
 function makeBox(node) {
   const box = document.createElement("pre");
   box.className = "loom-report";
+  box.tabIndex = 0; // it scrolls
+  box.setAttribute("role", "region");
+  box.setAttribute("aria-label", "Report");
   const widget = node.addDOMWidget("loom_report", "loom_report", box, {
     serialize: false,
     hideOnZoom: false,

@@ -6,15 +6,11 @@ import subprocess
 
 import pytest
 
+from .browsing import browser, page, page_server  # noqa: F401 - fixtures
 from .graphs import base_hash, file, toy
-from .server import COMFYUI, PYTHON, ROOT, Server
+from .server import COMFYUI, PYTHON, ROOT, Server, need_comfyui
 
 PICTURES = 4
-
-
-def need_comfyui():
-    if not (COMFYUI / "comfy").is_dir():
-        pytest.skip(f"no ComfyUI at {COMFYUI}: set COMFYUI_PATH, and COMFYUI_PYTHON to its Python")
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,16 @@ import uuid
 from pathlib import Path
 
 import httpx
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()
 PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
+
+
+def need_comfyui():
+    if not (COMFYUI / "comfy").is_dir():
+        pytest.skip(f"no ComfyUI at {COMFYUI}: set COMFYUI_PATH, and COMFYUI_PYTHON to its Python")
 
 
 def free_port():

@@ -1,74 +1,26 @@
 """The page of a real ComfyUI in a real browser: what a person sees and can do there."""
 
-import io
 import json
-import os
-import shutil
 
 import pytest
-from PIL import Image
 
 from lora_loom.trainer.sweep.html_page import to_html
 from lora_loom.trainer.sweep.strip import Grid
 from lora_loom.trainer.types import Cell
 from scripts.workflow_layouts import LAYOUTS
-from scripts.write_workflows import page_path
 
-from .conftest import need_comfyui
-from .server import Server
+from .browsing import load, picture, template
 
 pytestmark = pytest.mark.browser
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def server(page_server):
+    return page_server
+
+
 READABLE = 0.7
 """Below about 0.6 ComfyUI draws no text."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    need_comfyui()
-    running = Server(tmp_path_factory.mktemp("comfyui")).start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: set CHROMIUM to its path")
-    with api.sync_playwright() as play:
-        running = play.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        )
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def page(server, browser):
-    opened = browser.new_page(viewport={"width": 1920, "height": 1080})
-    opened.goto(str(server.http.base_url))
-    ready(opened)
-    return opened
-
-
-def ready(page):
-    page.wait_for_function("window.app?.graph && window.app.canvas && window.app.extensionManager", timeout=120_000)
-    page.wait_for_function("Boolean(window.LiteGraph.registered_node_types.LoomTrain)", timeout=60_000)
-
-
-def load(page, graph):
-    page.evaluate("graph => window.app.loadGraphData(graph)", graph)
-
-
-def template(name):
-    return json.loads(page_path(name).read_text(encoding="utf-8"))
-
-
-def picture(colour):
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), colour).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def test_the_templates_are_offered(page, server):

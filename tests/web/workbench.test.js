@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { axes, logTicks, nearest, ticks } from "../../web/workbench/axes.js";
 import { copyName, RunList } from "../../web/workbench/run_list.js";
-import { sampleTable } from "../../web/workbench/samples.js";
+import { loraFiles, sampleTable } from "../../web/workbench/samples.js";
 import { elapsed, endTime, joined, series } from "../../web/workbench/timeline.js";
 
 function listed() {
@@ -115,4 +115,14 @@ test("the nearest point is found between, before and behind them all", () => {
   for (const [step, found] of [[-5, 0], [4, 0], [6, 10], [14, 10], [16, 20], [99, 20]]) assert.equal(nearest(points, step).step, found);
   assert.equal(nearest([], 3), undefined);
   assert.equal(nearest([{ step: 7, value: 1 }], 3).step, 7);
+});
+
+test("LoRA files come by step, each with the validation loss of its step; the last one once, by the name of the run", () => {
+  const run = { step: 200, lora: "cat.safetensors", best: "cat-000100.safetensors", lora_folder: "lora_loom/cat/", loras: ["loras/cat.safetensors", "loras/cat-000100.safetensors", "loras/cat-000050.safetensors", "loras/cat-000200.safetensors"] };
+  const lines = [{ step: 50, loss: 1 }, { step: 100, held_out: 0.5 }, { step: 200, held_out: 0.75 }];
+  assert.deepEqual(loraFiles(run, lines).map((one) => [one.step, one.loss, one.isBest, one.name]), [
+    [50, null, false, "lora_loom/cat/cat-000050.safetensors"],
+    [100, 0.5, true, "lora_loom/cat/cat-000100.safetensors"],
+    [200, 0.75, false, "lora_loom/cat/cat.safetensors"],
+  ]);
 });

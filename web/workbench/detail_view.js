@@ -3,6 +3,7 @@
 
 import { make, makeButton } from "../elements.js";
 import { RunView, STATES } from "../runs.js";
+import { CompareTab } from "./compare_tab.js";
 import { LogTab } from "./log_tab.js";
 import { ProgressTab } from "./progress_tab.js";
 import { makeRunMenu } from "./run_menu.js";
@@ -31,7 +32,7 @@ export class DetailView {
     this.message = make("p", "loom-message", this.root);
     this.menu = make("div", "", this.root);
     /** @type {Record<string, Tab>} */
-    this.tabs = { Progress: new ProgressTab(), Samples: new SamplesTab(bench), Settings: new SettingsTab(bench), Log: new LogTab() };
+    this.tabs = { Progress: new ProgressTab(), Samples: new SamplesTab(bench), Compare: new CompareTab(bench), Settings: new SettingsTab(bench), Log: new LogTab() };
     this.bar = make("div", "loom-tabs", this.root);
     this.bar.setAttribute("role", "tablist");
     this.body = make("div", "loom-tab", this.root);

@@ -27,6 +27,7 @@ export class SamplesTab {
     this.slider = make("input", "", head);
     this.slider.type = "range";
     this.slider.min = "0";
+    this.slider.setAttribute("aria-label", "Step");
     this.slider.addEventListener("input", () => this.choose(Number(this.slider.value)));
     this.slider.addEventListener("keydown", (event) => event.stopPropagation());
     this.label.append(this.slider);
@@ -90,7 +91,7 @@ export class SamplesTab {
     if (file) {
       const image = make("img", "", button);
       image.src = fileUrl(this.name, file);
-      image.alt = `Prompt ${prompt + 1}, ${stepText(step)}`;
+      image.alt = ""; // the words below it say what it is
     }
     make("span", "", button, `prompt ${prompt + 1}, ${stepText(step)}`);
   }

@@ -76,7 +76,7 @@ export const filePath = (name, file) => `${runPath(name)}/files/${file.split("/"
  */
 export function newestSample(files) {
   const found = files.flatMap((file) => {
-    const match = /step-(\d+)-(\d+)\./.exec(file);
+    const match = /-ema\.\w+$/.test(file) ? null : /step-(\d+)-(\d+)[.-]/.exec(file);
     return match ? [{ step: Number(match[1]), file }] : [];
   });
   const step = Math.max(...found.map((sample) => sample.step));

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ...trainer.config.checks import known_values
+from ...trainer.config.prompt_library import Prompt
 from ...trainer.config.run import (
     BaseLoraConfig,
     DatasetConfig,
@@ -172,6 +173,8 @@ class ValidationValue(SocketValue):
     """Identity of the text encoder of the prompts."""
     report_to: ReportTo = "none"
     """Where curves are also written, as in OutputConfig."""
+    prompts: tuple[Prompt, ...] = ()
+    """The same prompts with their names and options of their own."""
     references: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Per set of reference images: digest of what the text encoder gets of them ("" for nothing), and the cache keys of their
     latents."""

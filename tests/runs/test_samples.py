@@ -58,6 +58,49 @@ def test_they_are_what_a_sweep_draws(family, variant, shown, tmp_path):
         assert np.abs(pixels(samples / "step-000000-0.png") - pixels(samples / "step-000000-1.png")).max() > 0
 
 
+def test_sizes_samplers_and_prompts_with_options_are_what_a_sweep_draws(tmp_path):
+    library = tmp_path / "prompts.txt"
+    library.write_text("a dog --w 64 --h 128 --s 3 --l 2 --d 9 --n dark\n")
+    how = {
+        **HOW, "prompts": ["a cat"], "sizes": "64x64, 128x64", "sampler": "dpmpp_2m", "scheduler": "karras", "guidance_rescale": 0.7,
+        "prompt_library": str(library),
+    }  # fmt: skip
+    guidance = [{"scale": 3.0, "rescale": 0.7}]
+    swept = {
+        "steps": 2,
+        "guidance": guidance,
+        "negative_prompt": "blurred",
+        "sampler": "dpmpp_2m",
+        "scheduler": "karras",
+    }
+    swept |= {"prompts": ["a cat"], "seeds": "5", "sizes": "64x64, 128x64"}
+    training = {"steps": 1, "save_every": 1, "batch_size": 2}
+    config = config_of("sd", tmp_path, validation=how, sweep=swept, training=training)
+    train(config, SilentHost())
+    samples = tmp_path / "run" / "samples"
+    cells = [cell for cell in sweep(config, SilentHost()).cells if cell.checkpoint == "base"]
+    assert len(cells) == 2
+    for number, cell in enumerate(sorted(cells, key=lambda cell: Image.open(cell.image).size)):
+        assert np.abs(pixels(samples / f"step-000000-{number}.png") - pixels(cell.image)).max() <= 1
+    with Image.open(samples / "step-000000-2.png") as own:
+        assert own.size == (64, 128)
+        assert own.text == {
+            "prompt": "a dog", "step": "0", "weights": "current", "seed": "9", "sampling_steps": "3", "sampler": "dpmpp_2m",
+            "scheduler": "karras", "guidance_scale": "2.0",
+        }  # fmt: skip
+
+
+def test_names_of_prompts_stand_in_the_names_of_samples(tmp_path):
+    library = tmp_path / "prompts.json"
+    library.write_text('{"<cat> no. 1": "a cat", "Äpfel": "apples"}', encoding="utf-8")
+    config = config_of(
+        "sd", tmp_path, prompts=(), validation={**HOW, "prompt_library": str(library), "sample_every": 4}
+    )
+    train(config, SilentHost())
+    names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert names == [f"step-{step:06d}-{name}.png" for step in (0, 4) for name in ("0-cat-no-1", "1-Äpfel")]
+
+
 def test_text_encoders_that_are_trained_say_the_prompts(tmp_path):
     config = config_of("sd", tmp_path, text={"learning_rate": 0.01})
     train(config, SilentHost())

@@ -6,16 +6,18 @@ tables have files of their own. Only the front ends
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from ..choices import SAMPLERS, SCHEDULERS
 from ..storage.names import check_name
 from .base_lora import BaseLoraConfig
-from .checks import one_of
+from .checks import OneOf, one_of
 from .dataset import DataConfig, DatasetConfig, TextConfig
 from .network import NetworkConfig
 from .objective import ObjectiveConfig
 from .optimizer import OptimizerConfig, ScheduleConfig
 from .section import Section, require
+from .sizes import parse_sizes
 from .sweep import GuidanceConfig, SweepConfig
 
 __all__ = [
@@ -217,7 +219,7 @@ class ValidationConfig(Section, table="validation"):
     prompts: tuple[str, ...] = ()
     """Prompts of the samples: images made while training with the current weights, in <run>/samples. The base model's come first."""
     prompt_library: str = ""
-    """JSON file with more prompts, {"name": "prompt", …}."""
+    """File with more prompts: JSON {"name": "prompt", …}, or sd-scripts' .txt with a prompt a line and --w, --h, --s, --l, --d (seed), --n (negative prompt) of its own. Names stand in the names of the samples."""
     sample_every: int = 0
     """Steps between samples; 0 makes them at checkpoints."""
     negative_prompt: str = ""
@@ -229,7 +231,15 @@ class ValidationConfig(Section, table="validation"):
     seed: int = 0
     """Seed of the first sample; the next ones count up."""
     sample_steps: int = 20
-    """Sampling steps of a sample (Euler)."""
+    """Sampling steps of a sample."""
+    sampler: Annotated[str, OneOf(SAMPLERS)] = "euler"
+    """Sampler of the samples: how one noise level leads to the next."""
+    scheduler: Annotated[str, OneOf(SCHEDULERS)] = "normal"
+    """Scheduler of the samples: how noise levels are spaced, named and computed as in ComfyUI."""
+    guidance_rescale: float = 0.0
+    """How far the contrast of a guided sample goes back to that of an unguided one, 0 to 1 (arXiv 2305.08891, phi); 0.7 is usual."""
+    sizes: str = ""
+    """Several sizes of samples, "512x512, 768x512": every prompt is made in each, from the same seed; empty takes width and height."""
     guidance_scale: float = 0.0
     """Scale of classifier-free guidance; 0 is the family's usual scale, 1 switches guidance off."""
     model_guidance: float = 3.5
@@ -246,6 +256,10 @@ class ValidationConfig(Section, table="validation"):
         require(self.guidance_scale >= 0, "validation.guidance_scale", self.guidance_scale, "use 0 (the usual) or more")
         remedy = "use 0 or more (3.5 is usual)"
         require(self.model_guidance >= 0, "validation.model_guidance", self.model_guidance, remedy)
+        require(
+            0 <= self.guidance_rescale <= 1, "validation.guidance_rescale", self.guidance_rescale, "use 0 (off) to 1"
+        )
+        parse_sizes("validation.sizes", self.sizes)
         require(self.width >= 0 and self.height >= 0, "validation.width", (self.width, self.height), "use 0 or pixels")
         require(self.patience >= 0, "validation.patience", self.patience, "use 0 (off) or more (3 to 5 is usual)")
         require(self.timesteps >= 1, "validation.timesteps", self.timesteps, "use 1 or more")

@@ -1,5 +1,6 @@
 """Samples: images of the validation prompts, made while training by the engine's sampler with the current weights."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from ..base_model import Base, open_base
 from ..config.network import BY_BASE
+from ..config.prompt_library import Prompt, listed_prompts
 from ..config.run import TrainConfig, TrainingConfig, ValidationConfig
+from ..config.sizes import parse_sizes
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
 from ..diffusion.denoiser import Denoiser
-from ..diffusion.guidance import CFG
+from ..diffusion.guidance import CFG, Guidance, Rescaled
 from ..diffusion.sample import SampleSettings, sample, start_noise
 from ..errors import ConfigError, StoppedError
 from ..families.common.family import Encoders, ImageCodec
@@ -23,7 +26,6 @@ from ..lora.base_lora import BaseLora, always, lay_base_loras
 from ..lora.preview import check_alike, laid_over
 from ..storage.atomic import write_bytes
 from ..types import Conditioning, Geometry, Size, named_references
-from .prompt_library import all_prompts
 from .reference_images import check_references, read_references
 
 ON_REQUEST = -1
@@ -31,8 +33,21 @@ ON_REQUEST = -1
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One image of a set of samples."""
+
+    prompt: Prompt
+    positive: Conditioning
+    negative: Conditioning
+    settings: SampleSettings
+    seed: int
+    shape: tuple[int, ...]
+    """(C, h, w) of the latents."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Samples:
-    """One image per pair of conditionings; the session's `SampleRenderer`, headless and in a host."""
+    """One image per shot; the session's `SampleRenderer`, headless and in a host."""
 
     every: int
     """Steps between samples; 0 only on request."""
@@ -40,13 +55,7 @@ class Samples:
     denoiser: Denoiser
     decode: Callable[[Tensor], Tensor]
     """Model-space latents (1, C, h, w) to pixels (3, H, W) in [0, 1]."""
-    conditions: Sequence[tuple[Conditioning, Conditioning]]
-    """(of the prompt, of the negative prompt)."""
-    settings: SampleSettings
-    seed: int
-    """Of the first image; the next ones count up."""
-    shape: tuple[int, ...]
-    """(C, h, w) of the latents."""
+    shots: Sequence[Shot]
     device: torch.device
     writes: bool = True
     """False in a process that only computes along."""
@@ -58,7 +67,11 @@ class Samples:
 
     def paths(self, step: int, kind: str = "") -> list[Path]:
         ending = f"-{kind}.png" if kind else ".png"
-        return [self.folder / f"step-{step:06d}-{number}{ending}" for number in range(len(self.conditions))]
+        names = [as_file_name(shot.prompt.name) for shot in self.shots]
+        return [
+            self.folder / f"step-{step:06d}-{number}{f'-{name}' if name else ''}{ending}"
+            for number, name in enumerate(names)
+        ]
 
     def render(self, step: int, kind: str = "", should_stop: Callable[[], bool] = lambda: False) -> list[Path]:
         paths: list[Path] = []
@@ -68,24 +81,45 @@ class Samples:
             if should_stop():
                 raise StoppedError("stopped while sampling")
 
-        for number, (positive, negative) in enumerate(self.conditions):
-            noise = start_noise(self.shape, self.seed + number, self.device)
+        for number, shot in enumerate(self.shots):
+            noise = start_noise(shot.shape, shot.seed, self.device)
             try:
-                latents = sample(self.denoiser, noise, positive, negative, self.settings, progress)
+                latents = sample(self.denoiser, noise, shot.positive, shot.negative, shot.settings, progress)
             except StoppedError:
                 return paths
             if self.writes:
-                _write_image(self.decode(latents), places[number])
+                _write_image(self.decode(latents), places[number], _said_of(shot, step, kind))
                 paths.append(places[number])
         return paths
 
 
-def _write_image(pixels_CHW: Tensor, path: Path) -> None:
+def _said_of(shot: Shot, step: int, kind: str) -> dict[str, str]:
+    """What the PNG says of itself, as texts by name."""
+    settings = shot.settings
+    said = {
+        "prompt": shot.prompt.text, "name": shot.prompt.name, "step": step, "weights": kind or "current", "seed": shot.seed,
+        "sampling_steps": settings.steps, "sampler": settings.sampler, "scheduler": settings.scheduler,
+        "guidance_scale": settings.guidance.scale,
+    }  # fmt: skip
+    return {name: str(value) for name, value in said.items() if value != ""}
+
+
+def as_file_name(name: str) -> str:
+    """A prompt's name as a part of a file name: letters of any script, digits, and - for the rest; at most 60 characters."""
+    return re.sub(r"[^\w]+", "-", name).strip("-")[:60]
+
+
+def _write_image(pixels_CHW: Tensor, path: Path, said: Mapping[str, str]) -> None:
     import io
 
+    from PIL.PngImagePlugin import PngInfo
+
+    texts = PngInfo()
+    for name, text in said.items():
+        texts.add_itxt(name, text)
     array = (pixels_CHW.float().clamp(0, 1).movedim(0, -1) * 255).round().to(torch.uint8).cpu().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "png")
+    Image.fromarray(array).save(buffer, "png", pnginfo=texts)
     write_bytes(path, buffer.getvalue())
 
 
@@ -94,12 +128,36 @@ class SampleInputs:
     """What is made before the network is loaded, so that it and the text encoders are never in memory together."""
 
     codec: ImageCodec
+    asked: Sequence["Asked"]
     conditions: Sequence[tuple[Conditioning, Conditioning]]
+    """(of the prompt, of the negative prompt) of each."""
 
 
-def sample_size(asked: ValidationConfig, resolution: int) -> Size:
-    """Returns (width, height) of the samples; 0 takes the training resolution."""
-    return asked.width or resolution, asked.height or resolution
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """An image that samples shall have."""
+
+    prompt: Prompt
+    size: Size
+    seed: int
+    references: int = 0
+    """Index of its set of reference images."""
+
+
+def asked_images(asked: ValidationConfig, prompts: Sequence[Prompt], resolution: int, sets: int = 1) -> list[Asked]:
+    """Every prompt with each of `sets` sets of reference images, in each size; 0 takes the training resolution.
+
+    Seeds count up from prompt to prompt and set to set; sizes share theirs.
+    """
+    usual = asked.width or resolution, asked.height or resolution
+    sizes = parse_sizes("validation.sizes", asked.sizes) or [usual]
+    found = []
+    for number, (prompt, chosen) in enumerate(product(prompts, range(sets))):
+        seed = asked.seed + number if prompt.seed is None else prompt.seed
+        own = bool(prompt.width or prompt.height)
+        own_sizes = [(prompt.width or usual[0], prompt.height or usual[1])] if own else sizes
+        found += [Asked(prompt=prompt, size=size, seed=seed, references=chosen) for size in own_sizes]
+    return found
 
 
 def sample_interval(asked: ValidationConfig, training: TrainingConfig) -> int:
@@ -109,15 +167,21 @@ def sample_interval(asked: ValidationConfig, training: TrainingConfig) -> int:
     return asked.sample_every or training.save_every or training.steps
 
 
-def sample_settings(asked: ValidationConfig, usual_guidance: float) -> SampleSettings:
-    """How samples are made, by both front ends."""
+def sample_settings(asked: ValidationConfig, usual_guidance: float, prompt: Prompt | None = None) -> SampleSettings:
+    """How samples are made, by both front ends; a prompt may have a number of steps and a scale of its own."""
     scale = asked.guidance_scale or usual_guidance
-    return SampleSettings(steps=asked.sample_steps, sampler="euler", scheduler="normal", guidance=CFG(scale))
+    steps = asked.sample_steps
+    if prompt is not None:
+        scale, steps = scale if prompt.scale is None else prompt.scale, prompt.steps or steps
+    guidance: Guidance = CFG(scale)
+    if asked.guidance_rescale:
+        guidance = Rescaled(guidance=guidance, phi=asked.guidance_rescale)
+    return SampleSettings(steps=steps, sampler=asked.sampler, scheduler=asked.scheduler, guidance=guidance)
 
 
-def prompts_of(asked: ValidationConfig) -> tuple[str, ...]:
+def prompts_of(asked: ValidationConfig) -> list[Prompt]:
     """Raises ConfigError for a library that cannot be read."""
-    return tuple(all_prompts(asked.prompts, asked.prompt_library, "validation.prompt_library"))
+    return listed_prompts(asked.prompts, asked.prompt_library, "validation.prompt_library")
 
 
 def check_samples(config: TrainConfig, base: Base) -> None:
@@ -130,10 +194,12 @@ def check_samples(config: TrainConfig, base: Base) -> None:
         raise ConfigError(
             "validation.sample_every = -1: samples on request need ComfyUI's panel; use 0 (at checkpoints) or more"
         )
-    step, size = base.family.bucket_step, sample_size(asked, config.data.resolution)
-    for name, side in zip(("width", "height"), size, strict=True):
-        if side % step:
-            raise ConfigError(f"validation.{name} = {side}: {base.family.name} needs multiples of {step}")
+    step = base.family.bucket_step
+    for image in asked_images(asked, prompts_of(asked), config.data.resolution):
+        for name, side in zip(("width", "height"), image.size, strict=True):
+            if side % step:
+                where = "sizes" if asked.sizes else name
+                raise ConfigError(f"validation.{where} = {side}: {base.family.name} needs multiples of {step}")
     check_references("validation.references", asked.references, base)
 
 
@@ -141,12 +207,12 @@ def sample_inputs(config: TrainConfig, base: Base) -> SampleInputs | None:
     """Encode prompts and reference images; None without a prompt. Only the VAE is kept. Where text encoders are trained the prompts stay
     texts."""
     asked, trains_text = config.validation, config.text.is_trained
-    size, prompts = sample_size(asked, config.data.resolution), prompts_of(asked)
+    prompts = prompts_of(asked)
     if not prompts:
         return None
-    encoders, geometry = base.load_encoders(), Geometry.whole(size)
+    encoders = base.load_encoders()
 
-    def condition(text: str, paths: Sequence[Path]) -> Conditioning:
+    def condition(text: str, paths: Sequence[Path], geometry: Geometry) -> Conditioning:
         if trains_text:  # encoded while training, by the encoders that are trained
             return {"captions": [text], "geometries": [geometry]}
         if paths and base.settings.text_pixels:
@@ -157,12 +223,16 @@ def sample_inputs(config: TrainConfig, base: Base) -> SampleInputs | None:
         return {name: tensor.to(base.device) for name, tensor in made.items()}
 
     named = read_references("validation.references", asked.references)
+    sets: Sequence[Sequence[Path]] = [reference.paths for reference in named] or [()]
+    images = asked_images(asked, prompts, config.data.resolution, len(sets))
     conditions = []
-    for prompt, paths in product(prompts, [reference.paths for reference in named] or [()]):
-        references = _reference_latents(base, encoders, paths, size)
-        positive, negative = ({**condition(text, paths), **references} for text in (prompt, asked.negative_prompt))
-        conditions.append((positive, negative))
-    return SampleInputs(codec=encoders.image, conditions=conditions)
+    for image in images:
+        paths, geometry = sets[image.references], Geometry.whole(image.size)
+        references = _reference_latents(base, encoders, paths, image.size)
+        negative = asked.negative_prompt if image.prompt.negative is None else image.prompt.negative
+        made = [{**condition(text, paths, geometry), **references} for text in (image.prompt.text, negative)]
+        conditions.append((made[0], made[1]))
+    return SampleInputs(codec=encoders.image, asked=images, conditions=conditions)
 
 
 def _reference_latents(base: Base, encoders: Encoders, paths: Sequence[Path], size: Size) -> Mapping[str, Tensor]:
@@ -221,7 +291,8 @@ def make_samples(
 ) -> Samples:
     """The headless renderer. A process that does not write only computes along. `preview` is that of `open_preview`."""
     asked, codec = config.validation, inputs.codec
-    width, height = sample_size(asked, config.data.resolution)
+    factor, channels = codec.factor, base.family.latent_space.channels
+    usual = (preview or base).settings.guidance_scale
 
     def decode(latents_BCHW: Tensor) -> Tensor:
         return (codec.decode(base.family.latent_space.to_raw(latents_BCHW))[0].float() + 1) / 2
@@ -231,10 +302,17 @@ def make_samples(
         folder=folder,
         denoiser=trained if preview is None else load_preview(config, preview, base_loras),
         decode=decode,
-        conditions=inputs.conditions,
-        settings=sample_settings(asked, (preview or base).settings.guidance_scale),
-        seed=asked.seed,
-        shape=(base.family.latent_space.channels, height // codec.factor, width // codec.factor),
+        shots=[
+            Shot(
+                prompt=image.prompt,
+                positive=positive,
+                negative=negative,
+                settings=sample_settings(asked, usual, image.prompt),
+                seed=image.seed,
+                shape=(channels, image.size[1] // factor, image.size[0] // factor),
+            )
+            for image, (positive, negative) in zip(inputs.asked, inputs.conditions, strict=True)
+        ],
         device=base.device,
         writes=writes,
         is_other=preview is not None,

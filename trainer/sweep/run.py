@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ..base_model import Base, open_base
 from ..choices import SAMPLERS, SCHEDULERS
+from ..config.prompt_library import all_prompts
 from ..config.run import GuidanceConfig, SweepConfig, TrainConfig
+from ..config.sizes import parse_sizes
 from ..config.toml import digest
 from ..data.cache.references import reference_placement
 from ..errors import ConfigError, RunError, StoppedError
@@ -19,14 +21,13 @@ from ..lora.base_lora import BaseLora, BaseLoraIdentity, always, lay_base_loras
 from ..lora_tools.base_loras import read_base_loras
 from ..lora_tools.layouts import Formats
 from ..runs.headless import run_folder
-from ..runs.prompt_library import all_prompts
 from ..runs.reference_images import check_references, read_references, unused_references
 from ..runs.run_folder import RunFolder
 from ..runs.session import Host
 from ..storage.atomic import remove_leftovers, write_bytes, write_json
 from ..storage.tensor_file import read_lora
 from ..types import Cell
-from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds, parse_sizes
+from .axes import parse_counts, parse_numbers, parse_samplers, parse_seeds
 from .cell_workflow import MakeGraph, cell_graph, with_base_loras
 from .cells import (
     BASE,

@@ -75,7 +75,7 @@ def list_runs(registry: Registry) -> list[Record]:
 
 def _newest_sample(folder: RunFolder) -> str:
     """The first image of the last step that has samples, as a path inside the run's folder; "" without any."""
-    names = sorted(path.name for path in folder.path.glob("samples/step-*-0.png"))
+    names = sorted(path.name for path in folder.path.glob("samples/step-*-0*.png"))
     return f"samples/{names[-1]}" if names else ""
 
 

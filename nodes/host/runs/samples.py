@@ -3,13 +3,13 @@
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ....trainer.config.prompt_library import Prompt, listed_prompts
 from ....trainer.config.run import TrainingConfig, ValidationConfig
 from ....trainer.config.toml import digest
 from ....trainer.data.cache.references import (
@@ -22,8 +22,7 @@ from ....trainer.data.cache.store import CODE_VERSION, Cache, text_key
 from ....trainer.data.images.load import file_digest
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Encoders
-from ....trainer.runs.prompt_library import all_prompts
-from ....trainer.runs.samples import ON_REQUEST, Samples, sample_interval, sample_settings
+from ....trainer.runs.samples import ON_REQUEST, Samples, Shot, asked_images, sample_interval, sample_settings
 from ....trainer.runs.trackers import check_tracker
 from ....trainer.types import Geometry, Size
 from ...sockets.names import AUTO
@@ -104,7 +103,8 @@ def prepare_validation(vae: Vae, clip: Clip, prompts: str, options: Mapping[str,
     check_tracker(str(options.get("report", "none")))
     preview: ModelPatcher | None = options.get("preview_model")
     lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-    lines = tuple(all_prompts(lines, library_path(str(options.get("prompt_library", ""))), "prompt_library"))
+    listed = listed_prompts(lines, library_path(str(options.get("prompt_library", ""))), "prompt_library")
+    lines = tuple(dict.fromkeys(prompt.text for prompt in listed))
     if not lines:
         raise ConfigError("validation.prompts is empty: write at least one prompt, or name a prompt_library")
     negative = str(options.get("negative", ""))
@@ -118,9 +118,13 @@ def prepare_validation(vae: Vae, clip: Clip, prompts: str, options: Mapping[str,
     references = tuple(
         encodings.references([Path(path) for path in paths], size, text_pixels(reading)) for paths in sets
     )
-    encodings.read({*lines, negative}, sets, text_pixels(reading))
+    negatives = {prompt.negative for prompt in listed if prompt.negative is not None}
+    encodings.read({*lines, negative, *negatives}, sets, text_pixels(reading))
+    asked = validation_config(lines, negative, sets, size, options)
+    check_sizes(asked, listed, bool(sets), encodings.encoders.image.factor)
     value = ValidationValue(
-        validation=validation_config(lines, negative, sets, size, options),
+        validation=asked,
+        prompts=tuple(listed),
         vae=identity,
         text=text,
         report_to=options.get("report", "none"),
@@ -154,7 +158,28 @@ def validation_config(
         timesteps=int(options.get("timesteps", ValidationConfig.timesteps)),
         patience=int(options.get("patience", 0)),
         doctor=bool(options.get("doctor", False)),
+        sampler=str(options.get("sampler", ValidationConfig.sampler)),
+        scheduler=str(options.get("scheduler", ValidationConfig.scheduler)),
+        guidance_rescale=float(options.get("guidance_rescale", 0.0)),
+        sizes=str(options.get("sizes", "")),
     )
+
+
+def check_sizes(asked: ValidationConfig, prompts: Sequence[Prompt], has_references: bool, factor: int) -> None:
+    """Raise ConfigError for sizes that cannot be made: of no whole latents, or several with reference images, which are prepared for one."""
+    sizes = {image.size for image in asked_images(asked, prompts, asked.width)}
+    for side in (side for size in sizes for side in size):
+        if side % factor:
+            raise ConfigError(f"sizes: {side} pixels are no whole latents of this VAE; use multiples of {factor}")
+    if has_references and sizes != {(asked.width, asked.height)}:
+        raise ConfigError(
+            "sizes: reference images are prepared for one size, that of width and height; leave sizes out"
+        )
+
+
+def prompts_of_value(value: ValidationValue) -> Sequence[Prompt]:
+    """The prompts with their names and options; a value that an earlier version saved has texts alone."""
+    return value.prompts or [Prompt(text=text) for text in value.validation.prompts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,16 +248,15 @@ def make_samples(
     calls the model's `extra_conds`."""
     decoder, asked, model = open_decoder(HELD.of(value).vae), value.validation, patcher.model
     channels = int(model.latent_format.latent_channels)
-    geometry = Geometry.whole((asked.width, asked.height))
     cache, factor = Cache(cache_folder()), decoder.factor
     fed = {**denoiser.settings.conditions}
     if "guidance" in fed:  # as users of the model set it, which is not what it is fed while training
         fed["guidance"] = asked.model_guidance
 
-    def inputs(prompt: str, seen: str, keys: Sequence[str]) -> dict[str, Any]:
+    def inputs(prompt: str, size: Size, seen: str, keys: Sequence[str]) -> dict[str, Any]:
         text = unpack(cache.get(text_key(prompt, value.text, seen)))
         latents = [cache.get(key)["latents"].unsqueeze(0) for key in keys]
-        given = (text, geometry, fed, factor, channels, latents)
+        given = (text, Geometry.whole(size), fed, factor, channels, latents)
         if latents:
             check_accepts_references(model, *given)
         made = network_inputs(model, *given)
@@ -240,18 +264,27 @@ def make_samples(
 
     to_raw = latent_normaliser(model, inverse=True)
     sets = value.references or (("", ()),)
-    pairs = [
-        (inputs(prompt, *one), inputs(asked.negative_prompt, *one)) for prompt, one in product(asked.prompts, sets)
-    ]
+    usual = usual_cfg(denoiser.settings.told, denoiser.family)
+    shots = []
+    for image in asked_images(asked, prompts_of_value(value), asked.width, len(sets)):
+        said = image.prompt
+        texts = (said.text, asked.negative_prompt if said.negative is None else said.negative)
+        positive, negative = (inputs(text, image.size, *sets[image.references]) for text in texts)
+        shot = Shot(
+            prompt=said,
+            positive={"samples": [positive]},
+            negative={"samples": [negative]},
+            settings=sample_settings(asked, usual, said),
+            seed=image.seed,
+            shape=(channels, image.size[1] // factor, image.size[0] // factor),
+        )
+        shots.append(shot)
     return Samples(
         every=sample_interval(asked, training),
         folder=folder / "samples",
         denoiser=denoiser,
         decode=lambda latents: decoder(to_raw(latents)),
-        conditions=[({"samples": [positive]}, {"samples": [negative]}) for positive, negative in pairs],
-        settings=sample_settings(asked, usual_cfg(denoiser.settings.told, denoiser.family)),
-        seed=asked.seed,
-        shape=(channels, asked.height // factor, asked.width // factor),
+        shots=shots,
         device=torch.device(patcher.load_device),
         is_other=is_other,
     )

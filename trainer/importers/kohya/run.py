@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...choices import ADAPTERS
+from ...config.prompt_library import read_prompt_file
 from ...config.toml import read_toml
 from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
@@ -251,6 +253,21 @@ def training(made: Translation, around: Surroundings) -> None:
     _samples(made, around)
 
 
+def _is_read(path: Path) -> bool:
+    """Whether samples read the file as it is, with all its options."""
+    try:
+        read_prompt_file(path, "sample_prompts")
+    except ConfigError:
+        return False
+    return True
+
+
+def _sample_steps(made: Translation) -> None:
+    if made.has("sample_every_n_epochs"):
+        made.put("validation.sample_every", 0, "sample_every_n_epochs", nearly="samples are made at checkpoints here")
+        made.say("needless", "sample_every_n_steps", note="sample_every_n_epochs decides")
+
+
 def _samples(made: Translation, around: Surroundings) -> None:
     place = made.text("sample_prompts")
     path = around.find(place) if place else None
@@ -259,6 +276,10 @@ def _samples(made: Translation, around: Surroundings) -> None:
         made.say(
             "needless", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first", note="there are no prompts"
         )
+        return
+    if path.suffix.lower() == ".txt" and _is_read(path):
+        made.put("validation.prompt_library", str(path), "sample_prompts")
+        _sample_steps(made)
         return
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     kept = [line for line in lines if line and not line.startswith("#")]
@@ -269,9 +290,7 @@ def _samples(made: Translation, around: Surroundings) -> None:
         for flag in words[1:]
         if flag.strip()
     }
-    if made.has("sample_every_n_epochs"):
-        made.put("validation.sample_every", 0, "sample_every_n_epochs", nearly="samples are made at checkpoints here")
-        made.say("needless", "sample_every_n_steps", note="sample_every_n_epochs decides")
+    _sample_steps(made)
     names = {
         "n": "negative_prompt",
         "w": "width",

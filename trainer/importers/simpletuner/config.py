@@ -303,10 +303,12 @@ def _validation(made: Translation, family: str, around: Surroundings) -> None:
         nearly="it counts up from prompt to prompt here",
     )
     sizes = str(made.get("validation_resolution", 1024)).split(",")
-    width, height = _sides(sizes[0])
-    nearly = f"one size is sampled; {', '.join(sizes[1:])} is left out" if len(sizes) > 1 else ""
-    for ours, side in (("validation.width", width), ("validation.height", height)):
-        made.put(ours, side, "validation_resolution", nearly=nearly)
+    sides = [_sides(size) for size in sizes]
+    if len(sides) > 1:
+        made.put("validation.sizes", ", ".join(f"{width}x{height}" for width, height in sides), "validation_resolution")
+    else:
+        for ours, side in zip(("validation.width", "validation.height"), sides[0], strict=True):
+            made.put(ours, side, "validation_resolution")
     if family == "flux":
         made.put("validation.guidance_scale", made.number("validation_guidance_real", 1.0), "validation_guidance_real")
         made.say("none", "validation_guidance", note="Flux gets objective.guidance_scale in samples too")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from lora_loom.trainer.config.prompt_library import Prompt, all_prompts, listed_prompts, read_library
 from lora_loom.trainer.config.run import SweepConfig
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.runs.prompt_library import read_library
 from lora_loom.trainer.sweep.cells import Rendering, plan_cells
 from lora_loom.trainer.sweep.run import make_axes
 from lora_loom.trainer.sweep.strip import arrange
@@ -80,3 +80,35 @@ def test_a_sweep_needs_a_prompt():
         ConfigError, match=r"sweep\.prompts is empty: give at least one prompt, or a sweep\.prompt_library"
     ):
         make_axes(SweepConfig(), (), 0)
+
+
+def test_sd_scripts_text_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text(
+        "# a comment\n\na cat, well-fed --n blurred, low --w 512 --h 768 --d 7 --l 7.5 --s 28\nplain -- text\n",
+        encoding="utf-8",
+    )
+    assert listed_prompts(["a dog"], str(path), "validation.prompt_library") == [
+        Prompt(text="a dog"),
+        Prompt(text="a cat, well-fed", negative="blurred, low", width=512, height=768, seed=7, scale=7.5, steps=28),
+        Prompt(text="plain -- text"),
+    ]
+    with pytest.raises(ConfigError, match=r"options of its own .*axes of the sweep"):
+        all_prompts([], str(path), "sweep.prompt_library")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a cat --ss euler", "line 1: --ss is not known; known are --w, --h, --s, --l, --d, --n"),
+        ("a cat --w wide", "--w wide is no number"),
+        ("a cat --s 0", "use 1 or more"),
+        ("--w 512", "has no prompt"),
+        ("# nothing", "holds no prompt"),
+    ],
+)
+def test_lines_that_mean_nothing_are_refused(line, message, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text(line)
+    with pytest.raises(ConfigError, match=message):
+        listed_prompts([], str(path), "validation.prompt_library")

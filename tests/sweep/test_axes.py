@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.config.sizes import parse_sizes
+from lora_loom.trainer.config.checks import parse_sizes
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.sweep.axes import parse_counts, parse_numbers, parse_samplers, parse_seeds
 

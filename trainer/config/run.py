@@ -11,13 +11,12 @@ from typing import Annotated, Literal
 from ..choices import SAMPLERS, SCHEDULERS
 from ..storage.names import check_name
 from .base_lora import BaseLoraConfig
-from .checks import OneOf, one_of
+from .checks import OneOf, one_of, parse_sizes
 from .dataset import DataConfig, DatasetConfig, TextConfig
 from .network import NetworkConfig
 from .objective import ObjectiveConfig
 from .optimizer import OptimizerConfig, ScheduleConfig
 from .section import Section, require
-from .sizes import parse_sizes
 from .sweep import GuidanceConfig, SweepConfig
 
 __all__ = [

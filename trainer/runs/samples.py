@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..base_model import Base, open_base
+from ..config.checks import parse_sizes
 from ..config.network import BY_BASE
 from ..config.prompt_library import Prompt, listed_prompts
 from ..config.run import TrainConfig, TrainingConfig, ValidationConfig
-from ..config.sizes import parse_sizes
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import CFG, Guidance, Rescaled

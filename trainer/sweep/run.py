@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..base_model import Base, open_base
 from ..choices import SAMPLERS, SCHEDULERS
+from ..config.checks import parse_sizes
 from ..config.prompt_library import all_prompts
 from ..config.run import GuidanceConfig, SweepConfig, TrainConfig
-from ..config.sizes import parse_sizes
 from ..config.toml import digest
 from ..data.cache.references import reference_placement
 from ..errors import ConfigError, RunError, StoppedError

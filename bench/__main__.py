@@ -4,7 +4,7 @@ import sys
 
 import bench
 
-NOT_MEASUREMENTS = ("bases", "common", "peers", "network_sizes", "__main__")
+NOT_MEASUREMENTS = ("bases", "common", "peers", "real", "network_sizes", "__main__")
 given = sys.argv[1:]
 options = next((i for i, word in enumerate(given) if word.startswith("-")), len(given))
 """From the first option on, arguments are the benchmark's own."""

@@ -36,6 +36,7 @@ def ours(before: str) -> dict[str, Settings]:
         "ours, default targets, 1e-4": settings("trainer/families", 1e-4),
         "ours, rate for width 3072": settings("trainer/training/rate.py at the width of Flux", 4.5e-4),
         "ours": settings("the defaults: trainer/training/rate.py at the width of this base", "auto"),
+        "ours, find": settings("trainer/training/find_rate.py", "find"),
         "ours, independent levels": settings("the defaults but timestep_spread", "auto", **drawn),
         "ours, EMA": settings("the defaults and training.ema_decay", "auto", training={"ema_decay": 0.98}),
         "ours, WSD": settings("the defaults and a fall over the last fifth", "auto", schedule={"kind": "wsd", "warmup": 0.05}),
@@ -87,6 +88,7 @@ FLUX = {
 }  # fmt: skip
 UNET = {
     **ours("default"),
+    **{f"grid: conv, {rate:g}": settings("trainer/families, more modules", rate, "conv") for rate in (1e-3, 2e-3)},
     "ai-toolkit, job of its UI": settings(
         "ostris/ai-toolkit, ui/src/app/jobs/new/jobConfig.ts", 1e-4, "conv", network={"rank": 32},
         optimizer={"weight_decay": 1e-4}, dataset={"caption_dropout": 0.05},

@@ -33,6 +33,15 @@ _HOW = (
     "3. Set a **trigger**: the word that will call your subject.\n"
     "4. Press **Run**. Training goes on in the background; the panel shows it.\n"
 )
+_SAMPLES = "Samples"
+_WITH_SAMPLES: dict[str, Place] = {
+    "1": (0, 0, 340, 90), "2": (0, 140, 340, 140), "3": (0, 330, 340, 70), "4": (380, 0, 380, 520), "5": (800, 0, 340, 520),
+    "6": (0, 500, 340, 100), "7": (800, 640, 340, 400), "8": (1180, 0, 440, 1040),
+}  # fmt: skip
+"""Three loaders, a sixth node below them, and samples."""
+_GROUPS: dict[str, Place] = {
+    _MODELS: (-15, -75, 370, 490), _PHOTOS: (365, -75, 790, 610), _SAMPLES: (785, 565, 370, 490), _TRAIN: (1165, -75, 470, 1130),
+}  # fmt: skip
 
 LAYOUTS = {
     "demo": Layout(
@@ -72,6 +81,37 @@ LAYOUTS = {
         groups={
             _MODELS: (-15, -75, 370, 490), _PHOTOS: (365, -75, 790, 610), "Memory": (785, 565, 370, 260), _TRAIN: (1165, -75, 470, 900),
         },
+    ),
+    "train_sdxl": Layout(
+        title="Train a LoRA on my photos - SDXL",
+        places={"1": (0, 0, 340, 100), "2": (380, 0, 380, 520), "3": (800, 0, 340, 520), "4": (800, 640, 340, 400), "5": (1180, 0, 440, 1040)},
+        note="# SDXL and its children\n" + _HOW + "\nOf a v-prediction model whose file does not say so, put **ModelSamplingDiscrete** (v_prediction) between the loader and **Loom Train LoRA**.",
+        note_at=(0, 220, 340, 480),
+        groups={_MODELS: (-15, -75, 370, 190), _PHOTOS: (365, -75, 790, 610), _SAMPLES: (785, 565, 370, 490), _TRAIN: (1165, -75, 470, 1130)},
+    ),
+    "train_z_image_turbo": Layout(
+        title="Train a LoRA on my photos - Z-Image Turbo",
+        places=_WITH_SAMPLES,
+        note="# Z-Image Turbo\n" + _HOW + "\nTurbo is distilled to eight steps, which plain training undoes. **Loom Base LoRA** lays the training adapter "
+        "(ostris/zimage_turbo_training_adapter) under your LoRA while training only. Use your LoRA on Turbo without it.",
+        note_at=(0, 780, 760, 260),
+        groups=_GROUPS | {"Training adapter": (-15, 425, 370, 190)},
+    ),
+    "train_klein": Layout(
+        title="Train a LoRA on my photos - FLUX.2 Klein",
+        places=_WITH_SAMPLES,
+        note="# FLUX.2 Klein\n" + _HOW + "\nTrain on the **base** model, use the LoRA on the distilled one: samples come from that, in four steps. "
+        "Training the distilled file gives grey images. Both models must fit into memory; else take the link to `preview_model` out.",
+        note_at=(0, 780, 760, 260),
+        groups=_GROUPS | {"Samples come from": (-15, 425, 370, 190)},
+    ),
+    "train_krea2": Layout(
+        title="Train a LoRA on my photos - Krea 2",
+        places=_WITH_SAMPLES,
+        note="# Krea 2\n" + _HOW + "\nTrain on **RAW**, use the LoRA on Turbo: samples come from that, in eight steps. "
+        "Both models must fit into memory; else take the link to `preview_model` out.",
+        note_at=(0, 780, 760, 260),
+        groups=_GROUPS | {"Samples come from": (-15, 425, 370, 190)},
     ),
     "train_qwen_edit": Layout(
         title="Train an edit LoRA - Qwen-Image-Edit",
@@ -116,6 +156,6 @@ LAYOUTS = {
 COLOURS = {
     "LoomDemoModel": MODEL, "CheckpointLoaderSimple": MODEL, "UNETLoader": MODEL, "CLIPLoader": MODEL, "DualCLIPLoader": MODEL,
     "VAELoader": MODEL, "LoomDataset": DATA, "LoomCache": DATA, "LoomNetwork": TRAIN, "LoomOptimizer": TRAIN, "LoomMemory": TRAIN,
-    "LoomValidation": TRAIN, "LoomTrain": TRAIN, "LoomWait": TRAIN, "LoomRun": TRAIN, "LoadImage": COMPARE,
+    "LoomValidation": TRAIN, "LoomBaseLora": TRAIN, "LoomTrain": TRAIN, "LoomWait": TRAIN, "LoomRun": TRAIN, "LoadImage": COMPARE,
 }  # fmt: skip
 """Colours of nodes by their class; all others compare."""

@@ -83,7 +83,7 @@ def _node(key: str, node: dict[str, Any], place: Place, order: int) -> dict[str,
         "inputs": [{"name": name, "type": str(entry[0]), "link": None} for name, entry in inputs.items() if not is_widget(entry)],
         "outputs": [{"name": name, "type": kind, "links": [], "slot_index": i} for i, (name, kind) in enumerate(zip(names, outputs, strict=True))],
         "properties": {"Node name for S&R": kind, "loom_folded": True},
-        "widgets_values": [node["inputs"].get(name, default(entry)) for name, entry in inputs.items() if is_widget(entry)],
+        "widgets_values": [node["inputs"][name] if name in node["inputs"] else default(entry) for name, entry in inputs.items() if is_widget(entry)],
         "color": colour, "bgcolor": background,
     }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The table of known models: which row a file is for, what must be said before it is trained, and that every number has a source."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from lora_loom.trainer.diffusion.timesteps import ResolutionShift
 from lora_loom.trainer.families.common.source import Source
 from lora_loom.trainer.known_models.row import Sourced, tell, warning_of
 from lora_loom.trainer.known_models.rows import ROWS
+from scripts.image_models import CLASSES, LEFT_OUT, TEXTS
+from scripts.write_model_docs import DOCUMENT, RECORD, render, tables
 
 Z = {"image_model": "lumina2", "z_image_modulation": True}
 KLEIN = {"image_model": "flux2", "hidden_size": 3072, "guidance_embed": False}
@@ -110,3 +113,43 @@ def test_a_training_adapter_answers_the_warning_and_is_warned_of_where_nothing_i
     assert warning_of(turbo)
     assert not warning_of(turbo, adapter=True)
     assert "Z-Image is not known to be distilled: a training adapter" in warning_of(base, adapter=True)
+
+
+RECORDED = json.loads(RECORD.read_text(encoding="utf-8"))
+# {class: (attention, mlp, modulation)}, counted apart from this code: by which layers run with the image's and the text's tokens
+COUNTED = {
+    "Flux": (152, 76, 76), "Flux2": (60, 20, 0), "Chroma": (152, 76, 0), "Lumina2": (52, 78, 26), "ZImage": (60, 90, 30),
+    "Krea2": (140, 84, 0), "QwenImage": (480, 240, 120), "Anima": (224, 56, 168), "HiDream": (256, 768, 48), "WAN21_T2V": (320, 80, 0),
+    "Omnigen2": (128, 96, 32), "AuraFlow": (160, 120, 40), "SDXL": (560, 140, 0),
+}  # fmt: skip
+# {class: layers in the blocks without modulation}, counted likewise
+IN_BLOCKS = {
+    "ChromaRadiance": 228, "MageFlow": 144, "HiDreamO1": 252, "HunyuanImage21": 240, "WAN22_T2V": 300, "Kandinsky5Image": 500, "ErnieImage": 252,
+    "Boogu": 376, "Ideogram4": 170, "Lens": 480, "JoyImage": 160, "SD3": 215, "SD15": 160, "CosmosT2IPredict2": 280,
+}  # fmt: skip
+
+
+def test_every_class_that_makes_images_is_described_or_left_out_with_a_reason():
+    listed = set(RECORDED["listed"])
+    assert listed == CLASSES.keys() | LEFT_OUT.keys()
+    assert not CLASSES.keys() & LEFT_OUT.keys()
+    assert CLASSES.keys() == TEXTS.keys() == RECORDED["classes"].keys()
+    assert all(one.source for one in CLASSES.values())
+    assert all(LEFT_OUT.values())
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_roles_of_the_layers_of_todays_networks(name):
+    roles = RECORDED["classes"][name]["roles"]
+    assert tuple(roles.get(role, 0) for role in ("attention", "mlp", "modulation")) == COUNTED[name]
+
+
+@pytest.mark.parametrize("name", IN_BLOCKS)
+def test_what_runs_in_the_blocks_trains(name):
+    roles = RECORDED["classes"][name]["roles"]
+    assert roles["attention"] + roles["mlp"] == IN_BLOCKS[name]
+
+
+def test_the_tables_of_the_document_are_those_of_the_record():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert render(text, tables()) == text, "run python -m scripts.write_model_docs"

@@ -1,35 +1,42 @@
-"""Layers told from structure in ComfyUI's own networks: what runs in the blocks trains, modulation and surroundings are told apart."""
+"""What tests/fixtures/host/models.json records of ComfyUI's classes is what this ComfyUI has: each at its published size, without weights."""
+
+import json
+import os
+import subprocess
 
 import pytest
 
-from .programs import run_inside
+from scripts.image_models import CLASSES, LEFT_OUT
+from scripts.write_model_docs import RECORD
+
+from .conftest import need_comfyui
+from .server import COMFYUI, PYTHON, ROOT
 
 pytestmark = pytest.mark.comfyui
-# {network: (attention, mlp, modulation, outside)}, counted by which layers run with the image's and the text's tokens
-EXPECTED = {
-    "Flux dev": (152, 76, 76, 10),
-    "FLUX.2 Klein 4B": (60, 20, 0, 9),
-    "Lumina 2": (52, 78, 26, 28),
-    "Z-Image": (60, 90, 30, 28),
-    "Qwen-Image": (480, 240, 120, 6),
-    "Wan 2.1 14B": (320, 80, 0, 6),
-    "AuraFlow": (160, 120, 40, 6),
-    "HiDream I1": (256, 768, 48, 56),
-    "Omnigen2": (128, 96, 32, 53),
-    "Anima": (224, 56, 168, 67),
-    "Krea 2": (140, 84, 0, 40),
-    "SDXL": (560, 140, 0, 43),
-}
+RECORDED = json.loads(RECORD.read_text(encoding="utf-8"))
+HINT = "python -m scripts.record_host_models tests/fixtures/host/models.json, then python -m scripts.write_model_docs"
 
 
 @pytest.fixture(scope="module")
 def found():
-    return run_inside("roles")
+    need_comfyui()
+    done = subprocess.run(
+        [PYTHON, "-m", "scripts.record_host_models", "-"], capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, "COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("network", EXPECTED)
-def test_roles_of_comfyuis_networks(found, network):
-    if network not in found:
+def test_every_class_of_this_version_is_described_or_left_out(found):
+    unknown = set(found["listed"]) - CLASSES.keys() - LEFT_OUT.keys()
+    assert not unknown, "describe them in scripts/image_models.py, or leave them out there with a reason"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_layers_of_comfyuis_networks(found, name):
+    if name not in found["classes"]:
         pytest.skip("this version of ComfyUI does not have it")
-    roles = ("attention", "mlp", "modulation", "outside")
-    assert tuple(found[network].get(role, 0) for role in roles) == EXPECTED[network]
+    if found["comfyui"] != RECORDED["comfyui"]:
+        pytest.skip(f"recorded from {RECORDED['comfyui']}")
+    assert found["classes"][name] == RECORDED["classes"][name], HINT

@@ -10,6 +10,7 @@ from torch import nn
 from lora_loom.trainer import families
 from lora_loom.trainer.lora.roles import block_paths, presets, roles
 from lora_loom.trainer.lora.targets import resolve_targets
+from lora_loom.trainer.runs.modules import of_start
 
 D = 64
 
@@ -231,31 +232,39 @@ def test_a_network_without_a_stack_counts_as_one_block():
     assert {path for path, role in told.items() if role == "mlp"} == under("two", MLP)
 
 
+TEXT_OF_THE_LAST_BLOCK = r"blocks\.1\.(attn\.(add_q_proj|to_add_out)$|txt_mlp)"
 EXCEPTIONS = {
-    "flux": {"all": "embedder|^proj_out$"},
-    "flux2": {"all": "embedder|^proj_out$|stream_modulation"},
-    "lumina2": {"all": "^(norm_out|time_caption_embed|x_embedder)"},
-    "qwen_image": {
-        "attention": r"blocks\.1\.attn\.(add_q_proj|to_add_out)$",
-        "attention+mlp": r"blocks\.1\.(attn\.(add_q_proj|to_add_out)$|txt_mlp)",
-        "all": r"blocks\.1\.(attn\.(add_q_proj|to_add_out)$|txt_mlp)|_in$|^(norm_out|proj_out|time_text_embed)",
-    },
-    "sd3": {"all": r"embedder|norm1_context\.linear$"},
-    "z_image": {"all": "refiner|embedder|final_layer"},
-    "sd": {"all": "embedding|time_emb_proj|proj_in|proj_out|conv"},
-    "sdxl": {"all": "embedding|time_emb_proj|proj_in|proj_out|conv"},
+    ("qwen_image", "attention"): TEXT_OF_THE_LAST_BLOCK,
+    ("qwen_image", "attention+mlp"): TEXT_OF_THE_LAST_BLOCK,
+    ("qwen_image", "all"): TEXT_OF_THE_LAST_BLOCK,
+    ("sd3", "attention"): r"blocks\.1\.attn\.add_q_proj$",
+    ("sd3", "attention+mlp"): r"blocks\.1\.attn\.add_q_proj$",
+    ("sd3", "all"): r"blocks\.1\.attn\.add_q_proj$|norm1_context\.linear$",
 }
-"""Where the row of a family and the rule differ, as {family: {preset: pattern of the modules}}: what stands outside of the blocks
-in `all`, the last block's projections that nothing reads, and rows that lie in another order in the original file."""
+"""Where the row of a family and the rule differ in the blocks: the last block's projections that nothing reads, and rows that lie
+in another order in the original file. A family's `all` also holds what stands outside of the blocks, and convolutions."""
 
 
 @pytest.mark.parametrize("family", families.all_families())
 @pytest.mark.parametrize("preset", ["attention", "attention+mlp", "all"])
 def test_a_familys_row_is_the_rule_and_its_exceptions(family, preset):
     denoiser = families.get(family).tiny().denoiser
+    told = roles(denoiser.module)
     by_row = set(resolve_targets(denoiser.module, denoiser.target_presets, preset))
+    by_row = {path for path in by_row if preset != "all" or told.get(path, "outside") != "outside"}
     by_rule = set(resolve_targets(denoiser.module, presets(denoiser.module), preset))
-    pattern = EXCEPTIONS.get(family, {}).get(preset, "(?!)")
+    pattern = EXCEPTIONS.get((family, preset), "(?!)")
     apart = by_row ^ by_rule
     assert not [path for path in apart if not re.search(pattern, path)]
     assert bool(apart) == (pattern != "(?!)")
+
+
+def test_a_start_lora_of_an_earlier_version_keeps_its_layers_that_nothing_reads():
+    network = families.get("sd3").tiny().denoiser
+    found = resolve_targets(network.module, network.target_presets, "attention")
+    idle = "transformer_blocks.1.attn.add_q_proj"
+    assert idle not in found
+    start = {f"{network.file_key(path)}.lora_{side}.weight": torch.ones(1, 1) for path in [*found, idle] for side in "AB"}  # fmt: skip
+    assert of_start([found], start, network.file_key, network.module) == sorted([*found, idle])
+    del start[f"{network.file_key(idle)}.lora_A.weight"], start[f"{network.file_key(idle)}.lora_B.weight"]
+    assert of_start([["x_embedder"], found], start, network.file_key, network.module) == found

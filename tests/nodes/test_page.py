@@ -64,9 +64,11 @@ def test_a_page_file_is_sound(name):
     assert nodes.pop(NOTE_ID)["type"] == "MarkdownNote"
     for node in nodes.values():
         assert node["type"] in NODE_CLASS_MAPPINGS or node["type"] in STOCK
-        widgets = [entry for entry in form(node["type"])[0].values() if is_widget(entry)]
+        widgets = {key: entry for key, entry in form(node["type"])[0].items() if is_widget(entry)}
         assert len(node["widgets_values"]) == len(widgets)
-        for value, entry in zip(node["widgets_values"], widgets, strict=True):
+        for value, (key, entry) in zip(node["widgets_values"], widgets.items(), strict=True):
+            if (node["type"], key) == ("LoomBaseLora", "lora"):
+                continue  # a file of the user's
             if isinstance(entry[0], list) and node["type"] not in STOCK:
                 assert value in entry[0]
             elif "min" in entry[1]:

@@ -79,6 +79,13 @@ TARGETS = {
     ),
 }
 
+
+def targets_of(layers: int) -> dict[str, Targets]:
+    """The presets for a network of `layers` blocks, less what cannot learn: the last block's text asks, and its answer is dropped."""
+    idle = rf"(?!^transformer_blocks\.{layers - 1}\.attn\.add_q_proj$)"
+    return {name: Targets(f"{idle}(?:{target.pattern})", target.description) for name, target in TARGETS.items()}
+
+
 LORA_NAMES = LoraNames(
     prefixes=("transformer.", "base_model.model.", "lora_transformer_", "lycoris_"),
     diffusers=r"transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2)"
@@ -223,8 +230,9 @@ class SD3Text:
 
 def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> SD3Denoiser:
     objective = VARIANTS[variant].objective
+    targets = targets_of(len(module.transformer_blocks))  # type: ignore[arg-type]
     return SD3Denoiser(
-        family=NAME, module=module, objective=objective, target_presets=TARGETS, compute_dtype=compute_dtype
+        family=NAME, module=module, objective=objective, target_presets=targets, compute_dtype=compute_dtype
     )
 
 
@@ -245,7 +253,7 @@ class SD3:
         return native_keys(depth + 1, widths.hidden, dual=range(depth), qk_norm=False)
 
     def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
-        return TARGETS
+        return targets_of(count_blocks(paths, "transformer_blocks"))
 
     def detect(self, shapes: Shapes) -> str | None:
         native = "joint_blocks.0.x_block.attn.qkv.weight" in shapes

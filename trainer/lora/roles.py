@@ -37,8 +37,8 @@ MODULATION = re.compile(
 )  # one name of a path as a whole
 
 
-Kind = type[nn.Module] | tuple[type[nn.Module], ...]
-"""What makes modules equal: their class; for a list that is a block by itself, the classes in it."""
+Kind = type[nn.Module] | frozenset[type[nn.Module]]
+"""What makes modules equal: their class; for a list that is a block or a stage of blocks by itself, the classes in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +129,8 @@ def _kind(module: nn.Module) -> Kind | None:
     """Returns None for a container of equal modules, which is not a block but holds some."""
     if not isinstance(module, CONTAINERS):
         return type(module)
-    kinds = tuple(type(child) for child in module.children())
-    return kinds if len(set(kinds)) > 1 and not any(issubclass(kind, nn.Linear) for kind in kinds) else None
+    kinds = frozenset(type(child) for child in module.children())
+    return kinds if len(kinds) > 1 and not any(issubclass(kind, nn.Linear) for kind in kinds) else None
 
 
 def _is_stage(module: nn.Module) -> bool:

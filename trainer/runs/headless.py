@@ -194,7 +194,7 @@ def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Den
     targets, *before = meanings(skeleton.module, skeleton.target_presets, network)
     if before:
         start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
-        targets = of_start([targets, *before], start, skeleton.file_key)
+        targets = of_start([targets, *before], start, skeleton.file_key, skeleton.module)
     return all_targets(targets, whole, base, config.text) if isinstance(whole, WithText) else targets
 
 

@@ -32,7 +32,17 @@ def meanings(module: nn.Module, presets: Mapping[str, Targets], network: Network
     return [resolve_targets(module, presets, name, network.exclude_modules) for name in names]
 
 
-def of_start(found: Sequence[list[str]], start: Mapping[str, Tensor], file_key: Callable[[str], str]) -> list[str]:
-    """Those of `found` that a start LoRA holds, else the first."""
+def of_start(
+    found: Sequence[list[str]], start: Mapping[str, Tensor], file_key: Callable[[str], str], network: nn.Module
+) -> list[str]:
+    """Those of `found` that a start LoRA holds, else the first with what the file holds besides: earlier versions also trained
+    layers that nothing reads."""
     held = group_by_module(start)[0].keys()
-    return next((paths for paths in found if held == {file_key(path) for path in paths}), found[0])
+    for paths in found:
+        if held == {file_key(path) for path in paths}:
+            return paths
+    named = {file_key(path) for path in found[0]}
+    if not named < held:
+        return found[0]
+    layers = [path for path, part in network.named_modules() if hasattr(part, "weight") and not list(part.children())]
+    return sorted({*found[0], *(path for path in layers if file_key(path) in held - named)})

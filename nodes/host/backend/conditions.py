@@ -23,6 +23,7 @@ from .packing import pack, unpack
 
 CODE_VERSION = 1
 ITEMS_PER_SHARD = 64
+CPU = torch.device("cpu")
 Given: TypeAlias = tuple[Mapping[str, object], Geometry, Mapping[str, float], int, int, Sequence[Tensor]]
 """The arguments of `network_inputs` after the model."""
 
@@ -131,17 +132,32 @@ def network_inputs(
     """The arguments of the network for one sample: tensors with a batch of 1, lists of such, constants.
 
     `values` are added to the conditioning. `factor` is pixels per latent row, `channels` those of the latents, `references` are
-    raw latents (1, C, h, w).
+    raw latents (1, C, h, w). A model that runs a part of its network for this, as Anima does, finds everything where that is.
     """
+    place = place_of(model)
     width, height = geometry.target
     dims = latent_dims(model)
     shape = (1, channels, *([1] if dims == 5 else []), height // factor, width // factor)
-    asked: dict[str, object] = {**text, **values}
+    asked: dict[str, object] = {name: moved(value, place) for name, value in {**text, **values}.items()}
     if references:
-        asked["reference_latents"] = [latent.unsqueeze(2) if dims == 5 else latent for latent in references]
+        there = [latent.to(place) for latent in references]
+        asked["reference_latents"] = [latent.unsqueeze(2) if dims == 5 else latent for latent in there]
     asked |= size_conditions(type(model).__name__, geometry)
-    asked |= {"noise": torch.zeros(shape), "device": torch.device("cpu"), "prompt_type": "positive"}
-    return {name: value.cond for name, value in model.extra_conds(**asked).items()}
+    asked |= {"noise": torch.zeros(shape, device=place), "device": place, "prompt_type": "positive"}
+    return {name: moved(value.cond, CPU) for name, value in model.extra_conds(**asked).items()}
+
+
+def place_of(model: BaseModel) -> torch.device:
+    """Where the network lies: on the CPU, unless a part of it is elsewhere."""
+    devices = (parameter.device for parameter in model.diffusion_model.parameters())
+    return next((device for device in devices if device.type not in ("cpu", "meta")), CPU)
+
+
+def moved(value: object, device: torch.device) -> object:
+    """A value of the conditioning with its tensors on a device; other values stay as they are."""
+    if isinstance(value, list):
+        return [moved(item, device) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def size_conditions(class_name: str, geometry: Geometry) -> dict[str, int]:

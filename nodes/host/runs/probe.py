@@ -1,4 +1,4 @@
-"""A loaded network probed at three sizes (`trainer/lora/probe.py`), with the inputs that ComfyUI makes of a real text."""
+"""A loaded network probed at several sizes (`trainer/lora/probe.py`), with the inputs that ComfyUI makes of a real text."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,13 @@ from ..backend.conditions import network_inputs
 from ..backend.denoiser import attention, latent_dims
 from ..comfy_types import BaseModel
 
-SIDE = 8
+SIDE = 16
 """Rows of the smaller latents, in the network's largest patches."""
 PATCH = 4
+WIDE = 4
+"""How many times wider the larger latents are: enough for networks that fill their tokens up to a multiple of 32."""
 
 
-@torch.inference_mode(False)
 def probe_loaded(
     model: BaseModel,
     network: nn.Module,
@@ -28,26 +29,29 @@ def probe_loaded(
 ) -> Probe:
     """What runs through the Linears of a network with the inputs of this text, as the cache holds it (a batch of 1).
 
-    Two images differ in size, and a third run has half of the text. `network` is a shadow of `model`'s, `dtype` what it computes
-    in. Raises whatever the network raises on the meta device, and ValueError for a text of one token.
+    Two images differ in size, and a third run has half of the text; a text without a length, as a pooled one, stays as it is.
+    `network` is a shadow of `model`'s, `dtype` what it computes in. Raises whatever the network raises on the meta device.
     """
-    twin = meta_twin(network)
     side = SIDE * PATCH * factor
-    small, large = Geometry.whole((side, side)), Geometry.whole((side, 2 * side))
+    small, large = Geometry.whole((side, side)), Geometry.whole((side, WIDE * side))
     first, second = (network_inputs(model, text, size, values, factor, channels) for size in (small, large))
-    tokens = _tokens(first)
-    if tokens < 2:
-        raise ValueError("the text has one token: its length cannot be varied")
-    half = {name: _cut(value, tokens, tokens // 2) for name, value in first.items()}
-    runs = ((small, first), (large, second), (small, half))
+    runs = [(small, first), (large, second)]
+    tokens, filled = _length(text.values()), _length(first.values())
+    if tokens > 1:
+        half = network_inputs(model, _cut(text, tokens), small, values, factor, channels)
+        if filled > 1 and _length(half.values()) == filled:  # the model fills every text up to one length
+            half = _cut(first, filled)
+        runs.append((small, half))
     dims = latent_dims(model)
+    with torch.inference_mode(False):
+        twin = meta_twin(network)
 
-    def run(size: Geometry, inputs: Mapping[str, object]) -> Tensor:
-        width, height = size.target
-        shape = (1, channels, *([1] if dims == 5 else []), height // factor, width // factor)
-        return call(twin, torch.zeros(shape, device="meta", dtype=dtype), inputs)
+        def run(size: Geometry, inputs: Mapping[str, object]) -> Tensor:
+            width, height = size.target
+            shape = (1, channels, *([1] if dims == 5 else []), height // factor, width // factor)
+            return call(twin, torch.zeros(shape, device="meta", dtype=dtype), inputs)
 
-    return probe(twin, [lambda size=size, inputs=inputs: run(size, inputs) for size, inputs in runs])  # type: ignore[misc]
+        return probe(twin, [lambda size=size, inputs=inputs: run(size, inputs) for size, inputs in runs])  # type: ignore[misc]
 
 
 def call(twin: nn.Module, noisy: Tensor, inputs: Mapping[str, object]) -> Tensor:
@@ -70,14 +74,23 @@ def _placed(value: object, dtype: torch.dtype) -> object:
     return value
 
 
-def _tokens(inputs: Mapping[str, object]) -> int:
-    """Length of the text."""
-    context = inputs.get("c_crossattn")
-    return context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 else 0
+def _is_text(value: object) -> bool:
+    """Whether it is a sequence of tokens: hidden states (1, length, width), or their numbers (1, length)."""
+    return isinstance(value, Tensor) and (value.ndim == 3 or (value.ndim == 2 and not value.is_floating_point()))
 
 
-def _cut(value: object, tokens: int, kept: int) -> object:
-    """An input with `kept` tokens in place of all of the text's."""
-    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == tokens:
-        return value[:, :kept]
-    return kept if isinstance(value, int) and value == tokens else value
+def _length(values: object) -> int:
+    """The length of the first text among the values; 0 without one."""
+    return next((value.shape[1] for value in values if _is_text(value)), 0)  # type: ignore[attr-defined]
+
+
+def _cut(inputs: Mapping[str, object], tokens: int) -> dict[str, object]:
+    """The same with half of every sequence that is `tokens` long, and of a constant that states this length."""
+    kept = tokens // 2
+
+    def half(value: object) -> object:
+        if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == tokens:
+            return value[:, :kept]
+        return kept if isinstance(value, int) and value == tokens else value
+
+    return {name: half(value) for name, value in inputs.items()}

@@ -54,7 +54,7 @@ def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser, see: Callable
     found = meanings(denoiser.module, denoiser.target_presets, network)
     if network.init_from:
         forms = [form for one in found for form in (one, joined(one, denoiser.settings.parts))]
-        return of_start(forms, read_lora(find_lora(network.init_from)), denoiser.file_key)
+        return of_start(forms, read_lora(find_lora(network.init_from)), denoiser.file_key, denoiser.module)
     return found[0]
 
 

@@ -21,7 +21,7 @@ from tests.conftest import tiny_folder
 ROOT = Path(lora_loom.__file__).parent
 CONFIGURED = ("AutoTokenizer", "AutoConfig")
 """Classes that may run a folder's code; the others may open a pickle."""
-READS_NO_WEIGHTS = ("CLIPProcessor", "CLIPTokenizer")
+READS_NO_WEIGHTS = ("CLIPProcessor", "CLIPTokenizer", "config_class")
 LOADING = Loading(device=torch.device("cpu"), dtype=torch.float32)
 
 

@@ -7,6 +7,8 @@ MOST_LINES, MOST_CHARACTERS = 10, 1200
 """No message is longer. Of a longer one the middle is left out, because the remedy stands at its end."""
 MOST_LISTED = 300
 """Characters of a list of known names in a message."""
+MODULE = "lora_loom.trainer.errors"
+"""What ComfyUI reports as the module of an error: inside it, a pack's own name is the path that it is installed in."""
 
 
 class LoomError(Exception):
@@ -14,8 +16,14 @@ class LoomError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = MODULE
+
     def __init__(self, message: object = "") -> None:
         super().__init__(shortened(str(message)))
+
+
+LoomError.__module__ = MODULE
 
 
 class ConfigError(LoomError):

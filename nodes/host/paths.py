@@ -6,7 +6,7 @@ settings file. Any other absolute path is accepted only while the server can be 
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import folder_paths
 
@@ -14,6 +14,7 @@ from ...trainer.errors import ConfigError
 from ...trainer.runs.run_folder import RunFolder
 from ...trainer.storage.atomic import write_bytes
 from ...trainer.storage.names import check_name
+from .reach import REACH, why_foreign
 
 SETTINGS_NAME = "lora_loom.json"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -96,15 +97,19 @@ def allowed_roots() -> list[Path]:
     """Folders that a workflow may name: ComfyUI's own, those of datasets too, and the "roots" of the settings file. Raises ConfigError for an invalid file."""
     own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
     own += _dataset_folders()
-    listed: list[str] = []
-    if settings_file().is_file():
-        try:
-            listed = [str(path) for path in json.loads(settings_file().read_text(encoding="utf-8")).get("roots", [])]
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(
-                f'{settings_file()} is not valid: write {{"roots": ["/path/to/datasets"]}} ({error})'
-            ) from error
-    return [Path(path).expanduser() for path in [*own, *listed]]
+    return [Path(path).expanduser() for path in [*own, *_settings("roots")]]
+
+
+def _settings(name: str) -> list[str]:
+    """A list of texts in the settings file; [] without one. Raises ConfigError for an invalid file."""
+    try:
+        return [str(one) for one in json.loads(settings_file().read_text(encoding="utf-8")).get(name, [])]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f'{settings_file()} is not valid: write {{"roots": ["/path/to/datasets"]}} ({error})'
+        ) from error
 
 
 def _dataset_folders() -> list[str]:
@@ -116,10 +121,27 @@ def _dataset_folders() -> list[str]:
 
 
 def listens_locally() -> bool:
-    """Whether only programs on this machine can reach the server."""
+    """Whether the server listens on this machine alone."""
     from comfy.cli_args import args
 
     return all(address.strip() in LOOPBACK for address in str(args.listen).split(","))
+
+
+def is_private() -> bool:
+    """Whether only programs on this machine can reach the server, as far as is known: no request has come through a tunnel or proxy."""
+    return listens_locally() and not REACH.seen
+
+
+def why_foreign_host(host: str | None) -> str:
+    """Why a request with this Host header is refused; "" if it is not. A settings file that cannot be read allows no names."""
+    if not listens_locally():
+        return ""
+    try:
+        names = _settings("hosts")
+    except ConfigError:
+        names = []
+    refusal = why_foreign(host, names)
+    return refusal and f'{refusal}: if that is your own tunnel or proxy, add its name to "hosts" in {settings_file()}'
 
 
 def resolve_folder(text: str, what: str) -> Path:
@@ -140,7 +162,20 @@ def resolve_file(text: str, what: str) -> Path:
 
 def may_name(path: Path) -> bool:
     """Whether a workflow, or a file that it names, may name this absolute path."""
-    return any(is_inside(path, allowed) for allowed in allowed_roots()) or listens_locally()
+    if is_share(str(path)):  # on Windows already asking for it sends the user's name and a hash of the password
+        return any(is_below(str(path), str(allowed)) for allowed in allowed_roots())
+    return any(is_inside(path, allowed) for allowed in allowed_roots()) or is_private()
+
+
+def is_share(text: str) -> bool:
+    r"""Whether a path names another machine or a device: \\server\share, //server/share, \\?\..."""
+    return text.strip().replace("/", "\\").startswith("\\\\")
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path lies below a folder by its letters alone, as Windows compares them."""
+    inner = PureWindowsPath(path)
+    return ".." not in inner.parts and inner.is_relative_to(PureWindowsPath(folder))
 
 
 def library_path(name: str) -> str:
@@ -160,6 +195,10 @@ def _allowed(text: str, what: str, kind: str) -> Path:
     cleaned = text.strip()
     if not cleaned or "\0" in cleaned:
         raise ConfigError(f"{what} = {text!r}: name a {kind}, e.g. one inside {folder_paths.get_input_directory()}")
+    if is_share(cleaned) and not any(is_below(cleaned, str(allowed)) for allowed in allowed_roots()):
+        raise ConfigError(
+            f'{what} = {text!r} is on another machine: add it to "roots" in {settings_file()}, or copy the {kind} to this one'
+        )
     try:
         path = Path(cleaned).expanduser()
         os.fsencode(path)
@@ -172,6 +211,10 @@ def _allowed(text: str, what: str, kind: str) -> Path:
             raise ConfigError(f"{what} = {text!r} is outside {base}: name a {kind} inside it")
     elif not may_name(path):
         raise ConfigError(
-            f'{what} = {text!r}: absolute paths outside the folders of ComfyUI are refused while the server can be reached from other machines. Add the folder to "roots" in {settings_file()}, or move it into {folder_paths.get_input_directory()}'
+            f'{what} = {text!r}: absolute paths outside the folders of ComfyUI are refused while the server can be reached from other machines{_sign()}. Add the folder to "roots" in {settings_file()}, or move it into {folder_paths.get_input_directory()}'
         )
     return path
+
+
+def _sign() -> str:
+    return f" ({REACH.seen} has come)" if REACH.seen else ""

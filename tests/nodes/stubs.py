@@ -42,8 +42,14 @@ def host_modules(base):
     comfy.cli_args = arguments
     server = module("server", PromptServer=type("PromptServer", (), {"instance": None}))
     paths.__spec__ = ModuleSpec("folder_paths", None)  # by which the pack knows that it is inside ComfyUI
-    names = ("Request", "StreamResponse", "Response", "RouteTableDef")  # the routes name its types when imported
-    web = module("aiohttp.web", **{name: type(name, (), {}) for name in names})
+    names = (
+        "Application",
+        "Request",
+        "StreamResponse",
+        "Response",
+        "RouteTableDef",
+    )  # the routes name its types when imported
+    web = module("aiohttp.web", **{name: type(name, (), {}) for name in names}, middleware=lambda handler: handler)
     aiohttp = {"aiohttp": module("aiohttp", web=web), "aiohttp.web": web}
     return {**aiohttp, "folder_paths": paths, "comfy": comfy, "comfy.cli_args": arguments, "server": server}
 

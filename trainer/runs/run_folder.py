@@ -71,7 +71,12 @@ class RunFolder:
             return read_record(self.path / "run.json")
         except (OSError, ValueError, RecursionError) as error:
             with suppress(OSError, ValueError, RecursionError):
-                return {**read_record(self._copy), "state": "interrupted", "step": self.saved_step() or 0}
+                return {
+                    **read_record(self._copy),
+                    "name": self.name,
+                    "state": "interrupted",
+                    "step": self.saved_step() or 0,
+                }
             raise RunError(
                 f"{self.path / 'run.json'} cannot be read ({error}): choose another name for a new run"
             ) from error

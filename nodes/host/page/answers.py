@@ -1,11 +1,14 @@
 """How routes answer: errors as JSON, work aside of the event loop, and who may change something."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
+
+logger = logging.getLogger("lora_loom")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -19,13 +22,25 @@ def answering(handler: Handler) -> Handler:
 
     async def wrapped(request: web.Request) -> web.StreamResponse:
         from ....trainer.errors import LoomError
+        from ..paths import why_foreign_host
+        from ..reach import REACH
 
+        REACH.note(request.headers.get("Host"), request.headers)
+        if foreign := await aside(why_foreign_host, request.headers.get("Host")):
+            return web.json_response({"error": foreign}, status=403)
         try:
             return await handler(request)
         except RefusedError as refusal:
             return web.json_response({"error": str(refusal)}, status=403)
         except LoomError as error:
             return web.json_response({"error": str(error)}, status=400)
+        except web.HTTPException:
+            raise
+        except Exception as error:
+            logger.exception("LoRA Loom: %s %s failed", request.method, request.path)
+            return web.json_response(
+                {"error": f"{type(error).__name__}: {error} (details in ComfyUI's console)"}, status=500
+            )
 
     return wrapped
 
@@ -54,6 +69,10 @@ def why_refused(content_type: str, origin: str | None, host: str | None) -> str:
     """Why an action may not be taken; empty if it may. A page of another origin cannot send JSON without asking first."""
     if content_type != "application/json":
         return "send the action with Content-Type: application/json"
-    if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
+    try:
+        own = origin is None or urlsplit(origin).netloc.lower() == (host or "").lower()
+    except ValueError:  # "https://[::1"
+        own = False
+    if not own:
         return f"actions are accepted from this server's own pages only, not from {origin}"
     return ""

@@ -40,6 +40,22 @@ def attach() -> None:
     if instance is not None:
         register(instance.routes)
         data_routes.register(instance.routes)
+        watch(instance.app)
+
+
+def watch(app: web.Application) -> None:
+    """Look at the Host and forwarding headers of every request of the server, before it is answered (`reach`)."""
+    from ..reach import REACH
+
+    @web.middleware
+    async def look(request: web.Request, handler: Handler) -> web.StreamResponse:
+        REACH.note(request.headers.get("Host"), request.headers)
+        return await handler(request)
+
+    try:
+        app.middlewares.append(look)
+    except RuntimeError:  # the server has started already; our own routes look too
+        logger.warning("LoRA Loom was loaded after the server began: it sees its own requests only")
 
 
 def register(routes: web.RouteTableDef) -> None:

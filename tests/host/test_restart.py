@@ -1,5 +1,7 @@
 """kill -9 the server while it trains; nothing is lost, and the run goes on exactly."""
 
+import signal
+
 import pytest
 
 from .conftest import new_server
@@ -47,3 +49,19 @@ def test_the_cache_is_the_same_after_a_restart(mortal):
     mortal.stop()
     mortal.start()
     assert "9 items reused, 0 encoded" in mortal.run(cached)["outputs"]["cache"]["text"][0]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_server_that_is_told_to_end_saves_its_runs(mortal, how):
+    name = f"told-{how.name}"
+    graph = prompt(train(data(file("sd3")), name, steps=100_000, save_every=0, mode="background"))
+    mortal.run(graph)
+    mortal.wait_step(name, 5)
+    mortal.process.send_signal(how)
+    mortal.process.wait(60)
+    mortal.start()
+    found = mortal.run_state(name)
+    assert found["state"] == "stopped"
+    assert found["checkpoints"] == [found["step"]]
+    assert found["step"] >= 5
+    assert f"loras/{name}.safetensors" in found["loras"]

@@ -66,7 +66,9 @@ def test_a_server_for_others_is_asked_for_by_any_name(host):
 @pytest.mark.parametrize("text", [r"\\host\share", "//host/share", r"\\?\C:\x", r"/\host\share", r"\\.\pipe\x"])
 def test_a_path_on_another_machine_is_refused_before_it_is_touched(host, monkeypatch, text):
     paths = host("paths")
-    monkeypatch.setattr("os.path.realpath", lambda path, **_: pytest.fail(f"{path} was touched") if "host" in str(path) else path)
+    monkeypatch.setattr(
+        "os.path.realpath", lambda path, **_: pytest.fail(f"{path} was touched") if "host" in str(path) else path
+    )
     with pytest.raises(ConfigError, match="another machine.*roots"):
         paths.resolve_folder(text, "folder")
     assert not paths.may_name(paths.Path("//host/share"))

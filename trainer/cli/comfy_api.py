@@ -26,7 +26,7 @@ RunName = Annotated[str, typer.Argument(help="The run's name.", show_default=Fal
 DEFAULT_SERVER = "http://127.0.0.1:8188"
 MAX_PROMPTS = 200
 """More prompts need --allow-many."""
-CANCELLING = "removing this command's prompts from the server; press again to leave them there"
+CANCELLING = "removing this command's prompts from the server"
 LEAVING = "no longer following; the run continues"
 
 runs = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,

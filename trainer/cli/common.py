@@ -128,4 +128,8 @@ def report(as_json: bool, text: str, **values: object) -> None:
     """Print the result of a command: `text` for a person, `values` as one JSON object for a program."""
     if launched().rank > 0:
         return
-    sys.stdout.write((json.dumps({"event": "result", **values}) if as_json else text) + "\n")
+    from .console import LastingStream
+
+    stream = LastingStream(sys.stdout)
+    stream.write((json.dumps({"event": "result", **values}) if as_json else text) + "\n")
+    stream.flush()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from ..eta import Eta, duration
 
@@ -37,25 +37,55 @@ ENDINGS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "
 """Windows has no SIGHUP."""
 
 
-class StopSignal:
-    """Catches SIGINT, SIGTERM and SIGHUP (the terminal was closed): the first requests a stop, the second ends the process."""
+HANG_UP = getattr(signal, "SIGHUP", None)
 
-    TEXT = "stopping after this step and saving a checkpoint; press again to quit without saving"
+
+class StopSignal:
+    """Catches SIGINT, SIGTERM and SIGHUP: the first requests a stop, the second says that it is under way, the third ends the
+    process. A closed terminal (SIGHUP) is told of by several programs and counts as one."""
+
+    TEXT = "stopping after this step and saving a checkpoint"
+    AGAIN = "still stopping; press once more to quit without saving"
 
     def __init__(self, text: str = TEXT) -> None:
-        self.text, self.received = text, 0
+        self.text, self.received, self._count = text, 0, 0
         self._previous = {number: signal.signal(number, self._note) for number in ENDINGS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self.restore()
-        with suppress(OSError):  # of a closed terminal nothing is left to write to
-            sys.stderr.write(f"\n{self.text}\n")
+        is_first, self.received = not self.received, number
+        self._count += number != HANG_UP
+        if self._count >= 2:
+            self.restore()
+        if is_first or number != HANG_UP:
+            with suppress(OSError):  # of a closed terminal nothing is left to write to
+                sys.stderr.write(f"\n{self.text if is_first else self.AGAIN}\n")
 
     def restore(self) -> None:
         """Put the previous signal handlers back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class LastingStream:
+    """A text stream of this process that is written to as long as somebody reads: a terminal that was closed, or a program that ended,
+    does not end a run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Returns the number of characters, written or not."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing where nobody reads any more."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class JsonHost:
@@ -70,8 +100,9 @@ class JsonHost:
         return {} if left is None else {"seconds_left": round(left, 1)}
 
     def _emit(self, event: str, **values: object) -> None:
-        sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
-        sys.stdout.flush()
+        stream = LastingStream(sys.stdout)
+        stream.write(json.dumps({"event": event, **values}) + "\n")
+        stream.flush()
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Progress before or after training."""
@@ -176,7 +207,7 @@ class ConsoleHost(JsonHost):
         super().__init__(stop, folder)
         from rich.console import Console
 
-        self.console = Console(stderr=True)
+        self.console = Console(file=cast(TextIO, LastingStream(sys.stderr)))
         self.progress = make_progress(self.console)
         self.tasks: dict[str, TaskID] = {}
         self.smooth_loss = 0.0

@@ -31,23 +31,26 @@ ACTIONS = ("pause", "resume", "stop", "save", "sample")
 
 
 def attach() -> None:
-    """Register with ComfyUI's server; without one there is nothing to do."""
+    """Register with ComfyUI's server, and for its end; without one there is nothing to do."""
     from server import PromptServer
 
     from . import data_routes
 
     instance = getattr(PromptServer, "instance", None)
     if instance is not None:
+        from .endings import ENDINGS
+
         register(instance.routes)
         data_routes.register(instance.routes)
         watch(instance.app)
+        ENDINGS.install()
 
 
 def watch(app: web.Application) -> None:
     """Look at the Host and forwarding headers of every request of the server, before it is answered (`reach`)."""
     from ..reach import REACH
 
-    @web.middleware
+    @web.middleware  # type: ignore[untyped-decorator]
     async def look(request: web.Request, handler: Handler) -> web.StreamResponse:
         REACH.note(request.headers.get("Host"), request.headers)
         return await handler(request)

@@ -309,7 +309,7 @@ class Registry:
         if self.must_yield():
             return
         with self._lock:
-            jobs = [job for job in self.jobs.values() if not job.done.is_set()]
+            jobs = self.all_active()
         for job in jobs:
             for done in filter(None, [one.follow() for one in job.shared]):
                 job.log(done)
@@ -334,6 +334,10 @@ class Registry:
         """The job of this name that has not ended."""
         job = self.jobs.get(name)
         return job if job is not None and not job.done.is_set() else None
+
+    def all_active(self) -> list[Job]:
+        """The jobs that have not ended."""
+        return [job for job in list(self.jobs.values()) if not job.done.is_set()]
 
     def submit(self, job: Job) -> Job:
         """Queue it; one already active under the name is returned instead."""

@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from .endings import ENDINGS
 from .queue import Registry
 
 logger = logging.getLogger("lora_loom")
@@ -26,7 +27,8 @@ def emit(event: str, data: dict[str, Any]) -> None:
 
     instance = getattr(PromptServer, "instance", None)
     if instance is not None:
-        instance.send_sync(event, data)
+        with suppress(RuntimeError):  # its event loop has ended; a run that saves now goes on
+            instance.send_sync(event, data)
 
 
 def free_memory() -> None:
@@ -80,3 +82,4 @@ def prompts_begun() -> int:
 
 REGISTRY = Registry(busy=is_busy, emit=emit, free_memory=free_memory, quiet=quiet, prompts=prompts_begun)
 """All runs of this process."""
+ENDINGS.active = REGISTRY.all_active

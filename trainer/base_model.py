@@ -1,5 +1,6 @@
 """A base model that was inspected but not loaded: source, family, variant, device."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 
 import torch
@@ -8,7 +9,7 @@ from . import families
 from .config.run import ModelConfig, TextConfig
 from .diffusion.denoiser import Denoiser
 from .distributed.sharding import shard
-from .errors import ConfigError
+from .errors import ConfigError, reading
 from .families.common.encoder_files.parts import check_vae, parts_of
 from .families.common.family import DEFAULT_PROMPT_ENCODING, Encoders, Family, Loading, PromptEncoding, Variant
 from .families.common.modules import AS_STORED
@@ -37,7 +38,14 @@ class Base:
 
     def skeleton(self) -> Denoiser:
         """The network's structure without its weights."""
-        return self.family.load_denoiser(self.source, self.variant, Loading(dtype=None, device=torch.device("meta")))
+        with self._reading():
+            return self.family.load_denoiser(
+                self.source, self.variant, Loading(dtype=None, device=torch.device("meta"))
+            )
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """Turns what libraries raise about its files into errors that name it."""
+        return reading(f"base model {self.source.path}")
 
     def load_denoiser(
         self,
@@ -56,7 +64,8 @@ class Base:
         dtype = arithmetic if config.quantize != "none" else storage_dtype(config.dtype, self.device)
         device = torch.device("cpu") if sharded else self.device
         loading = Loading(dtype=dtype, device=device, compute_dtype=arithmetic, quantize=config.quantize, stream=stream)
-        denoiser = self.family.load_denoiser(self.source, self.variant, loading)
+        with self._reading():
+            denoiser = self.family.load_denoiser(self.source, self.variant, loading)
         if sharded:
             shard(denoiser.module, self.device)
         return denoiser
@@ -84,7 +93,8 @@ class Base:
         """Text encoders and VAE on the device; with `tiled` the VAE encodes large images in overlapping tiles. A `structure`
         has no weights."""
         loading = Loading(dtype=self.text_dtype, device=torch.device("meta") if structure else self.device)
-        encoders = self.family.load_encoders(self.source, self.variant, loading, self.reading)
+        with reading(f"what encodes for the base model {self.source.path}"):
+            encoders = self.family.load_encoders(self.source, self.variant, loading, self.reading)
         if tiled:
             encoders.image.use_tiles()
         return encoders
@@ -106,8 +116,9 @@ class Base:
 
     def check_encoders(self) -> None:
         """Raise ModelFileError unless there is every text encoder, tokenizer and VAE that is needed. Reads no weights."""
-        parts_of(self.source).check(self.family.needed_parts(self.source))
-        check_vae(self.source, self.family.latent_space.channels)
+        with self._reading():
+            parts_of(self.source).check(self.family.needed_parts(self.source))
+            check_vae(self.source, self.family.latent_space.channels)
 
     def identity(self) -> str:
         """Digest of the denoiser's weights."""
@@ -136,13 +147,14 @@ class Base:
 
 def open_base(config: ModelConfig, text: TextConfig | None = None) -> Base:
     """Raises ModelFileError or ConfigError; reads headers only."""
-    source = open_source(config.base, config.encoders, config.vae, config.tokenizers)
-    family, variant = families.choose(config.family, config.variant, source)
-    reading = _reading(text or TextConfig(), family, variant)
-    return Base(source=source, family=family, variant=variant, device=choose_device(config.device), reading=reading)
+    with reading(f"model.base = {config.base!r}"):
+        source = open_source(config.base, config.encoders, config.vae, config.tokenizers)
+        family, variant = families.choose(config.family, config.variant, source)
+    encoding = _encoding(text or TextConfig(), family, variant)
+    return Base(source=source, family=family, variant=variant, device=choose_device(config.device), reading=encoding)
 
 
-def _reading(text: TextConfig, family: Family, variant: str) -> PromptEncoding:
+def _encoding(text: TextConfig, family: Family, variant: str) -> PromptEncoding:
     """Raises ConfigError for an option that would do nothing with this family."""
     plain, effective = PromptEncoding(), family.variants[variant].text_options
     wanted = {field.name: getattr(text, field.name) for field in fields(PromptEncoding)}

@@ -1,10 +1,16 @@
 """Errors that a user can fix. Every message states what is wrong, the value, and the remedy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from itertools import accumulate
+from typing import ParamSpec, TypeVar
 
+P, R = ParamSpec("P"), TypeVar("R")
 MOST_LINES, MOST_CHARACTERS = 10, 1200
 """No message is longer. Of a longer one the middle is left out, because the remedy stands at its end."""
+PASSING = {"MemoryError", "OutOfMemoryError", "InterruptProcessingException"}
+"""Exceptions that say nothing about what is read: memory ran out, or somebody pressed Cancel in ComfyUI."""
 MOST_LISTED = 300
 """Characters of a list of known names in a message."""
 MODULE = "lora_loom.trainer.errors"
@@ -76,6 +82,45 @@ class WorkflowError(LoomError):
     """The server rejected a workflow, or one of its nodes failed."""
 
     exit_code = 8
+
+
+@contextmanager
+def reading(
+    what: object, kind: type[LoomError] = ModelFileError, remedy: str = "get or write it again"
+) -> Iterator[None]:
+    """Whatever the code and the libraries in the block raise about foreign data becomes one of our errors, which names `what`.
+
+    Libraries document few of the exceptions that damaged and hostile files make them raise. Memory that ran out passes: it has its own
+    remedy.
+    """
+    try:
+        yield
+    except LoomError:
+        raise
+    except Exception as error:
+        name = type(error).__name__
+        if name in PASSING or "allocate memory" in str(error):
+            raise
+        said = str(error).strip().splitlines()
+        raise kind(
+            f"{what} cannot be used ({name}{': ' if said else ''}{said[0][:300] if said else ''}): {remedy}"
+        ) from error
+
+
+def reads(
+    what: Callable[..., object], kind: type[LoomError] = ModelFileError
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """`reading` around a whole function; `what` gives the name of what it reads from the same arguments."""
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            with reading(what(*args, **kwargs), kind):
+                return function(*args, **kwargs)
+
+        return guarded
+
+    return decorated
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -1,7 +1,10 @@
 """What all commands share: common options, the host of a run, and how results and errors are printed."""
 
 import json
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,8 +106,28 @@ def command_host(
         if folder is not None and folder.path.is_dir():
             folder.log(str(error) if isinstance(error, StoppedError) else f"error: {error}")
         fail(error, as_json)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # noqa: BLE001 - nobody else turns it into a line
+        fail(unexpected(error), as_json)
     finally:
         stop.restore()
+
+
+def unexpected(error: Exception) -> LoomError:
+    """An error that nobody foresaw, as a line that names the file with its traceback. `LORA_LOOM_TRACEBACK=1` raises it as it is."""
+    if os.environ.get("LORA_LOOM_TRACEBACK"):
+        raise error
+    said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="lora-loom-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.writelines(traceback.format_exception(error))
+        details = f"its traceback is in {file.name}; "
+    except OSError:
+        details = ""
+    return LoomError(f"unexpected {said}. This is a mistake of LoRA Loom: {details}please report it")
 
 
 def confirm(question: str) -> bool:

@@ -1,12 +1,14 @@
 """`lora-loom`, the command line. Each command is a few lines that call the Python interface."""
 
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import LoomError
 from . import cache as cli_cache
 from . import comfy_api as cli_server
 from . import convert as cli_convert
@@ -18,7 +20,19 @@ from . import plan as cli_plan
 from . import plot as cli_plot
 from .aliases import AliasedCommand
 from .choices import RunCommand
-from .common import AsJson, ConfigFile, ConfigOrRun, Set, SheetPath, command_host, confirm, load, load_run, report
+from .common import (
+    AsJson,
+    ConfigFile,
+    ConfigOrRun,
+    Set,
+    SheetPath,
+    command_host,
+    confirm,
+    load,
+    load_run,
+    report,
+    unexpected,
+)
 from .quiet import silence_libraries
 
 if TYPE_CHECKING:
@@ -262,4 +276,9 @@ cli_doctor.register(app)
 
 def main(arguments: list[str] | None = None) -> None:
     """The console entry point; `arguments` are those of the process by default."""
-    app(args=arguments)
+    try:
+        app(args=arguments)
+    except Exception as error:  # noqa: BLE001 - what commands without a host raise
+        known = error if isinstance(error, LoomError) else unexpected(error)
+        sys.stderr.write(f"error: {known}\n")
+        sys.exit(known.exit_code)

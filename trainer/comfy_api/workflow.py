@@ -70,7 +70,7 @@ def load_workflow(path: Path) -> Graph:
         data: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"workflow: cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"workflow: {path} is not a JSON file ({error}). {HOW_TO_EXPORT}") from error
     if isinstance(data, dict) and isinstance(data.get("nodes"), list):
         raise ConfigError(

@@ -111,12 +111,19 @@ def _explain(kind: type, problem: Mapping[str, Any], prefix: str) -> tuple[str, 
     ]
     name, value = ".".join(str(part) for part in ([prefix] if prefix else []) + path), problem["input"]
     if problem["type"] == "unexpected_keyword_argument":
+        if not path or path[-1] != problem["loc"][-1]:  # a name that is none
+            return f"unknown option {str(problem['loc'][-1])[:100]!r}: ", "see the option list in docs/configuration.md"
         return f"unknown option {name}: ", did_you_mean(str(path[-1]), _known_fields(kind, path[:-1]))
     if problem["type"] == "missing":
         return f"{name} is missing: ", "add it, or see the option list in docs/configuration.md"
     if problem["type"] == "literal_error" and (known := re.findall(r"'([^']*)'", problem["ctx"]["expected"])):
         return f"{name} = {value!r}: ", known_values(value, known)
-    return f"{name} = {value!r}: ", problem["msg"].replace("Input should be", "use")
+    return f"{name} = {_short(value)}: ", problem["msg"].replace("Input should be", "use")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _known_fields(kind: type, path: list[str | int]) -> list[str]:
@@ -124,14 +131,14 @@ def _known_fields(kind: type, path: list[str | int]) -> list[str]:
     inner: Any = kind
     for part in path:
         inner = typing.get_args(inner)[0] if isinstance(part, int) else typing.get_type_hints(inner)[part]
-    return [field.name for field in dataclasses.fields(inner)]
+    return [field.name for field in dataclasses.fields(inner)] if dataclasses.is_dataclass(inner) else []
 
 
 def parse_sizes(name: str, text: str) -> list[tuple[int, int]]:
     """The sizes of "512x512, 768x512" as (width, height) in pixels. Raises ConfigError."""
     sizes = []
     for part in (part.strip() for part in text.split(",") if part.strip()):
-        match = re.fullmatch(r"(\d+)\s*[xX]\s*(\d+)", part)
+        match = re.fullmatch(r"(\d{1,6})\s*[xX]\s*(\d{1,6})", part)
         if not match or not int(match[1]) or not int(match[2]):
             raise ConfigError(
                 f'{name} = {text!r}: {part!r} is not a size; write widths and heights as "512x512, 768x512"'

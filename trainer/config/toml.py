@@ -13,6 +13,7 @@ from ..types import Record
 from .aliases import Note, current_option, current_options, current_tree, log_note
 from .as_meant import as_meant
 from .checks import problems
+from .limits import refuse_bombs
 from .run import TrainConfig
 
 if sys.version_info >= (3, 11):
@@ -80,13 +81,13 @@ def read_toml(path: Path) -> Record:
         return toml_tables(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def toml_tables(text: str) -> Record:
-    """A TOML text as plain data. Raises ValueError."""
-    return tomllib.loads(text)
+    """A TOML text as plain data. Raises ValueError or RecursionError."""
+    return tomllib.loads(refuse_bombs(text))
 
 
 def override(data: Record, text: str, note: Note = log_note) -> None:
@@ -124,18 +125,18 @@ def _index(target: list[Any], part: str, text: str) -> int:
 
 def _toml_value(text: str) -> object:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return toml_tables(f"value = {text}")["value"]
+    except (ValueError, RecursionError, KeyError):
         return text
 
 
 def read_options(name: str, text: str) -> Record:
     """Lines "option = value" as a table, for a text field of a node. Raises ConfigError; `name` is the field's."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return toml_tables(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{name} = {text!r}: write one option = value a line, e.g. betas = [0.9, 0.99] ({error})"
+            f"{name} = {text[:200]!r}: write one option = value a line, e.g. betas = [0.9, 0.99] ({error})"
         ) from error
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.limits import refuse_bombs
 from ..config.toml import toml_tables
 from ..data.sets.checks import Surroundings
-from ..errors import ConfigError, problem_list
+from ..errors import ConfigError, problem_list, reading
 from . import accelerate, ai_toolkit, diffusion_pipe
 from .finish import Imported, finish
 from .kohya import musubi
@@ -158,7 +159,8 @@ def import_text(text: str, around: Surroundings, called: str) -> Imported:
         known = ", ".join(one.title for one in FORMATS)
         raise ConfigError(f"{called} is none of the files that can be imported: {known}")
     try:
-        return finish(kind.translate(data, around))
+        with reading("this file", ConfigError, "compare it with the trainer's own documentation"):
+            return finish(kind.translate(data, around))
     except ConfigError as error:
         raise ConfigError(f"{called}: {error}") from error
 
@@ -184,6 +186,10 @@ def _format(data: Any) -> Format | None:
 def _data(text: str) -> Any:
     """What a text holds: JSON, TOML, YAML or, as text, a command line; the first that can be read. Raises ConfigError."""
     problems = []
+    try:
+        refuse_bombs(text)
+    except ValueError as error:
+        raise ConfigError(f"it cannot be a configuration: {error}") from error
     for reader in (_json, _toml, _environment, _command, _yaml):
         try:
             found = reader(text)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import families
-from ..errors import ConfigError, ModelFileError, did_you_mean
+from ..errors import ConfigError, ModelFileError, did_you_mean, reads
 from ..families.common.family import Family, has_one_text_encoder
 from ..families.common.keymap import KeyMap, Part
 from ..families.common.lora_layouts import FORMATS, KeyLayout, Widths, spelled
@@ -51,6 +51,7 @@ class Conversion:
         return "\n".join(lines)
 
 
+@reads(lambda source, *_, **__: source)
 def convert(
     source: Path,
     target: Path,

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from ..errors import ModelFileError
+from ..errors import ModelFileError, reads
 from ..lora.host_formula import RANKED, refuse_foreign, split_key
 from ..storage.atomic import bits_of
 from ..storage.tensor_file import FORMATS, TensorFile
@@ -44,6 +44,7 @@ class LoraReport:
     metadata: dict[str, str]
 
 
+@reads(lambda source, *_, **__: source)
 def inspect(path: Path) -> LoraReport:
     """Read all tensors of a LoRA file and report on them. Raises ModelFileError if it cannot be read or holds no adapter."""
     file = TensorFile(path)

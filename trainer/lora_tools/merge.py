@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import ConfigError, ModelFileError
+from ..errors import ConfigError, ModelFileError, reads
 from ..types import Progress
 from .factors import Factors, PlainLora, Written, extended, new_dtype, open_lora, write_lora
 from .resize import Cuts, Keep, ResizeReport, cut_all
@@ -61,6 +61,7 @@ def add(parts: Sequence[tuple[Factors, float]], key: str) -> Factors:
 
 
 @torch.no_grad()
+@reads(lambda sources, *_, **__: ", ".join(str(path) for path, _ in sources))
 def merge_loras(
     sources: Sequence[tuple[Path, float]],
     target: Path,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ModelFileError, did_you_mean
+from ..errors import ConfigError, ModelFileError, did_you_mean, reads
 from ..types import Progress
 from .factors import Factors, Written, extended, new_dtype, open_lora, write_lora
 
@@ -174,6 +174,7 @@ class Cuts:
         )
 
 
+@reads(lambda source, *_, **__: source)
 def resize(
     source: Path,
     target: Path,

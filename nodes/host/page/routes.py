@@ -38,7 +38,7 @@ def attach() -> None:
 
     instance = getattr(PromptServer, "instance", None)
     if instance is not None:
-        from .endings import ENDINGS
+        from ..runs.endings import ENDINGS
 
         register(instance.routes)
         data_routes.register(instance.routes)

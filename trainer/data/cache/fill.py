@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import DataError, RunError
+from ...errors import DataError, RunError, reading
 from ...families.common.family import Encoders
 from ...types import StageProgress, named_references
 from ...weights.devices import out_of_memory
@@ -168,7 +168,8 @@ class _Halving:
         while len(outputs) < len(inputs):
             part = inputs[len(outputs) : len(outputs) + self.size]
             try:
-                outputs += encode(part)
+                with reading(f"what encodes the {self.what}", RunError, "check the text encoders and the VAE"):
+                    outputs += encode(part)
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...config.run import DataConfig, DatasetConfig
 from ...config.toml import digest
-from ...errors import DataError, problem_list, some
+from ...errors import DataError, problem_list, reads, some
 from ...seeding import permutation
 from ...types import Example, Json, Progress, named_references
 from ..images.index import FileFacts, FileIndex
@@ -75,6 +75,7 @@ def first_trigger(sets: Sequence[DatasetConfig]) -> str:
     return next((one.trigger for one in sets if one.trigger), "")
 
 
+@reads(lambda sets, *_, **__: f"the dataset in {some([one.folder for one in sets])}", DataError)
 def build_dataset(
     sets: Sequence[DatasetConfig], data: DataConfig, step: int, seed: int, index: FileIndex, progress: Progress
 ) -> Dataset:

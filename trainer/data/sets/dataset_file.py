@@ -13,7 +13,7 @@ from typing import Any
 
 from ...config.dataset import DatasetConfig
 from ...config.toml import parse, read_toml
-from ...errors import ConfigError, DataError, LoomError
+from ...errors import ConfigError, DataError, LoomError, reading
 from ...types import Json
 from .checks import DatasetFile, found_from
 from .kohya import kohya_sets
@@ -33,15 +33,14 @@ def read_dataset_file(path: Path, find: Find | None = None) -> DatasetFile:
     if path.suffix.lower() not in kinds:
         raise ConfigError(f"{path}: use a .toml (ours or kohya's) or a .json (SimpleTuner's multidatabackend)")
     try:
-        tables, notes, ours = kinds[path.suffix.lower()](path)
+        with reading("it", DataError):
+            tables, notes, ours = kinds[path.suffix.lower()](path)
         sets = []
         for number, options in enumerate(tables):
+            place = partial(_from_folder if ours else _from_above, path.parent)
             try:
-                sets.append(
-                    _with_paths(
-                        parse(options, DatasetConfig), partial(_from_folder if ours else _from_above, path.parent), find
-                    )
-                )
+                with reading("it", ConfigError, "check its paths"):
+                    sets.append(_with_paths(parse(options, DatasetConfig), place, find))
             except LoomError as error:
                 raise ConfigError(f"set {number + 1} ({options.get('folder', 'no folder')}): {error}") from error
     except LoomError as error:

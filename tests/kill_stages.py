@@ -32,7 +32,7 @@ def whole_run(root, **training):
 
 
 def comparable(root):
-    """What was left, without the times of day and durations in it. The name of a shard of the cache follows from its content."""
+    """What was left, without the times of day, durations and what the first steps since the last start showed. The name of a shard of the cache follows from its content."""
     return {
         name: _timeless(root / name, content) for name, content in contents(root).items() if not name.endswith(".lock")
     }
@@ -40,7 +40,7 @@ def comparable(root):
 
 def _timeless(path, content):
     if path.name == "run.json":
-        varying = ("created", "updated", "costs", "environment", "config", "fixed")
+        varying = ("created", "updated", "costs", "environment", "config", "fixed", "first_steps")
         return {key: value for key, value in json.loads(content).items() if key not in varying}
     if path.name == "metrics.jsonl":
         return [{**json.loads(line), "seconds": 0} for line in content.splitlines()]

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from ..errors import ConfigError, did_you_mean
 from ..seeding import derive
 
-_NUMBER = r"-?\d+(?:\.\d+)?"
-_RANGE = re.compile(rf"^\s*({_NUMBER})\s*-\s*({_NUMBER})\s*\[\s*(\d+)\s*\]\s*$")
+_NUMBER = r"-?\d{1,300}(?:\.\d{1,300})?"
+_RANGE = re.compile(rf"^\s*({_NUMBER})\s*-\s*({_NUMBER})\s*\[\s*(\d{{1,12}})\s*\]\s*$")
 MAX_VALUES = 1000
 MAX_SEED = 2**32
 

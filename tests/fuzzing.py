@@ -223,7 +223,7 @@ class Bases(Kind):
             encoders = base.load_encoders(tiled=False)
             shutil.rmtree(self.root / "cache", ignore_errors=True)
             fill(Cache(self.root / "cache"), self.work, encoders, 1, lambda *progress: None)
-            base.load_denoiser(ModelConfig(base=str(self.base), device="cpu"), "float32", gradient_checkpointing=False)
+            base.load_denoiser(ModelConfig(base=str(self.base), device="cpu"), "float32")
 
 
 class Loras(Kind):

@@ -174,7 +174,7 @@ def coerced(text: str, old: object, declaration: object) -> object:
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ FORMATS = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 """{dtype: its name in a safetensors header}."""
+_DTYPES = {name: dtype for dtype, name in FORMATS.items()}
+MAX_HEADER = 100_000_000
+"""Largest header in bytes; safetensors has the same limit."""
 TensorHeader = dict[str, tuple[str, tuple[int, ...]]]
 """{tensor name: (dtype as in a safetensors header, shape)}, in the order of the file."""
 
@@ -51,6 +54,64 @@ class OpenTensors(Protocol):
     def get_slice(self, name: str) -> TensorSlice:
         """Shape and dtype of a tensor, without its data."""
         ...
+
+
+class ReadTensors:
+    """A safetensors file whose tensors are read, not mapped: a map of a file that another program or a network drive cuts short ends the
+    process (SIGBUS), a read is an error. One thread reads at a time. Raises OSError, and ValueError for a file that is cut or damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)  # what a buffer holds would hide that the file is cut
+        length = int.from_bytes(self._file.read(8), "little")
+        text = self._file.read(min(length, MAX_HEADER))
+        header = json.loads(text)
+        if len(text) != length or not isinstance(header, dict):
+            raise ValueError("its header is cut")
+        self._start, self._metadata = 8 + length, header.pop("__metadata__", None)
+        self._entries: dict[str, dict[str, Any]] = header
+
+    def metadata(self) -> Mapping[str, str] | None:
+        """The file's metadata, if it has any."""
+        return self._metadata
+
+    def keys(self) -> list[str]:
+        """The names of the tensors."""
+        return list(self._entries)
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """Shape and dtype of a tensor, without its data."""
+        return _Header(self._entries[name])
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The tensor on the CPU, in memory of its own."""
+        entry = self._entries[name]
+        begin, end = entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        if begin == end:
+            return torch.empty(entry["shape"], dtype=dtype)
+        content = bytearray(end - begin)
+        self._file.seek(self._start + begin)
+        rest = memoryview(content)
+        while rest:
+            if not (count := self._file.readinto(rest)):
+                raise ValueError(f"it ends within the tensor {name}")
+            rest = rest[count:]
+        return torch.frombuffer(content, dtype=dtype).reshape(entry["shape"])
+
+    def close(self) -> None:
+        """Let go of the file, which Windows does not let others delete before."""
+        self._file.close()
+
+
+class _Header:
+    def __init__(self, entry: Mapping[str, Any]) -> None:
+        self._entry = entry
+
+    def get_dtype(self) -> str:
+        return str(self._entry["dtype"])
+
+    def get_shape(self) -> list[int]:
+        return list(self._entry["shape"])
 
 
 def open_tensors(path: Path) -> OpenTensors:

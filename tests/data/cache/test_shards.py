@@ -13,6 +13,7 @@ from lora_loom.trainer.data.cache.shards import number_of, read_shard, write_sha
 from lora_loom.trainer.data.cache.store import Cache
 from lora_loom.trainer.errors import RunError
 from lora_loom.trainer.storage.fingerprint import tensor_digest
+from lora_loom.trainer.storage.tensor_file import ReadTensors
 
 
 def tensor(seed, *shape):
@@ -134,19 +135,17 @@ def test_the_time_of_a_shard_is_written_once_an_hour(tmp_path):
 
 def test_shards_stay_open_up_to_a_limit(tmp_path, monkeypatch):
     """The one that was used longest ago is closed first; what is used again and again is opened once."""
-    import safetensors
-
     cache = Cache(tmp_path)
     for number, key in enumerate("abc"):
         cache.put({key: {"latents": tensor(number)}})
-    sizes, opened, real = [shard.bytes for shard in cache.shards.values()], [], safetensors.safe_open
+    opened, real = [], store_module.ReadTensors
 
-    def counted(path, **options):
+    def counted(path):
         opened.append(path.name)
-        return real(path, **options)
+        return real(path)
 
-    monkeypatch.setattr(safetensors, "safe_open", counted)
-    monkeypatch.setattr(store_module, "OPEN_BYTES", max(sizes) * 2 + 1)
+    monkeypatch.setattr(store_module, "ReadTensors", counted)
+    monkeypatch.setattr(store_module, "OPEN_FILES", 2)
     a, b, c = names(tmp_path)
     for key in "aabab":
         cache.get(key)
@@ -154,7 +153,39 @@ def test_shards_stay_open_up_to_a_limit(tmp_path, monkeypatch):
     for key in "cbab":  # c closes a, which was used before b; a then closes c
         cache.get(key)
     assert opened == [a, b, c, a]
-    monkeypatch.setattr(store_module, "OPEN_BYTES", 1)
+    monkeypatch.setattr(store_module, "OPEN_FILES", 1)
     for key in "ccc":
         cache.get(key)
     assert opened == [a, b, c, a, c], "the one in use stays open, however large"
+
+
+@pytest.mark.parametrize("length", [0, 40, -1])
+def test_a_shard_that_shrinks_while_it_is_open_is_an_error_that_sets_it_aside(tmp_path, length):
+    """A map of such a file would end the process (SIGBUS)."""
+    cache = Cache(tmp_path)
+    cache.put({"a": {"latents": tensor(1), "mask": tensor(2)}})
+    cache.shapes("a")
+    [path] = tmp_path.glob("*.safetensors")
+    os.truncate(path, length if length >= 0 else path.stat().st_size - 1)
+    with pytest.raises(RunError, match=r"damaged .*was moved to .*quarantine"):
+        cache.get("a")
+    assert not path.exists()
+    assert cache.missing(["a"]) == ["a"]
+
+
+def test_tensors_that_are_read_are_those_that_safetensors_reads(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    made = {
+        "a": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "b": torch.empty(0, 4), "c": torch.tensor(3.5, dtype=torch.float64),
+        "d": torch.tensor([True, False]), "e": torch.ones(3, dtype=torch.float8_e4m3fn), "f": torch.arange(5, dtype=torch.int64),
+    }  # fmt: skip
+    save_file(made, tmp_path / "x.safetensors", {"k": "v"})
+    file, expected = ReadTensors(tmp_path / "x.safetensors"), load_file(tmp_path / "x.safetensors")
+    assert file.metadata() == {"k": "v"}
+    assert set(file.keys()) == expected.keys()
+    for name, value in expected.items():
+        found = file.get_tensor(name)
+        assert found.dtype == value.dtype
+        assert tuple(file.get_slice(name).get_shape()) == tuple(found.shape) == tuple(value.shape)
+        assert found.reshape(-1).view(torch.uint8).equal(value.reshape(-1).view(torch.uint8))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ...storage.atomic import remove_leftovers
+from ...storage.tensor_file import ReadTensors
 from ...types import Progress
 from ..images.index import FileIndex
 from .shards import DamagedShardError, Shard, check_shard, number_of, write_shard
@@ -197,14 +198,13 @@ def _changes(cache: Cache, wanted: set[str]) -> dict[str, Shard | None]:
 
 def _apply(cache: Cache, changes: dict[str, Shard | None]) -> None:
     """Write what is kept under new numbers, then delete the old shards."""
-    from safetensors import safe_open
-
     number = max((shard.number for shard in cache.shards.values()), default=0)
     for name, kept in changes.items():
         if kept is not None:
             number += 1
-            with safe_open(cache.folder / name, framework="pt") as file:
-                write_shard(cache.folder, number, kept.items, {c: file.get_tensor(c) for c in kept.tensors})
+            file = ReadTensors(cache.folder / name)
+            write_shard(cache.folder, number, kept.items, {c: file.get_tensor(c) for c in kept.tensors})
+            file.close()
         (cache.folder / name).unlink(missing_ok=True)
     cache.reload()
 

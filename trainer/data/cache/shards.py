@@ -17,11 +17,9 @@ from torch import Tensor
 from ...errors import RunError
 from ...storage.atomic import write_bytes
 from ...storage.fingerprint import tensor_digest
+from ...storage.tensor_file import MAX_HEADER, ReadTensors
 
 NAME = re.compile(r"(\d{6,})-([0-9a-f]{32})\.safetensors")
-MAX_HEADER = 100_000_000
-"""Largest header in bytes; safetensors has the same limit."""
-
 Contents = Mapping[str, Mapping[str, str]]
 """{cache key: {tensor name: digest of the tensor}}."""
 
@@ -95,12 +93,15 @@ def check_tensor(digest: str, tensor: Tensor, path: Path) -> None:
 
 def check_shard(folder: Path, name: str) -> Shard:
     """Read and verify every byte of a shard. Raises DamagedShardError or OSError."""
-    from safetensors import safe_open
-
     shard = read_shard(folder, name)
-    with safe_open(folder / name, framework="pt") as file:
+    try:
+        file = ReadTensors(folder / name)
         for digest in shard.tensors:
             check_tensor(digest, file.get_tensor(digest), folder / name)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise (
+            error if isinstance(error, RunError) else DamagedShardError(f"{folder / name} is damaged ({error})")
+        ) from error
     return shard
 
 

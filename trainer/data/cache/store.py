@@ -20,14 +20,14 @@ from ...config.toml import digest
 from ...errors import RunError
 from ...storage.atomic import remove_leftovers, remove_temporaries
 from ...storage.fingerprint import tensor_digest
-from ...storage.tensor_file import OpenTensors, open_tensors
+from ...storage.tensor_file import ReadTensors
 from ...types import Geometry
 from .shards import DamagedShardError, Shard, check_tensor, number_of, read_shard, write_shard
 
 CODE_VERSION = 2
 """Part of every key. It is increased when a change of the code makes other tensors of the same inputs."""
-OPEN_BYTES = 1 << 30
-"""Bytes of shards that are kept memory-mapped at a time. The system can reclaim mapped pages at any time."""
+OPEN_FILES = 64
+"""Shards whose files are kept open at a time."""
 TOUCH_EVERY_S = 3600.0
 """The time of last use of a shard is updated at most this often."""
 QUARANTINE = "quarantine"
@@ -53,7 +53,7 @@ def text_key(prompt: str, encoder: str, references: str = "") -> str:
 
 
 class Cache:
-    """A folder of shards. Files are memory-mapped, and nothing is copied until a tensor is used.
+    """A folder of shards. Tensors are read when they are used, never mapped (`ReadTensors`).
 
     A tensor is verified against its digest when a process reads it for the first time. Several threads may read at once.
     """
@@ -68,7 +68,7 @@ class Cache:
         self._home: dict[str, str] = {}
         self._where: dict[str, str] = {}
         self._incomplete = False
-        self._open: OrderedDict[str, OpenTensors] = OrderedDict()
+        self._open: OrderedDict[str, ReadTensors] = OrderedDict()
         self._checked: set[str] = set()
         self._guard = threading.RLock()
         self.reload()
@@ -136,7 +136,7 @@ class Cache:
         return list(dict.fromkeys(key for key in keys if key not in self._items))
 
     def get(self, key: str) -> dict[str, Tensor]:
-        """The tensors under a key, memory-mapped. Raises KeyError, or RunError if their shard is damaged."""
+        """The tensors under a key. Raises KeyError, or RunError if their shard is damaged."""
         with self._guard:
             needed = {self._where[content] for content in self._items[key].values()} - self._open.keys()
             if not all((self.folder / name).is_file() for name in needed):
@@ -169,35 +169,38 @@ class Cache:
 
     def _tensor(self, content: str) -> Tensor:
         name = self._where[content]
-        tensor = self._file(name).get_tensor(content)
-        if content not in self._checked:
-            try:
+        try:
+            tensor = self._file(name).get_tensor(content)
+            if content not in self._checked:
                 check_tensor(content, tensor, self.folder / name)
-            except DamagedShardError as error:
-                self._quarantine(name)
-                self._rebuild()
-                raise RunError(
-                    f"{error}: it was moved to {self.folder / QUARANTINE}; run this again, its items will be encoded again"
-                ) from error
-            self._checked.add(content)
+        except (DamagedShardError, OSError, ValueError) as error:
+            self._quarantine(name)
+            self._rebuild()
+            what = (
+                error
+                if isinstance(error, DamagedShardError)
+                else f"data in the cache shard {self.folder / name} is damaged ({error})"
+            )
+            raise RunError(
+                f"{what}: it was moved to {self.folder / QUARANTINE}; run this again, its items will be encoded again"
+            ) from error
+        self._checked.add(content)
         return tensor
 
-    def _file(self, name: str) -> OpenTensors:
-        """The memory-mapped file of a shard, opened if necessary. Raises RunError."""
-        from safetensors import SafetensorError
-
+    def _file(self, name: str) -> ReadTensors:
+        """The file of a shard, opened if necessary. Raises RunError."""
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
         try:
-            file = open_tensors(self.folder / name)
-        except (SafetensorError, OSError) as error:
+            file = ReadTensors(self.folder / name)
+        except (ValueError, OSError) as error:
             raise RunError(
                 f"the cache shard {self.folder / name} is missing or damaged ({error}): run this again"
             ) from error
         self._open[name] = file
-        while len(self._open) > 1 and sum(self.shards[n].bytes for n in self._open if n in self.shards) > OPEN_BYTES:
-            self._open.popitem(last=False)
+        while len(self._open) > OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
         return file
 
     def quarantine(self, name: str) -> None:
@@ -208,7 +211,8 @@ class Cache:
 
     def _quarantine(self, name: str) -> None:
         self.shards.pop(name, None)
-        self._open.pop(name, None)
+        if (open_file := self._open.pop(name, None)) is not None:
+            open_file.close()  # Windows moves no open file
         self.quarantined.append(name)
         try:
             (self.folder / QUARANTINE).mkdir(exist_ok=True)

@@ -6,7 +6,8 @@ from functools import wraps
 from itertools import accumulate
 from typing import ParamSpec, TypeVar
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 MOST_LINES, MOST_CHARACTERS = 10, 1200
 """No message is longer. Of a longer one the middle is left out, because the remedy stands at its end."""
 PASSING = {"MemoryError", "OutOfMemoryError", "InterruptProcessingException"}

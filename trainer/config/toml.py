@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
+from ..storage.limits import refuse_bombs
 from ..types import Record
 from .aliases import Note, current_option, current_options, current_tree, log_note
 from .as_meant import as_meant
 from .checks import problems
-from .limits import refuse_bombs
 from .run import TrainConfig
 
 if sys.version_info >= (3, 11):

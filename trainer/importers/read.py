@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.limits import refuse_bombs
 from ..config.toml import toml_tables
 from ..data.sets.checks import Surroundings
 from ..errors import ConfigError, problem_list, reading
+from ..storage.limits import refuse_bombs
 from . import accelerate, ai_toolkit, diffusion_pipe
 from .finish import Imported, finish
 from .kohya import musubi

@@ -200,6 +200,8 @@ def test_wandb_gets_every_step_once_and_one_that_fails_stops_nothing(tmp_path, m
     same = open_tracker("wandb", tmp_path / "cat", 5, pytest.fail)
     assert started[1]["id"] == started[0]["id"]
     assert same is not None
+    open_tracker("wandb", tmp_path / "cat", 5, pytest.fail, "cats", "red")
+    assert (started[2]["project"], started[2]["name"]) == ("cats", "red")
     said = []
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: 1 / 0))
     assert isinstance(open_tracker("wandb", tmp_path, 0, said.append), NoTracker)

@@ -14,6 +14,7 @@ from .run import (
     MemoryConfig,
     ModelConfig,
     ObjectiveConfig,
+    OutputConfig,
     Section,
     TrainConfig,
     ValidationConfig,
@@ -48,7 +49,9 @@ RULES: tuple[Rule, ...] = (
     (DatasetConfig, "dataset", ("min_side", "max_side"), lambda c: c.buckets in ("inherit", "kohya"),
      "only buckets = 'kohya' has it"),
     (ValidationConfig, "validation", ("sample_every", "negative_prompt", "references", "seed", "sample_steps", "guidance_scale", "model_guidance", "model", "width",
-     "height"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
+     "height", "sizes", "sampler", "scheduler", "guidance_rescale"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
+    (ValidationConfig, "validation", ("width", "height"), lambda c: not c.sizes, "sizes decides"),
+    (OutputConfig, "output", ("tracker_project", "tracker_run"), lambda c: c.report_to == "wandb", "only report_to = 'wandb' has names"),
 )  # fmt: skip
 
 

@@ -62,9 +62,12 @@ class TrainingRun:
         self.total = self.plan.training.steps
         spent = self.processes.from_main(lambda: self.folder.read().get("costs", {}))
         self.timings = Timings.continued(spent)
-        kind = self.plan.output.report_to if session.main else "none"
+        output = self.plan.output
+        kind = output.report_to if session.main else "none"
         self.watch = GradientWatch(training.adapter.parameters(), training.optimizer)
-        self.tracker = open_tracker(kind, self.folder.path, training.step, host.log)
+        self.tracker = open_tracker(
+            kind, self.folder.path, training.step, host.log, output.tracker_project, output.tracker_run
+        )
 
     def to_the_end(self) -> Outcome:
         """Train until the last step, an early stop or the host's wish, and write what is left to write."""

@@ -32,7 +32,8 @@ class NoTracker:
 class TensorBoard:
     """Events in <run>/tensorboard; what a continued run does again replaces what was there."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, project: str, name: str) -> None:
+        """TensorBoard knows no projects."""
         from torch.utils import tensorboard
 
         make: Any = tensorboard.SummaryWriter
@@ -47,14 +48,14 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of the project lora-loom, by the run's folder; WANDB_MODE=offline keeps it on this machine."""
+    """A run of a project, by the run's folder; WANDB_MODE=offline keeps it on this machine."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, project: str, name: str) -> None:
         import wandb
 
         identity = digest(str(folder.resolve()))[:16]
         self._run: Any = wandb.init(
-            project="lora-loom", name=folder.name, id=identity, resume="allow", dir=str(folder), reinit=True
+            project=project, name=name or folder.name, id=identity, resume="allow", dir=str(folder), reinit=True
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -64,7 +65,7 @@ class WandB:
         self._run.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, int], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+TRACKERS: dict[str, Callable[[Path, int, str, str], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def check_tracker(kind: str) -> None:
@@ -75,12 +76,14 @@ def check_tracker(kind: str) -> None:
         )
 
 
-def open_tracker(kind: str, folder: Path, step: int, log: Callable[[str], None]) -> Tracker:
+def open_tracker(
+    kind: str, folder: Path, step: int, log: Callable[[str], None], project: str = "lora-loom", name: str = ""
+) -> Tracker:
     """Opens the tracker of a run that stands at `step`. One that cannot be opened is reported and left out: it stops no run."""
     if kind == "none":
         return NoTracker()
     try:
-        return TRACKERS[kind](folder, step)
+        return TRACKERS[kind](folder, step, project, name)
     except Exception as error:  # noqa: BLE001 - training goes on without its network or its account
         log(f"{kind} cannot be written ({type(error).__name__}: {error}); training goes on without it")
         return NoTracker()

@@ -92,6 +92,17 @@ def test_extensions_are_tried_in_the_order_given(tmp_path):
     assert captions(tmp_path, caption_extension=".caption, .txt") == ["a sentence"]
 
 
+def test_whatever_else_lies_in_the_folder_is_named(tmp_path):
+    put(tmp_path, "p.png", "a cat")
+    for name in ("clip.mp4", "list.csv", "notes.md", "p.npz", "Thumbs.db"):
+        (tmp_path / name).write_text("x")
+    found = scanned(tmp_path)
+    assert any("1 videos are left out, only images are read: clip.mp4" in note for note in found.notes)
+    assert any("these are left out: list.csv" in note for note in found.notes)
+    assert len(found.notes) == 2
+    assert any("2 other files are left out: notes.md, p.npz" in line for line in found.about)
+
+
 def test_captions_of_no_image_and_unread_tables_are_named_and_strict_refuses(tmp_path):
     put(tmp_path, "p.png", "a cat")
     (tmp_path / "gone.txt").write_text("of an image that is not here")

@@ -15,6 +15,10 @@ OTHER_IMAGES = {".arw", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".jp2", ".nef", 
 """Suffixes of images that no installed library reads here."""
 TEXTS = {".cap", ".caption", ".captions", ".json", ".prompt", ".tag", ".tags", ".text", ".txt", ".wd14"}
 """Suffixes that caption files of some trainer have."""
+TABLES = {".csv", ".jsonl", ".parquet", ".tsv", ".xlsx"}
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv"}
+SYSTEM = {"desktop.ini", "thumbs.db"}
+"""Files that Windows puts into folders, in small letters."""
 
 
 def unread_images(paths: Collection[Path], base: Path) -> list[str]:
@@ -27,7 +31,19 @@ def unread_images(paths: Collection[Path], base: Path) -> list[str]:
     return [
         f"{base}: {len(found)} {suffix} left out, {_how_to_read(suffix)}: {named(found, base)}"
         for suffix, found in sorted(by_suffix.items())
-    ]
+    ] + _unread_videos(paths, base)
+
+
+def _unread_videos(paths: Collection[Path], base: Path) -> list[str]:
+    videos = [path for path in paths if path.suffix.lower() in VIDEOS]
+    return [f"{base}: {len(videos)} videos are left out, only images are read: {named(videos, base)}"] if videos else []
+
+
+def other_files(paths: Collection[Path], base: Path) -> list[str]:
+    """A line about files that are neither images, videos, texts nor tables, such as notes and other programs' caches."""
+    known = image_suffixes() | OTHER_IMAGES | TEXTS | TABLES | VIDEOS | set(PLUGINS)
+    other = [path for path in paths if path.suffix.lower() not in known and path.name.lower() not in SYSTEM]
+    return [f"{base}: {len(other)} other files are left out: {named(other, base)}"] if other else []
 
 
 def _how_to_read(suffix: str) -> str:
@@ -57,6 +73,13 @@ def unread_texts(
         notes.append(f"{base}: {len(strange)} caption files belong to no image: {named(strange, base)}")
     if tables:
         notes.append(f"{base}: not read, because captions come from elsewhere: {named(tables, base)}")
+    unnamed = [
+        path for path in paths if path.suffix.lower() in TABLES and path.name.lower() not in NAMES and path not in used
+    ]
+    if unnamed:
+        notes.append(
+            f"{base}: tables are read under the names {', '.join(NAMES)}, and these are left out: {named(unnamed, base)}"
+        )
     return notes
 
 

@@ -12,7 +12,7 @@ from ..images.load import image_suffixes
 from .caption_files import NamelessError, concept_of, read_captions, sidecar
 from .captions import plain
 from .folders import Listings, Walk, walk
-from .leftovers import machine_made, unread_folders, unread_images, unread_texts
+from .leftovers import machine_made, other_files, unread_folders, unread_images, unread_texts
 from .tables import Table, find_table, read_table
 
 
@@ -107,7 +107,7 @@ class _Scan:
         self._notes += [f"{self._base}: {problem}" for problem in found.problems]
         self._notes += unread_images(found.files, self._base)
         self._notes += unread_folders(found, self._base, self._elsewhere)
-        self._about += machine_made(found, self._base)
+        self._about += machine_made(found, self._base) + other_files(found.files, self._base)
         texts = unread_texts(self._config, found.files, paths, used | self._tables.read(), self._base)
         asked = self._config.captions != "auto" or bool(self._config.caption_extension)
         (self._about if asked else self._notes).extend(texts)

@@ -1,0 +1,30 @@
+"""Writes `locales/LANGUAGE/*.json`, by which ComfyUI's page shows names in its own language: `python -m scripts.write_locales`."""
+
+import json
+from pathlib import Path
+
+from lora_loom.nodes import NODE_CLASS_MAPPINGS
+
+from .locale_texts import COMMANDS, LANGUAGES, NODES, SETTINGS
+
+FOLDER = Path(__file__).resolve().parents[1] / "locales"
+
+
+def files() -> dict[str, str]:
+    """{path below the folder: content}. Raises KeyError for a node without a name in a language."""
+    found = {"en/nodeDefs.json": {name: {"display_name": cls.TITLE} for name, cls in NODE_CLASS_MAPPINGS.items()}}
+    for place, language in enumerate(LANGUAGES):
+        found[f"{language}/nodeDefs.json"] = {
+            name: {"display_name": NODES[name][place]} for name in NODE_CLASS_MAPPINGS
+        }
+        for file, key, texts in (("commands", "label", COMMANDS), ("settings", "name", SETTINGS)):
+            found[f"{language}/{file}.json"] = {
+                name.replace(".", "_"): {key: forms[place]} for name, forms in texts.items()
+            }
+    return {path: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for path, content in found.items()}
+
+
+if __name__ == "__main__":
+    for path, content in files().items():
+        (FOLDER / path).parent.mkdir(parents=True, exist_ok=True)
+        (FOLDER / path).write_text(content, encoding="utf-8")

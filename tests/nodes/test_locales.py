@@ -1,0 +1,35 @@
+"""Every node has a name in every language of ComfyUI's page, from one table."""
+
+import re
+
+import pytest
+
+from lora_loom.nodes import NODE_CLASS_MAPPINGS
+from scripts.locale_texts import COMMANDS, LANGUAGES, NODES, SETTINGS
+from scripts.write_locales import FOLDER, files
+
+WEB = FOLDER.parent / "web" / "workbench"
+
+
+def test_the_files_are_made_of_the_present_texts():
+    found = {path.relative_to(FOLDER).as_posix(): path.read_text(encoding="utf-8") for path in FOLDER.rglob("*.json")}
+    assert found == files(), "run python -m scripts.write_locales"
+
+
+def test_no_name_is_missing_and_none_is_left_over():
+    assert set(NODES) == set(NODE_CLASS_MAPPINGS)
+    assert all(
+        len(forms) == len(LANGUAGES) and all(forms) for table in (NODES, COMMANDS, SETTINGS) for forms in table.values()
+    )
+
+
+@pytest.mark.parametrize(("file", "table"), [("commands.js", COMMANDS), ("settings.js", SETTINGS)])
+def test_commands_and_settings_are_those_of_the_page(file, table):
+    source = (WEB / file).read_text(encoding="utf-8")
+    assert set(table) == set(re.findall(r'"(lora_loom\.\w+)"', source))
+
+
+def test_two_nodes_have_two_names():
+    for place in range(len(LANGUAGES)):
+        names = [forms[place] for forms in NODES.values()]
+        assert len(set(names)) == len(names)

@@ -136,7 +136,12 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[Record, dict[str, Tensor], 
         state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
         if not isinstance(state, dict) or {"format", "step", "optimizer", "scaler"} - state.keys():
             raise ValueError("state.json lacks entries")
-        digests = state.get("sha256", {})
+        digests, odd = (
+            state.get("sha256", {}),
+            [name for name in ("sha256", "optimizer") if not isinstance(state.get(name, {}), dict)],
+        )
+        if odd or state["step"] != checkpoint.step or not isinstance(state["scaler"], dict | None):
+            raise ValueError(f"state.json is of another kind in {odd or 'step or scaler'}")
         adapter = _read(checkpoint.folder / "adapter.safetensors", digests)
         tensors = _read(checkpoint.folder / "optimizer.safetensors", digests)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:

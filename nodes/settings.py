@@ -31,7 +31,7 @@ class LoomNetwork(LoomNode):
     TITLE = "Loom Network"
     SEARCH_ALIASES = ("lora", "lokr", "loha", "dora", "rank", "alpha", "target modules")
     CATEGORY = SETTINGS
-    DESCRIPTION = "LoRA type, rank scaling and target modules. Text encoders can be trained from the command line only."
+    DESCRIPTION = "LoRA type, rank scaling and target modules."
     RETURN_TYPES = (NETWORK,)
     RETURN_NAMES = ("network",)
     OUTPUT_TOOLTIPS = ("Connect to Loom Train LoRA.",)

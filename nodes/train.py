@@ -141,6 +141,20 @@ class LoomTrain(LoomNode):
                         },
                     ),
                     "keep_best": widget("TrainingConfig", "keep_best"),
+                    "clip": link(
+                        "CLIP",
+                        "Link the loader's CLIP to train a LoRA on the text encoders too: SD 1, SD 2 and SDXL. It reads the captions in every step, with the clip skip that it has; the texts of Loom Cache are not used. Not linked: the text encoders are not trained.",
+                    ),
+                    "text_learning_rate": widget(
+                        "TextConfig",
+                        "learning_rate",
+                        default=5e-5,
+                        max=1.0,
+                        step=0.000001,
+                        tooltip="Peak learning rate of the LoRA on the text encoder at clip: a third to a tenth of the network's is usual.",
+                    ),
+                    "text_learning_rate_2": widget("TextConfig", "learning_rate_2", min=-1.0, max=1.0, step=0.000001),
+                    "text_alone": widget("TextConfig", "alone"),
                 },
                 "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },
@@ -179,7 +193,15 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
     """The settings groups, or their defaults, and this node's own widgets as one request."""
     from dataclasses import replace
 
-    from ..trainer.config.run import NetworkConfig, ObjectiveConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+    from ..trainer.config.run import (
+        NetworkConfig,
+        ObjectiveConfig,
+        OptimizerConfig,
+        ScheduleConfig,
+        TextConfig,
+        TrainingConfig,
+    )
+    from ..trainer.errors import ConfigError
     from ..trainer.storage.names import check_name
     from .host.runs.session import TrainRequest, default_memory
 
@@ -194,6 +216,13 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
         inputs["learning_rate"] if inputs.get("rate", VALUE) == VALUE else inputs["rate"]
     )
     length = inputs.get("length", VALUE)
+    clip, alone = inputs.get("clip"), inputs.get("text_alone", False)
+    if alone and clip is None:
+        raise ConfigError(
+            "text_alone is on and no clip is linked: link the CLIP that is to be trained, or switch it off"
+        )
+    names = {"learning_rate": "text_learning_rate", "learning_rate_2": "text_learning_rate_2"}
+    rates = {option: inputs[name] for option, name in names.items() if name in inputs}
     return TrainRequest(
         name=check_name(inputs["name"]),
         training=TrainingConfig(
@@ -217,6 +246,8 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
         cache=cache,
         lora_dtype=inputs.get("lora_dtype", "bfloat16"),
         base_loras=base_loras.loras if base_loras else (),
+        clip=clip,
+        text=TextConfig(**rates, alone=alone) if clip is not None else TextConfig(),
     )
 
 

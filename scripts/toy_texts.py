@@ -93,3 +93,30 @@ def picture(size: tuple[int, int] = PICTURE) -> Any:
     rows, columns = (torch.arange(n, dtype=torch.float32) for n in size)
     waves = [torch.sin(rows[:, None] * (c + 1) / 20 + columns[None, :] * math.pi / (30 + 10 * c)) for c in range(3)]
     return torch.stack(waves)
+
+
+def toy_clip(kind: str, toy_tensor: Any) -> Any:
+    """ComfyUI's CLIP of "sd1", "sd2" or "sdxl" with its own tokenizer, as wide as the text of the toys. Needs ComfyUI."""
+    import comfy.sd
+    import torch
+    from comfy import sd1_clip, sdxl_clip
+    from comfy.text_encoders import sd2_clip
+
+    def sizes(width: int) -> dict[str, int]:
+        return {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2, "num_hidden_layers": 3}
+
+    class Target:
+        params: dict[str, Any] = {}  # noqa: RUF012
+        clip, tokenizer = {
+            "sd1": (sd1_clip.SD1ClipModel, sd1_clip.SD1Tokenizer),
+            "sd2": (sd2_clip.SD2ClipModel, sd2_clip.SD2Tokenizer),
+            "sdxl": (sdxl_clip.SDXLClipModel, sdxl_clip.SDXLTokenizer),
+        }[kind]
+
+    configs = {"clip_l": sizes(16 if kind == "sdxl" else 32), "clip_h": sizes(32), "clip_g": sizes(32)}
+    options = {f"{name}_model_config": config for name, config in configs.items()}
+    made = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32, **options})
+    with torch.no_grad():
+        for key, tensor in made.cond_stage_model.state_dict().items():
+            tensor.copy_(toy_tensor(key, tuple(tensor.shape)))
+    return made

@@ -172,8 +172,8 @@ class Clip(Protocol):
         """Known by its class only."""
 
     @property
-    def patcher(self) -> KeyPatched:
-        """The patcher of the network."""
+    def patcher(self) -> Any:
+        """The patcher of the network, whose `model` is the network itself."""
 
     def tokenize(self, text: str, **options: Any) -> object:
         """Tokens as `encode_from_tokens_scheduled` takes them. Options are the tokenizer's own: images, llama_template."""

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from .graphs import data, node, picture, prompt, train
 from .programs import run_inside
@@ -138,3 +139,50 @@ def test_one_of_another_model_is_refused_by_name(server, bases, below):
     assert "base LoRA below-" in message
     assert "it was made for another model" in message
     assert not (server.base / "output/lora_loom/of-another").exists()
+
+
+def variant_of(server, lora, name, change):
+    """A changed copy of a LoRA among ComfyUI's, by its name there."""
+    tensors = load_file(server.base / "models/loras" / lora)
+    save_file({key: tensor.contiguous() for key, tensor in change(tensors).items()}, server.base / "models/loras" / name)  # fmt: skip
+    return name
+
+
+def one_module(tensors):
+    key = next(key for key in tensors if key.endswith("lora_A.weight"))
+    stem = key.removesuffix(".lora_A.weight")
+    return stem, {k: v for k, v in tensors.items() if k.startswith(f"{stem}.")}
+
+
+def test_of_two_that_claim_a_layer_the_one_with_another_shape_is_refused(server, bases, below):
+    family, lora = below
+
+    def wider(tensors):
+        stem, parts = one_module(tensors)
+        return {**parts, f"{stem}.lora_A.weight": parts[f"{stem}.lora_A.weight"].repeat(1, 2)}
+
+    graph = on_file(bases[family], "two-shapes", lora)
+    graph["second"] = node("LoomBaseLora", lora=variant_of(server, lora, f"wide-{family}.safetensors", wider), strength=1.0, use="always", previous=["below", 0])  # fmt: skip
+    graph["train"]["inputs"]["base_loras"] = ["second", 0]
+    message = server.fail(prompt(graph))
+    assert f"base LoRA wide-{family}.safetensors" in message
+    assert "this model's layer" in message
+    assert not (server.base / "output/lora_loom/two-shapes").exists()
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "diff"])
+def test_what_cannot_be_computed_next_to_the_weights_is_refused_by_name(server, bases, below, kind):
+    """As ComfyUI's own loader puts it into the MODEL."""
+    family, lora = below
+
+    def changed(tensors):
+        stem, parts = one_module(tensors)
+        rows, columns = parts[f"{stem}.lora_B.weight"].shape[0], parts[f"{stem}.lora_A.weight"].shape[1]
+        if kind == "DoRA":
+            return {**parts, f"{stem}.dora_scale": torch.ones(rows, 1)}
+        return {f"{stem}.diff": torch.ones(rows, columns)}
+
+    name = variant_of(server, lora, f"{kind}-{family}.safetensors", changed)
+    message = server.fail(prompt(on_model(bases[family], f"kind-{kind}", name)))
+    assert f"this MODEL carries {kind}" in message
+    assert not (server.base / f"output/lora_loom/kind-{kind}").exists()

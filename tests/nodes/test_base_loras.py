@@ -117,6 +117,13 @@ def test_one_of_another_model_is_refused_by_name(host):
         read(Patcher(norm__weight=[entry(lora(rows=4, columns=1))]), ())
 
 
+def test_of_two_that_claim_a_layer_the_one_with_another_shape_is_refused(host):
+    read = host("backend.base_loras").read_base_loras
+    with pytest.raises(ModelFileError, match=r"a has the shape \(6, 5\), this model's layer \(6, 4\)"):
+        read(Patcher(a__weight=[entry(lora()), entry(lora(columns=5))]), ())
+    read(Patcher(a__weight=[entry(lora()), entry(lora(seed=1))]), ())
+
+
 def test_names_of_the_loaders_before_the_node(host):
     graph = {
         "m": {"class_type": "UNETLoader", "inputs": {"unet_name": "x"}},

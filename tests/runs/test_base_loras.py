@@ -157,6 +157,17 @@ def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, below, change, me
     assert not (tmp_path / "run/run.json").exists()
 
 
+def test_of_two_that_claim_a_layer_the_one_with_another_shape_is_refused(tmp_path, below):
+    tensors = load_file(below)
+    key = next(k for k in tensors if k.endswith(("lora_down.weight", "lora_A.weight")))
+    stem = key.rpartition(".lora")[0]
+    wide = {k: torch.cat([v, v], -1) if k == key else v for k, v in tensors.items() if k.startswith(f"{stem}.")}
+    save_file({k: v.contiguous() for k, v in wide.items()}, tmp_path / "wide.safetensors")
+    with pytest.raises(ModelFileError, match=r"base LoRA wide.safetensors: .* has the shape .*, this model's layer"):
+        run(tmp_path, {"file": str(below)}, {"file": str(tmp_path / "wide.safetensors")})
+    assert not (tmp_path / "run/run.json").exists()
+
+
 def test_settings_that_do_not_go_with_it_are_refused(tmp_path, below):
     with pytest.raises(ConfigError, match="'dora' does not go with a base LoRA for training only"):
         run(tmp_path, {"file": str(below), "use": "training"}, network={"kind": "dora"})

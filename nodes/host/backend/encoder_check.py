@@ -66,7 +66,7 @@ def check_item(model: BaseModel, item: Mapping[str, Tensor]) -> None:
 
 def check_text(model: BaseModel, encoded: object) -> None:
     """Raise ConfigError for an encoded text (1, tokens, width) of another width than the model reads, where that is known."""
-    _check_width(encoded, _text_width(model), "texts")
+    _check_width(encoded, text_width(model), "texts")
 
 
 def _check_width(encoded: object, wanted: int, what: str) -> None:
@@ -76,8 +76,8 @@ def _check_width(encoded: object, wanted: int, what: str) -> None:
         )
 
 
-def _text_width(model: BaseModel) -> int:
-    """Width of the encoded text; 0 if the model's configuration does not say it."""
+def text_width(model: BaseModel) -> int:
+    """Width of the encoded text that a model reads; 0 if the model's configuration does not say it."""
     config = _config(model)
     nested = (config.get("context_embedder_config") or {}).get("params", {}).get("in_features")
     found = config.get("context_dim") or config.get("context_in_dim") or nested

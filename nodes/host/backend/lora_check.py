@@ -15,15 +15,15 @@ from ....trainer.errors import ModelFileError
 from ....trainer.families.common.lora_names import is_text_encoder
 from ....trainer.lora.host_formula import changed_shape, group_by_module
 from ....trainer.lora.state_dict import Arithmetic, Change
-from ..comfy_types import BaseModel
+from ..comfy_types import BaseModel, Clip
 
 
-def known_keys(model: BaseModel) -> Mapping[str, object]:
-    """Returns {module key in LoRA files: what of the model it changes}."""
-    from comfy.lora import model_lora_keys_unet
+def known_keys(model: BaseModel, clip: Clip | None = None) -> Mapping[str, object]:
+    """Returns {module key in LoRA files: what of the model, and of a CLIP, it changes}."""
+    from comfy.lora import model_lora_keys_clip, model_lora_keys_unet
 
-    keys: Mapping[str, object] = model_lora_keys_unet(model, {})
-    return keys
+    keys: dict[str, object] = model_lora_keys_unet(model, {})
+    return keys if clip is None else model_lora_keys_clip(clip.cond_stage_model, keys)
 
 
 def loaded_by_host(tensors: Mapping[str, Tensor], keys: Mapping[str, object]) -> Mapping[object, object]:
@@ -69,9 +69,9 @@ def check_fits_model(model: BaseModel, tensors: Mapping[str, Tensor], name: str)
             )
 
 
-def host_arithmetic(model: BaseModel) -> Arithmetic:
-    """How ComfyUI reads LoRA files for this model. The function raises ModelFileError for a file of which ComfyUI would ignore a part."""
-    key_map = known_keys(model)
+def host_arithmetic(model: BaseModel, clip: Clip | None = None) -> Arithmetic:
+    """How ComfyUI reads LoRA files for this model, and for a CLIP that is trained with it. The function raises ModelFileError for a file of which ComfyUI would ignore a part."""
+    key_map = known_keys(model, clip)
 
     def read(tensors: Mapping[str, Tensor]) -> Change:
         modules, unknown = group_by_module(tensors)

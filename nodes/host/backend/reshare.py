@@ -22,6 +22,7 @@ from .denoiser import is_plain
 from .share_storage import parts
 
 NETWORK = "diffusion_model"
+"""Attribute of a MODEL's network, and prefix of its keys. The module of a CLIP has no such attribute and no prefix."""
 Place = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 """Where the elements of a tensor lie: two tensors of one place are the same numbers."""
 
@@ -44,11 +45,19 @@ def original_weights_unlocked(patcher: ModelPatcher) -> dict[str, Weight]:
     backup: Mapping[str, Any] = getattr(patcher, "backup", {})
     hooked: Mapping[str, Any] = getattr(patcher, "hook_backup", {})
     found = {}
-    for path, module in patcher.model.diffusion_model.named_modules(prefix=NETWORK):
+    prefix = NETWORK if hasattr(patcher.model, NETWORK) else ""
+    for path, module in network_of(patcher).named_modules(prefix=prefix):
         for name, value, is_saved in _tensors(module):
-            key = f"{path}.{name}"
+            key = f"{path}.{name}" if path else name
             found[key] = Weight(_original(value, hooked.get(key), backup.get(key)), is_saved)
     return found
+
+
+def network_of(patcher: ModelPatcher) -> nn.Module:
+    """The module that a patcher is for: of a MODEL its network, of a CLIP the whole."""
+    whole: Any = patcher.model
+    network: nn.Module = getattr(whole, NETWORK, whole)
+    return network
 
 
 def _original(now: Tensor, hooked: Any, backup: Any) -> Tensor:
@@ -122,8 +131,8 @@ class SharedBase:
         Returns what was done, in words; "" for nothing.
         """
         for candidate in self._candidates():
-            network = candidate.model.diffusion_model
-            if network is self._patcher.model.diffusion_model:
+            network = network_of(candidate)
+            if network is network_of(self._patcher):
                 return self._follow_moves(candidate)
             if network not in self._others and (done := self._adopt(candidate)):
                 return done
@@ -153,7 +162,7 @@ class SharedBase:
         for key in saved:
             mine = self._shared[key][0] if key in self._shared else parts(ours[key].tensor)
             if not _same(mine, parts(theirs[key].tensor)):
-                self._others.add(candidate.model.diffusion_model)
+                self._others.add(network_of(candidate))
                 return ""
         moved = self._lay_over({key: weight for key, weight in theirs.items() if key in self._shared})
         self.retired.append(self._patcher)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from torch import Tensor
 
@@ -12,10 +13,12 @@ from ....trainer.runs.plan import RunPlan, environment
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.samples import Samples
 from ....trainer.training.loss_settings import GUIDED_SCALE
+from ....trainer.training.text_encoders import WithText
 from ...sockets.values import RunValue
 from ..backend.base_loras import loader_names, read_base_loras
 from ..backend.model_rows import told_of
 from ..backend.reshare import SharedBase, loaded_models
+from ..backend.text import TrainedClip
 from ..comfy_types import Graph, ModelPatcher
 from ..paths import lora_name, root, run_folder
 from ..progress import Bar
@@ -49,7 +52,7 @@ def start(
     if choice.replaces:
         folder.log(folder.forget())
     if job is not None:
-        job.offer(patcher, preview_of(request))
+        job.offer(patcher, *others_of(request))
     elif job is None and not choice.is_finished:
         named = replace(plan, name=folder.name)
         job = _submit(request, named, patcher, dataset, folder, below, graph, node_id, notes)
@@ -79,9 +82,19 @@ def _submit(
         folder.log(note)
     job = Job(session, REGISTRY, yield_max_s=request.memory.yield_max_s, node=str(node_id))
     job.base = SharedBase(session.denoiser.module, patcher, loaded_models)
-    if (preview := preview_of(request)) and isinstance(session.samples, Samples):
-        job.preview = SharedBase(session.samples.denoiser.module, preview, loaded_models)
+    preview = preview_of(request)
+    for other in others_of(request):
+        is_text = other is not preview
+        text = cast(TrainedClip, cast(WithText, session.denoiser).text) if is_text else None
+        shadow = text.network if text else cast(Samples, session.samples).denoiser.module
+        job.others.append(SharedBase(shadow, other, loaded_models))
     return REGISTRY.submit(job)
+
+
+def others_of(request: TrainRequest) -> list[ModelPatcher]:
+    """What a run shares the weights of besides its MODEL: that of its samples, and a CLIP that is trained."""
+    clip = request.clip.patcher if request.clip else None
+    return [one for one in (preview_of(request), clip) if one is not None]
 
 
 def wait(run: RunValue) -> tuple[RunValue, str, Tensor]:

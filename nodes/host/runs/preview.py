@@ -25,9 +25,15 @@ def preview_name(patcher: ModelPatcher) -> str:
     return next(iter(names_of(patcher)), type(patcher.model).__name__)
 
 
-def check_preview(preview: ModelPatcher, trained: ModelPatcher, kind: str, *, streamed: bool) -> None:
+def check_preview(
+    preview: ModelPatcher, trained: ModelPatcher, kind: str, *, streamed: bool, with_clip: bool = False
+) -> None:
     """Raise LoomError, before a weight is touched, for a MODEL that could not show the LoRA. `kind` is that of the adapter."""
-    for option, is_set in (("kind = dora (LoomNetwork)", kind == "dora"), ("a streamed base (LoomMemory)", streamed)):
+    for option, is_set in (
+        ("kind = dora (LoomNetwork)", kind == "dora"),
+        ("a streamed base (LoomMemory)", streamed),
+        ("clip of LoomTrain", with_clip),
+    ):
         if is_set:
             raise ConfigError(f"{WHAT} does not go with {option}: leave one of them out")
     refuse_patches(preview)

@@ -64,8 +64,8 @@ class Job:
         self.done = threading.Event()
         self.base: SharedBase | None = None
         """The MODEL that the run shares its weights with, which must live as long as the job."""
-        self.preview: SharedBase | None = None
-        """The same of the MODEL that its samples are made with, where that is another one."""
+        self.others: list[SharedBase] = []
+        """The same of the MODEL that its samples are made with, where that is another one, and of a CLIP that is trained."""
         self._wake = threading.Condition()
         self._pause = self._stop = self._save = self._sample = False
         self._spoke = 0.0
@@ -154,18 +154,18 @@ class Job:
 
     def release(self) -> None:
         """Let go of everything large; what is shared stays with its owner."""
-        self._session = self.base = self.preview = None
+        self._session = self.base = None
+        self.others = []
 
     @property
     def shared(self) -> list[SharedBase]:
         """Every MODEL that the run shares weights with."""
-        return [one for one in (self.base, self.preview) if one is not None]
+        return [] if self.base is None else [self.base, *self.others]
 
-    def offer(self, patcher: ModelPatcher, preview: ModelPatcher | None) -> None:
+    def offer(self, *patchers: ModelPatcher) -> None:
         """Tell of MODELs that a node was given for this run again."""
-        for shared, given in ((self.base, patcher), (self.preview, preview)):
-            if shared is not None and given is not None:
-                shared.offer(given)
+        for shared, given in zip(self.shared, patchers, strict=False):
+            shared.offer(given)
 
     def _fail(self, error: LoomError) -> None:
         self.error = _without_frames(error)

@@ -39,6 +39,7 @@ from ..encoding.encoders import clip_identity, host_encoders, vae_identity
 from ..encoding.reference_images import NAMES, kept_references
 from ..paths import cache_folder, library_path
 from .preview import preview_name
+from .texts import TrainedTexts
 
 
 class Held(NamedTuple):
@@ -182,6 +183,17 @@ def prompts_of_value(value: ValidationValue) -> Sequence[Prompt]:
     return value.prompts or [Prompt(text=text) for text in value.validation.prompts]
 
 
+def texts_of(asked: ValidationConfig, prompt: Prompt) -> tuple[str, str]:
+    """A prompt's text and its negative prompt."""
+    return prompt.text, asked.negative_prompt if prompt.negative is None else prompt.negative
+
+
+def all_texts(value: ValidationValue | None) -> list[str]:
+    """Everything that is read for the samples of a run."""
+    prompts = prompts_of_value(value) if value else ()
+    return [text for one in prompts for text in texts_of(value.validation, one)] if value else []
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValidationCache:
     """Keeps the encodings of the samples' prompts and reference images until the run begins."""
@@ -243,9 +255,10 @@ def make_samples(
     training: TrainingConfig,
     *,
     is_other: bool = False,
+    texts: TrainedTexts | None = None,
 ) -> Samples:
-    """What makes the samples of a run in `folder`, with a MODEL that is another one than the trained one if `is_other`. Node thread:
-    calls the model's `extra_conds`."""
+    """What makes the samples of a run in `folder`, with a MODEL that is another one than the trained one if `is_other`. `texts` is a
+    CLIP that is trained. Node thread: calls the model's `extra_conds`."""
     decoder, asked, model = open_decoder(HELD.of(value).vae), value.validation, patcher.model
     channels = int(model.latent_format.latent_channels)
     cache, factor = Cache(cache_folder()), decoder.factor
@@ -267,13 +280,16 @@ def make_samples(
     usual = usual_cfg(denoiser.settings.told, denoiser.family)
     shots = []
     for image in asked_images(asked, prompts_of_value(value), asked.width, len(sets)):
-        said = image.prompt
-        texts = (said.text, asked.negative_prompt if said.negative is None else said.negative)
-        positive, negative = (inputs(text, image.size, *sets[image.references]) for text in texts)
+        said, seen = image.prompt, sets[image.references]
+        pair = texts_of(asked, said)
+        if texts is not None and not seen[1]:  # a model whose CLIP is trained refuses references below
+            positive, negative = texts.pair(*pair, Geometry.whole(image.size))
+        else:
+            positive, negative = ({"samples": [inputs(text, image.size, *seen)]} for text in pair)
         shot = Shot(
             prompt=said,
-            positive={"samples": [positive]},
-            negative={"samples": [negative]},
+            positive=positive,
+            negative=negative,
             settings=sample_settings(asked, usual, said),
             seed=image.seed,
             shape=(channels, image.size[1] // factor, image.size[0] // factor),
@@ -282,7 +298,7 @@ def make_samples(
     return Samples(
         every=sample_interval(asked, training),
         folder=folder / "samples",
-        denoiser=denoiser,
+        denoiser=texts.whole if texts else denoiser,
         decode=lambda latents: decoder(to_raw(latents)),
         shots=shots,
         device=torch.device(patcher.load_device),

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ....trainer.config.base_lora import BaseLoraConfig
 from ....trainer.config.run import (
@@ -17,6 +17,7 @@ from ....trainer.config.run import (
     OptimizerConfig,
     OutputConfig,
     ScheduleConfig,
+    TextConfig,
     TrainingConfig,
     ValidationConfig,
 )
@@ -26,11 +27,11 @@ from ....trainer.data.cache.store import Cache
 from ....trainer.data.report import epochs_text, make_report
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.data.sets.reach import refuse_long_sides
+from ....trainer.diffusion.denoiser import Denoiser
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.positions import positions_per_side
 from ....trainer.lora.base_lora import BaseLora, has_adapter, lay_base_loras
-from ....trainer.lora.state_dict import check_fits
 from ....trainer.lora_tools.base_loras import refuse_training_loras
 from ....trainer.memory_plan.plan import as_record, predicted
 from ....trainer.runs.assemble import assemble
@@ -45,6 +46,7 @@ from ....trainer.training.epochs import in_steps
 from ....trainer.training.loss_settings import GUIDED_SCALE, check_objective, guided_notes
 from ....trainer.training.optim import check_optimizer
 from ....trainer.training.schedule import check_schedule
+from ....trainer.training.text_encoders import rate_scales
 from ....trainer.types import Example, Record
 from ....trainer.weights.devices import DTYPES
 from ....trainer.weights.frozen import compute_in
@@ -66,14 +68,15 @@ from ..backend.latents import latent_normaliser
 from ..backend.lora_check import host_arithmetic
 from ..backend.model_rows import as_begun, record_of, warnings
 from ..backend.patches import without_patches
-from ..comfy_types import ModelPatcher
+from ..comfy_types import Clip, ModelPatcher
 from ..encoding.datasets import read_listing
-from ..encoding.encoders import model_identity
+from ..encoding.encoders import clip_identity, model_identity
 from ..paths import find_lora, lora_folder, root
 from .memory_plan import GraphRun, plan_graph
 from .preview import check_preview, load_preview
-from .samples import HELD, make_samples
-from .targets import choose_modules, see_network
+from .samples import HELD, all_texts, make_samples
+from .targets import NO_TEXT, choose_modules, initial_weights, see_network
+from .texts import TrainedTexts, check_texts, load_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,9 @@ class TrainRequest:
     lora_dtype: LoraDtype = "bfloat16"
     base_loras: tuple[BaseLoraConfig, ...] = ()
     """Files of LoomBaseLora, by their full paths."""
+    clip: Clip | None = None
+    """The CLIP that is trained too."""
+    text: TextConfig = NO_TEXT
 
     def settled(
         self, folder: RunFolder, network: nn.Module, log: Callable[[str], None], guided_scale: float = GUIDED_SCALE
@@ -128,6 +134,7 @@ class TrainRequest:
             base_loras=tuple(one.identity for one in below),
             own={
                 "model": {"quantize": self.memory.quantize, **files},
+                **({"text": to_dict(self.text)} if self.clip else {}),
                 "cache": {
                     "folder": cache.folder,
                     "listing": cache.listing,
@@ -159,9 +166,11 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     measured = request.validation.validation if request.validation else ValidationConfig()
     check_measured(request.training, measured, dataset.held_out)
     check_encoders(patcher.model, request.cache, dataset.examples)
+    if request.clip is not None:
+        check_texts(patcher, request.clip, request.text, request.optimizer)
     if preview := preview_of(request):
         stream = wanted_stream(patcher, request.memory.memory)
-        check_preview(preview, patcher, request.network.kind, streamed=stream is not None)
+        check_preview(preview, patcher, request.network.kind, streamed=stream is not None, with_clip=bool(request.clip))
     return dataset
 
 
@@ -189,6 +198,7 @@ def facts(patcher: ModelPatcher, request: TrainRequest) -> Record:
         "vae": request.cache.vae,
         "text": request.cache.text + (f" beside {pixels} px" if (pixels := request.cache.text_pixels) else ""),
         "init": tensors_digest(read_lora(find_lora(init))) if init else "",
+        **({"clip": clip_identity(request.clip)} if request.clip else {}),
     }
 
 
@@ -213,13 +223,20 @@ def make_session(
     """Build the shadow, the network's inputs, the samples' decoder and of these the session. Raises LoomError."""
     stream = wanted_stream(patcher, request.memory.memory)
     value, preview = request.validation, preview_of(request)
+    others: list[ModelPatcher] = [one for one in (preview, request.clip and request.clip.patcher) if one]
     precision, training = plan.training.precision, plan.training
     denoiser = load_denoiser(patcher, compute_dtype=None if precision == "auto" else DTYPES[precision])
     denoiser.settings = as_begun(folder, denoiser.settings, denoiser.plain)
     check_objective(plan.objective, denoiser.objective)
     see = partial(see_network, patcher.model, denoiser, request.cache, plan.facts["model"], dataset.examples, log)
-    modules, layers = choose_modules(folder, denoiser, plan.network, see, log)
-    init = _initial_weights(plan.network, denoiser, modules)
+    texts = (
+        load_texts(request.clip, patcher, denoiser, dataset.examples, all_texts(value), request.cache, log)
+        if request.clip
+        else None
+    )
+    whole: Denoiser = texts.whole if texts else denoiser
+    modules, layers = choose_modules(folder, denoiser, plan.network, see, log, texts, request.text)
+    init = initial_weights(plan.network, whole, modules)
     guided = guided_notes(plan.objective)
     for warning in warnings(
         denoiser.settings.told, patcher, denoiser.objective.name, adapter=has_adapter(below), guided=bool(guided)
@@ -237,28 +254,32 @@ def make_session(
         dataset.examples,
         make_plan(dataset.training, training.batch_size, training.seed),
         progress,
+        texts,
     )
     shift = training_shift(denoiser)
     run = GraphRun(denoiser=denoiser, plan=plan, targets=modules, dataset=dataset, batches=batches, shift=shift)
     taken = [line["seconds"] for line in folder.read_metrics() if "seconds" in line]
-    memory_plan = predicted(partial(plan_graph, run, patcher, request.memory.quantize, taken), log)
+    plan_memory = partial(plan_graph, run, patcher, request.memory.quantize, taken)
+    memory_plan = None if texts else predicted(plan_memory, log)
     if stream is None and memory_plan is not None and memory_plan.streamed:
         stream = memory_plan.stream
-    if stream is None:
-        bring_to_device(patcher, *([preview] if preview else []))
-    else:
+    if stream is not None:
         leave_in_ram(patcher)
+    bring_to_device(*([patcher] if stream is None else []), *others)
     denoiser.module = load_denoiser(patcher, compute_dtype=denoiser.compute_dtype).module  # as the weights lie now
     prepare_weights(denoiser, patcher, request, stream, log)
     laid = lay_base_loras(denoiser.module, below)
+    if texts and request.clip:
+        texts.place(request.clip, denoiser)
     backend = Backend(
-        denoiser=denoiser,
+        denoiser=whole,
         architecture=denoiser.family,
         compute_dtype=denoiser.compute_dtype,
         shift=shift,
         init=init,
         base_loras=laid,
-        arithmetic=host_arithmetic(patcher.model),
+        rate_scales=rate_scales(request.text, plan.optimizer, tuple(texts.clip.parts)) if texts else {},
+        arithmetic=host_arithmetic(patcher.model, request.clip),
         about={
             "base_model": record_of(denoiser.settings),
             "layers": layers,
@@ -273,7 +294,7 @@ def make_session(
     )
     shown = load_preview(preview, denoiser, request.base_loras, request.memory) if preview else denoiser
     samples = (
-        make_samples(value, preview or patcher, shown, folder.path, training, is_other=preview is not None)
+        make_samples(value, preview or patcher, shown, folder.path, training, is_other=preview is not None, texts=texts)
         if value
         else None
     )
@@ -289,8 +310,10 @@ def open_batches(
     examples: Sequence[Example],
     plan: Plan,
     progress: Callable[[int, int], None],
+    texts: TrainedTexts | None = None,
 ) -> Callable[[Sequence[Example]], CachedBatches]:
-    """Make the network's inputs for these examples where the cache lacks them; returns what reads any of them."""
+    """Make the network's inputs for these examples where the cache lacks them; returns what reads any of them. A CLIP that is trained
+    reads the captions in every step."""
     cache = Cache(Path(value.folder))
     source = ConditionSource(
         identity=identity,
@@ -298,7 +321,8 @@ def open_batches(
         values=_condition_values(denoiser, objective),
         factor=value.factor,
     )
-    fill_conditions(cache, source, patcher.model, examples, progress)
+    if texts is None:
+        fill_conditions(cache, source, patcher.model, examples, progress)
     to_model = latent_normaliser(patcher.model)
 
     def batches(some: Sequence[Example]) -> CachedBatches:
@@ -308,20 +332,12 @@ def open_batches(
             cache,
             value.vae,
             normalise=to_model,
-            condition=condition(cache, source),
+            condition=texts.placed.condition() if texts else condition(cache, source),
             device=patcher.load_device,
             guided=objective.guided_loss != "off",
         )
 
     return batches
-
-
-def _initial_weights(network: NetworkConfig, denoiser: LoadedDenoiser, targets: list[str]) -> dict[str, Tensor]:
-    if not network.init_from:
-        return {}
-    tensors = read_lora(find_lora(network.init_from))
-    check_fits(tensors, [denoiser.file_key(path) for path in targets], network)
-    return tensors
 
 
 def wanted_stream(patcher: ModelPatcher, memory: MemoryConfig) -> StreamSettings | None:

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from ....trainer.config.run import NetworkConfig
+from torch import Tensor
+
+from ....trainer.config.run import NetworkConfig, TextConfig
 from ....trainer.data.cache.keys import views
 from ....trainer.data.cache.store import Cache
+from ....trainer.diffusion.denoiser import Denoiser
 from ....trainer.lora import roles
 from ....trainer.lora.layers import layers_of, layers_text
 from ....trainer.lora.probe import Probe
+from ....trainer.lora.state_dict import check_fits
 from ....trainer.runs.modules import meanings, modules_of_run, of_start
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.storage.tensor_file import read_lora
+from ....trainer.training.text_encoders import joined_targets
 from ....trainer.types import Example, Record
 from ...sockets.values import CacheValue
 from ..backend.conditions import ConditionSource, given
@@ -23,8 +27,10 @@ from ..backend.model_rows import with_row
 from ..comfy_types import BaseModel
 from ..paths import find_lora
 from .probe import probe_loaded
+from .texts import TrainedTexts
 
 Log = Callable[[str], None]
+NO_TEXT = TextConfig()
 
 
 def choose_modules(
@@ -33,11 +39,20 @@ def choose_modules(
     network: NetworkConfig,
     see: Callable[[], Probe | None],
     log: Log,
+    texts: TrainedTexts | None = None,
+    asked: TextConfig = NO_TEXT,
 ) -> tuple[list[str], Record]:
     """Paths of the modules that get an adapter, and run.json's account of the layers. `see` probes a network without a family,
-    whose targets are read from its structure; a run that exists keeps its own."""
-    modules = modules_of_run(folder, denoiser.module, partial(_new_targets, network, denoiser, see))
-    layers = layers_of(denoiser.module, modules, denoiser.roles)
+    whose targets are read from its structure; a run that exists keeps its own. `texts` is a CLIP that is trained as `asked`."""
+    whole = texts.whole.module if texts else denoiser.module
+
+    def resolve() -> list[str]:
+        found = _new_targets(network, denoiser, see)
+        return joined_targets(found, texts.clip.targets(asked.rates(texts.clip.parts)), asked) if texts else found
+
+    modules = modules_of_run(folder, whole, resolve)
+    known = denoiser.roles
+    layers = layers_of(whole, modules, texts.roles(dict(known or roles.roles(denoiser.module))) if texts else known)
     told = denoiser.settings.told
     name = f"{denoiser.family} ({told.row.name})" if told else denoiser.family
     how = "" if denoiser.is_known else ", its layers found by their structure"
@@ -88,3 +103,12 @@ def see_network(
     if apart := [path for path, role in named.items() if role != by_name[path]]:
         log(f"{len(apart)} layers have another role than their names say, by what runs through them: {apart[0]}, …")
     return seen
+
+
+def initial_weights(network: NetworkConfig, denoiser: Denoiser, targets: list[str]) -> dict[str, Tensor]:
+    """Tensors of the LoRA to start from, {} for none. Raises ConfigError or ModelFileError for one that does not fit the targets."""
+    if not network.init_from:
+        return {}
+    tensors = read_lora(find_lora(network.init_from))
+    check_fits(tensors, [denoiser.file_key(path) for path in targets], network)
+    return tensors

@@ -10,12 +10,14 @@ from ....trainer.data.cache.references import reference_placement
 from ....trainer.families import edit_variants
 from ....trainer.families.common.comfy_loaders import Link, Show, prompt_nodes
 from ....trainer.runs.reference_images import Reference
+from ....trainer.storage.tensor_file import read_lora
 from ....trainer.sweep.cell_workflow import MakeGraph, cell_graph, with_base_loras
 from ....trainer.types import Cell, Size
 from ..backend.families import takes_guidance
 from ..comfy_types import Graph, GraphNode, ModelPatcher
 from ..encoding.reference_images import NAMES
 from ..paths import is_inside, lora_folder, lora_root
+from .sampling import changes_text
 
 SOURCES = ("model", "clip", "vae")
 
@@ -56,7 +58,10 @@ def cell_graphs(
                 (_picture(socket, number), target) for socket, target in zip(sockets, sizes, strict=True)
             ]
         prompt_node = prompt_nodes(links["vae"], reference_nodes, edit)
-        return cell_graph(cell, guidance, nodes, links, lora=name, distilled=is_distilled, prompt_node=prompt_node)
+        both = lora is not None and changes_text(read_lora(lora))
+        return cell_graph(
+            cell, guidance, nodes, links, lora=name, lora_to_clip=both, distilled=is_distilled, prompt_node=prompt_node
+        )
 
     return make
 

@@ -1,7 +1,7 @@
 """Renders a cell of a sweep with ComfyUI's sampler. Node thread only."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from ....trainer.config.run import GuidanceConfig
 from ....trainer.data.cache.references import reference_latents, reference_placement, vision_placement
 from ....trainer.data.images.load import load_pixels
 from ....trainer.diffusion.sample import make_guidance
+from ....trainer.families.common.lora_names import is_text_encoder
 from ....trainer.runs.reference_images import Reference
 from ....trainer.types import Cell, Geometry, Size
 from ..backend.conditions import check_accepts_references
@@ -46,6 +47,10 @@ class ComfyRenderer:
                 self._reference_latents(cell)
         if first := next((cell for cell in cells if cell.reference), None):
             self._check(first, model.model)
+
+    def reading_with(self, clip: Clip) -> "ComfyRenderer":
+        """The same with another CLIP."""
+        return self if clip is self.clip else replace(self, clip=clip, _texts={})
 
     def _check(self, cell: Cell, model: BaseModel) -> None:
         [[tensor, extra], *_] = self.conditioning(cell, cell.prompt)
@@ -102,12 +107,20 @@ def open_renderer(
     )
 
 
-def with_lora(model: ModelPatcher, tensors: Mapping[str, Tensor], strength: float) -> ModelPatcher:
-    """A clone of the MODEL with a LoRA, as LoraLoaderModelOnly makes it."""
+def changes_text(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a LoRA file has modules of text encoders."""
+    return any(is_text_encoder(key) for key in tensors)
+
+
+def with_lora(
+    model: ModelPatcher, clip: Clip, tensors: Mapping[str, Tensor], strength: float
+) -> tuple[ModelPatcher, Clip]:
+    """Clones of the MODEL and, for a LoRA on text encoders too, of the CLIP with a LoRA, as LoraLoader makes them."""
     import comfy.sd
 
-    patched, _ = comfy.sd.load_lora_for_models(model, None, dict(tensors), strength, 0)
-    return patched
+    both = clip if changes_text(tensors) else None
+    patched, read = comfy.sd.load_lora_for_models(model, both, dict(tensors), strength, strength if both else 0)
+    return patched, read or clip
 
 
 def with_guidance(model: ModelPatcher, guidance: GuidanceConfig) -> ModelPatcher:

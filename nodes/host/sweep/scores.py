@@ -17,6 +17,7 @@ from ....trainer.runs.run_folder import RunFolder
 from ....trainer.score.image_statistics import StatisticsEncoder
 from ....trainer.score.run import gather, measured_losses, norms, recorded_losses, write_score
 from ....trainer.score.score import Losses, score
+from ....trainer.storage.tensor_file import read_lora
 from ....trainer.sweep.run import Sheet, load_sheet
 from ....trainer.training.held_out import make_held_out, ruler_of
 from ....trainer.types import Record
@@ -32,6 +33,7 @@ from ..encoding.images import files_to_image
 from ..paths import display_path
 from ..progress import Bar
 from ..runs.session import open_batches, place_weights, sampled_identity, training_shift
+from .sampling import changes_text
 
 
 class NodeProgress:
@@ -86,6 +88,11 @@ def _losses(
         )
         return None
     record = run.read() if run.exists() else {}
+    if model is not None and any(changes_text(read_lora(path)) for path in sheet.loras.values()):
+        notes.append(
+            "validation loss not measured: these LoRAs change the text encoder, which only their run can measure; unlink model to take what the run recorded"
+        )
+        return None
     if model is not None:
         return _measured(sheet, dataset, cache, record, model, progress, notes)
     if record.get("fixed", {}).get("facts", {}).get("data") != cache.digest:

@@ -233,10 +233,13 @@ def _render_all(
     settings = {setting.name: setting for setting in axes.guidance}
     bar, done = Bar(), 0
     for (lora, strength), group in groupby(todo, key=lambda cell: (cell.settings["lora"], cell.strength)):
-        patched = with_lora(model, read_lora(files[lora]), strength) if lora else model
-        for cell in group:
+        patched, clip = with_lora(model, renderer.clip, read_lora(files[lora]), strength) if lora else (model, None)
+        shown, cells = renderer.reading_with(clip or renderer.clip), list(group)
+        if shown is not renderer:  # it reads the prompts otherwise
+            shown.prepare(cells, patched)
+        for cell in cells:
             guidance = settings[cell.guidance]
-            pixels_CHW = render(with_guidance(patched, guidance), renderer, cell, guidance.scale)
+            pixels_CHW = render(with_guidance(patched, guidance), shown, cell, guidance.scale)
             write_image(pixels_CHW, cell, make_graph(cell, files.get(lora), guidance))
             asking.rendered()
             done += 1

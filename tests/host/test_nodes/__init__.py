@@ -24,7 +24,7 @@ from record_host_keys import build  # noqa: E402
 
 MASKED = {"lumina2", "qwen"}
 """Their text encoders give an attention mask."""
-_loaded = {}
+_loaded, _clips = {}, {}
 
 
 class ToyText(torch.nn.Module):
@@ -144,6 +144,37 @@ class LoomTestModel:
     def run(self, toy):
         model = None if toy.endswith("-file") else loaded(toy).clone()
         return model, *encoders(toy)
+
+
+class LoomTestClip:
+    """ComfyUI's own CLIP for the toys of SD 1, SD 2 and SDXL, with its tokenizer, as wide as their text; clip skip as of its node."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("CLIP",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"kind": (["sd1", "sd2", "sdxl"],)}}
+
+    def run(self, kind):
+        import toy_texts
+
+        if kind not in _clips:
+            _clips[kind] = toy_texts.toy_clip(kind, toy_tensor)
+        return (_clips[kind],)
+
+
+class LoomTestText:
+    """What a CLIP says about a text: the first rows, as an output of the prompt."""
+
+    CATEGORY, FUNCTION, OUTPUT_NODE, RETURN_TYPES = "test", "run", True, ()
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"clip": ("CLIP",), "text": ("STRING", {"default": ""}), "salt": ("INT", {"default": 0})}}
+
+    def run(self, clip, text, salt):
+        [[made, _]] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        return {"ui": {"text": [json.dumps(made[0, :12].flatten().tolist())]}}
 
 
 class LoomTestQwenText:
@@ -306,5 +337,14 @@ class LoomTestEmbed:
         return {"ui": {"text": [json.dumps(rows)]}}
 
 
-NODES = (LoomTestModel, LoomTestQwenText, LoomTestHash, LoomTestHold, LoomTestVision, LoomTestEmbed)
+NODES = (
+    LoomTestModel,
+    LoomTestClip,
+    LoomTestText,
+    LoomTestQwenText,
+    LoomTestHash,
+    LoomTestHold,
+    LoomTestVision,
+    LoomTestEmbed,
+)
 NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in NODES}

@@ -98,7 +98,7 @@ def test_what_cannot_work_is_refused_before_the_run_has_a_folder(server, bases, 
     graph = looked_at(base, "refused", others["sd3"])
     graph["network"] = network("dora")
     graph["train"]["inputs"]["network"] = ["network", 0]
-    refused["does not go with kind = dora"] = graph
+    refused["does not go with network.kind = 'dora'"] = graph
     graph = looked_at(base, "refused", others["sd3"])
     graph["memory"] = node("LoomMemory", gradient_checkpointing=True, precision="auto", quantize="none", yield_max_s=0.0, base="stream")  # fmt: skip
     graph["train"]["inputs"]["memory"] = ["memory", 0]

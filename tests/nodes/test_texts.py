@@ -84,7 +84,7 @@ def said(number):
 
 
 def test_the_network_is_fed_the_text_of_the_moment_and_the_sizes_of_the_image(host, monkeypatch):
-    text = host("backend.text")
+    text = host("encoding.trained_text")
 
     def inputs(model, given, geometry, *_):
         sizes = torch.tensor([[float(geometry.crop_left)]])

@@ -88,6 +88,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, other):
     cases = {
         "is a sd3 model, and a sd model is trained": {"validation": {**ASKED, "model": str(tiny_folder("sd3"))}},
         "does not go with network.kind = 'dora'": {"network": {"kind": "dora"}},
+        "does not go with network.kind = 'glora'": {"network": {"kind": "glora"}},
         "does not go with text.learning_rate": {"text": {"learning_rate": 1e-3}},
         "does not go with a streamed base": {"memory": {"base": "stream"}},
         "would do nothing": {"validation": {"model": str(other)}},

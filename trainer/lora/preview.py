@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from ..config.network import NetworkConfig
 from ..errors import ConfigError
 from ..weights.changes import Switch, take_off
 from ..weights.streaming import device_of
@@ -29,6 +30,19 @@ def laid_over(network: Patchable, tensors: Mapping[str, Tensor]) -> Iterator[Non
     finally:
         for module in network.module.modules():
             take_off(module, switch)
+
+
+KINDS = ("lora", "loha", "lokr")
+"""Kinds of adapters whose change does not depend on the weights that it is loaded over."""
+
+
+def check_kind(network: NetworkConfig, what: str) -> None:
+    """Raise ConfigError for an adapter that cannot be computed next to another model's weights. `what` names the other model's option."""
+    problem = (
+        f"network.kind = {network.kind!r}" if network.kind not in KINDS else "network.tucker" if network.tucker else ""
+    )
+    if problem:
+        raise ConfigError(f"{what} does not go with {problem}, only with lora, loha and lokr: leave one of them out")
 
 
 def check_alike(trained: nn.Module, other: nn.Module, paths: Sequence[str], what: str) -> None:

@@ -23,7 +23,7 @@ from ..diffusion.sample import SampleSettings, sample, start_noise
 from ..errors import ConfigError, StoppedError
 from ..families.common.family import Encoders, ImageCodec
 from ..lora.base_lora import BaseLora, always, lay_base_loras
-from ..lora.preview import check_alike, laid_over
+from ..lora.preview import check_alike, check_kind, laid_over
 from ..storage.atomic import write_bytes
 from ..types import Conditioning, Geometry, Size, named_references
 from .reference_images import check_references, read_references
@@ -248,6 +248,7 @@ def open_preview(config: TrainConfig, base: Base, trained: Denoiser, targets: Se
     if not asked or not prompts_of(config.validation):
         return None
     memory, what = config.memory, f"validation.model = {asked!r}"
+    check_kind(config.network, what)
     for option, is_set in (
         (f"network.kind = {config.network.kind!r}", config.network.kind in BY_BASE),
         ("text.learning_rate", config.text.is_trained),

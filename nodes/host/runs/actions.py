@@ -18,8 +18,8 @@ from ...sockets.values import RunValue
 from ..backend.base_loras import loader_names, read_base_loras
 from ..backend.model_rows import told_of
 from ..backend.reshare import SharedBase, loaded_models
-from ..backend.text import TrainedClip
 from ..comfy_types import Graph, ModelPatcher
+from ..encoding.trained_text import TrainedClip
 from ..paths import lora_name, root, run_folder
 from ..progress import Bar
 from .plots import loss_image

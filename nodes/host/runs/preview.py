@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from ....trainer.config.base_lora import BaseLoraConfig
+from ....trainer.config.network import NetworkConfig
 from ....trainer.errors import ConfigError
 from ....trainer.lora.base_lora import lay_base_loras
-from ....trainer.lora.preview import check_alike
+from ....trainer.lora.preview import check_alike, check_kind
 from ....trainer.weights.frozen import compute_in
 from ....trainer.weights.quantize import quantize
 from ...sockets.values import MemoryValue
@@ -26,11 +27,11 @@ def preview_name(patcher: ModelPatcher) -> str:
 
 
 def check_preview(
-    preview: ModelPatcher, trained: ModelPatcher, kind: str, *, streamed: bool, with_clip: bool = False
+    preview: ModelPatcher, trained: ModelPatcher, network: NetworkConfig, *, streamed: bool, with_clip: bool = False
 ) -> None:
-    """Raise LoomError, before a weight is touched, for a MODEL that could not show the LoRA. `kind` is that of the adapter."""
+    """Raise LoomError, before a weight is touched, for a MODEL that could not show the LoRA."""
+    check_kind(network, WHAT)
     for option, is_set in (
-        ("kind = dora (LoomNetwork)", kind == "dora"),
         ("a streamed base (LoomMemory)", streamed),
         ("clip of LoomTrain", with_clip),
     ):
@@ -42,11 +43,11 @@ def check_preview(
         raise ConfigError(
             f"{WHAT} is a {theirs} model, and a {ours} model is trained: samples need one of the same family"
         )
-    network = trained.model.diffusion_model
+    whole = trained.model.diffusion_model
     check_alike(
-        network,
+        whole,
         preview.model.diffusion_model,
-        [path for path, part in network.named_modules() if _may_be_trained(path, part)],
+        [path for path, part in whole.named_modules() if _may_be_trained(path, part)],
         WHAT,
     )
 

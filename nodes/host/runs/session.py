@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,8 +21,7 @@ from ....trainer.config.run import (
     ValidationConfig,
 )
 from ....trainer.config.toml import to_dict
-from ....trainer.data.batches import CachedBatches, Plan, Singles, make_plan
-from ....trainer.data.cache.store import Cache
+from ....trainer.data.batches import Singles, make_plan
 from ....trainer.data.report import epochs_text, make_report
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.data.sets.reach import refuse_long_sides
@@ -47,14 +45,13 @@ from ....trainer.training.loss_settings import GUIDED_SCALE, check_objective, gu
 from ....trainer.training.optim import check_optimizer
 from ....trainer.training.schedule import check_schedule
 from ....trainer.training.text_encoders import rate_scales
-from ....trainer.types import Example, Record
+from ....trainer.types import Record
 from ....trainer.weights.devices import DTYPES
 from ....trainer.weights.frozen import compute_in
 from ....trainer.weights.quantize import check_quantize, quantize, stored_bytes
 from ....trainer.weights.streaming import GB, StreamSettings, stream_base, stream_settings
 from ...sockets.values import CacheValue, MemoryValue, ValidationValue
 from ..backend.checkpointing import checkpoint
-from ..backend.conditions import ConditionSource, condition, fill_conditions
 from ..backend.denoiser import (
     LoadedDenoiser,
     bring_to_device,
@@ -64,7 +61,6 @@ from ..backend.denoiser import (
     refuse_patches,
 )
 from ..backend.encoder_check import check_encoders
-from ..backend.latents import latent_normaliser
 from ..backend.lora_check import host_arithmetic
 from ..backend.model_rows import as_begun, record_of, warnings
 from ..backend.patches import without_patches
@@ -72,11 +68,12 @@ from ..comfy_types import Clip, ModelPatcher
 from ..encoding.datasets import read_listing
 from ..encoding.encoders import clip_identity, model_identity
 from ..paths import find_lora, lora_folder, root
+from .batches import open_batches
 from .memory_plan import GraphRun, plan_graph
 from .preview import check_preview, load_preview
 from .samples import HELD, all_texts, make_samples
 from .targets import NO_TEXT, choose_modules, initial_weights, see_network
-from .texts import TrainedTexts, check_texts, load_texts
+from .texts import check_texts, load_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +167,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
         check_texts(patcher, request.clip, request.text, request.optimizer)
     if preview := preview_of(request):
         stream = wanted_stream(patcher, request.memory.memory)
-        check_preview(preview, patcher, request.network.kind, streamed=stream is not None, with_clip=bool(request.clip))
+        check_preview(preview, patcher, request.network, streamed=stream is not None, with_clip=bool(request.clip))
     return dataset
 
 
@@ -301,45 +298,6 @@ def make_session(
     return assemble(plan, backend, data, folder, modules, samples=samples)
 
 
-def open_batches(
-    patcher: ModelPatcher,
-    denoiser: LoadedDenoiser,
-    value: CacheValue,
-    objective: ObjectiveConfig,
-    identity: str,
-    examples: Sequence[Example],
-    plan: Plan,
-    progress: Callable[[int, int], None],
-    texts: TrainedTexts | None = None,
-) -> Callable[[Sequence[Example]], CachedBatches]:
-    """Make the network's inputs for these examples where the cache lacks them; returns what reads any of them. A CLIP that is trained
-    reads the captions in every step."""
-    cache = Cache(Path(value.folder))
-    source = ConditionSource(
-        identity=identity,
-        encoders=value.identity,
-        values=_condition_values(denoiser, objective),
-        factor=value.factor,
-    )
-    if texts is None:
-        fill_conditions(cache, source, patcher.model, examples, progress)
-    to_model = latent_normaliser(patcher.model)
-
-    def batches(some: Sequence[Example]) -> CachedBatches:
-        return CachedBatches(
-            some,
-            plan,
-            cache,
-            value.vae,
-            normalise=to_model,
-            condition=texts.placed.condition() if texts else condition(cache, source),
-            device=patcher.load_device,
-            guided=objective.guided_loss != "off",
-        )
-
-    return batches
-
-
 def wanted_stream(patcher: ModelPatcher, memory: MemoryConfig) -> StreamSettings | None:
     """How the base is streamed from ComfyUI's own weights; None where ComfyUI loads all of it on the device."""
     size: int = patcher.model_size()
@@ -385,13 +343,6 @@ def place_weights(denoiser: LoadedDenoiser, patcher: ModelPatcher, log: Callable
         raise ConfigError(
             f"ComfyUI has loaded this model only in part ({' and '.join(sorted(devices))} instead of {device.type}): free VRAM (unload other models), use a smaller or fp8 file, set base to stream in Loom Memory, or start ComfyUI without --lowvram"
         )
-
-
-def _condition_values(denoiser: LoadedDenoiser, objective: ObjectiveConfig) -> dict[str, float]:
-    return {
-        name: objective.guidance_scale if name == "guidance" else value
-        for name, value in denoiser.settings.conditions.items()
-    }
 
 
 def training_shift(denoiser: LoadedDenoiser) -> float | ResolutionShift:

@@ -13,9 +13,9 @@ from ....trainer.types import Conditioning, Example, Geometry
 from ...sockets.values import CacheValue
 from ..backend.denoiser import LoadedDenoiser
 from ..backend.encoder_check import text_width
-from ..backend.text import PlacedTexts, TrainedClip, check_clip, load_clip, said_by, trained_parts, with_clip
 from ..comfy_types import Clip, ModelPatcher
 from ..encoding.encoders import clip_identity
+from ..encoding.trained_text import PlacedTexts, TrainedClip, check_clip, load_clip, said_by, trained_parts, with_clip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ from ..encoding.datasets import read_listing
 from ..encoding.images import files_to_image
 from ..paths import display_path
 from ..progress import Bar
-from ..runs.session import open_batches, place_weights, sampled_identity, training_shift
+from ..runs.batches import open_batches
+from ..runs.session import place_weights, sampled_identity, training_shift
 from .sampling import changes_text
 
 

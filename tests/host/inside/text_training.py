@@ -49,7 +49,7 @@ def gradient(text):
 def case(loom, kind):
     from toy_texts import toy_clip
 
-    backend = loom("nodes.host.backend.text")
+    backend = loom("nodes.host.encoding.trained_text")
     with torch.inference_mode():
         clip = toy_clip(kind, toy_tensor)
     text = backend.load_clip(clip, TEXTS)

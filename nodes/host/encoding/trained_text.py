@@ -16,12 +16,12 @@ from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Text
 from ....trainer.training.text_encoders import WithText, text_targets, together
 from ....trainer.types import Conditioning, Geometry
+from ..backend.conditions import network_inputs
+from ..backend.denoiser import LoadedDenoiser, is_dynamic
+from ..backend.families import of_class
+from ..backend.patches import kind_of
+from ..backend.shadow import build_shadow
 from ..comfy_types import BaseModel, Clip, ModelPatcher
-from .conditions import network_inputs
-from .denoiser import LoadedDenoiser, is_dynamic
-from .families import of_class
-from .patches import kind_of
-from .shadow import build_shadow
 
 SECOND = {"te1": "clip_l", "te2": "clip_g"}
 SINGLE = ("clip_l", "clip_h")

@@ -40,3 +40,23 @@ def test_every_option_is_said_something_about_once(sample, tmp_path):
     assert set(done.counts()) == set(TITLES)
     for one in done.taken:
         assert one.note or one.became == "exact", one.text()
+
+
+SDXL = "accelerate launch sdxl_train_network.py --pretrained_model_name_or_path x.safetensors --train_data_dir d --network_module networks.lora --unet_lr 1e-4 "
+EACH = '{"train":%s,"learning_rate":%s}'
+ONE_TRAINER = '{"training_method":"LORA","model_type":"STABLE_DIFFUSION_XL_10_BASE","base_model_name":"m","concepts":[{"path":"c"}],"text_encoder":%s,"text_encoder_2":%s}'
+TEXTS = {
+    "two rates": (SDXL + "--text_encoder_lr 5e-5 1e-5", (5e-5, 1e-5, False)),
+    "one rate": (SDXL + "--text_encoder_lr 5e-5", (5e-5, -1.0, False)),
+    "alone": (SDXL + "--text_encoder_lr 5e-5 --network_train_text_encoder_only", (5e-5, -1.0, True)),
+    "network alone": (SDXL + "--text_encoder_lr 5e-5 --network_train_unet_only", (0.0, -1.0, False)),
+    "the first": (ONE_TRAINER % (EACH % ("true", 1e-5), EACH % ("false", 1e-5)), (1e-5, 0.0, False)),
+    "each": (ONE_TRAINER % (EACH % ("true", 1e-5), EACH % ("true", 2e-5)), (1e-5, 2e-5, False)),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_rates_of_two_text_encoders_and_text_encoders_alone(case, tmp_path):
+    given, expected = TEXTS[case]
+    text = import_text(given, Surroundings(tmp_path), case).config.text
+    assert (text.learning_rate, text.learning_rate_2, text.alone) == expected

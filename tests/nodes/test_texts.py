@@ -56,13 +56,13 @@ def model(kind, width=32):
     ],
 )
 def test_a_clip_that_does_not_go_with_the_model_is_refused_by_name(host, network, kind, message):
-    check = host("runs.texts").check_texts
+    check = host("encoding.texts").check_texts
     with pytest.raises(ConfigError, match=message):
         check(model(kind), clip(network), TextConfig(learning_rate=1e-4), OptimizerConfig())
 
 
 def test_rates_patches_and_schedules_that_cannot_be_trained_are_refused(host):
-    check, base = host("runs.texts").check_texts, model("BaseModel")
+    check, base = host("encoding.texts").check_texts, model("BaseModel")
     asked, rate = TextConfig(learning_rate=1e-4), OptimizerConfig(learning_rate=1e-3)
     check(base, clip(SD1ClipModel()), asked, rate)
     check(base, clip(SD1ClipModel("clip_h")), asked, rate)

@@ -12,7 +12,7 @@ from ..backend.conditions import ConditionSource, condition, fill_conditions
 from ..backend.denoiser import LoadedDenoiser
 from ..backend.latents import latent_normaliser
 from ..comfy_types import ModelPatcher
-from .texts import TrainedTexts
+from ..encoding.texts import TrainedTexts
 
 
 def open_batches(

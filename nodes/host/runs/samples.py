@@ -37,9 +37,9 @@ from ..comfy_types import Clip, ModelPatcher, Vae
 from ..encoding.edit_prompts import chosen_reading, text_pixels
 from ..encoding.encoders import clip_identity, host_encoders, vae_identity
 from ..encoding.reference_images import NAMES, kept_references
+from ..encoding.texts import TrainedTexts
 from ..paths import cache_folder, library_path
 from .preview import preview_name
-from .texts import TrainedTexts
 
 
 class Held(NamedTuple):

@@ -67,13 +67,13 @@ from ..backend.patches import without_patches
 from ..comfy_types import Clip, ModelPatcher
 from ..encoding.datasets import read_listing
 from ..encoding.encoders import clip_identity, model_identity
+from ..encoding.texts import check_texts, load_texts
 from ..paths import find_lora, lora_folder, root
 from .batches import open_batches
 from .memory_plan import GraphRun, plan_graph
 from .preview import check_preview, load_preview
 from .samples import HELD, all_texts, make_samples
 from .targets import NO_TEXT, choose_modules, initial_weights, see_network
-from .texts import check_texts, load_texts
 
 
 @dataclass(frozen=True, kw_only=True)

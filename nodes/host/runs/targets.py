@@ -25,9 +25,9 @@ from ..backend.denoiser import LoadedDenoiser
 from ..backend.families import joined
 from ..backend.model_rows import with_row
 from ..comfy_types import BaseModel
+from ..encoding.texts import TrainedTexts
 from ..paths import find_lora
 from .probe import probe_loaded
-from .texts import TrainedTexts
 
 Log = Callable[[str], None]
 NO_TEXT = TextConfig()

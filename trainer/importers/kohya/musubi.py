@@ -104,7 +104,7 @@ def translate(options: Mapping[str, Any], around: Surroundings, script: str) -> 
             "model.encoders: name a diffusers folder with the text encoders and the VAE of the base model"
         )
     network(made, family, "attention+mlp" if family in ("qwen_image", "flux") else "")
-    rates(made, trains_text=False)
+    rates(made, text_encoders=0)
     base_loras(made)
     flow(made, "musubi")
     if made.has("guidance_scale") and family == "flux":

@@ -122,7 +122,7 @@ def translate(
     encoders(made)
     base_loras(made)
     network(made, family)
-    rates(made, trains_text=family in ("sd", "sdxl"))
+    rates(made, text_encoders={"sd": 1, "sdxl": 2}.get(family, 0))
     if family in ("sd", "sdxl"):
         noise(made)
     else:
@@ -158,24 +158,24 @@ def base_loras(made: Translation) -> None:
     made.put("model.base_lora", tables, "base_weights", "base_weights_multiplier")
 
 
-def rates(made: Translation, *, trains_text: bool, unet: str = "unet_lr") -> None:
-    """Set optimizer, learning rates and schedule."""
+def rates(made: Translation, *, text_encoders: int, unet: str = "unet_lr") -> None:
+    """Set optimizer, learning rates and schedule. `text_encoders` is how many of the model can be trained."""
     rate = made.number("learning_rate", 2e-6)
     first = unet if made.has(unet) else "learning_rate"
     made.put("optimizer.learning_rate", made.number(first, rate), first)
-    if trains_text and made.on("network_train_unet_only"):
+    if text_encoders and made.on("network_train_unet_only"):
         made.put("text.learning_rate", 0.0, "network_train_unet_only")
         made.say("needless", "text_encoder_lr", note="network_train_unet_only is on")
-    elif trains_text:
+    elif text_encoders:
         given = made.get("text_encoder_lr", [rate])
         each = [values.number("text_encoder_lr", one) for one in (given if isinstance(given, list) else [given])]
-        nearly = "both text encoders have one rate here" if len(set(each)) > 1 else ""
-        made.put(
-            "text.learning_rate",
-            max(each),
-            "text_encoder_lr" if made.has("text_encoder_lr") else "learning_rate",
-            nearly=nearly,
-        )
+        option = "text_encoder_lr" if made.has("text_encoder_lr") else "learning_rate"
+        made.put("text.learning_rate", each[0], option)
+        if text_encoders > 1 and each[-1] != each[0]:
+            made.put("text.learning_rate_2", each[-1], option)
+        if made.on("network_train_text_encoder_only"):
+            made.put("text.alone", True, "network_train_text_encoder_only")
+        made.say("needless", "network_train_text_encoder_only", note="the network is trained too")
     else:
         made.say("needless", "network_train_unet_only", "text_encoder_lr", note="only the network is trained here")
     made.say("needless", "learning_rate", note=f"{unet} decides")

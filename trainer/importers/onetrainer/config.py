@@ -266,14 +266,14 @@ def _optimizer(made: Translation, family: str) -> None:
         if made.on(f"{part}.train", default=part == "text_encoder" and f"{part}.train" not in made.options)
     ]
     if family in ("sd", "sdxl"):
-        rates = {made.number(f"{part}.learning_rate", made.number("learning_rate", 3e-6)) for part in trained}
-        nearly = "both text encoders have one rate here" if len(rates) > 1 else ""
-        made.put(
-            "text.learning_rate",
-            max(rates, default=0.0),
-            *(f"{part}.{name}" for part in ENCODERS for name in ("train", "learning_rate")),
-            nearly=nearly,
+        usual = made.number("learning_rate", 3e-6)
+        first, second = (
+            made.number(f"{part}.learning_rate", usual) if part in trained else 0.0 for part in ENCODERS[:2]
         )
+        options = [f"{part}.{name}" for part in ENCODERS for name in ("train", "learning_rate")]
+        made.put("text.learning_rate", first, *options)
+        if family == "sdxl" and second != first:
+            made.put("text.learning_rate_2", second, *options)
     made.say("exact", *(f"{part}.train" for part in NETWORKS), note="it is trained")
     note = "only the network is trained here"
     made.say("none" if trained else "exact", *(f"{part}.train" for part in ENCODERS), note=note if trained else "")

@@ -145,6 +145,7 @@ def test_json_lines(toml):
         ("training.stepz=1", 2, "error: unknown option training.stepz: did you mean 'steps'?"),
         ("dataset.0.folder=nowhere", 3, "error: dataset.folder: nowhere is not a folder"),
         ("model.base=nowhere", 4, "error: model.base: nowhere does not exist"),
+        ("model.base=someone/a-model", 4, "hf download someone/a-model --local-dir a-model"),
     ],
 )
 def test_errors_are_one_line_with_an_exit_code(toml, change, code, message):

@@ -5,6 +5,7 @@ reachable under its own names.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,7 +135,11 @@ def open_source(base: str, encoders: str = "", vae: str = "", tokenizers: str = 
     path = Path(base).expanduser()
     folder = _encoder_folder(encoders) if encoders else None
     if not path.exists():
-        raise ModelFileError(f"model.base: {path} does not exist")
+        is_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None  # owner/name, as the hub spells its ids
+        remedy = (
+            f": if it is an id of the Hugging Face hub, download it first: hf download {base} --local-dir {path.name}"
+        )
+        raise ModelFileError(f"model.base: {path} does not exist{remedy if is_hub else ''}")
     source = _open_folder(path, folder or path) if path.is_dir() else _open_file(path, folder)
     refuse_lora(path, source.shapes)
     source.vae, source.tokenizers = _other_vae(vae) if vae else None, tokenizers

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lora_loom.trainer.errors import ConfigError, DataError, DivergedError, LoomError, ModelFileError, RunError
-from lora_loom.trainer.runs import execute as execute_module
+from lora_loom.trainer.runs import assemble as assemble_module
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
 from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.runs.run_folder import RunFolder
@@ -75,17 +75,17 @@ def test_adapters_move_and_the_base_does_not(tmp_path):
         def step(self, result, total):
             super().step(result, total)
 
-    original = execute_module.inject
+    original = assemble_module.inject
 
     def spying(root, *args, **kwargs):
         seen["root"] = root
         return original(root, *args, **kwargs)
 
-    execute_module.inject = spying
+    assemble_module.inject = spying
     try:
         outcome = train(config, Watching())
     finally:
-        execute_module.inject = original
+        assemble_module.inject = original
     after = {
         name.replace(".base_layer", ""): tensor_digest(p)
         for name, p in seen["root"].named_parameters()

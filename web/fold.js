@@ -18,7 +18,13 @@ export const foldable = (widgets, defaults) => widgets.filter((widget) => widget
 export function foldAdvanced(node) {
   const widgets = node.widgets ?? [];
   const all = widgets.filter((widget) => widget.options?.advanced);
-  if (!all.length || window.LiteGraph?.vueNodesMode) return;
+  if (!all.length) return;
+  if (window.LiteGraph?.vueNodesMode) {
+    const mark = () => all.forEach((widget) => { widget.advanced = Boolean(widget.options?.advanced); });
+    mark(); // it hides them by their options, and leaves room for them unless they are marked
+    refold.set(node, mark);
+    return;
+  }
   const defaults = new Map(all.map((widget) => [widget.name, widget.value]));
   const fold = () => {
     const linked = new Set(node.inputs?.filter((input) => input.link != null).map((input) => input.name));

@@ -49,7 +49,7 @@ def set_(page, key, value):
 
 def open_tab(page):
     if not page.locator(".loom-bench").is_visible():
-        page.click(".lora-loom-tab-button")
+        page.click(".lora-loom-tab-button, [data-testid=lora-loom-tab-button]")
     page.wait_for_selector(".loom-bench")
 
 
@@ -201,6 +201,8 @@ def test_nodes_and_panel_fit_in_both_renderers(trained, size, is_vue):
     panel = page.locator(".loom-panel").first.bounding_box()
     scale = page.evaluate("window.app.canvas.ds.scale")
     assert panel["width"] / scale > 350
+    size_of = "window.app.graph._nodes.find((node) => node.type === 'LoomDataset').size[1]"
+    assert page.evaluate(size_of) < 600, "there is room for inputs that are folded"
     page.locator(".loom-drop").first.wait_for()
     screen(page, f"page-{size[0]}-{'nodes2' if is_vue else 'canvas'}")
     set_(page, "Comfy.VueNodes.Enabled", False)

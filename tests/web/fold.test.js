@@ -71,10 +71,11 @@ test("an input that stops being advanced comes into sight, and the node grows by
   assert.equal(node.size[1], before + 24);
 });
 
-test("the renderer that folds by itself is left alone", () => {
+test("the renderer that folds by itself gets no button, and leaves no room for what it hides", () => {
   window.LiteGraph = { vueNodesMode: true };
   const node = newNode();
   foldAdvanced(node);
   assert.equal(node.widgets.length, 4);
+  assert.deepEqual(node.widgets.map((widget) => Boolean(widget.advanced)), [false, true, true, true]);
   window.LiteGraph = undefined;
 });

@@ -27,7 +27,7 @@ door.openData = (folder) => {
 
 /** ComfyUI asks for a tab's badge once, so the badge is put on its button here. */
 function renderBadge() {
-  const button = document.querySelector(`.${TAB}-tab-button`);
+  const button = document.querySelector(`.${TAB}-tab-button, button[aria-label="LoRA Loom"], button[aria-label^="LoRA Loom:"]`);
   const { badge } = bench.list;
   if (!(button instanceof HTMLElement)) return;
   button.classList.toggle("loom-badge", badge !== null);

@@ -18,6 +18,8 @@ import torch
 
 from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.comfy_api.workflow import load_workflow, plan_prompts, with_settings
+from lora_loom.trainer.config.checks import parse_sizes
+from lora_loom.trainer.config.prompt_library import read_library
 from lora_loom.trainer.config.run import ModelConfig
 from lora_loom.trainer.config.toml import load, read_options
 from lora_loom.trainer.data.cache.fill import fill
@@ -32,11 +34,10 @@ from lora_loom.trainer.lora_tools.inspect import inspect, to_text
 from lora_loom.trainer.lora_tools.merge import merge_loras
 from lora_loom.trainer.lora_tools.resize import Keep, resize
 from lora_loom.trainer.runs.headless import prepare, train
-from lora_loom.trainer.runs.prompt_library import read_library
 from lora_loom.trainer.runs.record import run_config, training_images
 from lora_loom.trainer.runs.run_folder import RunFolder
 from lora_loom.trainer.storage.names import check_name, safe_name
-from lora_loom.trainer.sweep.axes import parse_counts, parse_numbers, parse_seeds, parse_sizes
+from lora_loom.trainer.sweep.axes import parse_counts, parse_numbers, parse_seeds
 from lora_loom.trainer.sweep.run import load_sheet, write_strips, write_tables
 from tests.conftest import SilentHost, pictures, tiny_folder
 from tests.data.test_fuzz import descriptions, image_files, mutated

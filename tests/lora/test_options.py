@@ -1,11 +1,14 @@
 """What an adapter's options do to single modules: ranks, rates, dropouts, limits, initial values."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
+from lora_loom.trainer.families.flux import TARGETS
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.dropout import dropped_modules
 from lora_loom.trainer.lora.state_dict import max_relative_error, to_file
@@ -204,3 +207,22 @@ def test_a_draw_changes_nothing_without_dropout():
     plain = net(*inputs())
     adapter.set_draw(StepKey(seed=0, step=1, micro_batch=0))
     assert torch.equal(net(*inputs()), plain)
+
+
+WORDS = {
+    "mmdit": ["transformer_blocks.3.attn.to_q", "transformer_blocks.3.attn.to_out.0"],
+    "context": ["transformer_blocks.3.attn.add_q_proj", "transformer_blocks.3.attn.to_add_out"],
+    "context+ffs": [
+        "transformer_blocks.3.attn.add_q_proj", "transformer_blocks.3.attn.to_add_out",
+        "transformer_blocks.3.ff_context.net.0.proj", "transformer_blocks.3.ff_context.net.2",
+    ],
+    "tiny": ["single_transformer_blocks.7.proj_out", "single_transformer_blocks.20.proj_out"],
+    "nano": ["single_transformer_blocks.7.proj_out"],
+}  # fmt: skip
+PATHS_OF_FLUX = sorted({path for paths in WORDS.values() for path in paths} | {"single_transformer_blocks.8.proj_out"})
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_guides_words_for_target_modules_of_flux(word):
+    found = [path for path in PATHS_OF_FLUX if re.search(TARGETS[word].pattern, path)]
+    assert sorted(found) == sorted(WORDS[word])

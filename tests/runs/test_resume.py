@@ -169,10 +169,12 @@ def test_resume_is_exact_in_half_precision(precision, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "network", [{"kind": "glora"}, {"kind": "oft", "rank": 8}, {"init": "pissa", "rank": 2}], ids=str
+    "network",
+    [{"kind": "glora"}, {"kind": "oft", "rank": 8}, {"init": "pissa", "rank": 2}, {"init": "singular", "rank": 2}],
+    ids=str,
 )
 def test_resume_is_exact_with_kinds_that_read_the_weight(network, tmp_path):
-    check_resume({**PLAIN, "network": network}, tmp_path)
+    check_resume({**PLAIN, "network": {"dropout": 0.0, **network}}, tmp_path)
 
 
 def test_resume_is_exact_with_options_of_single_modules(tmp_path):

@@ -36,7 +36,7 @@ def materialise(path: str, layer: PeftLayer, seed: int, init: str) -> None:
             if isinstance(layer, OwnLayer):
                 value = layer.initial(group, tuple(parameter.shape), source)
             elif group in found:
-                value = found[group].reshape(parameter.shape)
+                value = found[group].reshape(parameter.shape).contiguous()
             else:
                 value = _initial(group, parameter, base, source, init)
             owner, _, leaf = name.rpartition(".")

@@ -145,7 +145,7 @@ def test_sweeps_have_it_in_every_cell_and_scores_measure_with_it(on_top, plain):
         (lambda t: {**t, "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 4),
                     "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(4, 2)}, "changes the text encoder too"),
         (lambda t: {**t, next(iter(t)): next(iter(t.values())) * float("nan")}, "NaN"),
-        (lambda t: {**t, f"{next(iter(t)).rpartition('.lora')[0]}.diff": torch.ones(2)}, r"not read here \(diff\)"),
+        (lambda t: {**t, f"{next(iter(t)).rpartition('.lora')[0]}.diff": torch.ones(32, 32)}, r"not read here \(diff\)"),
     ],
     ids=["another model", "another shape", "text encoder", "nan", "another kind"],
 )  # fmt: skip

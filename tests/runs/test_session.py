@@ -37,7 +37,7 @@ def test_what_a_run_leaves(tmp_path):
         for place in ("run/loras", "loras/run")
         for suffix in ("-000003", "-000006", "")
     }
-    assert names == expected | {"run/run.json", "run/metrics.jsonl", "run/lock"}
+    assert names == expected | {"run/run.json", "run/checkpoints/run.json", "run/metrics.jsonl", "run/lock"}
     record = folder.read()
     assert (record["state"], record["step"], record["name"]) == ("finished", 6, "run")
     assert record["environment"]["libraries"]["torch"] == torch.__version__.split("+")[0] or torch.__version__

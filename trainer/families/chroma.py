@@ -4,7 +4,7 @@ Chroma1-HD's model card (lodestones): it is not distilled and samples with class
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, update_wrapper
 from typing import TYPE_CHECKING
 
@@ -206,7 +206,9 @@ class Chroma:
     def lora_map(self, widths: Widths) -> KeyMap:
         double = widths.blocks("transformer_blocks", "double_blocks")
         single = widths.blocks("single_transformer_blocks", "single_blocks")
-        return native_keys(double, single, widths.hidden, 4 * widths.hidden, 0)
+        of_blocks = {key: width for key, width in widths.inputs.items() if GUIDANCE not in key}
+        hidden = replace(widths, inputs=of_blocks).hidden  # the network of the modulations has a width of its own
+        return native_keys(double, single, hidden, 4 * hidden, 0)
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]

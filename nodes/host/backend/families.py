@@ -6,7 +6,7 @@ network that no row describes trains too: `trainer/lora/roles.py` finds its laye
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -127,12 +127,18 @@ def _paths(preset: Targets, pieces: Mapping[str, list[_Piece]]) -> frozenset[str
     return frozenset(piece.path if count > 1 else piece.whole for piece, count in meant)
 
 
-def joined(paths: Sequence[str], parts: Mapping[str, Mapping[str, Rows]]) -> list[str]:
+def joined(
+    paths: Sequence[str],
+    parts: Mapping[str, Mapping[str, Rows]],
+    *,
+    missing: Callable[[str], bool] = lambda part: False,
+) -> list[str]:
     """The same weights with each fused Linear, whose parts are all among the paths, as one module: how earlier versions trained
-    them."""
+    them. Parts of which `missing` is true need not be among the paths."""
     found = set(paths)
     for whole, rows in parts.items():
-        if (inside := {f"{whole}.{name}" for name in rows}) <= found:
+        inside = {f"{whole}.{name}" for name in rows}
+        if inside & found and all(part in found or missing(part) for part in inside):
             found = found - inside | {whole}
     return sorted(found)
 

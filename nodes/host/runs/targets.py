@@ -14,6 +14,7 @@ from ....trainer.lora import roles
 from ....trainer.lora.layers import layers_of, layers_text
 from ....trainer.lora.probe import Probe
 from ....trainer.lora.state_dict import check_fits
+from ....trainer.lora.targets import resolve_targets
 from ....trainer.runs.modules import meanings, modules_of_run, of_start
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.storage.tensor_file import read_lora
@@ -68,7 +69,11 @@ def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser, see: Callable
         apply_probe(denoiser, see())
     found = meanings(denoiser.module, denoiser.target_presets, network)
     if network.init_from:
-        forms = [form for one in found for form in (one, joined(one, denoiser.settings.parts))]
+        some = set(resolve_targets(denoiser.module, denoiser.target_presets, "all"))
+        parts = (
+            denoiser.settings.parts
+        )  # those that nothing reads are in no preset now; earlier versions trained the whole
+        forms = [form for one in found for form in (one, joined(one, parts, missing=lambda part: part not in some))]
         return of_start(forms, read_lora(find_lora(network.init_from)), denoiser.file_key, denoiser.module)
     return found[0]
 

@@ -144,7 +144,8 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[Record, dict[str, Tensor], 
             raise ValueError(f"state.json is of another kind in {odd or 'step or scaler'}")
         adapter = _read(checkpoint.folder / "adapter.safetensors", digests)
         tensors = _read(checkpoint.folder / "optimizer.safetensors", digests)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        unpack_state(state["optimizer"], tensors)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise _damaged(checkpoint, error) from error
     if state["format"] != FORMAT:
         raise RunError(

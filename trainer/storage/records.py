@@ -21,4 +21,6 @@ def read_record(path: Path) -> Record:
     for key, kind in _TYPES.items():
         if key in record and not isinstance(record[key], kind):
             raise ValueError(f"{key} is {type(record[key]).__name__}")
+    if not all(isinstance(path, str) for path in record.get("modules") or ()):
+        raise ValueError("modules are no paths")
     return record

@@ -186,7 +186,7 @@ def strip(
     per_row: Annotated[int, typer.Option(min=0, help="Images in a row, of a folder of images; 0: all in one.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Redraw the grid of a sweep with other axes, or draw the images of any folder.
+    """Draw the grid of a sweep anew, or the images of a folder.
 
     Axes: checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler. There is one page for each combination of the axes that are neither columns nor rows.
     """

@@ -63,6 +63,28 @@ SIZES = (
                 "joint_attention_dim": 64, "axes_dims_rope": (4, 14, 14)},
     ),
     Size(
+        name="Z-Image toy", family="z_image", variant="z-image", network="ZImageTransformer2DModel", text={"text": (128, 32)},
+        config={"in_channels": 16, "dim": 48, "n_layers": 4, "n_refiner_layers": 1, "n_heads": 3, "n_kv_heads": 3, "cap_feat_dim": 32,
+                "axes_dims": (4, 6, 6), "axes_lens": (1536, 512, 512)},
+    ),
+    Size(
+        name="FLUX.2 toy", family="flux2", variant="klein-base", network="Flux2Transformer2DModel", text={"text": (128, 48)},
+        config={"in_channels": 128, "num_layers": 2, "num_single_layers": 4, "attention_head_dim": 32, "num_attention_heads": 4,
+                "joint_attention_dim": 48, "axes_dims_rope": (8, 8, 8, 8), "guidance_embeds": False},
+    ),
+    Size(
+        name="Chroma toy", family="chroma", variant="chroma", network="ChromaTransformer2DModel", text={"text": (128, 64)},
+        config={"in_channels": 64, "num_layers": 2, "num_single_layers": 4, "attention_head_dim": 32, "num_attention_heads": 4,
+                "joint_attention_dim": 64, "axes_dims_rope": (8, 12, 12), "approximator_num_channels": 16, "approximator_hidden_dim": 32,
+                "approximator_layers": 2},
+    ),
+    Size(
+        name="Krea 2 toy", family="krea2", variant="raw", network="Krea2Transformer2DModel", text={"text": (128, 3 * 32)},
+        config={"in_channels": 64, "num_layers": 4, "attention_head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "intermediate_size": 256, "timestep_embed_dim": 32, "text_hidden_dim": 32, "num_text_layers": 3,
+                "text_num_attention_heads": 2, "text_num_key_value_heads": 2, "text_intermediate_size": 48, "axes_dims_rope": (8, 12, 12)},
+    ),
+    Size(
         name="SDXL 2.6B", family="sdxl", variant="sdxl", network=UNET, billions=2.57, text={"text": (77, 2048), "pooled": (1280,)},
         config={**_SDXL, "block_out_channels": (320, 640, 1280), "layers_per_block": 2, "cross_attention_dim": 2048,
                 "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10), "addition_time_embed_dim": 256,

@@ -149,7 +149,10 @@ def test_the_default_of_a_transformer_is_attention_feed_forward_and_modulation_o
 def test_every_preset_matches_and_its_keys_are_the_hosts(family, tiny):
     recorded = [json.loads(p.read_text())["accepted"] for p in HOST.glob("*.json") if _family_of(p) == family.name]
     assert recorded, "no host fixture for this family: run scripts/record_host_keys.py"
-    for preset in tiny.denoiser.target_presets:
+    for preset in tiny.denoiser.target_presets.keys() - {
+        "tiny",
+        "nano",
+    }:  # single blocks of Flux that it is not deep enough for
         paths = resolve_targets(tiny.denoiser.module, tiny.denoiser.target_presets, preset)
         assert paths
         patterns = {_numberless(tiny.denoiser.file_key(path)) for path in paths}

@@ -30,6 +30,7 @@ class Job:
         self.done.set()
 
 def main():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has its children ignore it
     how, active = sys.argv[2:]
     job = Job()
     if active == "active":

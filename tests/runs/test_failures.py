@@ -367,12 +367,12 @@ def test_a_lora_to_start_from_that_cannot_be_used(tmp_path):
     cut(cut_file)
     tensors = load_file(first.lora)
     module = next(iter(tensors)).split(".lora_")[0]
-    save_file({f"{module}.oft_blocks": torch.zeros(2, 4, 4)}, tmp_path / "oft.safetensors")
+    save_file({f"{module}.mystery": torch.zeros(2, 4, 4)}, tmp_path / "odd.safetensors")
     for file, network, message in (
         (cut_file, {}, "is damaged .*copy it again"),
         (first.lora, {"rank": 4}, "has rank .2., network.rank = 4: use the file's rank"),
         (first.lora, {"target_modules": "attention+mlp"}, "modules are only in one of them"),
-        (tmp_path / "oft.safetensors", {}, "1 tensors of an unknown kind, first .*oft_blocks"),
+        (tmp_path / "odd.safetensors", {}, "1 tensors of an unknown kind, first .*mystery"),
     ):
         with pytest.raises(LoomError, match=message):
             go(tmp_path, name="second", network={"init_from": str(file), **network})

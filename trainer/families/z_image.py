@@ -6,7 +6,8 @@ have tensors of the same names and shapes; only the name of the file or folder s
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,13 +144,20 @@ class ZImageDenoiser(DiffusersDenoiser):
 
 
 def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> ZImageDenoiser:
-    return ZImageDenoiser(
-        family=NAME,
-        module=module,
-        objective=VARIANTS[variant].objective,
-        target_presets=TARGETS,
-        compute_dtype=compute_dtype,
+    objective = VARIANTS[variant].objective
+    denoiser = ZImageDenoiser(
+        family=NAME, module=module, objective=objective, target_presets=TARGETS, compute_dtype=compute_dtype
     )
+    clock = cast(nn.Module, module.t_embedder)
+    clock.forward = partial(_embed_time, clock, denoiser.dtype)
+    return denoiser
+
+
+def _embed_time(clock: nn.Module, dtype: torch.dtype, t_B: Tensor) -> Tensor:
+    """diffusers' own, in the dtype of the activations instead of the weights', which may be fp8."""
+    size = clock.frequency_embedding_size
+    waves_BD = clock.timestep_embedding(t_B, size)  # type: ignore[operator]
+    return cast(nn.Module, clock.mlp)(waves_BD.to(dtype))
 
 
 class ZImage:

@@ -84,7 +84,10 @@ def test_the_keys_we_write_land_on_the_same_rows(recorded, name, tmp_path):
     skeleton = open_base(ModelConfig(base=str(file), family=TOYS[name].family)).skeleton()
     checked = 0
     for parameter in (name for name in keymap if name.endswith(".weight")):
-        key = skeleton.file_key(parameter.removesuffix(".weight"))
+        path = parameter.removesuffix(".weight")
+        if not isinstance(skeleton.module.get_submodule(path), torch.nn.Linear | torch.nn.Conv2d):
+            continue  # norms have no adapter
+        key = skeleton.file_key(path)
         if key in stored["accepted"] and stored["accepted"][key][-1] != "other":
             assert fresh["accepted"][key] == stored["accepted"][key], key
             checked += 1

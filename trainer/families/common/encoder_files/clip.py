@@ -83,7 +83,7 @@ def load_clip(name: str, place: ClipPlace, stored: Mapping[str, Tensor], loading
     if loading.device.type == "meta":
         with torch.device("meta"):
             return kind(config).to(loading.dtype).requires_grad_(False).eval()
-    tensors = _renamed(place, {key: stored[key] for key in shapes}, projects=name == "text_encoder_2")
+    tensors = _renamed(place, stored, projects=name == "text_encoder_2")
     module, found = kind.from_pretrained(  # type: ignore[attr-defined]
         None,
         config=config,

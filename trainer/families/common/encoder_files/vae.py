@@ -53,9 +53,9 @@ def read_config(path: Path, shapes: Shapes) -> dict[str, object]:
     """AutoencoderKL's configuration, read off the shapes of either layout. Raises ModelFileError."""
     try:
         newer = _NEWER in shapes
-        stem, blocks, first = ("encoder.down_blocks", "resnets", 0) if newer else ("encoder.down", "block", 0)
+        stem, blocks = ("encoder.down_blocks", "resnets") if newer else ("encoder.down", "block")
         depth = count_blocks(shapes, stem)
-        channels = [shapes[f"{stem}.{i}.{blocks}.{first}.conv1.weight"][0] for i in range(depth)]
+        channels = [shapes[f"{stem}.{i}.{blocks}.0.conv1.weight"][0] for i in range(depth)]
         return {
             "in_channels": shapes["encoder.conv_in.weight"][1],
             "out_channels": shapes["decoder.conv_out.weight"][0],

@@ -11,7 +11,7 @@ from .server import ROOT
 
 pytestmark = pytest.mark.comfyui
 RENAMED = {"folder": "pics", "name": "workflow"}
-SMALL = {"steps": 4, "save_every": 2, "resolution": 64, "width": 64, "height": 64, "vae_batch": 1}
+SMALL = {"steps": 4, "length": "value", "save_every": 2, "resolution": 64, "width": 64, "height": 64, "vae_batch": 1}
 
 
 def graph(workflow, base, /, **changes):

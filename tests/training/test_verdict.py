@@ -82,3 +82,11 @@ def test_a_recomputation_that_differs_is_refused_and_an_equal_one_changes_nothin
             loss.backward()
             assert recompute.difference == 0
             assert block.calls == 2
+
+
+def test_a_block_that_gets_its_tensors_by_name_is_run_on_shapes_too():
+    """Flux' blocks in ComfyUI do; there is nothing to compare without values."""
+    recompute, x = Recomputation(), torch.ones(2, 3, device="meta", requires_grad=True)
+    recompute(lambda: x * 2).sum().backward()
+    assert recompute.difference is None
+    assert x.grad.shape == x.shape

@@ -85,9 +85,9 @@ def _difference(before: Tensor, now: Tensor) -> float:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """The floating-point tensors in the result of a block: one, or several in tuples."""
+    """The floating-point tensors in the result of a block, one or several in tuples; of a block run on shapes there are none to compare."""
     if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
+        return [value] if value.is_floating_point() and not value.is_meta else []
     return [tensor for one in value for tensor in _tensors(one)] if isinstance(value, tuple | list) else []
 
 

@@ -240,7 +240,7 @@ def test_a_moved_initial_lora_is_the_same_run_and_a_changed_one_is_not(tmp_path)
     go(tmp_path, network={"init_from": str(tmp_path / "b.safetensors")}, training={"steps": 7})
     tensors = {key: tensor + 1 for key, tensor in load_file(first.lora).items()}
     save_file(tensors, tmp_path / "b.safetensors")
-    with pytest.raises(RunError, match=r"facts\.init"):
+    with pytest.raises(RunError, match=r"facts\.init: network\.init_from is another LoRA"):
         go(tmp_path, network={"init_from": str(tmp_path / "b.safetensors")})
 
 

@@ -13,9 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config.aliases import current_tree
-from ..config.dataset import DatasetConfig
-from ..config.toml import changed_settings, differences, free_on_resume, to_dict
+from ..config.toml import changed_settings, differences, free_on_resume
 from ..errors import LoomError, RunError, StoppedError
 from ..storage.atomic import remove_leftovers, remove_temporaries, write_bytes, write_json, write_tensors
 from ..storage.records import read_record
@@ -23,6 +21,7 @@ from ..storage.tensor_file import damage_of
 from ..training.early_stopping import lowest, recommended
 from ..training.held_out import ruler_of
 from ..types import Record, StepResult
+from .changes import changed_sets, in_words
 from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 
 RUN_FORMAT = 2
@@ -198,15 +197,14 @@ class RunFolder:
         if any(line.startswith("training.gradient_accumulation_steps:") for line in lines):
             lines.append("(it counts the forward passes of all processes together)")
         if any(line.startswith("facts.data:") for line in lines):
-            lines += _changed_sets(record["config"], json.loads(json.dumps(config)))
+            lines += changed_sets(record["config"], json.loads(json.dumps(config)))
         return lines
 
     def check_same(self, fixed: Record, config: Record, remedy: str = "use another name for a new run") -> None:
         """Raise RunError with `differences`, what may change, and the remedy, unless the run may be continued."""
         if lines := self.differences(fixed, config):
-            raise RunError(
-                f"run {self.name} exists with another configuration: {'; '.join(lines)}. {free_on_resume()}; {remedy}"
-            )
+            said = "; ".join(in_words(line) for line in lines)
+            raise RunError(f"run {self.name} exists with another configuration: {said}. {free_on_resume()}; {remedy}")
 
     def has_kept_nothing(self) -> bool:
         """Whether the run ended before its first checkpoint, without a LoRA file: its name is free for other settings."""
@@ -382,13 +380,3 @@ class ReadOnlyRunFolder(RunFolder):
 
 def _is_whole(path: Path) -> bool:
     return path.is_file() and not damage_of(path)
-
-
-def _changed_sets(old: Record, new: Record) -> list[str]:
-    """Lines "dataset.0.repeats: 1 -> 2", or one that says that the files themselves must have changed."""
-    # An option that the run's version did not have yet counts as it is by default.
-    plain = to_dict(DatasetConfig(folder="x"))
-    before, after = (
-        {str(i): {**plain, **d} for i, d in enumerate(current_tree(c).get("dataset") or [])} for c in (old, new)
-    )
-    return differences(before, after, "dataset.") or ["(images, captions or masks in the folders changed)"]

@@ -172,6 +172,7 @@ class TrainingRun:
         while self.training.step < self.total and not enough and not self.processes.any(self.host.should_stop()):
             with self.timings.of("training"):
                 result = next(steps)
+            self.session.backend.check_files()
             self._report(result)
             self._serve(due=True)
             if self._measures_at(result.step):

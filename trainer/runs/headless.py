@@ -38,6 +38,7 @@ from ..memory_plan.files import FilesRun, plan_files
 from ..memory_plan.plan import MemoryPlan, as_record, predicted
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
+from ..storage.mapped_files import MappedFiles
 from ..storage.tensor_file import read_lora
 from ..training.early_stopping import check_measured
 from ..training.epochs import in_steps
@@ -350,6 +351,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         base_loras=laid,
         rate_scales=rate_scales(config.text, config.optimizer, tuple(base.settings.text_parts)),
         layout=FileFormat(formats=formats, format=format) if format != "native" else None,
+        check_files=MappedFiles(base.source.denoiser_files).check,
     )
 
 

@@ -123,6 +123,8 @@ class Backend:
     """Another layout for the LoRA files than the one that is trained in."""
     arithmetic: Arithmetic = reference_arithmetic
     """What a host computes from a LoRA file; inside ComfyUI it is ComfyUI itself."""
+    check_files: Callable[[], None] = lambda: None
+    """Asked after every step; raises ModelFileError if a file that the base model is mapped from was written to."""
     about: Record = field(default_factory=dict)
     """Entries of run.json that say what the base model is and which of its layers train."""
 

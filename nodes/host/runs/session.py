@@ -62,6 +62,7 @@ from ..backend.denoiser import (
 )
 from ..backend.encoder_check import check_encoders
 from ..backend.lora_check import host_arithmetic
+from ..backend.mapped_files import HostFiles
 from ..backend.model_rows import as_begun, record_of, warnings
 from ..backend.patches import without_patches
 from ..comfy_types import Clip, ModelPatcher
@@ -277,6 +278,7 @@ def make_session(
         base_loras=laid,
         rate_scales=rate_scales(request.text, plan.optimizer, tuple(texts.clip.parts)) if texts else {},
         arithmetic=host_arithmetic(patcher.model, request.clip),
+        check_files=HostFiles(denoiser.module).check,
         about={
             "base_model": record_of(denoiser.settings),
             "layers": layers,

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import ModelFileError
+from ...storage.mapped_files import load_tensors
 from ...types import Json, Shapes
 
 DENOISER_PREFIX = "model.diffusion_model."
@@ -86,7 +87,7 @@ class Source:
         return read_json(file) if self.is_diffusers and file.is_file() else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The denoiser's tensors, memory-mapped, prefix removed. Raises ModelFileError for weights quantized to integers."""
+        """The denoiser's tensors, mapped from the file unless that lies on a network drive, prefix removed. Raises ModelFileError for weights quantized to integers."""
         tensors = {key: tensor for key, tensor in self._stored().items() if not _is_scale(key)}
         packed = [key for key, t in tensors.items() if key.endswith(".weight") and not t.is_floating_point()]
         if packed and self.quanto_map is None:
@@ -108,12 +109,10 @@ class Source:
         return found
 
     def _stored(self) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
-
         return {
             key.removeprefix(self.prefix): tensor
             for file in self.denoiser_files
-            for key, tensor in load_file(file).items()
+            for key, tensor in load_tensors(file).items()
             if key.startswith(self.prefix) and key not in MARKS
         }
 

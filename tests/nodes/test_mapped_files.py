@@ -40,7 +40,7 @@ def file(tmp_path):
 @posix
 def test_a_file_that_was_shortened_is_named(host, file):
     network, descriptor = mapped_network(file)
-    files = host("backend.mapped_files").HostFiles(network)
+    files = host("backend.sharing.mapped_files").HostFiles(network)
     files.check()
     os.truncate(file, 10)
     with pytest.raises(ModelFileError, match="had 1,000 bytes and has 10"):
@@ -52,7 +52,7 @@ def test_a_file_that_was_shortened_is_named(host, file):
 @posix
 def test_the_files_of_a_new_copy_are_watched_from_when_it_is_used(host, file, tmp_path):
     network, _ = mapped_network(file)
-    files = host("backend.mapped_files").HostFiles(network)
+    files = host("backend.sharing.mapped_files").HostFiles(network)
     other = tmp_path / "other.safetensors"
     other.write_bytes(bytes(500))
     copy, _ = mapped_network(other)
@@ -67,4 +67,4 @@ def test_the_files_of_a_new_copy_are_watched_from_when_it_is_used(host, file, tm
 
 
 def test_a_network_in_plain_memory_has_no_files(host):
-    host("backend.mapped_files").HostFiles(nn.Linear(2, 2)).check()
+    host("backend.sharing.mapped_files").HostFiles(nn.Linear(2, 2)).check()

@@ -80,7 +80,7 @@ class Run:
             patcher.model.diffusion_model, dict(patcher.model.diffusion_model.state_dict())
         )
         compute_in(self.shadow, dtype)
-        self.base = host("backend.reshare").SharedBase(self.shadow, patcher, lambda: self.loaded)
+        self.base = host("backend.sharing.reshare").SharedBase(self.shadow, patcher, lambda: self.loaded)
         self.adapter = inject(self.shadow, ["0", "1", "2"], NetworkConfig(rank=2), seed=0, compute_dtype=dtype)
 
     def step(self):
@@ -251,7 +251,7 @@ def test_packed_tensors_are_laid_over_part_by_part(host):
     from tests.nodes.test_share import Packed
     from tests.nodes.test_share import Params as Fields
 
-    share = host("backend.share_storage")
+    share = host("backend.sharing.share_storage")
 
     def packed(value):
         return Packed(torch.full((4, 4), value, dtype=torch.uint8), "layout", Fields(torch.ones(1), (4, 4)))
@@ -295,7 +295,7 @@ def test_a_streamed_base_brings_its_blocks_from_the_new_copy(host, slots, none_b
     assert alone <= 1.05 * (stream.total + slots * stream.ring.size)
     assert torch.equal(shadow(x), expected)
     loaded = [blocks()]
-    base = host("backend.reshare").SharedBase(shadow, first, lambda: loaded)
+    base = host("backend.sharing.reshare").SharedBase(shadow, first, lambda: loaded)
     assert base.follow()
     base.retired.clear()
     del first

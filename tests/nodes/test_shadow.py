@@ -245,12 +245,12 @@ def test_a_shadow_has_the_keys_of_the_original(shadow_of):
 @pytest.mark.parametrize("names", [("_params",), ("_qdata",), ()])
 def test_only_a_tensor_of_both_parts_is_packed(host, names):
     part = type("Part", (), dict.fromkeys(names, 1))()
-    assert not host("backend.share_storage").is_quantized(part)
+    assert not host("backend.sharing.share_storage").is_quantized(part)
 
 
 def test_a_trained_parameter_is_shared_without_its_history(host):
     weight = nn.Parameter(torch.rand(3))
-    shared = host("backend.share_storage").share(weight)
+    shared = host("backend.sharing.share_storage").share(weight)
     assert not shared.requires_grad
     assert shared.data_ptr() == weight.data_ptr()
 
@@ -271,6 +271,6 @@ def test_parts_of_a_tensor_subclass_are_its_inner_tensors(host):
         def __tensor_flatten__(self):
             return ["inner", "scale"], None
 
-    parts = host("backend.share_storage").parts
+    parts = host("backend.sharing.share_storage").parts
     assert [part.data_ptr() for part in parts(Outer())] == [t.data_ptr() for t in (first, second, second)]
     assert parts(first)[0] is first

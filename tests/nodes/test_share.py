@@ -17,7 +17,7 @@ def inference(tensor):
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_a_shared_tensor_is_normal_and_copies_nothing(host, dtype):
     original = inference((torch.rand(6, 4) * 100).to(dtype)).t()[1:, ::2]
-    shared = host("backend.share_storage").share(original)
+    shared = host("backend.sharing.share_storage").share(original)
     assert original.is_inference()
     assert not shared.is_inference()
     assert shared.data_ptr() == original.data_ptr()
@@ -30,7 +30,7 @@ def test_autograd_runs_through_it(host):
     x = torch.rand(2, 4, requires_grad=True)
     with pytest.raises(RuntimeError, match="Inference tensors"):
         torch.nn.functional.linear(x, weight).sum().backward()
-    torch.nn.functional.linear(x, host("backend.share_storage").share(weight)).sum().backward()
+    torch.nn.functional.linear(x, host("backend.sharing.share_storage").share(weight)).sum().backward()
     assert torch.allclose(x.grad, weight.sum(0).expand(2, 4))
 
 
@@ -49,7 +49,7 @@ class Packed:
 
 def test_packed_tensors_are_rebuilt_from_shared_parts(host):
     packed = Packed(inference(torch.zeros(4, 4, dtype=torch.uint8)), "layout", Params(inference(torch.ones(1)), (4, 4)))
-    share = host("backend.share_storage")
+    share = host("backend.sharing.share_storage")
     shared = share.share(packed)
     assert share.storages(shared) == share.storages(packed)
     assert not shared._qdata.is_inference()
@@ -104,7 +104,7 @@ def shadow_of(host, network):
 
 
 def test_every_byte_of_a_shadow_is_the_originals(host, network):
-    storages = host("backend.share_storage").storages
+    storages = host("backend.sharing.share_storage").storages
     shadow = shadow_of(host, network)
     theirs = {a for t in network.state_dict().values() for a in storages(t)}
     mine = {a: size for t in shadow.state_dict().values() for a, size in storages(t).items()}

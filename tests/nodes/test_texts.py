@@ -107,7 +107,7 @@ def test_the_network_is_fed_the_text_of_the_moment_and_the_sizes_of_the_image(ho
 
 
 def test_the_weights_of_a_clip_are_followed_like_those_of_a_model(host):
-    reshare = host("backend.reshare")
+    reshare = host("backend.sharing.reshare")
 
     class Patcher:
         def __init__(self, network):

@@ -56,7 +56,7 @@ def test_a_file_that_was_replaced_or_deleted_is_still_there_for_this_process(map
     path, tensors = mapped
     files = MappedFiles([path])
     save_file({"weight": torch.zeros(2000)}, tmp_path / "new")
-    os.replace(tmp_path / "new", path)
+    (tmp_path / "new").replace(path)
     files.check()
     path.unlink()
     files.check()

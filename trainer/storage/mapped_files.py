@@ -25,7 +25,7 @@ def is_remote(path: Path) -> bool:
     """Whether a file lies on a network drive, or on one that a program provides (FUSE: sshfs, rclone). False where the system does not say."""
     import psutil
 
-    whole = Path(os.path.abspath(os.path.realpath(path)))
+    whole = path.resolve()
     if whole.drive.startswith("\\\\"):
         return True
     drives = {Path(one.mountpoint): one for one in psutil.disk_partitions(all=True)}
@@ -79,7 +79,7 @@ class MappedFiles:
 
 def state_of(file: Path | int) -> State:
     """What tells a file from itself at another time; `file` may be a descriptor. Raises OSError."""
-    status = os.stat(file)
+    status = file.stat() if isinstance(file, Path) else os.fstat(file)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....trainer.weights.frozen import FrozenConv2d, FrozenLinear
-from .share_storage import share
+from .sharing.share_storage import share
 
 RUNTIME_NAMES = {
     "weight_function", "bias_function", "prev_comfy_cast_weights", "forward", "factory_kwargs", "tensor_class",

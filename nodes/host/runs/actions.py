@@ -17,7 +17,7 @@ from ....trainer.training.text_encoders import WithText
 from ...sockets.values import RunValue
 from ..backend.base_loras import loader_names, read_base_loras
 from ..backend.model_rows import told_of
-from ..backend.reshare import SharedBase, loaded_models
+from ..backend.sharing.reshare import SharedBase, loaded_models
 from ..comfy_types import Graph, ModelPatcher
 from ..encoding.trained_text import TrainedClip
 from ..paths import lora_name, root, run_folder

@@ -20,7 +20,7 @@ from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Outcome, Session
 from ....trainer.training.early_stopping import lowest, selected_loss
 from ....trainer.types import StepResult
-from ..backend.reshare import SharedBase
+from ..backend.sharing.reshare import SharedBase
 from ..comfy_types import ModelPatcher
 
 logger = logging.getLogger("lora_loom")

@@ -62,9 +62,9 @@ from ..backend.denoiser import (
 )
 from ..backend.encoder_check import check_encoders
 from ..backend.lora_check import host_arithmetic
-from ..backend.mapped_files import HostFiles
 from ..backend.model_rows import as_begun, record_of, warnings
 from ..backend.patches import without_patches
+from ..backend.sharing.mapped_files import HostFiles
 from ..comfy_types import Clip, ModelPatcher
 from ..encoding.datasets import read_listing
 from ..encoding.encoders import clip_identity, model_identity

@@ -111,7 +111,7 @@ def host_prediction(patcher, name, inputs, noisy):
 
 
 def shared_bytes(loom, patcher):
-    storages = loom("nodes.host.backend.share_storage").storages
+    storages = loom("nodes.host.backend.sharing.share_storage").storages
     denoiser = loom("nodes.host.backend.denoiser").load_denoiser(patcher)
     theirs = {a: size for t in patcher.model.diffusion_model.state_dict().values() for a, size in storages(t).items()}
     mine = {a: size for t in denoiser.module.state_dict().values() for a, size in storages(t).items()}

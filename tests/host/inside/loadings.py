@@ -42,7 +42,7 @@ def loaded(patcher, state):
 
 
 def case(loom, state):
-    storages = loom("nodes.host.backend.share_storage").storages
+    storages = loom("nodes.host.backend.sharing.share_storage").storages
     before = sum(living(storages).values())
     first = toy_model("sd3")
     shadow = loom("nodes.host.backend.denoiser").load_denoiser(first).module
@@ -50,7 +50,7 @@ def case(loom, state):
     numbers = {name: weight.clone() for name, weight in shadow.named_parameters()}
     second = toy_model("sd3")
     given = loaded(second, state)
-    base = loom("nodes.host.backend.reshare").SharedBase(shadow, first, lambda: [given])
+    base = loom("nodes.host.backend.sharing.reshare").SharedBase(shadow, first, lambda: [given])
     said = base.follow()
     base.retired.clear()
     del first

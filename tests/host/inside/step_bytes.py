@@ -30,7 +30,7 @@ def batches(loom, patcher, name):
 
 
 def case(loom, name, dtype):
-    storages, config = loom("nodes.host.backend.share_storage").storages, loom("trainer.config.run")
+    storages, config = loom("nodes.host.backend.sharing.share_storage").storages, loom("trainer.config.run")
     patcher = toy_model(name, dtype)
     data = batches(loom, patcher, name)
     before = living(storages)

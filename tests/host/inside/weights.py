@@ -82,7 +82,7 @@ def packed_pair(name="sd3"):
 
 
 def compare(loom, patcher, plain):
-    storages = loom("nodes.host.backend.share_storage").storages
+    storages = loom("nodes.host.backend.sharing.share_storage").storages
     denoiser, *rest = setting(loom, patcher, dtype=torch.float32)
     theirs = {a for t in patcher.model.diffusion_model.parameters() for a in storages(t)}
     linears = {a: size for t in denoiser.module.parameters() if t.ndim == 2 for a, size in storages(t).items()}

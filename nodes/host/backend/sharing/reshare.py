@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....trainer.weights.bits import same_bits
-from ....trainer.weights.streaming import stream_of
-from ..comfy_types import ModelPatcher
-from .denoiser import is_plain
+from .....trainer.weights.bits import same_bits
+from .....trainer.weights.streaming import stream_of
+from ...comfy_types import ModelPatcher
+from ..denoiser import is_plain
 from .share_storage import parts
 
 NETWORK = "diffusion_model"

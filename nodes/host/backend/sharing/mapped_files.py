@@ -4,12 +4,13 @@ import itertools
 import os
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ....trainer.storage.mapped_files import State, refuse_change, state_of
+from .....trainer.storage.mapped_files import State, refuse_change, state_of
 from .share_storage import parts
 
 MAP = "_comfy_tensor_mmap_refs"
@@ -54,6 +55,6 @@ class HostFiles:
 def _name(descriptor: int) -> str:
     """The path of an open file where the system tells it."""
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
     except OSError:
         return "the file of the MODEL"

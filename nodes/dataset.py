@@ -89,6 +89,19 @@ def _sizes() -> dict[str, Widget]:
     }
 
 
+def _augmentation() -> dict[str, Widget]:
+    """Inputs for images that vary. They come after those of earlier versions."""
+    return {
+        **{
+            name: _advanced(name, max=1.0, step=0.05)
+            for name in ("random_brightness", "random_contrast", "random_saturation")
+        },
+        "random_hue": _advanced("random_hue", max=180.0, step=1.0),
+        "random_rotation": _advanced("random_rotation", max=180.0, step=1.0),
+        "image_variants": _advanced("image_variants", max=1000),
+    }
+
+
 def _list(name: str, tooltip: str) -> Widget:
     return "STRING", {"default": "", "tooltip": tooltip, "advanced": True}
 
@@ -144,6 +157,7 @@ class LoomDataset(FormerRoles, LoomNode):
                     "max_aspect": _advanced("max_aspect", max=100.0, step=0.01),
                     "caption_extension": _advanced("caption_extension"),
                     "empty_captions": _advanced("empty_captions"),
+                    **_augmentation(),
                     "previous": _PREVIOUS,
                 },
             },
@@ -204,6 +218,7 @@ class LoomDatasetImages(FormerRoles, LoomNode):
                     "references_3": link(
                         "IMAGE", "A third reference image for each image, used together with the other two."
                     ),
+                    **_augmentation(),
                 },
             },
             shown=("captions", "trigger", "repeats"),

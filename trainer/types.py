@@ -75,6 +75,22 @@ class Geometry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageVariant:
+    """What makes a variant of an image: its place of the crop in pixels, its turn and its colours."""
+
+    crop_left: int
+    crop_top: int
+    rotation: float = 0.0
+    """Degrees, counterclockwise."""
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    """Factors; 1 changes nothing."""
+    hue: float = 0.0
+    """Degrees of the circle of hues."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptionForms:
     """The captions of an image, and how they vary each time the image is drawn."""
 
@@ -122,6 +138,8 @@ class Example:
     """Image whose brightness weights the loss. The example's own path means its alpha channel."""
     live: CaptionForms | None = None
     """Dynamic captions: where given, a new text is made of it each time the image is drawn, and `captions` holds the plain forms only."""
+    variants: tuple[ImageVariant, ...] = ()
+    """Variants of the image, the image itself first. One of them is chosen each time the image is drawn. Empty: only itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

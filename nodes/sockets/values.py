@@ -23,7 +23,7 @@ from ...trainer.config.run import (
     ValidationConfig,
 )
 from ...trainer.config.section import require
-from ...trainer.types import EncoderIdentity, Example, Geometry
+from ...trainer.types import EncoderIdentity, Example, Geometry, ImageVariant
 
 VERSION = 1
 
@@ -193,4 +193,6 @@ def example_from_json(data: Mapping[str, Any]) -> Example:
     shown = tuple(Path(path) for path in data["references"])
     sizes = {name: tuple(data["geometry"][name]) for name in ("original", "resized", "target")}
     geometry = Geometry(**{**data["geometry"], **sizes})
-    return Example(**{**data, **paths, "references": shown, "captions": tuple(data["captions"]), "geometry": geometry})
+    variants = tuple(ImageVariant(**one) for one in data.get("variants", ()))
+    more = {"references": shown, "captions": tuple(data["captions"]), "geometry": geometry, "variants": variants}
+    return Example(**{**data, **paths, **more})

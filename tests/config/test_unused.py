@@ -42,6 +42,11 @@ IDLE = [
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", "caption_dropout": 0.1}]}, "caption_dropout"),
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", "shuffle_tags": True}]}, "dataset.shuffle_tags"),
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", "tag_dropout": 0.1}]}, "dataset.tag_dropout"),
+    *(
+        ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", name: 0.1}]}, f"dataset.{name} = 0.1 would do nothing: validation")
+        for name in ("random_brightness", "random_contrast", "random_saturation", "random_hue", "random_rotation")
+    ),
+    ({"dataset": [{"folder": "x", "image_variants": 4}]}, "dataset.image_variants = 4 would do nothing: images never change"),
     ({"dataset": [{"folder": "x", "teacher": "base"}]}, "dataset.teacher = 'base' would do nothing: only role"),
     ({"dataset": [{"folder": "x", "metadata": "t.csv"}]}, "dataset.metadata = 't.csv' would do nothing: only captions"),
     ({"dataset": [{"folder": "x", "captions": "json", "file_field": "f"}]}, "dataset.file_field = 'f'"),
@@ -101,6 +106,8 @@ USED = [
     {"dataset": [{"folder": "x", "wildcards": True, "caption_variants": 4, "buckets": "kohya", "min_side": 64}]},
     {"dataset": [{"folder": "x"}, {"folder": "y", "role": "regularisation", "teacher": "base"}]},
     {"dataset": [{"folder": "x", "aspects": [1.0], "min_size": 4, "size_metric": "area"}]},
+    {"dataset": [{"folder": "x", "crop": "random", "image_variants": 4}]},
+    {"dataset": [{"folder": "x", "random_hue": 5.0, "image_variants": 4}]},
     {"sweep": {"guidance": [{"method": "apg", "eta": 0.5, "norm_threshold": 5.0, "momentum": -0.5}]}},
 ]
 

@@ -1,5 +1,7 @@
 """Twelve configurations of six trainers become what they mean."""
 
+import json
+
 import pytest
 
 from lora_loom.trainer.config.toml import load, to_dict
@@ -60,3 +62,25 @@ def test_rates_of_two_text_encoders_and_text_encoders_alone(case, tmp_path):
     given, expected = TEXTS[case]
     text = import_text(given, Surroundings(tmp_path), case).config.text
     assert (text.learning_rate, text.learning_rate_2, text.alone) == expected
+
+
+def test_random_colours_and_turns_of_onetrainer(tmp_path):
+    """A hue is a share of half a turn there (torchvision's unit), and degrees here."""
+    image = {
+        "enable_random_rotate": True,
+        "random_rotate_max_angle": 12.0,
+        "enable_random_hue": True,
+        "random_hue_max_strength": 0.1,
+        "enable_random_brightness": False,
+        "random_brightness_max_strength": 0.4,
+        "enable_fixed_contrast": True,
+        "random_contrast_max_strength": 0.2,
+    }
+    text = json.dumps([{"path": "c", "image_variations": 4, "image": image, "text": {}}])
+    done = import_text(text, Surroundings(tmp_path), "concepts.json")
+    [made] = done.config.dataset
+    assert (made.random_rotation, made.random_hue, made.image_variants) == (12.0, pytest.approx(18.0), 4)
+    assert (made.random_brightness, made.random_contrast) == (0.0, 0.0)
+    became = {one.option: one.became for one in done.taken}
+    assert became["image.random_contrast_max_strength"] == "none"
+    assert became["image.random_brightness_max_strength"] == "needless"

@@ -13,6 +13,10 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 MOST_MEGAPIXELS = 70.0
 
 
+RANDOM_COLOURS = ("random_brightness", "random_contrast", "random_saturation")
+"""Options that are the largest change of a factor."""
+USUAL_VARIANTS = 8
+"""Variants of an image with random colours or turns, where their number is not given."""
 MAX_REPEATS = 100_000
 """The most uses of an image in an epoch. Every use of an image is an entry of a list."""
 
@@ -77,6 +81,18 @@ class DatasetConfig(Section, table="dataset"):
     """Probability that an image is trained with the empty prompt, which keeps classifier-free guidance working. 0.05 to 0.1 is usual."""
     flip: bool = False
     """Also trains the mirror image (both are cached). Not for anything with a left and a right."""
+    random_brightness: float = 0.0
+    """Also trains variants with another brightness: the factor is drawn from 1 - this to 1 + this. 0.1 to 0.3 is usual."""
+    random_contrast: float = 0.0
+    """The same with the contrast."""
+    random_saturation: float = 0.0
+    """The same with the saturation of colours."""
+    random_hue: float = 0.0
+    """The same with hues: they are turned by up to this many degrees, 180 at most. Not where colours matter."""
+    random_rotation: float = 0.0
+    """Also trains variants turned by up to this many degrees, either way. No corner is filled: a turned crop shows the largest part that lies inside the image."""
+    image_variants: int = 0
+    """Number of variants of each image that random colours, turns and crops make; all are cached, one of them is drawn each time. 0: 8 with colours or turns, and one place of a random crop."""
     masks: str = ""
     """Folder of mask images with the same names, or "alpha" for the images' own alpha channel. White is trained."""
     references: str | tuple[str, ...] = ""
@@ -127,6 +143,11 @@ class DatasetConfig(Section, table="dataset"):
         return tuple(part if part[0] == "." else f".{part}" for part in given) or CAPTION_SUFFIXES
 
     @property
+    def changes_images(self) -> bool:
+        """Whether images are trained in other colours or turned."""
+        return any(getattr(self, name) for name in (*RANDOM_COLOURS, "random_hue", "random_rotation"))
+
+    @property
     def varies(self) -> bool:
         """Whether a caption is another text from visit to visit."""
         return self.wildcards or self.shuffle_tags or self.tag_dropout > 0
@@ -143,6 +164,18 @@ class DatasetConfig(Section, table="dataset"):
             require(bool(self.caption.strip()), "dataset.caption", self.caption, "captions = 'fixed' needs a caption")
         self._check_captions()
         self._check_sizes()
+        self._check_variants()
+
+    def _check_variants(self) -> None:
+        for name in RANDOM_COLOURS:
+            require(0 <= getattr(self, name) <= 1, f"dataset.{name}", getattr(self, name), "use 0 (off) to 1")
+        for name in ("random_hue", "random_rotation"):
+            require(0 <= getattr(self, name) <= 180, f"dataset.{name}", getattr(self, name), "use 0 to 180 degrees")
+        remedy = f"use 0 (8 with random colours or turns) or 2 to {MOST_VARIANTS}"
+        known = self.image_variants == 0 or 2 <= self.image_variants <= MOST_VARIANTS
+        require(known, "dataset.image_variants", self.image_variants, remedy)
+        remedy = "leave out random colours and turns: an image would no longer match its reference image"
+        require(not (self.changes_images and self.references), "dataset.references", self.references, remedy)
 
     def _check_captions(self) -> None:
         require(0 <= self.tag_dropout < 1, "dataset.tag_dropout", self.tag_dropout, "use 0 up to below 1")

@@ -10,6 +10,7 @@ import torch
 
 from ..base_model import Base
 from ..config.run import TrainConfig
+from ..data.cache.keys import views
 from ..data.cache.references import reference_placement
 from ..data.sets.dataset import Dataset
 from ..diffusion.denoiser import Denoiser
@@ -170,10 +171,10 @@ class FilesRun:
         """Bytes of latents and texts on disk."""
         if self.config.memory.cache == "online":
             return 0
-        views = sum(1 + example.may_flip for example in self.dataset.examples) / max(1, len(self.dataset.examples))
+        each = sum(len(views(example)) for example in self.dataset.examples) / max(1, len(self.dataset.examples))
         latents = sum(count * math.prod(self._latents(1, image)) for image, count in images.items()) * LATENT_BYTES
         text = sum(tensor_bytes(tensor) for tensor in self.text.values())
-        return round(latents * views) + len(self.dataset.captions) * text
+        return round(latents * each) + len(self.dataset.captions) * text
 
 
 def plan_files(run: FilesRun, taken: Sequence[float] = (), *, every_bucket: bool = False) -> MemoryPlan:

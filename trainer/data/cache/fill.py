@@ -124,10 +124,11 @@ def load_view(view: View) -> LoadedView:
         raise DataError(f"{example.path} has changed since the dataset was read: run this again")
     mask = None
     if example.mask is not None:
-        mask = load_mask(example.mask, view.geometry, from_alpha=example.mask == example.path)
+        turn = view.variant.rotation if view.variant else 0.0
+        mask = load_mask(example.mask, view.geometry, from_alpha=example.mask == example.path, degrees=turn)
     references = zip(example.references, reference_geometries(view), strict=True)
     return LoadedView(
-        pixels_CHW=load_pixels(example.path, view.geometry, example.background),
+        pixels_CHW=load_pixels(example.path, view.geometry, example.background, view.variant),
         mask_1HW=mask,
         references_CHW=tuple(load_pixels(path, geometry, example.background) for path, geometry in references),
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ...types import EncoderIdentity, Example, Geometry
+from ...types import EncoderIdentity, Example, Geometry, ImageVariant
 from ..images.index import known_digest
 from ..sets.dataset import Dataset
 from .references import reference_placement, references_digest
@@ -12,10 +12,12 @@ from .store import Cache, latent_key, text_key
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One way in which an example is used: as it is, or mirrored."""
+    """One way in which an example is used: as it is, mirrored, or a variant of it."""
 
     example: Example
     geometry: Geometry
+    variant: ImageVariant | None = None
+    """Turn and colours. Its crop is in the geometry, too."""
 
     @cached_property
     def reference_digests(self) -> tuple[str, ...]:
@@ -26,15 +28,24 @@ class View:
         """The cache key of the view's latents, for a VAE with this fingerprint."""
         example = self.example
         others = [known_digest(example.mask) if example.mask else "", *(self.reference_digests or [""])]
-        return latent_key(example.digest, self.geometry, example.background, others, vae)
+        return latent_key(example.digest, self.geometry, example.background, others, vae, self.variant)
 
 
 def views(example: Example) -> list[View]:
-    """The views of an example: one, or two if it may be mirrored."""
-    upright = View(example=example, geometry=example.geometry)
+    """The views of an example: one, or one a variant; each of them twice if it may be mirrored."""
+    upright = [View(example=example, geometry=example.geometry)]
+    if example.variants:
+        upright = [
+            View(
+                example=example,
+                geometry=replace(example.geometry, crop_left=one.crop_left, crop_top=one.crop_top),
+                variant=one,
+            )
+            for one in example.variants
+        ]
     if not example.may_flip:
-        return [upright]
-    return [upright, View(example=example, geometry=replace(example.geometry, flip=True))]
+        return upright
+    return [*upright, *(replace(view, geometry=replace(view.geometry, flip=True)) for view in upright)]
 
 
 @dataclass(frozen=True, kw_only=True)

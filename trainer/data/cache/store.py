@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -21,7 +22,7 @@ from ...errors import RunError
 from ...storage.atomic import remove_leftovers, remove_temporaries
 from ...storage.fingerprint import tensor_digest
 from ...storage.tensor_file import ReadTensors
-from ...types import Geometry
+from ...types import Geometry, ImageVariant
 from .shards import DamagedShardError, Shard, check_tensor, number_of, read_shard, write_shard
 
 CODE_VERSION = 2
@@ -36,14 +37,23 @@ QUARANTINE = "quarantine"
 Item = Mapping[str, Tensor]
 
 
-def latent_key(image: str, geometry: Geometry, background: str, others: Sequence[str], vae: str) -> str:
+def latent_key(
+    image: str,
+    geometry: Geometry,
+    background: str,
+    others: Sequence[str],
+    vae: str,
+    variant: ImageVariant | None = None,
+) -> str:
     """The key of an image's raw latents.
 
     `image` is the digest of its bytes, `others` are the digests of its mask and reference images ("" for none), and `vae` is
-    the fingerprint of the VAE.
+    the fingerprint of the VAE. A variant that is the image itself has the image's key.
     """
+    itself = ImageVariant(crop_left=geometry.crop_left, crop_top=geometry.crop_top)
+    changed = [] if variant in (None, itself) else [asdict(variant or itself)]
     placed = [geometry.resized, geometry.crop_left, geometry.crop_top, geometry.target, geometry.flip]
-    return digest(["latents", CODE_VERSION, image, placed, background, list(others), vae])
+    return digest(["latents", CODE_VERSION, image, placed, background, list(others), vae, *changed])
 
 
 def text_key(prompt: str, encoder: str, references: str = "") -> str:

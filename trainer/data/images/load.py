@@ -22,7 +22,8 @@ from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError, f
 from torch import Tensor
 
 from ...errors import ConfigError, DataError
-from ...types import Geometry, Size
+from ...types import Geometry, ImageVariant, Size
+from .variants import recoloured, turned
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Suffixes of the images that Pillow reads by itself."""
@@ -141,11 +142,14 @@ def parse_colour(name: str) -> tuple[int, int, int]:
         raise ConfigError(f"dataset.background = {name!r}: use a colour name (white) or #rrggbb") from error
 
 
-def load_pixels(path: Path, geometry: Geometry, background: str = "white") -> Tensor:
-    """The image as (3, H, W) in [-1, 1], resized and cropped according to the geometry. Raises DataError."""
+def load_pixels(
+    path: Path, geometry: Geometry, background: str = "white", variant: ImageVariant | None = None
+) -> Tensor:
+    """The image as (3, H, W) in [-1, 1], resized and cropped according to the geometry, or a variant of it. Raises DataError."""
     with opened(path) as image:
         flat = flatten(ImageOps.exif_transpose(image), parse_colour(background))
-    array = np.asarray(resize_and_crop(flat, geometry, Image.Resampling.LANCZOS), dtype=np.float32)
+    cropped = resize_and_crop(flat, geometry, Image.Resampling.LANCZOS, variant.rotation if variant else 0.0)
+    array = np.asarray(recoloured(cropped, variant) if variant else cropped, dtype=np.float32)
     return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
@@ -200,21 +204,27 @@ def to_srgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def resize_and_crop(image: Image.Image, geometry: Geometry, resampling: Image.Resampling) -> Image.Image:
-    """Resize, crop and, where the geometry says so, mirror an upright image."""
+def resize_and_crop(
+    image: Image.Image, geometry: Geometry, resampling: Image.Resampling, degrees: float = 0.0
+) -> Image.Image:
+    """Resize, crop, turn and, where the geometry says so, mirror an upright image."""
     if image.size != geometry.resized:
         image = image.resize(geometry.resized, resampling)
     left, top = geometry.crop_left, geometry.crop_top
-    image = image.crop((left, top, left + geometry.target[0], top + geometry.target[1]))
+    if degrees:
+        image = turned(image, geometry, degrees, resampling)
+    else:
+        image = image.crop((left, top, left + geometry.target[0], top + geometry.target[1]))
     return ImageOps.mirror(image) if geometry.flip else image
 
 
-def load_mask(path: Path, geometry: Geometry, *, from_alpha: bool) -> Tensor:
-    """A mask as (1, H, W) in [0, 1] at the bucket's size: the alpha channel, or the brightness of the image. Raises DataError."""
+def load_mask(path: Path, geometry: Geometry, *, from_alpha: bool, degrees: float = 0.0) -> Tensor:
+    """A mask as (1, H, W) in [0, 1] at the bucket's size: the alpha channel, or the brightness of the image; turned by some degrees
+    as its image is. Raises DataError."""
     with opened(path) as image:
         upright = ImageOps.exif_transpose(image)
         grey = upright.convert("RGBA").getchannel("A") if from_alpha else flatten(upright, (0, 0, 0)).convert("L")
     if grey.size != geometry.original:
         grey = grey.resize(geometry.original, Image.Resampling.BILINEAR)
-    array = np.asarray(resize_and_crop(grey, geometry, Image.Resampling.BOX), dtype=np.float32)
+    array = np.asarray(resize_and_crop(grey, geometry, Image.Resampling.BOX, degrees), dtype=np.float32)
     return torch.from_numpy(array / 255).unsqueeze(0)

@@ -15,11 +15,13 @@ from ..images.index import FileFacts, FileIndex
 from ..images.load import file_digest, parse_colour
 from .buckets import Buckets
 from .captions import plain, variants
-from .placement import buckets_of, placements, stretched, why_left_out
+from .placement import buckets_of, image_variants, placements, stretched, variant_count, why_left_out
 from .scan import ImageFile, folders_of, scan
 
 HELD_OUT = "held_out"
 """Role of an example that is not trained on, as caches and digests have always had it; "validation" in the options."""
+LATER: Json = {"variants": ()}
+"""{field of an example that early versions did not have: its default}, with which a digest stays what it was."""
 MOST_STRETCHED = 0.05
 """Images whose proportions crop = "none" changes by more than this share are named in the report."""
 
@@ -104,7 +106,7 @@ def build_dataset(
     return Dataset(
         examples=tuple(_with_held_out(examples, data.validation_split, seed)),
         notes=tuple(notes),
-        about=tuple(line for folder in folders for line in folder.about),
+        about=(*(line for folder in folders for line in folder.about), *_about_variants(sets)),
         asked_empty=frozenset().union(*(folder.asked_empty for folder in folders)),
         unreadable=tuple(survey.problems.items()),
         fingerprints={path: (known.fingerprint, known.colours) for path, known in survey.facts.items()},
@@ -150,6 +152,7 @@ def _examples(
                 may_flip=config.flip,
                 background=config.background,
                 live=live,
+                variants=image_variants(known, config, geometry, seed),
             )
             for geometry in placements(known, config, sizes, seed)
         ]
@@ -178,6 +181,13 @@ def _notes(
     return notes
 
 
+def _about_variants(sets: Sequence[DatasetConfig]) -> list[str]:
+    """One line for each set whose images are trained in several variants."""
+    counts = [(one.folder, variant_count(one)) for one in sets if one.role != "validation"]
+    line = "variants of each image are cached, itself among them; one is drawn each time it is used"
+    return [f"{folder}: {count} {line} (image_variants)" for folder, count in counts if count > 1]
+
+
 def _with_held_out(examples: list[Example], share: float, seed: int) -> list[Example]:
     """The examples with a seeded share of the training images held out, at all resolutions and in every set that has them.
 
@@ -197,6 +207,8 @@ def _facts(example: Example) -> Json:
     """Everything that identifies an example, with digests of files in place of their paths."""
     data: Json = {**asdict(example), "path": "", "mask": _content(example.mask), "reference": ""}
     del data["references"]
+    for name in [name for name, before in LATER.items() if getattr(example, name) == before]:
+        del data[name]
     return {**data, **named_references([_content(path) for path in example.references])}
 
 
@@ -208,5 +220,11 @@ def _content(path: Path | None) -> str:
 def _held_out(example: Example) -> Example:
     """The example as the validation loss uses it: always upright, with its first caption in its plain form."""
     return replace(
-        example, role=HELD_OUT, may_flip=False, caption_dropout=0.0, captions=example.captions[:1], live=None
+        example,
+        role=HELD_OUT,
+        may_flip=False,
+        caption_dropout=0.0,
+        captions=example.captions[:1],
+        live=None,
+        variants=(),
     )

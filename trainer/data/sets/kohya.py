@@ -11,7 +11,6 @@ from .checks import ignored_options, number_of, switch_of, text_of, whole_of
 INSTEAD = {
     "batch_size": "set training.batch_size",
     "caption_dropout_every_n_epochs": "use caption_dropout",
-    "color_aug": "there is no such option here",
     "face_crop_aug_range": "use crop = 'saliency', or crop the images",
     "network_multiplier": "use weight",
     "system_prompt": "set text.system_prompt",
@@ -25,12 +24,14 @@ INSTEAD = {
     "conditioning_data_dir_2": "one folder of masks is read",
 }
 """{option without a counterpart here: what to do instead}."""
+COLOR_AUG = 16.0
+"""Degrees: sd-scripts' color_aug shifts the hue by up to 8 of OpenCV's steps of two degrees."""
 KOHYA_EXTENSIONS = ".caption,.txt"
 """kohya reads .caption where the file names no extension; .txt is read as well, since its command line usually says so."""
 KNOWN = {
     "image_dir", "num_repeats", "recursive", "class_tokens", "is_reg", "shuffle_caption", "keep_tokens",
     "keep_tokens_separator", "secondary_separator", "enable_wildcard", "caption_separator", "caption_prefix",
-    "caption_suffix", "caption_dropout_rate", "caption_tag_dropout_rate", "flip_aug", "random_crop", "alpha_mask",
+    "caption_suffix", "caption_dropout_rate", "caption_tag_dropout_rate", "flip_aug", "color_aug", "random_crop", "alpha_mask",
     "conditioning_data_dir", "metadata_file", "caption_extension", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
     "bucket_reso_steps", "bucket_no_upscale", "subsets", "cache_info",
     "custom_attributes",
@@ -111,11 +112,16 @@ def _set(options: Mapping[str, object], notes: list[str], where: str) -> Json:
         "suffix": text_of(options, "caption_suffix"),
         "caption_dropout": number_of(options, "caption_dropout_rate"),
         "flip": switch_of(options, "flip_aug"),
+        "random_hue": COLOR_AUG if switch_of(options, "color_aug") else 0.0,
         "masks": text_of(options, "conditioning_data_dir") or masks,
         "crop": "random" if switch_of(options, "random_crop") else "center",
         **_tags(options, notes, where),
         **_sizes(options, notes, where),
     }
+    if translated["random_hue"]:
+        notes.append(
+            f"{where}: color_aug turns hues by up to {COLOR_AUG:g} degrees, in variants that are cached; there a third of the visits has another hue or gamma"
+        )
     if translated["crop"] == "random":
         notes.append(f"{where}: random_crop is one position per image, drawn by the seed and cached")
     return translated

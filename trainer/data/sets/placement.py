@@ -1,11 +1,12 @@
 """The buckets of a set, and how an image is resized and cropped to each of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from ...config.dataset import DataConfig, DatasetConfig
+from ...config.dataset import USUAL_VARIANTS, DataConfig, DatasetConfig
 from ...seeding import uniform
-from ...types import Geometry, Size
+from ...types import Geometry, ImageVariant, Size
 from ..images.index import FileFacts
 from ..images.saliency import crop_position
 from .buckets import CENTER, Buckets, measured
@@ -66,6 +67,46 @@ def placements(known: FileFacts, config: DatasetConfig, buckets: Sequence[Bucket
             at = crop_position(known.focus, middle.resized, middle.target)
         geometries.append(bucket.geometry(size, at=at, least_scale=least_scale))
     return tuple(geometries)
+
+
+def variant_count(config: DatasetConfig) -> int:
+    """How many variants of each image a set trains; 1: the image itself alone."""
+    if config.changes_images:
+        return config.image_variants or USUAL_VARIANTS
+    return (config.image_variants if config.crop == "random" else 0) or 1
+
+
+def image_variants(known: FileFacts, config: DatasetConfig, place: Geometry, seed: int) -> tuple[ImageVariant, ...]:
+    """The variants of an image at one size, itself first; () where a set asks for none. They are determined by the seed, the
+    image's content and their number, so that more of them leave the others as they were."""
+    if variant_count(config) == 1:
+        return ()
+    made = [ImageVariant(crop_left=place.crop_left, crop_top=place.crop_top)]
+    for number in range(1, variant_count(config)):
+        draw = partial(uniform, seed, "image variant", known.digest, place.target[0], place.target[1], number)
+        made.append(_drawn(config, place, draw))
+    return tuple(made)
+
+
+def _drawn(config: DatasetConfig, place: Geometry, draw: Callable[[str], float]) -> ImageVariant:
+    """One variant; `draw` gives a number in [0, 1) for each purpose."""
+
+    def between(name: str, most: float) -> float:
+        return most * (2 * draw(name) - 1)
+
+    left, top = place.crop_left, place.crop_top
+    if config.crop == "random":
+        spare = [whole - part for whole, part in zip(place.resized, place.target, strict=True)]
+        left, top = int(spare[0] * draw("left")), int(spare[1] * draw("top"))
+    return ImageVariant(
+        crop_left=left,
+        crop_top=top,
+        rotation=between("rotation", config.random_rotation),
+        brightness=1 + between("brightness", config.random_brightness),
+        contrast=1 + between("contrast", config.random_contrast),
+        saturation=1 + between("saturation", config.random_saturation),
+        hue=between("hue", config.random_hue),
+    )
 
 
 def stretched(geometry: Geometry) -> float:

@@ -137,7 +137,7 @@ def _concept(inner: Translation) -> None:
         "dataset.crop",
         "random" if jitter else "center",
         "image.enable_crop_jitter",
-        nearly="one place per image here" if jitter else "",
+        nearly="one place per variant of an image here" if jitter else "",
     )
     if inner.on("image.enable_random_flip"):
         inner.put(
@@ -147,6 +147,7 @@ def _concept(inner: Translation) -> None:
             nearly="both images are trained here, one of them at a time there",
         )
     inner.say("exact", "image.enable_random_flip", ours="dataset.flip")
+    _variants(inner)
     if inner.on("image.enable_resolution_override"):
         sizes = [
             values.sides("resolution_override", one)
@@ -183,3 +184,27 @@ def _concept(inner: Translation) -> None:
     unlike = inner.on("text.tag_dropout_enable")
     inner.say("none" if unlike else "needless", "text.tag_dropout_enable", "text.tag_dropout_mode", "text.tag_dropout_probability",
               note="all tags are dropped at once there" if unlike else "it is off")  # fmt: skip
+
+
+def _variants(inner: Translation) -> None:
+    """Random colours and turns."""
+    drawn = False
+    for theirs, ours, most, factor in (
+        ("rotate", "rotation", "random_rotate_max_angle", 1.0),
+        *((name, name, f"random_{name}_max_strength", 1.0) for name in ("brightness", "contrast", "saturation")),
+        ("hue", "hue", "random_hue_max_strength", 180.0),
+    ):
+        names = (f"image.enable_random_{theirs}", f"image.{most}")
+        strength = inner.number(names[1]) * factor
+        if not inner.on(names[0]) or not strength:
+            fixed = inner.on(f"image.enable_fixed_{theirs}")
+            inner.say("none" if fixed else "needless", *names, note="it is off")
+            continue
+        drawn = True
+        limit = 180.0 if theirs in ("rotate", "hue") else 1.0
+        differs = "one of the cached variants is drawn each time" + (f"; at most {limit:g} here" * (strength > limit))
+        inner.put(f"dataset.random_{ours}", min(strength, limit), *names, nearly=differs)
+    count = inner.whole("image_variations", 1)
+    if count > 1 and (drawn or inner.on("image.enable_crop_jitter", True)):
+        inner.put("dataset.image_variants", count, "image_variations")
+    inner.say("needless", "image_variations", note="images do not change" if not drawn else "eight variants here")

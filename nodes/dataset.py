@@ -70,6 +70,15 @@ def _caption_forms() -> dict[str, Widget]:
     }
 
 
+def _preservation() -> dict[str, Widget]:
+    """Inputs of teacher = base: what stands in place of the trigger, and how strongly it is held."""
+    return {
+        "class_prompt": _advanced("class_prompt"),
+        "teacher_weight": _advanced("teacher_weight", max=1000.0, step=0.05),
+        "teacher_share": _advanced("teacher_share", min=0.01, max=1.0, step=0.05),
+    }
+
+
 def _sizes() -> dict[str, Widget]:
     return {
         "resolutions": _list(
@@ -158,6 +167,7 @@ class LoomDataset(FormerRoles, LoomNode):
                     "caption_extension": _advanced("caption_extension"),
                     "empty_captions": _advanced("empty_captions"),
                     **_augmentation(),
+                    **_preservation(),
                     "previous": _PREVIOUS,
                 },
             },
@@ -219,6 +229,8 @@ class LoomDatasetImages(FormerRoles, LoomNode):
                         "IMAGE", "A third reference image for each image, used together with the other two."
                     ),
                     **_augmentation(),
+                    "teacher": _advanced("teacher"),
+                    **_preservation(),
                 },
             },
             shown=("captions", "trigger", "repeats"),

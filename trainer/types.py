@@ -109,6 +109,17 @@ class CaptionForms:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreserveRule:
+    """The prompt that stands for what a base model knows already, and how strongly its prediction is kept."""
+
+    trigger: str
+    class_prompt: str
+    weight: float
+    share: float
+    """Probability that a use of the image is held; where it is, by `weight` / `share`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """One image of a dataset at one size, with everything that training needs to know about it."""
 
@@ -128,6 +139,8 @@ class Example:
     """train, regularisation or held_out."""
     teacher: str = "images"
     """images: the target is the usual one; base: the target is the prediction of the base model without the adapter."""
+    preserve: "PreserveRule | None" = None
+    """How the image's caption without the trigger is held to the base's prediction, next to the usual loss; None: it is not."""
     may_flip: bool = False
     """The mirror image is trained too. One of the two is chosen each time the image is drawn."""
     background: str = "white"
@@ -153,6 +166,16 @@ class EncoderIdentity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preserved:
+    """The samples of a batch that are held to the base's prediction for their captions without the trigger. S of them."""
+
+    slots: tuple[int, ...]
+    """Their places in the batch."""
+    conditioning: Conditioning
+    weight_S: "Tensor"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """The samples of one forward pass. Latents are in model space, fp32; the mask has values in [0, 1]."""
 
@@ -169,6 +192,8 @@ class Batch:
     """The conditioning with empty texts, for a guided loss; None if no sample has one."""
     guided_B: "Tensor | None" = None
     """True for samples that have a guided loss: those with a caption whose target is not the base's prediction."""
+    preserved: Preserved | None = None
+    """The samples with a second loss, which keeps what the base predicts; None if there are none."""
 
     @property
     def size(self) -> int:
@@ -193,10 +218,18 @@ class StepResult:
     keys_scaled: int | None = None
     """Number of modules whose change was scaled down to `network.scale_weight_norms`; None without a limit."""
 
+    preservation: float | None = None
+    """What holding to the base's prediction adds to `loss`, per sample of the step; None where no sample was held."""
+
+    @property
+    def extras(self) -> dict[str, float]:
+        """The measurements that only some runs have, by name."""
+        every = {"keys_scaled": self.keys_scaled, "preservation": self.preservation}
+        return {name: value for name, value in every.items() if value is not None}
+
     def scalars(self) -> dict[str, float]:
         """What trackers draw of a step."""
-        values = {"loss": self.loss, "grad_norm": self.grad_norm, "learning_rate": self.learning_rate}
-        return values if self.keys_scaled is None else {**values, "keys_scaled": self.keys_scaled}
+        return {"loss": self.loss, "grad_norm": self.grad_norm, "learning_rate": self.learning_rate, **self.extras}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from ...trainer.config.run import (
     ValidationConfig,
 )
 from ...trainer.config.section import require
-from ...trainer.types import EncoderIdentity, Example, Geometry, ImageVariant
+from ...trainer.types import EncoderIdentity, Example, Geometry, ImageVariant, PreserveRule
 
 VERSION = 1
 
@@ -194,5 +194,6 @@ def example_from_json(data: Mapping[str, Any]) -> Example:
     sizes = {name: tuple(data["geometry"][name]) for name in ("original", "resized", "target")}
     geometry = Geometry(**{**data["geometry"], **sizes})
     variants = tuple(ImageVariant(**one) for one in data.get("variants", ()))
+    preserve = PreserveRule(**data["preserve"]) if data.get("preserve") else None
     more = {"references": shown, "captions": tuple(data["captions"]), "geometry": geometry, "variants": variants}
-    return Example(**{**data, **paths, **more})
+    return Example(**{**data, **paths, **more, "preserve": preserve})

@@ -47,7 +47,10 @@ IDLE = [
         for name in ("random_brightness", "random_contrast", "random_saturation", "random_hue", "random_rotation")
     ),
     ({"dataset": [{"folder": "x", "image_variants": 4}]}, "dataset.image_variants = 4 would do nothing: images never change"),
-    ({"dataset": [{"folder": "x", "teacher": "base"}]}, "dataset.teacher = 'base' would do nothing: only role"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", "teacher": "base"}]}, "dataset.teacher = 'base' would do nothing: validation images"),
+    ({"dataset": [{"folder": "x", "class_prompt": "a dog"}]}, "dataset.class_prompt = 'a dog' would do nothing: only role = 'train' with teacher = 'base'"),
+    ({"dataset": [{"folder": "x", "teacher_weight": 0.5}]}, "dataset.teacher_weight = 0.5 would do nothing: only role"),
+    ({"dataset": [{"folder": "x", "teacher_share": 0.5}]}, "dataset.teacher_share = 0.5 would do nothing: only role"),
     ({"dataset": [{"folder": "x", "metadata": "t.csv"}]}, "dataset.metadata = 't.csv' would do nothing: only captions"),
     ({"dataset": [{"folder": "x", "captions": "json", "file_field": "f"}]}, "dataset.file_field = 'f'"),
     ({"dataset": [{"folder": "x", "captions": "filename", "caption_field": "f"}]}, "dataset.caption_field = 'f'"),

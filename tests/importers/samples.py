@@ -63,7 +63,8 @@ config:
       model: {name_or_path: models/flux, is_flux: true, quantize: true}
 """
 A2 = A1.replace("{type: lora, linear: 16, linear_alpha: 16}", "{type: lokr, lokr_factor: 8}").replace(
-    "timestep_type: sigmoid", "timestep_type: weighted"
+    "timestep_type: sigmoid",
+    "timestep_type: weighted, diff_output_preservation: true, diff_output_preservation_class: person, diff_output_preservation_multiplier: 0.5",
 )
 O1 = """
 {"training_method":"LORA","model_type":"STABLE_DIFFUSION_XL_10_BASE","base_model_name":"models/sdxl",
@@ -161,7 +162,10 @@ FACTS = {
         "output.dtype": "float16", "optimizer.learning_rate": 1e-4, "network.rank": 16, "network.alpha": 16, "model.family": "flux",
         "training.keep_checkpoints": 4,
     }),
-    "A2": (A2, {"network.kind": "lokr", "network.lokr_factor": 8, "objective.timestep_sampling": "uniform"}),
+    "A2": (A2, {
+        "network.kind": "lokr", "network.lokr_factor": 8, "objective.timestep_sampling": "uniform", "dataset.0.teacher": "base",
+        "dataset.0.class_prompt": "person", "dataset.0.teacher_weight": 0.5,
+    }),
     "O1": (O1, {
         "dataset.0.folder": "cats", "dataset.0.repeats": 3, "dataset.0.captions": "filename", "dataset.0.crop": "center",
         "dataset.0.resolutions": (768, 1024), "network.alpha": 1.0, "network.target_modules": "attention+mlp", "schedule.warmup": 100,

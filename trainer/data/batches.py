@@ -16,10 +16,10 @@ import torch
 
 from ..errors import ConfigError
 from ..seeding import permutation, uniform
-from ..types import Batch, Conditioning, Example, Size
+from ..types import Batch, Conditioning, Example, Preserved, Size
 from .cache.keys import View, reference_geometries, views
 from .cache.online import Items
-from .sets.captions import caption_at
+from .sets.captions import caption_at, class_caption
 
 GOLDEN = (5**0.5 - 1) / 2
 """The golden ratio's fractional part: of all numbers the hardest to approximate by fractions."""
@@ -93,6 +93,8 @@ class PickedExample:
     caption: str
     share: float = 0.0
     """See `Batch.shares`."""
+    preserved: str | None = None
+    """The caption that is held to the base's prediction in this use; None where nothing is held."""
 
 
 class CachedBatches:
@@ -132,7 +134,11 @@ class CachedBatches:
         view, latent = choices[int(uniform(*key, "flip") * len(choices))]
         dropped = uniform(*key, "caption dropout") < example.caption_dropout
         caption = "" if dropped else caption_at(example, *key)
-        return PickedExample(view=view, key=latent, caption=caption, share=share_of(self.plan.seed, example, draw))
+        preserved = class_caption(example, caption)
+        if example.preserve is not None and uniform(*key, "preserve") >= example.preserve.share:
+            preserved = None
+        share = share_of(self.plan.seed, example, draw)
+        return PickedExample(view=view, key=latent, caption=caption, share=share, preserved=preserved)
 
     def collate(self, picks: Sequence[PickedExample]) -> Batch:
         """A batch of the given samples, on the device."""
@@ -148,6 +154,22 @@ class CachedBatches:
             by_base_B=_by_base(picks, self.device),
             unconditional=self.condition([replace(pick, caption="") for pick in picks]) if any(guided) else None,
             guided_B=torch.tensor(guided, device=self.device) if any(guided) else None,
+            preserved=self._preserved(picks),
+        )
+
+    def _preserved(self, picks: Sequence[PickedExample]) -> Preserved | None:
+        """The samples whose caption without the trigger is held to the base's prediction, see `Batch.preserved`."""
+        slots = [slot for slot, pick in enumerate(picks) if pick.preserved is not None]
+        if not slots:
+            return None
+        rules = [rule for slot in slots if (rule := picks[slot].view.example.preserve) is not None]
+        weights = [
+            rule.weight / rule.share * picks[slot].view.example.weight for slot, rule in zip(slots, rules, strict=True)
+        ]
+        return Preserved(
+            slots=tuple(slots),
+            conditioning=self.condition([replace(picks[slot], caption=picks[slot].preserved or "") for slot in slots]),
+            weight_S=torch.tensor(weights, device=self.device),
         )
 
     def single(self, number: int) -> Batch:

@@ -163,6 +163,8 @@ def _datasets(made: Translation, process: Mapping[str, Any], around: Surrounding
             nearly = "it is put in front of every caption here; there it replaces [trigger], or is put in front where it is missing"
             inner.put("dataset.trigger", trigger, "datasets.trigger_word", nearly=nearly)
             made.say("nearly", "process.trigger_word", note=nearly, ours="dataset.trigger")
+        if made.on("train.diff_output_preservation") and not inner.on("datasets.is_reg"):
+            _preservation(made, inner)
         inner.rest()
         table = DatasetTable(options={"folder": "", "recursive": True, **inner.for_datasets})
         table.comments = {name: inner.comments.get(f"dataset.{name}", "") for name in table.options}
@@ -178,6 +180,16 @@ def _datasets(made: Translation, process: Mapping[str, Any], around: Surrounding
         ]
         made.datasets.append(table)
     made.say("exact", "train.reg_weight", note="the weight of regularisation sets", ours="dataset.weight")
+
+
+def _preservation(made: Translation, inner: Translation) -> None:
+    """The base's prediction is kept for the captions of a set with the class in place of the trigger."""
+    inner.put("dataset.teacher", "base", why="train.diff_output_preservation")
+    inner.put("dataset.class_prompt", made.text("train.diff_output_preservation_class"), why="the class there")
+    inner.put("dataset.teacher_weight", made.number("train.diff_output_preservation_multiplier", 1.0), why="its weight")
+    made.say("exact", "train.diff_output_preservation", ours="dataset.teacher")
+    made.say("exact", "train.diff_output_preservation_class", ours="dataset.class_prompt")
+    made.say("exact", "train.diff_output_preservation_multiplier", ours="dataset.teacher_weight")
 
 
 def _dataset(inner: Translation, regularisation: float) -> None:

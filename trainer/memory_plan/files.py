@@ -80,6 +80,7 @@ class FilesRun:
             loss=loss_settings(config.objective, levels),
             compute_dtype=self.arithmetic,
             accumulates=config.training.gradient_accumulation_steps > 1,
+            preserves=self.dataset.preserves,
         )
         return rehearse(denoiser, step, self._latents(way.batch_size, image), self._conditioning(way.batch_size, image))
 

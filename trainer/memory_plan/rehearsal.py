@@ -13,8 +13,8 @@ from ..diffusion.denoiser import Denoiser
 from ..lora.adapter import inject
 from ..seeding import StepKey
 from ..training.optim import make_optimizer
-from ..training.step import LossSettings, train_step
-from ..types import Batch, Conditioning
+from ..training.step import LossSettings, preservation_loss, train_step
+from ..types import Batch, Conditioning, Preserved
 from .meter import LiveBytes
 from .shapes_only import META, shapes_only
 
@@ -45,6 +45,8 @@ class Step:
     compute_dtype: torch.dtype
     accumulates: bool = False
     """Whether gradients are held while the next micro-batch computes."""
+    preserves: bool = False
+    """Whether samples are held to the base's prediction, by passes of their own."""
 
 
 def rehearse(denoiser: Denoiser, step: Step, latents: tuple[int, ...], conditioning: Conditioning) -> Rehearsal:
@@ -58,10 +60,13 @@ def rehearse(denoiser: Denoiser, step: Step, latents: tuple[int, ...], condition
     held = meter.hold(tensors_of(denoiser.module))
     with shapes_only(), meter:
         batch = _batch(latents, as_shapes(conditioning), guided=step.loss.guided != "off")
+        if step.preserves:
+            batch = replace(batch, preserved=_preserved(batch))
         for micro_batch in range(1 + step.accumulates):
             meter.restart()
-            loss_B = train_step(denoiser, batch, step.loss, StepKey(seed=0, step=0, micro_batch=micro_batch))
-            loss_B.mean().backward()  # type: ignore[no-untyped-call]
+            place = StepKey(seed=0, step=0, micro_batch=micro_batch)
+            for loss in (train_step, preservation_loss)[: 1 + step.preserves]:
+                loss(denoiser, batch, step.loss, place).mean().backward()  # type: ignore[no-untyped-call]
     return Rehearsal(
         adapter=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         optimizer=optimizer_bytes(parameters, step.optimizer),
@@ -83,6 +88,11 @@ def _batch(latents: tuple[int, ...], conditioning: Conditioning, *, guided: bool
         unconditional=conditioning if guided else None,
         guided_B=torch.ones(count, dtype=torch.bool) if guided else None,
     )
+
+
+def _preserved(batch: Batch) -> Preserved:
+    """All samples of a batch of shapes held to the base's prediction."""
+    return Preserved(slots=tuple(range(batch.size)), conditioning=batch.conditioning, weight_S=batch.weight_B)
 
 
 def most_live(module: nn.Module, call: Callable[[], object]) -> int:

@@ -273,7 +273,7 @@ class RunFolder:
             grad_norm=result.grad_norm,
             learning_rate=result.learning_rate,
             seconds=round(result.seconds, 4),
-            **({} if result.keys_scaled is None else {"keys_scaled": result.keys_scaled}),
+            **result.extras,
         )
 
     def log(self, text: str) -> None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,7 @@ from ..lora.adapter import Adapter
 from ..seeding import StepKey
 from ..types import Batch, StepResult
 from .optim import clip_gradients, set_learning_rate
-from .step import LossSettings, train_step
+from .step import LossSettings, preservation_loss, train_step
 
 
 class Batches(Protocol):
@@ -86,8 +86,8 @@ def fit(
     held = Held(between_passes)
     while True:
         held.seconds, started = 0.0, time.perf_counter()
-        loss = _accumulate(denoiser, training, batches, settings, processes, held)
-        norm = _finite_norm(training, loss, settings.clip_norm)
+        loss, kept = _accumulate(denoiser, training, batches, settings, processes, held)
+        norm = _finite_norm(training, loss + (kept or 0.0), settings.clip_norm)
         rate = set_learning_rate(training.optimizer, rate_at(training.step))
         _move(training)
         scaled = training.adapter.scale_norms(settings.weight_norm) if settings.weight_norm else None
@@ -95,9 +95,8 @@ def fit(
         if training.average is not None:
             training.average.update(training.adapter.parameters(), training.step)
         seconds = time.perf_counter() - started - held.seconds
-        yield StepResult(
-            step=training.step, loss=loss, grad_norm=norm, learning_rate=rate, seconds=seconds, keys_scaled=scaled
-        )
+        measured = StepResult(step=training.step, loss=loss, grad_norm=norm, learning_rate=rate, seconds=seconds)
+        yield replace(measured, keys_scaled=scaled, preservation=kept)
 
 
 class Held:
@@ -119,15 +118,21 @@ def _accumulate(
     settings: LoopSettings,
     processes: Processes,
     between_passes: Callable[[], None],
-) -> float:
-    """Gradients of the mean loss over all samples of the step, and that loss.
+) -> tuple[float, float | None]:
+    """Gradients of the mean loss over all samples of the step, that loss, and what holding to the base's prediction adds to it.
 
-    The micro-batches of a step are dealt out to the processes in turn: the step is that of one process which takes them all.
+    The latter is None where no sample is held. The micro-batches of a step are dealt out to the processes in turn: the step is that of one process which takes them all.
     """
     count = settings.accumulation * processes.count
     first = training.step * count
     samples = sum(batches.size(first + i) for i in range(count))
-    total = torch.zeros((), dtype=torch.float64)
+    total, kept = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    count_kept = 0
+
+    def backward(loss: Tensor) -> Tensor:
+        (loss if training.scaler is None else training.scaler.scale(loss)).backward()
+        return loss.detach().double().cpu()
+
     try:
         for micro_batch in range(processes.rank, count, processes.count):
             if micro_batch != processes.rank:
@@ -135,13 +140,15 @@ def _accumulate(
             key = StepKey(seed=settings.seed, step=training.step, micro_batch=micro_batch)
             training.adapter.set_draw(key)
             batch, off = batches.at(first + micro_batch), training.adapter.disabled
-            loss = train_step(denoiser, batch, settings.loss, key, off).sum() / samples
-            (loss if training.scaler is None else training.scaler.scale(loss)).backward()
-            total = total + loss.detach().double().cpu()
+            total = total + backward(train_step(denoiser, batch, settings.loss, key, off).sum() / samples)
+            if batch.preserved is not None:
+                kept = kept + backward(preservation_loss(denoiser, batch, settings.loss, key, off).sum() / samples)
+                count_kept += len(batch.preserved.slots)
     finally:
         training.adapter.set_draw(None)
     processes.sum_gradients(training.adapter.parameters().values())
-    return processes.sum(float(total))
+    is_any = processes.sum(float(count_kept)) > 0
+    return processes.sum(float(total)), processes.sum(float(kept)) if is_any else None
 
 
 def _finite_norm(training: Training, loss: float, limit: float) -> float:

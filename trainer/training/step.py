@@ -71,6 +71,37 @@ def train_step(
     return sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings, by_base_BCHW, input_BCHW) * batch.weight_B
 
 
+def preservation_loss(
+    denoiser: Denoiser, batch: Batch, settings: LossSettings, place: StepKey, without_adapter: Switch = nullcontext
+) -> Tensor:
+    """Weighted loss of the samples that are held to the base's prediction, (S,), of a batch that has some.
+
+    L = w |f(x_t, t, c') - f_0(x_t, t, c')|^2: f is the network with the adapter, f_0 the same network with the adapter off and
+    without gradient, c' the caption without the trigger, x_t the noisy latents that the usual loss sees. With class images it is the prior
+    preservation of DreamBooth (arXiv 2208.12242, eq. 2) with the base's prediction as its target; on the training images
+    themselves, ai-toolkit's differential output preservation. It is a pass of its own, so that its activations never lie in memory
+    together with those of the usual loss. Masks do not apply: the whole image is held.
+    """
+    kept = batch.preserved
+    assert kept is not None
+    noise_BCHW, sigma_B = draw(denoiser, batch, settings, place)
+    slots = list(kept.slots)
+    input_SCHW = perturbed(noise_BCHW, settings.perturbation, place)[slots]
+    part = Batch(
+        latents_BCHW=batch.latents_BCHW[slots],
+        conditioning=kept.conditioning,
+        weight_B=kept.weight_S,
+        mask_B1HW=None,
+        names=tuple(batch.names[slot] for slot in slots),
+        by_base_B=torch.ones(len(slots), dtype=torch.bool, device=sigma_B.device),
+    )
+    with without_adapter(), torch.no_grad():
+        noisy_SCHW = denoiser.objective.add_noise(part.latents_BCHW, input_SCHW, sigma_B[slots])
+        by_base_SCHW = denoiser.predict(noisy_SCHW, sigma_B[slots], part.conditioning)
+    loss_S = sample_loss(denoiser, part, noise_BCHW[slots], sigma_B[slots], settings, by_base_SCHW, input_SCHW)
+    return loss_S * part.weight_B
+
+
 def perturbed(noise_BCHW: Tensor, strength: float, place: StepKey) -> Tensor:
     """The noise that goes into the noisy latents: that of the target, and more if `strength` is not 0 (arXiv 2301.11706)."""
     if not strength:

@@ -14,6 +14,7 @@ from ....trainer.config.toml import digest
 from ....trainer.data.batches import PickedExample
 from ....trainer.data.cache.keys import View, prompt_key, views
 from ....trainer.data.cache.store import Cache
+from ....trainer.data.sets.captions import texts_of
 from ....trainer.errors import ConfigError
 from ....trainer.families import all_families
 from ....trainer.types import Conditioning, EncoderIdentity, Example, Geometry, references_in
@@ -77,7 +78,7 @@ def fill_conditions(
     for example in examples:
         for view in views(example):
             key = view.key(source.encoders.vae)
-            for caption in {*example.captions, ""}:
+            for caption in texts_of(example):
                 wanted[source.key(view, key, caption)] = (view, key, caption)
     cache.touch(wanted)
     if with_reference := next((one for one in wanted.values() if one[0].example.references), None):

@@ -64,6 +64,7 @@ class GraphRun:
             loss=loss_settings(self.plan.objective, levels),
             compute_dtype=self.denoiser.compute_dtype,
             accumulates=self.plan.training.gradient_accumulation_steps > 1,
+            preserves=self.dataset.preserves,
         )
         latents = (way.batch_size, *batch.latents_BCHW.shape[1:])
         samples = {"samples": list(batch.conditioning["samples"]) * way.batch_size}

@@ -5,6 +5,7 @@ from functools import cached_property
 
 from ...types import EncoderIdentity, Example, Geometry, ImageVariant
 from ..images.index import known_digest
+from ..sets.captions import texts_of
 from ..sets.dataset import Dataset
 from .references import reference_placement, references_digest
 from .store import Cache, latent_key, text_key
@@ -83,7 +84,7 @@ def _prompts(dataset: Dataset, identity: EncoderIdentity) -> dict[str, Prompt]:
     text_only = [] if with_images and len(with_images) == len(every) else dataset.captions
     prompts = {text_key(text, identity.text): Prompt(text=text) for text in text_only}
     for view in with_images:
-        for text in {"", *view.example.captions}:
+        for text in texts_of(view.example):
             prompts[prompt_key(view, text, identity)] = Prompt(text=text, view=view)
     return prompts
 

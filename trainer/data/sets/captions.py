@@ -194,3 +194,31 @@ def caption_at(example: Example, seed: int, *keys: Key) -> str:
         return example.captions[int(share * len(example.captions))]
     text = example.live.texts[int(share * len(example.live.texts))]
     return render(text, example.live, RandomCaption(seed, *keys, "caption form"))
+
+
+def class_caption(example: Example, caption: str) -> str | None:
+    """The caption without its trigger, which is held to the base's prediction: the class prompt stands in the trigger's place.
+
+    None where there is nothing to hold: for an image that is not held, for the empty prompt, which caption dropout trains, and
+    for a caption without the trigger where no class prompt is given.
+    """
+    if example.preserve is None or not caption:
+        return None
+    trigger, instead = example.preserve.trigger, example.preserve.class_prompt
+    found = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)") if trigger else None
+    if found is None or not found.search(caption):
+        return instead if instead and instead != caption else None
+    text = found.sub(lambda _: instead, caption)
+    return text if instead else _tidy(text)
+
+
+def _tidy(text: str) -> str:
+    """The text without the commas and spaces that a word which was taken out leaves."""
+    parts = (" ".join(part.split()) for part in text.split(","))
+    return ", ".join(part for part in parts if part)
+
+
+def texts_of(example: Example) -> set[str]:
+    """Every text that is encoded in advance for an example: its captions, the empty prompt and the captions that are held."""
+    held = (class_caption(example, caption) for caption in example.captions)
+    return {"", *example.captions, *(text for text in held if text is not None)}

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from ...config.run import DataConfig, DatasetConfig
 from ...config.toml import digest
-from ...errors import DataError, problem_list, reads, some
+from ...errors import ConfigError, DataError, problem_list, reads, some
 from ...seeding import permutation
-from ...types import Example, Json, Progress, named_references
+from ...types import Example, Json, PreserveRule, Progress, named_references
 from ..images.index import FileFacts, FileIndex
 from ..images.load import file_digest, parse_colour
 from .buckets import Buckets
-from .captions import plain, variants
+from .captions import class_caption, plain, texts_of, variants
 from .placement import buckets_of, image_variants, placements, stretched, variant_count, why_left_out
 from .scan import ImageFile, folders_of, scan
 
 HELD_OUT = "held_out"
 """Role of an example that is not trained on, as caches and digests have always had it; "validation" in the options."""
-LATER: Json = {"variants": ()}
+LATER: Json = {"variants": (), "preserve": None}
 """{field of an example that early versions did not have: its default}, with which a digest stays what it was."""
 MOST_STRETCHED = 0.05
 """Images whose proportions crop = "none" changes by more than this share are named in the report."""
@@ -59,8 +59,13 @@ class Dataset:
 
     @property
     def captions(self) -> list[str]:
-        """Every caption that can occur, including the empty prompt, sorted."""
-        return sorted({"", *(caption for example in self.examples for caption in example.captions)})
+        """Every text that can occur, including the empty prompt, sorted."""
+        return sorted({"", *(text for example in self.examples for text in texts_of(example))})
+
+    @property
+    def preserves(self) -> bool:
+        """Whether captions without the trigger are held to the base's prediction."""
+        return any(example.preserve is not None for example in self.examples)
 
     @cached_property
     def digest(self) -> str:
@@ -147,6 +152,7 @@ def _examples(
                 caption_dropout=config.caption_dropout,
                 role=HELD_OUT if config.role == "validation" else config.role,
                 teacher=config.teacher if config.role == "regularisation" else "images",
+                preserve=_preserve_rule(config),
                 mask=image.mask,
                 references=image.references,
                 may_flip=config.flip,
@@ -156,7 +162,27 @@ def _examples(
             )
             for geometry in placements(known, config, sizes, seed)
         ]
+    _check_preserve(config, examples)
     return examples, _notes(config, examples, left_out, drawn)
+
+
+def _preserve_rule(config: DatasetConfig) -> PreserveRule | None:
+    """How the images of a set are held to the base's prediction."""
+    if not config.preserves:
+        return None
+    words = {"trigger": config.trigger, "class_prompt": config.class_prompt}
+    return PreserveRule(**words, weight=config.preserves, share=config.teacher_share)
+
+
+def _check_preserve(config: DatasetConfig, examples: Sequence[Example]) -> None:
+    """Raises ConfigError where no caption of a set can be held: the class prompt would be trained on the images, or nothing says the class."""
+    if not config.preserves or not examples:
+        return
+    if not any(class_caption(example, caption) is not None for example in examples for caption in example.captions):
+        words = f"trigger = {config.trigger!r}, class_prompt = {config.class_prompt!r}"
+        raise ConfigError(
+            f"dataset.teacher = 'base' of {config.folder}: no caption has the trigger, so there is nothing to hold to the base ({words}); set dataset.trigger, or a dataset.class_prompt that is no caption"
+        )
 
 
 def _notes(
@@ -171,6 +197,12 @@ def _notes(
     if any(example.live for example in examples):
         notes.append(
             f"{config.folder}: a new caption is drawn and encoded each time an image is used (caption_variants = 0)"
+        )
+    if config.preserves and examples:
+        first = next(text for e in examples for c in e.captions if (text := class_caption(e, c)) is not None)
+        often = "" if config.teacher_share == 1 else f" at {config.teacher_share:.0%} of the uses"
+        notes.append(
+            f"{config.folder}: captions without the trigger, such as {first!r}, are held to what the base predicts, by weight {config.preserves:g}{often}; that takes one more forward pass without gradient and one more pass forward and backward"
         )
     distorted = [e.path.name for e in examples if stretched(e.geometry) > MOST_STRETCHED]
     if distorted and config.crop == "none":
@@ -227,4 +259,5 @@ def _held_out(example: Example) -> Example:
         captions=example.captions[:1],
         live=None,
         variants=(),
+        preserve=None,
     )

@@ -1,7 +1,7 @@
 """What the memory planner predicts for real sizes on cards of 8 to 24 GB. Nothing is loaded: networks and steps are shapes.
 
 AdamW, rank 16 on the family's default targets, batch 1, gradient checkpointing, bfloat16 arithmetic on a base stored as fp8 or
-bfloat16. A card has 1e9 bytes a GB, of which the CUDA context takes 0.8 GB and the allocator 7 %. Seconds: the step's arithmetic
+bfloat16, or quantized to nf4. A card has 1e9 bytes a GB, of which the CUDA context takes 0.8 GB and the allocator 7 %. Seconds: the step's arithmetic
 at half of an RTX 4070's dense bfloat16 rate, and copies of streamed blocks at 24 GB/s (PCIe 4), whichever is longer, in the forward
 pass and in the backward pass. Encoders are not part of it.
 
@@ -23,7 +23,7 @@ from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.families.common.family import Loading
 from lora_loom.trainer.families.common.modules import checkpoint_blocks
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.memory_plan.base_sizes import BaseSizes, base_sizes
+from lora_loom.trainer.memory_plan.base_sizes import BaseSizes, base_sizes, stand_for_quantized
 from lora_loom.trainer.memory_plan.card import CONTEXT, SLACK, Card
 from lora_loom.trainer.memory_plan.plan import MemoryPlan
 from lora_loom.trainer.memory_plan.planner import Around, Planner, Way
@@ -41,7 +41,7 @@ from .network_sizes import SIZES, Size
 
 CARDS = (8, 12, 16, 24)
 SIDES = (512, 1024)
-STORED = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16}
+STORED = {"nf4": torch.bfloat16, "fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16}
 RATE = 58e12 / 2
 """FLOP/s: half of an RTX 4070's dense bfloat16 rate."""
 BUS = 24e9
@@ -65,7 +65,7 @@ class RealRun:
         return denoiser
 
     def sizes(self, quantize: str) -> BaseSizes:
-        """As it is stored."""
+        """As it is stored, or quantized."""
         return base_sizes(self.structure().module, quantize)
 
     def step(self, way: Way, image: Pixels) -> Rehearsal:
@@ -73,6 +73,8 @@ class RealRun:
         denoiser, family = self.structure(), families.get(self.size.family)
         if way.memory.gradient_checkpointing:
             checkpoint_blocks(denoiser.module)
+        if way.quantize != "none":
+            stand_for_quantized(denoiser.module)
         network = NetworkConfig(rank=16)
         step = Step(
             targets=resolve_targets(denoiser.module, denoiser.target_presets, "default"),
@@ -101,7 +103,7 @@ def plans(size: Size, stored: str, side: int) -> Iterator[tuple[int, MemoryPlan 
             card=card,
             training=TrainingConfig(steps=1),
             optimizer=OptimizerConfig(learning_rate=1e-4),
-            way=Way(memory=MemoryConfig(), batch_size=1),
+            way=Way(memory=MemoryConfig(), batch_size=1, quantize="nf4" if stored == "nf4" else "none"),
             images={(side, side): 1},
             around=Around(),
             rate=2 * RATE,

@@ -233,7 +233,7 @@ class LoomMemory(LoomNode):
                     "quantize": widget(
                         "ModelConfig",
                         "quantize",
-                        tooltip="Trains on a quantized copy of the base model (optimum-quanto) instead of the weights that ComfyUI holds: a smaller copy, but one more. none copies no weight.",
+                        tooltip="Trains on a quantized copy of the base model on the device; the weights that ComfyUI holds stay in RAM meanwhile. nf4 has 4.5 bits a weight and needs bitsandbytes, the others need optimum-quanto. none copies no weight.",
                     ),
                     "yield_max_s": (
                         "FLOAT",

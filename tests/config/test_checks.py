@@ -28,7 +28,7 @@ WRONG = [
     (NetworkConfig, "kind", "lohaa", "use 'lora', 'dora', 'loha', 'lokr', 'glora', 'oft', 'boft', 'diff' or 'ia3' (did you mean 'loha' or 'lora' or 'glora'?)"),
     (OptimizerConfig, "name", "adamv", known_values("adamv", list(OPTIMIZERS)) + ", or the path of a class"),
     (ObjectiveConfig, "timestep_sampling", "unifrom", "use 'auto', 'uniform', 'logit_normal', 'mode' or 'beta' (did you mean 'uniform'?)"),
-    (ModelConfig, "quantize", "in8", "use 'none', 'int8', 'int4', 'int2' or 'float8' (did you mean 'int8'?)"),
+    (ModelConfig, "quantize", "in8", "use 'none', 'int8', 'int4', 'int2', 'float8' or 'nf4' (did you mean 'int8'?)"),
     (TextConfig, "clip_tokens", 100, "use 75, 150 or 225"),
     (TrainingConfig, "steps", "10", "use a valid integer"),
     (TrainingConfig, "steps", True, "use a valid integer"),

@@ -67,6 +67,22 @@ def test_a_step_holds_what_was_predicted(tmp_path, family):
     check(tmp_path, family, **WAYS["checkpointing"])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_on_a_base_in_nf4_holds_what_was_predicted(tmp_path, precision):
+    pytest.importorskip("bitsandbytes")
+    sections = {"training": {"precision": precision}, "memory": {"gradient_checkpointing": True}}
+    plain, packed = (
+        check(
+            tmp_path,
+            "lumina2",
+            **sections,
+            model={"base": make_config("lumina2", tmp_path).model.base, "quantize": kind},
+        )
+        for kind in ("none", "nf4")
+    )
+    assert packed.parts.base < 0.5 * plain.parts.base
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", FAMILIES)

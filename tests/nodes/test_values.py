@@ -104,7 +104,7 @@ def test_conditioning_is_packed_and_unpacked_in_order(host):
     [
         (
             {"quantize": "int9"},
-            r"quantize = 'int9': use 'none', 'int8', 'int4', 'int2' or 'float8' \(did you mean 'int8'",
+            r"quantize = 'int9': use 'none', 'int8', 'int4', 'int2', 'float8' or 'nf4' \(did you mean 'int8'",
         ),
         ({"precision": "bf16"}, r"precision = 'bf16': use 'auto', 'float32', 'bfloat16' or 'float16'"),
         ({"yield_max_s": -1.0}, r"yield_max_s = -1\.0: use 0 for no limit"),

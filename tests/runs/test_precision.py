@@ -11,10 +11,10 @@ from tests.conftest import make_config
 from tests.runs.test_session import go
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4", "int2", "float8"])
+@pytest.mark.parametrize("quantize", ["int8", "int4", "int2", "float8", "nf4"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_on_a_quantised_base(tmp_path, quantize, precision):
-    kind = "dora" if quantize in ("int4", "float8") else "lora"
+    kind = "dora" if quantize in ("int4", "float8", "nf4") else "lora"
     outcome, host, _ = go(
         tmp_path,
         model={"base": make_config("sd3", tmp_path).model.base, "quantize": quantize},

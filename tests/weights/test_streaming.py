@@ -216,8 +216,8 @@ def test_a_plan_keeps_its_budget_or_none_could(sizes, fixed, budget):
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize(
     "loading",
-    [{"storage": torch.bfloat16}, {"storage": torch.bfloat16, "dtype": torch.bfloat16}, {"storage": torch.float8_e4m3fn}, {"quantize": "int8"}, {"quantize": "float8"}],
-    ids=["bf16 kept", "bf16 computed", "fp8", "int8", "float8"],
+    [{"storage": torch.bfloat16}, {"storage": torch.bfloat16, "dtype": torch.bfloat16}, {"storage": torch.float8_e4m3fn}, {"quantize": "int8"}, {"quantize": "float8"}, {"quantize": "nf4"}],
+    ids=["bf16 kept", "bf16 computed", "fp8", "int8", "float8", "nf4"],
 )  # fmt: skip
 def test_weights_of_every_format_are_streamed(loading, kind):
     """Cast on use, packed or rounded: as they would be on the device."""

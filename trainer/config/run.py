@@ -36,7 +36,7 @@ __all__ = [
 ]  # imported here for whoever reads the tree
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Quantize = Literal["none", "int8", "int4", "int2", "float8"]
+Quantize = Literal["none", "int8", "int4", "int2", "float8", "nf4"]
 BaseMemory = Literal["auto", "resident", "stream"]
 Checkpoint = Literal["auto", "all", "every 2", "every 3", "every 4", "ffn", "off"]
 LoraDtype = Literal["float32", "bfloat16", "float16"]
@@ -58,7 +58,7 @@ class ModelConfig(Section, table="model"):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype in which the frozen base model is kept in memory; auto is the file's own on a GPU and float32 on a CPU."""
     quantize: Quantize = "none"
-    """Quantizes the frozen base model with optimum-quanto: it takes less memory, steps are slower, predictions differ slightly."""
+    """Quantizes the frozen base model: it takes less memory, steps are slower, predictions differ slightly. nf4 has 4.5 bits a weight (bitsandbytes, as QLoRA), the others are optimum-quanto's: 8, 4 or 2 bits and scales. It stays for the length of a run."""
     device: str = "auto"
     """Device that trains: cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""
     base_lora: tuple[BaseLoraConfig, ...] = ()

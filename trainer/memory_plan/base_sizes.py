@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..weights.frozen import FrozenLinear
+from ..weights.nf4 import BLOCK as NF4_BLOCK
+from ..weights.nf4 import KIND as NF4
 from ..weights.streaming import StreamPlan, StreamSettings, choose, find_blocks, needed, plain_parts
 
 GROUP = 128
 """Weights of one row that share a scale in int4 and int2 (optimum-quanto)."""
-NF4_BLOCK = 64
-"""Weights that share a scale in nf4 (bitsandbytes)."""
 BITS = {"int8": 8, "float8": 8, "int4": 4, "int2": 2}
 
 
@@ -71,10 +72,10 @@ def _is_quantized(layer: nn.Module, quantize: str) -> bool:
 
 
 def quantized_bytes(weight: Tensor, quantize: str) -> int:
-    """Bytes of a (rows, columns) weight with its scales, which have two bytes in optimum-quanto and four in nf4."""
+    """Bytes of a (rows, columns) weight with its scales, which have two bytes in optimum-quanto and four in nf4, whose last block is filled up."""
     count, (rows, columns) = weight.numel(), weight.shape
-    if quantize == "nf4":
-        return count // 2 + 4 * -(-count // NF4_BLOCK)
+    if quantize == NF4:
+        return (NF4_BLOCK // 2 + 4) * -(-count // NF4_BLOCK)
     bits = BITS[quantize]
     if bits == 8:
         return count + 2 * rows
@@ -92,3 +93,5 @@ def stand_for_quantized(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear) and type(part.weight) is nn.Parameter:
             part.weight = nn.Parameter(torch.empty_like(part.weight, dtype=torch.float8_e4m3fn), requires_grad=False)
+            if type(part) is nn.Linear:
+                part.__class__ = FrozenLinear

@@ -176,7 +176,7 @@ class Planner:
         if way.optimizer == "adamw":
             found.append(('optimizer.name = "adamw8bit"', replace(way, optimizer="adamw8bit"), False))
         if way.quantize == "none":
-            found += [(f'model.quantize = "{kind}"', replace(way, quantize=kind), False) for kind in ("int8", "int4")]
+            found += [(f'model.quantize = "{kind}"', replace(way, quantize=kind), False) for kind in ("int8", "nf4")]
         return found
 
     def _levers(self, parts: Parts) -> list[Lever]:

@@ -1,4 +1,4 @@
-"""Quantizing a frozen base model with optimum-quanto: int8, int4, int2 or float8 weights that are dequantized on each use."""
+"""Quantizing a frozen base model: int8, int4, int2 or float8 by optimum-quanto, nf4 by bitsandbytes; dequantized on each use."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -9,15 +9,23 @@ from torch import nn
 
 from ..errors import ConfigError
 from .frozen import FrozenLinear, dense, is_quantized_tensor, replace_module
+from .nf4 import KIND, to_nf4
 from .row_parts import FusedLinear
 
 KINDS = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
 
 
 def check_quantize(kind: str) -> None:
-    """Raise ConfigError if a base model shall be quantized and optimum-quanto is missing. `kind` is the setting model.quantize."""
-    if kind != "none":
+    """Raise ConfigError if a base model shall be quantized and the library for it is missing. `kind` is the setting model.quantize."""
+    if kind == KIND:
+        _require_bitsandbytes(f"quantize = {kind!r}")
+    elif kind != "none":
         require_quanto(f"quantize = {kind!r}")
+
+
+def _require_bitsandbytes(what: str) -> None:
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f'{what} needs the library bitsandbytes: pip install "bitsandbytes>=0.50"')
 
 
 def require_quanto(what: str) -> None:
@@ -44,10 +52,7 @@ def quantize(
     keep their dtype, because they are few and sensitive. A Linear that is already quantized is left as it is. Raises
     KeyError for an unknown kind.
     """
-    from optimum.quanto import qfloat8, qint2, qint4, qint8
-    from optimum.quanto.nn import QLinear
-
-    qtype = {"qint8": qint8, "qint4": qint4, "qint2": qint2, "qfloat8": qfloat8}[KINDS[kind]]
+    pack = _in_nf4 if kind == KIND else _by_quanto(KINDS[kind])
     paths = [
         path
         for path, part in module.named_modules()
@@ -55,14 +60,31 @@ def quantize(
     ]
     for index, path in enumerate(paths):
         linear = cast(nn.Linear, module.get_submodule(path))
-        quantized = QLinear.from_module(_plain(linear, dtype, device), weights=qtype)
-        quantized.freeze()
-        quantized.requires_grad_(False)
+        quantized = pack(_plain(linear, dtype, device))
         if isinstance(linear, FusedLinear):  # its parts continue to read it
             linear.weight, linear.bias, linear.scale = quantized.weight, quantized.bias, None
         else:
             replace_module(module, path, quantized)
         progress(index + 1, len(paths))
+
+
+def _by_quanto(name: str) -> Callable[[nn.Linear], nn.Linear]:
+    """What makes a Linear one of optimum-quanto's, of the type of this name there."""
+    from optimum import quanto
+    from optimum.quanto.nn import QLinear
+
+    def pack(linear: nn.Linear) -> nn.Linear:
+        packed = QLinear.from_module(linear, weights=getattr(quanto, name))
+        packed.freeze()
+        return cast(nn.Linear, packed.requires_grad_(False))
+
+    return pack
+
+
+def _in_nf4(linear: nn.Linear) -> nn.Linear:
+    linear.weight = nn.Parameter(to_nf4(linear.weight), requires_grad=False)
+    linear.__class__ = FrozenLinear
+    return linear.eval()
 
 
 def _plain(linear: nn.Linear, dtype: torch.dtype | None, device: torch.device | None) -> nn.Linear:

@@ -261,9 +261,10 @@ def make_session(
     memory_plan = None if texts else predicted(plan_memory, log)
     if stream is None and memory_plan is not None and memory_plan.streamed:
         stream = memory_plan.stream
-    if stream is not None:
+    stays_in_ram = stream is not None or request.memory.quantize != "none"
+    if stays_in_ram:
         leave_in_ram(patcher)
-    bring_to_device(*([patcher] if stream is None else []), *others)
+    bring_to_device(*([] if stays_in_ram else [patcher]), *others)
     denoiser.module = load_denoiser(patcher, compute_dtype=denoiser.compute_dtype).module  # as the weights lie now
     prepare_weights(denoiser, patcher, request, stream, log)
     laid = lay_base_loras(denoiser.module, below)
@@ -318,14 +319,18 @@ def prepare_weights(
 ) -> None:
     """Where the weights lie and how they compute.
 
-    Raises ConfigError for a model that is only partly on its device and is not streamed, or a budget that is too small.
+    Raises ConfigError for a model that is only partly on its device and is neither streamed nor quantized, or a budget that is too
+    small. Of a quantized one each weight is brought to the device by itself, so that there is never a whole copy there.
     """
     checkpointed = denoiser.settings.blocks if request.memory.memory.recomputes_blocks else ()
-    if stream is None:
-        place_weights(denoiser, patcher, log)
     if request.memory.quantize != "none":
-        quantize(denoiser.module, request.memory.quantize, denoiser.compute_dtype)
+        place = torch.device(patcher.load_device) if stream is None else None
+        quantize(denoiser.module, request.memory.quantize, denoiser.compute_dtype, place)
+        if place is not None:
+            denoiser.module.to(place)  # what is not quantized
         log(f"quantized to {request.memory.quantize}: an extra copy of {stored_bytes(denoiser.module):,} bytes")
+    elif stream is None:
+        place_weights(denoiser, patcher, log)
     if stream is None:
         compute_in(denoiser.module, denoiser.compute_dtype)
     else:

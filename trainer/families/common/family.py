@@ -146,7 +146,7 @@ class Loading:
     compute_dtype: torch.dtype | None = None
     """dtype of the arithmetic; None is that of the weights."""
     quantize: str = "none"
-    """Quantize the Linear weights by optimum-quanto, one at a time: int8, int4, int2, float8 or none."""
+    """Quantize the Linear weights, one at a time: int8, int4, int2, float8, nf4 or none."""
     stream: StreamSettings | None = None
     """Keep the weights where they are, and bring them to the device block by block."""
 

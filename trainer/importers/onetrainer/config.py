@@ -38,7 +38,7 @@ FORMATS = {
 TARGETS = {"attn-only": "attention", "attn-mlp": "attention+mlp", "full": "all"}
 
 
-QUANTIZED = {"FLOAT_8": "float8", "FLOAT_W8A8": "float8", "INT_8": "int8", "INT_W8A8": "int8"}
+QUANTIZED = {"FLOAT_8": "float8", "FLOAT_W8A8": "float8", "INT_8": "int8", "INT_W8A8": "int8", "NFLOAT_4": "nf4"}
 
 
 SCHEDULES = {

@@ -157,8 +157,7 @@ def _precision(made: Translation) -> None:
         nearly = "" if library == "quanto" else f"optimum-quanto quantizes here, not {library}"
         made.put("model.quantize", PRECISIONS[bits], "base_model_precision", nearly=nearly)
     elif word == "nf4-bnb":
-        nearly = "there is no nf4 here; int4 has as many bits, and LoRAs trained on it differ"
-        made.put("model.quantize", "int4", "base_model_precision", nearly=nearly)
+        made.put("model.quantize", "nf4", "base_model_precision")
     elif word in ("no_change", "bf16", "fp16", "fp32"):
         made.put("model.quantize", "none", "base_model_precision")
         if word != "no_change":

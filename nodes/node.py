@@ -1,6 +1,10 @@
 """The base of all node classes, and types for what ComfyUI asks of a node class."""
 
-from typing import ClassVar, TypeAlias, TypedDict
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar, TypeAlias, TypedDict
+
+from ..trainer.errors import LoomError, is_passing
 
 Widget: TypeAlias = tuple[str | list[str], dict[str, object]]
 """An input: (socket type, or the values of a drop-down list; its options: tooltip, default, min, max, step, display_name)."""
@@ -32,3 +36,28 @@ class LoomNode:
     SEARCH_ALIASES: ClassVar[tuple[str, ...]]
     CATEGORY: ClassVar[str] = "LoRA Loom"
     FUNCTION: ClassVar[str] = "run"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if method := vars(cls).get(cls.FUNCTION):
+            setattr(cls, cls.FUNCTION, _in_plain_words(method))
+
+
+def _in_plain_words(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, in which an exception that nobody foresaw is one of our errors. ComfyUI's own, and memory that ran out, pass."""
+
+    @wraps(method)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except LoomError:
+            raise
+        except Exception as error:
+            if is_passing(error):
+                raise
+            said = f"{type(error).__name__}: {error}"
+            raise LoomError(
+                f"unexpected {said}. This is a mistake of LoRA Loom: ComfyUI's console says where; please report it"
+            ) from error
+
+    return guarded

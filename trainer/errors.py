@@ -10,8 +10,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 MOST_LINES, MOST_CHARACTERS = 10, 1200
 """No message is longer. Of a longer one the middle is left out, because the remedy stands at its end."""
-PASSING = {"MemoryError", "OutOfMemoryError", "InterruptProcessingException"}
-"""Exceptions that say nothing about what is read: memory ran out, or somebody pressed Cancel in ComfyUI."""
+PASSING = {"MemoryError", "OutOfMemoryError", "AcceleratorError", "InterruptProcessingException"}
+"""Exceptions that say nothing about what is read: memory ran out, the device failed, or somebody pressed Cancel in ComfyUI."""
 MOST_LISTED = 300
 """Characters of a list of known names in a message."""
 MODULE = "lora_loom.trainer.errors"
@@ -85,6 +85,11 @@ class WorkflowError(LoomError):
     exit_code = 8
 
 
+def is_passing(error: Exception) -> bool:
+    """Whether whoever called has its own remedy for an exception: it says nothing about what was read."""
+    return type(error).__name__ in PASSING or "allocate memory" in str(error)
+
+
 @contextmanager
 def reading(
     what: object, kind: type[LoomError] = ModelFileError, remedy: str = "get or write it again"
@@ -99,9 +104,9 @@ def reading(
     except LoomError:
         raise
     except Exception as error:
-        name = type(error).__name__
-        if name in PASSING or "allocate memory" in str(error):
+        if is_passing(error):
             raise
+        name = type(error).__name__
         said = str(error).strip().splitlines()
         raise kind(
             f"{what} cannot be used ({name}{': ' if said else ''}{said[0][:300] if said else ''}): {remedy}"

@@ -146,6 +146,25 @@ class LoomTestModel:
         return model, *encoders(toy)
 
 
+class LoomTestPartLoaded:
+    """The MODEL as ComfyUI holds it where only half of it fits the device: by its own `load`, in its list of loaded models."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model):
+        device = torch.device(model.load_device)
+        mm.load_models_gpu([model])
+        model.detach()
+        model.model_patches_to(device)
+        model.load(device, lowvram_model_memory=model.model_size() // 2)
+        assert model.model.model_lowvram
+        return (model,)
+
+
 class LoomTestClip:
     """ComfyUI's own CLIP for the toys of SD 1, SD 2 and SDXL, with its tokenizer, as wide as their text; clip skip as of its node."""
 
@@ -339,6 +358,7 @@ class LoomTestEmbed:
 
 NODES = (
     LoomTestModel,
+    LoomTestPartLoaded,
     LoomTestClip,
     LoomTestText,
     LoomTestQwenText,

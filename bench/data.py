@@ -22,11 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from lora_loom.trainer.config.run import DataConfig, DatasetConfig
-from lora_loom.trainer.data.batches import CachedBatches, make_plan
+from lora_loom.trainer.data.batches import CachedBatches
 from lora_loom.trainer.data.cache.fill import fill, load_view
 from lora_loom.trainer.data.cache.keys import Work, find_work
 from lora_loom.trainer.data.cache.store import Cache, text_key
 from lora_loom.trainer.data.images.index import FileIndex
+from lora_loom.trainer.data.order import make_plan
 from lora_loom.trainer.data.sets.dataset import Dataset, build_dataset
 from lora_loom.trainer.families.common.family import Encoders
 from lora_loom.trainer.types import EncoderIdentity

@@ -98,8 +98,8 @@ def _sizes() -> dict[str, Widget]:
     }
 
 
-def _augmentation() -> dict[str, Widget]:
-    """Inputs for images that vary. They come after those of earlier versions."""
+def _course() -> dict[str, Widget]:
+    """Inputs for what varies in the course of a run. They come after those of earlier versions."""
     return {
         **{
             name: _advanced(name, max=1.0, step=0.05)
@@ -108,6 +108,12 @@ def _augmentation() -> dict[str, Widget]:
         "random_hue": _advanced("random_hue", max=180.0, step=1.0),
         "random_rotation": _advanced("random_rotation", max=180.0, step=1.0),
         "image_variants": _advanced("image_variants", max=1000),
+        "caption_dropout_every_n_epochs": _advanced("caption_dropout_every_n_epochs", max=10_000),
+        "token_warmup_step": _advanced("token_warmup_step"),
+        "token_warmup_min": _advanced("token_warmup_min", max=1000),
+        "max_num_samples": _advanced("max_num_samples"),
+        "probability": _advanced("probability", min=0.01, max=1.0, step=0.01),
+        **{name: _advanced(name) for name in ("start_step", "end_step", "start_epoch", "end_epoch")},
     }
 
 
@@ -166,7 +172,7 @@ class LoomDataset(FormerRoles, LoomNode):
                     "max_aspect": _advanced("max_aspect", max=100.0, step=0.01),
                     "caption_extension": _advanced("caption_extension"),
                     "empty_captions": _advanced("empty_captions"),
-                    **_augmentation(),
+                    **_course(),
                     **_preservation(),
                     "previous": _PREVIOUS,
                 },
@@ -228,7 +234,7 @@ class LoomDatasetImages(FormerRoles, LoomNode):
                     "references_3": link(
                         "IMAGE", "A third reference image for each image, used together with the other two."
                     ),
-                    **_augmentation(),
+                    **_course(),
                     "teacher": _advanced("teacher"),
                     **_preservation(),
                 },

@@ -13,8 +13,9 @@ from torch import nn
 
 from lora_loom.trainer.config.dataset import DatasetConfig
 from lora_loom.trainer.config.run import NetworkConfig
-from lora_loom.trainer.data.batches import CachedBatches, make_plan
+from lora_loom.trainer.data.batches import CachedBatches
 from lora_loom.trainer.data.images.index import FileFacts
+from lora_loom.trainer.data.order import make_plan
 from lora_loom.trainer.data.sets.buckets import Buckets
 from lora_loom.trainer.data.sets.placement import placements
 from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform

@@ -120,6 +120,50 @@ class PreserveRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptionWarmup:
+    """Captions that begin with few tags and have all of them after some steps."""
+
+    steps: int
+    """Optimizer steps after which captions are whole."""
+    least: int
+    """Movable tags of a caption at the first step."""
+    stages: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    """For each caption, for each number of movable tags from `least` to one less than all: its forms. Empty with dynamic captions."""
+    lengths: tuple[int, ...] = ()
+    """Number of movable tags of each caption."""
+
+    def tags(self, caption: int, step: int) -> int:
+        """How many movable tags a caption has after `step` steps: rising evenly, as sd-scripts' token_warmup_step does it."""
+        return (step * (self.lengths[caption] - self.least)) // self.steps + self.least
+
+
+@dataclass(frozen=True)
+class Presence:
+    """When in a run a set is trained, and how much of it."""
+
+    start_step: int = 0
+    """Finished steps from which on it is trained."""
+    end_step: int = 0
+    """The last step that it is trained in; 0: no end."""
+    start_epoch: int = 0
+    """The first epoch that it is trained in, counted from 1; 0: the first."""
+    end_epoch: int = 0
+    """The last epoch that it is trained in; 0: no end."""
+    probability: float = 1.0
+    """Share of the uses of its images that take place in an epoch."""
+
+    def at(self, step: int, epoch: int) -> bool:
+        """Whether the set is trained, after `step` finished steps, in an epoch counted from 0."""
+        begun = step >= self.start_step and epoch + 1 >= self.start_epoch
+        return (
+            begun and not (self.end_step and step >= self.end_step) and not (self.end_epoch and epoch >= self.end_epoch)
+        )
+
+
+ALWAYS = Presence()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """One image of a dataset at one size, with everything that training needs to know about it."""
 
@@ -153,6 +197,17 @@ class Example:
     """Dynamic captions: where given, a new text is made of it each time the image is drawn, and `captions` holds the plain forms only."""
     variants: tuple[ImageVariant, ...] = ()
     """Variants of the image, the image itself first. One of them is chosen each time the image is drawn. Empty: only itself."""
+    caption_dropout_every: int = 0
+    """Every so many epochs one without captions; 0: none."""
+    warmup: CaptionWarmup | None = None
+    presence: Presence | None = None
+    """When in the run it is trained; None: always."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text that has to be encoded in advance: the captions, and their shorter forms."""
+        stages = self.warmup.stages if self.warmup else ()
+        return (*self.captions, *(text for caption in stages for forms in caption for text in forms))
 
 
 @dataclass(frozen=True, kw_only=True)

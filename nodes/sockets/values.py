@@ -23,7 +23,15 @@ from ...trainer.config.run import (
     ValidationConfig,
 )
 from ...trainer.config.section import require
-from ...trainer.types import EncoderIdentity, Example, Geometry, ImageVariant, PreserveRule
+from ...trainer.types import (
+    CaptionWarmup,
+    EncoderIdentity,
+    Example,
+    Geometry,
+    ImageVariant,
+    Presence,
+    PreserveRule,
+)
 
 VERSION = 1
 
@@ -193,7 +201,19 @@ def example_from_json(data: Mapping[str, Any]) -> Example:
     shown = tuple(Path(path) for path in data["references"])
     sizes = {name: tuple(data["geometry"][name]) for name in ("original", "resized", "target")}
     geometry = Geometry(**{**data["geometry"], **sizes})
-    variants = tuple(ImageVariant(**one) for one in data.get("variants", ()))
-    preserve = PreserveRule(**data["preserve"]) if data.get("preserve") else None
-    more = {"references": shown, "captions": tuple(data["captions"]), "geometry": geometry, "variants": variants}
-    return Example(**{**data, **paths, **more, "preserve": preserve})
+    more = {"references": shown, "captions": tuple(data["captions"]), "geometry": geometry}
+    return Example(**{**data, **paths, **more, **_course_from_json(data)})
+
+
+def _course_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an example that say how it changes in the course of a run; lists of early versions have none of them."""
+    warmup, presence = data.get("warmup"), data.get("presence")
+    if warmup:
+        stages = tuple(tuple(tuple(forms) for forms in caption) for caption in warmup["stages"])
+        warmup = CaptionWarmup(**{**warmup, "stages": stages, "lengths": tuple(warmup["lengths"])})
+    return {
+        "variants": tuple(ImageVariant(**one) for one in data.get("variants", ())),
+        "warmup": warmup or None,
+        "presence": Presence(**presence) if presence else None,
+        "preserve": PreserveRule(**data["preserve"]) if data.get("preserve") else None,
+    }

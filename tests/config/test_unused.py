@@ -46,6 +46,12 @@ IDLE = [
         ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", name: 0.1}]}, f"dataset.{name} = 0.1 would do nothing: validation")
         for name in ("random_brightness", "random_contrast", "random_saturation", "random_hue", "random_rotation")
     ),
+    *(
+        ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", name: value}]}, f"dataset.{name} = {value} would do nothing: validation")
+        for name, value in (("caption_dropout_every_n_epochs", 2), ("token_warmup_step", 9), ("probability", 0.5), ("start_step", 1), ("end_step", 1),
+                            ("start_epoch", 1), ("end_epoch", 1))
+    ),
+    ({"dataset": [{"folder": "x", "token_warmup_min": 2}]}, "dataset.token_warmup_min = 2 would do nothing: captions do not grow"),
     ({"dataset": [{"folder": "x", "image_variants": 4}]}, "dataset.image_variants = 4 would do nothing: images never change"),
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", "teacher": "base"}]}, "dataset.teacher = 'base' would do nothing: validation images"),
     ({"dataset": [{"folder": "x", "class_prompt": "a dog"}]}, "dataset.class_prompt = 'a dog' would do nothing: only role = 'train' with teacher = 'base'"),
@@ -109,6 +115,11 @@ USED = [
     {"dataset": [{"folder": "x", "wildcards": True, "caption_variants": 4, "buckets": "kohya", "min_side": 64}]},
     {"dataset": [{"folder": "x"}, {"folder": "y", "role": "regularisation", "teacher": "base"}]},
     {"dataset": [{"folder": "x", "aspects": [1.0], "min_size": 4, "size_metric": "area"}]},
+    {
+        "dataset": [
+            {"folder": "x", "token_warmup_step": 9, "token_warmup_min": 2, "keep_tokens": 1, "tag_separator": "."}
+        ]
+    },
     {"dataset": [{"folder": "x", "crop": "random", "image_variants": 4}]},
     {"dataset": [{"folder": "x", "random_hue": 5.0, "image_variants": 4}]},
     {"sweep": {"guidance": [{"method": "apg", "eta": 0.5, "norm_threshold": 5.0, "momentum": -0.5}]}},

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_loom.trainer.data.batches import CachedBatches, Draw, Plan, Singles, make_plan
+from lora_loom.trainer.data.batches import CachedBatches, Singles
 from lora_loom.trainer.data.cache.keys import views
 from lora_loom.trainer.data.cache.store import Cache, text_key
+from lora_loom.trainer.data.order import Draw, Plan, make_plan
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.types import CaptionForms, EncoderIdentity, Example, Geometry
 

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
-from lora_loom.trainer.data.batches import make_plan
 from lora_loom.trainer.data.cache.keys import find_work, prompt_key, views
+from lora_loom.trainer.data.order import make_plan
 from lora_loom.trainer.errors import ConfigError, DataError
 from lora_loom.trainer.families import qwen_image
 from lora_loom.trainer.families.common.source import open_source

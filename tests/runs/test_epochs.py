@@ -28,7 +28,7 @@ def test_epochs_are_steps(epochs, every, batches, accumulation, processes, steps
         steps=0 if epochs else 77, epochs=epochs, save_every_epochs=every, gradient_accumulation_steps=accumulation
     )
     said = []
-    training = in_steps(asked, batches, 6, processes, said.append)
+    training = in_steps(asked, lambda epochs: epochs * batches, 6, processes, said.append)
     assert (training.steps, training.save_every) == (steps, save_every)
     assert len(said) == (epochs > 0) + (every > 0)
     assert all(str(steps) in line or str(save_every) in line for line in said)

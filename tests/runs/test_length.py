@@ -31,7 +31,7 @@ from tests.runs.test_early_stopping import HELD_OUT, watched
 )
 def test_each_image_is_used_about_a_hundred_times_within_what_is_usual(images, settings, processes, steps):
     said = []
-    training = in_steps(TrainingConfig(**settings), images, images, processes, said.append)
+    training = in_steps(TrainingConfig(**settings), lambda epochs: epochs * images, images, processes, said.append)
     assert training.steps == steps
     assert str(steps) in said[0]
     assert str(images) in said[0]
@@ -41,8 +41,11 @@ def test_each_image_is_used_about_a_hundred_times_within_what_is_usual(images, s
 
 
 def test_steps_and_epochs_go_before():
-    assert in_steps(TrainingConfig(steps=5), 10, 10, 1, print).steps == 5
-    assert in_steps(TrainingConfig(epochs=3), 10, 10, 1, print).steps == 30
+    def ten(epochs):
+        return 10 * epochs
+
+    assert in_steps(TrainingConfig(steps=5), ten, 10, 1, print).steps == 5
+    assert in_steps(TrainingConfig(epochs=3), ten, 10, 1, print).steps == 30
     with pytest.raises(ConfigError, match=r"training\.steps = -1: use 0 \(by the number of images\) or more"):
         TrainingConfig(steps=-1)
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from lora_loom.trainer import families
-from lora_loom.trainer.data.batches import make_plan
 from lora_loom.trainer.data.cache.keys import reference_geometries, views
 from lora_loom.trainer.data.cache.store import latent_key
 from lora_loom.trainer.data.images.load import file_digest
+from lora_loom.trainer.data.order import make_plan
 from lora_loom.trainer.errors import ConfigError, DataError
 from lora_loom.trainer.families.common.source import open_source
 from lora_loom.trainer.runs.headless import build_cache, dataset_batches, prepare, train

@@ -45,8 +45,21 @@ CAPTIONS = {
     "plain": {},
     "varied": {**VARIED, "caption_variants": 4, "crop": "random"},
     "live": {**VARIED, "caption_variants": 0},
+    "joining": {
+        **VARIED,
+        "caption_variants": 4,
+        "caption_dropout_every_n_epochs": 2,
+        "token_warmup_step": 4,
+        "random_hue": 20.0,
+    },
 }
-TAUGHT = {"plain": [], "varied": [], "live": [{"folder": str(pictures()), "role": "regularisation", "teacher": "base"}]}
+JOINING = {"start_step": 1, "end_epoch": 9, "probability": 0.6}
+TAUGHT = {
+    "plain": [],
+    "varied": [],
+    "joining": [{"folder": str(pictures()), **JOINING}],
+    "live": [{"folder": str(pictures()), "role": "regularisation", "teacher": "base"}],
+}
 """Options of the data set: captions as they are, in several forms encoded in advance, and made anew at every visit; with a set that the base teaches."""
 
 
@@ -186,6 +199,11 @@ def test_resume_is_exact_with_options_of_single_modules(tmp_path):
     check_resume({**PLAIN, "network": options}, tmp_path)
     lines = (tmp_path / "halved" / "run" / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line).get("keys_scaled", 0) for line in lines) > 0
+
+
+def test_resume_is_exact_where_sets_join_and_captions_grow(tmp_path):
+    case = {**PLAIN, "accumulation": 2, "captions": "joining"}
+    check_resume(case, tmp_path)
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import torch
 
 from lora_loom.trainer.config.run import ObjectiveConfig
 from lora_loom.trainer.config.toml import changed_settings
-from lora_loom.trainer.data.batches import Draw, make_plan, share_of
+from lora_loom.trainer.data.batches import share_of
+from lora_loom.trainer.data.order import Draw, make_plan
 from lora_loom.trainer.diffusion.objectives import FlowMatching
 from lora_loom.trainer.diffusion.timesteps import NoiseLevels, Uniform
 from lora_loom.trainer.runs.headless import run_folder, train

@@ -85,6 +85,24 @@ class DatasetConfig(Section, table="dataset"):
     """Share of the uses of training images at which teacher = "base" acts, each time by so much more: 0.25 takes about 25 % more time per step instead of twice the time."""
     caption_dropout: float = 0.0
     """Probability that an image is trained with the empty prompt, which keeps classifier-free guidance working. 0.05 to 0.1 is usual."""
+    caption_dropout_every_n_epochs: int = 0
+    """Every so many epochs, one is trained with the empty prompt throughout; 0 never."""
+    token_warmup_step: int = 0
+    """Steps in which captions grow from few tags to all of them (sd-scripts' token warm-up); 0 begins with all."""
+    token_warmup_min: int = 1
+    """Movable tags of a caption at the first step of the token warm-up."""
+    max_num_samples: int = 0
+    """At most so many images of this dataset are used, drawn by the seed; 0 uses all."""
+    probability: float = 1.0
+    """Share of this dataset's images that an epoch uses, others in each epoch; at least one of each bucket."""
+    start_step: int = 0
+    """Steps after which this dataset joins; 0 trains it from the first step on."""
+    end_step: int = 0
+    """The last step that this dataset is trained in; 0: no end."""
+    start_epoch: int = 0
+    """The first epoch that this dataset is trained in, counted from 1; 0: the first. Where a dataset joins or leaves, a new epoch begins."""
+    end_epoch: int = 0
+    """The last epoch that this dataset is trained in; 0: no end."""
     flip: bool = False
     """Also trains the mirror image (both are cached). Not for anything with a left and a right."""
     random_brightness: float = 0.0
@@ -179,6 +197,26 @@ class DatasetConfig(Section, table="dataset"):
         self._check_captions()
         self._check_sizes()
         self._check_variants()
+
+        self._check_course()
+
+    def _check_course(self) -> None:
+        for name in ("caption_dropout_every_n_epochs", "token_warmup_step", "token_warmup_min", "max_num_samples"):
+            require(getattr(self, name) >= 0, f"dataset.{name}", getattr(self, name), "use 0 or more")
+        require(
+            self.caption_dropout_every_n_epochs != 1,
+            "dataset.caption_dropout_every_n_epochs",
+            1,
+            "use 2 or more: with 1 no caption is trained",
+        )
+        require(0 < self.probability <= 1, "dataset.probability", self.probability, "use a number above 0, up to 1")
+        for unit in ("step", "epoch"):
+            start, end = getattr(self, f"start_{unit}"), getattr(self, f"end_{unit}")
+            require(start >= 0, f"dataset.start_{unit}", start, "use 0 or more")
+            require(end >= 0, f"dataset.end_{unit}", end, "use 0 (no end) or more")
+            first = start + 1 if unit == "step" else start
+            remedy = f"it must be at least {first}, since start_{unit} = {start}"
+            require(not end or end >= first, f"dataset.end_{unit}", end, remedy)
 
     def _check_variants(self) -> None:
         for name in RANDOM_COLOURS:

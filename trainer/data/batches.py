@@ -1,25 +1,21 @@
 """Batches by position: the content of a batch is a function of (seed, position), so a resumed run needs one integer.
 
-An epoch uses every example `repeats` times. Examples with the same bucket and the same sizes of reference images are
-shuffled and cut into batches; a last, smaller batch is kept. Then the batches of all buckets are shuffled. Caption and
-mirroring of an example are a function of (seed, epoch, example): neither the batch size nor other images change them.
+Which examples a batch has is in `order.py`. Caption, mirroring and variant of an example are a function of (seed, epoch,
+example): neither the batch size nor other images change them.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import groupby
-from typing import NamedTuple, overload
+from typing import overload
 
 import torch
 
-from ..errors import ConfigError
-from ..seeding import permutation, uniform
-from ..types import Batch, Conditioning, Example, Preserved, Size
-from .cache.keys import View, reference_geometries, views
+from ..seeding import uniform
+from ..types import Batch, Conditioning, Example, Preserved
+from .cache.keys import View, views
 from .cache.online import Items
-from .sets.captions import caption_at, class_caption
+from .order import AnyPlan, Draw
+from .sets.captions import caption_at, class_caption, warming_caption
 
 GOLDEN = (5**0.5 - 1) / 2
 """The golden ratio's fractional part: of all numbers the hardest to approximate by fractions."""
@@ -27,60 +23,6 @@ Normalise = Callable[[torch.Tensor], torch.Tensor]
 """Maps raw latents of the VAE to model space."""
 Condition = Callable[[Sequence["PickedExample"]], Conditioning]
 """Makes the denoiser's conditioning for the samples of a batch."""
-
-
-class Draw(NamedTuple):
-    """One use of an example: which example, in which epoch, and which of its repeats."""
-
-    number: int
-    """Index of the example."""
-    epoch: int
-    turn: int
-    """Index of the repeat within the epoch, from 0."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The order of training: a function from the position to the draws of a batch."""
-
-    buckets: tuple[tuple[int, ...], ...]
-    """Indices of the examples per bucket, each repeated as often as it is used per epoch; equal indices are adjacent."""
-    batch_size: int
-    seed: int
-
-    @property
-    def per_epoch(self) -> int:
-        """Number of batches per epoch, the same in every epoch."""
-        return sum(-(-len(bucket) // self.batch_size) for bucket in self.buckets)
-
-    def at(self, position: int) -> tuple[Draw, ...]:
-        """The draws of the batch at a position."""
-        return _epoch(self, position // self.per_epoch)[position % self.per_epoch]
-
-
-@lru_cache(maxsize=4)
-def _epoch(plan: Plan, epoch: int) -> list[tuple[Draw, ...]]:
-    """The batches of an epoch, in order."""
-    batches = []
-    for number, bucket in enumerate(plan.buckets):
-        draws = [Draw(example, epoch, turn) for example, group in groupby(bucket) for turn, _ in enumerate(group)]
-        order = [draws[i] for i in permutation(len(draws), plan.seed, "bucket", epoch, number)]
-        batches += [tuple(order[i : i + plan.batch_size]) for i in range(0, len(order), plan.batch_size)]
-    return [batches[i] for i in permutation(len(batches), plan.seed, "epoch", epoch)]
-
-
-def make_plan(examples: Sequence[Example], batch_size: int, seed: int) -> Plan:
-    """Group the examples by size into a plan. Raises ConfigError if a batch is larger than an epoch."""
-    by_size: dict[tuple[Size, ...], list[int]] = defaultdict(list)
-    for number, example in enumerate(examples):
-        references = [geometry.target for geometry in reference_geometries(views(example)[0])]
-        by_size[(example.geometry.target, *references)] += [number] * example.repeats
-    per_epoch = sum(len(bucket) for bucket in by_size.values())
-    if batch_size > per_epoch:
-        raise ConfigError(
-            f"training.batch_size = {batch_size}: the dataset gives only {per_epoch} images per epoch; use at most {per_epoch}, or raise dataset.repeats"
-        )
-    return Plan(tuple(tuple(by_size[size]) for size in sorted(by_size)), batch_size, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +45,7 @@ class CachedBatches:
     def __init__(
         self,
         examples: Sequence[Example],
-        plan: Plan,
+        plan: AnyPlan,
         cache: Items,
         vae: str,
         *,
@@ -124,16 +66,24 @@ class CachedBatches:
 
     def at(self, position: int) -> Batch:
         """The batch at a position, on the device."""
-        return self.collate([self.pick(draw) for draw in self.plan.at(position)])
+        step = position // self.plan.per_step
+        return self.collate([self.pick(draw, step) for draw in self.plan.at(position)])
 
-    def pick(self, draw: Draw) -> PickedExample:
-        """View and caption of a draw, determined by the seed, the epoch, the example's content and size, and the repeat."""
+    def pick(self, draw: Draw, step: int | None = None) -> PickedExample:
+        """View and caption of a draw, determined by the seed, the epoch, the example's content and size, and the repeat.
+
+        `step` counts the finished steps, for captions that grow in the first ones; None: after these.
+        """
         example, choices = self.examples[draw.number], self._views[draw.number]
         width, height = example.geometry.target
         key = (self.plan.seed, "item", draw.epoch, example.digest, width, height, draw.turn)
         view, latent = choices[int(uniform(*key, "flip") * len(choices))]
         dropped = uniform(*key, "caption dropout") < example.caption_dropout
-        caption = "" if dropped else caption_at(example, *key)
+        if example.caption_dropout_every and (draw.epoch + 1) % example.caption_dropout_every == 0:
+            dropped = True
+        warming = example.warmup is not None and step is not None and step < example.warmup.steps
+        made = warming_caption(example, step or 0, *key) if warming else caption_at(example, *key)
+        caption = "" if dropped else made
         preserved = class_caption(example, caption)
         if example.preserve is not None and uniform(*key, "preserve") >= example.preserve.share:
             preserved = None

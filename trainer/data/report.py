@@ -10,8 +10,9 @@ from typing import TypedDict
 
 from ..config.run import PASSES
 from ..errors import DataError, problem_list, some
-from ..types import Example, Json, Size
+from ..types import ALWAYS, Example, Json, Size
 from .images.duplicates import near_duplicates
+from .order import drawn
 from .sets.dataset import Dataset
 
 SHOWN_ROLES = {"held_out": "validation"}
@@ -119,8 +120,8 @@ def make_report(dataset: Dataset) -> Report:
         largest=areas[-1],
         buckets=_buckets(training),
         repeats={str(r): n for r, n in sorted(Counter(e.repeats for e in training).items())},
-        per_epoch=sum(example.repeats for example in training),
-        captions=len({caption for example in dataset.examples for caption in example.captions}),
+        per_epoch=sum(bucket.per_epoch for bucket in _buckets(training)),
+        captions=len({text for example in dataset.examples for text in example.texts}),
         without_caption=[
             name(e.path)
             for e in images
@@ -189,10 +190,13 @@ def epochs_text(report: Report, batch_size: int, accumulation: int, steps: int) 
 
 def _buckets(training: Sequence[Example]) -> list[Bucket]:
     images: Counter[Size] = Counter()
+    uses: Counter[tuple[Size, float]] = Counter()
     seen: Counter[Size] = Counter()
     for example in training:
         images[example.geometry.target] += 1
-        seen[example.geometry.target] += example.repeats
+        uses[example.geometry.target, (example.presence or ALWAYS).probability] += example.repeats
+    for (size, share), count in uses.items():
+        seen[size] += drawn(count, share)
     return [Bucket(width=w, height=h, images=images[w, h], per_epoch=seen[w, h]) for w, h in sorted(seen)]
 
 

@@ -11,13 +11,14 @@ from ..base_model import Base, open_base
 from ..config.run import TrainConfig
 from ..config.toml import digest, to_dict
 from ..config.unused import refuse_unused_options
-from ..data.batches import CachedBatches, PickedExample, Plan, Singles, make_plan
+from ..data.batches import CachedBatches, PickedExample, Singles
 from ..data.cache.captions import EncodedCaptions
 from ..data.cache.fill import CacheReport, fill
 from ..data.cache.keys import find_work
 from ..data.cache.online import Items, OnlineItems, SharedEncoders
 from ..data.cache.store import Cache
 from ..data.images.index import FileIndex
+from ..data.order import AnyPlan, make_plan
 from ..data.report import Report, epochs_text, make_report, refuse_warnings
 from ..data.sets.checks import check_bucket_steps
 from ..data.sets.dataset import Dataset, build_dataset, first_trigger
@@ -71,7 +72,7 @@ class Prepared:
     base: Base
     dataset: Dataset
     report: Report
-    plan: Plan
+    plan: AnyPlan
     targets: list[str]
     layers: Record
     """Which layers train and which are left out, for run.json."""
@@ -153,9 +154,10 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     reach = positions_per_side(skeleton.module) * base.family.bucket_step
     refuse_long_sides(dataset.examples, reach, base.family.name)
     check_measured(config.training, config.validation, dataset.held_out)
-    plan = make_plan(dataset.training, config.training.batch_size, config.training.seed)
+    per_step = config.training.gradient_accumulation_steps * processes.count
+    plan = make_plan(dataset.training, config.training.batch_size, config.training.seed, per_step)
     check_batches(processes, plan.per_epoch)
-    training = in_steps(config.training, plan.per_epoch, dataset.trained_images, processes.count, host.log)
+    training = in_steps(config.training, plan.batches_in, dataset.trained_images, processes.count, host.log)
     config = replace(config, training=training)
     check_schedule(config.schedule, config.training.steps)
     alone = unused_references("dataset.references", references, base)
@@ -169,8 +171,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     host.log(report.text())
     if config.data.strict:
         refuse_warnings(report)
-    forward_passes = config.training.gradient_accumulation_steps * processes.count
-    host.log(epochs_text(report, config.training.batch_size, forward_passes, config.training.steps))
+    host.log(epochs_text(report, config.training.batch_size, per_step, config.training.steps))
     return Prepared(
         config=config,
         base=base,

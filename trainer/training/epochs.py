@@ -11,23 +11,27 @@ USES = 100
 
 
 def in_steps(
-    training: TrainingConfig, batches: int, images: int, processes: int, log: Callable[[str], None]
+    training: TrainingConfig,
+    batches_in: Callable[[float], float],
+    images: int,
+    processes: int,
+    log: Callable[[str], None],
 ) -> TrainingConfig:
     """`epochs` and `save_every_epochs` as `steps` and `save_every`, each logged; they are as they were where no epochs are set.
     Without a number of steps either, `usual_steps` says it.
 
-    `batches` are those of an epoch, `images` those that are trained. A step takes `gradient_accumulation_steps` of them in each process, so that an epoch may
+    `batches_in` gives the number of batches of the first epochs, `images` are those that are trained. A step takes `gradient_accumulation_steps` of them in each process, so that an epoch may
     end within a step: a run then takes that step, and checkpoints are saved at the nearest one.
     """
     per_step = training.gradient_accumulation_steps * processes
     if training.epochs:
-        training = replace(training, steps=ceil(training.epochs * batches / per_step))
+        training = replace(training, steps=ceil(batches_in(training.epochs) / per_step))
         log(f"training.epochs = {training.epochs:g}: {training.steps} steps")
     elif not training.steps:
         training = replace(training, steps=usual_steps(training, images, processes))
         log(f"training.steps: {training.steps}, as usual for a {training.goal} with {images} images at this batch size")
     if training.save_every_epochs:
-        training = replace(training, save_every=max(round(training.save_every_epochs * batches / per_step), 1))
+        training = replace(training, save_every=max(round(batches_in(training.save_every_epochs) / per_step), 1))
         log(
             f"training.save_every_epochs = {training.save_every_epochs:g}: a checkpoint every {training.save_every} steps"
         )

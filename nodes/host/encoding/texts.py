@@ -84,7 +84,7 @@ def load_texts(
         log(
             "warning: the CLIP of LoomTrain is another one than that of LoomCache, or reads another layer: LoomTrain's is trained and reads the captions"
         )
-    captions = [caption for example in examples for caption in example.captions]
+    captions = [text for example in examples for text in example.texts]
     text = load_clip(clip, ["", *captions, *prompts])
     placed = PlacedTexts(patcher.model, (said_by(clip, ""), said_by(clip, "a photo")), cache.factor)
     for example in examples:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ....trainer.config.run import ObjectiveConfig
-from ....trainer.data.batches import CachedBatches, Plan
+from ....trainer.data.batches import CachedBatches
 from ....trainer.data.cache.store import Cache
+from ....trainer.data.order import AnyPlan
 from ....trainer.types import Example
 from ...sockets.values import CacheValue
 from ..backend.conditions import ConditionSource, condition, fill_conditions
@@ -22,7 +23,7 @@ def open_batches(
     objective: ObjectiveConfig,
     identity: str,
     examples: Sequence[Example],
-    plan: Plan,
+    plan: AnyPlan,
     progress: Callable[[int, int], None],
     texts: TrainedTexts | None = None,
 ) -> Callable[[Sequence[Example]], CachedBatches]:

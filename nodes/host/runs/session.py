@@ -21,7 +21,8 @@ from ....trainer.config.run import (
     ValidationConfig,
 )
 from ....trainer.config.toml import to_dict
-from ....trainer.data.batches import Singles, make_plan
+from ....trainer.data.batches import Singles
+from ....trainer.data.order import AnyPlan, make_plan
 from ....trainer.data.report import epochs_text, make_report
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.data.sets.reach import refuse_long_sides
@@ -146,10 +147,16 @@ class TrainRequest:
 def with_steps(request: TrainRequest, dataset: Dataset, log: Callable[[str], None]) -> TrainRequest:
     """The request with the length of the run in steps. Raises ConfigError for a batch or a schedule that does not go with it."""
     training = request.training
-    batches = make_plan(dataset.training, training.batch_size, training.seed).per_epoch
-    request = replace(request, training=in_steps(training, batches, dataset.trained_images, 1, log))
+    plan = plan_of(dataset, training)
+    request = replace(request, training=in_steps(training, plan.batches_in, dataset.trained_images, 1, log))
     check_schedule(request.schedule, request.training.steps)
     return request
+
+
+def plan_of(dataset: Dataset, training: TrainingConfig) -> AnyPlan:
+    """The order of a run's batches. Raises ConfigError."""
+    steps = training.gradient_accumulation_steps
+    return make_plan(dataset.training, training.batch_size, training.seed, steps)
 
 
 def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
@@ -250,7 +257,7 @@ def make_session(
         plan.objective,
         plan.facts["model"],
         dataset.examples,
-        make_plan(dataset.training, training.batch_size, training.seed),
+        plan_of(dataset, training),
         progress,
         texts,
     )

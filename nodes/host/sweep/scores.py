@@ -9,7 +9,8 @@ from torch import Tensor
 from ....trainer.config.aliases import no_note
 from ....trainer.config.run import ObjectiveConfig, TrainingConfig, ValidationConfig
 from ....trainer.config.toml import parse
-from ....trainer.data.batches import Singles, make_plan
+from ....trainer.data.batches import Singles
+from ....trainer.data.order import make_plan
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError
 from ....trainer.lora.base_lora import lay_base_loras

@@ -1,11 +1,14 @@
 """Captions that vary: nothing is invented or lost, every text is known in advance, and the seed decides."""
 
+import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_loom.trainer.config.run import DatasetConfig
 from lora_loom.trainer.data.sets.captions import (
     PlainCaption,
     RandomCaption,
@@ -15,6 +18,8 @@ from lora_loom.trainer.data.sets.captions import (
     render,
     split_tags,
     variants,
+    warming_caption,
+    warmup_of,
 )
 from lora_loom.trainer.types import CaptionForms, Example, Geometry
 
@@ -165,3 +170,46 @@ def test_what_the_keep_separator_parts_into_three():
 def test_the_plain_form_drops_nothing():
     assert not PlainCaption().chance(1.0)
     assert made("a, b, c", PlainCaption(), tag_dropout=1.0) == "a, b, c"
+
+
+def kohyas_tags(flexible, step, steps, least):
+    """The formula of sd-scripts' token warm-up."""
+    count = math.floor(step * ((len(flexible) - least) / steps)) + least
+    return flexible[:count]
+
+
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 5), st.integers(0, 3))
+def test_captions_grow_as_in_sd_scripts(count, steps, least, keep):
+    names = [f"t{i}" for i in range(count)]
+    config = DatasetConfig(folder="x", token_warmup_step=steps, token_warmup_min=least, keep_tokens=keep)
+    texts = CaptionForms(texts=(", ".join(names),), before="sks", keep_tokens=keep)
+    geometry = Geometry(original=(8, 8), resized=(8, 8), crop_left=0, crop_top=0, target=(8, 8))
+    one = Example(path=None, digest="d", captions=plain(texts), geometry=geometry, warmup=warmup_of(texts, config, 0))
+    for step in range(steps):
+        wanted = names[:keep] + kohyas_tags(names[keep:], step, steps, least)
+        assert warming_caption(one, step, 0, "x") == " ".join(part for part in ("sks", ", ".join(wanted)) if part)
+        assert warming_caption(one, step, 0, "x") in one.texts
+
+
+def test_growing_captions_are_shuffled_and_dropped_too():
+    config = DatasetConfig(folder="x", token_warmup_step=10, shuffle_tags=True, tag_dropout=0.2)
+    texts = CaptionForms(texts=("a, b, c, d, e", "f, g"), shuffle=True, tag_dropout=0.2)
+    geometry = Geometry(original=(8, 8), resized=(8, 8), crop_left=0, crop_top=0, target=(8, 8))
+    made, _ = variants(texts, 16, 0)
+    cached = Example(path=None, digest="d", captions=made, geometry=geometry, warmup=warmup_of(texts, config, 0))
+    live = replace(config, caption_variants=0)
+    fresh = replace(cached, captions=plain(texts), live=texts, warmup=warmup_of(texts, live, 0))
+    assert fresh.warmup.stages == ()
+    for one in (cached, fresh):
+        short = [warming_caption(one, 5, 0, key) for key in range(60)]
+        assert {tag for text in short for tag in split_tags(text, ",")} <= set("abcfg"), (
+            "the first three, the first one"
+        )
+        assert len(set(short)) > 4
+    assert {warming_caption(cached, 5, 0, key) for key in range(60)} <= set(cached.texts)
+
+
+def test_without_movable_tags_nothing_grows():
+    config = DatasetConfig(folder="x", token_warmup_step=10, keep_tokens=2)
+    texts = CaptionForms(texts=("a, b",), keep_tokens=2)
+    assert warmup_of(texts, config, 0).stages == ((),)

@@ -76,6 +76,9 @@ TUNER = [
         "metadata_backend": "discovery",
         "delete_unwanted_images": False,
         "probability": 0.5,
+        "start_step": 100,
+        "end_epoch": None,
+        "max_num_samples": 40,
         "brand_new": 1,
         "conditioning_data": "masks",
     },
@@ -157,6 +160,18 @@ def test_what_of_kohyas_toml_is_ignored_is_reported(folder):
     assert any("random_crop is one position per image" in note for note in notes)
 
 
+def test_kohyas_options_of_the_place_in_the_run(folder):
+    text = (
+        '[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = "cat"\ncaption_dropout_every_n_epochs = 4\n'
+    )
+    listed = read(folder, text + "token_warmup_step = 200\ntoken_warmup_min = 2\n")
+    [one] = listed.sets
+    assert (one.caption_dropout_every_n_epochs, one.token_warmup_step, one.token_warmup_min) == (4, 200, 2)
+    listed = read(folder, text + "token_warmup_step = 0.2\n")
+    assert listed.sets[0].token_warmup_step == 0
+    assert any("token_warmup_step = 0.2 is ignored; write it as a number of steps" in note for note in listed.notes)
+
+
 def test_simpletuners_json(folder):
     listed = read(folder, TUNER)
     cats, world = listed.sets
@@ -178,6 +193,9 @@ def test_simpletuners_json(folder):
         max_size=2000,
         downsample=1500,
         size_metric="area",
+        probability=0.5,
+        start_step=100,
+        max_num_samples=40,
     ), "nine repeats more are ten times seen"
     assert (world.role, world.teacher) == ("regularisation", "base"), "its regularisation is parent and student"
     assert (world.captions, world.caption) == ("fixed", "a photo")
@@ -188,7 +206,7 @@ def test_simpletuners_json(folder):
 
 def test_what_of_simpletuners_json_is_ignored_is_reported(folder):
     notes = "\n".join(read(folder, TUNER).notes)
-    assert "cats: probability = 0.5 is ignored; use repeats" in notes
+    assert "cats: probability = 0.5 is this share of the set's images in each epoch" in notes
     assert "cats: unknown options are ignored: brand_new" in notes
     assert "cats, caption_shuffle: seed = 7 is ignored; the run's seed decides" in notes
     assert "off: left out because it is disabled" in notes

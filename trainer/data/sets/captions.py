@@ -8,11 +8,15 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
+from ...config.dataset import DatasetConfig
 from ...seeding import Key, derive, uniform
-from ...types import CaptionForms, Example
+from ...types import CaptionForms, CaptionWarmup, Example
 
+WARMUP_FORMS = 4
+"""Forms of a caption that are encoded for each number of tags that it grows through."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _OPEN, _CLOSE = "\ue000", "\ue001"
 """Placeholders for {{ and }} while wildcards are replaced: two characters that no text uses (Unicode's private use area)."""
@@ -69,12 +73,15 @@ class _Replay:
         return False
 
 
-def render(text: str, forms: CaptionForms, choice: CaptionChoice) -> str:
-    """One form of a caption: `text` with its wildcards, tags, prefix and suffix resolved by `choice`."""
+def render(text: str, forms: CaptionForms, choice: CaptionChoice, most: int | None = None) -> str:
+    """One form of a caption: `text` with its wildcards, tags, prefix and suffix resolved by `choice`.
+
+    `most`: how many of its movable tags it has, the first ones; None: all.
+    """
     if forms.wildcards:
         text = _without_wildcards(text, choice)
-    if forms.shuffle or forms.tag_dropout:
-        text = _rearranged(text, forms, choice)
+    if forms.shuffle or forms.tag_dropout or most is not None:
+        text = _rearranged(text, forms, choice, most)
     if forms.secondary_separator:
         text = text.replace(forms.secondary_separator, _joint(forms.tag_separator))
     return " ".join(part for part in (forms.before, text, forms.after) if part)
@@ -94,10 +101,10 @@ def _without_wildcards(text: str, choice: CaptionChoice) -> str:
     return text.replace(_OPEN, "{").replace(_CLOSE, "}")
 
 
-def _rearranged(text: str, forms: CaptionForms, choice: CaptionChoice) -> str:
-    """The text with its movable tags dropped and shuffled."""
+def _rearranged(text: str, forms: CaptionForms, choice: CaptionChoice, most: int | None = None) -> str:
+    """The text with the first of its movable tags, dropped and shuffled."""
     start, tags, end = _parts(text, forms)
-    kept = [tag for tag in tags if not (forms.tag_dropout and choice.chance(forms.tag_dropout))]
+    kept = [tag for tag in tags[:most] if not (forms.tag_dropout and choice.chance(forms.tag_dropout))]
     if forms.shuffle:
         for index in range(len(kept) - 1):  # Fisher-Yates; always choosing 0 keeps the order
             other = index + choice.below(len(kept) - index)
@@ -220,5 +227,50 @@ def _tidy(text: str) -> str:
 
 def texts_of(example: Example) -> set[str]:
     """Every text that is encoded in advance for an example: its captions, the empty prompt and the captions that are held."""
-    held = (class_caption(example, caption) for caption in example.captions)
-    return {"", *example.captions, *(text for text in held if text is not None)}
+    held = (class_caption(example, caption) for caption in example.texts)
+    return {"", *example.texts, *(text for text in held if text is not None)}
+
+
+def warmup_of(forms: CaptionForms, config: DatasetConfig, seed: int) -> CaptionWarmup | None:
+    """How the captions of an image grow in the first steps, with the texts to encode for that; None where they do not.
+
+    Where they vary, `WARMUP_FORMS` forms of each length are used, or fewer if `caption_variants` is lower.
+    """
+    if not config.token_warmup_step:
+        return None
+    lengths = [len(_parts(render(text, _bare(forms), PlainCaption()), forms)[1]) for text in forms.texts]
+    live = config.varies and not config.caption_variants
+    count = min(WARMUP_FORMS, config.caption_variants) if config.varies else 1
+    stages = [
+        tuple(
+            tuple(render(text, forms, RandomCaption(seed, "warm-up", text, tags, n), tags) for n in range(count))
+            for tags in range(config.token_warmup_min, length)
+        )
+        for text, length in zip(forms.texts, lengths, strict=True)
+    ]
+    return CaptionWarmup(
+        steps=config.token_warmup_step,
+        least=config.token_warmup_min,
+        stages=() if live else tuple(stages),
+        lengths=tuple(lengths),
+    )
+
+
+def _bare(forms: CaptionForms) -> CaptionForms:
+    """The same without what stands around a caption and without changes of its tags."""
+    return replace(forms, before="", after="", shuffle=False, tag_dropout=0.0, secondary_separator="")
+
+
+def warming_caption(example: Example, step: int, seed: int, *keys: Key) -> str:
+    """The caption of one draw after `step` finished steps, while captions grow; determined as by `caption_at`."""
+    warmup = example.warmup
+    assert warmup is not None
+    caption = int(uniform(seed, *keys, "caption") * len(warmup.lengths))
+    tags = warmup.tags(caption, step)
+    if tags >= warmup.lengths[caption]:
+        return caption_at(example, seed, *keys)
+    if example.live is not None:
+        choice = RandomCaption(seed, *keys, "caption form")
+        return render(example.live.texts[caption], example.live, choice, tags)
+    forms = warmup.stages[caption][tags - warmup.least]
+    return forms[int(uniform(seed, *keys, "caption form") * len(forms))]

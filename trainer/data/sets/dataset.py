@@ -2,26 +2,37 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
 from ...config.run import DataConfig, DatasetConfig
 from ...config.toml import digest
 from ...errors import ConfigError, DataError, problem_list, reads, some
-from ...seeding import permutation
-from ...types import Example, Json, PreserveRule, Progress, named_references
+from ...seeding import permutation, uniform
+from ...types import (
+    ALWAYS,
+    Example,
+    Geometry,
+    Json,
+    Presence,
+    PreserveRule,
+    Progress,
+    Record,
+    named_references,
+)
 from ..images.index import FileFacts, FileIndex
 from ..images.load import file_digest, parse_colour
 from .buckets import Buckets
-from .captions import class_caption, plain, texts_of, variants
+from .captions import class_caption, plain, texts_of, variants, warmup_of
 from .placement import buckets_of, image_variants, placements, stretched, variant_count, why_left_out
-from .scan import ImageFile, folders_of, scan
+from .scan import ImageFile, ScannedFolder, folders_of, scan
 
 HELD_OUT = "held_out"
 """Role of an example that is not trained on, as caches and digests have always had it; "validation" in the options."""
-LATER: Json = {"variants": (), "preserve": None}
+LATER: Json = {"variants": (), "preserve": None, "caption_dropout_every": 0, "warmup": None, "presence": None}
 """{field of an example that early versions did not have: its default}, with which a digest stays what it was."""
+COURSE = ("start_step", "end_step", "start_epoch", "end_epoch")
 MOST_STRETCHED = 0.05
 """Images whose proportions crop = "none" changes by more than this share are named in the report."""
 
@@ -111,7 +122,11 @@ def build_dataset(
     return Dataset(
         examples=tuple(_with_held_out(examples, data.validation_split, seed)),
         notes=tuple(notes),
-        about=(*(line for folder in folders for line in folder.about), *_about_variants(sets)),
+        about=(
+            *(line for folder in folders for line in folder.about),
+            *_about_variants(sets),
+            *_about_course(sets, folders),
+        ),
         asked_empty=frozenset().union(*(folder.asked_empty for folder in folders)),
         unreadable=tuple(survey.problems.items()),
         fingerprints={path: (known.fingerprint, known.colours) for path, known in survey.facts.items()},
@@ -129,12 +144,12 @@ def _examples(
     examples: list[Example] = []
     left_out: dict[str, list[str]] = defaultdict(list)
     drawn: list[str] = []
+    fitting = [image for image in images if not why_left_out(facts[image.path].size, config)]
     for image in images:
-        known = facts[image.path]
-        reason = why_left_out(known.size, config)
-        if reason:
+        if reason := why_left_out((known := facts[image.path]).size, config):
             left_out[reason].append(f"{image.path.name} ({known.width} x {known.height})")
-            continue
+    for image in _drawn_images(fitting, config, facts, seed):
+        known = facts[image.path]
         live = image.forms if config.varies and not config.caption_variants else None
         captions, complete = (
             (plain(image.forms), True) if live else variants(image.forms, config.caption_variants, seed)
@@ -158,7 +173,7 @@ def _examples(
                 may_flip=config.flip,
                 background=config.background,
                 live=live,
-                variants=image_variants(known, config, geometry, seed),
+                **_only_in_training(image, known, config, geometry, seed),
             )
             for geometry in placements(known, config, sizes, seed)
         ]
@@ -183,6 +198,37 @@ def _check_preserve(config: DatasetConfig, examples: Sequence[Example]) -> None:
         raise ConfigError(
             f"dataset.teacher = 'base' of {config.folder}: no caption has the trigger, so there is nothing to hold to the base ({words}); set dataset.trigger, or a dataset.class_prompt that is no caption"
         )
+
+
+def _only_in_training(
+    image: ImageFile, known: FileFacts, config: DatasetConfig, geometry: Geometry, seed: int
+) -> Record:
+    """The fields of an example that say how it changes in the course of a run. Validation images never do."""
+    if config.role == "validation":
+        return {}
+    return {
+        "variants": image_variants(known, config, geometry, seed),
+        "caption_dropout_every": config.caption_dropout_every_n_epochs,
+        "warmup": warmup_of(image.forms, config, seed),
+        "presence": _presence(config),
+    }
+
+
+def _presence(config: DatasetConfig) -> Presence | None:
+    """When in a run a set is trained; None: always and whole."""
+    presence = Presence(**{one.name: getattr(config, one.name) for one in fields(Presence)})
+    return None if presence == ALWAYS else presence
+
+
+def _drawn_images(
+    images: Sequence[ImageFile], config: DatasetConfig, facts: Mapping[Path, FileFacts], seed: int
+) -> list[ImageFile]:
+    """At most `max_num_samples` images, drawn by the seed and their content, in their order."""
+    if not config.max_num_samples or len(images) <= config.max_num_samples:
+        return list(images)
+    ranked = sorted(images, key=lambda image: uniform(seed, "max_num_samples", facts[image.path].digest))
+    chosen = {image.path for image in ranked[: config.max_num_samples]}
+    return [image for image in images if image.path in chosen]
 
 
 def _notes(
@@ -218,6 +264,21 @@ def _about_variants(sets: Sequence[DatasetConfig]) -> list[str]:
     counts = [(one.folder, variant_count(one)) for one in sets if one.role != "validation"]
     line = "variants of each image are cached, itself among them; one is drawn each time it is used"
     return [f"{folder}: {count} {line} (image_variants)" for folder, count in counts if count > 1]
+
+
+def _about_course(sets: Sequence[DatasetConfig], folders: Sequence[ScannedFolder]) -> list[str]:
+    """One line for each set that is not trained whole and always."""
+    lines = []
+    for config, folder in zip(sets, folders, strict=True):
+        said = []
+        if config.max_num_samples and len(folder.images) > config.max_num_samples:
+            said.append(f"{config.max_num_samples} of {len(folder.images)} images, drawn by the seed (max_num_samples)")
+        if config.probability < 1:
+            said.append(f"{config.probability:.0%} of its uses in each epoch (probability)")
+        said += [f"{name} = {value}" for name in COURSE if (value := getattr(config, name))]
+        if said:
+            lines.append(f"{config.folder}: {', '.join(said)}")
+    return lines
 
 
 def _with_held_out(examples: list[Example], share: float, seed: int) -> list[Example]:
@@ -260,4 +321,7 @@ def _held_out(example: Example) -> Example:
         live=None,
         variants=(),
         preserve=None,
+        caption_dropout_every=0,
+        warmup=None,
+        presence=None,
     )

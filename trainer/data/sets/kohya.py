@@ -10,12 +10,9 @@ from .checks import ignored_options, number_of, switch_of, text_of, whole_of
 
 INSTEAD = {
     "batch_size": "set training.batch_size",
-    "caption_dropout_every_n_epochs": "use caption_dropout",
     "face_crop_aug_range": "use crop = 'saliency', or crop the images",
     "network_multiplier": "use weight",
     "system_prompt": "set text.system_prompt",
-    "token_warmup_min": "there is no such option here",
-    "token_warmup_step": "there is no such option here",
     "validation_seed": "the run's seed decides",
     "validation_split": "set data.validation_split",
     "resize_interpolation": "images are resized by Lanczos",
@@ -31,7 +28,7 @@ KOHYA_EXTENSIONS = ".caption,.txt"
 KNOWN = {
     "image_dir", "num_repeats", "recursive", "class_tokens", "is_reg", "shuffle_caption", "keep_tokens",
     "keep_tokens_separator", "secondary_separator", "enable_wildcard", "caption_separator", "caption_prefix",
-    "caption_suffix", "caption_dropout_rate", "caption_tag_dropout_rate", "flip_aug", "color_aug", "random_crop", "alpha_mask",
+    "caption_suffix", "caption_dropout_rate", "caption_dropout_every_n_epochs", "token_warmup_min", "token_warmup_step", "caption_tag_dropout_rate", "flip_aug", "color_aug", "random_crop", "alpha_mask",
     "conditioning_data_dir", "metadata_file", "caption_extension", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
     "bucket_reso_steps", "bucket_no_upscale", "subsets", "cache_info",
     "custom_attributes",
@@ -116,6 +113,7 @@ def _set(options: Mapping[str, object], notes: list[str], where: str) -> Json:
         "masks": text_of(options, "conditioning_data_dir") or masks,
         "crop": "random" if switch_of(options, "random_crop") else "center",
         **_tags(options, notes, where),
+        **_course(options, notes, where),
         **_sizes(options, notes, where),
     }
     if translated["random_hue"]:
@@ -151,6 +149,18 @@ def _tags(options: Mapping[str, object], notes: list[str], where: str) -> Json:
         "secondary_separator": text_of(options, "secondary_separator"),
         "tag_dropout": number_of(options, "caption_tag_dropout_rate"),
     }
+
+
+def _course(options: Mapping[str, object], notes: list[str], where: str) -> Json:
+    """The options that depend on the place in the run. Below 1, token_warmup_step is a share of the run, which a dataset file does not know."""
+    steps, every = number_of(options, "token_warmup_step"), whole_of(options, "caption_dropout_every_n_epochs")
+    if every == 1:
+        notes.append(f"{where}: caption_dropout_every_n_epochs = 1 is ignored; no caption would be trained")
+    if 0 < steps < 1:
+        notes.append(f"{where}: token_warmup_step = {steps:g} is ignored; write it as a number of steps")
+        steps = 0
+    least = {"token_warmup_min": whole_of(options, "token_warmup_min", 1)} if steps >= 1 else {}
+    return {"token_warmup_step": int(steps), "caption_dropout_every_n_epochs": every if every > 1 else 0, **least}
 
 
 def _sizes(options: Mapping[str, object], notes: list[str], where: str) -> Json:

@@ -16,25 +16,21 @@ NOT_NEEDED = {
 """Options that would delete images. They are refused."""
 INSTEAD = {
     "caption_filter_list": "edit the captions",
-    "end_epoch": "continue the run with other sets",
-    "end_step": "continue the run with other sets",
-    "max_num_samples": "move images out of the folder",
     "max_upscale_threshold": "use minimum_image_size",
-    "probability": "use repeats",
     "slider_strength": "there are no sliders here",
-    "start_epoch": "continue the run with other sets",
-    "start_step": "continue the run with other sets",
     "timestep_sampling_offset": "use objective.logit_mean",
     "train_batch_size": "set training.batch_size",
     "video": "only images are trained",
     "conditioning": "make the reference images beforehand and name their folder",
 }
+COURSE = ("max_num_samples", "start_step", "start_epoch", "end_step", "end_epoch")
+"""Options that say when and how many images of a set are trained; they are called the same here."""
 KNOWN = {
     "id", "type", "dataset_type", "disabled", "disable", "instance_data_dir", "caption_strategy", "instance_prompt",
     "prepend_instance_prompt", "only_instance_prompt", "disable_multiline_split", "caption_shuffle", "metadata_backend",
     "parquet", "repeats", "is_regularisation_data", "is_regularization_data", "crop", "crop_aspect", "crop_style",
     "crop_aspect_buckets", "resolution", "resolution_type", "minimum_image_size", "maximum_image_size",
-    "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", "conditioning_data", "conditioning_type", *DANGEROUS, *NOT_NEEDED,
+    "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", *COURSE, "probability", "conditioning_data", "conditioning_type", *DANGEROUS, *NOT_NEEDED,
 }  # fmt: skip
 SPLITS = {"comma": ",", "space": " ", "period": "."}
 STYLES = {"random": "random", "center": "center", "centre": "center", "corner": "corner", "face": "saliency"}
@@ -99,7 +95,22 @@ def _set(
         **_captions(entry, notes, where),
         **_sizes(entry, notes, where),
         **_pairs(entry, helpers, where, notes),
+        **_course(entry, notes, where),
     }
+
+
+def _course(entry: Mapping[str, object], notes: list[str], where: str) -> Json:
+    """When the set is trained, and how much of it. None and 0 mean the same there: no limit."""
+    translated: Json = {name: whole_of(entry, name) for name in COURSE}
+    share = number_of(entry, "probability", 1.0)
+    if not 0 < share <= 1:
+        notes.append(f"{where}: probability = {share:g} is ignored; use a number above 0, up to 1")
+    elif share < 1:
+        notes.append(
+            f"{where}: probability = {share:g} is this share of the set's images in each epoch; there it is the set's weight among all sets"
+        )
+        translated["probability"] = share
+    return translated
 
 
 def _captions(entry: Mapping[str, object], notes: list[str], where: str) -> Json:

@@ -35,6 +35,9 @@ def datasets(made: Translation, around: Surroundings, subsets: Sequence[Record] 
     shared = {name: _typed(made, name) for name in DATA if made.has(name)}
     if "caption_extention" in shared:
         shared["caption_extension"] = shared.pop("caption_extention")
+    share = values.number("token_warmup_step", shared.get("token_warmup_step", 0))
+    if 0 < share < 1 and made.has("max_train_steps"):
+        shared["token_warmup_step"] = int(share * made.whole("max_train_steps"))
     made.say("exact", *DATA, note="", ours="dataset")
     place = made.text("dataset_config")
     path = around.find(place) if place else None

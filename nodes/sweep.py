@@ -245,7 +245,10 @@ class LoomScore(LoomNode):
                     "CLIP_VISION",
                     "Compares images by content. Without it they are compared by colour, edges and structure.",
                 ),
-                "trigger": text("", "Trigger words, separated by commas. Drift is measured on prompts without them."),
+                "trigger": text(
+                    "",
+                    "Trigger words, separated by commas; empty takes those of the datasets. Drift is measured on prompts without them, bleed on prompts with one of several.",
+                ),
             },
         }
 

@@ -71,7 +71,7 @@ class CacheValue(SocketValue):
     text_pixels: int = 0
     """Side in pixels of the square area at which the text encoder got reference images; 0 if it got none."""
     trigger: str = ""
-    """First trigger word of the datasets, for the LoRA file's metadata."""
+    """Trigger words of the datasets, separated by commas, for the LoRA file's metadata and for scores."""
 
     @property
     def identity(self) -> EncoderIdentity:

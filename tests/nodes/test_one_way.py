@@ -13,7 +13,7 @@ import torch
 from lora_loom.trainer.config.aliases import current_tree
 from lora_loom.trainer.config.run import DatasetConfig, TrainingConfig, ValidationConfig
 from lora_loom.trainer.config.toml import free_on_resume
-from lora_loom.trainer.data.sets.dataset import first_trigger
+from lora_loom.trainer.data.sets.dataset import trigger_words
 from lora_loom.trainer.errors import ConfigError, RunError
 from lora_loom.trainer.lora.metadata import describe
 from lora_loom.trainer.runs.assemble import assemble
@@ -110,12 +110,12 @@ def test_the_same_plan_is_the_same_session_and_the_same_file(host, tmp_path):
         sessions[0].samples = object()
 
 
-def test_the_trigger_is_the_first_of_the_datasets():
+def test_the_trigger_words_are_those_of_the_datasets():
     from lora_loom.nodes.sockets.values import CacheValue
 
     sets = [DatasetConfig(folder="x", trigger=word) for word in ("", "zib", "zab")]
-    assert first_trigger(sets) == "zib"
-    assert first_trigger([]) == ""
+    assert trigger_words([*sets, sets[1]]) == "zib, zab"
+    assert trigger_words([]) == ""
     old = {name: value for name, value in vars(old_inputs()["cache"]).items() if name != "trigger"}
     assert CacheValue(**old).trigger == "", "records of earlier versions have none"
 

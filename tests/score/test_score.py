@@ -17,10 +17,12 @@ from lora_loom.trainer.drawing.text import BEST
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
 from lora_loom.trainer.runs.headless import run_folder, train
+from lora_loom.trainer.score.bleed import has_trigger
+from lora_loom.trainer.score.candidates import BASE_KEY, candidates
 from lora_loom.trainer.score.image_statistics import StatisticsEncoder
 from lora_loom.trainer.score.report import plot, to_csv, to_text
 from lora_loom.trainer.score.run import MEASURED, RECORDED, adapter_norm, gather, score_sheet
-from lora_loom.trainer.score.score import BASE_KEY, Evidence, Losses, candidates, has_trigger, score, units_of
+from lora_loom.trainer.score.score import Evidence, Losses, score, units_of
 from lora_loom.trainer.sweep.cells import sheet_from_dict, sheet_to_dict
 from lora_loom.trainer.sweep.run import load_sheet, sweep, write_strips
 from lora_loom.trainer.types import Cell

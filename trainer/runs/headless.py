@@ -21,7 +21,7 @@ from ..data.images.index import FileIndex
 from ..data.order import AnyPlan, make_plan
 from ..data.report import Report, epochs_text, make_report, refuse_warnings
 from ..data.sets.checks import check_bucket_steps
-from ..data.sets.dataset import Dataset, build_dataset, first_trigger
+from ..data.sets.dataset import Dataset, build_dataset, trigger_words
 from ..data.sets.dataset_file import gather_sets
 from ..data.sets.reach import refuse_long_sides
 from ..diffusion.denoiser import Denoiser
@@ -81,7 +81,7 @@ class Prepared:
     folder: RunFolder
     processes: Processes
     trigger: str
-    """The first trigger word of the sets, for the file's metadata."""
+    """The trigger words of the sets, for the file's metadata."""
     memory_plan: MemoryPlan | None = None
     """What the run needs; None where that is not predicted."""
     base_loras: tuple[BaseLora, ...]
@@ -184,7 +184,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         identity=base.encoder_identity(tiled=config.memory.vae_tiling),
         folder=folder,
         processes=processes,
-        trigger=first_trigger(listed.sets),
+        trigger=trigger_words(listed.sets),
         base_loras=base_loras,
         preview=open_preview(config, base, skeleton, targets),
     )

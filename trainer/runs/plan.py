@@ -42,7 +42,7 @@ class RunPlan:
     validation: ValidationConfig
     output: OutputConfig
     trigger: str
-    """First trigger word of the datasets, "" for none."""
+    """Trigger words of the datasets, separated by commas, "" for none."""
     facts: Mapping[str, str]
     """Digests of what the settings name by path: "model" and "data", the encoders, and "init" of network.init_from."""
     base_loras: tuple[BaseLoraIdentity, ...] = ()

@@ -54,12 +54,17 @@ def run_config(folder: RunFolder, overrides: Sequence[str] = ()) -> RecordedConf
 
 def training_images(folder: RunFolder) -> list[Path]:
     """Images that a run of ComfyUI was trained on, by the listing in its cache. Raises DataError if that is gone."""
+    return list(training_captions(folder))
+
+
+def training_captions(folder: RunFolder) -> dict[Path, str]:
+    """The same images with their first captions."""
     cache = recorded_tables(folder).get("cache")
     if not cache:
-        return []
+        return {}
     listing = Path(cache["folder"]) / cache["listing"]
     try:
         examples = json.loads(listing.read_text(encoding="utf-8"))
-        return [Path(example["path"]) for example in examples if example["role"] == "train"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {Path(one["path"]): str((one.get("captions") or [""])[0]) for one in examples if one["role"] == "train"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the cache lost {listing}, or it is of another version ({error})") from error

@@ -123,6 +123,13 @@ def interval(means_R: Array, units: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def mean_interval(values_U: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """The interval of the mean of U values at LEVEL, by `interval` over resamples."""
+    values, units = np.asarray(values_U, dtype=np.float64), len(values_U)
+    counts_RU = np.random.default_rng(seed).multinomial(units, [1 / units] * units, size=RESAMPLES)
+    return interval(counts_RU @ values / units, units)
+
+
 def student_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t by the Cornish-Fisher series (Abramowitz & Stegun 26.7.5); 1 % off from 3 degrees on."""
     z = NormalDist().inv_cdf(probability)

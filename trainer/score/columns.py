@@ -19,6 +19,7 @@ COLUMNS = {
     "training_likeness": Column("image similarity", "to the training images, 0 to 1", "higher"),
     "prompt_likeness": Column("prompt similarity", "cosine", "higher"),
     "drift": Column("drift without the trigger", "1 - similarity to the base model", "lower"),
+    "bleed": Column("bleed between triggers", "excess similarity to another concept's images", "lower"),
     "copies": Column("memorised images", "share of images", "lower"),
     "norm": Column("adapter norm", "Frobenius norm of all changes", ""),
     "growth": Column("norm ratio", "to the checkpoint before", ""),

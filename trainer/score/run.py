@@ -17,7 +17,7 @@ from ..lora.host_formula import group_by_module
 from ..lora.patch import patched
 from ..lora_tools.layouts import Formats
 from ..runs.headless import build_cache, held_out_of, prepare, run_folder
-from ..runs.record import recorded_tables, run_config, training_images
+from ..runs.record import recorded_tables, run_config, training_captions
 from ..runs.run_folder import RunFolder
 from ..runs.session import Host
 from ..storage.atomic import write_bytes, write_json
@@ -28,9 +28,11 @@ from ..sweep.run import Sheet, find_sheet, load_sheet
 from ..training.held_out import HeldOut, held_out_losses, losses_at_even_levels, mean_loss
 from ..types import Cell, Record
 from ..weights.devices import compute_dtype
+from .bleed import listed
+from .candidates import BASE_KEY, RowKey, candidates
 from .image_statistics import StatisticsEncoder, image_features
 from .report import plot, to_csv, to_text
-from .score import BASE_KEY, Evidence, ImageEncoder, Losses, RowKey, Score, candidates, score
+from .score import Evidence, ImageEncoder, Losses, Score, score
 
 RECORDED = "recorded during training, with the weights in training precision (the files hold rounded copies)"
 MEASURED = "measured now, with each file applied to the base model as ComfyUI does it"
@@ -81,7 +83,9 @@ def score_sheet(
     if losses is None or len(losses.values) < 2:
         losses = recorded_losses(run, sheet.cells, notes) or losses
     words = list(triggers) or list(source.triggers)
-    evidence = gather(sheet.cells, image_encoder, source.images, losses, words, norms(sheet.loras), notes, host)
+    evidence = gather(
+        sheet.cells, image_encoder, source.images, losses, words, norms(sheet.loras), notes, host, source.captions
+    )
     return write_score(sheet, score(sheet.cells, evidence), name, folder.resolve().parent.name)
 
 
@@ -92,6 +96,8 @@ class RunSource:
     losses: Losses | None = None
     images: Sequence[Path] = ()
     """Training images."""
+    captions: Sequence[str] = ()
+    """Their first captions."""
     triggers: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -101,29 +107,30 @@ def _of_run(run: RunFolder, sheet: Sheet, host: Host) -> RunSource:
     try:
         tables = recorded_tables(run)
         config = None if "cache" in tables else run_config(run)
-        images = training_images(run)
+        captions = training_captions(run)
     except LoomError as error:
         note = f"{run.name}: {error}. Validation losses as recorded, no training images (give --config RUN.toml)"
         return RunSource(notes=[note])
     if config is not None:
         return _of_config(config, sheet, host)
-    trigger = str(tables["cache"].get("trigger", ""))
+    triggers = listed(str(tables["cache"].get("trigger", "")))
     note = f"{run.name} was trained in ComfyUI: validation losses as recorded while it trained"
-    return RunSource(images=images, triggers=[trigger] if trigger else [], notes=[note])
+    return RunSource(images=list(captions), captions=list(captions.values()), triggers=triggers, notes=[note])
 
 
 def _of_config(config: TrainConfig, sheet: Sheet, host: Host) -> RunSource:
     sets = gather_sets(config.dataset, config.dataset_files).sets
     notes: list[str] = []
-    losses, images = _measure(sheet, config, host, notes)
+    losses, captions = _measure(sheet, config, host, notes)
     words = [one.trigger for one in sets if one.trigger]
-    return RunSource(losses=losses, images=images, triggers=words, notes=notes)
+    images, texts = list(captions), list(captions.values())
+    return RunSource(losses=losses, images=images, captions=texts, triggers=words, notes=notes)
 
 
-def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) -> tuple[Losses | None, list[Path]]:
-    """Validation losses of the base and of every LoRA file of the sweep, and the training images."""
+def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) -> tuple[Losses | None, dict[Path, str]]:
+    """Validation losses of the base and of every LoRA file of the sweep, and the training images with their captions."""
     prepared = prepare(config, host)
-    training = [example.path for example in prepared.dataset.training if example.role == "train"]
+    training = {one.path: one.captions[0] for one in prepared.dataset.training if one.role == "train"}
     if not prepared.dataset.held_out:
         notes.append(
             "validation loss not measured: the run has no held-out images (data.validation_split, or role = 'validation')"
@@ -237,8 +244,9 @@ def gather(
     norms: Mapping[str, float],
     notes: Sequence[str],
     progress: Progress,
+    captions: Sequence[str] = (),
 ) -> Evidence:
-    """Compute the features of every cell and every training image, once each."""
+    """Compute the features of every cell and every training image, once each. `captions` are those of the training images."""
     statistics, features = {}, {}
     for done, cell in enumerate(cells):
         statistics[cell.id] = image_features(cell.image)
@@ -254,6 +262,7 @@ def gather(
         training_statistics=[image_features(path) for path in training],
         training_features=encoder.images(training) if training else [],
         training_names=[path.name for path in training],
+        training_captions=captions,
         prompt_features=dict(zip(prompts, texts, strict=True)) if texts else {},
         triggers=triggers,
         norms=norms,

@@ -5,7 +5,6 @@ where it is known, similarity to the training images elsewhere. No checkpoint is
 of its lead excludes 0.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,15 +13,16 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from ..types import Array, Cell, Json
-from .bootstrap import LEVEL, MIN_UNITS, RESAMPLES, Ranking, rank
+from .bleed import are_several, bleed, bleed_caution, has_trigger
+from .bootstrap import LEVEL, MIN_UNITS, RESAMPLES, Ranking, mean_interval, rank
+from .candidates import Candidate, RowKey, candidates, setting_of
 from .columns import COLUMNS
 from .image_statistics import ImageFeatures, Nearest, nearest
 
 Feature: TypeAlias = Any
 """What an encoder makes of an image or a prompt; only the encoder itself reads it."""
-RowKey = tuple[str, float]
-"""(digest of the LoRA, "" for the base; strength)."""
-BASE_KEY: RowKey = ("", 0.0)
+INTERVALS = ("drift", "bleed")
+"""Measures whose mean has an interval of its own."""
 
 
 class ImageEncoder(Protocol):
@@ -53,16 +53,6 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A LoRA at a strength, or the base."""
-
-    key: RowKey
-    label: str
-    step: int | None
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScoreValue:
     """A measure of one candidate."""
 
@@ -74,7 +64,8 @@ class ScoreValue:
     low: float | None = None
     high: float | None = None
     """For the measure that decides: confidence interval of the paired difference to the leading candidate, added to the mean
-    of that candidate. The mean of the leading candidate lies outside the interval exactly where the lead is clear."""
+    of that candidate. The mean of the leading candidate lies outside the interval exactly where the lead is clear. For the
+    measures of `INTERVALS`: that of the mean, over the cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,41 +126,13 @@ class Evidence:
     training_statistics: Sequence[ImageFeatures] = ()
     training_features: Sequence[Feature] = ()
     training_names: Sequence[str] = ()
+    training_captions: Sequence[str] = ()
+    """In the order of `training_features`; empty where they are not known."""
     prompt_features: Mapping[str, Feature] = field(default_factory=dict)
     triggers: Sequence[str] = ()
     norms: Mapping[str, float] = field(default_factory=dict)
     """{digest of a LoRA: Frobenius norm of its changes at strength 1}."""
     notes: Sequence[str] = ()
-
-
-def candidates(cells: Sequence[Cell]) -> list[Candidate]:
-    """The LoRAs of a sweep at each of their strengths, and the base, in the order of the cells."""
-    groups: dict[RowKey, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.settings["lora"], cell.strength), []).append(cell)
-    strengths = {key[1] for key in groups if key[0]}
-    return [
-        Candidate(
-            key=key,
-            label=members[0].checkpoint
-            + (f", strength {key[1]:g}" if key[0] and (len(strengths) > 1 or key[1] != 1) else ""),
-            step=members[0].step,
-            cells=tuple(members),
-        )
-        for key, members in groups.items()
-    ]
-
-
-def setting_of(cell: Cell) -> tuple[str | int, ...]:
-    """Everything that makes a cell except LoRA and strength: equal for the same cell of two candidates."""
-    recipe = cell.settings
-    rest = tuple(str(recipe.get(name)) for name in ("size", "steps", "sampler", "scheduler"))
-    return (cell.prompt, cell.negative, cell.reference, cell.seed, cell.guidance, *rest)
-
-
-def has_trigger(prompt: str, triggers: Sequence[str]) -> bool:
-    """Whether one of the words stands in the prompt as a whole word."""
-    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) for word in triggers if word)
 
 
 def score(cells: Sequence[Cell], evidence: Evidence) -> Score:
@@ -184,7 +147,7 @@ def score(cells: Sequence[Cell], evidence: Evidence) -> Score:
     near = _copies(cells, evidence, by_cell)
     rankings = _rankings(found, evidence, by_cell, notes)
     rows = _rows(found, evidence, by_cell, rankings)
-    recommendation = _recommend(rankings, _cautions(found, near, evidence)) if rankings else None
+    recommendation = _recommend(rankings, _cautions(found, near, evidence, rows)) if rankings else None
     choice = recommendation.choice if recommendation else ""
     best = next((candidate.cells for candidate in found if candidate.label == choice), ())
     return Score(
@@ -205,6 +168,7 @@ def _similarity(
         matrix_NM = encoder.compare([features[cell.id] for cell in cells], evidence.training_features)
         for cell, row in zip(cells, matrix_NM, strict=True):
             by_cell[cell.id]["training_likeness"] = float(row.mean())
+        _bleed(cells, evidence, matrix_NM, by_cell, notes)
     if evidence.prompt_features:
         for cell in cells:
             [[cosine]] = encoder.compare([features[cell.id]], [evidence.prompt_features[cell.prompt]])
@@ -213,6 +177,22 @@ def _similarity(
         notes.append(
             "prompt similarity not measured: it needs a CLIP with its text encoder (command line: --clip-model FOLDER)"
         )
+
+
+def _bleed(
+    cells: Sequence[Cell], evidence: Evidence, matrix_NM: Array, by_cell: dict[str, dict[str, float]], notes: list[str]
+) -> None:
+    """How much of the other concepts a cell shows, where there are several."""
+    if not are_several(evidence.training_captions, evidence.triggers):
+        return
+    among_MM = evidence.encoder.compare(evidence.training_features, evidence.training_features)
+    prompts = [cell.prompt for cell in cells]
+    found = bleed(prompts, evidence.training_captions, evidence.triggers, matrix_NM, among_MM)
+    by_cell_found = {cell.id: value for cell, value in zip(cells, found, strict=True) if value is not None}
+    for name, value in by_cell_found.items():
+        by_cell[name]["bleed"] = value
+    if not by_cell_found:
+        notes.append(f"bleed not measured: sweep a prompt with each of {' / '.join(evidence.triggers)} alone")
 
 
 def _drift(cells: Sequence[Cell], evidence: Evidence, by_cell: dict[str, dict[str, float]], notes: list[str]) -> None:
@@ -301,9 +281,13 @@ def _rows(
             values["held_out"] = ScoreValue(mean=float(np.mean(rows_IL)), spread=None, count=len(rows_IL))
             if (even := evidence.losses.even.get(candidate.key)) is not None:
                 values["held_out_even"] = ScoreValue(mean=even, spread=None, count=len(rows_IL))
-        for name in ("training_likeness", "prompt_likeness", "drift", "copies"):
+        for name in ("training_likeness", "prompt_likeness", "drift", "bleed", "copies"):
             if by_seed := _by_seed(candidate.cells, by_cell, name):
                 values[name] = _value(by_seed)
+            each = [by_cell[cell.id][name] for cell in candidate.cells if name in by_cell[cell.id]]
+            if name in INTERVALS and len(each) > 1:
+                low, high = mean_interval(each)
+                values[name] = replace(values[name], low=low, high=high)
         digest, strength = candidate.key
         if digest in evidence.norms:
             norm = abs(strength) * evidence.norms[digest]
@@ -341,9 +325,14 @@ def _value(numbers: Sequence[float]) -> ScoreValue:
     return ScoreValue(mean=float(np.mean(numbers)), spread=spread, count=len(numbers))
 
 
-def _cautions(found: Sequence[Candidate], near: Mapping[str, Nearest], evidence: Evidence) -> dict[str, list[str]]:
+def _cautions(
+    found: Sequence[Candidate], near: Mapping[str, Nearest], evidence: Evidence, rows: Sequence[ScoreRow]
+) -> dict[str, list[str]]:
     """Returns {candidate: reasons against it}."""
     cautions: dict[str, list[str]] = {}
+    for row in rows:
+        if (value := row.values.get("bleed")) and (text := bleed_caution(value.mean, value.low, value.high)):
+            cautions[row.label] = [text]
     for candidate in found:
         copies = [near[cell.id] for cell in candidate.cells if cell.id in near]
         if copies and candidate.key[0]:

@@ -16,7 +16,7 @@ from ....trainer.data.contact_sheet import Thumbnail, contact_sheet, thumbnails
 from ....trainer.data.images.index import FileIndex
 from ....trainer.data.images.load import file_digest
 from ....trainer.data.report import make_report, refuse_warnings
-from ....trainer.data.sets.dataset import Dataset, build_dataset, first_trigger
+from ....trainer.data.sets.dataset import Dataset, build_dataset, trigger_words
 from ....trainer.data.sets.folders import walk
 from ....trainer.data.sets.scan import folders_of, scan
 from ....trainer.errors import ConfigError, DataError, LoomError
@@ -243,7 +243,7 @@ def fill_cache(
         text_pixels=identity.text_pixels,
         factor=factor,
         resolution=data.resolution,
-        trigger=first_trigger(value.sets),
+        trigger=trigger_words(value.sets),
     )
     sheet = contact_sheet(thumbnails(dataset, report), f"{len(dataset.examples)} images as they are trained")
     shown_sheet = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", to_png(sheet))

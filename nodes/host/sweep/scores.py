@@ -15,6 +15,7 @@ from ....trainer.data.sets.dataset import Dataset
 from ....trainer.errors import LoomError
 from ....trainer.lora.base_lora import lay_base_loras
 from ....trainer.runs.run_folder import RunFolder
+from ....trainer.score.bleed import listed
 from ....trainer.score.image_statistics import StatisticsEncoder
 from ....trainer.score.run import gather, measured_losses, norms, recorded_losses, write_score
 from ....trainer.score.score import Losses, score
@@ -59,15 +60,17 @@ def scored_sheet(
     progress = NodeProgress()
     notes: list[str] = []
     losses = _losses(loaded, dataset, cache, run, model, progress, notes)
+    trained = {one.path: one.captions[0] for one in dataset.training if one.role == "train" and one.path.is_file()}
     evidence = gather(
         loaded.cells,
         HostVision(clip_vision) if clip_vision is not None else StatisticsEncoder(),
-        [example.path for example in dataset.training if example.role == "train" and example.path.is_file()],
+        list(trained),
         losses,
-        [word.strip() for word in trigger.split(",") if word.strip()],
+        listed(trigger) or listed(cache.trigger),
         norms(loaded.loras),
         notes,
         progress,
+        list(trained.values()),
     )
     name = f"{sheet.name}-scored"
     done = write_score(loaded, score(loaded.cells, evidence), sheet.name, sheet.title, name)

@@ -88,9 +88,9 @@ class Dataset:
         return digest([_facts(example) for example in self.examples])
 
 
-def first_trigger(sets: Sequence[DatasetConfig]) -> str:
-    """The trigger word that a LoRA file names; "" where no set has one."""
-    return next((one.trigger for one in sets if one.trigger), "")
+def trigger_words(sets: Sequence[DatasetConfig]) -> str:
+    """The trigger words that a LoRA file names, separated by commas; "" where no set has one."""
+    return ", ".join(dict.fromkeys(one.trigger for one in sets if one.trigger))
 
 
 @reads(lambda sets, *_, **__: f"the dataset in {some([one.folder for one in sets])}", DataError)

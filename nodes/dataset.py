@@ -174,6 +174,7 @@ class LoomDataset(FormerRoles, LoomNode):
                     "empty_captions": _advanced("empty_captions"),
                     **_course(),
                     **_preservation(),
+                    "only_listed": _advanced("only_listed"),
                     "previous": _PREVIOUS,
                 },
             },

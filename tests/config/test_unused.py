@@ -51,6 +51,8 @@ IDLE = [
         for name, value in (("caption_dropout_every_n_epochs", 2), ("token_warmup_step", 9), ("probability", 0.5), ("start_step", 1), ("end_step", 1),
                             ("start_epoch", 1), ("end_epoch", 1))
     ),
+    ({"dataset": [{"folder": "x", "only_listed": True, "recursive": True}]}, "dataset.recursive = True would do nothing: only_listed"),
+    ({"dataset": [{"folder": "x", "only_listed": True, "layout": "kohya"}]}, "dataset.layout = 'kohya' would do nothing: only_listed"),
     ({"dataset": [{"folder": "x", "token_warmup_min": 2}]}, "dataset.token_warmup_min = 2 would do nothing: captions do not grow"),
     ({"dataset": [{"folder": "x", "image_variants": 4}]}, "dataset.image_variants = 4 would do nothing: images never change"),
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", "teacher": "base"}]}, "dataset.teacher = 'base' would do nothing: validation images"),

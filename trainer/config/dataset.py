@@ -37,6 +37,8 @@ class DatasetConfig(Section, table="dataset"):
     """Caption of every image with captions = fixed; with the other kinds, of images that have none."""
     metadata: str = ""
     """Table with the captions, for captions = metadata: .jsonl, .csv, .parquet, or kohya's .json; empty takes metadata.* in the images' folder."""
+    only_listed: bool = False
+    """Takes the images that the table names, instead of all that lie in the folder. The names start from the folder or the table, and lead to files below the folder."""
     caption_extension: str = ""
     """Extension of the caption files, such as .tags or .jpg.txt; several, separated by commas, are tried in this order. Empty tries .txt, .caption."""
     empty_captions: bool = False
@@ -139,8 +141,8 @@ class DatasetConfig(Section, table="dataset"):
     """Whether images smaller than their bucket are upscaled; left out, data.upscale decides."""
     aspects: tuple[float, ...] = ()
     """Width / height of the buckets to choose from (pixel_area and pixel buckets); empty keeps each image's own shape."""
-    crop: Literal["center", "top", "corner", "random", "saliency", "none"] = "center"
-    """Part of an image that stays where the bucket has another shape: the middle, the upper middle, the upper left, a place drawn by the seed, or the most salient one; none stretches the image instead."""
+    crop: Literal["center", "top", "corner", "random", "saliency", "face", "none"] = "center"
+    """Part of an image that stays where the bucket has another shape: the middle, the upper middle, the upper left, a place drawn by the seed, the most salient one, or the one round the largest face (needs opencv-python-headless below 5); none stretches the image instead."""
     min_size: int = 0
     """Images smaller than this many pixels are left out and named in the report; 0 keeps all."""
     max_size: int = 0

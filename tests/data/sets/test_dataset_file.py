@@ -10,7 +10,7 @@ from lora_loom.trainer.config.dataset import DatasetConfig
 from lora_loom.trainer.data.sets.captions import plain
 from lora_loom.trainer.data.sets.dataset_file import gather_sets, read_dataset_file
 from lora_loom.trainer.data.sets.scan import scan
-from lora_loom.trainer.errors import ConfigError, LoomError
+from lora_loom.trainer.errors import ConfigError, DataError, LoomError
 
 KOHYA = """
 [general]
@@ -230,8 +230,40 @@ def test_aspect_limits_and_faces(folder):
     entry = {"instance_data_dir": "cat", "crop": True, "crop_style": "face", "crop_aspect": "preserve"}
     listed = read(folder, [{**entry, "minimum_aspect_ratio": 0.5, "maximum_aspect_ratio": 2.0}])
     [one] = listed.sets
-    assert (one.min_aspect, one.max_aspect, one.crop) == (0.5, 2.0, "saliency")
-    assert "set 1: crop_style = 'face' is interpreted as 'saliency'" in "\n".join(listed.notes)
+    assert (one.min_aspect, one.max_aspect, one.crop) == (0.5, 2.0, "face")
+    assert listed.notes == ()
+
+
+def test_kohyas_crop_round_faces(folder):
+    text = '[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = "cat"\nface_crop_aug_range = "2.0,4.0"\n'
+    listed = read(folder, text)
+    assert listed.sets[0].crop == "face"
+    assert any("face_crop_aug_range is interpreted as crop = 'face'" in note for note in listed.notes)
+
+
+def test_simpletuners_csv_and_aws(folder):
+    entry = {
+        "id": "a",
+        "type": "csv",
+        "csv_file": "list.csv",
+        "csv_cache_dir": "cat",
+        "csv_url_column": "url",
+        "csv_caption_column": "text",
+    }
+    (folder / "list.csv").write_text("url,text\na.png,a cat\n")
+    [one] = read(folder, [{**entry, "caption_strategy": "csv"}]).sets
+    assert (one.only_listed, one.file_field, one.caption_field) == (True, "url", "text")
+    [image] = scan(one).images
+    assert (image.path, image.caption) == (folder / "cat" / "a.png", "a cat")
+    (folder / "list.csv").write_text("url,text\nhttps://example.com/a.png,a cat\n")
+    with pytest.raises(
+        DataError, match=r"https://example.com/a.png is an address, and nothing is downloaded here: fetch"
+    ):
+        scan(one)
+    with pytest.raises(
+        ConfigError, match=r"type = 'aws': only local and csv can be read; fetch the images first \(aws s3 sync"
+    ):
+        read(folder, [{"id": "a", "type": "aws", "aws_bucket_name": "b"}])
 
 
 def test_captions_from_parquet_columns(folder):
@@ -288,7 +320,7 @@ def test_our_own_toml(folder):
         ("a.json", "{}", "it is not a list of datasets"),
         ("a.json", "[1]", "it is not a list of datasets"),
         ("a.json", "[]", "describes no images: add a set"),
-        ("a.json", '[{"instance_data_dir": "cat", "type": "aws"}]', "type = 'aws': only local can be read; copy"),
+        ("a.json", '[{"instance_data_dir": "cat", "type": "aws"}]', "type = 'aws': only local and csv can be read; fetch the images"),
         ("a.json", '[{"dataset_type": "video"}]', "dataset_type = 'video': only image and eval can be read"),
         ("a.json", '[{"caption_strategy": "magic"}]', "caption_strategy = 'magic': use one of filename"),
         ("a.json", '[{"crop": "yes"}]', "crop = 'yes': use true or false"),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -282,3 +283,49 @@ def test_kohyas_folders(tmp_path):
         captions(tmp_path)
     with pytest.raises(DataError, match="no sub-folders named N_concept, such as 10_mycat"):
         captions(tmp_path / "2_dog", layout="kohya")
+
+
+def listing(tmp_path, text, **options):
+    (tmp_path / "list.csv").write_text(text)
+    return scan(
+        DatasetConfig(folder=str(tmp_path / "images"), metadata=str(tmp_path / "list.csv"), only_listed=True, **options)
+    )
+
+
+def test_only_what_a_table_names(tmp_path):
+    """In its order, by names that start from the folder, from the table or anywhere, with and without suffix."""
+    for name in ("a.png", "sub/b.PNG", "c.jpg", "unlisted.png"):
+        put(tmp_path / "images" / Path(name).parent, Path(name).name)
+    whole = tmp_path / "images" / "a.png"
+    found = listing(tmp_path, f"path,caption\nimages/c.jpg,third\nsub/b,second\n{whole},first\n")
+    assert [image.path.relative_to(tmp_path / "images").as_posix() for image in found.images] == [
+        "c.jpg",
+        "sub/b.PNG",
+        "a.png",
+    ]
+    assert [image.caption for image in found.images] == ["third", "second", "first"]
+    assert found.notes == []
+    named = listing(tmp_path, "path,caption\na.png,x\n", captions="filename")
+    assert [image.caption for image in named.images] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone.png", "names gone.png, which is neither in"),
+        ("../secret.png", "secret.png, outside of dataset.folder"),
+        ("s3://bucket/a.png", "s3://bucket/a.png is an address"),
+        ("list.csv", "names list.csv, which is no image"),
+    ],
+)
+def test_what_a_table_may_not_name(tmp_path, name, message):
+    put(tmp_path / "images", "a.png")
+    put(tmp_path, "secret.png")
+    with pytest.raises(DataError, match=message):
+        listing(tmp_path, f"path,caption\n{name},x\n")
+
+
+def test_only_listed_needs_a_table(tmp_path):
+    put(tmp_path, "a.png")
+    with pytest.raises(DataError, match="no metadata.jsonl"):
+        scan(DatasetConfig(folder=str(tmp_path), only_listed=True))

@@ -15,6 +15,7 @@ from pathlib import Path
 from ...errors import DataError, problem_list
 from ...storage.atomic import write_json
 from ...types import Progress, Size
+from .faces import largest_face
 from .load import file_digest
 from .probe import can_fingerprint, probe
 
@@ -46,6 +47,8 @@ class FileFacts:
     """Mean colours of 8 x 8 fields, RGB, as hex digits."""
     focus: str
     """Saliency summed over columns and over rows, as hex digits; "" if it was never computed."""
+    face: str = ""
+    """Middle of the largest face, see `faces.largest_face`; "" if it was never looked for."""
 
     @property
     def size(self) -> Size:
@@ -78,10 +81,16 @@ class FileIndex:
             raise DataError(problem_list(list(survey.problems.values())))
         return survey.facts
 
-    def survey(self, paths: Iterable[Path], progress: Progress, focused: Set[Path] = frozenset()) -> Survey:
+    def survey(
+        self,
+        paths: Iterable[Path],
+        progress: Progress,
+        focused: Set[Path] = frozenset(),
+        faced: Set[Path] = frozenset(),
+    ) -> Survey:
         """The facts of every readable file, and what is wrong with the others. New and changed files are decoded once.
 
-        `focused` names the files whose saliency is needed.
+        `focused` names the files whose saliency is needed, `faced` those whose faces are.
         """
         wanted = sorted(set(paths), key=str)
         folders = {parent: os.path.realpath(parent) for parent in {path.parent for path in wanted}}
@@ -94,14 +103,14 @@ class FileIndex:
             except OSError as error:
                 problems[path] = f"{path} cannot be read: {error.strerror or error}"
                 continue
-            if not _unchanged(self.facts.get(names[path]), status, focused=path in focused):
+            if not _unchanged(self.facts.get(names[path]), status, focused=path in focused, faced=path in faced):
                 unknown.append(path)
         done = len(wanted) - len(unknown)
         progress(done, len(wanted))
         fresh: dict[str, FileFacts] = {}
         saved = time.monotonic()
         try:
-            for number, (path, outcome) in enumerate(_in_order(unknown, focused), done + 1):
+            for number, (path, outcome) in enumerate(_in_order(unknown, focused, faced), done + 1):
                 if isinstance(outcome, str):
                     problems[path] = outcome
                 else:
@@ -156,39 +165,46 @@ def _stored(path: Path) -> dict[str, FileFacts]:
         return {}
 
 
-def _unchanged(known: FileFacts | None, status: os.stat_result, *, focused: bool) -> bool:
+def _unchanged(known: FileFacts | None, status: os.stat_result, *, focused: bool, faced: bool) -> bool:
     """Whether an entry is complete and still describes the file."""
+    if known is not None and faced and not known.face:
+        return False
     if known is None or (can_fingerprint() and not known.fingerprint) or (focused and not known.focus):
         return False
     state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return (known.bytes, known.modified_ns, known.changed_ns) == state
 
 
-def _in_order(paths: Sequence[Path], focused: Set[Path]) -> Iterator[tuple[Path, FileFacts | str]]:
+def _in_order(paths: Sequence[Path], focused: Set[Path], faced: Set[Path]) -> Iterator[tuple[Path, FileFacts | str]]:
     """Returns (path, its facts or what is wrong with it) in the order given. A few threads read a few files ahead."""
     rest = iter(paths)
+
+    def read(path: Path) -> FileFacts | str:
+        return _read(path, focused=path in focused, faced=path in faced)
+
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting: deque[tuple[Path, Future[FileFacts | str]]] = deque(
-            (path, pool.submit(_read, path, focused=path in focused)) for path in islice(rest, 4 * WORKERS)
+            (path, pool.submit(read, path)) for path in islice(rest, 4 * WORKERS)
         )
         try:
             while waiting:
                 path, future = waiting.popleft()
                 outcome = future.result()
                 if (following := next(rest, None)) is not None:
-                    waiting.append((following, pool.submit(_read, following, focused=following in focused)))
+                    waiting.append((following, pool.submit(read, following)))
                 yield path, outcome
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
-def _read(path: Path, *, focused: bool) -> FileFacts | str:
+def _read(path: Path, *, focused: bool, faced: bool) -> FileFacts | str:
     """The facts of one file, or what is wrong with it."""
     try:
         status = path.stat()
         content = path.read_bytes()
         seen = probe(path, content, focused=focused)
+        face = largest_face(path, content) if faced else ""
     except DataError as error:
         return str(error)
     except OSError as error:
@@ -206,6 +222,7 @@ def _read(path: Path, *, focused: bool) -> FileFacts | str:
         fingerprint=seen.fingerprint,
         colours=seen.colours,
         focus=seen.focus,
+        face=face,
     )
 
 

@@ -21,6 +21,7 @@ from ...types import (
     Record,
     named_references,
 )
+from ..images.faces import NONE, check_detector
 from ..images.index import FileFacts, FileIndex
 from ..images.load import file_digest, parse_colour
 from .buckets import Buckets
@@ -100,16 +101,13 @@ def build_dataset(
     """Read and check all sets. `step` is the family's bucket step in pixels. Raises DataError or ConfigError."""
     for config in sets:
         parse_colour(config.background)
+        if config.crop == "face":
+            check_detector()
     buckets = [buckets_of(config, data, step) for config in sets]
     read = folders_of(sets)
     folders = [scan(config, read) for config in sets]
-    focused = {
-        image.path
-        for config, folder in zip(sets, folders, strict=True)
-        if config.crop == "saliency"
-        for image in folder.images
-    }
-    survey = index.survey([image.path for folder in folders for image in folder.images], progress, focused)
+    every = [image.path for folder in folders for image in folder.images]
+    survey = index.survey(every, progress, *(_cropped_by(crop, sets, folders) for crop in ("saliency", "face")))
     examples: list[Example] = []
     notes = [note for folder in folders for note in folder.notes]
     for config, folder, sizes in zip(sets, folders, buckets, strict=True):
@@ -131,6 +129,12 @@ def build_dataset(
         unreadable=tuple(survey.problems.items()),
         fingerprints={path: (known.fingerprint, known.colours) for path, known in survey.facts.items()},
     )
+
+
+def _cropped_by(crop: str, sets: Sequence[DatasetConfig], folders: Sequence[ScannedFolder]) -> set[Path]:
+    """The images of the sets that are cropped in this way."""
+    each = zip(sets, folders, strict=True)
+    return {image.path for config, folder in each if config.crop == crop for image in folder.images}
 
 
 def _examples(
@@ -178,7 +182,13 @@ def _examples(
             for geometry in placements(known, config, sizes, seed)
         ]
     _check_preserve(config, examples)
-    return examples, _notes(config, examples, left_out, drawn)
+    notes = _notes(config, examples, left_out, drawn)
+    faceless = [one.path.name for one in fitting if config.crop == "face" and facts[one.path].face == NONE]
+    if faceless:
+        notes.append(
+            f"{config.folder}: no face was found in {len(faceless)} images, whose upper middle stays: {some(faceless)}"
+        )
+    return examples, notes
 
 
 def _preserve_rule(config: DatasetConfig) -> PreserveRule | None:

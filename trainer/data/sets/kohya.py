@@ -10,7 +10,6 @@ from .checks import ignored_options, number_of, switch_of, text_of, whole_of
 
 INSTEAD = {
     "batch_size": "set training.batch_size",
-    "face_crop_aug_range": "use crop = 'saliency', or crop the images",
     "network_multiplier": "use weight",
     "system_prompt": "set text.system_prompt",
     "validation_seed": "the run's seed decides",
@@ -28,7 +27,7 @@ KOHYA_EXTENSIONS = ".caption,.txt"
 KNOWN = {
     "image_dir", "num_repeats", "recursive", "class_tokens", "is_reg", "shuffle_caption", "keep_tokens",
     "keep_tokens_separator", "secondary_separator", "enable_wildcard", "caption_separator", "caption_prefix",
-    "caption_suffix", "caption_dropout_rate", "caption_dropout_every_n_epochs", "token_warmup_min", "token_warmup_step", "caption_tag_dropout_rate", "flip_aug", "color_aug", "random_crop", "alpha_mask",
+    "caption_suffix", "caption_dropout_rate", "caption_dropout_every_n_epochs", "token_warmup_min", "token_warmup_step", "caption_tag_dropout_rate", "flip_aug", "color_aug", "face_crop_aug_range", "random_crop", "alpha_mask",
     "conditioning_data_dir", "metadata_file", "caption_extension", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
     "bucket_reso_steps", "bucket_no_upscale", "subsets", "cache_info",
     "custom_attributes",
@@ -111,7 +110,7 @@ def _set(options: Mapping[str, object], notes: list[str], where: str) -> Json:
         "flip": switch_of(options, "flip_aug"),
         "random_hue": COLOR_AUG if switch_of(options, "color_aug") else 0.0,
         "masks": text_of(options, "conditioning_data_dir") or masks,
-        "crop": "random" if switch_of(options, "random_crop") else "center",
+        "crop": _crop(options, notes, where),
         **_tags(options, notes, where),
         **_course(options, notes, where),
         **_sizes(options, notes, where),
@@ -149,6 +148,16 @@ def _tags(options: Mapping[str, object], notes: list[str], where: str) -> Json:
         "secondary_separator": text_of(options, "secondary_separator"),
         "tag_dropout": number_of(options, "caption_tag_dropout_rate"),
     }
+
+
+def _crop(options: Mapping[str, object], notes: list[str], where: str) -> str:
+    """The place of the crop. sd-scripts also varies how much of an image round its face is shown, by the range."""
+    if options.get("face_crop_aug_range"):
+        notes.append(
+            f"{where}: face_crop_aug_range is interpreted as crop = 'face'; the range is ignored, the bucket decides how much is shown"
+        )
+        return "face"
+    return "random" if switch_of(options, "random_crop") else "center"
 
 
 def _course(options: Mapping[str, object], notes: list[str], where: str) -> Json:

@@ -7,6 +7,7 @@ from functools import partial
 from ...config.dataset import USUAL_VARIANTS, DataConfig, DatasetConfig
 from ...seeding import uniform
 from ...types import Geometry, ImageVariant, Size
+from ..images.faces import face_position
 from ..images.index import FileFacts
 from ..images.saliency import crop_position
 from .buckets import CENTER, Buckets, measured
@@ -65,6 +66,9 @@ def placements(known: FileFacts, config: DatasetConfig, buckets: Sequence[Bucket
         elif config.crop == "saliency":
             middle = bucket.geometry(size, least_scale=least_scale)
             at = crop_position(known.focus, middle.resized, middle.target)
+        elif config.crop == "face":
+            middle = bucket.geometry(size, least_scale=least_scale)
+            at = face_position(known.face, middle.resized, middle.target) or PLACES["top"]
         geometries.append(bucket.geometry(size, at=at, least_scale=least_scale))
     return tuple(geometries)
 

@@ -13,7 +13,7 @@ from .caption_files import NamelessError, concept_of, read_captions, sidecar
 from .captions import plain
 from .folders import Listings, Walk, walk
 from .leftovers import machine_made, other_files, unread_folders, unread_images, unread_texts
-from .tables import Table, find_table, read_table
+from .tables import Table, find_table, listed_image, read_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,11 @@ class _Scan:
 
     def result(self) -> ScannedFolder:
         """Scan every folder of the set."""
-        for folder, repeats, concept in _folders(self._base, self._config, self._notes, self._about):
-            self._folder(folder, repeats, concept)
+        if self._config.only_listed:
+            self._listed()
+        else:
+            for folder, repeats, concept in _folders(self._base, self._config, self._notes, self._about):
+                self._folder(folder, repeats, concept)
         if self._nameless:
             self._problems.insert(0, _nameless(self._base, self._nameless, len(self._images)))
         if self._problems:
@@ -95,6 +98,19 @@ class _Scan:
             about=about,
             asked_empty=frozenset(empty),
         )
+
+    def _listed(self) -> None:
+        """Take the images that the table names, in its order, without looking through the folder."""
+        kind = "metadata" if self._config.captions == "auto" else self._config.captions
+        table = self._tables.table_of(self._base / "any")
+        for name, captions in table.captions.items():
+            try:
+                path = listed_image(name, self._base, table.path, self._listings)
+            except DataError as error:
+                self._problems.append(str(error))
+                continue
+            table.used.add(name)
+            self._image(path, kind, self._config.repeats, "", (table.path, captions))
 
     def _folder(self, folder: Path, repeats: int, concept: str) -> None:
         """Scan one folder: its images with their captions, and what else lies there."""
@@ -112,11 +128,15 @@ class _Scan:
         asked = self._config.captions != "auto" or bool(self._config.caption_extension)
         (self._about if asked else self._notes).extend(texts)
 
-    def _image(self, path: Path, kind: str, repeats: int, concept: str) -> Path | None:
-        """Add an image, or what is wrong with it. Returns the caption file that belongs to it."""
+    def _image(
+        self, path: Path, kind: str, repeats: int, concept: str, listed: tuple[Path, list[str]] | None = None
+    ) -> Path | None:
+        """Add an image, or what is wrong with it; `listed` is its table with its captions there, else they are looked up. Returns the
+        caption file that belongs to it."""
         config, base = self._config, self._base
         try:
-            listed = self._tables.captions_of(path) if kind == "metadata" else None
+            if kind == "metadata" and listed is None:
+                listed = self._tables.captions_of(path)
             captions = read_captions(path, kind, config, listed, config.caption or concept, self._listings)
             mask = path if config.masks == "alpha" else _twin(path, base, config.masks, "masks", self._listings)
             references = [_twin(path, base, name, "references", self._listings) for name in config.reference_folders]
@@ -220,6 +240,12 @@ class _Tables:
 
     def captions_of(self, image: Path) -> tuple[Path, list[str]] | None:
         """(the table, the captions that it has for an image), or None if it does not name the image. Raises DataError if there is no table, or if it cannot be used."""
+        table = self.table_of(image)
+        captions = table.of(image)
+        return None if captions is None else (table.path, captions)
+
+    def table_of(self, image: Path) -> Table:
+        """The table for an image. Raises DataError if there is none, or if it cannot be used."""
         file = self.file_for(image)
         if file is None:
             raise DataError(
@@ -227,8 +253,7 @@ class _Tables:
             )
         if file not in self._tables:
             self._tables[file] = read_table(file, self._config.caption_field, self._config.file_field)
-        captions = self._tables[file].of(image)
-        return None if captions is None else (file, captions)
+        return self._tables[file]
 
     def notes(self) -> list[str]:
         """One line for each table with entries that match no image."""

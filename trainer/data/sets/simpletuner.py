@@ -1,6 +1,7 @@
 """Reads SimpleTuner's multidatabackend.json. Its repeats count the extra passes (0 = once per epoch), ours count all passes."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from ...errors import ConfigError
 from ...types import Json
@@ -30,11 +31,21 @@ KNOWN = {
     "prepend_instance_prompt", "only_instance_prompt", "disable_multiline_split", "caption_shuffle", "metadata_backend",
     "parquet", "repeats", "is_regularisation_data", "is_regularization_data", "crop", "crop_aspect", "crop_style",
     "crop_aspect_buckets", "resolution", "resolution_type", "minimum_image_size", "maximum_image_size",
-    "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", *COURSE, "probability", "conditioning_data", "conditioning_type", *DANGEROUS, *NOT_NEEDED,
+    "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", *COURSE, "probability", "csv_file", "csv_caption_column", "csv_url_column", "csv_cache_dir", "conditioning_data", "conditioning_type", *DANGEROUS, *NOT_NEEDED,
 }  # fmt: skip
+ELSEWHERE = {
+    "aws": "fetch the images first (aws s3 sync s3://BUCKET/PREFIX FOLDER) and write type = 'local' with that folder",
+}
+"""{type that is not read here: the remedy}."""
 SPLITS = {"comma": ",", "space": " ", "period": "."}
-STYLES = {"random": "random", "center": "center", "centre": "center", "corner": "corner", "face": "saliency"}
-CAPTIONS = {"filename": "filename", "textfile": "sidecar", "instanceprompt": "fixed", "parquet": "metadata"}
+STYLES = {"random": "random", "center": "center", "centre": "center", "corner": "corner", "face": "face"}
+CAPTIONS = {
+    "filename": "filename",
+    "textfile": "sidecar",
+    "csv": "metadata",
+    "instanceprompt": "fixed",
+    "parquet": "metadata",
+}
 PARQUET = {
     "path",
     "caption_column",
@@ -78,11 +89,11 @@ def _kind(entry: Mapping[str, object]) -> str:
 def _set(
     entry: Mapping[str, object], helpers: Mapping[str, Mapping[str, object]], notes: list[str], where: str
 ) -> Json:
-    for name, known in (("type", ("local",)), ("dataset_type", ("image", "eval"))):
+    for name, known in (("type", ("local", "csv")), ("dataset_type", ("image", "eval"))):
         value = text_of(entry, name, known[0])
         if value not in known:
             raise ConfigError(
-                f"{name} = {value!r}: only {' and '.join(known)} can be read; copy the images to a folder"
+                f"{name} = {value!r}: only {' and '.join(known)} can be read; {ELSEWHERE.get(value, 'copy the images to a folder')}"
             )
     regularisation = switch_of(entry, "is_regularisation_data") or switch_of(entry, "is_regularization_data")
     role = "regularisation" if regularisation else "train"
@@ -95,7 +106,27 @@ def _set(
         **_captions(entry, notes, where),
         **_sizes(entry, notes, where),
         **_pairs(entry, helpers, where, notes),
+        **_listed(entry, notes, where),
         **_course(entry, notes, where),
+    }
+
+
+def _listed(entry: Mapping[str, object], notes: list[str], where: str) -> Json:
+    """A set of type csv: a table of images and captions. Theirs may name addresses; here they have to be files below csv_cache_dir."""
+    if text_of(entry, "type", "local") != "csv":
+        return {}
+    table = text_of(entry, "csv_file")
+    if not table:
+        raise ConfigError("type = 'csv' needs csv_file, the table of images and captions")
+    notes.append(f"{where}: type = 'csv' reads the files that {table} names; addresses are not downloaded")
+    return {
+        "folder": text_of(entry, "csv_cache_dir") or text_of(entry, "instance_data_dir") or str(PurePath(table).parent),
+        "recursive": False,
+        "captions": "metadata",
+        "metadata": table,
+        "only_listed": True,
+        "caption_field": text_of(entry, "csv_caption_column"),
+        "file_field": text_of(entry, "csv_url_column"),
     }
 
 
@@ -196,7 +227,7 @@ def _crop(entry: Mapping[str, object], notes: list[str], where: str) -> Json:
         return {"crop": "none"}
     style = text_of(entry, "crop_style", "random")
     aspect = text_of(entry, "crop_aspect", "square")
-    if style not in STYLES or style == "face":
+    if style not in STYLES:
         notes.append(f"{where}: crop_style = {style!r} is interpreted as {STYLES.get(style, 'top')!r}")
     if style == "random":
         notes.append(f"{where}: a random crop is one position per image, drawn by the seed and cached")

@@ -6,6 +6,7 @@ A table names files relative to its own folder. Columns: file_name (or file, ima
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,11 +14,14 @@ from pathlib import Path
 
 from ...errors import DataError
 from ...types import Json
+from ..images.load import image_suffixes
 from .folders import Listings, same_suffix
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 FILE_FIELDS = ("file_name", "filename", "file", "image", "image_path", "path")
 CAPTION_FIELDS = ("text", "caption", "captions", "prompt", "tags", "description")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+"""How an address on the web or in a store begins."""
 TableRow = Mapping[str, object]
 """The columns of one row."""
 
@@ -56,6 +60,35 @@ class Table:
 def find_table(folder: Path, listings: Listings) -> Path | None:
     """The first of the known table names that exists in a folder, or None."""
     return next((file for name in NAMES if (file := listings.find(folder, *os.path.splitext(name)))), None)  # noqa: PTH122
+
+
+def listed_image(name: str, base: Path, table: Path, listings: Listings) -> Path:
+    """The image file that a table names, below the set's folder `base`. Names start from that folder or from the table's.
+
+    Raises DataError with the remedy for an address, a file that is not there, one of another kind and one outside of the folder.
+    """
+    if ADDRESS.match(name):
+        raise DataError(
+            f"{table}: {name} is an address, and nothing is downloaded here: fetch the images first, and name the files"
+        )
+    path = next((found for place in (base, table.parent) if (found := _found(place / name, listings))), None)
+    if path is None:
+        raise DataError(f"{table} names {name}, which is neither in {base} nor in {table.parent}")
+    if path.suffix.lower() not in image_suffixes():
+        raise DataError(f"{table} names {name}, which is no image")
+    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(base))
+    if not real.is_relative_to(folder):
+        raise DataError(f"{table} names {path}, outside of dataset.folder = {str(base)!r}: name a folder above both")
+    return path if path.is_relative_to(base) and ".." not in path.parts else base / real.relative_to(folder)
+
+
+def _found(path: Path, listings: Listings) -> Path | None:
+    """The file of this path, with any suffix of images where none is written; None if there is none."""
+    if path.is_file():
+        return path
+    suffixes = [path.suffix] if path.suffix.lower() in image_suffixes() else sorted(image_suffixes())
+    stem = path.stem if len(suffixes) == 1 else path.name
+    return next((found for one in suffixes if (found := listings.find(path.parent, stem, one))), None)
 
 
 def read_table(path: Path, caption_field: str = "", file_field: str = "") -> Table:

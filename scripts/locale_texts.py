@@ -37,6 +37,7 @@ NODES = {
 
 COMMANDS = {
     "lora_loom.open": ("LoRA Loom：打开训练列表", "LoRA Loom：学習の一覧を開く", "LoRA Loom: 학습 목록 열기", "LoRA Loom: открыть список запусков"),
+    "lora_loom.new": ("LoRA Loom：新建训练", "LoRA Loom：新しい学習", "LoRA Loom: 새 학습", "LoRA Loom: новый запуск"),
     "lora_loom.pause": ("LoRA Loom：暂停所有训练", "LoRA Loom：すべての学習を一時停止", "LoRA Loom: 모든 학습 일시정지", "LoRA Loom: приостановить все запуски"),
     "lora_loom.resume": ("LoRA Loom：继续已暂停的训练", "LoRA Loom：一時停止した学習を再開", "LoRA Loom: 일시정지한 학습 계속", "LoRA Loom: продолжить приостановленные"),
     "lora_loom.save": ("LoRA Loom：立即保存检查点", "LoRA Loom：今すぐチェックポイントを保存", "LoRA Loom: 지금 체크포인트 저장", "LoRA Loom: сохранить контрольную точку"),

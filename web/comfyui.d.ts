@@ -22,6 +22,7 @@ interface ComfyOutput {
 interface ComfyNode {
   type?: string;
   selected?: boolean;
+  pos?: number[];
   id: number | string;
   comfyClass: string;
   graph?: { id?: string; rootGraph?: { id?: string } } | null;
@@ -40,11 +41,13 @@ interface ComfyNode {
   onConfigure?: (info?: { properties?: Record<string, unknown>; widgets_values?: unknown }, ...values: unknown[]) => void;
   onDragOver?: (event: DragEvent) => boolean;
   onDragDrop?: (event: DragEvent) => boolean | Promise<boolean>;
+  setProperty?(name: string, value: unknown): void;
+  onPropertyChanged?: (name: string, ...values: unknown[]) => unknown;
   onRemoved?: (...values: unknown[]) => void;
 }
 
 interface Window {
-  LiteGraph?: { vueNodesMode?: boolean; createNode?(type: string): (ComfyNode & { pos: number[] }) | null };
+  LiteGraph?: { vueNodesMode?: boolean; LGraphGroup?: new (title: string) => object; createNode?(type: string): (ComfyNode & { pos: number[] }) | null };
 }
 
 declare module "*/scripts/api.js" {
@@ -73,6 +76,7 @@ declare module "*/scripts/app.js" {
     graph: { add(node: object): void; _nodes?: ComfyNode[] };
     canvas: { canvas: HTMLCanvasElement; ds: { scale: number; offset: [number, number] }; selectNode?(node: object): void };
     menu?: { element?: HTMLElement; settingsGroup?: { element?: HTMLElement } };
+    queuePrompt?(place: number): Promise<unknown>;
     loadApiJson?(graph: object, name: string): Promise<void> | void;
     refreshComboInNodes?(): Promise<void> | void;
     extensionManager?: {

@@ -31,6 +31,11 @@ export function takeDrops(node) {
     onConfigure?.apply(this, values);
     zone.show();
   };
+  const { onPropertyChanged } = node;
+  node.onPropertyChanged = function (name, ...values) {
+    if (name === "loom_images") setTimeout(() => zone.show());
+    return onPropertyChanged?.call(this, name, ...values);
+  };
 }
 
 class DropZone {

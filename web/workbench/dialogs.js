@@ -6,13 +6,14 @@ import { make, makeButton } from "../elements.js";
 /**
  * @param {string} className
  * @param {string} label for a screen reader
+ * @param {{isForm?: boolean}} [options] isForm: a click beside it does not throw away what was filled in
  */
-function open(className, label) {
+export function openDialog(className, label, { isForm = false } = {}) {
   const dialog = make("dialog", `loom-dialog ${className}`, document.body);
   dialog.setAttribute("aria-label", label);
   dialog.addEventListener("close", () => dialog.remove());
   dialog.addEventListener("keydown", (event) => event.stopPropagation()); // ComfyUI's own keys are for its canvas
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  dialog.addEventListener("click", (event) => !isForm && event.target === dialog && dialog.close());
   return dialog;
 }
 
@@ -24,7 +25,7 @@ function open(className, label) {
  */
 export function askText(question, value, label) {
   return new Promise((answer) => {
-    const dialog = open("loom-question", question);
+    const dialog = openDialog("loom-question", question);
     const form = make("form", "", dialog);
     const name = make("label", "", form, question);
     const field = make("input", "loom-field", name);
@@ -51,7 +52,7 @@ export function askText(question, value, label) {
  */
 export function askChoice(question, choices) {
   return new Promise((answer) => {
-    const dialog = open("loom-question", question);
+    const dialog = openDialog("loom-question", question);
     make("p", "", dialog, question);
     const row = make("div", "loom-buttons loom-column", dialog);
     for (const { label, choice } of choices) {
@@ -72,7 +73,7 @@ export function askChoice(question, choices) {
  * @param {number} first
  */
 export function showImages(images, first) {
-  const dialog = open("loom-lightbox", "Sample in full size");
+  const dialog = openDialog("loom-lightbox", "Sample in full size");
   const image = make("img", "", dialog);
   const text = make("p", "", dialog);
   let at = first;

@@ -31,6 +31,31 @@ export async function openGraph(run, name = run) {
   await app.loadApiJson?.(withName(kept.prompt, kept.node, name), name);
 }
 
+/**
+ * Put the graph of a new run on the canvas, in a workflow tab of its own, laid out in columns.
+ * @param {import("./requests.js").NewGraph} made
+ * @param {{folder: string, names: string[]}} images that were uploaded just now
+ * @param {boolean} isQueued
+ */
+export async function openNewGraph({ graph, places, groups, name }, images, isQueued) {
+  await app.loadApiJson?.(graph, name);
+  for (const node of app.graph._nodes ?? []) {
+    const place = places[String(node.id)];
+    if (!place) continue;
+    node.pos = [place[0], place[1]];
+    node.setSize([place[2], Math.max(place[3], node.computeSize()[1])]);
+  }
+  if (images.names.length) nodesOf("LoomDataset")[0]?.setProperty?.("loom_images", images);
+  for (const [title, [x, y, width, height]] of Object.entries(groups)) {
+    const group = window.LiteGraph?.LGraphGroup && new window.LiteGraph.LGraphGroup(title);
+    if (!group) break;
+    Object.assign(group, { pos: [x, y], size: [width, height], color: "#3f789e" });
+    app.graph.add(group);
+  }
+  app.extensionManager?.command?.execute?.("Comfy.Canvas.FitView");
+  if (isQueued) await app.queuePrompt?.(0);
+}
+
 /** @param {string} kind a node class @returns {ComfyNode[]} */
 const nodesOf = (kind) => (app.graph._nodes ?? []).filter((node) => node.comfyClass === kind || node.type === kind);
 

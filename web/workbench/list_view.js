@@ -5,6 +5,7 @@ import { fileUrl } from "../client.js";
 import { make, makeButton } from "../elements.js";
 import { count, duration, loss } from "../format.js";
 import { isActive, STATES } from "../runs.js";
+import { openWizard } from "./new_run.js";
 
 /**
  * @typedef {import("../runs.js").Run} Run
@@ -27,11 +28,12 @@ export class ListView {
     this.search.addEventListener("input", () => this.render());
     this.search.addEventListener("keydown", (event) => event.stopPropagation());
     this.compare = makeButton(head, "Compare", "Curves and settings of the chosen runs", () => bench.compare([...this.chosen]));
+    makeButton(head, "New run", "Choose a model and your images: the graph is built for you", () => openWizard()).classList.add("loom-first");
     this.note = make("p", "loom-note", this.root);
     this.note.setAttribute("role", "status");
     this.rows = make("ul", "loom-rows", this.root);
     this.empty = make("div", "loom-empty", this.root);
-    make("p", "", this.empty, "No run yet. Open a template, choose a model and your images, and queue it: the run appears here.");
+    make("p", "", this.empty, "No run yet. “New run” asks for a model and your images, and builds the graph; a template is the other way.");
     makeButton(this.empty, "Browse templates", "Templates of LoRA Loom", () => bench.browse());
     /** @type {Set<string>} */
     this.chosen = new Set();

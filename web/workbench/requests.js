@@ -9,6 +9,9 @@ import { runPath } from "../runs.js";
  * @typedef {{name: string, value: unknown, default: unknown}} Changed
  * @typedef {{changed: Changed[], all: Record<string, unknown>, toml: string}} Settings
  * @typedef {Record<string, {class_type: string, inputs: Record<string, unknown>}>} Graph
+ * @typedef {[number, number, number, number]} Place x, y, width, height
+ * @typedef {{title: string, resolution: number, rank: number | null, warning: string, trap: string, adapter: string, parts: {label: string, files: string[], value: string}[]}} ModelFacts
+ * @typedef {{graph: Graph, places: Record<string, Place>, groups: Record<string, Place>, name: string}} NewGraph
  */
 
 /** @returns {Promise<{runs: Run[], queue?: string[]}>} */
@@ -54,6 +57,15 @@ export const remove = (name, loras) => post(`${runPath(name)}/delete`, { loras }
  * @returns {Promise<{queue: string[]}>}
  */
 export const move = (name, place) => post(`${runPath(name)}/move`, { place });
+
+/** What the wizard offers. @returns {Promise<{models: string[], name: string}>} */
+export const fetchChoices = async () => (await read("/lora_loom/new")) ?? { models: [], name: "my-lora" };
+
+/** What a base model is and needs. @param {string} name @returns {Promise<ModelFacts>} */
+export const fetchModel = (name) => read(`/lora_loom/new/model?${new URLSearchParams({ name })}`);
+
+/** The graph of a new run. @param {import("./wishes.js").Wish} wish @returns {Promise<NewGraph>} */
+export const makeGraph = (wish) => post("/lora_loom/new", wish);
 
 /** The text of a run's log. @param {string} address */
 export async function fetchText(address) {

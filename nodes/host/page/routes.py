@@ -34,7 +34,7 @@ def attach() -> None:
     """Register with ComfyUI's server, and for its end; without one there is nothing to do."""
     from server import PromptServer
 
-    from . import data_routes
+    from . import data_routes, new_routes
 
     instance = getattr(PromptServer, "instance", None)
     if instance is not None:
@@ -42,6 +42,7 @@ def attach() -> None:
 
         register(instance.routes)
         data_routes.register(instance.routes)
+        new_routes.register(instance.routes)
         watch(instance.app)
         ENDINGS.install()
 

@@ -1,0 +1,74 @@
+"""What a file that ComfyUI lists as a base model is, read from its header, without loading it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ....trainer.errors import LoomError
+from ....trainer.known_models.row import Told, tell
+from ....trainer.known_models.rows import ROWS
+from ....trainer.storage.tensor_file import TensorFile
+from ..backend.model_rows import NAMES
+from ..base_files import find_base
+
+logger = logging.getLogger("lora_loom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was read of a file. Everything is empty for one that ComfyUI does not know."""
+
+    model_class: str = ""
+    """Its class of comfy.model_base."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """The configuration of its network."""
+    told: Told | None = None
+
+
+def seen_in(name: str) -> Seen:
+    """The model behind a name of the list (checkpoints/a.safetensors). Raises LoomError for another name, and for a damaged file."""
+    path = find_base(name)
+    file = TensorFile(path)
+    try:
+        model_class, config = detected(file.shapes(), file.metadata)
+    except Exception as error:  # noqa: BLE001 - ComfyUI's detection indexes what it expects; a file of another kind is an unknown model
+        logger.info("LoRA Loom: ComfyUI does not know %s (%s: %s)", name, type(error).__name__, error)
+        return Seen()
+    titles = [path.stem, *(file.metadata[key] for key in NAMES if key in file.metadata)]
+    return Seen(model_class=model_class, config=config, told=tell(ROWS, model_class, config, titles))
+
+
+def detected(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> tuple[str, dict[str, object]]:
+    """Returns (class of comfy.model_base, configuration of its network) by ComfyUI's own detection, which looks at shapes.
+
+    Raises LoomError for a model that it does not know, and whatever it raises itself.
+    """
+    from comfy import model_detection
+
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    prefix = model_detection.unet_prefix_from_state_dict(state)
+    prefix = prefix if any(key.startswith(prefix) for key in state) else ""
+    found = model_detection.model_config_from_unet(state, prefix, metadata=dict(metadata))
+    if found is None:
+        raise LoomError("its shapes are those of no model")
+    config = dict(found.unet_config)
+    found.unet_config["disable_unet_model_creation"] = True
+    found.set_inference_dtype(torch.float32, None)
+    return type(found.get_model(_Numbers(state), prefix)).__name__, config
+
+
+class _Numbers(dict[str, torch.Tensor]):
+    """Tensors without numbers, but for the few that a class reads to tell its variant: zeros of their shape."""
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return torch.zeros(super().__getitem__(key).shape)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As `dict.get`, which would not go through `__getitem__`."""
+        try:
+            return self[key]
+        except KeyError:
+            return default

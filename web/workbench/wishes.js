@@ -1,0 +1,52 @@
+// @ts-check
+// What a person wishes of a new run, before it is a graph. Pure functions.
+
+/** @typedef {{model: string, goal: string, name: string, trigger: string, folder: string, references: string, parts: string[]}} Wish */
+
+const DEMO = "demo";
+
+/** [value, label] of what can be learned. */
+export const GOALS = /** @type {const} */ ([
+  ["character", "A character or a person"],
+  ["style", "A style"],
+  ["object", "An object"],
+  ["edit", "An edit: images before and after"],
+]);
+
+const GROUPS = [
+  { folder: "checkpoints", label: "Checkpoints" },
+  { folder: "diffusion_models", label: "Diffusion models" },
+];
+
+/**
+ * Base models under headings, without the name of their folder; the demo's last.
+ * @param {string[]} models folder, /, name
+ * @returns {{label: string, models: {value: string, text: string}[]}[]}
+ */
+export function groupsOf(models) {
+  const groups = GROUPS.map(({ folder, label }) => ({
+    label,
+    models: models.filter((name) => name.startsWith(`${folder}/`)).map((value) => ({ value, text: value.slice(folder.length + 1) })),
+  }));
+  const demo = { label: "Without a model file", models: models.includes(DEMO) ? [{ value: DEMO, text: "Demo: a tiny model for a first try" }] : [] };
+  return [...groups, demo].filter((group) => group.models.length);
+}
+
+/** The model that is chosen at first: the first real one. @param {string[]} models */
+export const usualModel = (models) => models.find((name) => name !== DEMO) ?? models[0] ?? "";
+
+/**
+ * A name for the run after its trigger; without one, a name that is free.
+ * @param {string} trigger
+ * @param {string} free
+ */
+export function nameFor(trigger, free) {
+  const plain = trigger.normalize("NFC").replace(/[^\p{L}\p{N}_-]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60);
+  return plain || free;
+}
+
+/** Whether there is everything that a graph needs. @param {Wish} wish */
+export function isComplete(wish) {
+  const hasImages = wish.folder !== "" || (wish.model === DEMO && wish.goal !== "edit");
+  return Boolean(wish.model && wish.name) && hasImages && wish.parts.every(Boolean) && (wish.goal !== "edit" || wish.references !== "");
+}

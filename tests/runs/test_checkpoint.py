@@ -1,6 +1,7 @@
 """Checkpoints on disk: what is in the folder, what comes back, and what is left after pruning."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -170,4 +171,30 @@ def test_a_state_that_is_none_is_one_plain_line(tmp_path, content):
     checkpoint = save_checkpoint(tmp_path, state)
     (checkpoint.folder / "state.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(RunError, match=r"step-000000 is damaged"):
+        load_checkpoint(checkpoint, state)
+
+
+def test_a_number_of_the_state_that_was_changed_is_noticed(tmp_path):
+    """The digests of the tensors do not cover the learning rate, or how often the optimizer has stepped."""
+    denoiser, state = made()
+    run(denoiser, state, 2)
+    checkpoint = save_checkpoint(tmp_path, state)
+    path = checkpoint.folder / "state.json"
+    whole = path.read_text()
+    changed = re.sub(r'("lr",\s*)[0-9.e-]+', r"\g<1>0.5", whole)
+    assert changed != whole
+    path.write_text(changed)
+    with pytest.raises(RunError, match=r"step-000002 is damaged \(state.json is not what was written\)"):
+        load_checkpoint(checkpoint, state)
+
+
+def test_a_state_without_digest_that_the_optimizer_cannot_use_is_one_plain_line(tmp_path):
+    denoiser, state = made()
+    run(denoiser, state, 1)
+    checkpoint = save_checkpoint(tmp_path, state)
+    path = checkpoint.folder / "state.json"
+    content = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"}
+    text = json.dumps(content)
+    path.write_text(text.replace("param_groups", "groups"))
+    with pytest.raises(RunError, match=r"step-000001 cannot be used \(KeyError.*delete it"):
         load_checkpoint(checkpoint, state)

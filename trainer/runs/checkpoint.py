@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DivergedError, RunError
+from ..errors import DivergedError, RunError, reading
 from ..storage.atomic import TEMPORARY, whole_folder, write_bytes, write_json
 from ..training.loop import Training
 from ..training.optim_state import pack_state, unpack_state
@@ -65,8 +65,14 @@ def save_checkpoint(folder: Path, training: Training) -> Checkpoint:
     with whole_folder(target) as temporary:
         for name, content in contents.items():
             write_bytes(temporary / name, content)
-        write_json(temporary / "state.json", {**state, "sha256": digests})
+        write_json(temporary / "state.json", {**state, "sha256": {**digests, "state.json": _digest(state)}})
     return Checkpoint(step=training.step, folder=target)
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """Of everything that a state says, its digests apart."""
+    said = {name: value for name, value in state.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _check_finite(training: Training) -> None:
@@ -142,6 +148,8 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[Record, dict[str, Tensor], 
         )
         if odd or state["step"] != checkpoint.step or not isinstance(state["scaler"], dict | None):
             raise ValueError(f"state.json is of another kind in {odd or 'step or scaler'}")
+        if state["format"] == FORMAT and digests.get("state.json") not in (None, _digest(state)):
+            raise ValueError("state.json is not what was written")
         adapter = _read(checkpoint.folder / "adapter.safetensors", digests)
         tensors = _read(checkpoint.folder / "optimizer.safetensors", digests)
         unpack_state(state["optimizer"], tensors)
@@ -158,10 +166,11 @@ def load_checkpoint(checkpoint: Checkpoint, training: Training) -> None:
     """Put the state back, bit for bit. Raises RunError if the checkpoint is damaged or of another set-up."""
     state, adapter, tensors = read_checkpoint(checkpoint)
     training.adapter.load(adapter)
-    training.optimizer.load_state_dict(unpack_state(state["optimizer"], tensors))
-    _load_average(training, state, tensors)
-    if training.scaler is not None and state["scaler"]:
-        training.scaler.load_state_dict(state["scaler"])
+    with reading(checkpoint.folder, RunError, "delete it to continue from the one before"):
+        training.optimizer.load_state_dict(unpack_state(state["optimizer"], tensors))
+        _load_average(training, state, tensors)
+        if training.scaler is not None and state["scaler"]:
+            training.scaler.load_state_dict(state["scaler"])
     training.step = state["step"]
 
 

@@ -114,6 +114,10 @@ def _course() -> dict[str, Widget]:
         "max_num_samples": _advanced("max_num_samples"),
         "probability": _advanced("probability", min=0.01, max=1.0, step=0.01),
         **{name: _advanced(name) for name in ("start_step", "end_step", "start_epoch", "end_epoch")},
+        "timestep_range": _list(
+            "timestep_range",
+            "Lowest and highest noise level that this dataset is trained at, as shares of the schedule (0 = clean, 1 = pure noise), such as 0.0, 0.5. Empty: those of Loom Objective.",
+        ),
     }
 
 

@@ -83,6 +83,7 @@ class LoomObjective(LoomNode):
                     "huber_schedule": widget("ObjectiveConfig", "huber_schedule"),
                     "unmasked_probability": widget("ObjectiveConfig", "unmasked_probability", max=1.0, step=0.05),
                     "unmasked_weight": widget("ObjectiveConfig", "unmasked_weight", max=1.0, step=0.05),
+                    "zero_terminal_snr": widget("ObjectiveConfig", "zero_terminal_snr"),
                 },
             },
             shown=("timesteps", "shift", "loss", "min_snr_gamma"),

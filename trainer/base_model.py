@@ -1,13 +1,15 @@
 """A base model that was inspected but not loaded: source, family, variant, device."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 
 from . import families
-from .config.run import ModelConfig, TextConfig
+from .config.run import ModelConfig, ObjectiveConfig, TextConfig
 from .diffusion.denoiser import Denoiser
+from .diffusion.objectives import with_zero_terminal_snr
 from .distributed.sharding import shard
 from .errors import ConfigError, reading
 from .families.common.encoder_files.parts import check_vae, parts_of
@@ -30,18 +32,28 @@ class Base:
     variant: str
     device: torch.device
     reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
+    zero_terminal_snr: bool = False
+    """Whether the noise levels are rescaled so that the highest is pure noise; epsilon and v models only."""
 
-    @property
+    @cached_property
     def settings(self) -> Variant:
         """What distinguishes this variant of the family."""
-        return self.family.variants[self.variant]
+        variant = self.family.variants[self.variant]
+        if not self.zero_terminal_snr:
+            return variant
+        return replace(variant, objective=with_zero_terminal_snr(variant.objective))
+
+    def _load(self, loading: Loading) -> Denoiser:
+        """The family's denoiser, with the noise levels of this base."""
+        denoiser = self.family.load_denoiser(self.source, self.variant, loading)
+        if self.zero_terminal_snr:
+            vars(denoiser)["objective"] = self.settings.objective
+        return denoiser
 
     def skeleton(self) -> Denoiser:
         """The network's structure without its weights."""
         with self._reading():
-            return self.family.load_denoiser(
-                self.source, self.variant, Loading(dtype=None, device=torch.device("meta"))
-            )
+            return self._load(Loading(dtype=None, device=torch.device("meta")))
 
     def _reading(self) -> AbstractContextManager[None]:
         """Turns what libraries raise about its files into errors that name it."""
@@ -65,7 +77,7 @@ class Base:
         device = torch.device("cpu") if sharded else self.device
         loading = Loading(dtype=dtype, device=device, compute_dtype=arithmetic, quantize=config.quantize, stream=stream)
         with self._reading():
-            denoiser = self.family.load_denoiser(self.source, self.variant, loading)
+            denoiser = self._load(loading)
         if sharded:
             shard(denoiser.module, self.device)
         return denoiser
@@ -75,7 +87,7 @@ class Base:
         arithmetic = compute_dtype(precision, self.device)
         dtype = arithmetic if config.quantize != "none" else storage_dtype(config.dtype, self.device)
         loading = Loading(dtype=dtype, device=torch.device("meta"), compute_dtype=arithmetic)
-        return self.family.load_denoiser(self.source, self.variant, loading)
+        return self._load(loading)
 
     def check_stream(self, config: ModelConfig, precision: str, stream: StreamSettings) -> None:
         """Raise ConfigError for a budget that is too small. Reads headers only; of a base to be quantized nothing is known yet."""
@@ -105,7 +117,12 @@ class Base:
         settings, name = self.settings, f"{self.family.name} {self.variant}"
         embedded = settings.guidance_embedding
         note = distillation_note(name, settings.distilled, takes_guidance=embedded, adapter=adapter, guided=guided)
-        return [f"warning: {note}"] if note else []
+        notes = [note] if note else []
+        if self.zero_terminal_snr and settings.objective.name == "epsilon":
+            notes.append(
+                "objective.zero_terminal_snr: at pure noise an epsilon model has nothing to predict (arXiv 2305.08891); it is made for v models"
+            )
+        return [f"warning: {note}" for note in notes]
 
     def check_guidance(self, name: str, value: float, default: float) -> None:
         """Raise ConfigError for a guidance value that this base would not be fed. `name` is the option's."""
@@ -145,13 +162,25 @@ class Base:
         )
 
 
-def open_base(config: ModelConfig, text: TextConfig | None = None) -> Base:
-    """Raises ModelFileError or ConfigError; reads headers only."""
+def open_base(config: ModelConfig, text: TextConfig | None = None, objective: ObjectiveConfig | None = None) -> Base:
+    """Raises ModelFileError or ConfigError; reads headers only. `objective` are the settings of the run that it is for."""
     with reading(f"model.base = {config.base!r}"):
         source = open_source(config.base, config.encoders, config.vae, config.tokenizers)
         family, variant = families.choose(config.family, config.variant, source)
     encoding = _encoding(text or TextConfig(), family, variant)
-    return Base(source=source, family=family, variant=variant, device=choose_device(config.device), reading=encoding)
+    rescaled = objective is not None and objective.zero_terminal_snr
+    if rescaled and family.variants[variant].objective.name == "flow":
+        raise ConfigError(
+            f"objective.zero_terminal_snr = True: {family.name} {variant} is a flow model, which begins at pure noise anyway; leave it out"
+        )
+    return Base(
+        source=source,
+        family=family,
+        variant=variant,
+        device=choose_device(config.device),
+        reading=encoding,
+        zero_terminal_snr=rescaled,
+    )
 
 
 def _encoding(text: TextConfig, family: Family, variant: str) -> PromptEncoding:

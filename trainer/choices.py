@@ -334,10 +334,16 @@ SAMPLERS: dict[str, Choice] = {
 """[sweep] sampler: functions of (denoise, noisy latents, noise levels, progress) that return latents. ComfyUI has its own list."""
 
 SCHEDULERS: dict[str, Choice] = {
-    "normal": Choice(help="even in the model's timesteps", make=".diffusion.samplers:normal"),
-    "simple": Choice(help="every n-th noise level of the model's table", make=".diffusion.samplers:simple"),
+    "normal": Choice(help="even in the model's timesteps (diffusers: linspace)", make=".diffusion.samplers:normal"),
+    "simple": Choice(
+        help="every n-th noise level of the model's table, from the highest on (trailing)",
+        make=".diffusion.samplers:simple",
+    ),
     "karras": Choice(help="even in sigma ** (1 / 7) (arXiv 2206.00364)", make=".diffusion.samplers:karras"),
     "sgm_uniform": Choice(help="as normal, without the lowest noise level", make=".diffusion.samplers:sgm_uniform"),
+    "ddim_uniform": Choice(
+        help="every n-th noise level, from the second lowest on (leading)", make=".diffusion.samplers:ddim_uniform"
+    ),
 }
 """[sweep] scheduler: functions of (objective, steps) that return falling noise levels without the final 0."""
 

@@ -202,6 +202,8 @@ class Example:
     warmup: CaptionWarmup | None = None
     presence: Presence | None = None
     """When in the run it is trained; None: always."""
+    timestep_range: tuple[float, float] | None = None
+    """Lowest and highest share of the schedule that it is trained at; None: those of the run."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -241,6 +243,8 @@ class Batch:
     names: tuple[str, ...]
     shares: tuple[float, ...] = ()
     """Uniform numbers in [0, 1), one per sample: those of an image walk evenly through the interval from visit to visit."""
+    ranges: tuple[tuple[float, float] | None, ...] = ()
+    """Each sample's lowest and highest share of the schedule, None for those of the run; empty if no sample has its own."""
     by_base_B: "Tensor | None" = None
     """True for samples whose target is the prediction of the base model without the adapter; None if there are none."""
     unconditional: Conditioning | None = None

@@ -214,6 +214,7 @@ def _course_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "variants": tuple(ImageVariant(**one) for one in data.get("variants", ())),
         "warmup": warmup or None,
+        "timestep_range": tuple(data["timestep_range"]) if data.get("timestep_range") else None,
         "presence": Presence(**presence) if presence else None,
         "preserve": PreserveRule(**data["preserve"]) if data.get("preserve") else None,
     }

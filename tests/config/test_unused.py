@@ -48,7 +48,7 @@ IDLE = [
     ),
     *(
         ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", name: value}]}, f"dataset.{name} = {value} would do nothing: validation")
-        for name, value in (("caption_dropout_every_n_epochs", 2), ("token_warmup_step", 9), ("probability", 0.5), ("start_step", 1), ("end_step", 1),
+        for name, value in (("caption_dropout_every_n_epochs", 2), ("token_warmup_step", 9), ("probability", 0.5), ("timestep_range", (0.0, 0.5)), ("start_step", 1), ("end_step", 1),
                             ("start_epoch", 1), ("end_epoch", 1))
     ),
     ({"dataset": [{"folder": "x", "only_listed": True, "recursive": True}]}, "dataset.recursive = True would do nothing: only_listed"),

@@ -84,3 +84,15 @@ def test_random_colours_and_turns_of_onetrainer(tmp_path):
     became = {one.option: one.became for one in done.taken}
     assert became["image.random_contrast_max_strength"] == "none"
     assert became["image.random_brightness_max_strength"] == "needless"
+
+
+def test_noise_and_loss_of_sd_scripts(tmp_path):
+    more = "--zero_terminal_snr --multires_noise_iterations 6 --multires_noise_discount 0.2 --ip_noise_gamma 0.1 --loss_type huber --v_parameterization"
+    objective = import_text(SDXL + more, Surroundings(tmp_path), "run.sh").config.objective
+    assert (objective.zero_terminal_snr, objective.ip_noise_gamma) == (True, 0.1)
+    assert (objective.multires_noise_iterations, objective.multires_noise_discount) == (6, 0.2)
+    assert (objective.loss, objective.huber_schedule) == ("huber", "snr")
+    flux = SDXL.replace("sdxl_train", "flux_train").replace("networks.lora", "networks.lora_flux")
+    done = import_text(flux + more, Surroundings(tmp_path), "run.sh")
+    assert (done.config.objective.zero_terminal_snr, done.config.objective.multires_noise_iterations) == (False, 0)
+    assert done.config.objective.huber_schedule == "constant"

@@ -173,3 +173,10 @@ def test_captions_made_anew_are_refused_where_they_are_encoded_in_advance(host):
     value = DatasetValue(sets=(DatasetConfig(folder="x", shuffle_tags=True, caption_variants=0),))
     with pytest.raises(ConfigError, match="LoomCache encodes captions in advance; use 2 or more"):
         LoomCache().run(dataset=value, vae=None, clip=None, resolution=64, buckets="off", bucket_step=8)
+
+
+def test_noise_levels_of_one_dataset(cats):
+    value, _, _ = LoomDataset().run(**{**defaults(LoomDataset), "folder": "cats", "timestep_range": "0.0, 0.5"})
+    assert value.sets[0].timestep_range == (0.0, 0.5)
+    with pytest.raises(ConfigError, match=r"timestep_range = '0.5': write two numbers, such as 0.0, 0.5"):
+        LoomDataset().run(**{**defaults(LoomDataset), "folder": "cats", "timestep_range": "0.5"})

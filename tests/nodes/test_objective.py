@@ -115,3 +115,16 @@ def test_what_the_host_does_to_its_model_later_does_not_reach_the_training_threa
     latents, noise = drawn(3, 4, 2, 2)
     assert torch.equal(model.target(latents, noise, SIGMAS), noise - latents)
     assert torch.allclose(model.add_noise(latents, noise, SIGMAS[:1]), 0.95 * latents + 0.05 * noise)
+
+
+def test_pure_noise_is_asked_of_the_model(host):
+    from lora_loom.nodes.host.runs.session import check_pure_noise
+    from lora_loom.trainer.config.run import ObjectiveConfig
+    from lora_loom.trainer.diffusion.objectives import VPrediction
+    from lora_loom.trainer.errors import ConfigError
+
+    asked = ObjectiveConfig(zero_terminal_snr=True)
+    with pytest.raises(ConfigError, match="put ModelSamplingDiscrete with zsnr on"):
+        check_pure_noise(asked, VPrediction())
+    check_pure_noise(asked, VPrediction(zero_terminal_snr=True))
+    check_pure_noise(ObjectiveConfig(), VPrediction())

@@ -105,6 +105,8 @@ class DatasetConfig(Section, table="dataset"):
     """The first epoch that this dataset is trained in, counted from 1; 0: the first. Where a dataset joins or leaves, a new epoch begins."""
     end_epoch: int = 0
     """The last epoch that this dataset is trained in; 0: no end."""
+    timestep_range: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest noise level that this dataset is trained at, as shares of the schedule (0 = clean, 1 = pure noise); [0, 1] takes objective.min_timestep and max_timestep."""
     flip: bool = False
     """Also trains the mirror image (both are cached). Not for anything with a left and a right."""
     random_brightness: float = 0.0
@@ -211,6 +213,9 @@ class DatasetConfig(Section, table="dataset"):
             1,
             "use 2 or more: with 1 no caption is trained",
         )
+        low, high = self.timestep_range
+        remedy = "use two shares of the schedule, the lower first, such as [0.0, 0.5]"
+        require(0 <= low < high <= 1, "dataset.timestep_range", self.timestep_range, remedy)
         require(0 < self.probability <= 1, "dataset.probability", self.probability, "use a number above 0, up to 1")
         for unit in ("step", "epoch"):
             start, end = getattr(self, f"start_{unit}"), getattr(self, f"end_{unit}")

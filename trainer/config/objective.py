@@ -62,6 +62,8 @@ class ObjectiveConfig(Section, table="objective"):
     """Probability that a training step ignores the mask of an image, so that its surroundings are learnt a little."""
     unmasked_weight: float = 0.0
     """Lowest weight of a masked loss, where the mask is black."""
+    zero_terminal_snr: bool = False
+    """Rescales the noise levels so that the highest is pure noise (arXiv 2305.08891), in training and in samples: for v models that make very dark and bright images. In the graph the MODEL says it (ModelSamplingDiscrete, zsnr)."""
     guidance_scale: float = 1.0
     """Guidance value that guidance-distilled models (Flux dev) receive while training. 1.0 keeps the distillation."""
     guided_loss: Annotated[str, OneOf(GUIDED_LOSSES)] = "off"

@@ -34,7 +34,7 @@ RULES: tuple[Rule, ...] = (
      "validation images are only measured"),
     (DatasetConfig, "dataset", ("random_brightness", "random_contrast", "random_saturation", "random_hue", "random_rotation"),
      lambda c: c.role != "validation", "validation images are only measured, as they are"),
-    (DatasetConfig, "dataset", ("caption_dropout_every_n_epochs", "token_warmup_step", "probability", "start_step", "end_step", "start_epoch", "end_epoch"),
+    (DatasetConfig, "dataset", ("caption_dropout_every_n_epochs", "token_warmup_step", "probability", "timestep_range", "start_step", "end_step", "start_epoch", "end_epoch"),
      lambda c: c.role != "validation", "validation images are only measured"),
     (DatasetConfig, "dataset", ("token_warmup_min",), lambda c: c.token_warmup_step, "captions do not grow"),
     (DatasetConfig, "dataset", ("image_variants",), lambda c: c.changes_images or c.crop == "random", "images never change"),

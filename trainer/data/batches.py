@@ -101,6 +101,7 @@ class CachedBatches:
             mask_B1HW=_masks(items, self.device),
             names=tuple(pick.view.example.path.name for pick in picks),
             shares=tuple(pick.share for pick in picks),
+            ranges=_ranges(picks),
             by_base_B=_by_base(picks, self.device),
             unconditional=self.condition([replace(pick, caption="") for pick in picks]) if any(guided) else None,
             guided_B=torch.tensor(guided, device=self.device) if any(guided) else None,
@@ -153,6 +154,12 @@ class Singles(Sequence[Batch]):
         if isinstance(number, slice):
             return [self[index] for index in range(len(self))[number]]
         return self.batches.single(range(len(self))[number])
+
+
+def _ranges(picks: Sequence[PickedExample]) -> tuple[tuple[float, float] | None, ...]:
+    """See `Batch.ranges`."""
+    ranges = tuple(pick.view.example.timestep_range for pick in picks)
+    return ranges if any(ranges) else ()
 
 
 def _by_base(picks: Sequence[PickedExample], device: torch.device) -> torch.Tensor | None:

@@ -5,7 +5,7 @@ with sigma = sqrt((1 - abar) / abar); flow models by (1 - sigma) * x0 + sigma * 
 Suffixes: B batch, C channels, H W latent rows and columns; tensors without a suffix have any shape with B first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -195,3 +195,11 @@ class VPrediction(_Discrete):
     def to_denoised(self, noisy: Tensor, prediction: Tensor, sigma_B: Tensor) -> Tensor:
         sigma = expand(sigma_B, noisy)
         return noisy / (sigma.square() + 1) - prediction * sigma / (sigma.square() + 1).sqrt()
+
+
+def with_zero_terminal_snr(objective: Objective) -> Objective:
+    """An epsilon or v objective whose highest noise level is pure noise. Raises ValueError for another one."""
+    if not isinstance(objective, _Discrete):
+        raise ValueError(f"{objective.name} models have no table of betas that could be rescaled")
+    rescaled: Objective = replace(objective, zero_terminal_snr=True)
+    return rescaled

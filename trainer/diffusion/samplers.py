@@ -41,6 +41,13 @@ def sgm_uniform(objective: Objective, steps: int) -> list[float]:
     return _evenly_timed(objective, steps, leave_out_last=True)
 
 
+def ddim_uniform(objective: Objective, steps: int) -> list[float]:
+    """Every n-th entry of the model's table, counted from the second on; one or a few levels more than steps where these do not
+    divide the table, as in ComfyUI."""
+    sigmas = objective.sigmas
+    return [float(sigma) for sigma in sigmas[1 :: max(len(sigmas) // steps, 1)].flip(0)]
+
+
 def simple(objective: Objective, steps: int) -> list[float]:
     """Evenly spaced entries of the model's own table of noise levels."""
     sigmas = objective.sigmas

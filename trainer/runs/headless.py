@@ -121,7 +121,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)
     check_format(config.output.format, config.network.kind, config.network.tucker)
-    base = open_base(config.model, config.text)
+    base = open_base(config.model, config.text, config.objective)
     base.check_encoders()
     check_objective(config.objective, base.settings.objective)
     base.check_guidance("objective.guidance_scale", config.objective.guidance_scale, 1.0)

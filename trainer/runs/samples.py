@@ -257,7 +257,8 @@ def open_preview(config: TrainConfig, base: Base, trained: Denoiser, targets: Se
     ):
         if is_set:
             raise ConfigError(f"{what} does not go with {option}: leave one of them out")
-    preview = open_base(replace(config.model, base=asked, family="auto", variant="auto", base_lora=()))
+    asked_model = replace(config.model, base=asked, family="auto", variant="auto", base_lora=())
+    preview = open_base(asked_model, objective=config.objective)
     if preview.family.name != base.family.name:
         raise ConfigError(
             f"{what} is a {preview.family.name} model, and a {base.family.name} model is trained: samples need one of the same family"

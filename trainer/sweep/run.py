@@ -177,7 +177,7 @@ def sweep(
 
     `confirm` gets a question with the estimated time before more than `sweep.max_cells` cells are rendered.
     """
-    base = open_base(config.model, config.text)
+    base = open_base(config.model, config.text, config.objective)
     base.check_encoders()
     check_references("sweep.references", config.sweep.references, base)
     base.check_guidance("sweep.model_guidance", config.sweep.model_guidance, SweepConfig.model_guidance)

@@ -14,7 +14,14 @@ GUIDED_SCALE = 4.0
 def check_objective(config: ObjectiveConfig, objective: Objective) -> None:
     """Raise ConfigError for settings that mean nothing for what the model predicts."""
     if objective.name == "flow":
-        for name in ("min_snr_gamma", "noise_offset", "multires_noise_iterations", "debiased_loss", "scale_v_loss"):
+        for name in (
+            "min_snr_gamma",
+            "noise_offset",
+            "multires_noise_iterations",
+            "debiased_loss",
+            "scale_v_loss",
+            "zero_terminal_snr",
+        ):
             if value := getattr(config, name):
                 raise ConfigError(
                     f"objective.{name} = {value}: it is made for epsilon and v models, this one is a flow model; leave it out"

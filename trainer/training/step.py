@@ -135,11 +135,14 @@ def draw(denoiser: Denoiser, batch: Batch, settings: LossSettings, place: StepKe
             source = generator(place.seed, "multires", *key)
             noise = multires_noise(noise, settings.multires_iterations, settings.multires_discount, source)
         noises.append(noise)
+        levels = settings.noise_levels
+        if batch.ranges and (limits := batch.ranges[slot]):
+            levels = replace(levels, low=limits[0], high=limits[1])
         if settings.spread:
-            sigmas.append(settings.noise_levels.at(denoiser.objective, height, width, batch.shares[slot]))
+            sigmas.append(levels.at(denoiser.objective, height, width, batch.shares[slot]))
         else:
             source = generator(place.seed, "sigma", *key)
-            sigmas.append(settings.noise_levels.draw(denoiser.objective, height, width, source))
+            sigmas.append(levels.draw(denoiser.objective, height, width, source))
     return torch.stack(noises).to(latents), torch.stack(sigmas).to(latents)
 
 

@@ -35,6 +35,7 @@ from .encoders import encoder_identity, host_encoders
 from .images import from_image, from_mask, to_image, to_png
 
 LISTS: dict[str, type[int] | type[float]] = {"resolutions": int, "megapixels": float, "aspects": float}
+"""{option of a set that is written as a text of numbers: their type}."""
 
 
 def folder_state(options: Record) -> str:
@@ -96,7 +97,16 @@ def add_folder(previous: DatasetValue | None, options: Record) -> tuple[DatasetV
     checked = _allowed_paths(options)
     for name, kind in LISTS.items():
         checked[name] = number_list(str(checked.get(name) or ""), kind, name)
-    return _added(previous, [parse(checked, DatasetConfig, no_note)])
+    return _added(previous, [parse(_with_range(checked), DatasetConfig, no_note)])
+
+
+def _with_range(options: Record) -> Record:
+    """The options with `timestep_range` as two numbers; left out where it is empty. Raises ConfigError."""
+    limits = number_list(str(options.get("timestep_range") or ""), float, "timestep_range")
+    if len(limits) not in (0, 2):
+        raise ConfigError(f"timestep_range = {options['timestep_range']!r}: write two numbers, such as 0.0, 0.5")
+    rest = {name: value for name, value in options.items() if name != "timestep_range"}
+    return {**rest, **({"timestep_range": limits} if limits else {})}
 
 
 def add_file(previous: DatasetValue | None, name: str) -> tuple[DatasetValue, Tensor, str]:
@@ -192,7 +202,7 @@ def add_images(
         "masks": str(folder / "masks") if mask_contents else "",
         "references": [str(place) for place in reference_folders] or "",
     }
-    return _added(previous, [parse(config, DatasetConfig, no_note)])
+    return _added(previous, [parse(_with_range(config), DatasetConfig, no_note)])
 
 
 def fill_cache(

@@ -27,6 +27,7 @@ from ....trainer.data.report import epochs_text, make_report
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.data.sets.reach import refuse_long_sides
 from ....trainer.diffusion.denoiser import Denoiser
+from ....trainer.diffusion.objectives import Objective
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.positions import positions_per_side
@@ -184,6 +185,19 @@ def preview_of(request: TrainRequest) -> ModelPatcher | None:
     return HELD.of(request.validation).preview if request.validation else None
 
 
+PURE_NOISE = 1e-6
+"""Signal-to-noise ratio below which a noise level counts as pure noise; ComfyUI's highest has 4.9e-8, that of SDXL 0.0047."""
+
+
+def check_pure_noise(config: ObjectiveConfig, objective: Objective) -> None:
+    """Raise ConfigError for a MODEL whose highest noise level is not pure noise where that is asked for."""
+    if config.zero_terminal_snr and float(objective.snr(objective.sigmas[-1:])) > PURE_NOISE:
+        raise ConfigError(
+            "zero_terminal_snr: this MODEL does not sample from pure noise; put ModelSamplingDiscrete with zsnr on between its loader and "
+            "Loom Train LoRA, so that samples and sweeps do too"
+        )
+
+
 def longest_side(network: nn.Module, factor: int) -> int:
     """How many pixels of one side the network's table of positions reaches; 0 where positions are computed and have no end.
 
@@ -233,6 +247,7 @@ def make_session(
     denoiser = load_denoiser(patcher, compute_dtype=None if precision == "auto" else DTYPES[precision])
     denoiser.settings = as_begun(folder, denoiser.settings, denoiser.plain)
     check_objective(plan.objective, denoiser.objective)
+    check_pure_noise(plan.objective, denoiser.objective)
     see = partial(see_network, patcher.model, denoiser, request.cache, plan.facts["model"], dataset.examples, log)
     texts = (
         load_texts(request.clip, patcher, denoiser, dataset.examples, all_texts(value), request.cache, log)

@@ -31,7 +31,14 @@ from .scan import ImageFile, ScannedFolder, folders_of, scan
 
 HELD_OUT = "held_out"
 """Role of an example that is not trained on, as caches and digests have always had it; "validation" in the options."""
-LATER: Json = {"variants": (), "preserve": None, "caption_dropout_every": 0, "warmup": None, "presence": None}
+LATER: Json = {
+    "variants": (),
+    "preserve": None,
+    "caption_dropout_every": 0,
+    "warmup": None,
+    "presence": None,
+    "timestep_range": None,
+}
 """{field of an example that early versions did not have: its default}, with which a digest stays what it was."""
 COURSE = ("start_step", "end_step", "start_epoch", "end_epoch")
 MOST_STRETCHED = 0.05
@@ -221,6 +228,7 @@ def _only_in_training(
         "caption_dropout_every": config.caption_dropout_every_n_epochs,
         "warmup": warmup_of(image.forms, config, seed),
         "presence": _presence(config),
+        "timestep_range": config.timestep_range if config.timestep_range != (0.0, 1.0) else None,
     }
 
 
@@ -334,4 +342,5 @@ def _held_out(example: Example) -> Example:
         caption_dropout_every=0,
         warmup=None,
         presence=None,
+        timestep_range=None,
     )

@@ -8,16 +8,20 @@ def noise(made: Translation) -> None:
     for name, ours in (("min_timestep", "objective.min_timestep"), ("max_timestep", "objective.max_timestep")):
         if made.has(name):
             made.put(ours, made.number(name) / 1000, name)
-    loss(made)
+    loss(made, "snr")
 
 
-def loss(made: Translation) -> None:
-    """Set the loss."""
+def loss(made: Translation, schedule: str) -> None:
+    """Set the loss. `schedule` is that of huber's delta where none is named."""
     word = made.text("loss_type", "l2")
     if word in ("huber", "smooth_l1"):
         made.put("objective.loss", word, "loss_type", nearly="a pseudo-Huber loss there")
         scale = made.number("huber_c", 0.1) * made.number("huber_scale", 1.0)
         made.put("objective.huber_delta", scale, "huber_c", "huber_scale", nearly="a pseudo-Huber loss there")
+        word = made.text("huber_schedule", schedule)
+        by_level = word == "snr" and schedule != "snr"
+        nearly = "flow models have no such schedule here" if by_level else ""
+        made.put("objective.huber_schedule", schedule if by_level else word, "huber_schedule", nearly=nearly)
     elif word in ("l2", "mse"):
         made.say("exact", "loss_type", ours="objective.loss")
         made.say("needless", "huber_c", "huber_scale", "huber_schedule", note="the loss is l2")
@@ -25,6 +29,11 @@ def loss(made: Translation) -> None:
         made.put("objective.masked_loss", "plain", "masked_loss")
 
 
+OF_BETAS = (
+    "min_snr_gamma", "multires_noise_iterations", "multires_noise_discount", "debiased_estimation_loss", "zero_terminal_snr",
+    "scale_v_pred_loss_like_noise_pred",
+)  # fmt: skip
+"""Options that sd-scripts reads for epsilon and v models alone."""
 RESOLUTION = ("flux_shift", "qwen_shift", "nextdit_shift", "flux2_shift", "krea2_shift")
 
 
@@ -33,8 +42,8 @@ SHIFTS = {"flux": 3.0, "lumina": 6.0, "musubi": 1.0}
 
 def flow(made: Translation, part: str) -> None:
     """Set noise levels of a flow model."""
-    loss(made)
-    made.say("needless", "min_snr_gamma", note="flow models have no such weight")
+    loss(made, "constant")
+    made.say("needless", *OF_BETAS, note="flow models have no such noise or weight")
     if part == "flux":
         made.put("objective.guidance_scale", made.number("guidance_scale", 3.5), "guidance_scale")
         if made.text("model_prediction_type", "sigma_scaled") == "raw":

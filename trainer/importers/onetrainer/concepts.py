@@ -49,6 +49,8 @@ def concepts(made: Translation, around: Surroundings) -> None:
             "normalised" if made.on("normalize_masked_area_loss") else "plain",
             "normalize_masked_area_loss",
         )
+        for name in ("unmasked_probability", "unmasked_weight"):
+            made.put(f"objective.{name}", made.number(name, 0.1), name)
         made.say(
             "none",
             "masked_training",

@@ -43,6 +43,10 @@ def noise(made: Translation, family: str) -> None:
             "loss_weight_strength",
             "loss_weight_fn",
         )
+    if family in FLOW:
+        made.say(
+            "needless", "rescale_noise_scheduler_to_zero_terminal_snr", note="flow models begin at pure noise anyway"
+        )
     constant = made.text("loss_weight_fn", "CONSTANT") in ("CONSTANT", "MIN_SNR_GAMMA")
     made.say(
         "needless" if constant else "none",

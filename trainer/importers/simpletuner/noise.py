@@ -48,11 +48,16 @@ def _waves(made: Translation, kind: str, period: int, steps: int) -> None:
     made.put("schedule.warmup", 0, "lr_warmup_steps")
 
 
+SPACINGS = {"trailing": "simple", "leading": "ddim_uniform", "linspace": "normal"}
+"""{spacing of diffusers: our schedule of the same noise levels}."""
+
+
 def noise(made: Translation, family: str) -> None:
     """Set noise levels, loss and guidance value."""
     if family in FLOW:
         _flow(made)
         made.say("needless", "snr_gamma", note="flow models have no such weight, there either")
+        made.say("needless", "rescale_betas_zero_snr", note="flow models begin at pure noise anyway")
         made.say(
             "needless",
             "training_scheduler_timestep_spacing",
@@ -60,6 +65,9 @@ def noise(made: Translation, family: str) -> None:
             note="it has no effect on flow models",
         )
     else:
+        spacing = made.text("inference_scheduler_timestep_spacing")
+        if spacing in SPACINGS:
+            made.put("validation.scheduler", SPACINGS[spacing], "inference_scheduler_timestep_spacing")
         if made.has("snr_gamma"):
             made.put("objective.min_snr_gamma", made.number("snr_gamma"), "snr_gamma")
         if made.on("offset_noise"):
@@ -72,6 +80,10 @@ def noise(made: Translation, family: str) -> None:
                 nearly=nearly,
             )
     made.say("needless", "noise_offset", "offset_noise", note="offset_noise is off")
+    if made.has("masked_loss_probability"):
+        made.put(
+            "objective.unmasked_probability", 1 - made.number("masked_loss_probability"), "masked_loss_probability"
+        )
     loss = made.text("loss_type", "l2")
     if loss in ("l2", "mse"):
         made.say("exact", "loss_type", ours="objective.loss")

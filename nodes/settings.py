@@ -11,7 +11,7 @@ from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, seed, text,
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..trainer.config.run import BaseMemory, Checkpoint, Precision, Quantize
+    from ..trainer.config.run import BaseMemory, Checkpoint, OnOom, Precision, Quantize
     from .host.comfy_types import Clip, Vae
     from .sockets.values import MemoryValue, NetworkValue, OptimizerValue, ValidationValue
 
@@ -252,6 +252,7 @@ class LoomMemory(LoomNode):
                     "vram_gb": widget("MemoryConfig", "vram_gb", max=1024.0, step=0.1),
                     "checkpoint": widget("MemoryConfig", "checkpoint"),
                     "checkpoint_offload": widget("MemoryConfig", "checkpoint_offload"),
+                    "on_oom": widget("MemoryConfig", "on_oom"),
                 },
             },
             shown=("gradient_checkpointing", "quantize", "base", "vram_gb"),
@@ -268,6 +269,7 @@ class LoomMemory(LoomNode):
         vram_gb: float = 0.0,
         checkpoint: Checkpoint = "auto",
         checkpoint_offload: bool = False,
+        on_oom: OnOom = "stop",
     ) -> tuple[MemoryValue]:
         from ..trainer.config.run import MemoryConfig
         from .sockets.values import MemoryValue
@@ -279,6 +281,7 @@ class LoomMemory(LoomNode):
             vram_gb=vram_gb,
             checkpoint=checkpoint,
             checkpoint_offload=checkpoint_offload,
+            on_oom=on_oom,
         )
         return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
 

@@ -33,6 +33,11 @@ class LoomError(Exception):
 LoomError.__module__ = MODULE
 
 
+def without_frames(error: LoomError) -> LoomError:
+    """The same error without its traceback, whose frames would keep the network and the adapter of an ended run alive."""
+    return type(error)(*error.args)
+
+
 class ConfigError(LoomError):
     """A setting is unknown, has the wrong type, or is out of range."""
 
@@ -55,6 +60,10 @@ class RunError(LoomError):
     """A run cannot start, continue or be written."""
 
     exit_code = 5
+
+
+class RunOutOfMemoryError(RunError):
+    """Memory ran out in a run."""
 
 
 class PeerError(RunError):

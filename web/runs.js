@@ -29,6 +29,7 @@ const ROOT = "/lora_loom/runs";
  * @property {string} [lora] name of its last LoRA file
  * @property {string} [best] name of the LoRA file with the lowest validation loss
  * @property {string[]} [doctor] what the data doctor says of the training images, a heading first
+ * @property {string[]} [adapted] what it took where memory ran out, one setting a line
  * @property {string[]} [loras] files of the run
  * @property {string} [lora_folder] what the names of its LoRA files begin with in LoraLoader
  * @property {Layers} [layers] none of a run of an earlier version
@@ -205,10 +206,10 @@ export class RunView {
     return times ? `The loss ends at ${loss(Number(times.toPrecision(2)))} times its start: this LoRA is likely spoilt. Try a lower learning_rate.` : "";
   }
 
-  /** What the data doctor found; empty where nothing stands out. */
+  /** What it took where memory ran out, and what the data doctor found; empty where nothing stands out. */
   get remark() {
     const [heading = "", ...findings] = this.run?.doctor ?? [];
-    return findings.length ? [heading, ...findings].join("\n") : "";
+    return [...(this.run?.adapted ?? []), ...(findings.length ? [heading, ...findings] : [])].join("\n");
   }
 
   /**

@@ -160,6 +160,13 @@ test("only a finished run is judged by its loss", () => {
   assert.equal(view.growth, 0);
 });
 
+test("what a run took where memory ran out stands above what the data doctor found", () => {
+  assert.equal(loaded({}).remark, "");
+  assert.equal(loaded({ adapted: ["memory ran out: …"] }).remark, "memory ran out: …");
+  assert.equal(loaded({ adapted: ["memory ran out: …"], doctor: ["heading"] }).remark, "memory ran out: …");
+  assert.equal(loaded({ adapted: ["memory ran out: …"], doctor: ["heading", "finding"] }).remark, "memory ran out: …\nheading\nfinding");
+});
+
 test("the page speaks up when a run ends, and only then", () => {
   assert.equal(endNotice({ state: "finished", name: "cat", step: 9 }).detail, "cat: 9 steps");
   assert.deepEqual(endNotice({ state: "failed", name: "cat", error: "no memory" }), { severity: "error", summary: "Training failed", detail: "cat: no memory" });

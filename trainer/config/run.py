@@ -38,6 +38,7 @@ __all__ = [
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["none", "int8", "int4", "int2", "float8", "nf4"]
 BaseMemory = Literal["auto", "resident", "stream"]
+OnOom = Literal["stop", "adapt"]
 Checkpoint = Literal["auto", "all", "every 2", "every 3", "every 4", "ffn", "off"]
 LoraDtype = Literal["float32", "bfloat16", "float16"]
 ReportTo = Literal["none", "tensorboard", "wandb"]
@@ -148,6 +149,8 @@ class MemoryConfig(Section, table="memory"):
     """What the backward pass recomputes. all is every block; every 2 is one block in two, so the others keep their activations and cost no time; ffn is the feed-forwards alone; off is nothing. auto goes by gradient_checkpointing. The LoRA is the same, bit for bit, and it may change when a run is continued."""
     checkpoint_offload: bool = False
     """Lets what blocks are recomputed from wait in RAM: less device memory for large images and batches, some time. Nothing else changes."""
+    on_oom: OnOom = "stop"
+    """What happens where memory runs out in the run. stop ends it with an error; its checkpoints stay. adapt goes on from the last checkpoint with the next setting that takes less memory and gives the same LoRA, bit for bit: all blocks recomputed, checkpoint_offload, then less and less of the base on the device. The log and run.json say which."""
 
     @property
     def recompute(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..base_model import Base, open_base
-from ..config.run import TrainConfig
+from ..config.run import MemoryConfig, TrainConfig
 from ..config.toml import digest, to_dict
 from ..config.unused import refuse_unused_options
 from ..data.batches import CachedBatches, PickedExample, Singles
@@ -35,6 +35,7 @@ from ..lora.layers import layers_of, layers_text
 from ..lora.state_dict import check_fits
 from ..lora_tools.base_loras import read_base_loras
 from ..lora_tools.layouts import FileFormat, Formats, check_format
+from ..memory_plan.base_sizes import BaseSizes, base_sizes
 from ..memory_plan.files import FilesRun, plan_files
 from ..memory_plan.plan import MemoryPlan, as_record, predicted
 from ..storage.atomic import check_writable
@@ -43,7 +44,6 @@ from ..storage.mapped_files import MappedFiles
 from ..storage.tensor_file import read_lora
 from ..training.early_stopping import check_measured
 from ..training.epochs import in_steps
-from ..training.held_out import HeldOut, make_held_out
 from ..training.loss_settings import check_objective, guided_notes
 from ..training.optim import check_optimizer
 from ..training.schedule import check_schedule
@@ -52,8 +52,8 @@ from ..types import Conditioning, EncoderIdentity, Example, Record
 from ..weights.devices import compute_dtype
 from ..weights.quantize import check_quantize
 from ..weights.streaming import StreamSettings, stream_settings
+from .adapting.adapt import Remade, execute_adapting, refuse_adapting
 from .assemble import assemble
-from .execute import execute
 from .modules import meanings, modules_of_run, of_start
 from .plan import RunPlan, cache_folder, environment
 from .reference_images import batch_references, check_reference_use, unused_references
@@ -120,6 +120,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_tracker(config.output.report_to)
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)
+    refuse_adapting(config.memory, processes.count)
     check_format(config.output.format, config.network.kind, config.network.tucker)
     base = open_base(config.model, config.text, config.objective)
     base.check_encoders()
@@ -251,9 +252,26 @@ def _train(prepared: Prepared, host: Host) -> Outcome:
         with folder.noting_failure():
             folder.update(state="caching", error="", memory_plan=as_record(prepared.memory_plan))
             _cache_once(prepared, host)
-            return execute(make_session(prepared, plan), host)
+            return execute_adapting(_remade(prepared, plan), plan.memory, folder, host)
     finally:
         folder.unlock()
+
+
+def _remade(prepared: Prepared, plan: RunPlan) -> Remade:
+    """The run as it can be made again where memory has run out."""
+    config = prepared.config
+
+    def make(memory: MemoryConfig) -> Session:
+        if memory == config.memory:
+            return make_session(prepared, plan)
+        changed = replace(prepared, config=replace(config, memory=memory), memory_plan=None)
+        return make_session(changed, replace(plan, memory=memory))
+
+    def sizes() -> BaseSizes:
+        quantize = config.model.quantize
+        return base_sizes(prepared.base.structure(config.model, config.training.precision).module, quantize)
+
+    return Remade(make=make, sizes=sizes, stream=prepared.stream)
 
 
 def plan_memory(prepared: Prepared, *, every_bucket: bool = False) -> MemoryPlan:
@@ -353,18 +371,6 @@ def _load_backend(prepared: Prepared) -> Backend:
         rate_scales=rate_scales(config.text, config.optimizer, tuple(base.settings.text_parts)),
         layout=FileFormat(formats=formats, format=format) if format != "native" else None,
         check_files=MappedFiles(base.source.denoiser_files).check,
-    )
-
-
-def held_out_of(prepared: Prepared) -> HeldOut:
-    """The images set aside, under the ruler of the run. Needs a filled cache to be read."""
-    config, settings = prepared.config, prepared.base.settings
-    return make_held_out(
-        prepared.folder.ruler(),
-        Singles(dataset_batches(prepared, prepared.dataset.held_out)),
-        (config.objective, config.training, config.validation),
-        settings.objective,
-        settings.training_shift,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.timesteps import ResolutionShift
 from ..distributed.processes import ALONE, Processes
-from ..errors import LoomError, RunError, StoppedError
+from ..errors import LoomError, RunOutOfMemoryError, StoppedError
 from ..lora.base_lora import LaidLoras
 from ..lora.state_dict import Arithmetic, reference_arithmetic
 from ..training.held_out import HeldOut
@@ -65,6 +65,18 @@ class Host(Protocol):
 
     def should_sample(self) -> bool:
         """Asked after every step; True makes the samples and goes on."""
+        ...
+
+
+class Again(Protocol):
+    """Makes a run again where memory ran out."""
+
+    def execute(self, session: "Session", host: Any) -> "Outcome":
+        """As `runs.execute`, from the last checkpoint as often as memory runs out and there is something left that takes less."""
+        ...
+
+    def run_errand(self) -> None:
+        """Do what only the host's own thread may do, if anything is to be done."""
         ...
 
 
@@ -196,14 +208,14 @@ class Outcome:
 
 @contextmanager
 def naming_what_is_kept(folder: RunFolder, host: Host) -> Iterator[None]:
-    """An error inside the block is logged with the checkpoint that the run goes on from; memory that ran out is a RunError that says so."""
+    """An error inside the block is logged with the checkpoint that the run goes on from; memory that ran out is an RunOutOfMemoryError that says so."""
     try:
         yield
     except StoppedError:
         raise
     except Exception as error:
         if what := out_of_memory(error):
-            raise RunError(f"out of {what}: {out_of_memory_remedy()}. {folder.kept()}") from error
+            raise RunOutOfMemoryError(f"out of {what}: {out_of_memory_remedy()}. {folder.kept()}") from error
         with suppress(LoomError):  # the disk may be full, and the problem at hand is the one to report
             host.log(folder.kept())
         raise

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..config.run import TrainConfig
+from ..data.batches import Singles
 from ..data.sets.dataset_file import gather_sets
 from ..diffusion.denoiser import Denoiser
 from ..errors import LoomError, ModelFileError, StoppedError
@@ -16,7 +17,7 @@ from ..lora.base_lora import lay_base_loras
 from ..lora.host_formula import group_by_module
 from ..lora.patch import patched
 from ..lora_tools.layouts import Formats
-from ..runs.headless import build_cache, held_out_of, prepare, run_folder
+from ..runs.headless import Prepared, build_cache, dataset_batches, prepare, run_folder
 from ..runs.record import recorded_tables, run_config, training_captions
 from ..runs.run_folder import RunFolder
 from ..runs.session import Host
@@ -25,7 +26,7 @@ from ..storage.fingerprint import tensors_digest
 from ..storage.tensor_file import read_lora
 from ..sweep.cells import sheet_to_dict
 from ..sweep.run import Sheet, find_sheet, load_sheet
-from ..training.held_out import HeldOut, held_out_losses, losses_at_even_levels, mean_loss
+from ..training.held_out import HeldOut, held_out_losses, losses_at_even_levels, make_held_out, mean_loss
 from ..types import Cell, Record
 from ..weights.devices import compute_dtype
 from .bleed import listed
@@ -142,10 +143,22 @@ def _measure(sheet: Sheet, config: TrainConfig, host: Host, notes: list[str]) ->
     lay_base_loras(
         denoiser.module, prepared.base_loras
     )  # those for training too: the loss is measured as while training
-    held_out = held_out_of(prepared)
+    held_out = _held_out_of(prepared)
     host.log(f"validation loss in {str(compute_dtype(config.training.precision, base.device)).removeprefix('torch.')}")
     native = Formats(family=base.family, denoiser=denoiser).native
     return measured_losses(sheet, denoiser, held_out, host, notes, native, host.should_stop), training
+
+
+def _held_out_of(prepared: Prepared) -> HeldOut:
+    """The images set aside, under the ruler of the run. Needs a filled cache to be read."""
+    config, settings = prepared.config, prepared.base.settings
+    return make_held_out(
+        prepared.folder.ruler(),
+        Singles(dataset_batches(prepared, prepared.dataset.held_out)),
+        (config.objective, config.training, config.validation),
+        settings.objective,
+        settings.training_shift,
+    )
 
 
 def measured_losses(

@@ -22,6 +22,7 @@ from ..comfy_types import Graph, ModelPatcher
 from ..encoding.trained_text import TrainedClip
 from ..paths import lora_name, root, run_folder
 from ..progress import Bar
+from .memory.adapting import Adapting
 from .plots import loss_image
 from .queue import POLL_S, Job
 from .records import Existing, candidates, choose, keep_graph, list_runs, summary
@@ -82,6 +83,8 @@ def _submit(
         folder.log(note)
     job = Job(session, REGISTRY, yield_max_s=request.memory.yield_max_s, node=str(node_id))
     job.base = SharedBase(session.denoiser.module, patcher, loaded_models)
+    if plan.memory.on_oom == "adapt":
+        job.adapting = Adapting.of(session, request, below)
     preview = preview_of(request)
     for other in others_of(request):
         is_text = other is not preview
@@ -124,6 +127,8 @@ def _wait_for(job: Job, *, cancel_stops: bool) -> None:
     with REGISTRY.waiting():
         try:
             while not job.done.wait(POLL_S):
+                if job.adapting is not None:
+                    job.adapting.run_errand()
                 throw_exception_if_processing_interrupted()
                 if job.last is not None:
                     bar.update(job.last.step, job.total)

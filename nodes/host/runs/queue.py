@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
-from ....trainer.errors import LoomError, RunError, StoppedError
+from ....trainer.errors import LoomError, RunError, StoppedError, without_frames
 from ....trainer.runs.execute import execute
 from ....trainer.runs.run_folder import RunFolder
-from ....trainer.runs.session import Outcome, Session
+from ....trainer.runs.session import Again, Outcome, Session
 from ....trainer.training.early_stopping import lowest, selected_loss
 from ....trainer.types import StepResult
 from ..backend.sharing.reshare import SharedBase
@@ -66,6 +66,8 @@ class Job:
         """The MODEL that the run shares its weights with, which must live as long as the job."""
         self.others: list[SharedBase] = []
         """The same of the MODEL that its samples are made with, where that is another one, and of a CLIP that is trained."""
+        self.adapting: Again | None = None
+        """What makes the run again where memory runs out."""
         self._wake = threading.Condition()
         self._pause = self._stop = self._save = self._sample = False
         self._spoke = 0.0
@@ -122,7 +124,7 @@ class Job:
     def raise_error(self) -> None:
         """The run's own error, in the thread of whoever waits for it."""
         if self.error is not None:
-            raise _without_frames(self.error)
+            raise without_frames(self.error)
 
     # The thread's side.
 
@@ -134,7 +136,7 @@ class Job:
             logger.info("LoRA Loom: run %s begins at step %d of %d", self.name, self.at, self.total)
             self._enter("running")
             assert self._session is not None, "a job runs once"
-            self.outcome = execute(self._session, self)
+            self.outcome = (self.adapting.execute if self.adapting else execute)(self._session, self)
             self._enter(self.outcome.state)
             logger.info("LoRA Loom: run %s %s at step %d of %d", self.name, self.state, self.at, self.total)
         except StoppedError as error:  # asked for before there was anything to save
@@ -168,7 +170,7 @@ class Job:
             shared.offer(given)
 
     def _fail(self, error: LoomError) -> None:
-        self.error = _without_frames(error)
+        self.error = without_frames(error)
         logger.error("LoRA Loom: run %s failed: %s", self.name, str(error))  # a kept record would keep its frames
         try:
             self.folder.log(f"error: {error}")
@@ -270,11 +272,6 @@ class Job:
 def _lowest(folder: RunFolder) -> float | None:
     lines = folder.read_metrics()
     return lowest(lines)[1] if any("held_out" in line for line in lines) else None
-
-
-def _without_frames(error: LoomError) -> LoomError:
-    """The same error without its traceback, whose frames would keep the network and the adapter of an ended run alive."""
-    return type(error)(*error.args)
 
 
 class Registry:

@@ -59,6 +59,15 @@ def _has_tls() -> bool:
     return bool(getattr(args, "tls_keyfile", None))
 
 
+def ask_to_unload() -> None:
+    """Have ComfyUI give back the device memory of all models when no prompt runs, in its own thread."""
+    from server import PromptServer
+
+    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+    if queue is not None:
+        queue.set_flag("unload_models", True)
+
+
 @contextmanager
 def quiet() -> Iterator[bool]:
     """No prompt begins within this block; gives whether none runs already."""

@@ -73,7 +73,7 @@ from ..encoding.encoders import clip_identity, model_identity
 from ..encoding.texts import check_texts, load_texts
 from ..paths import find_lora, lora_folder, root
 from .batches import open_batches
-from .memory_plan import GraphRun, plan_graph
+from .memory.memory_plan import GraphRun, plan_graph
 from .preview import check_preview, load_preview
 from .samples import HELD, all_texts, make_samples
 from .targets import NO_TEXT, choose_modules, initial_weights, see_network
@@ -162,6 +162,10 @@ def plan_of(dataset: Dataset, training: TrainingConfig) -> AnyPlan:
 
 def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     """Everything that can be refused without touching a weight. Raises LoomError."""
+    if request.clip is not None and request.memory.memory.on_oom == "adapt":
+        raise ConfigError(
+            "on_oom = 'adapt' of Loom Memory: a run that trains text encoders ends where memory runs out; use 'stop', or train without clip"
+        )
     refuse_patches(patcher)
     refuse_training_loras(request.network, request.base_loras)
     check_optimizer(request.optimizer, request.network, request.training.ema_decay)

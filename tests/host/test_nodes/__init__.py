@@ -306,6 +306,23 @@ async def count_bytes(request):
     return web.json_response({"bytes": live_bytes(), "loaded": len(mm.current_loaded_models)})
 
 
+@server.PromptServer.instance.routes.get("/loom_test/small_card")
+async def small_card(request):
+    """From a step on, training runs out of memory unless its base is streamed; without a step it no longer does."""
+    name = next(name for name in sys.modules if name.endswith(".trainer.training.loop"))
+    loop, streaming = sys.modules[name], sys.modules[name.replace("training.loop", "weights.streaming")]
+    plain = getattr(loop, "plain_step", loop.train_step)
+    loop.plain_step = plain
+
+    def limited(denoiser, batch, loss, key, *rest):
+        if key.step >= int(request.query["step"]) and streaming.stream_of(denoiser.module) is None:
+            raise torch.cuda.OutOfMemoryError("tried to allocate 20 GiB")
+        return plain(denoiser, batch, loss, key, *rest)
+
+    loop.train_step = limited if "step" in request.query else plain
+    return web.json_response({})
+
+
 VISION = {
     "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
     "num_hidden_layers": 3, "num_channels": 3, "image_size": 32, "patch_size": 8, "projection_dim": 16,

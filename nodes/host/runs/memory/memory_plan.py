@@ -6,23 +6,23 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ....trainer.config.run import TrainingConfig
-from ....trainer.data.batches import CachedBatches, Singles
-from ....trainer.data.sets.dataset import Dataset
-from ....trainer.diffusion.timesteps import ResolutionShift
-from ....trainer.memory_plan.base_sizes import BaseSizes, base_sizes, stand_for_quantized
-from ....trainer.memory_plan.card import card_of, matrix_rate
-from ....trainer.memory_plan.plan import MemoryPlan
-from ....trainer.memory_plan.planner import Around, Planner, Way
-from ....trainer.memory_plan.rehearsal import Rehearsal, Step, rehearse
-from ....trainer.memory_plan.structure import structure_of
-from ....trainer.runs.plan import RunPlan
-from ....trainer.training.loss_settings import loss_settings, noise_levels
-from ....trainer.types import Example, Size
-from ....trainer.weights.frozen import compute_in
-from ..backend.checkpointing import checkpoint
-from ..backend.denoiser import LoadedDenoiser
-from ..comfy_types import ModelPatcher
+from .....trainer.config.run import TrainingConfig
+from .....trainer.data.batches import CachedBatches, Singles
+from .....trainer.data.sets.dataset import Dataset
+from .....trainer.diffusion.timesteps import ResolutionShift
+from .....trainer.memory_plan.base_sizes import BaseSizes, base_sizes, stand_for_quantized
+from .....trainer.memory_plan.card import card_of, matrix_rate
+from .....trainer.memory_plan.plan import MemoryPlan
+from .....trainer.memory_plan.planner import Around, Planner, Way
+from .....trainer.memory_plan.rehearsal import Rehearsal, Step, rehearse
+from .....trainer.memory_plan.structure import structure_of
+from .....trainer.runs.plan import RunPlan
+from .....trainer.training.loss_settings import loss_settings, noise_levels
+from .....trainer.types import Example, Size
+from .....trainer.weights.frozen import compute_in
+from ...backend.checkpointing import checkpoint
+from ...backend.denoiser import LoadedDenoiser
+from ...comfy_types import ModelPatcher
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .node import InputTypes, LoomNode
 from .sockets.names import MEMORY, NETWORK, OPTIMIZER, VALIDATION
-from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, seed, text, widget
+from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, seed, skip_inputs, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -369,6 +369,7 @@ class LoomValidation(LoomNode):
                     "scheduler": widget("ValidationConfig", "scheduler"),
                     "guidance_rescale": widget("ValidationConfig", "guidance_rescale", max=1.0, step=0.05),
                     "sizes": widget("ValidationConfig", "sizes"),
+                    **skip_inputs("ValidationConfig"),
                 },
             },
             shown=("prompts", "every", "seed", "steps", "width", "height"),

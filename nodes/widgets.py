@@ -88,6 +88,19 @@ def reference_inputs(what: str) -> dict[str, Widget]:
     }
 
 
+def skip_inputs(section: str) -> dict[str, Widget]:
+    """Inputs of the skip-layer guidance of SD3.5."""
+    layers = (
+        "Skip-layer guidance of SD3.5: numbers of the blocks that are left out, such as 7, 8, 9 of Medium. Empty: off."
+    )
+    return {
+        "skip_layers": text("", layers, advanced=True),
+        "skip_layer_scale": widget(section, "skip_layer_scale", min=0.01, max=20.0, step=0.1, advanced=True),
+        "skip_layer_start": widget(section, "skip_layer_start", max=1.0, step=0.01, advanced=True),
+        "skip_layer_end": widget(section, "skip_layer_end", max=1.0, step=0.01, advanced=True),
+    }
+
+
 def folded(inputs: InputTypes, shown: tuple[str, ...]) -> InputTypes:
     """A node's inputs with every widget under "advanced" but the ones that most users decide about. Links stay as they are."""
     for group in (inputs.get("required", {}), inputs.get("optional", {})):

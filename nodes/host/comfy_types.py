@@ -58,6 +58,9 @@ class ModelSampling(Protocol):
     def sigma(self, timestep: Tensor) -> Tensor:
         """The noise level of what the network takes."""
 
+    def percent_to_sigma(self, percent: float) -> float:
+        """The noise level at a share of the sampling schedule, from pure noise on."""
+
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
         """Noisy latents. May change its arguments."""
 
@@ -131,6 +134,9 @@ class ModelPatcher(Protocol):
 
     def clone(self) -> "ModelPatcher":
         """The same network with patches of its own."""
+
+    def set_model_sampler_post_cfg_function(self, function: Callable[[dict[str, Any]], Tensor]) -> None:
+        """Calls the function on what classifier-free guidance gives."""
 
     def set_model_sampler_pre_cfg_function(
         self, pre_cfg_function: Callable[["PreCfgArguments"], list[Tensor]]

@@ -74,11 +74,16 @@ IDLE = [
         ({"validation": {name: value}}, f"validation.{name} = ")
         for name, value in (("sample_every", 5), ("negative_prompt", "x"), ("references", ["a.png"]), ("seed", 3), ("sample_steps", 4),
                             ("guidance_scale", 2.0), ("model_guidance", 2.0), ("model", "x"), ("width", 64), ("height", 64),
-                            ("sizes", "64x64"), ("sampler", "heun"), ("scheduler", "karras"), ("guidance_rescale", 0.5))
+                            ("sizes", "64x64"), ("sampler", "heun"), ("scheduler", "karras"), ("guidance_rescale", 0.5), ("skip_layers", [7]))
     ),
     ({"validation": {"prompts": ["a"], "sizes": "64x64", "width": 64}}, "validation.width = 64"),
     ({"output": {"tracker_project": "x"}}, "output.tracker_project = 'x'"),
     ({"output": {"tracker_run": "x"}}, "output.tracker_run = 'x'"),
+    *(
+        ({"validation": {"prompts": ["a"], name: value}}, f"validation.{name} = {value} would do nothing: no layer is skipped")
+        for name, value in (("skip_layer_scale", 2.5), ("skip_layer_start", 0.02), ("skip_layer_end", 0.2))
+    ),
+    ({"sweep": {"guidance": [{"skip_layer_scale": 2.5}]}}, "sweep.guidance.skip_layer_scale = 2.5 would do nothing: no layer"),
     ({"sweep": {"guidance": [{"eta": 0.5}]}}, "sweep.guidance.eta = 0.5"),
     ({"sweep": {"guidance": [{"norm_threshold": 5.0}]}}, "sweep.guidance.norm_threshold = 5.0"),
     ({"sweep": {"guidance": [{"momentum": -0.5}]}}, "sweep.guidance.momentum = -0.5 would do nothing: only method"),

@@ -17,7 +17,7 @@ from .network import NetworkConfig
 from .objective import ObjectiveConfig
 from .optimizer import OptimizerConfig, ScheduleConfig
 from .section import Section, require
-from .sweep import GuidanceConfig, SweepConfig
+from .sweep import GuidanceConfig, SweepConfig, check_skips
 
 __all__ = [
     "BaseLoraConfig",
@@ -240,6 +240,14 @@ class ValidationConfig(Section, table="validation"):
     """Scheduler of the samples: how noise levels are spaced, named and computed as in ComfyUI."""
     guidance_rescale: float = 0.0
     """How far the contrast of a guided sample goes back to that of an unguided one, 0 to 1 (arXiv 2305.08891, phi); 0.7 is usual."""
+    skip_layers: tuple[int, ...] = ()
+    """Skip-layer guidance of SD3.5: samples also go away from what the network predicts without these blocks, such as [7, 8, 9] of Medium. Empty: off."""
+    skip_layer_scale: float = 3.0
+    """Strength of the skip-layer guidance; 2.5 to 3 is usual."""
+    skip_layer_start: float = 0.01
+    """Share of the schedule from which on it acts, counted from the noise."""
+    skip_layer_end: float = 0.15
+    """Share of the schedule up to which it acts."""
     sizes: str = ""
     """Several sizes of samples, "512x512, 768x512": every prompt is made in each, from the same seed; empty takes width and height."""
     guidance_scale: float = 0.0
@@ -262,6 +270,7 @@ class ValidationConfig(Section, table="validation"):
             0 <= self.guidance_rescale <= 1, "validation.guidance_rescale", self.guidance_rescale, "use 0 (off) to 1"
         )
         parse_sizes("validation.sizes", self.sizes)
+        check_skips("validation", self.skip_layer_scale, self.skip_layer_start, self.skip_layer_end)
         require(self.width >= 0 and self.height >= 0, "validation.width", (self.width, self.height), "use 0 or pixels")
         require(self.patience >= 0, "validation.patience", self.patience, "use 0 (off) or more (3 to 5 is usual)")
         require(self.timesteps >= 1, "validation.timesteps", self.timesteps, "use 1 or more")

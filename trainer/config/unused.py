@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from .run import (
     DataConfig,
     DatasetConfig,
+    GuidanceConfig,
     MemoryConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -23,6 +24,7 @@ from .run import (
 
 Rule = tuple[type[Section], str, tuple[str, ...], Callable[[Any], bool], str]
 
+SKIPS = ("skip_layer_scale", "skip_layer_start", "skip_layer_end")
 RULES: tuple[Rule, ...] = (
     (ModelConfig, "model", ("dtype",), lambda c: c.quantize == "none", "a quantised base has its own format"),
     (MemoryConfig, "memory", ("vae_batch_size",), lambda c: c.cache == "disk", "cache = 'online' encodes one by one"),
@@ -59,8 +61,10 @@ RULES: tuple[Rule, ...] = (
     (DatasetConfig, "dataset", ("min_side", "max_side"), lambda c: c.buckets in ("inherit", "kohya"),
      "only buckets = 'kohya' has it"),
     (ValidationConfig, "validation", ("sample_every", "negative_prompt", "references", "seed", "sample_steps", "guidance_scale", "model_guidance", "model", "width",
-     "height", "sizes", "sampler", "scheduler", "guidance_rescale"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
+     "height", "sizes", "sampler", "scheduler", "guidance_rescale", "skip_layers"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
     (ValidationConfig, "validation", ("width", "height"), lambda c: not c.sizes, "sizes decides"),
+    (ValidationConfig, "validation", SKIPS, lambda c: c.skip_layers, "no layer is skipped"),
+    (GuidanceConfig, "sweep.guidance", SKIPS, lambda c: c.skip_layers, "no layer is skipped"),
     (OutputConfig, "output", ("tracker_project", "tracker_run"), lambda c: c.report_to == "wandb", "only report_to = 'wandb' has names"),
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from ..types import Conditioning
 from .denoiser import Denoiser
 from .guidance import Guidance, Rescaled
 from .samplers import schedule
+from .skip_layers import SkipLayers, guided_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,36 @@ class SampleSettings:
     sampler: str
     scheduler: str
     guidance: Guidance
+    skip: SkipLayers | None = None
+    """Skip-layer guidance, None without."""
+
+
+class SkipSettings(Protocol):
+    """The options of a skip-layer guidance, such as those of [validation] and [[sweep.guidance]]."""
+
+    @property
+    def skip_layers(self) -> tuple[int, ...]: ...
+
+    @property
+    def skip_layer_scale(self) -> float: ...
+
+    @property
+    def skip_layer_start(self) -> float: ...
+
+    @property
+    def skip_layer_end(self) -> float: ...
+
+
+def make_skip(settings: SkipSettings) -> SkipLayers | None:
+    """The skip-layer guidance of these options; None for one without layers."""
+    if not settings.skip_layers:
+        return None
+    return SkipLayers(
+        layers=settings.skip_layers,
+        scale=settings.skip_layer_scale,
+        start=settings.skip_layer_start,
+        end=settings.skip_layer_end,
+    )
 
 
 class GuidanceSettings(Protocol):
@@ -59,7 +90,7 @@ def sample(
 ) -> Tensor:
     """Latents in model space. Without guidance (scale 1) the negative prompt is not evaluated."""
     objective = denoiser.objective
-    combine = settings.guidance.begin()
+    combine, skip = settings.guidance.begin(), settings.skip
 
     def predict(noisy_BCHW: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         sigma_B = torch.full((len(noisy_BCHW),), sigma, device=noisy_BCHW.device)
@@ -67,9 +98,12 @@ def sample(
 
     def denoise(noisy_BCHW: Tensor, sigma: float) -> Tensor:
         conditional = predict(noisy_BCHW, sigma, positive)
-        if settings.guidance.scale == 1:
-            return conditional
-        return combine(conditional, predict(noisy_BCHW, sigma, negative), sigma)
+        guided = conditional
+        if settings.guidance.scale != 1:
+            guided = combine(conditional, predict(noisy_BCHW, sigma, negative), sigma)
+        if skip is None or not skip.acts(objective, sigma):
+            return guided
+        return guided + guided_by(skip, denoiser.module, lambda: predict(noisy_BCHW, sigma, positive), conditional)
 
     sigmas = schedule(objective, settings.scheduler, settings.steps)
     latents: Tensor = SAMPLERS[settings.sampler].load()(

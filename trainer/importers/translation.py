@@ -283,7 +283,7 @@ def as_option(ours: str, name: str, value: Any) -> Any:
         return value if value in words else _plain(values.number(name, value))
     if typing.get_origin(kind) is tuple and not isinstance(value, list):
         inner = typing.get_args(kind)[0]
-        parts = str(value).split(",") if inner in (int, float) else [value]
+        parts = str(value).strip("[]() ").split(",") if inner in (int, float) else [value]
         return [values.whole(name, part) if inner is int else part for part in parts]
     if kind is str and isinstance(value, list | dict):
         raise ConfigError(f"{name} = {value!r}: one text can be taken here")

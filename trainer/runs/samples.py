@@ -19,7 +19,8 @@ from ..config.run import TrainConfig, TrainingConfig, ValidationConfig
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import CFG, Guidance, Rescaled
-from ..diffusion.sample import SampleSettings, sample, start_noise
+from ..diffusion.sample import SampleSettings, make_skip, sample, start_noise
+from ..diffusion.skip_layers import check_skip_layers
 from ..errors import ConfigError, StoppedError
 from ..families.common.family import Encoders, ImageCodec
 from ..lora.base_lora import BaseLora, always, lay_base_loras
@@ -176,7 +177,9 @@ def sample_settings(asked: ValidationConfig, usual_guidance: float, prompt: Prom
     guidance: Guidance = CFG(scale)
     if asked.guidance_rescale:
         guidance = Rescaled(guidance=guidance, phi=asked.guidance_rescale)
-    return SampleSettings(steps=steps, sampler=asked.sampler, scheduler=asked.scheduler, guidance=guidance)
+    return SampleSettings(
+        steps=steps, sampler=asked.sampler, scheduler=asked.scheduler, guidance=guidance, skip=make_skip(asked)
+    )
 
 
 def prompts_of(asked: ValidationConfig) -> list[Prompt]:
@@ -200,6 +203,8 @@ def check_samples(config: TrainConfig, base: Base) -> None:
             if side % step:
                 where = "sizes" if asked.sizes else name
                 raise ConfigError(f"validation.{where} = {side}: {base.family.name} needs multiples of {step}")
+    if asked.skip_layers:
+        check_skip_layers("validation.skip_layers", asked.skip_layers, base.skeleton().module, base.family.name)
     check_references("validation.references", asked.references, base)
 
 

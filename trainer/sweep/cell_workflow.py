@@ -98,6 +98,12 @@ NODE_OF_METHOD = {"cfg": "", "apg": "LoomAPG"}
 
 
 def _guided(add: Add, model: Link, guidance: GuidanceConfig) -> Link:
+    if guidance.skip_layers:
+        layers = ", ".join(str(layer) for layer in guidance.skip_layers)
+        limits = {"start_percent": guidance.skip_layer_start, "end_percent": guidance.skip_layer_end}
+        model = add(
+            "skip", "SkipLayerGuidanceSD3", model=model, layers=layers, scale=guidance.skip_layer_scale, **limits
+        )
     plain = {"eta": 1.0, "norm_threshold": 0.0, "momentum": 0.0}
     if guidance.method == "apg":
         plain = {name: getattr(guidance, name) for name in plain}

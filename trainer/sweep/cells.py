@@ -19,7 +19,7 @@ from ..config.run import GuidanceConfig
 from ..config.toml import digest
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
 from ..diffusion.denoiser import Denoiser
-from ..diffusion.sample import SampleSettings, make_guidance, sample, start_noise
+from ..diffusion.sample import SampleSettings, make_guidance, make_skip, sample, start_noise
 from ..families.common.family import Encoders, Family, Text
 from ..families.common.lora_names import is_text_encoder
 from ..lora.patch import patched
@@ -127,6 +127,8 @@ def guidance_recipe(guidance: GuidanceConfig) -> Record:
     recipe = {**asdict(guidance), "label": ""}
     if not guidance.rescale:
         recipe.pop("rescale")
+    if not guidance.skip_layers:
+        recipe = {name: value for name, value in recipe.items() if not name.startswith("skip_layer")}
     return recipe
 
 
@@ -256,6 +258,7 @@ def render_one(
         sampler=recipe["sampler"],
         scheduler=recipe["scheduler"],
         guidance=make_guidance(guidance),
+        skip=make_skip(guidance),
     )
     latents = sample(renderer.denoiser, noise, positive, negative, settings)
     return encoders.image.decode(family.latent_space.to_raw(latents))[0].clamp(-1, 1).cpu()

@@ -14,6 +14,7 @@ from ..config.prompt_library import all_prompts
 from ..config.run import GuidanceConfig, SweepConfig, TrainConfig
 from ..config.toml import digest
 from ..data.cache.references import reference_placement
+from ..diffusion.skip_layers import check_skip_layers
 from ..errors import ConfigError, RunError, StoppedError
 from ..eta import duration
 from ..families.common.comfy_loaders import from_input_folder, literally, loaders, prompt_nodes
@@ -181,7 +182,10 @@ def sweep(
     base.check_encoders()
     check_references("sweep.references", config.sweep.references, base)
     base.check_guidance("sweep.model_guidance", config.sweep.model_guidance, SweepConfig.model_guidance)
-    base_loras = always(read_base_loras(config, base, base.skeleton()))
+    skeleton = base.skeleton()
+    for one in config.sweep.guidance:
+        check_skip_layers("sweep.guidance.skip_layers", one.skip_layers, skeleton.module, base.family.name)
+    base_loras = always(read_base_loras(config, base, skeleton))
     renderings = make_renderings(config, base, [one.identity for one in base_loras])
     run = run_folder(config)
     given = expanded(lora_files)

@@ -20,11 +20,12 @@ from ....trainer.data.cache.references import (
 )
 from ....trainer.data.cache.store import CODE_VERSION, Cache, text_key
 from ....trainer.data.images.load import file_digest
+from ....trainer.diffusion.skip_layers import check_skip_layers
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Encoders
 from ....trainer.runs.samples import ON_REQUEST, Samples, Shot, asked_images, sample_interval, sample_settings
 from ....trainer.runs.trackers import check_tracker
-from ....trainer.types import Geometry, Size
+from ....trainer.types import Geometry, Record, Size
 from ...sockets.names import AUTO
 from ...sockets.values import ValidationValue
 from ..backend.conditions import check_accepts_references, network_inputs
@@ -34,6 +35,7 @@ from ..backend.model_rows import usual_cfg
 from ..backend.packing import unpack
 from ..backend.shadow import build_shadow
 from ..comfy_types import Clip, ModelPatcher, Vae
+from ..encoding.datasets import number_list
 from ..encoding.edit_prompts import chosen_reading, text_pixels
 from ..encoding.encoders import clip_identity, host_encoders, vae_identity
 from ..encoding.reference_images import NAMES, kept_references
@@ -163,7 +165,15 @@ def validation_config(
         scheduler=str(options.get("scheduler", ValidationConfig.scheduler)),
         guidance_rescale=float(options.get("guidance_rescale", 0.0)),
         sizes=str(options.get("sizes", "")),
+        **skip_options(options),
     )
+
+
+def skip_options(options: Mapping[str, Any]) -> Record:
+    """The inputs of skip-layer guidance under the names of the command line. Raises ConfigError."""
+    layers = [int(layer) for layer in number_list(str(options.get("skip_layers") or ""), int, "skip_layers")]
+    names = ("skip_layer_scale", "skip_layer_start", "skip_layer_end")
+    return {"skip_layers": tuple(layers), **{name: float(options[name]) for name in names if name in options}}
 
 
 def check_sizes(asked: ValidationConfig, prompts: Sequence[Prompt], has_references: bool, factor: int) -> None:
@@ -275,6 +285,7 @@ def make_samples(
         made = network_inputs(model, *given)
         return {name: _normal(item) for name, item in made.items()}
 
+    check_skip_layers("skip_layers", asked.skip_layers, denoiser.module, denoiser.family)
     to_raw = latent_normaliser(model, inverse=True)
     sets = value.references or (("", ()),)
     usual = usual_cfg(denoiser.settings.told, denoiser.family)

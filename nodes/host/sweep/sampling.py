@@ -19,6 +19,7 @@ from ..comfy_types import BaseModel, Clip, ComfyConditioning, ModelPatcher, Vae
 from ..encoding.edit_prompts import text_pixels, tokens_beside
 from ..encoding.encoders import host_encoders
 from .apg import add_guidance, add_method
+from .skip_layers import add_skip_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,8 @@ def with_lora(
 
 
 def with_guidance(model: ModelPatcher, guidance: GuidanceConfig) -> ModelPatcher:
-    """The MODEL, or a clone of it with APG or rescaling."""
+    """The MODEL, or a clone of it with APG, rescaling or skip-layer guidance. Raises ConfigError."""
+    model = add_skip_layers(model, guidance)
     if guidance.method == "apg":
         return add_guidance(model, guidance.eta, guidance.norm_threshold, guidance.momentum, guidance.rescale)
     if guidance.method != "cfg":

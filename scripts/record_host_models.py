@@ -31,6 +31,19 @@ def import_pack() -> Callable[[str], Any]:
     return lambda name: importlib.import_module(f"lora_loom.{name}")
 
 
+def import_comfy() -> tuple[Any, str]:
+    """ComfyUI for the CPU: its module of supported models, and its version."""
+    sys.path.insert(0, str(Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()))
+    import utils.extra_config  # noqa: F401 - as ComfyUI's main does: later another module of that name is in the way
+    from comfy.cli_args import args
+
+    args.cpu = args.use_pytorch_cross_attention = True
+    import comfy.supported_models
+    import comfyui_version
+
+    return comfy.supported_models, comfyui_version.__version__
+
+
 def build(supported: Any, name: str, published: Published) -> Any:
     """The class of comfy.model_base over a network on the meta device."""
     import torch
@@ -114,21 +127,14 @@ def trained(loom: Callable[[str], Any], network: Any, settings: Any, preset: str
 
 
 def main(names: list[str], out: Path | None) -> None:
-    sys.path.insert(0, str(Path(os.environ.get("COMFYUI_PATH", "~/ComfyUI")).expanduser()))
-    import utils.extra_config  # noqa: F401 - as ComfyUI's main does: later another module of that name is in the way
-    from comfy.cli_args import args
-
-    args.cpu = args.use_pytorch_cross_attention = True
-    import comfy.supported_models
-    import comfyui_version
-
+    supported, version = import_comfy()
     loom = import_pack()
     loom("nodes.host.backend.rope").register_rope_gradients()
-    listed = [one.__name__ for one in comfy.supported_models.models]
-    found: dict[str, Any] = {"comfyui": comfyui_version.__version__, "listed": listed, "classes": {}}
+    listed = [one.__name__ for one in supported.models]
+    found: dict[str, Any] = {"comfyui": version, "listed": listed, "classes": {}}
     for name in names or CLASSES:
         if name in listed:
-            found["classes"][name] = record(loom, build(comfy.supported_models, name, CLASSES[name]), name)
+            found["classes"][name] = record(loom, build(supported, name, CLASSES[name]), name)
             print(f"{name}: {found['classes'][name]}", file=sys.stderr, flush=True)
     if out:
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

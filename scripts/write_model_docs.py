@@ -21,6 +21,7 @@ from .image_models import CLASSES, LEFT_OUT
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "models.md"
 RECORD = ROOT / "tests" / "fixtures" / "host" / "models.json"
+TRAINED = RECORD.with_name("training.json")
 NUMBERS = ("shift", "guidance", "cfg", "rank", "rate", "bucket_step")
 
 
@@ -37,7 +38,11 @@ def render(text: str, tables: Mapping[str, Sequence[str]]) -> str:
 def tables() -> dict[str, list[str]]:
     """{name: lines}: known models, their sources, layers of every class, classes that are left out."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    return {"rows": _rows(), "sources": _sources(), "layers": _layers(record["classes"]), "left-out": _left_out()}
+    trained = json.loads(TRAINED.read_text(encoding="utf-8"))
+    return {
+        "rows": _rows(), "sources": _sources(), "layers": _layers(record["classes"]), "left-out": _left_out(),
+        "trained": [_trained(trained["classes"], trained["comfyui"])],
+    }  # fmt: skip
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -103,6 +108,17 @@ def _layers(classes: Mapping[str, Any]) -> list[str]:
             f"{default['parameters'] / 1e6:.1f} M",
         ])  # fmt: skip
     return _table(titles, rows)
+
+
+def _trained(classes: Mapping[str, Any], version: str) -> str:
+    """How many classes train, and why the others do not."""
+    problems = [f"{name} ({found['problem']})" for name, found in classes.items() if "problem" in found]
+    rest = f" Not: {', '.join(problems)}." if problems else ""
+    return (
+        f"A small network of each class was trained in ComfyUI {version} for three steps with default settings: {len(classes) - len(problems)} of "
+        f"{len(classes)} train.{rest} Every target module gets a gradient, the base keeps every bit, ComfyUI's loader matches every key of the "
+        "file, and the file moves ComfyUI's own prediction by what was trained."
+    )
 
 
 def _left_out() -> list[str]:

@@ -351,6 +351,16 @@ OTHER_ROWS = (
         instead="Lens",
         leave_out=Sourced(r"^transformer_blocks\.{last}\.(txt_mlp\.|attn\.to_add_out$)", "CU ldm/lens/model.py: the last text output is dropped"),
     ),
+    ModelRow(
+        name="Mage-Flow",
+        model_class="MageFlow",
+        leave_out=Sourced(r"^transformer_blocks\.{last}\.(txt_mlp\.|attn\.(to_add_out|add_q_proj)$)", "CU ldm/mage_flow/model.py: the last text output is dropped"),
+    ),
+    ModelRow(
+        name="HunyuanVideo 1.5",
+        model_class="HunyuanVideo15",
+        leave_out=Sourced(r"^double_blocks\.{last}\.(txt_mlp\.|txt_attn\.proj$)", "CU ldm/hunyuan_video/model.py: without single blocks nothing reads the last text output"),
+    ),
 )  # fmt: skip
 ERNIE = ModelRow(
     name="ErnieImage",

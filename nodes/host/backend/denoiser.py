@@ -6,6 +6,7 @@ sampling or encoders is touched; what stays is the network's own forward code, w
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias, cast
 
 import torch
@@ -62,6 +63,25 @@ def attention(
     return out.transpose(1, 2).reshape(out.shape[0], -1, heads * out.shape[-1])
 
 
+def as_it_is(timestep_B: Tensor, **inputs: object) -> Tensor:
+    """The timestep of a class that changes nothing in it."""
+    return timestep_B
+
+
+def options_of(class_name: str, context: object) -> dict[str, object]:
+    """What a class of comfy.model_base tells its network besides the inputs: LongCatImage puts the image behind the text."""
+    if class_name != "LongCatImage":
+        return {}
+    length = float(context.shape[1]) if isinstance(context, Tensor) else 512.0
+    return {"rope_options": {"shift_t": 1.0, "shift_y": length, "shift_x": length}}
+
+
+def forget(network: nn.Module) -> None:
+    """Drop what a network keeps of the text from one call to the next, as HiDream O1 does: the LoRA changes it."""
+    if clear := getattr(network, "clear_kv_cache", None):
+        clear()
+
+
 @dataclass(kw_only=True)
 class LoadedDenoiser:
     """A frozen network that ComfyUI has loaded. Latents are model space (after `process_latent_in`), 4-D."""
@@ -79,6 +99,8 @@ class LoadedDenoiser:
     compute_dtype: torch.dtype
     roles: Mapping[str, Role] | None = None
     """The role of every Linear as a probe has told it."""
+    process_timestep: Callable[..., Tensor] = as_it_is
+    """The class's own change of the timestep, as ComfyUI calls it before the network."""
 
     @property
     def target_presets(self) -> Mapping[str, Targets]:
@@ -106,13 +128,11 @@ class LoadedDenoiser:
         network_input = self.objective.network_input(noisy, sigma_B).to(self.compute_dtype)
         if (concat := given.pop("c_concat", None)) is not None:
             network_input = torch.cat([network_input, cast(Tensor, concat)], dim=1)
-        output = self.module(
-            network_input,
-            self.objective.timestep(sigma_B).float(),
-            context=context,
-            transformer_options={"optimized_attention_override": attention},
-            **given,
-        )
+        timestep_B = self.process_timestep(self.objective.timestep(sigma_B).float(), x=noisy, **given)
+        options = {"optimized_attention_override": attention, **options_of(self.family, context)}
+        forget(self.module)
+        output = self.module(network_input, timestep_B, context=context, transformer_options=options, **given)
+        forget(self.module)
         return (output.squeeze(2) if self.latent_dims == 5 else output).float()
 
     def _placed(self, value: object, device: torch.device) -> object:
@@ -172,6 +192,8 @@ def load_denoiser(patcher: ModelPatcher, *, compute_dtype: torch.dtype | None = 
     with torch.inference_mode(False):
         shadow = build_shadow(model.diffusion_model, original_weights(patcher))
         objective = HostObjective(patcher.get_model_object("model_sampling"))
+    if hasattr(shadow, "prefix_cache_enabled"):  # newer ComfyUIs' Qwen-Image 2.1 keeps the text's keys and values
+        shadow.__dict__["prefix_cache_enabled"] = False
     family = described(name, shadow)
     plain = family or told_by_structure(shadow)
     settings = with_row(plain, told_of(patcher), shadow)
@@ -185,6 +207,9 @@ def load_denoiser(patcher: ModelPatcher, *, compute_dtype: torch.dtype | None = 
         plain=plain,
         is_known=family is not None,
         latent_dims=latent_dims(model),
+        process_timestep=partial(process, None)
+        if (process := getattr(type(model), "process_timestep", None))
+        else as_it_is,
         compute_dtype=compute_dtype or model.manual_cast_dtype or model.get_dtype(),
     )
 

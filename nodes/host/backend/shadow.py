@@ -7,13 +7,15 @@ when the shadow runs: no casting hooks, no interrupt flag, no paging.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....trainer.weights.frozen import FrozenConv2d, FrozenLinear
+from ....trainer.weights.out_of_place import out_of_place_class
 from .sharing.share_storage import share
 
 RUNTIME_NAMES = {
@@ -23,6 +25,12 @@ RUNTIME_NAMES = {
 RUNTIME_PREFIXES = ("comfy_", "_comfy", "_v", "_pin", "_prefetch", "weight_comfy", "bias_comfy")
 HOOKS = {name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None}
 CONTAINERS = ("_parameters", "_buffers", "_modules")
+NORMS = (nn.LayerNorm, nn.GroupNorm)
+WRITES_OVER = {
+    "comfy.text_encoders.llama.TransformerBlock",  # HiDream O1: torch.add(…, out=…)
+    "comfy.ldm.lightricks.model.BasicTransformerBlock",  # x += attention(x), then x.addcmul_(…)
+}
+"""Blocks, by the full names of their classes, that write over what a gradient needs. The real-host tests compare them with ComfyUI's own forward."""
 
 
 def _cast(value: Tensor | None, x: Tensor) -> Tensor | None:
@@ -152,7 +160,9 @@ def _finish_linear(new: FrozenLinear, module: nn.Module) -> None:
 
 
 def _shadow_class(module: nn.Module) -> type[nn.Module]:
-    """Our layer for a layer of torch or of ComfyUI's ops, else the module's own class."""
+    """Our layer for a layer of torch or of ComfyUI's ops, else the module's own class; a block that writes over what a gradient needs
+    runs out of place."""
+    kind: Any = type(module)
     for base, ours in (
         (nn.Linear, FrozenLinear),
         (nn.Conv2d, FrozenConv2d),
@@ -163,11 +173,23 @@ def _shadow_class(module: nn.Module) -> type[nn.Module]:
         (nn.Embedding, ShadowEmbedding),
     ):
         if isinstance(module, base):
-            return ours
-    if type(module).__name__ == "RMSNorm" and hasattr(module, "normalized_shape"):
+            return _with_own_forward(kind, ours) if base in NORMS else ours
+    if kind.__name__ == "RMSNorm" and hasattr(module, "normalized_shape"):
         return ShadowRMSNorm
-    if type(module).__name__ == "Linear" and hasattr(
-        module, "in_features"
-    ):  # ComfyUI's quantized Linear is not an nn.Linear
+    if kind.__name__ == "Linear" and hasattr(module, "in_features"):  # ComfyUI's quantized Linear is not an nn.Linear
         return FrozenLinear
-    return type(module)
+    if f"{kind.__module__}.{kind.__name__}" in WRITES_OVER:
+        return out_of_place_class(kind)
+    found: type[nn.Module] = kind
+    return found
+
+
+@cache
+def _with_own_forward(kind: Any, ours: Any) -> type[nn.Module]:
+    """Our layer. Where the network derives a layer of its own from ComfyUI's, with a forward that calls its, ours stands in the place
+    of ComfyUI's: Stable Cascade's norms turn the image round before and after."""
+    own = next(one for one in kind.__mro__ if one.__module__ == "comfy.ops" or one.__module__.startswith("torch."))
+    if own is kind or "forward" not in vars(kind):
+        return ours
+    below = type(ours.__name__, (ours, own), {})
+    return type(kind.__name__, (kind, below), {"__module__": kind.__module__})

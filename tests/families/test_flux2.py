@@ -10,6 +10,7 @@ from lora_loom.trainer import families
 from lora_loom.trainer.families import flux2
 from lora_loom.trainer.families.common.encoders import PatchedCodec
 from lora_loom.trainer.families.common.source import open_source
+from lora_loom.trainer.families.common.text import flux2_text
 from lora_loom.trainer.families.common.tiny import tiny_patched_vae, tiny_qwen3
 from tests.conftest import tiny_folder
 
@@ -54,7 +55,7 @@ def test_devs_texts_have_zeros_before_them():
     model, tokenizer = tiny_qwen3(0, width=16, tokens=512, layers=4)
     text = flux2.dev_text(model, tokenizer, 300)
     [made] = text.encode(["cat"])
-    words = len(flux2.DEV_TEMPLATE.format("cat")) + 1  # letters, and the token that begins
+    words = len(flux2_text.DEV_TEMPLATE.format("cat")) + 1  # letters, and the token that begins
     assert made["text"].shape == (300, 48)
     assert not made["text"][: 300 - words].any()
     assert made["text"][300 - words :].any(dim=1).all()

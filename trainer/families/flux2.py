@@ -6,7 +6,7 @@ takes none and reads Qwen3. Klein and its base have tensors of the same names an
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +30,14 @@ from .common.family import (
     Variant,
     stack,
 )
-from .common.flux_keys import head_width
-from .common.keymap import KeyMap, count_blocks, rename, split_rows
+from .common.flux_keys import double_keys, head_width, names_of_flux1, norm_keys
+from .common.keymap import KeyMap, count_blocks, rename
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
 from .common.source import Source
-from .common.text.chat_text import ChatText, quarters
+from .common.text.flux2_text import dev_text, klein_text
 from .common.tiny import random_network, tiny_patched_vae, tiny_qwen3
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 NAME = "flux2"
 MOST_REFERENCES = 4
@@ -72,24 +69,6 @@ TARGETS = {
 }
 
 
-def _names_of_flux1(keymap: KeyMap) -> KeyMap:
-    """FLUX.1's names of modules, which ComfyUI takes for FLUX.2 too. Its rows of an MLP are four times the width there as here."""
-    aliases: KeyMap = {}
-    hidden = next((part.rows[1] for key, part in keymap.items() if key.endswith("attn.to_q.weight") and part.rows), 0)
-    for key, part in keymap.items():
-        path = key.replace(".linear_in.", ".net.0.proj.").replace(".linear_out.", ".net.2.")
-        aliases[path.replace("time_guidance_embed.", "time_text_embed.")] = part
-        if key.endswith("to_qkv_mlp_proj.weight") and hidden:
-            block = key.removesuffix(".attn.to_qkv_mlp_proj.weight")
-            names = [*(f"{block}.attn.to_{x}" for x in "qkv"), f"{block}.proj_mlp"]
-            aliases |= split_rows(
-                part.native.removesuffix(".weight"), names, (hidden,) * 3 + (4 * hidden,), (".weight",)
-            )
-        if key.startswith("single_") and key.endswith(".attn.to_out.weight"):
-            aliases[key.replace(".attn.to_out.", ".proj_out.")] = part
-    return {alias: part for alias, part in aliases.items() if alias not in keymap}
-
-
 LORA_NAMES = LoraNames(
     prefixes=("transformer.", "lora_transformer_", "lycoris_", ""),
     diffusers=rf"transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|{_MLP})"
@@ -97,7 +76,7 @@ LORA_NAMES = LoraNames(
     native=r"double_blocks\.\d+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02])|single_blocks\.\d+\.linear[12]|img_in|txt_in"
     r"|final_layer\.(linear|adaLN_modulation\.1)|(time|guidance)_in\.(in|out)_layer"
     r"|(double_stream_modulation_(img|txt)|single_stream_modulation)\.lin",
-    aliases=_names_of_flux1,
+    aliases=names_of_flux1,
     alias_names=r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)"
     r"|time_text_embed\.(timestep|guidance)_embedder\.linear_[12]",
     sizes={r"single.*(linear1|to[._]qkv[._]mlp[._]proj)$|attn[._]to[._]q$": (3072, 4096, 6144)},
@@ -108,11 +87,6 @@ COMFY = ComfyModel(
     clip_loader="CLIPLoader",
     clip_inputs={"clip_name": "qwen_3_4b.safetensors", "type": "flux2"},
     vae_name="flux2-vae.safetensors",
-)
-KLEIN_TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-DEV_TEMPLATE = (
-    "[SYSTEM_PROMPT]You are an AI that reasons about image descriptions. You give structured responses focusing on object"
-    " relationships, object\nattribution and actions without speculation.[/SYSTEM_PROMPT][INST]{}[/INST]"
 )
 REFERENCE_STEP = 10
 """Distance of reference images along the first axis of positions, from the image itself and from each other."""
@@ -132,38 +106,16 @@ def native_keys(double: int, single: int, hidden: int, *, guidance: bool) -> Key
     keys = rename(pairs, (".weight",))
     keys |= rename([("final_layer.adaLN_modulation.1", "norm_out.linear")], (".weight",), swap_halves=True)
     for i in range(double):
-        keys |= _double_keys(f"double_blocks.{i}", f"transformer_blocks.{i}", hidden)
+        names = (f"double_blocks.{i}", f"transformer_blocks.{i}", hidden)
+        keys |= double_keys(*names, modulated=False, feed_forward=("linear_in", "linear_out"), suffixes=(".weight",))
     for i in range(single):
         keys |= _single_keys(f"single_blocks.{i}", f"single_transformer_blocks.{i}")
     return keys
 
 
-def _double_keys(native: str, block: str, hidden: int) -> KeyMap:
-    keys: KeyMap = {}
-    for stream, out, feed, projections, norms in (
-        ("img", "to_out.0", "ff", [f"to_{x}" for x in "qkv"], ("norm_q", "norm_k")),
-        ("txt", "to_add_out", "ff_context", [f"add_{x}_proj" for x in "qkv"], ("norm_added_q", "norm_added_k")),
-    ):
-        pairs = [
-            (f"{native}.{stream}_attn.proj", f"{block}.attn.{out}"),
-            (f"{native}.{stream}_mlp.0", f"{block}.{feed}.linear_in"),
-            (f"{native}.{stream}_mlp.2", f"{block}.{feed}.linear_out"),
-        ]
-        keys |= rename(pairs, (".weight",))
-        parts = [f"{block}.attn.{name}" for name in projections]
-        keys |= split_rows(f"{native}.{stream}_attn.qkv", parts, (hidden,) * 3, (".weight",))
-        keys |= _norm_keys(f"{native}.{stream}_attn.norm", f"{block}.attn", *norms)
-    return keys
-
-
-def _norm_keys(native: str, attention: str, query: str, key: str) -> KeyMap:
-    pairs = [(f"{native}.query_norm.scale", f"{attention}.{query}.weight")]
-    return rename([*pairs, (f"{native}.key_norm.scale", f"{attention}.{key}.weight")], ("",))
-
-
 def _single_keys(native: str, block: str) -> KeyMap:
     pairs = [(f"{native}.linear1", f"{block}.attn.to_qkv_mlp_proj"), (f"{native}.linear2", f"{block}.attn.to_out")]
-    return rename(pairs, (".weight",)) | _norm_keys(f"{native}.norm", f"{block}.attn", "norm_q", "norm_k")
+    return rename(pairs, (".weight",)) | norm_keys(f"{native}.norm", f"{block}.attn", "norm_q", "norm_k")
 
 
 def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:
@@ -230,26 +182,6 @@ def _last_axis(text_BLD: Tensor) -> Tensor:
     """Positions (L, 4) of a text's tokens, counted along the fourth axis."""
     length = text_BLD.shape[1]
     return torch.nn.functional.pad(torch.arange(length, device=text_BLD.device)[:, None], (3, 0))
-
-
-def klein_text(module: nn.Module, tokenizer: "PreTrainedTokenizerBase", length: int) -> ChatText:
-    """Qwen3's layers 9, 18 and 27 of 36, at the prompt and at the padding behind it."""
-    return ChatText(
-        module, tokenizer, template=KLEIN_TEMPLATE, max_tokens=length, layers=quarters(module), padding="tokens"
-    )
-
-
-def dev_text(module: nn.Module, tokenizer: "PreTrainedTokenizerBase", length: int) -> ChatText:
-    """Mistral's layers 10, 20 and 30 of 40; a text that does not fill its length gets zeros before it, as in ComfyUI."""
-    return ChatText(
-        module,
-        tokenizer,
-        template=DEV_TEMPLATE,
-        max_tokens=length,
-        layers=quarters(module),
-        padding="zeros",
-        begins=True,
-    )
 
 
 class Flux2:

@@ -85,6 +85,11 @@ SIZES = (
                 "text_num_attention_heads": 2, "text_num_key_value_heads": 2, "text_intermediate_size": 48, "axes_dims_rope": (8, 12, 12)},
     ),
     Size(
+        name="Qwen-Image 2.1 toy", family="qwen_image21", variant="qwen-image-2.1", network="QwenImage21Transformer2DModel",
+        text={"text": (128, 64)},
+        config={"num_layers": 4, "attention_head_dim": 32, "num_attention_heads": 4, "context_in_dim": 64, "axes_dims_rope": (4, 14, 14)},
+    ),
+    Size(
         name="SDXL 2.6B", family="sdxl", variant="sdxl", network=UNET, billions=2.57, text={"text": (77, 2048), "pooled": (1280,)},
         config={**_SDXL, "block_out_channels": (320, 640, 1280), "layers_per_block": 2, "cross_attention_dim": 2048,
                 "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10), "addition_time_embed_dim": 256,

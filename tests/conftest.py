@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 HOST_FIXTURES = Path(__file__).parent / "fixtures" / "host"
 """What a real ComfyUI answered, recorded by scripts/record_host_*.py."""
 
-FAMILIES = ("chroma", "flux", "flux2", "krea2", "lumina2", "qwen_image", "sd", "sd3", "sdxl", "z_image")
+FAMILIES = ("chroma", "flux", "flux2", "krea2", "lumina2", "qwen_image", "qwen_image21", "sd", "sd3", "sdxl", "z_image")
 
 
 @functools.cache

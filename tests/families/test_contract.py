@@ -140,13 +140,15 @@ def test_the_default_of_a_transformer_is_attention_feed_forward_and_modulation_o
     if family.name in ("sd", "sdxl"):
         return
     assert {told[path] for path in paths} == set(told.values()) - {"outside"}
-    outside = ("chroma", "flux2", "krea2")  # one modulation for all blocks
+    outside = ("chroma", "flux2", "krea2", "qwen_image21")  # one modulation for all blocks
     assert family.name in outside or "modulation" in told.values()
     larger = resolve_targets(tiny.denoiser.module, tiny.denoiser.target_presets, "all")
     assert set(paths) == {path for path in larger if told[path] != "outside"}
 
 
 def test_every_preset_matches_and_its_keys_are_the_hosts(family, tiny):
+    if family.name == "qwen_image21":
+        pytest.skip("ComfyUI 0.33, which the fixtures are recorded from, has no class for it")
     recorded = [json.loads(p.read_text())["accepted"] for p in HOST.glob("*.json") if _family_of(p) == family.name]
     assert recorded, "no host fixture for this family: run scripts/record_host_keys.py"
     for preset in tiny.denoiser.target_presets.keys() - {
@@ -284,7 +286,7 @@ def test_variants_have_all_their_differences_as_fields(family):
     for variant in family.variants.values():
         assert variant.guidance_scale >= 1
         assert variant.max_text_tokens >= 77
-    assert family.latent_space.channels in (4, 16, 128)
+    assert family.latent_space.channels in (4, 16, 64, 128)
 
 
 def test_its_loras_are_recognised(family, tiny):

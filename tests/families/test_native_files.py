@@ -312,7 +312,7 @@ def test_an_unknown_model(tmp_path):
     source = open_source(str(tmp_path / "other.safetensors"))
     with pytest.raises(
         ModelFileError,
-        match=r"is not a base model of a known family \(chroma, flux, flux2, krea2, lumina2, qwen_image, sd, sd3, sdxl, z_image\); its tensors begin with layers",
+        match=r"is not a base model of a known family \(chroma, flux, flux2, krea2, lumina2, qwen_image, qwen_image21, sd, sd3, sdxl, z_image\); its tensors begin with layers",
     ):
         families.detect(source.shapes, source.path)
 

@@ -144,6 +144,7 @@ PIPELINES = {
     "lumina2": "Lumina2Pipeline",
     "z_image": "ZImagePipeline",
     "qwen_image": "QwenImagePipeline",
+    "qwen_image21": "QwenImage21Pipeline",
     "sd": "StableDiffusionPipeline",
     "sdxl": "StableDiffusionXLPipeline",
 }
@@ -156,6 +157,7 @@ NETWORKS = {
     "lumina2": "Lumina2Transformer2DModel",
     "z_image": "ZImageTransformer2DModel",
     "qwen_image": "QwenImageTransformer2DModel",
+    "qwen_image21": "QwenImage21Transformer2DModel",
     "sd": "UNet2DConditionModel",
     "sdxl": "UNet2DConditionModel",
 }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, ModelFileError
 from .family import Loading
+from .newer_classes import newer_class
 from .source import read_json
 from .text.prompt_weights import Specials, emphasise, lay_out, segments
 
@@ -279,6 +280,16 @@ class FrameCodec(_Codec):
         return self.module.decode(film_BCTHW).sample.squeeze(2).float()  # type: ignore[operator]
 
 
+class AlphaCodec(FrameCodec):
+    """This codec is diffusers' AutoencoderKLQwenImage21: a FrameCodec of images with an opacity, which is full here."""
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        return super().encode(torch.cat([pixels_BCHW, torch.ones_like(pixels_BCHW[:, :1])], dim=1))
+
+    def decode(self, raw_BCHW: Tensor) -> Tensor:
+        return super().decode(raw_BCHW)[:, :3]
+
+
 class PatchedCodec(_Codec):
     """This codec is diffusers' AutoencoderKLFlux2: latents in patches of 2 x 2, normalised by the statistics in the file."""
 
@@ -326,6 +337,8 @@ def load_codec(folder: Path, loading: Loading, name: str = "vae") -> Codec:
         return PatchedCodec(load_network(diffusers.AutoencoderKLFlux2, folder, name, single))
     if kind == "AutoencoderKLQwenImage":
         return FrameCodec(load_network(diffusers.AutoencoderKLQwenImage, folder, name, single))
+    if kind == "AutoencoderKLQwenImage21":
+        return AlphaCodec(load_network(newer_class("diffusers", kind), folder, name, single))
     return KlCodec(load_network(diffusers.AutoencoderKL, folder, name, single))
 
 

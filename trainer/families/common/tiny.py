@@ -169,6 +169,12 @@ def tiny_frame_vae(seed: int) -> nn.Module:
     return random_network(AutoencoderKLQwenImage, {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}, seed)
 
 
+def tiny_alpha_vae(seed: int) -> nn.Module:
+    """AutoencoderKLQwenImage21, 16 pixels per latent. Raises ConfigError where diffusers has no such class."""
+    config = {"base_dim": 8, "decoder_base_dim": 8, "dim_mult": [1, 1, 1, 1, 1], "num_res_blocks": 1}
+    return random_network(newer_class("diffusers", "AutoencoderKLQwenImage21"), config, seed)
+
+
 def tiny_vae(seed: int, channels: int) -> nn.Module:
     """AutoencoderKL, 8 pixels per latent."""
     from diffusers import AutoencoderKL

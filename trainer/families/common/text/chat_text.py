@@ -31,19 +31,21 @@ class ChatText:
         padding: Literal["none", "tokens", "zeros"] = "none",
         begins: bool = False,
         head_tokens: int = 0,
+        empty: str = "",
     ) -> None:
         """`template` holds {} for the prompt. `layers` index transformers' hidden states, whose first are the embeddings. `padding`
         fills a text up to `max_tokens`: with what the language model says at padding tokens behind it, or with zeros before it.
         `begins` puts the token that marks a beginning before the template. The first `head_tokens` are read and dropped; they
-        do not count towards `max_tokens`."""
+        do not count towards `max_tokens`. `empty` stands in for an empty prompt."""
         self.module, self.tokenizer, self.template = module, tokenizer, template
         self.max_tokens = min(max_tokens + head_tokens, tokenizer.model_max_length)
         self.layers, self.padding, self.begins, self.head_tokens = layers, padding, begins, head_tokens
+        self.empty = empty
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Text]:
         """One at a time, so that nothing depends on what it is batched with. "text" is (L, D * layers)."""
-        return [{"text": self._read(self.template.format(prompt))} for prompt in prompts]
+        return [{"text": self._read(self.template.format(prompt or self.empty))} for prompt in prompts]
 
     def _read(self, wording: str) -> Tensor:
         ids_1L = self._tokens(wording)

@@ -51,9 +51,9 @@ class VisionConfig(Protocol):
     temporal_patch_size: int
 
 
-def template_tokens(tokenizer: "PreTrainedTokenizerBase") -> int:
+def template_tokens(tokenizer: "PreTrainedTokenizerBase", head: str = TEMPLATE_HEAD) -> int:
     """Tokens of the template's head, 34 in Qwen's tokenizer; counted as what two prompts have in common."""
-    first, second = (tokenizer([f"{TEMPLATE_HEAD}{letter}"])["input_ids"][0] for letter in "xy")
+    first, second = (tokenizer([f"{head}{letter}"])["input_ids"][0] for letter in "xy")
     return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
 
 

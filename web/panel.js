@@ -160,6 +160,7 @@ export class Panel {
     const measured = this.view.validationLoss;
     if (measured) facts.push(`validation ${loss(measured.now)}${measured.base === null ? "" : `, base ${loss(measured.base)}`}`);
     for (const fact of facts) make("span", "", this.facts, fact);
+    if (this.view.moved) make("span", "", this.facts, `${this.view.moved} modules moved`).title = (run.movement?.unmoved ?? []).length ? `Not moved: ${(run.movement?.unmoved ?? []).slice(0, 20).join(", ")}` : "Training has changed every module.";
     const { trained, leftOut } = this.view.layers;
     if (trained) make("span", "", this.facts, `trains ${trained}`).title = leftOut ? `Left out: ${leftOut}` : "No layer is left out.";
   }

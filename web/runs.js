@@ -33,6 +33,8 @@ const ROOT = "/lora_loom/runs";
  * @property {string[]} [loras] files of the run
  * @property {string} [lora_folder] what the names of its LoRA files begin with in LoraLoader
  * @property {Layers} [layers] none of a run of an earlier version
+ * @property {{modules: number, unmoved: string[]} | null} [movement] modules that training has changed, of a run that has ended
+ * @property {import("./workbench/memory_plan.js").Plan | null} [memory_plan] what it was predicted to take
  * @property {string[]} [pages] compare pages of its sweeps, the newest last
  * @typedef {{step: number, loss?: number, held_out?: number}} MetricsLine
  * @typedef {Run & {node?: string, text?: string, files?: string[], loss?: number, held_out?: number}} Detail of an event
@@ -188,6 +190,12 @@ export class RunView {
     const listed = (counts) => Object.entries(counts).map(([role, layers]) => `${layers} ${role}`).join(", ");
     const around = outside.length ? ` (outside of the blocks: ${outside.join(", ")})` : "";
     return { trained: listed(trained), leftOut: listed(left_out) + around };
+  }
+
+  /** How many of its modules training has changed: "118 of 120"; "" before its end. */
+  get moved() {
+    const { modules = 0, unmoved = [] } = this.run?.movement ?? {};
+    return modules ? `${modules - unmoved.length} of ${modules}` : "";
   }
 
   /** Share of the run that is done, 0 to 1. */

@@ -88,6 +88,8 @@ def test_a_run_is_followed_from_its_start_to_a_loader_with_its_file(trained, ser
     page.click(".loom-open >> text=first")
     page.wait_for_selector(".loom-chart canvas")
     assert f"{STEPS} / {STEPS}" in page.inner_text(".loom-fact-list")
+    assert page.locator(".loom-memory-bar").count() == 1
+    assert "Modules moved" in page.inner_text(".loom-fact-list")
     screen(page, "workbench-progress")
     page.click(".loom-tabs >> text=Samples")
     page.wait_for_function("document.querySelectorAll('.loom-samples .loom-cell img').length >= 2")

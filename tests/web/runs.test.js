@@ -172,3 +172,12 @@ test("the page speaks up when a run ends, and only then", () => {
   assert.deepEqual(endNotice({ state: "failed", name: "cat", error: "no memory" }), { severity: "error", summary: "Training failed", detail: "cat: no memory" });
   for (const state of ["running", "paused", "queued", "stopped"]) assert.equal(endNotice({ state, name: "cat" }), null);
 });
+
+test("a run that has ended says how many modules it has moved", () => {
+  const view = new RunView("a");
+  assert.equal(view.moved, "");
+  view.load({ state: "finished", movement: { modules: 120, unmoved: ["x", "y"] } }, []);
+  assert.equal(view.moved, "118 of 120");
+  view.load({ state: "running", movement: null }, []);
+  assert.equal(view.moved, "");
+});

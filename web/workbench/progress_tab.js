@@ -5,6 +5,7 @@ import { make } from "../elements.js";
 import { count, duration, loss, pace } from "../format.js";
 import { smoothed } from "../series.js";
 import { Chart } from "./chart.js";
+import { MemoryBar } from "./memory_plan.js";
 import { elapsed, endTime, series } from "./timeline.js";
 
 /** @typedef {import("./detail_view.js").Shown} Shown */
@@ -29,7 +30,7 @@ export class ProgressTab {
     this.loss = new Chart(this.root, "Loss", { isLarge: true, canBeLog: true });
     this.rate = new Chart(this.root, "Learning rate");
     this.norm = new Chart(this.root, "Gradient norm", { canBeLog: true });
-    this.drift = new Chart(this.root, "Drift from the base without the trigger");
+    this.memory = new MemoryBar(this.root);
   }
 
   /** @param {Shown} shown */
@@ -48,7 +49,7 @@ export class ProgressTab {
     });
     this.rate.show({ total, series: [{ label: "learning rate", colour: COLOURS.rate, points: series(lines, "learning_rate") }] });
     this.norm.show({ total, series: [{ label: "gradient norm", colour: COLOURS.norm, points: series(lines, "grad_norm") }] });
-    this.drift.show({ total, series: [{ label: "drift", colour: COLOURS.validation, points: series(lines, "drift"), isDots: true }] });
+    this.memory.show(run.memory_plan);
     this.renderFacts(run, view, lines);
   }
 
@@ -70,6 +71,7 @@ export class ProgressTab {
       "Validation loss": measured ? loss(measured.now) : "",
       "Base model": measured?.base != null ? loss(measured.base) : "",
       "Layers trained": view.layers.trained,
+      "Modules moved": view.moved,
       "Layers left out": view.layers.leftOut,
     };
     this.facts.replaceChildren();

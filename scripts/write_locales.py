@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 
+from .locale_inputs import DESCRIPTIONS, INPUTS
 from .locale_texts import COMMANDS, LANGUAGES, NODES, SETTINGS
 
 FOLDER = Path(__file__).resolve().parents[1] / "locales"
@@ -12,16 +14,27 @@ FOLDER = Path(__file__).resolve().parents[1] / "locales"
 
 def files() -> dict[str, str]:
     """{path below the folder: content}. Raises KeyError for a node without a name in a language."""
-    found = {"en/nodeDefs.json": {name: {"display_name": cls.TITLE} for name, cls in NODE_CLASS_MAPPINGS.items()}}
+    found: dict[str, Any] = {
+        "en/nodeDefs.json": {name: {"display_name": cls.TITLE} for name, cls in NODE_CLASS_MAPPINGS.items()}
+    }
     for place, language in enumerate(LANGUAGES):
-        found[f"{language}/nodeDefs.json"] = {
-            name: {"display_name": NODES[name][place]} for name in NODE_CLASS_MAPPINGS
-        }
+        found[f"{language}/nodeDefs.json"] = {name: _node(name, place) for name in NODE_CLASS_MAPPINGS}
         for file, key, texts in (("commands", "label", COMMANDS), ("settings", "name", SETTINGS)):
             found[f"{language}/{file}.json"] = {
                 name.replace(".", "_"): {key: forms[place]} for name, forms in texts.items()
             }
     return {path: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for path, content in found.items()}
+
+
+def _node(name: str, place: int) -> dict[str, Any]:
+    """A node's texts in one language: its name, and of the nodes that are translated in full also what it does and its inputs."""
+    made: dict[str, Any] = {"display_name": NODES[name][place]}
+    if name in DESCRIPTIONS:
+        made["description"] = DESCRIPTIONS[name][place]
+    if name in INPUTS:
+        pairs = {key: forms[place].split("|", 1) for key, forms in INPUTS[name].items()}
+        made["inputs"] = {key: {"name": label, "tooltip": tooltip} for key, (label, tooltip) in pairs.items()}
+    return made
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
+from scripts.locale_inputs import DESCRIPTIONS, INPUTS
 from scripts.locale_texts import COMMANDS, LANGUAGES, NODES, SETTINGS
 from scripts.write_locales import FOLDER, files
 
@@ -21,6 +22,35 @@ def test_no_name_is_missing_and_none_is_left_over():
     assert all(
         len(forms) == len(LANGUAGES) and all(forms) for table in (NODES, COMMANDS, SETTINGS) for forms in table.values()
     )
+
+
+@pytest.mark.parametrize("name", sorted(INPUTS))
+def test_a_node_that_is_translated_has_every_input_in_every_language(name):
+    groups = NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
+    inputs = {**groups.get("required", {}), **groups.get("optional", {})}
+    assert set(INPUTS[name]) == set(inputs), "add the input's texts to scripts/locale_inputs.py"
+    assert name in DESCRIPTIONS
+    for key, forms in INPUTS[name].items():
+        assert len(forms) == len(LANGUAGES)
+        for form in forms:
+            label, _, tooltip = form.partition("|")
+            assert label, key
+            assert tooltip, key
+    for place, language in enumerate(LANGUAGES):
+        labels = [forms[place].partition("|")[0] for forms in INPUTS[name].values()]
+        assert len(set(labels)) == len(labels), f"two inputs have one name in {language}"
+
+
+def test_values_that_a_tooltip_names_are_those_of_the_input():
+    """A translation names the same values, numbers and files as the English text."""
+    for name, texts in INPUTS.items():
+        groups = NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
+        inputs = {**groups.get("required", {}), **groups.get("optional", {})}
+        for key, forms in texts.items():
+            kind, options = inputs[key]
+            values = [value for value in kind if f"{value}:" in options["tooltip"]] if isinstance(kind, list) else []
+            for form in forms:
+                assert all(value in form for value in values), (name, key)
 
 
 @pytest.mark.parametrize(("file", "table"), [("commands.js", COMMANDS), ("settings.js", SETTINGS)])

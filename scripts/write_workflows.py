@@ -2,7 +2,7 @@
 
     python -m scripts.write_workflows
 
-The API files are the source: edit those, then run this. Names, places and notes are in `workflow_layouts`.
+The subgraph blueprint is written too (`write_blueprint`). The API files are the source: edit those, then run this. Names, places and notes are in `workflow_layouts`.
 """
 
 import json
@@ -120,5 +120,8 @@ def page_file(name: str) -> str:
 
 
 if __name__ == "__main__":
+    from .write_blueprint import write
+
     for workflow in LAYOUTS:
         page_path(workflow).write_text(page_file(workflow), encoding="utf-8")
+    write()

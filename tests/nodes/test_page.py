@@ -8,6 +8,8 @@ import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from scripts.workflow_layouts import LAYOUTS, SCREEN
+from scripts.write_blueprint import END, START, blueprint, content
+from scripts.write_blueprint import FILE as BLUEPRINT
 from scripts.write_node_docs import FOLDER as HELP
 from scripts.write_node_docs import pages
 from scripts.write_workflows import API, FOLDER, NOTE_ID, STOCK, form, is_widget, page_file, page_path
@@ -73,6 +75,30 @@ def test_a_page_file_is_sound(name):
                 assert value in entry[0]
             elif "min" in entry[1]:
                 assert entry[1]["min"] <= value <= entry[1]["max"]
+
+
+def test_the_blueprint_is_one_node_whose_links_are_sound():
+    assert BLUEPRINT.read_text(encoding="utf-8") == content(), "run python -m scripts.write_workflows"
+    [outer], [inside] = blueprint()["nodes"], blueprint()["definitions"]["subgraphs"]
+    assert outer["type"] == inside["id"]
+    assert [socket["name"] for socket in outer["inputs"]] == [socket["name"] for socket in inside["inputs"]]
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    ends = {START: inside["inputs"], END: inside["outputs"]}
+    for link in inside["links"]:
+        start, end = link["origin_id"], link["target_id"]
+        given = ends[start] if start == START else nodes[start]["outputs"]
+        taken = ends[end] if end == END else nodes[end]["inputs"]
+        assert given[link["origin_slot"]]["type"] == taken[link["target_slot"]]["type"] == link["type"]
+        sides = ((start, given[link["origin_slot"]]), (end, taken[link["target_slot"]]))
+        assert all(
+            link["id"] in (socket.get("linkIds") or socket.get("links") or [socket.get("link")]) for _, socket in sides
+        )
+    required = {
+        name for node in nodes.values() for name, entry in form(node["type"])[0].items() if not is_widget(entry)
+    }
+    linked = {socket["name"] for node in nodes.values() for socket in node["inputs"] if socket["link"] is not None}
+    assert {"model", "vae", "clip", "dataset", "cache"} <= linked & required
+    assert len(outer["widgets_values"]) == len(outer["properties"]["proxyWidgets"]) <= 6
 
 
 def test_every_node_has_a_help_page_made_of_its_present_texts():

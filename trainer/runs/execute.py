@@ -17,7 +17,7 @@ from ..lora.state_dict import to_file
 from ..storage.atomic import remove_temporaries
 from ..training.advice import advice
 from ..training.early_stopping import is_exhausted, keeps_lows, lowest
-from ..training.held_out import drift_from_base, held_out_losses, losses_at_even_levels, mean_loss, rounded
+from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Batches, LoopSettings, Training, fit
 from ..training.movement import WATCHED_STEPS, GradientWatch
 from ..training.optim import own_average
@@ -64,7 +64,6 @@ class TrainingRun:
         self.timings = Timings.continued(spent)
         output = self.plan.output
         kind = output.report_to if session.main else "none"
-        self.of_base: dict[tuple[int, int], Tensor] = {}
         self.watch = GradientWatch(training.adapter.parameters(), training.optimizer)
         self.tracker = open_tracker(
             kind, self.folder.path, training.step, host.log, output.tracker_project, output.tracker_run
@@ -231,13 +230,11 @@ class TrainingRun:
                     with self.training.adapter.holding(self.training.average.values):
                         parts, of_average = self._losses("_ema")
                     values |= of_average
-                values["drift"] = self._drift()
         except StoppedError:
             return  # it is measured when the run is continued
         # What the LoRA file of this step holds, image by image: `score` compares checkpoints by it.
         self.folder.append_metrics(step=self.training.step, **values, held_out_parts=rounded(parts))
         self.tracker.scalars(self.training.step, values)
-        self.folder.update(drift=values["drift"])
         self.host.measured(self.training.step, {**values, **self._loss_of_base()})
 
     def _examine(self) -> None:
@@ -266,13 +263,6 @@ class TrainingRun:
         if (even := losses_at_even_levels(denoiser, held_out, parts, self._end_if_interrupted)) is not None:
             values[f"held_out_even{suffix}"] = mean_loss(even)
         return parts, values
-
-    def _drift(self) -> float:
-        """How far what the LoRA file holds moves the base for prompts without the trigger."""
-        adapter = self.training.adapter
-        with adapter.holding(self._averaged):
-            held_out, off = self.session.held_out, adapter.disabled
-            return drift_from_base(self.session.denoiser, held_out, self.of_base, off, self._end_if_interrupted)
 
     def _sample(self) -> None:
         samples, average = self.session.samples, self.training.average

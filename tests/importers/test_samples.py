@@ -60,8 +60,10 @@ TEXTS = {
 @pytest.mark.parametrize("case", TEXTS)
 def test_rates_of_two_text_encoders_and_text_encoders_alone(case, tmp_path):
     given, expected = TEXTS[case]
-    text = import_text(given, Surroundings(tmp_path), case).config.text
+    made = import_text(given, Surroundings(tmp_path), case).config
+    text = made.text
     assert (text.learning_rate, text.learning_rate_2, text.alone) == expected
+    assert not text.alone or made.network.target_modules == "default", "a choice would be refused"
 
 
 def test_random_colours_and_turns_of_onetrainer(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_loom.trainer.config.run import OptimizerConfig, TextConfig
+from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig, TextConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.types import Geometry
 
@@ -58,11 +58,15 @@ def model(kind, width=32):
 def test_a_clip_that_does_not_go_with_the_model_is_refused_by_name(host, network, kind, message):
     check = host("encoding.texts").check_texts
     with pytest.raises(ConfigError, match=message):
-        check(model(kind), clip(network), TextConfig(learning_rate=1e-4), OptimizerConfig())
+        check(model(kind), clip(network), TextConfig(learning_rate=1e-4), OptimizerConfig(), NetworkConfig())
 
 
 def test_rates_patches_and_schedules_that_cannot_be_trained_are_refused(host):
-    check, base = host("encoding.texts").check_texts, model("BaseModel")
+    base = model("BaseModel")
+
+    def check(*given, **network):
+        host("encoding.texts").check_texts(*given, NetworkConfig(**network))
+
     asked, rate = TextConfig(learning_rate=1e-4), OptimizerConfig(learning_rate=1e-3)
     check(base, clip(SD1ClipModel()), asked, rate)
     check(base, clip(SD1ClipModel("clip_h")), asked, rate)
@@ -77,6 +81,10 @@ def test_rates_patches_and_schedules_that_cannot_be_trained_are_refused(host):
         check(base, clip(SD1ClipModel(), [("clip_l.x.weight", lora)]), asked, rate)
     with pytest.raises(ConfigError, match="a schedule or hooks"):
         check(base, clip(SD1ClipModel(), schedule=True), asked, rate)
+    alone = TextConfig(learning_rate=1e-4, alone=True)
+    check(base, clip(SD1ClipModel()), alone, rate)
+    with pytest.raises(ConfigError, match=r"network\.target_modules = 'attention' would have no effect: .*text_alone"):
+        check(base, clip(SD1ClipModel()), alone, rate, target_modules="attention")
 
 
 def said(number):

@@ -152,7 +152,8 @@ def test_layers_that_nobody_reads_are_left_out():
     ],
 )
 def test_which_of_two_encoders_and_the_network_train(tmp_path, text, names):
-    made = config("sdxl", tmp_path, text=text, training={"steps": 1, "save_every": 1, "batch_size": 1})
+    network = {"rank": 2, "target_modules": "default" if text.get("alone") else "attention"}
+    made = config("sdxl", tmp_path, text=text, network=network, training={"steps": 1, "save_every": 1, "batch_size": 1})
     outcome = train(made, SilentHost())
     held = {"network" if key.startswith("lora_unet") else key.split("_text_model")[0].removeprefix("lora_") for key in load_file(outcome.lora)}  # fmt: skip
     assert held == names
@@ -180,6 +181,15 @@ def test_two_encoders_have_a_rate_each(tmp_path):
 def test_what_cannot_be_trained_is_refused(tmp_path, family, sections, message):
     made = make_config(family, tmp_path, text={"learning_rate": 1e-4}, **sections)
     with pytest.raises(ConfigError, match=rf"text\.learning_rate = 0\.0001: .*{message}"):
+        prepare(made, SilentHost())
+
+
+@pytest.mark.parametrize(("name", "value"), [("target_modules", "attention"), ("exclude_modules", "to_q")])
+def test_a_choice_of_the_networks_modules_is_refused_where_the_text_encoders_train_alone(tmp_path, name, value):
+    """It would have no effect. A text encoder has no presets: all of its layers train."""
+    network = {"rank": 2, "target_modules": "default", name: value}
+    made = make_config("sd", tmp_path, text={"learning_rate": 1e-4, "alone": True}, network=network)
+    with pytest.raises(ConfigError, match=rf"network\.{name} = '{value}' would have no effect: text\.alone"):
         prepare(made, SilentHost())
 
 

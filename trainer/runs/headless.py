@@ -143,7 +143,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     training = with_length(config.training, folder)
     config = replace(config, optimizer=optimizer, objective=objective, training=training)
     guided = guided_notes(objective, sharded=config.memory.shard)
-    check_text_training(config.text, config.optimizer, tuple(base.settings.text_parts), base.family.name)
+    check_text_training(config.text, config.optimizer, config.network, [*base.settings.text_parts], base.family.name)
     fits: Denoiser = with_text(skeleton, base) if config.text.is_trained else skeleton
     targets = modules_of_run(folder, fits.module, partial(_new_targets, config, base, skeleton, fits))
     if config.network.init_from:

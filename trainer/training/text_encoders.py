@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base_model import Base
-from ..config.run import OptimizerConfig, TextConfig
+from ..config.run import NetworkConfig, OptimizerConfig, TextConfig
 from ..diffusion.denoiser import Denoiser, Targets
 from ..diffusion.objectives import Objective
 from ..errors import ConfigError
@@ -150,8 +150,12 @@ def rate_scales(text: TextConfig, optimizer: OptimizerConfig, names: Sequence[st
     return {f"{name}.": rate / optimizer.rate for name, rate in text.rates(names).items()}
 
 
-def check_text_training(text: TextConfig, optimizer: OptimizerConfig, names: Sequence[str], model: str) -> None:
+def check_text_training(
+    text: TextConfig, optimizer: OptimizerConfig, network: NetworkConfig, names: Sequence[str], model: str
+) -> None:
     """Raise ConfigError where a LoRA on the text encoders of these names cannot be trained as asked. `model` is for the message."""
+    if text.alone:
+        _refuse_modules(network)
     second = any(name.endswith("2") for name in names)
     if text.learning_rate_2 >= 0 and names and not second:
         raise ConfigError(
@@ -169,3 +173,12 @@ def check_text_training(text: TextConfig, optimizer: OptimizerConfig, names: Seq
         problem = f"{optimizer.name} finds one rate for all; use optimizer.learning_rate here too"
     if problem:
         raise ConfigError(f"text.{option} = {getattr(text, option)}: {problem}")
+
+
+def _refuse_modules(network: NetworkConfig) -> None:
+    """Raise ConfigError for a choice among the modules of a base model that gets no adapter at all."""
+    for name, usual in (("target_modules", "default"), ("exclude_modules", "")):
+        if (given := getattr(network, name)) != usual:
+            raise ConfigError(
+                f"network.{name} = {given!r} would have no effect: text.alone (text_alone of LoomTrain) trains the text encoders alone, in all of their layers; leave it out, or switch text.alone off"
+            )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ....trainer.config.run import OptimizerConfig, TextConfig
+from ....trainer.config.run import NetworkConfig, OptimizerConfig, TextConfig
 from ....trainer.data.cache.keys import views
 from ....trainer.errors import ConfigError
 from ....trainer.lora.roles import Role, roles
@@ -46,7 +46,9 @@ class TrainedTexts:
         return found
 
 
-def check_texts(patcher: ModelPatcher, clip: Clip, text: TextConfig, optimizer: OptimizerConfig) -> None:
+def check_texts(
+    patcher: ModelPatcher, clip: Clip, text: TextConfig, optimizer: OptimizerConfig, network: NetworkConfig
+) -> None:
     """Raise ConfigError, before anything is loaded, for a CLIP that cannot be trained with this MODEL, or not as asked."""
     check_clip(clip, patcher)
     parts = trained_parts(clip)
@@ -54,7 +56,7 @@ def check_texts(patcher: ModelPatcher, clip: Clip, text: TextConfig, optimizer: 
         raise ConfigError(
             "clip is linked and text_learning_rate is 0, so it would not be trained: set it, or unlink clip"
         )
-    check_text_training(text, optimizer, tuple(parts), type(clip.cond_stage_model).__name__)
+    check_text_training(text, optimizer, network, tuple(parts), type(clip.cond_stage_model).__name__)
     wanted, made = text_width(patcher.model), sum(_width(clip, own) for own in parts.values())
     if wanted and made != wanted:
         raise ConfigError(

@@ -177,7 +177,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     check_measured(request.training, measured, dataset.held_out)
     check_encoders(patcher.model, request.cache, dataset.examples)
     if request.clip is not None:
-        check_texts(patcher, request.clip, request.text, request.optimizer)
+        check_texts(patcher, request.clip, request.text, request.optimizer, request.network)
     if preview := preview_of(request):
         stream = wanted_stream(patcher, request.memory.memory)
         check_preview(preview, patcher, request.network, streamed=stream is not None, with_clip=bool(request.clip))

@@ -175,6 +175,8 @@ def rates(made: Translation, *, text_encoders: int, unet: str = "unet_lr") -> No
             made.put("text.learning_rate_2", each[-1], option)
         if made.on("network_train_text_encoder_only"):
             made.put("text.alone", True, "network_train_text_encoder_only")
+            for choice in ("network.target_modules", "network.exclude_modules"):  # of a network without an adapter
+                made.settings.pop(choice, None)
         made.say("needless", "network_train_text_encoder_only", note="the network is trained too")
     else:
         made.say("needless", "network_train_unet_only", "text_encoder_lr", note="only the network is trained here")

@@ -45,7 +45,7 @@ class FormerRoles:
 
 def _advanced(name: str, **changes: object) -> Widget:
     """A widget that the frontend shows under "advanced"."""
-    return widget("DatasetConfig", name, **changes, advanced=True)
+    return widget("DatasetConfig", name, without=(), **changes, advanced=True)
 
 
 def _caption_forms() -> dict[str, Widget]:

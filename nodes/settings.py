@@ -41,7 +41,7 @@ class LoomNetwork(LoomNode):
         return folded(
             {
                 "required": {
-                    "kind": widget("NetworkConfig", "kind"),
+                    "kind": widget("NetworkConfig", "kind", without=("full",)),
                     "alpha": (
                         "FLOAT",
                         {
@@ -104,14 +104,16 @@ class LoomNetwork(LoomNode):
 
     def run(self, alpha: float, conv_alpha: float = 0.0, **options: Any) -> tuple[NetworkValue]:
         from ..trainer.config.aliases import current_options
-        from ..trainer.config.run import NetworkConfig
+        from ..trainer.config.network import NetworkConfig, refuse_whole
         from ..trainer.config.toml import read_options
         from .sockets.values import NetworkValue
 
         options = current_options("network", options)
         for name in ("module_ranks", "module_alphas", "module_rates", "lokr_factors"):
             options[name] = read_options(name, options.get(name, ""))
-        return (NetworkValue(network=NetworkConfig(alpha=alpha or None, conv_alpha=conv_alpha or None, **options)),)
+        network = NetworkConfig(alpha=alpha or None, conv_alpha=conv_alpha or None, **options)
+        refuse_whole(network)
+        return (NetworkValue(network=network),)
 
 
 class LoomOptimizer(LoomNode):

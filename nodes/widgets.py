@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Collection
 
 from ..trainer.config.aliases import current_options
 from ..trainer.config.help_texts import texts
@@ -23,8 +24,9 @@ EDIT_PROMPTS: Widget = (
 PROMPT_LIBRARY = 'More prompts from a JSON file, {"name": "prompt", …}, relative to ComfyUI\'s input directory. The names become labels.'
 
 
-def widget(section: str, name: str, **changes: object) -> Widget:
+def widget(section: str, name: str, *, without: Collection[str] = (), **changes: object) -> Widget:
     """The input for a field of a configuration class; `changes` override default, min, max, step or tooltip.
+    `without` are values that the graph has not.
 
     An input whose id is an older name of the field keeps its id, which saved workflows hold, and shows the present name.
     The class goes by its name, so that the configuration is imported when ComfyUI asks for inputs, not while ComfyUI starts.
@@ -43,9 +45,9 @@ def widget(section: str, name: str, **changes: object) -> Widget:
     if isinstance(changes.get("default"), float) and float in typing.get_args(kind):
         kind = float  # learning_rate: "auto" is an input of its own
     if one_of := config.one_of(cls, present):
-        values = "; ".join(f"{value}: {choice.help}" for value, choice in one_of.choices.items())
-        options["tooltip"] = f"{options['tooltip']} {values}."
-        return list(one_of.choices), {**options, **changes}
+        here = {value: choice.help for value, choice in one_of.choices.items() if value not in without}
+        options["tooltip"] = f"{options['tooltip']} {'; '.join(f'{value}: {text}' for value, text in here.items())}."
+        return list(here), {**options, **changes}
     if typing.get_origin(kind) is typing.Literal:
         return list(typing.get_args(kind)), {**options, **changes}
     if kind is bool:

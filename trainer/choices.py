@@ -322,6 +322,12 @@ ADAPTERS: dict[str, AdapterChoice] = {
         make=".lora.kinds.dense:Ia3",
         form="diff = ia3 * W, because ComfyUI reads no (IA)^3",
     ),
+    "full": AdapterChoice(
+        help="full fine-tune: no LoRA, the weights of the base model themselves; files are whole models. Command line only",
+        make=".full.network:trained_part",
+        network_module="",
+        form="the model itself",
+    ),
 }
 """[network] kind."""
 

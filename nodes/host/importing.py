@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...trainer.choices import LR_SCHEDULES
+from ...trainer.config.network import refuse_whole
 from ...trainer.config.run import TrainConfig
 from ...trainer.config.toml import load
 from ...trainer.data.sets.checks import DatasetFile
@@ -37,6 +38,7 @@ def settings(
     else:
         done = import_file(file, may_name)
         config, report = done.config, done.text()
+    refuse_whole(config.network)
     if config.network.init_from:
         report += (
             f"\n\nnetwork.init_from = {config.network.init_from}: choose it in Loom Network by its name in LoraLoader"

@@ -25,7 +25,7 @@ WRONG = [
     (ScheduleConfig, "kind", "wds", "use 'constant', 'linear', 'cosine', 'restarts', 'polynomial', 'warm_restarts', 'inverse_sqrt', 'wsd', 'rex' or 'sine' (did you mean 'wsd'?), or the path of a class"),
     (SweepConfig, "sampler", "lms", "use 'euler', 'heun', 'dpmpp_2m' or 'ddim'"),
     (SweepConfig, "scheduler", "karas", "use 'normal', 'simple', 'karras' or 'sgm_uniform' (did you mean 'karras'?)"),
-    (NetworkConfig, "kind", "lohaa", "use 'lora', 'dora', 'loha', 'lokr', 'glora', 'oft', 'boft', 'diff' or 'ia3' (did you mean 'loha' or 'lora' or 'glora'?)"),
+    (NetworkConfig, "kind", "lohaa", "use 'lora', 'dora', 'loha', 'lokr', 'glora', 'oft', 'boft', 'diff', 'ia3' or 'full' (did you mean 'loha' or 'lora' or 'glora'?)"),
     (OptimizerConfig, "name", "adamv", known_values("adamv", list(OPTIMIZERS)) + ", or the path of a class"),
     (ObjectiveConfig, "timestep_sampling", "unifrom", "use 'auto', 'uniform', 'logit_normal', 'mode' or 'beta' (did you mean 'uniform'?)"),
     (ModelConfig, "quantize", "in8", "use 'none', 'int8', 'int4', 'int2', 'float8' or 'nf4' (did you mean 'int8'?)"),

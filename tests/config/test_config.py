@@ -92,7 +92,7 @@ def test_round_trip():
         ({"optimizer": {"learning_rate": "1e-4"}}, "optimizer.learning_rate = '1e-4': use a valid number"),
         (
             {"network": {"kind": "lorra"}},
-            "network.kind = 'lorra': use 'lora', 'dora', 'loha', 'lokr', 'glora', 'oft', 'boft', 'diff' or 'ia3'",
+            "network.kind = 'lorra': use 'lora', 'dora', 'loha', 'lokr', 'glora', 'oft', 'boft', 'diff', 'ia3' or 'full'",
         ),
         ({"model": {}}, "model.base is missing"),
         ({"dataset": []}, "dataset = (): add at least one [[dataset]] table"),

@@ -28,7 +28,7 @@ COUNTS = {
     "1_prompts_1.json": (0, 0, 0, 0),
     "1_prompts_2.json": (0, 0, 0, 0),
     "1_tread.json": (0, 0, 0, 1),
-    "2_config.json": (26, 5, 5, 4),
+    "2_config.json": (29, 5, 5, 1),
     "2_library_option.json": (1, 0, 0, 0),
     "2_multidatabackend.json": (11, 0, 10, 0),
     "2_prompts_1.json": (0, 0, 0, 0),
@@ -45,20 +45,20 @@ COUNTS = {
     "4_above.env": (3, 1, 2, 0),
     "4_above_folder.env": (3, 1, 2, 0),
     "4_base.yaml": (1, 0, 15, 0),
-    "4_changed.json": (3, 1, 0, 1),
-    "4_configure.json": (25, 5, 7, 0),
-    "4_configure_medium.json": (25, 5, 7, 0),
-    "4_custom.json": (29, 6, 14, 3),
+    "4_changed.json": (4, 1, 0, 0),
+    "4_configure.json": (26, 4, 7, 0),
+    "4_configure_medium.json": (26, 4, 7, 0),
+    "4_custom.json": (32, 6, 13, 1),
     "4_deepspeed.yaml": (3, 1, 18, 0),
-    "4_example.json": (22, 7, 6, 5),
-    "4_full.env": (26, 8, 19, 3),
-    "4_full.json": (25, 6, 14, 4),
-    "4_lora.env": (30, 8, 19, 2),
+    "4_example.json": (25, 7, 6, 2),
+    "4_full.env": (29, 8, 18, 1),
+    "4_full.json": (29, 6, 13, 1),
+    "4_lora.env": (32, 8, 18, 1),
     "4_multidatabackend.json": (13, 0, 11, 0),
     "4_paths.env": (2, 0, 0, 0),
 }  # fmt: skip
 """{block: options taken exactly, with a difference, not needed, without a counterpart}."""
-GUIDES = {"0": (55, 5, 23, 1), "1": (41, 4, 21, 2), "2": (38, 5, 15, 4), "3": (101, 6, 12, 3), "4": (210, 49, 134, 18)}
+GUIDES = {"0": (55, 5, 23, 1), "1": (41, 4, 21, 2), "2": (41, 5, 15, 1), "3": (101, 6, 12, 3), "4": (228, 47, 130, 6)}
 """{guide: the same of all its blocks}."""
 
 
@@ -92,6 +92,54 @@ def test_what_the_tutorial_trains():
         assert (config.schedule.kind, config.schedule.cycles, config.schedule.warmup) == ("restarts", 10, 0)
         assert (config.data.resolution, config.data.buckets, config.training.save_every) == (1024, "pixel", 400)
         assert config.dataset_files == ("/data/art/datasets/multidatabackend.json",)
+
+
+def test_the_tutorials_other_run_is_a_full_fine_tune():
+    for name in ("4_full.json", "4_full.env"):
+        config = import_file(FOLDER / name).config
+        assert (config.network.kind, config.network.target_modules, config.model.dtype) == (
+            "full",
+            "default",
+            "bfloat16",
+        )
+        assert config.optimizer.learning_rate == 5e-5
+
+
+@pytest.mark.parametrize(
+    ("command", "dtype"),
+    [
+        ("accelerate launch sdxl_train.py --pretrained_model_name_or_path=x.safetensors --full_bf16 --learning_rate=1e-5 --optimizer_type=adafactor", "bfloat16"),
+        ("python sd3_train.py --pretrained_model_name_or_path x.safetensors --learning_rate 1e-5 --network_dim 8", "float32"),
+    ],
+)  # fmt: skip
+def test_kohyas_scripts_for_whole_models(command, dtype, tmp_path):
+    path = tmp_path / "run.sh"
+    path.write_text(command, encoding="utf-8")
+    config = import_file(path).config
+    assert (config.network.kind, config.network.rank, config.model.dtype) == ("full", 16, dtype)
+    assert config.text.learning_rate == 0
+    assert config.optimizer.learning_rate == 1e-5
+
+
+def test_onetrainers_and_diffusion_pipes_whole_models(tmp_path):
+    import json
+
+    one, pipe = tmp_path / "config.json", tmp_path / "pipe.toml"
+    one.write_text(
+        json.dumps(
+            {
+                "training_method": "FINE_TUNE",
+                "model_type": "STABLE_DIFFUSION_XL_10_BASE",
+                "base_model_name": "x.safetensors",
+                "lora_rank": 8,
+            }
+        )
+    )
+    pipe.write_text(
+        "micro_batch_size_per_gpu = 1\nepochs = 2\ndataset = 'dataset.toml'\n[model]\ntype = 'flux'\ndiffusers_path = 'x'\n[optimizer]\ntype = 'adamw'\nlr = 1e-5\n"
+    )
+    for path in (one, pipe):
+        assert import_file(path).config.network.kind == "full", path
 
 
 def test_what_the_script_of_the_kohya_guide_trains():

@@ -37,7 +37,7 @@ def test_no_option_stands_in_a_part_twice():
 
 def test_options_of_the_table_are_many():
     assert {trainer: len(rows(trainer)) for trainer in TRAINERS} == {
-        "simpletuner": 702, "sd_scripts": 358, "ai_toolkit": 219, "onetrainer": 307, "musubi_tuner": 189, "diffusion_pipe": 143, "accelerate": 30,
+        "simpletuner": 702, "sd_scripts": 362, "ai_toolkit": 219, "onetrainer": 307, "musubi_tuner": 189, "diffusion_pipe": 143, "accelerate": 30,
     }  # fmt: skip
 
 

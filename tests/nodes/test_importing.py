@@ -68,6 +68,12 @@ def test_a_file_of_lora_loom_is_a_preset_too(host):
     assert LoomImportSettings().run("mine.toml")[4] == 5
 
 
+def test_a_full_fine_tune_is_refused_with_the_way_to_it(config):
+    config.write_text(json.dumps({**CONFIG, "model_type": "full"}))
+    with pytest.raises(ConfigError, match="train from the command line"):
+        LoomImportSettings().run("config/config.json")
+
+
 def test_nothing_outside_is_looked_at_while_the_server_is_reached_from_outside(config, reached_from_outside, tmp_path):
     outside = tmp_path / "elsewhere"
     outside.mkdir()

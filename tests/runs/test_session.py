@@ -75,17 +75,17 @@ def test_adapters_move_and_the_base_does_not(tmp_path):
         def step(self, result, total):
             super().step(result, total)
 
-    original = assemble_module.inject
+    original = assemble_module.trained_part
 
     def spying(root, *args, **kwargs):
         seen["root"] = root
         return original(root, *args, **kwargs)
 
-    assemble_module.inject = spying
+    assemble_module.trained_part = spying
     try:
         outcome = train(config, Watching())
     finally:
-        assemble_module.inject = original
+        assemble_module.trained_part = original
     after = {
         name.replace(".base_layer", ""): tensor_digest(p)
         for name, p in seen["root"].named_parameters()

@@ -1,4 +1,5 @@
-"""Commands for runs on this machine: `new` writes a first TOML file by asking, `list` says what is in a folder of runs."""
+"""Commands for runs on this machine: `new` writes a first TOML file by asking, `list` says what is in a folder of runs, `card` and `push`
+bring one to the Hugging Face hub."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +9,7 @@ import typer
 from .common import AsJson, command_host, report
 
 if TYPE_CHECKING:
+    from ..runs.run_folder import RunFolder
     from ..types import Record
 
 HEAD = """# Settings of a LoRA. Every other option is at its default: docs/configuration.md lists them all.
@@ -15,11 +17,16 @@ HEAD = """# Settings of a LoRA. Every other option is at its default: docs/confi
 # Change one for a run:     lora-loom train {file} --set training.steps=500
 """
 
+Run = Annotated[Path, typer.Argument(help="The folder of a run, which ComfyUI may have trained.", show_default=False)]
+Checkpoints = Annotated[bool, typer.Option("--checkpoints", help="The files of the checkpoints, too.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(name="new")(new)
     app.command(name="list")(list_runs)
+    app.command()(card)
+    app.command()(push)
 
 
 def new(
@@ -136,3 +143,81 @@ def _line(run: "Record") -> str:
 
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run["updated"])) if run["updated"] else "-"
     return f"{when:16}  {run['state'] or '-':11}  {run['step']:>6}/{run['total']:<6}  {run['name']}"
+
+
+def card(
+    run: Run,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; by default README.md in the run's folder.")
+    ] = None,
+    checkpoints: Checkpoints = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model card of a run.
+
+    Trigger, samples, files and settings; license and base model are left to you. Nothing is sent anywhere.
+    """
+    from ..errors import ConfigError
+    from ..runs.final_file import card_of
+    from ..storage.atomic import write_bytes
+
+    with command_host(as_json):
+        folder = _run(run)
+        text, files = card_of(folder, checkpoints=checkpoints)
+        target = output or folder.path / "README.md"
+        if target.exists() and not overwrite:
+            raise ConfigError(f"{target} exists: use another --output, or --overwrite")
+        write_bytes(target, text.encode())
+    report(as_json, f"{target}: state the license and the base model in it", card=str(target), files=sorted(files))
+
+
+def push(
+    run: Run,
+    repo: Annotated[
+        str, typer.Option("--repo", help="Repository, owner/name; by default output.hub_repo of the run.")
+    ] = "",
+    checkpoints: Checkpoints = False,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is made for it is public.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Push a run to the Hugging Face hub.
+
+    \b
+    Examples:
+      lora-loom push output/cat --repo me/cat
+      lora-loom push output/cat --repo me/cat --checkpoints --public
+
+    Its file, its last samples and a model card, in one commit. The token is that of HF_TOKEN or hf auth login. A card that is
+    there already stays.
+    """
+    from dataclasses import replace
+
+    from ..config.run import OutputConfig
+    from ..config.toml import parse
+    from ..errors import ConfigError
+    from ..hub.push import check_repo
+    from ..runs.final_file import push_run
+
+    with command_host(as_json):
+        folder = _run(run)
+        asked = parse((folder.read().get("config") or {}).get("output") or {}, OutputConfig)
+        name = repo or asked.hub_repo
+        if not name:
+            raise ConfigError("the run names no repository: --repo owner/name")
+        check_repo(name, "--repo")
+        private = asked.hub_private and not public
+        asked = replace(asked, hub_repo=name, hub_private=private, hub_checkpoints=checkpoints or asked.hub_checkpoints)
+        said = push_run(folder, asked)
+    report(as_json, said, repo=name, run=str(folder.path))
+
+
+def _run(path: Path) -> "RunFolder":
+    """Raises RunError for a folder that is no run."""
+    from ..errors import RunError
+    from ..runs.run_folder import RunFolder
+
+    folder = RunFolder(path.expanduser().resolve())
+    if not folder.exists():
+        raise RunError(f"{path} is not the folder of a run: it has no run.json")
+    return folder

@@ -1,12 +1,16 @@
 """Options of the adapter: the [network] table."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Literal
 
 from ..choices import ADAPTERS
 from .checks import OneOf
 from .section import Section, require
 
+WHOLE = "full"
+"""The kind that trains the network's own weights, without an adapter."""
+OF_WHOLE = ("kind", "target_modules", "exclude_modules", "module_rates")
+"""The options that a full fine-tune has."""
 ONLY_SOME = (
     "dropout",
     "rslora",
@@ -18,7 +22,7 @@ ONLY_SOME = (
     "dylora_unit",
 )
 """Options that some kinds have: those whose entry in `choices.ADAPTERS` names them."""
-WITHOUT_ALPHA = ("oft", "boft", "diff", "ia3")
+WITHOUT_ALPHA = ("oft", "boft", "diff", "ia3", "full")
 """Kinds without a scale."""
 BY_BASE = ("dora", "glora", "oft", "boft", "ia3")
 """Kinds whose change of a weight depends on that weight."""
@@ -37,7 +41,7 @@ class NetworkConfig(Section, table="network"):
     rslora: bool = False
     """Scales by alpha / sqrt(rank) instead, which keeps large ranks trainable (arXiv 2312.03732). lora and dora only."""
     target_modules: str = "default"
-    """Modules of the base model that get an adapter: a preset of the family (attention, attention+mlp, all, conv …), or "regex:" and a pattern for module paths. default: attention, feed-forward and modulation in the blocks of a transformer, attention and feed-forward of a UNet."""
+    """Modules of the base model that get an adapter, or with full are trained (default: all of the network): a preset of the family (attention, attention+mlp, all, conv …), or "regex:" and a pattern for module paths. default: attention, feed-forward and modulation in the blocks of a transformer, attention and feed-forward of a UNet."""
     exclude_modules: str = ""
     """Regular expression; modules whose path matches get no adapter."""
     dropout: float = 0.0
@@ -95,6 +99,20 @@ class NetworkConfig(Section, table="network"):
         require(self.dylora_unit >= 0, "network.dylora_unit", self.dylora_unit, "use 0 (off) or a divisor of the rank")
         self._check_modules()
         self._check_start()
+        self._check_whole()
+
+    def _check_whole(self) -> None:
+        """A full fine-tune has weights and their rates, and nothing else of an adapter's."""
+        if self.kind != WHOLE:
+            return
+        for one in fields(self):
+            value = getattr(self, one.name)
+            plain = one.default if one.default_factory is MISSING else one.default_factory()
+            free = one.name in OF_WHOLE
+            remedy = (
+                "leave it out: a full fine-tune changes the weights themselves, so that there is no adapter with a rank"
+            )
+            require(free or value == plain, f"network.{one.name}", value, remedy)
 
     def _check_start(self) -> None:
         """What initial values and forms of a kind do not go with."""
@@ -153,3 +171,9 @@ class NetworkConfig(Section, table="network"):
     def has_one_rank(self) -> bool:
         """Whether all modules have the same rank and alpha."""
         return not (self.conv_rank or self.conv_alpha or self.module_ranks or self.module_alphas)
+
+
+def refuse_whole(network: NetworkConfig) -> None:
+    """Raise ConfigError for a full fine-tune, in the graph."""
+    remedy = "it trains the base model's own weights, and in the graph these are the MODEL that ComfyUI and other nodes go on using: train from the command line (lora-loom train FILE), or a LoRA here"
+    require(network.kind != WHOLE, "network.kind", network.kind, remedy)

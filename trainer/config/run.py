@@ -57,7 +57,7 @@ class ModelConfig(Section, table="model"):
     encoders: str = ""
     """A diffusers folder with text encoders, tokenizers and VAE. A whole checkpoint of SD1, SD2 or SDXL needs none: it holds its own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """dtype in which the frozen base model is kept in memory; auto is the file's own on a GPU and float32 on a CPU."""
+    """dtype in which the frozen base model is kept in memory, or a full fine-tune keeps its weights; auto is the file's own on a GPU and float32 on a CPU."""
     quantize: Quantize = "none"
     """Quantizes the frozen base model: it takes less memory, steps are slower, predictions differ slightly. nf4 has 4.5 bits a weight (bitsandbytes, as QLoRA), the others are optimum-quanto's: 8, 4 or 2 bits and scales. It stays for the length of a run."""
     device: str = "auto"
@@ -284,7 +284,7 @@ class OutputConfig(Section, table="output"):
     directory: str = "output"
     """Folder of the runs; one is written to <directory>/<name>/."""
     loras: str = ""
-    """Second folder for LoRA files, e.g. ComfyUI's models/loras; empty keeps them in the run's folder only."""
+    """Second folder for LoRA files, e.g. ComfyUI's models/loras; for the models of a full fine-tune models/diffusion_models, or models/checkpoints where the base is a whole checkpoint. Empty keeps them in the run's folder only."""
     cache: str = ""
     """Folder of cached latents and text encodings; empty means <directory>/cache."""
     report_to: ReportTo = "none"
@@ -294,9 +294,15 @@ class OutputConfig(Section, table="output"):
     tracker_run: str = ""
     """Name of the run in Weights & Biases; empty takes the run's own."""
     dtype: LoraDtype = "bfloat16"
-    """dtype of the saved LoRA."""
+    """dtype of the saved LoRA, or of the denoiser in the file of a full fine-tune."""
     format: Literal["native", "diffusers", "kohya"] = "native"
     """Key format of the saved LoRA: native is what ComfyUI reads in full, diffusers is for its load_lora_weights, kohya for sd-scripts. LoRA type lora only."""
+    hub_repo: str = ""
+    """Repository of the Hugging Face hub, "owner/name", that the run's file is pushed to when it is finished, with a model card and the last samples. The token is that of HF_TOKEN or `hf auth login`. A push that fails is said and ends nothing: `lora-loom push RUN` tries again. Empty pushes nothing."""
+    hub_checkpoints: bool = False
+    """Pushes the files of the checkpoints too."""
+    hub_private: bool = True
+    """A repository that the push makes is private."""
 
 
 @dataclass(frozen=True, kw_only=True)

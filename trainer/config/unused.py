@@ -65,6 +65,7 @@ RULES: tuple[Rule, ...] = (
     (ValidationConfig, "validation", ("width", "height"), lambda c: not c.sizes, "sizes decides"),
     (ValidationConfig, "validation", SKIPS, lambda c: c.skip_layers, "no layer is skipped"),
     (GuidanceConfig, "sweep.guidance", SKIPS, lambda c: c.skip_layers, "no layer is skipped"),
+    (OutputConfig, "output", ("hub_checkpoints", "hub_private"), lambda c: c.hub_repo, "nothing is pushed"),
     (OutputConfig, "output", ("tracker_project", "tracker_run"), lambda c: c.report_to == "wandb", "only report_to = 'wandb' has names"),
 )  # fmt: skip
 

@@ -115,7 +115,7 @@ class Group:
         used, start = flat[-len(shared) :].tolist(), 0
         for parameter, count in zip(shared, used, strict=True):
             end = start + parameter.numel()
-            parameter.grad = flat[start:end].view_as(parameter) if count else None
+            parameter.grad = flat[start:end].view_as(parameter).to(parameter.dtype) if count else None
             start = end
 
     def sum(self, value: float) -> float:

@@ -6,7 +6,7 @@ Chroma1-HD's model card (lodestones): it is not distilled and samples with class
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, update_wrapper
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -212,6 +212,11 @@ class Chroma:
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
+
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        hidden = config["num_attention_heads"] * config["attention_head_dim"]
+        blocks = config["num_layers"], config["num_single_layers"]
+        return native_keys(*blocks, hidden, 4 * hidden, config["approximator_layers"])
 
     def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
         return TARGETS

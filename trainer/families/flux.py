@@ -6,6 +6,7 @@ on reference images, whose clean latents follow the noisy ones (arXiv 2506.15742
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -233,6 +234,11 @@ class Flux:
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
+
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        hidden = config["num_attention_heads"] * config["attention_head_dim"]
+        blocks = config["num_layers"], config["num_single_layers"]
+        return native_keys(*blocks, hidden, 4 * hidden, guidance=config["guidance_embeds"])
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> FluxDenoiser:
         from diffusers import FluxTransformer2DModel

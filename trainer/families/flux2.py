@@ -203,6 +203,11 @@ class Flux2:
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
 
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        hidden = config["num_attention_heads"] * config["attention_head_dim"]
+        guidance = bool(config.get("guidance_embeds", True))
+        return native_keys(config["num_layers"], config["num_single_layers"], hidden, guidance=guidance)
+
     def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
         return TARGETS
 

@@ -225,6 +225,10 @@ class Krea2:
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
 
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        names = ("num_layers", "num_layerwise_text_blocks", "num_refiner_text_blocks")
+        return native_keys(*(config[name] for name in names))
+
     def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
         return TARGETS
 

@@ -261,6 +261,9 @@ class Lumina2:
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
 
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        return native_keys(config["num_layers"], config["num_refiner_layers"])
+
     def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
         return TARGETS
 

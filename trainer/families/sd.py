@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x and 2.x: one UNet, epsilon or v (arXiv 2112.10752). Text: one CLIP, 77 tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from .common.modules import load
 from .common.source import Source
 from .common.tiny import random_network, tiny_clip, tiny_vae
 from .common.unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
-from .common.unet_names import unet_lora_map
+from .common.unet_names import unet_lora_map, unet_original_keys
 
 NAME = "sd"
 SD1_CONTEXT = 768
@@ -137,6 +138,9 @@ class SD:
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
+
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        return unet_original_keys(config, keys)
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SDDenoiser:
         from diffusers import UNet2DConditionModel

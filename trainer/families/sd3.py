@@ -7,6 +7,7 @@ A base with a single CLIP whose width is the network's own context width (the de
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ from .common.family import (
     by_length,
     stack_unequal,
 )
-from .common.keymap import KeyMap, count_blocks, rename, split_rows, to_native
+from .common.keymap import KeyMap, count_blocks, rename, split_rows
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
@@ -266,11 +267,10 @@ class SD3:
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
 
-    def original_layout(self, source: Source) -> dict[str, Tensor]:
-        config = source.config or {}
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
         hidden = config["num_attention_heads"] * config["attention_head_dim"]
         dual, qk_norm = config["dual_attention_layers"], config["qk_norm"] is not None
-        return to_native(source.tensors(), native_keys(config["num_layers"], hidden, dual=dual, qk_norm=qk_norm))
+        return native_keys(config["num_layers"], hidden, dual=dual, qk_norm=qk_norm)
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SD3Denoiser:
         from diffusers import SD3Transformer2DModel

@@ -1,6 +1,7 @@
 """Stable Diffusion XL: two CLIPs, and the image's size and crop as conditioning (arXiv 2307.01952)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from .common.modules import load
 from .common.source import Source
 from .common.tiny import random_network, tiny_clip, tiny_vae
 from .common.unet import UNET_TARGETS, UNetDenoiser, read_native, unet_lora_names
-from .common.unet_names import unet_lora_map
+from .common.unet_names import unet_lora_map, unet_original_keys
 
 NAME = "sdxl"
 TEXT_PARTS = {"te1": "text_encoder", "te2": "text_encoder_2"}
@@ -149,6 +150,9 @@ class SDXL:
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
+
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        return unet_original_keys(config, keys)
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> SDXLDenoiser:
         from diffusers import UNet2DConditionModel

@@ -178,6 +178,9 @@ class ZImage:
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]
 
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        return native_keys(config["n_layers"], config["n_refiner_layers"], config["dim"])
+
     def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
         return TARGETS
 

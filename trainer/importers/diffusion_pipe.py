@@ -84,9 +84,9 @@ def _model(made: Translation) -> None:
 
 def _network(made: Translation, has_adapter: bool) -> None:
     if not has_adapter:
-        made.notes.append(
-            "network: the file trains the whole model; a LoRA is trained instead, which needs a higher learning rate"
-        )
+        made.put("network.kind", "full", why="the file has no adapter")
+        made.put("output.dtype", values.dtype("save_dtype", made.get("save_dtype", "bfloat16")), "save_dtype")
+        return
     word = made.text("adapter.type", "lora")
     nearly = "" if word in ADAPTERS else f"there is no {word} here; lora takes its place"
     made.put("network.kind", word if word in ADAPTERS else "lora", "adapter.type", nearly=nearly)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..choices import ADAPTERS
 from ..config.dataset import DatasetConfig
-from ..config.network import ONLY_SOME
+from ..config.network import OF_WHOLE, ONLY_SOME, WHOLE
 from ..config.run import TrainConfig
 from ..config.section import as_tuple
 from ..data.sets.checks import Surroundings
@@ -147,6 +147,10 @@ class Translation:
 
         `why` is the comment behind the setting, for one that no option of the file has set.
         """
+        table, _, option = ours.partition(".")
+        if table == "network" and self.settings.get("network.kind") == WHOLE and option not in OF_WHOLE:
+            self.say("needless", *names, note="the model itself is trained, without an adapter")
+            return
         given = [name for name in names if name in self.options]
         comment = why or ", ".join(self.written[name] for name in given) or f"default of {self.title}"
         target = self.for_datasets if ours.startswith("dataset.") else self.settings

@@ -24,10 +24,15 @@ def layers_of(module: nn.Module, trained: Sequence[str], told: Mapping[str, Role
     left_out = told.keys() - wholes
     outside = dict.fromkeys(path.split(".")[0] for path in told if path in left_out and told[path] == "outside")
     return {
-        "trained": dict(Counter(told.get(path, "convolution") for path in sorted(wholes))),
+        "trained": dict(Counter(told.get(path) or _other(module.get_submodule(path)) for path in sorted(wholes))),
         "left_out": dict(Counter(told[path] for path in sorted(left_out))),
         "outside": list(outside),
     }
+
+
+def _other(layer: nn.Module) -> str:
+    """The role of a layer that is no Linear; norms and tables train in full fine-tunes only."""
+    return "convolution" if isinstance(layer, nn.Conv2d) else "norms and tables"
 
 
 def layers_text(layers: Record) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 
 from ..base_model import Base
+from ..config.network import WHOLE
 from ..config.run import TrainConfig
 from ..data.cache.keys import views
 from ..data.cache.references import reference_placement
@@ -182,13 +183,15 @@ def plan_files(run: FilesRun, taken: Sequence[float] = (), *, every_bucket: bool
     """The plan of a run; `taken` are seconds of its earlier steps. Raises ConfigError for one that the device has no room for."""
     config = run.config
     images = dict(Counter(example.geometry.target for example in run.dataset.training))
+    whole = config.network.kind == WHOLE
+    memory = replace(config.memory, base="resident") if whole else config.memory
     planner = Planner(
         run=run,
         card=card_of(run.base.device),
         training=config.training,
         optimizer=config.optimizer,
         way=Way(
-            memory=config.memory,
+            memory=memory,
             batch_size=config.training.batch_size,
             quantize=config.model.quantize,
             optimizer=config.optimizer.name,
@@ -197,6 +200,7 @@ def plan_files(run: FilesRun, taken: Sequence[float] = (), *, every_bucket: bool
         around=run.around(images),
         rate=matrix_rate(run.base.device, run.arithmetic),
         taken=taken,
+        whole=whole,
     )
     return planner.plan(every_bucket=every_bucket)
 

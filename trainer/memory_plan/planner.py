@@ -73,6 +73,8 @@ class Planner:
     """FLOP/s of large matrix products on the device; 0 for unknown."""
     taken: Sequence[float] = ()
     """Seconds of steps that the run has taken before."""
+    whole: bool = False
+    """A full fine-tune: its base is neither streamed nor quantized."""
     _known_sizes: dict[str, BaseSizes] = field(default_factory=dict)
     _known: dict[tuple[str, bool, int, Size], Rehearsal] = field(default_factory=dict)
 
@@ -128,7 +130,7 @@ class Planner:
         """Everything but the base."""
         step = self._step(way, self.largest)
         state = step.optimizer if way.optimizer == self.optimizer.name else round(step.optimizer * STATE_OF_8BIT)
-        average = step.adapter if self.training.ema_decay else 0
+        average = step.average if self.training.ema_decay else 0
         activations = max(step.activations, self.around.sampling)
         return Parts(
             base=0,
@@ -157,7 +159,7 @@ class Planner:
         """Returns (setting, the run with it, whether the LoRA stays the same): what would take less memory."""
         way = self.way
         found = []
-        if way.memory.base != "stream" and not way.memory.vram_gb and not way.memory.shard:
+        if not self.whole and way.memory.base != "stream" and not way.memory.vram_gb and not way.memory.shard:
             found.append(('memory.base = "stream"', replace(way, memory=replace(way.memory, base="stream")), True))
         if not way.memory.gradient_checkpointing:
             memory = replace(way.memory, gradient_checkpointing=True, checkpoint="auto")
@@ -175,7 +177,7 @@ class Planner:
             found.append((text, replace(way, batch_size=1), False))
         if way.optimizer == "adamw":
             found.append(('optimizer.name = "adamw8bit"', replace(way, optimizer="adamw8bit"), False))
-        if way.quantize == "none":
+        if way.quantize == "none" and not self.whole:
             found += [(f'model.quantize = "{kind}"', replace(way, quantize=kind), False) for kind in ("int8", "nf4")]
         return found
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config.run import NetworkConfig, OptimizerConfig
 from ..diffusion.denoiser import Denoiser
-from ..lora.adapter import inject
+from ..full.network import WholeNetwork, trained_part
 from ..seeding import StepKey
 from ..training.optim import make_optimizer
 from ..training.step import LossSettings, preservation_loss, train_step
@@ -18,13 +18,18 @@ from ..types import Batch, Conditioning, Preserved
 from .meter import LiveBytes
 from .shapes_only import META, shapes_only
 
+FP32 = 4
+"""Bytes of a number of the adapter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
     """Bytes and arithmetic of a training step."""
 
     adapter: int
-    """Parameters of the adapter, fp32."""
+    """Parameters of the adapter, fp32; none where the base's own weights train."""
+    average: int
+    """Another copy of what trains, fp32."""
     optimizer: int
     """State of the optimizer."""
     activations: int
@@ -54,7 +59,8 @@ def rehearse(denoiser: Denoiser, step: Step, latents: tuple[int, ...], condition
 
     `conditioning` may hold real tensors: floating ones count as shapes.
     """
-    adapter = inject(denoiser.module, list(step.targets), step.network, seed=0, compute_dtype=step.compute_dtype)
+    options = {"seed": 0, "compute_dtype": step.compute_dtype}
+    adapter = trained_part(denoiser.module, list(step.targets), step.network, **options)  # type: ignore[arg-type]
     parameters = list(adapter.parameters().values())
     meter = LiveBytes()
     held = meter.hold(tensors_of(denoiser.module))
@@ -67,8 +73,10 @@ def rehearse(denoiser: Denoiser, step: Step, latents: tuple[int, ...], condition
             place = StepKey(seed=0, step=0, micro_batch=micro_batch)
             for loss in (train_step, preservation_loss)[: 1 + step.preserves]:
                 loss(denoiser, batch, step.loss, place).mean().backward()  # type: ignore[no-untyped-call]
+    copy = sum(parameter.numel() * FP32 for parameter in parameters)
     return Rehearsal(
-        adapter=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        adapter=0 if isinstance(adapter, WholeNetwork) else copy,
+        average=copy,
         optimizer=optimizer_bytes(parameters, step.optimizer),
         activations=meter.peak - held,
         flop=meter.flop,

@@ -11,7 +11,9 @@ import torch
 from ..config.run import OptimizerConfig
 from ..distributed.processes import ALONE, Processes
 from ..errors import ConfigError, StoppedError
-from ..lora.adapter import Adapter, inject
+from ..full.model_file import describe_model
+from ..full.network import trained_part
+from ..lora.adapter import Adapter
 from ..lora.state_dict import size_said, to_training
 from ..storage.fingerprint import tensors_digest
 from ..training.find_rate import Trial, find_rate, make_search
@@ -45,6 +47,9 @@ def assemble(
     predicts = backend.denoiser.objective
     levels = noise_levels(plan.objective, predicts, backend.shift)
     measured = (plan.objective, plan.training, plan.validation)
+    metadata = _metadata(plan, backend, data)
+    if backend.model_file is not None:
+        backend = replace(backend, model_file=replace(backend.model_file, facts=describe_model(**metadata)))
     return Session(
         plan=plan,
         folder=folder,
@@ -53,7 +58,7 @@ def assemble(
         batches=data.training,
         held_out=make_held_out(folder.ruler(), data.held_out, measured, predicts, backend.shift),
         loss=loss_settings(plan.objective, levels),
-        metadata=_metadata(plan, backend, data),
+        metadata=metadata,
         samples=samples,
         processes=processes,
     )
@@ -65,7 +70,7 @@ def set_up(session: Session, host: Host) -> tuple[Session, Training]:
     use_device(device_of(backend.denoiser.module))
     usual = auto_rate(backend.denoiser.module, plan.network, plan.optimizer).value
     seed, dtype = plan.training.seed, backend.compute_dtype
-    adapter = inject(backend.denoiser.module, session.modules, plan.network, seed=seed, compute_dtype=dtype)
+    adapter = trained_part(backend.denoiser.module, session.modules, plan.network, seed=seed, compute_dtype=dtype)
     if backend.init:
         adapter.load(to_training(adapter, backend.denoiser.file_key, backend.init))
     parameters = adapter.parameters()
@@ -77,7 +82,8 @@ def set_up(session: Session, host: Host) -> tuple[Session, Training]:
         training.average = Average(parameters, plan.training.ema_decay)
     count = sum(parameter.numel() for parameter in parameters.values())
     kind = f"{plan.network.kind} on {len(session.modules)} modules, {count:,} trainable parameters"
-    host.log(f"{kind}{size_said(adapter, session.lora_dtype)}")
+    size = f"; its files are whole models, {backend.model_file.bytes / 1e9:.1f} GB each" if backend.model_file else ""
+    host.log(f"{kind}{size or size_said(adapter, session.lora_dtype)}")
     if stream := stream_of(backend.denoiser.module):
         host.log(stream.text())
     session.processes.from_main(lambda: newest_intact(session.folder.checkpoints, host.log) is not None)
@@ -93,9 +99,9 @@ def set_up(session: Session, host: Host) -> tuple[Session, Training]:
 def fresh_training(session: Session, adapter: Adapter, optimizer: OptimizerConfig) -> Training:
     """The adapter as it is, with an optimizer that has no state yet."""
     parameters, backend = adapter.parameters(), session.backend
-    training = Training(
-        adapter=adapter, optimizer=optimizer_of(parameters, optimizer, session.plan.network, backend.rate_scales)
-    )
+    plan = session.plan
+    made = optimizer_of(parameters, optimizer, plan.network, backend.rate_scales, plan.training.seed)
+    training = Training(adapter=adapter, optimizer=made)
     if backend.compute_dtype == torch.float16:
         training.scaler = torch.amp.GradScaler(next(iter(parameters.values())).device.type)
     return training

@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import DivergedError, RunError, reading
-from ..storage.atomic import TEMPORARY, whole_folder, write_bytes, write_json
+from ..storage.atomic import TEMPORARY, stream_tensors, whole_folder, write_json
+from ..storage.tensor_file import FORMATS
 from ..training.loop import Training
 from ..training.optim_state import pack_state, unpack_state
 from ..types import Record
@@ -43,8 +44,6 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 def save_checkpoint(folder: Path, training: Training) -> Checkpoint:
     """Write the whole state of training. Raises RunError or DivergedError; an earlier checkpoint stays untouched."""
-    from safetensors.torch import save
-
     _check_finite(training)
     target = folder / folder_name(training.step)
     if target.exists():  # the same step of the same run: the same bytes
@@ -59,14 +58,27 @@ def save_checkpoint(folder: Path, training: Training) -> Checkpoint:
     }
     if training.average is not None:
         tensors |= {f"ema.{name}": value.detach().cpu() for name, value in training.average.values.items()}
-    adapter = {name: p.detach().cpu().contiguous() for name, p in training.adapter.parameters().items()}
-    contents = {"adapter.safetensors": save(adapter), "optimizer.safetensors": save(tensors)}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    parts: dict[str, Mapping[str, Tensor]] = {
+        "adapter.safetensors": training.adapter.parameters(),
+        "optimizer.safetensors": tensors,
+    }
+    digests: dict[str, str] = {}
     with whole_folder(target) as temporary:
-        for name, content in contents.items():
-            write_bytes(temporary / name, content)
+        for name, part in parts.items():
+            layout = {key: (FORMATS[tensor.dtype], tuple(tensor.shape)) for key, tensor in part.items()}
+            stream_tensors(temporary / name, layout, part.__getitem__)
+            with (temporary / name).open("rb") as file:
+                digests[name] = _file_digest(file)
         write_json(temporary / "state.json", {**state, "sha256": {**digests, "state.json": _digest(state)}})
     return Checkpoint(step=training.step, folder=target)
+
+
+def _file_digest(file: IO[bytes]) -> str:
+    """The sha256 of an open file, which may be larger than memory."""
+    digest = hashlib.sha256()
+    while block := file.read(2**24):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _digest(state: Mapping[str, Any]) -> str:

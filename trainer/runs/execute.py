@@ -27,7 +27,7 @@ from ..types import StepResult
 from ..weights.streaming import device_of, stream_of
 from .assemble import set_up
 from .checkpoint import prune, save_checkpoint
-from .final_file import checked_error, checked_movement, take_best
+from .final_file import checked_error, checked_movement, push_finished, take_best
 from .session import Host, Outcome, SampleRenderer, Session, naming_what_is_kept
 from .timings import Timings
 from .trackers import open_tracker
@@ -43,13 +43,16 @@ def execute(session: Session, host: Host) -> Outcome:
             for one in below:
                 host.log(one.text())
             session, training = set_up(session, host)
-            for note in advice(session.plan.optimizer, session.plan.schedule, session.plan.training.steps):
+            whole, plan = session.backend.model_file is not None, session.plan
+            for note in advice(plan.optimizer, plan.schedule, plan.training.steps, whole=whole):
                 host.log(f"note: {note}")
             outcome = TrainingRun(session, training, host).to_the_end()
         finally:
             if stream := stream_of(session.denoiser.module):
                 stream.close()
     folder.update(**{**vars(outcome), "lora": outcome.lora.name})
+    if session.main and outcome.state == "finished":
+        push_finished(folder, session.plan.output, host.log)
     return outcome
 
 
@@ -64,7 +67,8 @@ class TrainingRun:
         self.timings = Timings.continued(spent)
         output = self.plan.output
         kind = output.report_to if session.main else "none"
-        self.watch = GradientWatch(training.adapter.parameters(), training.optimizer)
+        whole = session.backend.model_file is not None
+        self.watch = GradientWatch(training.adapter.parameters(), training.optimizer, moves=not whole)
         self.tracker = open_tracker(
             kind, self.folder.path, training.step, host.log, output.tracker_project, output.tracker_run
         )
@@ -309,7 +313,12 @@ class TrainingRun:
             self.host.saved(step, path)
 
     def _file(self) -> dict[str, Tensor]:
-        """The LoRA file's tensors in the layout asked for, rounded once. float16 is rounded before, balanced by factors."""
+        """The LoRA file's tensors in the layout asked for, rounded once. float16 is rounded before, balanced by factors.
+
+        None for the file of a full fine-tune, which is written tensor by tensor.
+        """
+        if self.session.backend.model_file is not None:
+            return {}
         layout, dtype = self.session.backend.layout, self.session.lora_dtype
         exact = dtype if layout is None or dtype == torch.float16 else torch.float32
         tensors = to_file(self.training.adapter, self.session.denoiser.file_key, exact, self._averaged)
@@ -319,6 +328,10 @@ class TrainingRun:
         self, tensors: Mapping[str, Tensor], step: int | None, *, only_missing: bool = False, moved: str = ""
     ) -> Path:
         """The LoRA file of a step, or of the end under the run's plain name, in all its places or where it is missing."""
+        if (model := self.session.backend.model_file) is not None:
+            facts = {"ss_steps": str(self.training.step), **({"loom.moved": moved} if moved else {})}
+            write = partial(model.write, self._saved, facts)
+            return self.folder.save_file(write, step, self.session.publish_folder, only_missing=only_missing)
         layout = self.session.backend.layout
         metadata = describe(self.plan.network, step=self.training.step, **self.session.metadata)
         if moved:
@@ -333,23 +346,28 @@ class TrainingRun:
         return self.training.average.values if self.training.average else self._own_average
 
     @property
+    def _saved(self) -> Mapping[str, Tensor]:
+        """What files hold, by the names of the parameters."""
+        return self._averaged or self.training.adapter.parameters()
+
+    @property
     def _own_average(self) -> dict[str, Tensor] | None:
         return own_average(self.training.optimizer, self.training.adapter.parameters())
 
     def _finish(self, state: str) -> Outcome:
         """The last LoRA file under its plain name, checked against what a host will compute from it."""
-        moved = checked_movement(self.session, self._averaged or self.training.adapter.parameters(), state)
+        moved = checked_movement(self.session, self._saved, state)
         tensors = self._file()
-        dtype, backend = self.session.lora_dtype, self.session.backend
-        error = checked_error(backend, self.training.adapter, tensors, self._averaged, dtype)
+        dtype, backend, error = self.session.lora_dtype, self.session.backend, 0.0
+        if backend.model_file is None:
+            error = checked_error(backend, self.training.adapter, tensors, self._averaged, dtype)
         path = self._write(tensors, None, moved=moved)
         if self.session.main:
             self._prune()  # the last measurement may have found a new low
         self.processes.wait()
         modules = len(self.session.modules)
-        self.host.log(
-            f"{modules} modules saved, 0 keys unmatched; largest relative error of the file's effect: {error:.1e}"
-        )
+        text = f"{modules} modules saved, 0 keys unmatched; largest relative error of the file's effect: {error:.1e}"
+        self.host.log(text if backend.model_file is None else backend.model_file.verify(self._saved, path))
         self.host.log(moved)
         self.host.saved(self.training.step, path)
         if best := self.processes.from_main(self.folder.recommended):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..base_model import Base, open_base
+from ..config.network import WHOLE
 from ..config.run import MemoryConfig, TrainConfig
 from ..config.toml import digest, to_dict
 from ..config.unused import refuse_unused_options
@@ -29,6 +30,8 @@ from ..distributed.processes import ALONE, Processes, check_batches, joined, mai
 from ..distributed.sharding import check_passes, check_sharding, check_teachers
 from ..errors import DataError, StoppedError
 from ..families.common.positions import positions_per_side
+from ..full.checks import check_full
+from ..full.model_file import model_file_of
 from ..lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ..lora.checkpointing import checkpoint
 from ..lora.layers import layers_of, layers_text
@@ -47,21 +50,21 @@ from ..training.epochs import in_steps
 from ..training.loss_settings import check_objective, guided_notes
 from ..training.optim import check_optimizer
 from ..training.schedule import check_schedule
-from ..training.text_encoders import WithText, all_targets, check_text_training, load_with_text, rate_scales, with_text
+from ..training.text_encoders import check_text_training, load_with_text, rate_scales, with_text
 from ..types import Conditioning, EncoderIdentity, Example, Record
 from ..weights.devices import compute_dtype
 from ..weights.quantize import check_quantize
 from ..weights.streaming import StreamSettings, stream_settings
 from .adapting.adapt import Remade, execute_adapting, refuse_adapting
 from .assemble import assemble
-from .modules import meanings, modules_of_run, of_start
+from .modules import modules_of_run, new_targets
 from .plan import RunPlan, cache_folder, environment
 from .reference_images import batch_references, check_reference_use, unused_references
 from .run_folder import ReadOnlyRunFolder, RunFolder
 from .samples import check_samples, make_samples, open_preview, sample_inputs
 from .session import Backend, Host, Outcome, RunData, Session
 from .settled import with_guided_scale, with_length, with_rate, with_spread
-from .trackers import check_tracker
+from .trackers import check_output
 
 
 @dataclass(kw_only=True)
@@ -109,15 +112,15 @@ class Prepared:
 
 def run_folder(config: TrainConfig, processes: Processes = ALONE) -> RunFolder:
     """The folder of the run that a configuration describes. Only the first of several processes may write to it."""
-    kind = RunFolder if processes.rank == 0 else ReadOnlyRunFolder
-    return kind(Path(config.output.directory).expanduser() / config.name)
+    kind, whole = RunFolder if processes.rank == 0 else ReadOnlyRunFolder, config.network.kind == WHOLE
+    return kind(Path(config.output.directory).expanduser() / config.name, whole=whole)
 
 
 def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Prepared:
     """Check every setting against the base and the images. Raises LoomError before anything large is loaded."""
     refuse_unused_options(config)
     check_optimizer(config.optimizer, config.network, config.training.ema_decay)
-    check_tracker(config.output.report_to)
+    check_output(config.output, host.log)
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model.quantize)
     refuse_adapting(config.memory, processes.count)
@@ -127,10 +130,11 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_objective(config.objective, base.settings.objective)
     base.check_guidance("objective.guidance_scale", config.objective.guidance_scale, 1.0)
     listed = gather_sets(config.dataset, config.dataset_files)
+    check_full(config, listed.sets, base)
     check_bucket_steps(config.data, listed.sets)
-    check_teachers(listed.sets, sharded=config.memory.shard)
-    by_length = base.settings.by_length
-    check_passes(config.training, sharded=config.memory.shard, by_length=by_length, family=base.family.name)
+    sharded, by_length = config.memory.shard, base.settings.by_length
+    check_teachers(listed.sets, sharded=sharded)
+    check_passes(config.training, sharded=sharded, by_length=by_length, family=base.family.name)
     if (stream := stream_settings(config.memory.base, config.memory.vram_gb)) is not None:
         base.check_stream(config.model, config.training.precision, stream)
     references = [one.reference_folders for one in listed.sets]
@@ -145,7 +149,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     guided = guided_notes(objective, sharded=config.memory.shard)
     check_text_training(config.text, config.optimizer, config.network, [*base.settings.text_parts], base.family.name)
     fits: Denoiser = with_text(skeleton, base) if config.text.is_trained else skeleton
-    targets = modules_of_run(folder, fits.module, partial(_new_targets, config, base, skeleton, fits))
+    targets = modules_of_run(folder, fits.module, partial(new_targets, config, base, skeleton, fits))
     if config.network.init_from:
         init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
         check_fits(init, [fits.file_key(path) for path in targets], config.network)
@@ -189,16 +193,6 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         base_loras=base_loras,
         preview=open_preview(config, base, skeleton, targets),
     )
-
-
-def _new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Denoiser) -> list[str]:
-    """What the configuration names, by what presets mean in this version."""
-    network = config.network
-    targets, *before = meanings(skeleton.module, skeleton.target_presets, network)
-    if before:
-        start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
-        targets = of_start([targets, *before], start, skeleton.file_key, skeleton.module)
-    return all_targets(targets, whole, base, config.text) if isinstance(whole, WithText) else targets
 
 
 def build_cache(prepared: Prepared, host: Host) -> CacheReport:
@@ -283,8 +277,7 @@ def plan_memory(prepared: Prepared, *, every_bucket: bool = False) -> MemoryPlan
 
 def run_plan(prepared: Prepared) -> RunPlan:
     """What the run is, as both front ends say it."""
-    config = prepared.config
-    whole = to_dict(config)
+    config, whole = prepared.config, to_dict(prepared.config)
     return RunPlan(
         name=config.name,
         network=config.network,
@@ -331,8 +324,7 @@ def make_session(prepared: Prepared, plan: RunPlan) -> Session:
     backend = _load_backend(prepared)
     samples = None
     if inputs is not None:
-        place, other = prepared.folder.path / "samples", prepared.preview
-        below = prepared.base_loras
+        place, other, below = prepared.folder.path / "samples", prepared.preview, prepared.base_loras
         samples = make_samples(
             config, base, inputs, backend.denoiser, place, preview=other, base_loras=below, writes=main
         )
@@ -369,6 +361,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         init=formats.native(read_lora(init)) if init else {},
         base_loras=laid,
         rate_scales=rate_scales(config.text, config.optimizer, tuple(base.settings.text_parts)),
+        model_file=model_file_of(config, base),
         layout=FileFormat(formats=formats, format=format) if format != "native" else None,
         check_files=MappedFiles(base.source.denoiser_files).check,
     )

@@ -4,10 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ..config.run import NetworkConfig
-from ..diffusion.denoiser import Targets
+from ..base_model import Base
+from ..config.network import WHOLE
+from ..config.run import NetworkConfig, TrainConfig
+from ..diffusion.denoiser import Denoiser, Targets
+from ..full.network import whole_targets
 from ..lora.host_formula import group_by_module
 from ..lora.targets import has_modules, resolve_targets
+from ..lora_tools.layouts import Formats
+from ..storage.tensor_file import read_lora
+from ..training.text_encoders import WithText, all_targets
 from .run_folder import RunFolder
 
 DEFAULT, BEFORE = "default", "attention"
@@ -46,3 +52,15 @@ def of_start(
         return found[0]
     layers = [path for path, part in network.named_modules() if hasattr(part, "weight") and not list(part.children())]
     return sorted({*found[0], *(path for path in layers if file_key(path) in held - named)})
+
+
+def new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Denoiser) -> list[str]:
+    """What the configuration names, by what presets mean in this version."""
+    network = config.network
+    if network.kind == WHOLE:
+        return whole_targets(skeleton.module, skeleton.target_presets, network)
+    targets, *before = meanings(skeleton.module, skeleton.target_presets, network)
+    if before:
+        start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
+        targets = of_start([targets, *before], start, skeleton.file_key, skeleton.module)
+    return all_targets(targets, whole, base, config.text) if isinstance(whole, WithText) else targets

@@ -5,9 +5,10 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 RUN_FORMAT = 2
 """1: the configuration of a graph run had a shape of its own, and no run named its modules. `record.py` reads both."""
 _UPDATING = threading.Lock()
-WRITTEN = ("checkpoints", "loras", "samples")
+LORAS, MODELS = "loras", "models"
+WRITTEN = ("checkpoints", LORAS, MODELS, "samples")
 """Sub-folders of a run that only the process which trains it writes into."""
 SWEPT = ("strips", "strips/cells")
 """Sub-folders that sweeps and scores write into, at any time."""
@@ -47,10 +49,22 @@ class SavedLora:
 class RunFolder:
     """One run. Everything it writes is written whole or not at all; only `metrics.jsonl` and `log.txt` grow."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
+        """`whole`: a full fine-tune, whose files are models; one that has been begun is told by its folder."""
         self.path = path
         self.name = path.name
+        self.whole = whole
         self._lock: Any = None
+
+    @property
+    def results(self) -> Path:
+        """Folder of its files: LoRAs, or the models of a full fine-tune."""
+        return self.path / (MODELS if self.is_whole else LORAS)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it trains a whole model."""
+        return self.whole or (self.path / MODELS).is_dir()
 
     @property
     def checkpoints(self) -> Path:
@@ -208,7 +222,7 @@ class RunFolder:
 
     def has_kept_nothing(self) -> bool:
         """Whether the run ended before its first checkpoint, without a LoRA file: its name is free for other settings."""
-        return self.last_checkpoint() is None and not any((self.path / "loras").glob("*.safetensors"))
+        return self.last_checkpoint() is None and not any(self.results.glob("*.safetensors"))
 
     def is_replaceable(self, fixed: Record, config: Record) -> bool:
         """Whether a run of this name with other settings ended before it kept anything."""
@@ -311,10 +325,22 @@ class RunFolder:
 
         With `only_missing` a file that is there and whole is left alone.
         """
+        write = partial(write_tensors, tensors=tensors, metadata=metadata)
+        return self.save_file(write, step, publish_folder, only_missing=only_missing)
+
+    def save_file(
+        self,
+        write: Callable[[Path], object],
+        step: int | None,
+        publish_folder: Path | None,
+        *,
+        only_missing: bool = False,
+    ) -> Path:
+        """Let `write` write the file of a step, or of the end, in all its places."""
         for path in self._lora_places(step, publish_folder):
             remove_temporaries(path.parent)
             if not (only_missing and _is_whole(path)):
-                write_tensors(path, tensors, metadata)
+                write(path)
         return self.lora_file(step)
 
     def lacks_lora(self, step: int, publish_folder: Path | None) -> bool:
@@ -325,7 +351,7 @@ class RunFolder:
         """Delete the LoRA files of all checkpoints but the newest `keep` and the one of the lowest validation loss; 0 keeps all."""
         lines = self.read_metrics() if keep else []
         best = lowest(lines)[0] if any("held_out" in line for line in lines) else None
-        for old in self.saved_loras()[:-keep] if keep else []:
+        for old in self.saved_files()[:-keep] if keep else []:
             for path in self._lora_places(old.step, publish_folder) if old.step != best else []:
                 path.unlink(missing_ok=True)
 
@@ -334,18 +360,18 @@ class RunFolder:
         return [path, *([publish_folder / self.name / path.name] if publish_folder else [])]
 
     def saved_loras(self) -> list[SavedLora]:
-        """The LoRA files of checkpoints, oldest first."""
-        found = {path: _STEP.search(path.stem) for path in (self.path / "loras").glob("*.safetensors")}
+        """The LoRA files of checkpoints, oldest first; none of a full fine-tune."""
+        return [] if self.is_whole else self.saved_files()
+
+    def saved_files(self) -> list[SavedLora]:
+        """The files of checkpoints, LoRAs or models, oldest first."""
+        found = {path: _STEP.search(path.stem) for path in self.results.glob("*.safetensors")}
         steps = {int(match[1]): path for path, match in found.items() if match}
         return [SavedLora(step=step, path=path) for step, path in sorted(steps.items()) if path == self.lora_file(step)]
 
     def lora_file(self, step: int | None) -> Path:
-        """Where the LoRA of a step is, or the last one."""
-        return (
-            self.path
-            / "loras"
-            / (f"{self.name}.safetensors" if step is None else f"{self.name}-{step:06d}.safetensors")
-        )
+        """Where the LoRA, or the model, of a step is, or the last one."""
+        return self.results / (f"{self.name}.safetensors" if step is None else f"{self.name}-{step:06d}.safetensors")
 
 
 class ReadOnlyRunFolder(RunFolder):
@@ -366,15 +392,7 @@ class ReadOnlyRunFolder(RunFolder):
 
     def _append(self, path: Path, line: str) -> None: ...
 
-    def save_lora(
-        self,
-        tensors: Mapping[str, Tensor],
-        metadata: Mapping[str, str],
-        step: int | None,
-        publish_folder: Path | None,
-        *,
-        only_missing: bool = False,
-    ) -> Path:
+    def save_file(self, write: object, step: int | None, *_: object, **__: object) -> Path:
         return self.lora_file(step)
 
 

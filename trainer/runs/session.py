@@ -16,6 +16,7 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.timesteps import ResolutionShift
 from ..distributed.processes import ALONE, Processes
 from ..errors import LoomError, RunOutOfMemoryError, StoppedError
+from ..full.model_file import ModelFile
 from ..lora.base_lora import LaidLoras
 from ..lora.state_dict import Arithmetic, reference_arithmetic
 from ..training.held_out import HeldOut
@@ -137,6 +138,8 @@ class Backend:
     """What a host computes from a LoRA file; inside ComfyUI it is ComfyUI itself."""
     check_files: Callable[[], None] = lambda: None
     """Asked after every step; raises ModelFileError if a file that the base model is mapped from was written to."""
+    model_file: ModelFile | None = None
+    """How the files of a full fine-tune are written; None for a LoRA."""
     about: Record = field(default_factory=dict)
     """Entries of run.json that say what the base model is and which of its layers train."""
 

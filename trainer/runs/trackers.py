@@ -5,8 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..config.run import OutputConfig
 from ..config.toml import digest
 from ..errors import ConfigError
+from ..hub.push import check_repo, token_note
 
 SKIPPED = ("step", "held_out_parts")
 
@@ -66,6 +68,15 @@ class WandB:
 
 
 TRACKERS: dict[str, Callable[[Path, int, str, str], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def check_output(output: OutputConfig, log: Callable[[str], None]) -> None:
+    """Raise ConfigError for a tracker whose library is missing, or a repository without a name that it may have; note a missing token."""
+    check_tracker(output.report_to)
+    if output.hub_repo:
+        check_repo(output.hub_repo)
+        if note := token_note():
+            log(f"note: output.hub_repo: {note}")
 
 
 def check_tracker(kind: str) -> None:

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from ..config.network import WHOLE
 from ..config.run import TrainConfig
 from ..doctor.report import cost_text, due_at, examine_run
 from ..errors import RunError, StoppedError
@@ -24,6 +25,8 @@ def examine_later(config: TrainConfig, host: Host) -> Record:
         raise RunError(
             "the data doctor reads a run with trained text encoders only while it trains: validation.doctor = true"
         )
+    if config.network.kind == WHOLE:
+        raise RunError("the data doctor compares with the base model, whose weights a full fine-tune has changed")
     prepared = prepare(config, host)
     folder = prepared.folder
     build_cache(prepared, host)

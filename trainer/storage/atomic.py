@@ -37,6 +37,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file atomically, whatever its size. Raises RunError."""
+    with source.open("rb") as content, _whole_file(path) as file:
+        shutil.copyfileobj(content, file, 2**24)
+
+
 def write_json(path: Path, data: object) -> None:
     """Write a value as indented JSON with sorted keys, atomically. Raises RunError."""
     write_bytes(path, json.dumps(data, indent=1, sort_keys=True).encode())

@@ -22,6 +22,10 @@ from .cells import SweptLora
 def run_loras(run: RunFolder, remedy: str) -> tuple[SweptLora, ...]:
     """The LoRA files that a run has saved at its checkpoints, oldest first. Raises RunError with the remedy without any, and
     ModelFileError for one that is damaged."""
+    if run.is_whole:
+        raise RunError(
+            f"run {run.name} is a full fine-tune: {run.results} holds whole models, which have no strength. Its samples and its validation loss compare them; for a grid make LoRAs of them (lora-loom extract BASE MODEL -o LORA, for a base that is a file) and name them with --lora"
+        )
     saved = run.saved_loras()
     if not saved:
         raise RunError(f"run {run.name} in {run.path} has saved no LoRA yet: {remedy}")

@@ -6,10 +6,12 @@ from ..config.run import OptimizerConfig, ScheduleConfig
 from .schedule import warmup_steps
 
 LONG_WARMUP = 0.5
+WHOLE_SHARE = 0.03
+"""Rates of full fine-tunes as a share of those of adapters."""
 
 
-def advice(optimizer: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> list[str]:
-    """One sentence for each setting that keeps a run of this many steps from learning as much as it could."""
+def advice(optimizer: OptimizerConfig, schedule: ScheduleConfig, steps: int, *, whole: bool = False) -> list[str]:
+    """One sentence for each setting that keeps a run of this many steps from learning as much as it could. `whole`: a full fine-tune."""
     notes = []
     if optimizer.entry.finds_rate and schedule.kind != "constant":
         notes.append(
@@ -25,6 +27,8 @@ def advice(optimizer: OptimizerConfig, schedule: ScheduleConfig, steps: int) -> 
     elif warmup >= LONG_WARMUP * steps:
         notes.append(f"the warm-up takes {warmup} of {steps} steps: 5 % are usual; lower schedule.warmup")
     low, high = optimizer.entry.rates or (0.0, math.inf)
+    if whole and not optimizer.entry.finds_rate:
+        low, high = low * WHOLE_SHARE, high * WHOLE_SHARE
     if not low <= optimizer.rate <= high:
         notes.append(
             f"optimizer.learning_rate = {optimizer.rate:g} is outside of what {optimizer.name} is used with ({low:g} to {high:g})"

@@ -47,14 +47,14 @@ class Average:
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self.values = {name: p.detach().to(torch.float32, copy=True) for name, p in parameters.items()}
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """`step` counts the finished steps, this one included."""
         decay = min((1 + step) / (10 + step), self.decay)
         for name, value in self.values.items():
-            value.lerp_(parameters[name], 1 - decay)
+            value.lerp_(parameters[name].to(value.dtype), 1 - decay)
 
 
 @dataclass(kw_only=True)

@@ -22,13 +22,14 @@ class GradientWatch:
     A module whose sum is exactly 0 takes part in nothing that the loss depends on: its adapter will stay as it began.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
-        """`parameters` are those of an adapter, {"module path|tensor": parameter}."""
+    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, *, moves: bool = True) -> None:
+        """`parameters` are those of an adapter, {"module path|tensor": parameter}. Without `moves` their first values are not kept,
+        and how far they have moved is not known."""
         self.steps = 0
         self.sums = {name: torch.zeros((), device=p.device) for name, p in parameters.items()}
         self.moves: dict[str, Tensor] = {}
         """Squared distance that each parameter has moved, once the steps are over."""
-        self._start = {name: p.detach().clone() for name, p in parameters.items()}
+        self._start = {name: p.detach().clone() for name, p in parameters.items()} if moves else {}
         self._parameters = parameters
         self._hooks: list[Any] = [
             optimizer.register_step_pre_hook(self._see),

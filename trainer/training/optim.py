@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ..choices import OPTIMIZERS
 from ..config.run import NetworkConfig, OptimizerConfig
 from ..errors import ConfigError
+from ..full.rounding import RoundedOptimizer
 from ..lora.per_module import rate_factors
 from .optim_state import refuse_inexact
 
@@ -132,11 +133,16 @@ def own_average(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) ->
 
 
 def optimizer_of(
-    parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, network: NetworkConfig, scales: Mapping[str, float]
+    parameters: Mapping[str, nn.Parameter],
+    config: OptimizerConfig,
+    network: NetworkConfig,
+    scales: Mapping[str, float],
+    seed: int = 0,
 ) -> Optimizer:
     """The optimizer of an adapter's parameters, in groups of equal factors on the learning rate.
 
-    `scales` are factors by the beginning of names; each has groups of its own.
+    `scales` are factors by the beginning of names; each has groups of its own. Weights in bfloat16, which a full fine-tune may
+    have, are rounded at random from the seed.
     """
     own = rate_factors(network, list(dict.fromkeys(name.partition("|")[0] for name in parameters)))
     plain: list[nn.Parameter] = []
@@ -149,7 +155,12 @@ def optimizer_of(
         if name.endswith(("|lora_B.weight", "|lora_up.weight")):
             factor *= network.loraplus_lr_ratio
         (plain if (start, factor) == (-1, 1.0) else groups.setdefault((start, factor), [])).append(parameter)
-    return make_optimizer(plain, config, [(factor, group) for (_, factor), group in groups.items() if group])
+    scaled = [(factor, group) for (_, factor), group in groups.items() if group]
+    if all(parameter.dtype == torch.float32 for parameter in parameters.values()):
+        return make_optimizer(plain, config, scaled)
+    every = [(factor, group) for factor, group in ((1.0, plain), *scaled) if group]
+    made = [{"params": group, "lr": config.rate, RATE_SCALE: factor} for factor, group in every]
+    return RoundedOptimizer(made, partial(make_optimizer, config=config), seed)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..config.network import WHOLE
 from ..config.run import NetworkConfig, OptimizerConfig
 
 AT_2000, EXPONENT = 5e-4, 0.25
@@ -33,6 +34,8 @@ ADAMS = (
 LIONS = ("lion", "lion8bit", "paged_lion8bit")
 SHARE = {**dict.fromkeys(ADAMS, 1.0), **dict.fromkeys(LIONS, 0.2)}
 """{optimizer: factor on the rule}. Lion steps by the sign alone and wants a third to a tenth (arXiv 2302.06675, 5)."""
+WHOLE_RATE = 1e-5
+"""Of a full fine-tune under Adam: what guides and trainers use for SDXL, Lumina2 and SD3.5 (1e-6 to 5e-5)."""
 WITHOUT_RULE = 1e-4
 """What every run had in version 0.1 that named no rate."""
 
@@ -52,6 +55,8 @@ def auto_rate(module: nn.Module, network: NetworkConfig, optimizer: OptimizerCon
     """
     if optimizer.entry.finds_rate:
         return Rate(value=1.0, origin=f"{optimizer.name} finds its own")
+    if network.kind == WHOLE and optimizer.name in SHARE:
+        return Rate(value=WHOLE_RATE * SHARE[optimizer.name], origin="what full fine-tunes are usually trained with")
     width = width_of(module)
     if network.kind not in ("lora", "dora") or optimizer.name not in SHARE or not width:
         return Rate(

@@ -98,10 +98,30 @@ class _Conv2d(torch.autograd.Function):
         return grad, None, None, None
 
 
+class _TrainedLinear(torch.autograd.Function):
+    """The same for a weight that trains, stored in another dtype: the cast copy is not kept here either."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return _linear(x, weight.to(x.dtype), _like(bias, x))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad, rows = grads[0], grads[0].reshape(-1, grads[0].shape[-1])
+        to_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
+        to_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        return to_x, to_weight, None if ctx.bias_dtype is None else rows.sum(0).to(ctx.bias_dtype)
+
+
 def frozen_linear(x: Tensor, weight: Any, bias: Tensor | None, scale: Tensor | None) -> Tensor:
     """Returns x W^T + b for a weight in any dtype, cast or dequantized on use. `weight` is a tensor or an object with `dequantize()`."""
     if weight.dtype == x.dtype and scale is None and not is_quantized_tensor(weight):
         return F.linear(x, weight, _like(bias, x))
+    if getattr(weight, "requires_grad", False):
+        return _TrainedLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return _Linear.apply(x, weight, bias, scale)  # type: ignore[no-untyped-call]
 
 
@@ -110,6 +130,8 @@ def frozen_conv2d(x: Tensor, weight: Any, bias: Tensor | None, like: nn.Conv2d) 
     geometry = cast(Geometry, (like.stride, like.padding, like.dilation, like.groups))
     if weight.dtype == x.dtype and not is_quantized_tensor(weight):
         return F.conv2d(x, weight, _like(bias, x), *geometry)
+    if getattr(weight, "requires_grad", False):
+        return F.conv2d(x, weight.to(x.dtype), _like(bias, x), *geometry)
     return _Conv2d.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
 
 

@@ -58,13 +58,15 @@ def load_network(folder: str, **options: object) -> ModelPatcher:
 
     from ....trainer.families import detect
     from ....trainer.families.common.family import WritesOriginal
+    from ....trainer.families.common.keymap import to_native
     from ....trainer.families.common.source import open_source
 
     source = open_source(folder)
     family, _ = detect(source.shapes, folder)
     if not isinstance(family, WritesOriginal):
         raise ModelFileError(f"{folder} is a {family.name} model, whose folders cannot be given to ComfyUI from here")
-    model = comfy.sd.load_diffusion_model_state_dict(family.original_layout(source), **options)
+    original = to_native(source.tensors(), family.original_keys(source.config or {}, source.shapes))
+    model = comfy.sd.load_diffusion_model_state_dict(original, **options)
     if model is None:
         raise ModelFileError(f"this version of ComfyUI does not recognise the network in {folder}")
     model.cached_patcher_init = (load_network, (folder,))  # how newer hosts make a copy of their own

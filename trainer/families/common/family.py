@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -294,10 +294,11 @@ class Family(Protocol):
 
 @runtime_checkable
 class WritesOriginal(Protocol):
-    """A family that can give a diffusers folder's weights under the names of the original file."""
+    """A family that knows the names of the original file without one, for the weights of a diffusers folder."""
 
-    def original_layout(self, source: Source) -> dict[str, Tensor]:
-        """The weights of a diffusers folder as other programs load them."""
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        """Returns {diffusers key: where it lies in an original file} of the network that diffusers makes of this configuration, with
+        tensors of these names."""
         ...
 
 

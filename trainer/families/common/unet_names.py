@@ -5,6 +5,8 @@ the original file all of them are counted through.
 """
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from .keymap import KeyMap, Part
 from .lora_layouts import Widths
@@ -17,7 +19,7 @@ RESNET = {
     "emb_layers.1": "time_emb_proj",
     "skip_connection": "conv_shortcut",
 }
-_ORIGINAL_RESNET = {new: old for old, new in RESNET.items()}
+_ORIGINAL_RESNET = {new: old for old, new in RESNET.items()} | {"norm1": "in_layers.0", "norm2": "out_layers.0"}
 ENDS = {
     "input_blocks.0.0": "conv_in",
     "out.2": "conv_out",
@@ -26,7 +28,7 @@ ENDS = {
     "label_emb.0.0": "add_embedding.linear_1",
     "label_emb.0.2": "add_embedding.linear_2",
 }
-_ORIGINAL_ENDS = {new: old for old, new in ENDS.items()}
+_ORIGINAL_ENDS = {new: old for old, new in ENDS.items()} | {"conv_norm_out": "out.0"}
 _MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
 _ORIGINAL_MIDDLE = {new: old for old, new in _MIDDLE.items()}
 _WORDS = (
@@ -77,6 +79,14 @@ def to_original_path(path: str, layers: int = LAYERS, bare: tuple[int, ...] = ()
     number = start + int(index)
     stem = f"input_blocks.{1 + number}" if block == "down_blocks" else f"output_blocks.{number}"
     return f"{stem}.0.{_ORIGINAL_RESNET[inner]}" if kind == "resnets" else f"{stem}.1.{inner}"
+
+
+def unet_original_keys(config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+    """Returns {diffusers key: original key} of a whole UNet of this configuration."""
+    bare = tuple(level for level, kind in enumerate(config["up_block_types"]) if kind == "UpBlock2D")
+    layers = int(config["layers_per_block"])
+    parts = ((key, *key.rpartition(".")) for key in keys)
+    return {key: Part(f"{to_original_path(path, layers, bare)}.{name}") for key, path, _, name in parts}
 
 
 def unet_lora_map(widths: Widths, bare: tuple[int, ...] = ()) -> KeyMap:

@@ -39,6 +39,8 @@ SCRIPTS = {"sdxl": "sdxl", "flux": "flux", "sd3": "sd3", "lumina": "lumina"}
 """{beginning of the script's name: part of the table}. train_network.py alone is Stable Diffusion 1 and 2."""
 
 
+WHOLE_SCRIPTS = ("sdxl_train.py", "flux_train.py", "sd3_train.py", "lumina_train.py", "fine_tune.py", "train_db.py")
+"""Scripts that train the whole model."""
 FAMILIES = {"sdxl": "sdxl", "flux": "flux", "sd3": "sd3", "lumina": "lumina2", "sd": "sd"}
 
 
@@ -120,9 +122,13 @@ def translate(
             "model.variant", {"sdxl": "sdxl-v"}.get(family, "sd2-v" if made.on("v2") else "sd1-v"), "v_parameterization"
         )
     encoders(made)
-    base_loras(made)
-    network(made, family)
-    rates(made, text_encoders={"sd": 1, "sdxl": 2}.get(family, 0))
+    if script in WHOLE_SCRIPTS:
+        whole(made, script)
+    else:
+        base_loras(made)
+        network(made, family)
+    is_whole = script in WHOLE_SCRIPTS
+    rates(made, text_encoders=0 if is_whole else {"sd": 1, "sdxl": 2}.get(family, 0))
     if family in ("sd", "sdxl"):
         noise(made)
     else:
@@ -130,6 +136,21 @@ def translate(
     datasets(made, around, subsets)
     training(made, around)
     return made
+
+
+def whole(made: Translation, script: str) -> None:
+    """Set a full fine-tune."""
+    made.put("network.kind", "full", why=f"{script} trains the whole model")
+    if made.on("full_fp16"):
+        made.put("model.dtype", "bfloat16", "full_fp16", nearly="weights train in bfloat16, rounded at random")
+    elif made.on("full_bf16"):
+        made.put("model.dtype", "bfloat16", "full_bf16")
+    else:
+        made.put("model.dtype", "float32", why="its weights are kept in fp32")
+    text = "the text encoders are not trained with the whole model here"
+    for name in ("train_text_encoder", "learning_rate_te", "learning_rate_te1", "learning_rate_te2"):
+        if made.has(name) and made.get(name) not in (False, 0, 0.0, "0", "0.0"):
+            made.say("none", name, note=text)
 
 
 def encoders(made: Translation) -> None:
@@ -250,6 +271,11 @@ def training(made: Translation, around: Surroundings) -> None:
     if made.on("fp8_base") or made.on("fp8_base_unet"):
         nearly = "" if made.on("fp8_scaled") else "a plain cast there; with scales here"
         made.put("model.quantize", "float8", "fp8_base", "fp8_base_unet", "fp8_scaled", nearly=nearly)
+    if made.has("huggingface_repo_id"):
+        made.put(
+            "output.hub_private", made.text("huggingface_repo_visibility") != "public", "huggingface_repo_visibility"
+        )
+    made.say("needless", "huggingface_repo_visibility", note="nothing is pushed")
     tracker = made.text("log_with", "tensorboard" if made.has("logging_dir") else "none")
     made.put("output.report_to", "tensorboard" if tracker == "all" else tracker, "log_with", "logging_dir")
     _samples(made, around)

@@ -9,6 +9,10 @@ CONTINUED = re.compile(r"[ \t]*(?<!\S)[\\^`][ \t]*\r?\n|[\\^`][ \t]*\r?\n")
 """The end of a line that goes on: a backslash in bash, ^ in cmd, a backtick in PowerShell."""
 ASSIGNED = re.compile(r"^\s*(?:export\s+|set\s+|\$)?\"?(?P<name>[A-Za-z_]\w*)\s*(?P<plus>\+?)=\s*(?P<value>.*)$")
 USED = re.compile(r"\$\{(?P<braces>\w+)\}|\$\((?:\$)(?P<call>\w+)\)|\$(?P<bare>[A-Za-z_]\w*)|%(?P<cmd>[A-Za-z_]\w*)%")
+TRAINS = re.compile(
+    r"_train_network\.py|\btrain_network\.py|--network_module|\b(sdxl|flux|sd3|lumina)_train\.py|\b(fine_tune|train_db)\.py"
+)
+"""What a command that trains has."""
 SCRIPT = re.compile(r"[\w./\\:-]*\w+\.py$")
 
 
@@ -50,7 +54,7 @@ def command(text: str) -> list[str]:
         if line.lstrip().startswith(("#", "REM ", "rem ", "::")):
             continue
         spoken = filled(line, known)
-        if re.search(r"_train_network\.py|\btrain_network\.py|--network_module", spoken):
+        if TRAINS.search(spoken):
             return words(spoken)
     joined = CONTINUED.sub(" ", text).strip()
     return words(filled(joined, known)) if joined.startswith("--") else []  # a part of a command

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...choices import ADAPTERS
+from ...config.network import WHOLE
 from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
@@ -85,9 +86,7 @@ def translate(data: Mapping[str, Any], around: Surroundings) -> Translation:
             made.rows[name] = made.rows[f"part.{inner}"]
     method = made.text("training_method", "FINE_TUNE")
     if method not in ("LORA", "FINE_TUNE"):
-        raise ConfigError(f"training_method = {method!r}: only LoRAs can be trained here")
-    if method == "FINE_TUNE" and "full" not in ADAPTERS:
-        made.say("none", "training_method", note="the whole model cannot be trained here; a LoRA is trained instead")
+        raise ConfigError(f"training_method = {method!r}: LoRAs and whole models can be trained here")
     family = put_family(made, "model_type", made.text("model_type"))
     _model(made)
     _network(made)
@@ -165,17 +164,14 @@ def _model(made: Translation) -> None:
 
 
 def _network(made: Translation) -> None:
+    if made.text("training_method", "FINE_TUNE") == "FINE_TUNE":
+        made.put("network.kind", "full", "training_method")
     word = made.text("peft_type", "LORA").lower()
     kind = "dora" if word == "lora" and made.on("lora_decompose") else word
     nearly = "" if kind in ADAPTERS else f"there is no {word} here; lora takes its place"
-    made.put(
-        "network.kind",
-        kind if kind in ADAPTERS else "lora",
-        "training_method",
-        "peft_type",
-        "lora_decompose",
-        nearly=nearly,
-    )
+    if made.settings.get("network.kind") != WHOLE:
+        names = ("training_method", "peft_type", "lora_decompose")
+        made.put("network.kind", kind if kind in ADAPTERS else "lora", *names, nearly=nearly)
     own = "lokr_dim" if kind == "lokr" else "lora_rank"
     made.put("network.rank", made.whole(own, 16), own)
     made.put("network.alpha", made.number("lora_alpha", 1.0), "lora_alpha")

@@ -266,13 +266,27 @@ def _training(made: Translation) -> None:
     report = made.text("report_to", "none")
     chosen = report if report in ("none", "tensorboard", "wandb") else "none"
     made.put("output.report_to", chosen, "report_to", nearly="" if chosen == report else f"there is no {report} here")
-    made.say("nearly", "tracker_project_name", note="the project is called lora-loom here")
+    if chosen == "wandb" and made.has("tracker_project_name"):
+        made.put("output.tracker_project", made.text("tracker_project_name"), "tracker_project_name")
+    made.say("needless", "tracker_project_name", note="only wandb has projects")
     named = made.settings.get("name") == made.text("tracker_run_name")
     made.say(
         "exact" if named else "nearly", "tracker_run_name", note="" if named else "a run has its own name", ours="name"
     )
+    _hub(made)
+
+
+def _hub(made: Translation) -> None:
+    """Set what is pushed to the hub."""
+    names = ("push_to_hub", "push_checkpoints_to_hub", "hub_model_id")
     if not (made.on("push_to_hub") or made.on("push_checkpoints_to_hub")):
-        made.say("needless", "hub_model_id", "push_to_hub", "push_checkpoints_to_hub", note="nothing is pushed")
+        made.say("needless", *names, "model_card_private", note="nothing is pushed")
+        return
+    made.put("output.hub_repo", made.text("hub_model_id") or str(made.settings["name"]), "push_to_hub", "hub_model_id")
+    late = "at the end of the run here" if made.on("push_checkpoints_to_hub") else ""
+    made.put("output.hub_checkpoints", made.on("push_checkpoints_to_hub"), "push_checkpoints_to_hub", nearly=late)
+    made.put("output.hub_private", made.on("model_card_private", True), "model_card_private")
+    made.say("none", "model_card_note", "model_card_safe_for_work", note="write it into the card: lora-loom card RUN")
 
 
 def _validation(made: Translation, family: str, around: Surroundings) -> None:

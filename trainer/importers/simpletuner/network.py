@@ -39,16 +39,10 @@ def translate_lycoris(data: Mapping[str, Any], around: Surroundings) -> Translat
 
 def network(made: Translation, family: str, around: Surroundings) -> None:
     """Set the network and its target modules."""
-    kind = made.text("model_type", "full")
-    if kind == "full" and "full" in ADAPTERS:
+    if _is_whole(made):
         made.put("network.kind", "full", "model_type")
+        made.put("model.dtype", "bfloat16", why="its weights are kept in bf16")
         return
-    if kind == "full":
-        made.say(
-            "none",
-            "model_type",
-            note="the whole model cannot be trained here; a LoRA is trained instead, with a lower rate than it needs",
-        )
     if made.text("lora_type", "standard") == "lycoris":
         _lycoris(made, around)
         return
@@ -67,6 +61,12 @@ def network(made: Translation, family: str, around: Surroundings) -> None:
     if made.has("lora_format"):
         layout = {"diffusers": "diffusers", "comfyui": "native"}.get(made.text("lora_format"), "native")
         made.put("output.format", layout, "lora_format")
+
+
+def _is_whole(made: Translation) -> bool:
+    """Whether the whole model is trained. That is its default, too, where a file is a whole configuration without a word on LoRAs."""
+    is_complete = made.has("data_backend_config") and not any(name.startswith("lora_") for name in made.options)
+    return made.text("model_type", "full" if is_complete else "lora") == "full"
 
 
 def _targets(made: Translation, family: str) -> None:

@@ -79,6 +79,8 @@ IDLE = [
     ({"validation": {"prompts": ["a"], "sizes": "64x64", "width": 64}}, "validation.width = 64"),
     ({"output": {"tracker_project": "x"}}, "output.tracker_project = 'x'"),
     ({"output": {"tracker_run": "x"}}, "output.tracker_run = 'x'"),
+    ({"output": {"hub_checkpoints": True}}, "output.hub_checkpoints = True"),
+    ({"output": {"hub_private": False}}, "output.hub_private = False"),
     *(
         ({"validation": {"prompts": ["a"], name: value}}, f"validation.{name} = {value} would do nothing: no layer is skipped")
         for name, value in (("skip_layer_scale", 2.5), ("skip_layer_start", 0.02), ("skip_layer_end", 0.2))

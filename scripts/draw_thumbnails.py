@@ -1,6 +1,6 @@
 """Thumbnails of the example workflows, taken from a running ComfyUI in a headless Chromium (`pip install playwright`).
 
-    python -m scripts.draw_thumbnails http://127.0.0.1:8188 [/usr/bin/chromium]
+    python -m scripts.draw_thumbnails http://127.0.0.1:8188 [/usr/bin/chromium [train_flux …]]
 
 The server should have files (empty ones will do) under the names that the workflows use, or their loaders are framed red.
 """
@@ -58,7 +58,7 @@ def thumbnail(image: Image.Image) -> Image.Image:
     return card
 
 
-def main(address: str, chromium: str | None = None) -> None:
+def main(address: str, chromium: str | None = None, *names: str) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -66,7 +66,7 @@ def main(address: str, chromium: str | None = None) -> None:
         page = browser.new_page(viewport={"width": 1920, "height": 1080})
         page.goto(address)
         wait(page)
-        for name in LAYOUTS:
+        for name in names or LAYOUTS:
             thumbnail(shot(page, name)).save(page_path(name).with_suffix(".jpg"), quality=88)
         browser.close()
 

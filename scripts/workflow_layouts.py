@@ -113,6 +113,20 @@ LAYOUTS = {
         note_at=(0, 780, 760, 260),
         groups=_GROUPS | {"Samples come from": (-15, 425, 370, 190)},
     ),
+    "train_wan22": Layout(
+        title="Train a LoRA on my photos - Wan 2.2",
+        places={
+            "1": (0, 0, 300, 90), "2": (0, 140, 300, 90), "3": (0, 280, 300, 120), "4": (0, 450, 300, 70), "5": (340, 0, 320, 520),
+            "6": (700, 0, 300, 520), "7": (340, 640, 320, 200), "8": (700, 640, 300, 200), "9": (1040, 0, 450, 1065), "10": (1530, 0, 450, 1065),
+        },
+        note="# Wan 2.2: two experts, two LoRAs\n" + _HOW + "\nOne run for each expert, one after the other, each on its half of the noise levels: they part at sigma 0.875, "
+        "which is timestep 0.7 at shift 3. In use, load each LoRA on its own expert.",
+        note_at=(0, 885, 1000, 195),
+        groups={
+            _MODELS: (-15, -75, 330, 610), _PHOTOS: (325, -75, 690, 610), "Noise levels of each expert": (325, 565, 690, 290),
+            _TRAIN: (1025, -75, 970, 1155),
+        },
+    ),
     "train_qwen_edit": Layout(
         title="Train an edit LoRA - Qwen-Image-Edit",
         places={
@@ -155,7 +169,7 @@ LAYOUTS = {
 
 COLOURS = {
     "LoomDemoModel": MODEL, "CheckpointLoaderSimple": MODEL, "UNETLoader": MODEL, "CLIPLoader": MODEL, "DualCLIPLoader": MODEL,
-    "VAELoader": MODEL, "LoomDataset": DATA, "LoomCache": DATA, "LoomNetwork": TRAIN, "LoomOptimizer": TRAIN, "LoomMemory": TRAIN,
+    "VAELoader": MODEL, "LoomDataset": DATA, "LoomCache": DATA, "LoomNetwork": TRAIN, "LoomOptimizer": TRAIN, "LoomMemory": TRAIN, "LoomObjective": TRAIN,
     "LoomValidation": TRAIN, "LoomBaseLora": TRAIN, "LoomTrain": TRAIN, "LoomWait": TRAIN, "LoomRun": TRAIN, "LoadImage": COMPARE,
 }  # fmt: skip
 """Colours of nodes by their class; all others compare."""

@@ -8,12 +8,14 @@ import torch
 
 from lora_loom.trainer import families
 from lora_loom.trainer.base_model import Base
-from lora_loom.trainer.diffusion.timesteps import ResolutionShift
+from lora_loom.trainer.diffusion.objectives import FlowMatching
+from lora_loom.trainer.diffusion.timesteps import NoiseLevels, ResolutionShift, Uniform
 from lora_loom.trainer.families.common.source import Source
 from lora_loom.trainer.known_models.row import Sourced, tell, warning_of
 from lora_loom.trainer.known_models.rows import ROWS
 from scripts.image_models import CLASSES, LEFT_OUT, TEXTS
 from scripts.write_model_docs import DOCUMENT, RECORD, render, tables
+from scripts.write_workflows import api_graph
 
 Z = {"image_model": "lumina2", "z_image_modulation": True}
 KLEIN = {"image_model": "flux2", "hidden_size": 3072, "guidance_embed": False}
@@ -153,3 +155,15 @@ def test_what_runs_in_the_blocks_trains(name):
 def test_the_tables_of_the_document_are_those_of_the_record():
     text = DOCUMENT.read_text(encoding="utf-8")
     assert render(text, tables()) == text, "run python -m scripts.write_model_docs"
+
+
+def test_the_template_of_wan_22_parts_the_noise_levels_where_its_experts_do():
+    """Sigma 0.875, without a gap and without levels that both train."""
+    objectives = [node["inputs"] for node in api_graph("train_wan22").values() if node["class_type"] == "LoomObjective"]
+    edges = []
+    for one in objectives:
+        low, high = one.get("min_timestep", 0.0), one.get("max_timestep", 1.0)
+        levels = NoiseLevels(law=Uniform(), shift=float(one["shift"]), low=low, high=high)
+        ends = [levels.at(FlowMatching(), 8, 8, share).item() for share in (0.0, 1.0)]
+        edges.append(pytest.approx(ends, abs=1e-6))
+    assert edges == [[0.875, 1.0], [0.0, 0.875]]

@@ -6,7 +6,7 @@ import pytest
 
 from scripts.write_workflows import LAYOUTS, api_graph
 
-from .graphs import file, prompt, train
+from .graphs import file, prompt, toy, train
 from .server import ROOT
 
 pytestmark = pytest.mark.comfyui
@@ -42,6 +42,23 @@ def test_training(server, bases, name, family):
     server.run(graph(name, bases[family], name=f"workflow-{family}"))
     run = server.wait_state(f"workflow-{family}", "finished", "failed")
     assert (run["state"], run["step"]) == ("finished", 4)
+
+
+def test_both_experts_train_one_after_the_other(server):
+    """Two runs of one graph on one cache, each with its own noise levels."""
+    base = toy("wan")
+    made = graph("train_wan22", base)
+    names = {key: f"wan-{key}" for key, value in made.items() if value["class_type"] == "LoomTrain"}
+    for key, name in names.items():
+        made[key]["inputs"]["name"] = name
+    server.run(made)
+    configs = []
+    for name in names.values():
+        run = server.wait_state(name, "finished", "failed")
+        assert (run["state"], run["step"]) == ("finished", 4)
+        record = json.loads((server.base / "output" / "lora_loom" / name / "run.json").read_text())
+        configs.append(record["config"]["objective"])
+    assert sorted((one["min_timestep"], one["max_timestep"]) for one in configs) == [(0.0, 0.7), (0.7, 1.0)]
 
 
 @pytest.mark.parametrize(("name", "cells"), [("strip", 2 * 2 * 3), ("apg_compare", 2 * 2 * 4)])

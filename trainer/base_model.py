@@ -19,7 +19,7 @@ from .families.common.source import Source, open_source
 from .known_models.row import distillation_note
 from .storage.fingerprint import files_identity
 from .types import EncoderIdentity
-from .weights.devices import choose_device, compute_dtype, storage_dtype
+from .weights.devices import DTYPES, choose_device, compute_dtype, storage_dtype
 from .weights.streaming import StreamSettings, stream_base
 
 
@@ -32,6 +32,8 @@ class Base:
     variant: str
     device: torch.device
     reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
+    encoder_dtype: str = "auto"
+    """`text.dtype`."""
     zero_terminal_snr: bool = False
     """Whether the noise levels are rescaled so that the highest is pure noise; epsilon and v models only."""
 
@@ -99,6 +101,8 @@ class Base:
     @property
     def text_dtype(self) -> torch.dtype:
         """dtype of the text encoders."""
+        if self.encoder_dtype != "auto":
+            return DTYPES[self.encoder_dtype]
         return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
     def load_encoders(self, *, tiled: bool = False, structure: bool = False) -> Encoders:
@@ -179,6 +183,7 @@ def open_base(config: ModelConfig, text: TextConfig | None = None, objective: Ob
         variant=variant,
         device=choose_device(config.device),
         reading=encoding,
+        encoder_dtype=text.dtype if text else "auto",
         zero_terminal_snr=rescaled,
     )
 

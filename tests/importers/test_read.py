@@ -105,10 +105,39 @@ def test_a_hub_id_becomes_a_folder_and_a_command(tmp_path):
     text = '{"model_family": "sd3", "pretrained_model_name_or_path": "stabilityai/stable-diffusion-3.5-large"}'
     done = import_text(text, Surroundings(tmp_path), "it")
     assert done.config.model.base == "models/stable-diffusion-3.5-large"
-    assert any(
-        "huggingface-cli download stabilityai/stable-diffusion-3.5-large --local-dir models/" in note
-        for note in done.notes
+    assert any("hf download stabilityai/stable-diffusion-3.5-large --local-dir models/" in note for note in done.notes)
+
+
+DEEP = {
+    "stage 3": ("--deepspeed --zero_stage 3", {"shard": True, "base": "auto"}),
+    "stage 2": ("--deepspeed --zero_stage 2 --offload_optimizer_device cpu", {"shard": False, "base": "auto"}),
+    "weights in RAM": ("--deepspeed --offload_param_device cpu", {"shard": False, "base": "stream"}),
+}
+
+
+@pytest.mark.parametrize(("words", "expected"), DEEP.values(), ids=DEEP)
+def test_deepspeed_becomes_what_takes_its_place(words, expected, tmp_path):
+    done = import_text(f"python train_network.py --network_module=networks.lora {words}", Surroundings(tmp_path), "it")
+    assert {name: getattr(done.config.memory, name) for name in expected} == expected
+    assert not [one for one in done.taken if one.became == "none"]
+
+
+def test_deepspeed_settings_and_precision_of_encoders_in_simpletuners_file(tmp_path):
+    stage = {"zero_optimization": {"stage": 3}}
+    text = json.dumps(
+        {
+            "model_family": "sd3",
+            "model_type": "lora",
+            "deepspeed_config": stage,
+            "text_encoder_1_precision": "bf16",
+            "text_encoder_2_precision": "int8-quanto",
+        }
     )
+    done = import_text(text, Surroundings(tmp_path), "it")
+    assert (done.config.memory.shard, done.config.text.dtype) == (True, "bfloat16")
+    text = text.replace(json.dumps(stage), '"config/ds.json"')
+    (one,) = [one for one in import_text(text, Surroundings(tmp_path), "it").taken if one.option == "deepspeed_config"]
+    assert (one.became, "memory.shard" in one.note) == ("none", True)
 
 
 SHELLS = {

@@ -319,6 +319,9 @@ class TextConfig(Section, table="text"):
     system_prompt: str = "auto"
     """System prompt of Lumina2, before every prompt but the empty one; auto is the model's own sentence, "" is none."""
 
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the text encoders; auto is bfloat16 on a GPU and float32 on a CPU. They are gone before the base model comes, unless memory.cache is online or they are trained. Captions are encoded anew when it changes. float16 is too narrow for T5 and Gemma."""
+
     @property
     def is_trained(self) -> bool:
         """Whether a text encoder gets an adapter."""

@@ -47,7 +47,7 @@ def put_base(translation: Translation, ours: str, name: str, *options: str, near
         translation.put(ours, name, *options, nearly=nearly)
         return
     folder = f"models/{name.rpartition('/')[2]}"
-    command = f"huggingface-cli download {name} --local-dir {folder}"
+    command = f"hf download {name} --local-dir {folder}"
     difference = f"nothing is downloaded while training; get it first: {command}"
     if options:
         translation.put(ours, folder, *options, nearly=difference)

@@ -12,6 +12,7 @@ from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
+from ..accelerate import split
 from ..finish import run_name
 from ..models import put_base
 from ..optimizers import ADAM_DECAY, put_arguments, put_optimizer
@@ -271,6 +272,9 @@ def training(made: Translation, around: Surroundings) -> None:
     if made.on("fp8_base") or made.on("fp8_base_unet"):
         nearly = "" if made.on("fp8_scaled") else "a plain cast there; with scales here"
         made.put("model.quantize", "float8", "fp8_base", "fp8_base_unet", "fp8_scaled", nearly=nearly)
+    if made.on("deepspeed"):
+        made.say("nearly", "deepspeed", note="FSDP (memory.shard) and streaming (memory.base) take its place")
+        split(made, "zero_stage", "offload_param_device")
     if made.has("huggingface_repo_id"):
         made.put(
             "output.hub_private", made.text("huggingface_repo_visibility") != "public", "huggingface_repo_visibility"

@@ -10,6 +10,7 @@ from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
+from ..accelerate import deepspeed
 from ..finish import run_name
 from ..kohya import shell
 from ..models import HUB, put_base, put_family
@@ -235,6 +236,22 @@ def _text(made: Translation) -> None:
         made.put("text.learning_rate", rate, "train_text_encoder", "text_encoder_lr")
     made.say("exact", "train_text_encoder", ours="text.learning_rate")
     made.say("needless", "text_encoder_lr", note="train_text_encoder is off")
+    _encoders_dtype(made)
+
+
+def _encoders_dtype(made: Translation) -> None:
+    """Set the dtype of the text encoders, where one is asked for."""
+    names = [f"text_encoder_{number}_precision" for number in (1, 2, 3, 4)]
+    words = [made.text(name, "no_change") for name in names]
+    plain = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    chosen = next((plain[word] for word in words if word in plain), "")
+    for name, word in zip(names, words, strict=True):
+        if word in plain:
+            made.put("text.dtype", chosen, name, nearly="" if plain[word] == chosen else "one dtype for all here")
+        elif word == "no_change":
+            made.say("needless", name, note="auto: bfloat16 on a GPU")
+        else:
+            made.say("nearly", name, note="they are not quantized here: they are gone before the base model comes")
 
 
 def _training(made: Translation) -> None:
@@ -274,6 +291,7 @@ def _training(made: Translation) -> None:
         "exact" if named else "nearly", "tracker_run_name", note="" if named else "a run has its own name", ours="name"
     )
     _hub(made)
+    deepspeed(made, made.get("deepspeed_config"))
 
 
 def _hub(made: Translation) -> None:

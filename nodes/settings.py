@@ -372,6 +372,7 @@ class LoomValidation(LoomNode):
                     "guidance_rescale": widget("ValidationConfig", "guidance_rescale", max=1.0, step=0.05),
                     "sizes": widget("ValidationConfig", "sizes"),
                     **skip_inputs("ValidationConfig"),
+                    "clip_score": widget("ValidationConfig", "clip_score"),
                 },
             },
             shown=("prompts", "every", "seed", "steps", "width", "height"),

@@ -190,6 +190,7 @@ class LoomSweep(LoomNode):
                     ),
                     "prompt_library": text("", PROMPT_LIBRARY),
                     **reference_inputs("image"),
+                    "wildcards": widget("SweepConfig", "wildcards"),
                 },
                 "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },

@@ -74,7 +74,7 @@ IDLE = [
         ({"validation": {name: value}}, f"validation.{name} = ")
         for name, value in (("sample_every", 5), ("negative_prompt", "x"), ("references", ["a.png"]), ("seed", 3), ("sample_steps", 4),
                             ("guidance_scale", 2.0), ("model_guidance", 2.0), ("model", "x"), ("width", 64), ("height", 64),
-                            ("sizes", "64x64"), ("sampler", "heun"), ("scheduler", "karras"), ("guidance_rescale", 0.5), ("skip_layers", [7]))
+                            ("sizes", "64x64"), ("sampler", "heun"), ("scheduler", "karras"), ("guidance_rescale", 0.5), ("skip_layers", [7]), ("clip_score", "x"))
     ),
     ({"validation": {"prompts": ["a"], "sizes": "64x64", "width": 64}}, "validation.width = 64"),
     ({"output": {"tracker_project": "x"}}, "output.tracker_project = 'x'"),

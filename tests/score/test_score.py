@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from lora_loom.trainer.cli.main import app
+from lora_loom.trainer.data.clip import ClipFiles
 from lora_loom.trainer.drawing.text import BEST
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.runs.checkpoint import list_checkpoints
@@ -23,6 +24,8 @@ from lora_loom.trainer.score.image_statistics import StatisticsEncoder
 from lora_loom.trainer.score.report import plot, to_csv, to_text
 from lora_loom.trainer.score.run import MEASURED, RECORDED, adapter_norm, gather, score_sheet
 from lora_loom.trainer.score.score import Evidence, Losses, score, units_of
+from lora_loom.trainer.storage.fingerprint import tensors_digest
+from lora_loom.trainer.storage.tensor_file import read_lora
 from lora_loom.trainer.sweep.cells import sheet_from_dict, sheet_to_dict
 from lora_loom.trainer.sweep.run import load_sheet, sweep, write_strips
 from lora_loom.trainer.types import Cell
@@ -345,8 +348,6 @@ def test_a_clip_as_files(finished, tiny_clip):
     for row in done.score.rows:
         assert -1 <= row.values["training_likeness"].mean <= 1
         assert -1 <= row.values["prompt_likeness"].mean <= 1
-    from lora_loom.trainer.score.clip import ClipFiles
-
     clip = ClipFiles(tiny_clip)
     features = clip.images([cell.image for cell in done.sheet.cells[:2]])
     assert np.diag(clip.compare(features, features)) == pytest.approx(1)
@@ -366,3 +367,25 @@ def test_a_folder_that_is_no_clip(finished, tmp_path):
 def test_evidence_without_pictures_of_training_needs_none():
     with pytest.raises(ValueError, match="without cells"):
         score([], Evidence(losses=None, encoder=StatisticsEncoder(), statistics={}, features={}))
+
+
+def test_samples_are_scored_by_their_prompts_while_training(tiny_clip, tmp_path):
+    """CLIP-T of each sample, as the sweep's score calculates it; the run itself is the same."""
+    how = {"prompts": ["a cat", "a dog"], "sample_steps": 2, "sample_every": 3}
+    plain = train(make_config("sd", tmp_path / "plain", validation=how), SilentHost())
+    config = make_config("sd", tmp_path / "scored", validation={**how, "clip_score": str(tiny_clip)})
+    host = SilentHost()
+    scored = train(config, host)
+    lines = [line for line in run_folder(config).read_metrics() if "clip_score" in line]
+    assert [line["step"] for line in lines] == [0, 3, 6]
+    clip = ClipFiles(tiny_clip)
+    files = sorted((run_folder(config).path / "samples").glob("step-000006-*.png"))
+    cosines = [
+        float(clip.images([file])[0] @ clip.texts([prompt])[0])
+        for file, prompt in zip(files, how["prompts"], strict=True)
+    ]
+    assert lines[-1]["clip_score"] == pytest.approx(sum(cosines) / 2, abs=1e-5)
+    assert "step 6: clip_score" in "\n".join(host.text)
+    assert tensors_digest(read_lora(str(plain.lora))) == tensors_digest(read_lora(str(scored.lora)))
+    with pytest.raises(ModelFileError, match=r"validation.clip_score = .* holds no config.json"):
+        train(make_config("sd", tmp_path / "wrong", validation={**how, "clip_score": str(tmp_path)}), SilentHost())

@@ -364,3 +364,22 @@ def test_missing_and_foreign_loras(tmp_path, finished):
     )
     with pytest.raises(ModelFileError, match="it was made for another model"):
         sweep(fresh, SilentHost(), [tmp_path / "x.safetensors"])
+
+
+def test_wildcards_of_prompts_go_by_the_seed_and_are_recorded(tmp_path):
+    """All checkpoints show the same prompt of a seed, and the grid has one row for it."""
+    wild = axes(tmp_path, prompts=("a {red|blue|green} {cat|dog}", "plain"), seeds=tuple(range(12)), wildcards=True)
+    cells = plan_cells(wild, [RENDERING], tmp_path)
+    by_seed = {}
+    for cell in cells:
+        if cell.prompt_name:
+            by_seed.setdefault(cell.seed, set()).add(cell.prompt)
+    assert all(len(prompts) == 1 for prompts in by_seed.values())
+    shown = {prompt for prompts in by_seed.values() for prompt in prompts}
+    assert len(shown) > 3
+    assert all("{" not in prompt for prompt in shown)
+    assert {cell.prompt_name for cell in cells} == {"a {red|blue|green} {cat|dog}", ""}
+    assert {cell.settings["prompt"] for cell in cells} == shown | {"plain"}
+    assert plan_cells(wild, [RENDERING], tmp_path) == cells
+    kept = plan_cells(replace(wild, wildcards=False), [RENDERING], tmp_path)
+    assert {cell.prompt for cell in kept} == {"a {red|blue|green} {cat|dog}", "plain"}

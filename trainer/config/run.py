@@ -248,6 +248,8 @@ class ValidationConfig(Section, table="validation"):
     """Share of the schedule from which on it acts, counted from the noise."""
     skip_layer_end: float = 0.15
     """Share of the schedule up to which it acts."""
+    clip_score: str = ""
+    """Folder of a CLIP (as transformers saves one) that scores each sample by its prompt: the mean cosine (CLIP-T) stands in the metrics. Empty: off."""
     sizes: str = ""
     """Several sizes of samples, "512x512, 768x512": every prompt is made in each, from the same seed; empty takes width and height."""
     guidance_scale: float = 0.0

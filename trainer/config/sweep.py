@@ -68,6 +68,8 @@ class SweepConfig(Section, table="sweep"):
     """JSON file with more prompts, {"name": "prompt", …}; the names label the grid."""
     negative_prompt: str = ""
     """Negative prompt of every cell."""
+    wildcards: bool = False
+    """{a|b|c} in a prompt stands for one of the three, another one for each seed and the same for all checkpoints; {{ and }} stand for braces. A cell records the prompt that it was made of."""
     references: tuple[str | tuple[str, ...], ...] = ()
     """Reference images (files) for edit models; a cell is made of every prompt with each of them. Files in an inner list are used together."""
     seeds: str = "0"

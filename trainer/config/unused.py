@@ -61,7 +61,7 @@ RULES: tuple[Rule, ...] = (
     (DatasetConfig, "dataset", ("min_side", "max_side"), lambda c: c.buckets in ("inherit", "kohya"),
      "only buckets = 'kohya' has it"),
     (ValidationConfig, "validation", ("sample_every", "negative_prompt", "references", "seed", "sample_steps", "guidance_scale", "model_guidance", "model", "width",
-     "height", "sizes", "sampler", "scheduler", "guidance_rescale", "skip_layers"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
+     "height", "sizes", "sampler", "scheduler", "guidance_rescale", "skip_layers", "clip_score"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
     (ValidationConfig, "validation", ("width", "height"), lambda c: not c.sizes, "sizes decides"),
     (ValidationConfig, "validation", SKIPS, lambda c: c.skip_layers, "no layer is skipped"),
     (GuidanceConfig, "sweep.guidance", SKIPS, lambda c: c.skip_layers, "no layer is skipped"),

@@ -1,8 +1,8 @@
 """Executing a session: train from wherever the run stands to its end, with every side effect in order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from ..types import StepResult
 from ..weights.streaming import device_of, stream_of
 from .assemble import set_up
 from .checkpoint import prune, save_checkpoint
+from .clip_score import PromptScores, metrics
 from .final_file import checked_error, checked_movement, push_finished, take_best
 from .session import Host, Outcome, SampleRenderer, Session, naming_what_is_kept
 from .timings import Timings
@@ -274,10 +275,27 @@ class TrainingRun:
         with self.timings.of("samples"), self.session.backend.base_loras.as_used():
             with self.training.adapter.holding(self._own_average):
                 files = self._rendered(samples, "")
+            scores = self._prompt_scores(files, "")
             if average is not None and "ema" in self._sample_kinds():
                 with self.training.adapter.holding(average.values):
-                    files += self._rendered(samples, "ema")
+                    of_average = self._rendered(samples, "ema")
+                files, scores = files + of_average, scores | self._prompt_scores(of_average, "ema")
+        if scores:
+            self.folder.append_metrics(step=self.training.step, **scores)
+            self.tracker.scalars(self.training.step, scores)
+            self.host.log(
+                f"step {self.training.step}: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}"
+            )
         self.host.sampled(self.training.step, files)
+
+    @cached_property
+    def _scorer(self) -> PromptScores | None:
+        folder = self.plan.validation.clip_score
+        return PromptScores(folder) if folder and self.session.main else None
+
+    def _prompt_scores(self, files: Sequence[Path], kind: str) -> dict[str, float]:
+        """How well samples show their prompts, if that is asked for."""
+        return metrics(self._scorer.of(files), kind) if files and self._scorer is not None else {}
 
     def _rendered(self, samples: SampleRenderer, kind: str) -> list[Path]:
         adapter, file_key = self.training.adapter, self.session.denoiser.file_key

@@ -27,6 +27,7 @@ from ..lora.base_lora import BaseLora, always, lay_base_loras
 from ..lora.preview import check_alike, check_kind, laid_over
 from ..storage.atomic import write_bytes
 from ..types import Conditioning, Geometry, Size, named_references
+from .clip_score import PromptScores
 from .reference_images import check_references, read_references
 
 ON_REQUEST = -1
@@ -203,6 +204,8 @@ def check_samples(config: TrainConfig, base: Base) -> None:
             if side % step:
                 where = "sizes" if asked.sizes else name
                 raise ConfigError(f"validation.{where} = {side}: {base.family.name} needs multiples of {step}")
+    if asked.clip_score:
+        PromptScores(asked.clip_score)
     if asked.skip_layers:
         check_skip_layers("validation.skip_layers", asked.skip_layers, base.skeleton().module, base.family.name)
     check_references("validation.references", asked.references, base)

@@ -75,7 +75,7 @@ def score_sheet(
     sheet = load_sheet(folder, name)
     image_encoder: ImageEncoder = StatisticsEncoder()
     if encoder:
-        from .clip import ClipFiles
+        from ..data.clip import ClipFiles
 
         image_encoder = ClipFiles(Path(encoder).expanduser())
     run = run_folder(config) if config is not None else RunFolder(folder.resolve().parent)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config.run import GuidanceConfig
 from ..config.toml import digest
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
+from ..data.sets import captions
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.sample import SampleSettings, make_guidance, make_skip, sample, start_noise
 from ..families.common.family import Encoders, Family, Text
@@ -25,7 +26,7 @@ from ..families.common.lora_names import is_text_encoder
 from ..lora.patch import patched
 from ..runs.reference_images import Reference
 from ..training.text_encoders import TextModules, TextView
-from ..types import Cell, Geometry, Record, Size, named_references
+from ..types import CaptionForms, Cell, Geometry, Record, Size, named_references
 from .cell_workflow import MakeGraph
 
 Paths = tuple[Path, ...]
@@ -60,6 +61,19 @@ class Axes:
     references: tuple[Reference, ...] = ()
     prompt_names: Mapping[str, str] = field(default_factory=dict)
     """{prompt: name} of the prompts that have a name."""
+    wildcards: bool = False
+    """Whether {a|b} in a prompt stands for one of the options, by the seed of the cell."""
+
+    def prompt_at(self, prompt: str, seed: int) -> str:
+        """The prompt of the cells with a seed."""
+        forms = CaptionForms(texts=(prompt,), wildcards=True)
+        choice = captions.RandomCaption(seed, "sweep prompt", prompt)
+        return captions.render(prompt, forms, choice) if self.wildcards else prompt
+
+    def name_of(self, prompt: str) -> str:
+        """What cells of a prompt are called: its name, or the prompt as it is written where it has wildcards."""
+        name = self.prompt_names.get(prompt, "")
+        return name or (prompt if self.wildcards and self.prompt_at(prompt, 0) != prompt else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +109,7 @@ def plan_cells(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
         recipe = {
             "lora": lora.digest if lora else "",
             "strength": strength,
-            "prompt": prompt,
+            "prompt": axes.prompt_at(prompt, seed),
             "negative": axes.negative,
             "seed": seed,
             "guidance": guidance_recipe(guidance),
@@ -109,8 +123,8 @@ def plan_cells(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
                 image=folder / f"{cell_id}.png",
                 checkpoint=lora.label if lora else BASE,
                 strength=strength,
-                prompt=prompt,
-                prompt_name=axes.prompt_names.get(prompt, ""),
+                prompt=axes.prompt_at(prompt, seed),
+                prompt_name=axes.name_of(prompt),
                 negative=axes.negative,
                 seed=seed,
                 guidance=guidance.name,

@@ -79,6 +79,7 @@ def make_axes(sweep: SweepConfig, loras: tuple[SweptLora, ...], seed: int) -> Ax
         strengths=tuple(parse_numbers("sweep.strengths", sweep.strengths)),
         prompts=tuple(prompts),
         prompt_names={prompt: name for prompt, name in prompts.items() if name},
+        wildcards=sweep.wildcards,
         negative=sweep.negative_prompt,
         seeds=tuple(parse_seeds("sweep.seeds", sweep.seeds, seed)),
         guidance=sweep.guidance,

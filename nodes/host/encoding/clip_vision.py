@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ....trainer.data.clip import cosines, unit_rows
 from ....trainer.errors import ModelFileError
-from ....trainer.score.clip import cosines, unit_rows
 from ..comfy_types import ClipVision
 from .images import files_to_image
 

@@ -23,6 +23,7 @@ from ....trainer.data.images.load import file_digest
 from ....trainer.diffusion.skip_layers import check_skip_layers
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Encoders
+from ....trainer.runs.clip_score import PromptScores
 from ....trainer.runs.samples import ON_REQUEST, Samples, Shot, asked_images, sample_interval, sample_settings
 from ....trainer.runs.trackers import check_tracker
 from ....trainer.types import Geometry, Record, Size
@@ -40,7 +41,7 @@ from ..encoding.edit_prompts import chosen_reading, text_pixels
 from ..encoding.encoders import clip_identity, host_encoders, vae_identity
 from ..encoding.reference_images import NAMES, kept_references
 from ..encoding.texts import TrainedTexts
-from ..paths import cache_folder, library_path
+from ..paths import cache_folder, library_path, resolve_folder
 from .preview import preview_name
 
 
@@ -165,8 +166,18 @@ def validation_config(
         scheduler=str(options.get("scheduler", ValidationConfig.scheduler)),
         guidance_rescale=float(options.get("guidance_rescale", 0.0)),
         sizes=str(options.get("sizes", "")),
+        clip_score=clip_folder(str(options.get("clip_score") or "")),
         **skip_options(options),
     )
+
+
+def clip_folder(text: str) -> str:
+    """The folder of the CLIP that scores samples, "" for none. Raises ConfigError for one that may not be used, ModelFileError for one
+    without a CLIP."""
+    folder = str(resolve_folder(text, "clip_score")) if text.strip() else ""
+    if folder:
+        PromptScores(folder)
+    return folder
 
 
 def skip_options(options: Mapping[str, Any]) -> Record:

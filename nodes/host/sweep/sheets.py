@@ -69,6 +69,7 @@ class SweepInputs(ReferenceInputs, total=False):
     samplers: str
     model_guidance: float
     max_cells: int
+    wildcards: bool
     prompt: Graph | None
     """The queued graph, with this node's id in it."""
     node_id: str | None
@@ -151,6 +152,7 @@ def rendered_sheet(
         prompts=tuple(line.strip() for line in inputs["prompts"].splitlines() if line.strip()),
         prompt_library=library_path(inputs.get("prompt_library", "")),
         negative_prompt=inputs.get("negative", ""),
+        wildcards=inputs.get("wildcards", False),
         seeds=inputs["seeds"],
         strengths=inputs["strengths"],
         guidance=guidance.settings if guidance else usual_guidance((GuidanceConfig(),), _usual_scale(model)),

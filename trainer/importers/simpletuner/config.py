@@ -307,6 +307,18 @@ def _hub(made: Translation) -> None:
     made.say("none", "model_card_note", "model_card_safe_for_work", note="write it into the card: lora-loom card RUN")
 
 
+def _clip_score(made: Translation, around: Surroundings) -> None:
+    """evaluation_type = clip, by the CLIP of a folder."""
+    names = ("evaluation_type", "pretrained_evaluation_model_name_or_path")
+    place = made.text(names[1], "openai/clip-vit-large-patch14-336")
+    found = around.find(place) if made.text(names[0]) == "clip" else None
+    if found is not None:
+        made.put("validation.clip_score", str(found), *names)
+    elif made.text(names[0]) == "clip":
+        made.say("none", *names, note=f"download {place} and name its folder as validation.clip_score")
+    made.say("needless", *names, note="samples are not scored")
+
+
 def _validation(made: Translation, family: str, around: Surroundings) -> None:
     library = made.get("user_prompt_library") or made.get("use_prompt_library") or made.get("validation_prompt_library")
     if isinstance(library, str) and library.endswith(".json"):
@@ -345,6 +357,7 @@ def _validation(made: Translation, family: str, around: Surroundings) -> None:
         made.say("none", "validation_guidance", note="Flux gets objective.guidance_scale in samples too")
     else:
         made.put("validation.guidance_scale", made.number("validation_guidance", 7.5), "validation_guidance")
+    _clip_score(made, around)
 
 
 def _sides(text: str) -> tuple[int, int]:

@@ -23,19 +23,16 @@ BATCH = 16
 class ClipFiles:
     """A transformers CLIPModel with its processor in one folder. Nothing is downloaded."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ModelFileError for a folder that holds no CLIP."""
+    def __init__(self, folder: Path, option: str = "clip_model") -> None:
+        """`option` is the name in messages. Raises ModelFileError for a folder that holds no CLIP."""
         from transformers import CLIPModel, CLIPProcessor
 
-        if not (folder / "config.json").is_file():
-            raise ModelFileError(
-                f"clip_model = {str(folder)!r} holds no config.json: name a folder with a CLIP model, its tokenizer and preprocessor as transformers saves them"
-            )
+        check_clip(folder, option)
         try:
             self._model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
             self._processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ModelFileError(f"clip_model = {str(folder)!r} is not a usable CLIP: {error}") from error
+            raise ModelFileError(f"{option} = {str(folder)!r} is not a usable CLIP: {error}") from error
         self.name = f"CLIP ({folder.name})"
 
     def images(self, paths: Sequence[Path]) -> list[Array]:
@@ -66,6 +63,14 @@ class ClipFiles:
     def compare(self, first: Sequence[Array], second: Sequence[Array]) -> Array:
         """Cosines, (N, M)."""
         return cosines(first, second)
+
+
+def check_clip(folder: Path, option: str) -> None:
+    """Raise ModelFileError, naming the option, unless a folder looks like a CLIP of transformers. Nothing is loaded."""
+    if not (folder / "config.json").is_file():
+        raise ModelFileError(
+            f"{option} = {str(folder)!r} holds no config.json: name a folder with a CLIP model, its tokenizer and preprocessor as transformers saves them"
+        )
 
 
 def unit_rows(values_ND: "ArrayLike") -> list[Array]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .node import InputTypes, LoomNode, NodeOutput, Widget
 from .sockets.names import CACHE, CHECKPOINTS, GUIDANCE, RUN, SHEET
-from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, skip_inputs, text, widget
+from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, skip_inputs, skip_options, text, widget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +113,6 @@ class LoomGuidance(LoomNode):
 
     def run(self, cfg: float, previous: GuidanceValue | None = None, **options: Any) -> tuple[GuidanceValue]:
         from ..trainer.config.run import GuidanceConfig
-        from .host.runs.samples import skip_options
         from .sockets.values import GuidanceValue
 
         named = {name: value for name, value in options.items() if not name.startswith("skip_layer")}

@@ -2,7 +2,8 @@
 
 import dataclasses
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from ..trainer.config.aliases import current_options
 from ..trainer.config.help_texts import texts
@@ -101,6 +102,19 @@ def skip_inputs(section: str) -> dict[str, Widget]:
         "skip_layer_start": widget(section, "skip_layer_start", max=1.0, step=0.01, advanced=True),
         "skip_layer_end": widget(section, "skip_layer_end", max=1.0, step=0.01, advanced=True),
     }
+
+
+def skip_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of skip-layer guidance under the names of the command line. Raises ConfigError."""
+    from ..trainer.errors import ConfigError
+
+    given = str(options.get("skip_layers") or "")
+    parts = [part.strip() for part in given.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"skip_layers = {given!r}: write numbers of blocks with commas between them, such as 7, 8, 9")
+    names = ("skip_layer_scale", "skip_layer_start", "skip_layer_end")
+    rest = {name: float(options[name]) for name in names if name in options}
+    return {"skip_layers": tuple(int(part) for part in parts), **rest}
 
 
 def folded(inputs: InputTypes, shown: tuple[str, ...]) -> InputTypes:

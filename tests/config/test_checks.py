@@ -24,7 +24,7 @@ from lora_loom.trainer.errors import ConfigError
 WRONG = [
     (ScheduleConfig, "kind", "wds", "use 'constant', 'linear', 'cosine', 'restarts', 'polynomial', 'warm_restarts', 'inverse_sqrt', 'wsd', 'rex' or 'sine' (did you mean 'wsd'?), or the path of a class"),
     (SweepConfig, "sampler", "lms", "use 'euler', 'heun', 'dpmpp_2m' or 'ddim'"),
-    (SweepConfig, "scheduler", "karas", "use 'normal', 'simple', 'karras' or 'sgm_uniform' (did you mean 'karras'?)"),
+    (SweepConfig, "scheduler", "karas", "use 'normal', 'simple', 'karras', 'sgm_uniform' or 'ddim_uniform' (did you mean 'karras'?)"),
     (NetworkConfig, "kind", "lohaa", "use 'lora', 'dora', 'loha', 'lokr', 'glora', 'oft', 'boft', 'diff', 'ia3' or 'full' (did you mean 'loha' or 'lora' or 'glora'?)"),
     (OptimizerConfig, "name", "adamv", known_values("adamv", list(OPTIMIZERS)) + ", or the path of a class"),
     (ObjectiveConfig, "timestep_sampling", "unifrom", "use 'auto', 'uniform', 'logit_normal', 'mode' or 'beta' (did you mean 'uniform'?)"),

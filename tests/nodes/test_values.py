@@ -127,3 +127,14 @@ def test_the_labels_of_a_node_are_unambiguous():
         ]
         assert len(labels) == len(set(labels)), name
         assert "every" not in labels or not [label for label in labels if label.endswith("_every")], name
+
+
+def test_layers_that_are_skipped_are_written_as_numbers():
+    from lora_loom.nodes.sweep import LoomGuidance
+    from lora_loom.trainer.errors import LoomError
+
+    given = {"label": "", "method": "cfg", "cfg": 4.0, "eta": 0.0, "norm_threshold": 0.0, "momentum": 0.0}
+    [value] = LoomGuidance().run(**given, skip_layers="7, 8,9", skip_layer_scale=2.5)
+    assert (value.settings[0].skip_layers, value.settings[0].skip_layer_scale) == ((7, 8, 9), 2.5)
+    with pytest.raises(LoomError, match="skip_layers = 'all': write numbers of blocks"):
+        LoomGuidance().run(**given, skip_layers="all")

@@ -1,14 +1,15 @@
 """Executing a session: train from wherever the run stands to its end, with every side effect in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..data.prefetch import Prefetched
+from ..data.prompt_scores import SampleScores
 from ..distributed.processes import reporting_lost_peers
 from ..doctor.report import cost_text, examine_run, is_due, text_of
 from ..errors import StoppedError
@@ -27,7 +28,6 @@ from ..types import StepResult
 from ..weights.streaming import device_of, stream_of
 from .assemble import set_up
 from .checkpoint import prune, save_checkpoint
-from .clip_score import PromptScores, metrics
 from .final_file import checked_error, checked_movement, push_finished, take_best
 from .session import Host, Outcome, SampleRenderer, Session, naming_what_is_kept
 from .timings import Timings
@@ -70,6 +70,7 @@ class TrainingRun:
         kind = output.report_to if session.main else "none"
         whole = session.backend.model_file is not None
         self.watch = GradientWatch(training.adapter.parameters(), training.optimizer, moves=not whole)
+        self.scores = SampleScores(self.plan.validation.clip_score if session.main else "")
         self.tracker = open_tracker(
             kind, self.folder.path, training.step, host.log, output.tracker_project, output.tracker_run
         )
@@ -275,27 +276,17 @@ class TrainingRun:
         with self.timings.of("samples"), self.session.backend.base_loras.as_used():
             with self.training.adapter.holding(self._own_average):
                 files = self._rendered(samples, "")
-            scores = self._prompt_scores(files, "")
             if average is not None and "ema" in self._sample_kinds():
                 with self.training.adapter.holding(average.values):
-                    of_average = self._rendered(samples, "ema")
-                files, scores = files + of_average, scores | self._prompt_scores(of_average, "ema")
+                    files += self._rendered(samples, "ema")
+            scores = self.scores.of(files)
         if scores:
             self.folder.append_metrics(step=self.training.step, **scores)
             self.tracker.scalars(self.training.step, scores)
             self.host.log(
-                f"step {self.training.step}: {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}"
+                f"step {self.training.step}: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}"
             )
         self.host.sampled(self.training.step, files)
-
-    @cached_property
-    def _scorer(self) -> PromptScores | None:
-        folder = self.plan.validation.clip_score
-        return PromptScores(folder) if folder and self.session.main else None
-
-    def _prompt_scores(self, files: Sequence[Path], kind: str) -> dict[str, float]:
-        """How well samples show their prompts, if that is asked for."""
-        return metrics(self._scorer.of(files), kind) if files and self._scorer is not None else {}
 
     def _rendered(self, samples: SampleRenderer, kind: str) -> list[Path]:
         adapter, file_key = self.training.adapter, self.session.denoiser.file_key

@@ -17,6 +17,7 @@ from ..config.network import BY_BASE
 from ..config.prompt_library import Prompt, listed_prompts
 from ..config.run import TrainConfig, TrainingConfig, ValidationConfig
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
+from ..data.prompt_scores import SampleScores
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import CFG, Guidance, Rescaled
 from ..diffusion.sample import SampleSettings, make_skip, sample, start_noise
@@ -27,7 +28,6 @@ from ..lora.base_lora import BaseLora, always, lay_base_loras
 from ..lora.preview import check_alike, check_kind, laid_over
 from ..storage.atomic import write_bytes
 from ..types import Conditioning, Geometry, Size, named_references
-from .clip_score import PromptScores
 from .reference_images import check_references, read_references
 
 ON_REQUEST = -1
@@ -205,7 +205,7 @@ def check_samples(config: TrainConfig, base: Base) -> None:
                 where = "sizes" if asked.sizes else name
                 raise ConfigError(f"validation.{where} = {side}: {base.family.name} needs multiples of {step}")
     if asked.clip_score:
-        PromptScores(asked.clip_score)
+        SampleScores(asked.clip_score)
     if asked.skip_layers:
         check_skip_layers("validation.skip_layers", asked.skip_layers, base.skeleton().module, base.family.name)
     check_references("validation.references", asked.references, base)

@@ -20,15 +20,16 @@ from ....trainer.data.cache.references import (
 )
 from ....trainer.data.cache.store import CODE_VERSION, Cache, text_key
 from ....trainer.data.images.load import file_digest
+from ....trainer.data.prompt_scores import SampleScores
 from ....trainer.diffusion.skip_layers import check_skip_layers
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Encoders
-from ....trainer.runs.clip_score import PromptScores
 from ....trainer.runs.samples import ON_REQUEST, Samples, Shot, asked_images, sample_interval, sample_settings
 from ....trainer.runs.trackers import check_tracker
-from ....trainer.types import Geometry, Record, Size
+from ....trainer.types import Geometry, Size
 from ...sockets.names import AUTO
 from ...sockets.values import ValidationValue
+from ...widgets import skip_options
 from ..backend.conditions import check_accepts_references, network_inputs
 from ..backend.denoiser import LoadedDenoiser
 from ..backend.latents import latent_normaliser
@@ -36,7 +37,6 @@ from ..backend.model_rows import usual_cfg
 from ..backend.packing import unpack
 from ..backend.shadow import build_shadow
 from ..comfy_types import Clip, ModelPatcher, Vae
-from ..encoding.datasets import number_list
 from ..encoding.edit_prompts import chosen_reading, text_pixels
 from ..encoding.encoders import clip_identity, host_encoders, vae_identity
 from ..encoding.reference_images import NAMES, kept_references
@@ -176,15 +176,8 @@ def clip_folder(text: str) -> str:
     without a CLIP."""
     folder = str(resolve_folder(text, "clip_score")) if text.strip() else ""
     if folder:
-        PromptScores(folder)
+        SampleScores(folder)
     return folder
-
-
-def skip_options(options: Mapping[str, Any]) -> Record:
-    """The inputs of skip-layer guidance under the names of the command line. Raises ConfigError."""
-    layers = [int(layer) for layer in number_list(str(options.get("skip_layers") or ""), int, "skip_layers")]
-    names = ("skip_layer_scale", "skip_layer_start", "skip_layer_end")
-    return {"skip_layers": tuple(layers), **{name: float(options[name]) for name in names if name in options}}
 
 
 def check_sizes(asked: ValidationConfig, prompts: Sequence[Prompt], has_references: bool, factor: int) -> None:

@@ -1,7 +1,7 @@
 """How well samples show their prompts, while training: CLIP-T, the cosine of an image and its prompt, by a CLIP in a folder."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -34,6 +34,11 @@ class SampleScores:
         for (_, weights), image, text in zip(said, images, texts, strict=True):
             found["clip_score" if weights == "current" else f"clip_score_{weights}"].append(float(image @ text))
         return {name: round(sum(values) / len(values), 6) for name, values in found.items()}
+
+
+def scores_text(scores: Mapping[str, float]) -> str:
+    """The scores for a log."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def _said(file: Path) -> tuple[str, str]:

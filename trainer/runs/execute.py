@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.prefetch import Prefetched
-from ..data.prompt_scores import SampleScores
+from ..data.prompt_scores import SampleScores, scores_text
 from ..distributed.processes import reporting_lost_peers
 from ..doctor.report import cost_text, examine_run, is_due, text_of
 from ..errors import StoppedError
@@ -279,13 +279,10 @@ class TrainingRun:
             if average is not None and "ema" in self._sample_kinds():
                 with self.training.adapter.holding(average.values):
                     files += self._rendered(samples, "ema")
-            scores = self.scores.of(files)
-        if scores:
+        if scores := self.scores.of(files):
             self.folder.append_metrics(step=self.training.step, **scores)
             self.tracker.scalars(self.training.step, scores)
-            self.host.log(
-                f"step {self.training.step}: {' '.join(f'{name} {value:.4f}' for name, value in scores.items())}"
-            )
+            self.host.log(f"step {self.training.step}: {scores_text(scores)}")
         self.host.sampled(self.training.step, files)
 
     def _rendered(self, samples: SampleRenderer, kind: str) -> list[Path]:

@@ -66,9 +66,8 @@ class TrainingRun:
         self.total = self.plan.training.steps
         spent = self.processes.from_main(lambda: self.folder.read().get("costs", {}))
         self.timings = Timings.continued(spent)
-        output = self.plan.output
+        output, whole = self.plan.output, session.backend.model_file is not None
         kind = output.report_to if session.main else "none"
-        whole = session.backend.model_file is not None
         self.watch = GradientWatch(training.adapter.parameters(), training.optimizer, moves=not whole)
         self.scores = SampleScores(self.plan.validation.clip_score if session.main else "")
         self.tracker = open_tracker(

@@ -176,6 +176,7 @@ CLASSES: Mapping[str, Published] = {
     ),
     "QwenImage": Published({"image_model": "qwen_image", "in_channels": 64, "num_layers": 60}, "Qwen-Image in all versions; model_detection.py"),
     "MageFlow": Published({"image_model": "mage_flow"}, f"Mage-Flow; {_DEFAULTS}"),
+    "PixelDiTT2I": Published({"image_model": "pixeldit_t2i"}, f"PixelDiT, on pixels; {_DEFAULTS}"),
     "Omnigen2": Published(
         {"image_model": "omnigen2", "axes_dim_rope": [40, 40, 40], "axes_lens": [1024, 1664, 1664], "ffn_dim_multiplier": None,
          "hidden_size": 2520, "in_channels": 16, "multiple_of": 256, "norm_eps": 1e-5, "num_attention_heads": 21, "num_kv_heads": 7,
@@ -246,7 +247,6 @@ LEFT_OUT: Mapping[str, str] = {
     "Hunyuan3Dv2": _SHAPES, "Hunyuan3Dv2_1": _SHAPES, "Hunyuan3Dv2mini": _SHAPES, "TripoSplat": _SHAPES, "Trellis2": _SHAPES,
     "StableAudio": _SOUND, "StableAudio3": _SOUND, "ACEStep": _SOUND, "ACEStep15": _SOUND, "MiniMaxMusic3": _SOUND,
     "SD_X4Upscaler": _UPSCALES, "HunyuanImage21Refiner": _UPSCALES, "HunyuanVideo15_SR_Distilled": _UPSCALES, "SeedVR2": _UPSCALES,
-    "PixelDiTT2I": "cannot be trained: its network writes over what a gradient needs (ComfyUI, ldm/pixeldit/modules.py:10)",
     "PiD": "decodes the latents of other models into pixels: it stands in the place of a VAE",
     "WAN21_CausalAR_T2V": "makes a film piece by piece from its own last frames",
     "LTXAV": "makes film and sound at once: its latents are two, and the engine has one",
@@ -288,6 +288,7 @@ TEXTS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     **_alike(("LongCatImage", "QwenImage"), _QWEN_VL),
     "Flux2": {"cross_attn": (32, 7680)},
     "Lumina2": {"cross_attn": (32, 2304), "attention_mask": (32,)},
+    "PixelDiTT2I": {"cross_attn": (32, 2304), "attention_mask": (32,)},
     **_alike(("ZImage", "ZImagePixelSpace", "MageFlow"), {"cross_attn": (32, 2560)}),
     "Anima": {"cross_attn": (512, 1024)},
     **_alike(("CosmosT2IPredict2", "CosmosT2V"), {"cross_attn": (32, 1024)}),

@@ -111,6 +111,10 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
     "MageFlow": {
         "num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2, "joint_attention_dim": 64, "axes_dims_rope": (4, 14, 14),
     },
+    "PixelDiTT2I": {
+        "hidden_size": 64, "num_groups": 2, "pixel_attn_hidden_size": 32, "pixel_num_groups": 2, "patch_depth": 2, "pixel_depth": 1,
+        "txt_embed_dim": 64, "txt_max_length": 64,
+    },
     "Omnigen2": {**_OMNIGEN, "num_layers": 2, "num_refiner_layers": 1, "text_feat_dim": 64},
     "Boogu": {**_OMNIGEN, "num_layers": 4, "num_double_stream_layers": 2, "num_refiner_layers": 1, "instruction_feat_dim": 64},
     "JoyImage": {"hidden_size": 128, "num_attention_heads": 2, "text_dim": 64, "num_layers": 2, "rope_dim_list": [8, 28, 28]},

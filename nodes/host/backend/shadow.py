@@ -29,6 +29,8 @@ NORMS = (nn.LayerNorm, nn.GroupNorm)
 WRITES_OVER = {
     "comfy.text_encoders.llama.TransformerBlock",  # HiDream O1: torch.add(…, out=…)
     "comfy.ldm.lightricks.model.BasicTransformerBlock",  # x += attention(x), then x.addcmul_(…)
+    "comfy.ldm.pixeldit.model.MMDiTBlockT2I",  # x.addcmul_(x, …)
+    "comfy.ldm.pixeldit.modules.PiTBlock",
 }
 """Blocks, by the full names of their classes, that write over what a gradient needs. The real-host tests compare them with ComfyUI's own forward."""
 

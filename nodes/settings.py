@@ -11,7 +11,7 @@ from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, seed, skip_
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..trainer.config.run import BaseMemory, Checkpoint, OnOom, Precision, Quantize
+    from ..trainer.config.run import Precision, Quantize
     from .host.comfy_types import Clip, Vae
     from .sockets.values import MemoryValue, NetworkValue, OptimizerValue, ValidationValue
 
@@ -255,6 +255,7 @@ class LoomMemory(LoomNode):
                     "checkpoint": widget("MemoryConfig", "checkpoint"),
                     "checkpoint_offload": widget("MemoryConfig", "checkpoint_offload"),
                     "on_oom": widget("MemoryConfig", "on_oom"),
+                    "compile": widget("MemoryConfig", "compile"),
                 },
             },
             shown=("gradient_checkpointing", "quantize", "base", "vram_gb"),
@@ -266,25 +267,12 @@ class LoomMemory(LoomNode):
         precision: Precision,
         quantize: Quantize,
         yield_max_s: float,
-        prefetch: int = 1,
-        base: BaseMemory = "auto",
-        vram_gb: float = 0.0,
-        checkpoint: Checkpoint = "auto",
-        checkpoint_offload: bool = False,
-        on_oom: OnOom = "stop",
+        **options: Any,
     ) -> tuple[MemoryValue]:
         from ..trainer.config.run import MemoryConfig
         from .sockets.values import MemoryValue
 
-        memory = MemoryConfig(
-            gradient_checkpointing=gradient_checkpointing,
-            prefetch=prefetch,
-            base=base,
-            vram_gb=vram_gb,
-            checkpoint=checkpoint,
-            checkpoint_offload=checkpoint_offload,
-            on_oom=on_oom,
-        )
+        memory = MemoryConfig(gradient_checkpointing=gradient_checkpointing, **options)
         return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
 
 

@@ -159,7 +159,7 @@ def test_what_keeps_a_run_from_going_on_and_the_sentence_are_the_same_on_both_si
     assert f"{free_on_resume()}; use another name for a new run" in str(refused.value)
     assert free_on_resume() == (
         "Only training.steps, training.save_every, training.keep_checkpoints, training.epochs, training.save_every_epochs, "
-        "training.keep_loras, training.keep_best, training.goal and the sections memory (but vae_tiling), validation, sweep and output may change"
+        "training.keep_loras, training.keep_best, training.goal and the sections memory (but vae_tiling and compile), validation, sweep and output may change"
     )
 
 

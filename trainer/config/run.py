@@ -146,11 +146,14 @@ class MemoryConfig(Section, table="memory"):
     """Device memory in GB (1e9 bytes) that the frozen base model may take; activations and optimizer come on top. 0 leaves the size to auto, and lets stream keep nothing but two blocks."""
 
     checkpoint: Checkpoint = "auto"
-    """What the backward pass recomputes. all is every block; every 2 is one block in two, so the others keep their activations and cost no time; ffn is the feed-forwards alone; off is nothing. auto goes by gradient_checkpointing. The LoRA is the same, bit for bit, and it may change when a run is continued."""
+    """What the backward pass recomputes. all is every block; every 2 is one block in two, so the others keep their activations and cost no time; ffn is the feed-forwards alone; off is nothing. auto goes by gradient_checkpointing. The LoRA is the same, bit for bit (in ComfyUI's graph up to rounding), and it may change when a run is continued."""
     checkpoint_offload: bool = False
     """Lets what blocks are recomputed from wait in RAM: less device memory for large images and batches, some time. Nothing else changes."""
     on_oom: OnOom = "stop"
-    """What happens where memory runs out in the run. stop ends it with an error; its checkpoints stay. adapt goes on from the last checkpoint with the next setting that takes less memory and gives the same LoRA, bit for bit: all blocks recomputed, checkpoint_offload, then less and less of the base on the device. The log and run.json say which."""
+    """What happens where memory runs out in the run. stop ends it with an error; its checkpoints stay. adapt goes on from the last checkpoint with the next setting that takes less memory and gives the same LoRA, bit for bit: all blocks recomputed (not in ComfyUI's graph), checkpoint_offload, then less and less of the base on the device. The log and run.json say which."""
+
+    compile: bool = False
+    """Compiles the network's blocks, one by one and for any shape (torch.compile): faster steps after a first one that takes minutes. It is tried before the run, compared with the plain network, and off with a sentence in the log where it fails or there is no compiler. Results differ by rounding, so a run keeps it. Not with a streamed base, shard, checkpoint = "ffn" or on_oom = "adapt"."""
 
     @property
     def recompute(self) -> str:
@@ -189,11 +192,26 @@ class MemoryConfig(Section, table="memory"):
             "a base that is split over GPUs recomputes whole blocks; use 'all'",
         )
 
+    def _check_compile(self) -> None:
+        for other, is_on, remedy in (
+            ("base = 'stream' or vram_gb", self.base == "stream" or bool(self.vram_gb), "what is streamed is asked for block by block"),
+            ("shard = true", self.shard, "what is split over GPUs is gathered block by block"),
+            ("checkpoint = 'ffn'", self.recompute == "ffn", "a compiled block is recomputed as a whole"),
+            ("on_oom = 'adapt'", self.on_oom == "adapt", "which goes on with the same numbers, bit for bit"),
+        ):  # fmt: skip
+            require(
+                not (self.compile and is_on),
+                "memory.compile",
+                self.compile,
+                f"it does not go with {other}: {remedy}; leave one of them out",
+            )
+
     def check(self) -> None:
         require(self.vae_batch_size >= 1, "memory.vae_batch_size", self.vae_batch_size, "use 1 or more")
         require(self.prefetch >= 0, "memory.prefetch", self.prefetch, "use 0 (off) or more (1 is enough)")
         require(self.vram_gb >= 0, "memory.vram_gb", self.vram_gb, "use 0 (no limit) or gigabytes")
         self._check_checkpoint()
+        self._check_compile()
         limited = self.base == "stream" or bool(self.vram_gb)
         require(
             not (self.base == "resident" and self.vram_gb),

@@ -48,15 +48,16 @@ NAMED_BY_PATH = {"model": ("base", "encoders", "vae", "tokenizers", "device", "b
 WERE: dict[str, Record] = {"objective": {"timestep_spread": "independent"}}
 """{section: {option: what a run did that was begun before there was the option}}, where that is not its default."""
 
-CHANGES_DATA = {"memory": "vae_tiling"}
-"""A setting of a free section that may not change all the same: the digest of the encoders holds it."""
+KEPT = {"memory": ("vae_tiling", "compile")}
+"""Settings of a free section that may not change all the same. Of vae_tiling the digest of the encoders says it."""
+DIGESTED = ("vae_tiling",)
 
 
 def free_on_resume() -> str:
     """The sentence that says what may change, for messages and documentation."""
     fields = [f"{section}.{name}" for section, names in FREE_ON_RESUME.items() for name in names or ()]
     free = [section for section, names in FREE_ON_RESUME.items() if names is None]
-    *sections, last = [f"{one} (but {CHANGES_DATA[one]})" if one in CHANGES_DATA else one for one in free]
+    *sections, last = [f"{one} (but {' and '.join(KEPT[one])})" if one in KEPT else one for one in free]
     return f"Only {', '.join(fields)} and the sections {', '.join(sections)} and {last} may change"
 
 
@@ -183,6 +184,8 @@ def fixed_settings(config: Record, facts: Mapping[str, object]) -> Record:
 
 def _may_change(section: str, field: str) -> bool:
     free = FREE_ON_RESUME.get(section, ())
+    if field in KEPT.get(section, ()) and field not in DIGESTED:
+        return False
     return free is None or field in free or field in NAMED_BY_PATH.get(section, ())
 
 

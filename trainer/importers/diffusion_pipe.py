@@ -225,6 +225,10 @@ def _training(made: Translation) -> None:
     made.put(
         "memory.gradient_checkpointing", bool(made.get("activation_checkpointing", False)), "activation_checkpointing"
     )
+    if made.text("activation_checkpointing") == "unsloth":
+        made.put(
+            "memory.checkpoint_offload", True, "activation_checkpointing", nearly="inputs from 1 MiB on wait in RAM"
+        )
     if made.on("monitoring.enable_wandb"):
         made.put("output.report_to", "wandb", "monitoring.enable_wandb")
     made.say("exact", "monitoring.enable_wandb", ours="output.report_to")

@@ -53,6 +53,7 @@ def finish(translation: Translation) -> Imported:
     """Check what was translated and write it. Raises ConfigError if a value of the file cannot work."""
     translation.rest()
     _complete(translation)
+    _take_apart(translation)
     config = parse(_tree(translation), TrainConfig)
     for _ in range(3):  # what is left out may leave another option without effect
         unused = unused_options(config)
@@ -65,6 +66,22 @@ def finish(translation: Translation) -> Imported:
     head = _head(translation, taken, notes)
     toml = toml_text(head, _tree(translation), translation.comments, translation.datasets)
     return Imported(trainer=translation.title, config=config, toml=toml, taken=taken, notes=notes)
+
+
+def _take_apart(translation: Translation) -> None:
+    """Leave out what does not go with other settings here, and say so."""
+    settings = translation.settings
+    left_out = {}
+    if not settings.get("memory.gradient_checkpointing", True):
+        why = "without gradient_checkpointing nothing is recomputed"
+        left_out = dict.fromkeys(("memory.checkpoint", "memory.checkpoint_offload"), why)
+    if settings.get("memory.base") == "stream" or settings.get("memory.vram_gb") or settings.get("memory.shard"):
+        left_out["memory.compile"] = "a base that is streamed or split is not compiled here"
+    for ours, why in left_out.items():
+        if settings.pop(ours, None):
+            for name, taken in translation.taken.items():
+                if taken.ours == ours:
+                    translation.taken[name] = replace(taken, became="none", ours="", note=why)
 
 
 def run_name(*candidates: str) -> str:

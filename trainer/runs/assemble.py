@@ -26,7 +26,8 @@ from ..training.rate_trials import Trials, probe
 from ..training.schedule import lr_factor
 from ..types import Record
 from ..weights.devices import use_device
-from ..weights.streaming import device_of, stream_of
+from ..weights.streaming import device_of, find_blocks, stream_of
+from .adapting.compiling import compile_blocks
 from .checkpoint import load_checkpoint, newest_intact
 from .plan import RunPlan
 from .run_folder import RunFolder
@@ -70,6 +71,7 @@ def set_up(session: Session, host: Host) -> tuple[Session, Training]:
     use_device(device_of(backend.denoiser.module))
     usual = auto_rate(backend.denoiser.module, plan.network, plan.optimizer).value
     seed, dtype = plan.training.seed, backend.compute_dtype
+    blocks = list(find_blocks(backend.denoiser.module)) if plan.memory.compile else []
     adapter = trained_part(backend.denoiser.module, session.modules, plan.network, seed=seed, compute_dtype=dtype)
     if backend.init:
         adapter.load(to_training(adapter, backend.denoiser.file_key, backend.init))
@@ -93,6 +95,8 @@ def set_up(session: Session, host: Host) -> tuple[Session, Training]:
     session.folder.cut_metrics(training.step)
     if session.processes.count > 1:
         session.processes.require_same("adapter", f"{training.step} {tensors_digest(parameters)}")
+    if plan.memory.compile:
+        compile_blocks(session, training, blocks, host)
     return session, training
 
 

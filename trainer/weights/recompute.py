@@ -93,12 +93,14 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def recompute_forward(module: nn.Module, recompute: Recomputation) -> None:
     """Recompute this module in the backward pass whoever calls it, exact also where it changes its inputs in place."""
-    plain = module.forward
+    vars(module)["recomputed"] = module.forward  # an attribute, so that it can be compiled
 
     def forward(*args: object, **kwargs: object) -> object:
         def block(*args: object) -> object:
             # Copies, so that additions in place inside the block leave the inputs as the recomputation must find them.
-            return plain(*[_own(a) for a in args], **{name: _own(value) for name, value in kwargs.items()})
+            return vars(module)["recomputed"](
+                *[_own(a) for a in args], **{name: _own(value) for name, value in kwargs.items()}
+            )
 
         return recompute(block, *args)
 

@@ -158,6 +158,10 @@ def _model(made: Translation) -> None:
         made.put(
             "memory.gradient_checkpointing", made.text("gradient_checkpointing") != "OFF", "gradient_checkpointing"
         )
+        if made.text("gradient_checkpointing") == "CPU_OFFLOADED":
+            made.put(
+                "memory.checkpoint_offload", True, "gradient_checkpointing", nearly="inputs from 1 MiB on wait in RAM"
+            )
     if made.on("force_v_prediction"):
         made.put("model.variant", "sdxl-v" if "XL" in made.text("model_type") else "sd1-v", "force_v_prediction")
     made.say("exact", "force_v_prediction", "force_epsilon_prediction", ours="model.variant")

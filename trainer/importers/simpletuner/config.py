@@ -148,6 +148,7 @@ def _model(made: Translation) -> str:
         of_lora = ("assistant_lora_path", "assistant_lora_strength", "assistant_lora_inference_strength")
         made.put("model.base_lora", [{**table, "use": "always" if always else "training"}], *of_lora)
     _precision(made)
+    _memory(made)
     return family
 
 
@@ -174,6 +175,22 @@ def _precision(made: Translation) -> None:
     for part in range(1, 5):
         note = "the text encoders compute in their own dtype; they leave the memory before training"
         made.say("needless", f"text_encoder_{part}_precision", note=note)
+
+
+def _memory(made: Translation) -> None:
+    interval = made.whole("gradient_checkpointing_interval", 0)
+    if interval > 1:
+        nearly = "" if interval <= 4 else "at most one block in four is recomputed here"
+        made.put("memory.checkpoint", f"every {min(interval, 4)}", "gradient_checkpointing_interval", nearly=nearly)
+    else:
+        made.say("exact", "gradient_checkpointing_interval", ours="memory.checkpoint", note="every block is recomputed")
+    if made.text("dynamo_backend", "no").lower() not in ("no", "none", ""):
+        made.put(
+            "memory.compile",
+            True,
+            "dynamo_backend",
+            nearly="the blocks, one by one and for any shape; off where it fails",
+        )
 
 
 def _names(made: Translation) -> None:

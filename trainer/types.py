@@ -115,6 +115,7 @@ class PreserveRule:
     trigger: str
     class_prompt: str
     weight: float
+    """0: nothing is held; the drift of a held-out image is measured with these words."""
     share: float
     """Probability that a use of the image is held; where it is, by `weight` / `share`."""
 
@@ -184,7 +185,7 @@ class Example:
     teacher: str = "images"
     """images: the target is the usual one; base: the target is the prediction of the base model without the adapter."""
     preserve: "PreserveRule | None" = None
-    """How the image's caption without the trigger is held to the base's prediction, next to the usual loss; None: it is not."""
+    """What stands in place of the trigger, and how strongly the caption with it is held to the base's prediction; None: no such words."""
     may_flip: bool = False
     """The mirror image is trained too. One of the two is chosen each time the image is drawn."""
     background: str = "white"

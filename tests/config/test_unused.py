@@ -56,7 +56,7 @@ IDLE = [
     ({"dataset": [{"folder": "x", "token_warmup_min": 2}]}, "dataset.token_warmup_min = 2 would do nothing: captions do not grow"),
     ({"dataset": [{"folder": "x", "image_variants": 4}]}, "dataset.image_variants = 4 would do nothing: images never change"),
     ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "validation", "teacher": "base"}]}, "dataset.teacher = 'base' would do nothing: validation images"),
-    ({"dataset": [{"folder": "x", "class_prompt": "a dog"}]}, "dataset.class_prompt = 'a dog' would do nothing: only role = 'train' with teacher = 'base'"),
+    ({"dataset": [{"folder": "x"}, {"folder": "y", "role": "regularisation", "class_prompt": "a dog"}]}, "dataset.class_prompt = 'a dog' would do nothing: regularisation images"),
     ({"dataset": [{"folder": "x", "teacher_weight": 0.5}]}, "dataset.teacher_weight = 0.5 would do nothing: only role"),
     ({"dataset": [{"folder": "x", "teacher_share": 0.5}]}, "dataset.teacher_share = 0.5 would do nothing: only role"),
     ({"dataset": [{"folder": "x", "metadata": "t.csv"}]}, "dataset.metadata = 't.csv' would do nothing: only captions"),

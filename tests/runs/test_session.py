@@ -121,7 +121,7 @@ def test_average_is_what_is_saved(tmp_path):
     outcome, host, folder = go(
         tmp_path, training={"ema_decay": 0.5}, data={"validation_split": 0.34}, output={"dtype": "float32"}
     )
-    names = {"held_out", "held_out_ema", "held_out_even", "held_out_even_ema"}
+    names = {"held_out", "held_out_ema", "held_out_even", "held_out_even_ema", "drift"}
     assert [set(values) - names for values in host.measures.values()] == [set(), {"held_out_base"}, {"held_out_base"}]
     assert all(names <= set(values) for values in host.measures.values())
     last = list_checkpoints(folder.checkpoints)[-1].folder

@@ -29,6 +29,7 @@ LOSSES = {
     "held_out_even": "at even levels",
     "held_out_even_ema": "at even levels (EMA)",
     "held_out_base": "base",
+    "drift": "drift from the base",
 }
 """{key in the metrics: what it is called in the log}."""
 

@@ -85,7 +85,8 @@ class CachedBatches:
         made = warming_caption(example, step or 0, *key) if warming else caption_at(example, *key)
         caption = "" if dropped else made
         preserved = class_caption(example, caption)
-        if example.preserve is not None and uniform(*key, "preserve") >= example.preserve.share:
+        rule = example.preserve
+        if rule is None or not rule.weight or uniform(*key, "preserve") >= rule.share:
             preserved = None
         share = share_of(self.plan.seed, example, draw)
         return PickedExample(view=view, key=latent, caption=caption, share=share, preserved=preserved)
@@ -113,10 +114,10 @@ class CachedBatches:
         slots = [slot for slot, pick in enumerate(picks) if pick.preserved is not None]
         if not slots:
             return None
-        rules = [rule for slot in slots if (rule := picks[slot].view.example.preserve) is not None]
-        weights = [
-            rule.weight / rule.share * picks[slot].view.example.weight for slot, rule in zip(slots, rules, strict=True)
-        ]
+        weights = []
+        for slot in slots:
+            rule, weight = picks[slot].view.example.preserve, picks[slot].view.example.weight
+            weights.append(weight * rule.weight / rule.share if rule is not None else weight)
         return Preserved(
             slots=tuple(slots),
             conditioning=self.condition([replace(picks[slot], caption=picks[slot].preserved or "") for slot in slots]),
@@ -124,9 +125,13 @@ class CachedBatches:
         )
 
     def single(self, number: int) -> Batch:
-        """A batch of the single example `number`, not mirrored, with its first caption."""
+        """A batch of the single example `number`, not mirrored, with its first caption; one that is held out also has the caption
+        without the trigger, or the empty one, on which the drift is measured."""
         view, latent = self._views[number][0]
-        return self.collate([PickedExample(view=view, key=latent, caption=view.example.captions[0])])
+        example = view.example
+        caption = example.captions[0]
+        neutral = (class_caption(example, caption) or "") if example.role == "held_out" else None
+        return self.collate([PickedExample(view=view, key=latent, caption=caption, preserved=neutral)])
 
 
 def share_of(seed: int, example: Example, draw: Draw) -> float:

@@ -18,7 +18,7 @@ from ..lora.state_dict import to_file
 from ..storage.atomic import remove_temporaries
 from ..training.advice import advice
 from ..training.early_stopping import is_exhausted, keeps_lows, lowest
-from ..training.held_out import held_out_losses, losses_at_even_levels, mean_loss, rounded
+from ..training.held_out import Drift, held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Batches, LoopSettings, Training, fit
 from ..training.movement import WATCHED_STEPS, GradientWatch
 from ..training.optim import own_average
@@ -64,15 +64,14 @@ class TrainingRun:
         self.session, self.training, self.host = session, training, host
         self.plan, self.folder, self.processes = session.plan, session.folder, session.processes
         self.total = self.plan.training.steps
-        spent = self.processes.from_main(lambda: self.folder.read().get("costs", {}))
-        self.timings = Timings.continued(spent)
+        self.timings = Timings.continued(self.processes.from_main(lambda: self.folder.read().get("costs", {})))
         output, whole = self.plan.output, session.backend.model_file is not None
         kind = output.report_to if session.main else "none"
+        self.drift = Drift(denoiser=session.denoiser, held_out=session.held_out, has_base=not whole)
         self.watch = GradientWatch(training.adapter.parameters(), training.optimizer, moves=not whole)
         self.scores = SampleScores(self.plan.validation.clip_score if session.main else "")
-        self.tracker = open_tracker(
-            kind, self.folder.path, training.step, host.log, output.tracker_project, output.tracker_run
-        )
+        names = output.tracker_project, output.tracker_run
+        self.tracker = open_tracker(kind, self.folder.path, training.step, host.log, *names)
 
     def to_the_end(self) -> Outcome:
         """Train until the last step, an early stop or the host's wish, and write what is left to write."""
@@ -224,8 +223,7 @@ class TrainingRun:
 
     def _measure(self) -> None:
         """The validation loss now, of the current weights and of their average if there is one."""
-        held_out = self.session.held_out
-        if not held_out.batches or not (self.session.main or self.plan.memory.shard):
+        if not self.session.held_out.batches or not (self.session.main or self.plan.memory.shard):
             return
         try:
             with self.timings.of("validation loss"):
@@ -235,11 +233,13 @@ class TrainingRun:
                     with self.training.adapter.holding(self.training.average.values):
                         parts, of_average = self._losses("_ema")
                     values |= of_average
+                values |= self.drift.values(self.training.adapter, self._averaged, self._end_if_interrupted)
         except StoppedError:
             return  # it is measured when the run is continued
         # What the LoRA file of this step holds, image by image: `score` compares checkpoints by it.
         self.folder.append_metrics(step=self.training.step, **values, held_out_parts=rounded(parts))
         self.tracker.scalars(self.training.step, values)
+        self.folder.update(drift=values.get("drift"))
         self.host.measured(self.training.step, {**values, **self._loss_of_base()})
 
     def _examine(self) -> None:

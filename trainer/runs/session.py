@@ -41,7 +41,8 @@ class Host(Protocol):
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
         """The validation loss was measured: "held_out" and, at evenly spread levels, "held_out_even"; the same with "_ema" of
-        the average where there is one; after the first step "held_out_base", which the base without a LoRA has."""
+        the average where there is one; after the first step "held_out_base", which the base without a LoRA has. And "drift": how far the base's
+        predictions for prompts without the trigger have moved."""
         ...
 
     def saved(self, step: int, lora: Path) -> None: ...

@@ -6,7 +6,7 @@ run's own shift, noise by its seed, as all runs of version 0.1 measured; they go
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,15 @@ from ..diffusion.denoiser import Denoiser
 from ..diffusion.loss import draw_noise
 from ..diffusion.objectives import Objective
 from ..diffusion.timesteps import NoiseLevels, ResolutionShift, Uniform
+from ..lora.adapter import Adapter
 from ..seeding import generator
 from ..types import Batch
 from .loss_settings import guided_scale, noise_levels
-from .step import LossSettings, sample_loss
+from .step import LossSettings, Switch, sample_loss
 
 FIXED, OWN = "fixed", "run"
+MOST_OF_DRIFT = 8
+"""Images that the drift from the base is measured on."""
 EVEN = NoiseLevels(law=Uniform())
 """Evenly spread noise levels, whatever the family's shift."""
 
@@ -124,6 +127,61 @@ def losses_at_even_levels(
     if denoiser.objective.name != "flow" or held_out.levels.shift == EVEN.shift:
         return at_own
     return held_out_losses(denoiser, held_out, EVEN, should_stop)
+
+
+@torch.no_grad()
+def drift_from_base(
+    denoiser: Denoiser,
+    held_out: HeldOut,
+    of_base: dict[tuple[int, int], torch.Tensor],
+    without_adapter: Switch,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> float:
+    """Mean of |f(x_t, c') - f_0(x_t, c')|^2 over the first `MOST_OF_DRIFT` held-out images and the noise levels of `held_out`; 0 for an
+    adapter that changes nothing.
+
+    f is the network with the adapter, f_0 the same network without it, c' the caption with the class in place of the trigger, or
+    the empty prompt where no trigger is known, x_t the image with the noise of the validation loss. `of_base` keeps the predictions of
+    the base, which do not change: give the same dictionary the next time.
+    """
+    values: list[float] = []
+    for number, batch in enumerate(held_out.batches[:MOST_OF_DRIFT]):
+        latents, neutral = batch.latents_BCHW, batch.preserved
+        assert neutral is not None
+        height, width = latents.shape[-2:]
+        for index, position in enumerate(held_out.positions()):
+            if should_stop():
+                return float("nan")
+            sigma_B = held_out.levels.sigma(denoiser.objective, height, width, torch.tensor([position])).to(latents)
+            noise = draw_noise(tuple(latents.shape[1:]), held_out.noise_source(batch, number, index))
+            noisy = denoiser.objective.add_noise(latents, noise.unsqueeze(0).to(latents), sigma_B)
+            if (number, index) not in of_base:
+                with without_adapter():
+                    of_base[number, index] = denoiser.predict(noisy, sigma_B, neutral.conditioning).cpu()
+            change = denoiser.predict(noisy, sigma_B, neutral.conditioning) - of_base[number, index].to(latents)
+            values.append(change.float().square().mean().item())
+    return sum(values) / len(values)
+
+
+@dataclass(kw_only=True)
+class Drift:
+    """`drift_from_base` of a run. The base's predictions are computed once."""
+
+    denoiser: Denoiser
+    held_out: HeldOut
+    has_base: bool = True
+    """False for a full fine-tune, which leaves no base to compare with."""
+    of_base: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+
+    def values(
+        self, adapter: Adapter, held: dict[str, torch.Tensor] | None, should_stop: Callable[[], bool]
+    ) -> dict[str, float]:
+        """Returns {"drift": that of the adapter with other values, or with those it has for None}; nothing without a base."""
+        if not self.has_base:
+            return {}
+        with adapter.holding(held):
+            off = adapter.disabled
+            return {"drift": drift_from_base(self.denoiser, self.held_out, self.of_base, off, should_stop)}
 
 
 def held_out_loss(denoiser: Denoiser, held_out: HeldOut, levels: NoiseLevels | None = None) -> float:

@@ -31,6 +31,7 @@ export class ProgressTab {
     this.rate = new Chart(this.root, "Learning rate");
     this.norm = new Chart(this.root, "Gradient norm", { canBeLog: true });
     this.memory = new MemoryBar(this.root);
+    this.drift = new Chart(this.root, "Drift from the base without the trigger");
   }
 
   /** @param {Shown} shown */
@@ -50,6 +51,7 @@ export class ProgressTab {
     this.rate.show({ total, series: [{ label: "learning rate", colour: COLOURS.rate, points: series(lines, "learning_rate") }] });
     this.norm.show({ total, series: [{ label: "gradient norm", colour: COLOURS.norm, points: series(lines, "grad_norm") }] });
     this.memory.show(run.memory_plan);
+    this.drift.show({ total, series: [{ label: "drift", colour: COLOURS.validation, points: series(lines, "drift"), isDots: true }] });
     this.renderFacts(run, view, lines);
   }
 

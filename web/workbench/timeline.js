@@ -5,7 +5,7 @@ import { isActive } from "../runs.js";
 
 /**
  * @typedef {import("../series.js").Point} Point
- * @typedef {import("../runs.js").MetricsLine & {learning_rate?: number, grad_norm?: number, seconds?: number}} Line
+ * @typedef {import("../runs.js").MetricsLine & {learning_rate?: number, grad_norm?: number, drift?: number, seconds?: number}} Line
  */
 
 /**
@@ -22,7 +22,7 @@ export function joined(lines, newer) {
 
 /**
  * @param {Line[]} lines
- * @param {"loss" | "held_out" | "learning_rate" | "grad_norm"} key
+ * @param {"loss" | "held_out" | "learning_rate" | "grad_norm" | "drift"} key
  * @returns {Point[]}
  */
 export const series = (lines, key) =>

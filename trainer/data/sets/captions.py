@@ -204,9 +204,9 @@ def caption_at(example: Example, seed: int, *keys: Key) -> str:
 
 
 def class_caption(example: Example, caption: str) -> str | None:
-    """The caption without its trigger, which is held to the base's prediction: the class prompt stands in the trigger's place.
+    """The caption without its trigger, of which the base knows something: the class prompt stands in the trigger's place.
 
-    None where there is nothing to hold: for an image that is not held, for the empty prompt, which caption dropout trains, and
+    None where there is no such caption: for an image without these words, for the empty prompt, which caption dropout trains, and
     for a caption without the trigger where no class prompt is given.
     """
     if example.preserve is None or not caption:
@@ -227,7 +227,8 @@ def _tidy(text: str) -> str:
 
 def texts_of(example: Example) -> set[str]:
     """Every text that is encoded in advance for an example: its captions, the empty prompt and the captions that are held."""
-    held = (class_caption(example, caption) for caption in example.texts)
+    is_used = example.preserve is not None and (example.preserve.weight or example.role == "held_out")
+    held = [class_caption(example, caption) for caption in example.texts] if is_used else []
     return {"", *example.texts, *(text for text in held if text is not None)}
 
 

@@ -33,7 +33,6 @@ HELD_OUT = "held_out"
 """Role of an example that is not trained on, as caches and digests have always had it; "validation" in the options."""
 LATER: Json = {
     "variants": (),
-    "preserve": None,
     "caption_dropout_every": 0,
     "warmup": None,
     "presence": None,
@@ -84,7 +83,7 @@ class Dataset:
     @property
     def preserves(self) -> bool:
         """Whether captions without the trigger are held to the base's prediction."""
-        return any(example.preserve is not None for example in self.examples)
+        return any(example.preserve is not None and example.preserve.weight for example in self.examples)
 
     @cached_property
     def digest(self) -> str:
@@ -199,8 +198,8 @@ def _examples(
 
 
 def _preserve_rule(config: DatasetConfig) -> PreserveRule | None:
-    """How the images of a set are held to the base's prediction."""
-    if not config.preserves:
+    """What stands for the class in a set, and how strongly its images are held to the base's prediction."""
+    if config.role == "regularisation" or not (config.trigger or config.class_prompt):
         return None
     words = {"trigger": config.trigger, "class_prompt": config.class_prompt}
     return PreserveRule(**words, weight=config.preserves, share=config.teacher_share)
@@ -320,6 +319,8 @@ def _facts(example: Example) -> Json:
     del data["references"]
     for name in [name for name, before in LATER.items() if getattr(example, name) == before]:
         del data[name]
+    if example.preserve is None or not example.preserve.weight:  # nothing is trained by it
+        del data["preserve"]
     return {**data, **named_references([_content(path) for path in example.references])}
 
 
@@ -338,7 +339,7 @@ def _held_out(example: Example) -> Example:
         captions=example.captions[:1],
         live=None,
         variants=(),
-        preserve=None,
+        preserve=replace(example.preserve, weight=0.0) if example.preserve is not None else None,
         caption_dropout_every=0,
         warmup=None,
         presence=None,

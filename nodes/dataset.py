@@ -70,6 +70,16 @@ def _caption_forms() -> dict[str, Widget]:
     }
 
 
+def _slider() -> dict[str, Widget]:
+    """Inputs of a slider: its two prompts, or the sign of a set of image pairs."""
+    return {
+        "slider_positive": _advanced("slider_positive"),
+        "slider_negative": _advanced("slider_negative"),
+        "slider_scale": _advanced("slider_scale", min=0.01, max=100.0, step=0.1),
+        "strength": _advanced("strength", min=-10.0, max=10.0, step=0.1),
+    }
+
+
 def _preservation() -> dict[str, Widget]:
     """Inputs of teacher = base: what stands in place of the trigger, and how strongly it is held."""
     return {
@@ -179,6 +189,7 @@ class LoomDataset(FormerRoles, LoomNode):
                     **_course(),
                     **_preservation(),
                     "only_listed": _advanced("only_listed"),
+                    **_slider(),
                     "previous": _PREVIOUS,
                 },
             },
@@ -242,6 +253,7 @@ class LoomDatasetImages(FormerRoles, LoomNode):
                     **_course(),
                     "teacher": _advanced("teacher"),
                     **_preservation(),
+                    **_slider(),
                 },
             },
             shown=("captions", "trigger", "repeats"),

@@ -165,6 +165,15 @@ ALWAYS = Presence()
 
 
 @dataclass(frozen=True, kw_only=True)
+class SliderRule:
+    """What a slider of prompts moves: from the negative prompt to the positive one, `scale` times at strength 1."""
+
+    positive: str
+    negative: str
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     """One image of a dataset at one size, with everything that training needs to know about it."""
 
@@ -186,6 +195,10 @@ class Example:
     """images: the target is the usual one; base: the target is the prediction of the base model without the adapter."""
     preserve: "PreserveRule | None" = None
     """What stands in place of the trigger, and how strongly the caption with it is held to the base's prediction; None: no such words."""
+    strength: float = 1.0
+    """Strength of the adapter while the image is trained."""
+    slider: SliderRule | None = None
+    """The image is a place where a slider of prompts is trained; None: the image itself is."""
     may_flip: bool = False
     """The mirror image is trained too. One of the two is chosen each time the image is drawn."""
     background: str = "white"
@@ -234,6 +247,15 @@ class Preserved:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slider:
+    """What a batch of a slider of prompts is trained by."""
+
+    positive: Conditioning
+    negative: Conditioning
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """The samples of one forward pass. Latents are in model space, fp32; the mask has values in [0, 1]."""
 
@@ -254,6 +276,10 @@ class Batch:
     """True for samples that have a guided loss: those with a caption whose target is not the base's prediction."""
     preserved: Preserved | None = None
     """The samples with a second loss, which keeps what the base predicts; None if there are none."""
+    strength: float = 1.0
+    """Strength of the adapter for this batch."""
+    slider: Slider | None = None
+    """The whole batch trains a slider of prompts; None: its images."""
 
     @property
     def size(self) -> int:

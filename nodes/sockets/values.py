@@ -31,6 +31,7 @@ from ...trainer.types import (
     ImageVariant,
     Presence,
     PreserveRule,
+    SliderRule,
 )
 
 VERSION = 1
@@ -217,4 +218,5 @@ def _course_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
         "timestep_range": tuple(data["timestep_range"]) if data.get("timestep_range") else None,
         "presence": Presence(**presence) if presence else None,
         "preserve": PreserveRule(**data["preserve"]) if data.get("preserve") else None,
+        "slider": SliderRule(**data["slider"]) if data.get("slider") else None,
     }

@@ -85,6 +85,14 @@ class DatasetConfig(Section, table="dataset"):
     """Weight of what teacher = "base" adds to the loss of training images; 0 switches it off."""
     teacher_share: float = 1.0
     """Share of the uses of training images at which teacher = "base" acts, each time by so much more: 0.25 takes about 25 % more time per step instead of twice the time."""
+    slider_positive: str = ""
+    """Trains a slider with slider_negative (docs/sliders.md): a LoRA whose strength moves one attribute, both ways. The prompt with the attribute, such as "a photo of an old person". The base's own predictions are what is learnt; the images only say where, their look is not learnt."""
+    slider_negative: str = ""
+    """The prompt with the opposite of slider_positive, such as "a photo of a young person"."""
+    slider_scale: float = 2.0
+    """How far strength 1 of a slider of prompts moves: this many times the difference of the base's predictions for both prompts."""
+    strength: float = 1.0
+    """Strength of the LoRA while these images are trained. A slider of image pairs has one set at 1 and one with the opposite at -1, with the same captions."""
     caption_dropout: float = 0.0
     """Probability that an image is trained with the empty prompt, which keeps classifier-free guidance working. 0.05 to 0.1 is usual."""
     caption_dropout_every_n_epochs: int = 0
@@ -192,6 +200,7 @@ class DatasetConfig(Section, table="dataset"):
         require(self.repeats >= 1, "dataset.repeats", self.repeats, "use 1 or more (1 = seen once per epoch)")
         require(self.repeats <= MAX_REPEATS, "dataset.repeats", self.repeats, f"use {MAX_REPEATS} or less")
         require(self.weight > 0, "dataset.weight", self.weight, "use a number above 0")
+        self._check_slider()
         require(self.teacher_weight >= 0, "dataset.teacher_weight", self.teacher_weight, "use 0 (off) or more")
         remedy = "use a number above 0, up to 1 (every use)"
         require(0 < self.teacher_share <= 1, "dataset.teacher_share", self.teacher_share, remedy)
@@ -235,6 +244,19 @@ class DatasetConfig(Section, table="dataset"):
         require(known, "dataset.image_variants", self.image_variants, remedy)
         remedy = "leave out random colours and turns: an image would no longer match its reference image"
         require(not (self.changes_images and self.references), "dataset.references", self.references, remedy)
+
+    def _check_slider(self) -> None:
+        given = bool(self.slider_positive.strip()), bool(self.slider_negative.strip())
+        remedy = "a slider has two prompts: give slider_positive and slider_negative"
+        require(given[0] == given[1], "dataset.slider_positive", self.slider_positive, remedy)
+        differ = not any(given) or self.slider_positive.strip() != self.slider_negative.strip()
+        require(differ, "dataset.slider_negative", self.slider_negative, "it must differ from slider_positive")
+        require(self.slider_scale > 0, "dataset.slider_scale", self.slider_scale, "use a number above 0 (2 is usual)")
+        remedy = "use a number other than 0, -10 to 10 (1, and -1 for the opposite images)"
+        require(self.strength != 0 and abs(self.strength) <= 10, "dataset.strength", self.strength, remedy)
+        alone = not any(given) or (self.role == "train" and self.teacher == "images" and self.strength == 1)
+        remedy = "a slider of prompts has role = 'train', teacher = 'images' and strength = 1"
+        require(alone, "dataset.slider_positive", self.slider_positive, remedy)
 
     def _check_captions(self) -> None:
         require(0 <= self.tag_dropout < 1, "dataset.tag_dropout", self.tag_dropout, "use 0 up to below 1")

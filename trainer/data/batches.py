@@ -11,7 +11,7 @@ from typing import overload
 import torch
 
 from ..seeding import uniform
-from ..types import Batch, Conditioning, Example, Preserved
+from ..types import Batch, Conditioning, Example, Preserved, Slider
 from .cache.keys import View, views
 from .cache.online import Items
 from .order import AnyPlan, Draw
@@ -94,7 +94,13 @@ class CachedBatches:
     def collate(self, picks: Sequence[PickedExample]) -> Batch:
         """A batch of the given samples, on the device."""
         items = [self.cache.get(pick.key) for pick in picks]
-        guided = [self.guided and bool(pick.caption) and pick.view.example.teacher != "base" for pick in picks]
+        guided = [
+            self.guided
+            and bool(pick.caption)
+            and pick.view.example.teacher != "base"
+            and pick.view.example.slider is None
+            for pick in picks
+        ]
         return Batch(
             latents_BCHW=self.normalise(torch.stack([item["latents"] for item in items]).to(self.device)),
             conditioning=self.condition(picks),
@@ -107,7 +113,18 @@ class CachedBatches:
             unconditional=self.condition([replace(pick, caption="") for pick in picks]) if any(guided) else None,
             guided_B=torch.tensor(guided, device=self.device) if any(guided) else None,
             preserved=self._preserved(picks),
+            strength=picks[0].view.example.strength,
+            slider=self._slider(picks),
         )
+
+    def _slider(self, picks: Sequence[PickedExample]) -> Slider | None:
+        """The two prompts of the slider that this batch trains; a batch has one or none (`order.make_plan`)."""
+        if (rule := picks[0].view.example.slider) is None:
+            return None
+        positive, negative = (
+            self.condition([replace(pick, caption=text) for pick in picks]) for text in (rule.positive, rule.negative)
+        )
+        return Slider(positive=positive, negative=negative, scale=rule.scale)
 
     def _preserved(self, picks: Sequence[PickedExample]) -> Preserved | None:
         """The samples whose caption without the trigger is held to the base's prediction, see `Batch.preserved`."""

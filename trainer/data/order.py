@@ -179,11 +179,12 @@ def _phases(examples: Sequence[Example], batch_size: int, seed: int, per_step: i
 
 def _plan(examples: Sequence[Example], numbers: Sequence[int], batch_size: int, seed: int, per_step: int) -> Plan:
     """The plan of some of the examples."""
-    by_size: dict[tuple[Size, ...], list[int]] = defaultdict(list)
+    by_size: dict[tuple[tuple[float, str], tuple[Size, ...]], list[int]] = defaultdict(list)
     for number in numbers:
         example = examples[number]
         references = [geometry.target for geometry in reference_geometries(views(example)[0])]
-        by_size[(example.geometry.target, *references)] += [number] * example.repeats
+        kind = (example.strength, repr(example.slider or ""))  # a batch is trained at one strength, and in one way
+        by_size[kind, (example.geometry.target, *references)] += [number] * example.repeats
     buckets = tuple(tuple(by_size[size]) for size in sorted(by_size))
     shares = tuple(tuple((examples[i].presence or ALWAYS).probability for i in bucket) for bucket in buckets)
     whole = all(share == 1 for bucket in shares for share in bucket)

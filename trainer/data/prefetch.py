@@ -72,6 +72,8 @@ class Prefetched:
             read = [batch.latents_BCHW, batch.conditioning, batch.unconditional, batch.weight_B, batch.mask_B1HW]
             if batch.preserved is not None:
                 read += [batch.preserved.conditioning, batch.preserved.weight_S]
+            if batch.slider is not None:
+                read += [batch.slider.positive, batch.slider.negative]
             for tensor in _tensors(read):
                 if tensor.is_cuda:  # otherwise its memory could be reused while this stream still reads it
                     tensor.record_stream(current)

@@ -64,7 +64,10 @@ def examination_step(steps_per_epoch: float, total: int) -> int:
 
 def trained_images(examples: Sequence[Example]) -> list[int]:
     """Which examples are examined: those that teach something, at most `MOST`, drawn in a fixed order."""
-    numbers = [n for n, example in enumerate(examples) if example.role == "train" and example.teacher != "base"]
+    usual = [
+        one.role == "train" and one.teacher != "base" and one.slider is None and one.strength > 0 for one in examples
+    ]
+    numbers = [number for number, is_usual in enumerate(usual) if is_usual]
     if len(numbers) <= MOST:
         return numbers
     return sorted(numbers[i] for i in permutation(len(numbers), 0, "doctor")[:MOST])

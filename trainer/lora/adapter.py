@@ -72,6 +72,21 @@ class Adapter:
         finally:
             self._enable(True)
 
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        """A context in which the adapter's change counts this many times, as at that strength in a host. LoRA only."""
+        if strength == 1:
+            yield
+            return
+        usual = {path: layer.scaling[NAME] for path, layer in self.layers.items()}
+        for path, layer in self.layers.items():
+            layer.scaling[NAME] = strength * usual[path]
+        try:
+            yield
+        finally:
+            for path, layer in self.layers.items():
+                layer.scaling[NAME] = usual[path]
+
     def _enable(self, on: bool) -> None:
         for path, layer in self.layers.items():
             layer._disable_adapters = not on or path in self._left_out  # PEFT's own switch also resets requires_grad

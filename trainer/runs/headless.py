@@ -47,7 +47,7 @@ from ..storage.mapped_files import MappedFiles
 from ..storage.tensor_file import read_lora
 from ..training.early_stopping import check_measured
 from ..training.epochs import in_steps
-from ..training.loss_settings import check_objective, guided_notes
+from ..training.loss_settings import check_objective, check_strengths, guided_notes
 from ..training.optim import check_optimizer
 from ..training.schedule import check_schedule
 from ..training.text_encoders import check_text_training, load_with_text, rate_scales, with_text
@@ -156,8 +156,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     seed, index = config.training.seed, FileIndex(cache_folder(config) / "files.json")
     reading = partial(host.stage, "reading images")
     dataset = build_dataset(listed.sets, config.data, base.family.bucket_step, seed, index, reading)
-    reach = positions_per_side(skeleton.module) * base.family.bucket_step
-    refuse_long_sides(dataset.examples, reach, base.family.name)
+    check_strengths(dataset.training, config.network, sharded=config.memory.shard)
+    refuse_long_sides(dataset.examples, positions_per_side(skeleton.module) * base.family.bucket_step, base.family.name)
     check_measured(config.training, config.validation, dataset.held_out)
     per_step = config.training.gradient_accumulation_steps * processes.count
     plan = make_plan(dataset.training, config.training.batch_size, config.training.seed, per_step)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from ..lora.adapter import Adapter
 from ..seeding import StepKey
 from ..types import Batch, StepResult
 from .optim import clip_gradients, set_learning_rate
-from .step import LossSettings, preservation_loss, train_step
+from .step import LossSettings, Switch, preservation_loss, slider_loss, train_step
 
 
 class Batches(Protocol):
@@ -140,7 +141,9 @@ def _accumulate(
             key = StepKey(seed=settings.seed, step=training.step, micro_batch=micro_batch)
             training.adapter.set_draw(key)
             batch, off = batches.at(first + micro_batch), training.adapter.disabled
-            total = total + backward(train_step(denoiser, batch, settings.loss, key, off).sum() / samples)
+            for strength, loss_of in _losses(denoiser, batch, settings.loss, key, off):
+                with training.adapter.at_strength(strength):  # backward too: it may recompute
+                    total = total + backward(loss_of().sum() / samples)
             if batch.preserved is not None:
                 kept = kept + backward(preservation_loss(denoiser, batch, settings.loss, key, off).sum() / samples)
                 count_kept += len(batch.preserved.slots)
@@ -149,6 +152,16 @@ def _accumulate(
     processes.sum_gradients(training.adapter.parameters().values())
     is_any = processes.sum(float(count_kept)) > 0
     return processes.sum(float(total)), processes.sum(float(kept)) if is_any else None
+
+
+def _losses(
+    denoiser: Denoiser, batch: Batch, settings: LossSettings, place: StepKey, without_adapter: Switch
+) -> list[tuple[float, Callable[[], Tensor]]]:
+    """What a batch is trained by: (strength of the adapter, weighted loss of each sample (B,)). A slider of prompts has two halves."""
+    if batch.slider is None:
+        return [(batch.strength, partial(train_step, denoiser, batch, settings, place, without_adapter))]
+    loss_at = slider_loss(denoiser, batch, settings, place, without_adapter)
+    return [(sign, lambda sign=sign: loss_at(sign) / 2) for sign in (1.0, -1.0)]  # type: ignore[misc]
 
 
 def _finite_norm(training: Training, loss: float, limit: float) -> float:

@@ -1,10 +1,13 @@
 """From the [objective] table to the objects of `diffusion/`: the loss, and the noise levels that are trained."""
 
+from collections.abc import Sequence
+
 from ..choices import TIMESTEP_SAMPLING
-from ..config.run import ObjectiveConfig
+from ..config.run import NetworkConfig, ObjectiveConfig
 from ..diffusion.objectives import Objective
 from ..diffusion.timesteps import NoiseLevels, ResolutionShift
 from ..errors import ConfigError
+from ..types import Example
 from .step import LossSettings
 
 GUIDED_SCALE = 4.0
@@ -84,6 +87,24 @@ def loss_settings(config: ObjectiveConfig, levels: NoiseLevels) -> LossSettings:
         guided=config.guided_loss,
         guided_scale=guided_scale(config),
     )
+
+
+def check_strengths(examples: Sequence[Example], network: NetworkConfig, *, sharded: bool = False) -> None:
+    """Raise ConfigError for images that are trained at a strength of their own, as sliders are, where that is not possible."""
+    found = next((one for one in examples if one.slider is not None or one.strength != 1), None)
+    if found is None:
+        return
+    what = f"dataset.strength = {found.strength:g}"
+    if found.slider is not None:
+        what = f"dataset.slider_positive = {found.slider.positive!r}"
+    elif all(one.strength < 0 for one in examples if one.role == "train"):
+        raise ConfigError(f"{what}: every image is trained at a negative strength; give the positive ones strength 1")
+    if network.kind != "lora":
+        raise ConfigError(
+            f"{what} does not go with network.kind = {network.kind!r}, which does the opposite at no strength: use 'lora'"
+        )
+    if sharded:
+        raise ConfigError(f"{what} does not go with memory.shard: use one GPU")
 
 
 def guided_scale(config: ObjectiveConfig) -> float:

@@ -102,6 +102,33 @@ def preservation_loss(
     return loss_S * part.weight_B
 
 
+def slider_loss(
+    denoiser: Denoiser, batch: Batch, settings: LossSettings, place: StepKey, without_adapter: Switch = nullcontext
+) -> Callable[[float], Tensor]:
+    """The loss of a slider of prompts as a function of its sign, +1 or -1: the adapter's strength while it is computed and differentiated.
+
+    L(s) = |f_s(x_t, c) - (f_0(x_t, c) + s k (f_0(x_t, c+) - f_0(x_t, c-)))|^2, (B,), weighted: f_s is the network with the adapter
+    at strength s, f_0 the base, c the caption, c+ and c- the prompts, k the scale (Concept Sliders, arXiv 2311.12092, eq. 7, with
+    both directions trained). The three predictions of the base are made here, once for both signs and without gradient.
+    """
+    slider = batch.slider
+    assert slider is not None
+    noise_BCHW, sigma_B = draw(denoiser, batch, settings, place)
+    input_BCHW = perturbed(noise_BCHW, settings.perturbation, place)
+    noisy_BCHW = denoiser.objective.add_noise(batch.latents_BCHW, input_BCHW, sigma_B)
+    with without_adapter(), torch.no_grad():
+        conditionings = (batch.conditioning, slider.positive, slider.negative)
+        own, positive, negative = (denoiser.predict(noisy_BCHW, sigma_B, one) for one in conditionings)
+    everywhere = torch.ones(batch.size, dtype=torch.bool, device=sigma_B.device)
+    part = replace(batch, mask_B1HW=None, by_base_B=everywhere, unconditional=None, guided_B=None)
+
+    def loss_at(sign: float) -> Tensor:
+        target = own + sign * slider.scale * (positive - negative)
+        return sample_loss(denoiser, part, noise_BCHW, sigma_B, settings, target, input_BCHW) * batch.weight_B
+
+    return loss_at
+
+
 def perturbed(noise_BCHW: Tensor, strength: float, place: StepKey) -> Tensor:
     """The noise that goes into the noisy latents: that of the target, and more if `strength` is not 0 (arXiv 2301.11706)."""
     if not strength:

@@ -43,7 +43,7 @@ from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.training.early_stopping import check_measured
 from ....trainer.training.epochs import in_steps
-from ....trainer.training.loss_settings import GUIDED_SCALE, check_objective, guided_notes
+from ....trainer.training.loss_settings import GUIDED_SCALE, check_objective, check_strengths, guided_notes
 from ....trainer.training.optim import check_optimizer
 from ....trainer.training.schedule import check_schedule
 from ....trainer.training.text_encoders import rate_scales
@@ -171,6 +171,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     check_optimizer(request.optimizer, request.network, request.training.ema_decay)
     check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
+    check_strengths(dataset.training, request.network)
     reach = longest_side(patcher.model.diffusion_model, request.cache.factor)
     refuse_long_sides(dataset.examples, reach, type(patcher.model).__name__)
     measured = request.validation.validation if request.validation else ValidationConfig()

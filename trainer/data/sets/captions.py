@@ -229,7 +229,8 @@ def texts_of(example: Example) -> set[str]:
     """Every text that is encoded in advance for an example: its captions, the empty prompt and the captions that are held."""
     is_used = example.preserve is not None and (example.preserve.weight or example.role == "held_out")
     held = [class_caption(example, caption) for caption in example.texts] if is_used else []
-    return {"", *example.texts, *(text for text in held if text is not None)}
+    ends = (example.slider.positive, example.slider.negative) if example.slider is not None else ()
+    return {"", *example.texts, *ends, *(text for text in held if text is not None)}
 
 
 def warmup_of(forms: CaptionForms, config: DatasetConfig, seed: int) -> CaptionWarmup | None:

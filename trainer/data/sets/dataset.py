@@ -19,6 +19,7 @@ from ...types import (
     PreserveRule,
     Progress,
     Record,
+    SliderRule,
     named_references,
 )
 from ..images.faces import NONE, check_detector
@@ -37,6 +38,8 @@ LATER: Json = {
     "warmup": None,
     "presence": None,
     "timestep_range": None,
+    "strength": 1.0,
+    "slider": None,
 }
 """{field of an example that early versions did not have: its default}, with which a digest stays what it was."""
 COURSE = ("start_step", "end_step", "start_epoch", "end_epoch")
@@ -178,6 +181,8 @@ def _examples(
                 role=HELD_OUT if config.role == "validation" else config.role,
                 teacher=config.teacher if config.role == "regularisation" else "images",
                 preserve=_preserve_rule(config),
+                strength=config.strength,
+                slider=_slider_rule(config),
                 mask=image.mask,
                 references=image.references,
                 may_flip=config.flip,
@@ -203,6 +208,15 @@ def _preserve_rule(config: DatasetConfig) -> PreserveRule | None:
         return None
     words = {"trigger": config.trigger, "class_prompt": config.class_prompt}
     return PreserveRule(**words, weight=config.preserves, share=config.teacher_share)
+
+
+def _slider_rule(config: DatasetConfig) -> SliderRule | None:
+    """The slider of prompts that a set trains."""
+    if not config.slider_positive:
+        return None
+    return SliderRule(
+        positive=config.slider_positive.strip(), negative=config.slider_negative.strip(), scale=config.slider_scale
+    )
 
 
 def _check_preserve(config: DatasetConfig, examples: Sequence[Example]) -> None:
@@ -342,6 +356,8 @@ def _held_out(example: Example) -> Example:
         preserve=replace(example.preserve, weight=0.0) if example.preserve is not None else None,
         caption_dropout_every=0,
         warmup=None,
+        strength=1.0,
+        slider=None,
         presence=None,
         timestep_range=None,
     )

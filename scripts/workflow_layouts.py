@@ -144,6 +144,22 @@ LAYOUTS = {
             _TRAIN: (1005, -75, 440, 1000), _COMPARE: (1455, -75, 590, 1000),
         },
     ),
+    "train_slider": Layout(
+        title="Train a slider - one attribute, both ways",
+        places={
+            "1": (0, 0, 300, 100), "2": (340, 0, 340, 560), "3": (340, 640, 340, 400), "4": (720, 0, 420, 1040), "5": (1190, 0, 320, 90),
+            "6": (1190, 160, 320, 210), "7": (1190, 440, 320, 600), "8": (1550, 0, 470, 1040),
+        },
+        note="# Train a slider\nA LoRA whose **strength** moves one attribute, both ways. It learns the model's own difference between two prompts; "
+        "your images only say where it works, their look is not learnt.\n\n"
+        "1. Choose the model.\n2. Name a folder with a dozen images of the class, with captions that do not name the attribute.\n"
+        "3. Write both prompts: `slider_positive` and `slider_negative`. Let them differ in the attribute alone.\n4. Press **Run**. "
+        "**Loom Strip** shows strengths from -2 to 2.\n",
+        note_at=(0, 220, 300, 820),
+        groups={
+            _MODELS: (-15, -75, 330, 190), _PHOTOS: (325, -75, 370, 1130), _TRAIN: (705, -75, 450, 1130), _COMPARE: (1175, -75, 860, 1130),
+        },
+    ),
     "strip": Layout(
         title="Compare the checkpoints of a run",
         places={"1": (0, 0, 320, 100), "2": (0, 220, 320, 80), "3": (0, 360, 320, 200), "4": (380, 0, 340, 560), "5": (760, 0, 720, 560)},

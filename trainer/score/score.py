@@ -21,7 +21,7 @@ from .image_statistics import ImageFeatures, Nearest, nearest
 
 Feature: TypeAlias = Any
 """What an encoder makes of an image or a prompt; only the encoder itself reads it."""
-INTERVALS = ("drift", "bleed")
+INTERVALS = ("training_likeness", "prompt_likeness", "drift", "bleed")
 """Measures whose mean has an interval of its own."""
 
 

@@ -142,6 +142,17 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path, card):
         planned(tmp_path, "sd3")
 
 
+def test_a_refusal_names_every_lever_of_checkpointing_and_a_compiled_base_is_not_streamed(tmp_path, card):
+    card(1000)
+    with pytest.raises(ConfigError) as refused:
+        planned(tmp_path, "sd3", memory={"gradient_checkpointing": False, "compile": True})
+    assert (
+        'With memory.base = "stream" and memory.compile = false, memory.gradient_checkpointing = true, '
+        "memory.checkpoint_offload = true, " in str(refused.value)
+    )
+    assert 'model.quantize = "nf4"' in str(refused.value)
+
+
 def test_levers_save_what_they_say(tmp_path):
     tables = {"training": {"batch_size": 2}, "data": {"resolution": 128}, "network": {"rank": 1}}
 

@@ -51,7 +51,7 @@ class Lever:
     """A setting that would save memory."""
 
     setting: str
-    """As in a TOML file."""
+    """As in a TOML file; in the graph the input of a node."""
     saves: int
     """Bytes of the peak."""
     same_result: bool

@@ -1,6 +1,6 @@
 """From what a front end knows of a run to its memory plan: the largest step is rehearsed, the base's place chosen, what cannot fit refused."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Protocol
@@ -71,6 +71,8 @@ class Planner:
     segments: tuple[str, ...] = ()
     rate: float = 0.0
     """FLOP/s of large matrix products on the device; 0 for unknown."""
+    say: Callable[[str], str] = str
+    """How a setting, written as in a TOML file, is said to whoever reads the plan."""
     taken: Sequence[float] = ()
     """Seconds of steps that the run has taken before."""
     whole: bool = False
@@ -160,7 +162,9 @@ class Planner:
         way = self.way
         found = []
         if not self.whole and way.memory.base != "stream" and not way.memory.vram_gb and not way.memory.shard:
-            found.append(('memory.base = "stream"', replace(way, memory=replace(way.memory, base="stream")), True))
+            text = 'memory.base = "stream"' + (" and memory.compile = false" if way.memory.compile else "")
+            memory = replace(way.memory, base="stream", compile=False)
+            found.append((text, replace(way, memory=memory), not way.memory.compile))
         if not way.memory.gradient_checkpointing:
             memory = replace(way.memory, gradient_checkpointing=True, checkpoint="auto")
             found.append(("memory.gradient_checkpointing = true", replace(way, memory=memory), True))
@@ -169,8 +173,7 @@ class Planner:
                 ('memory.checkpoint = "all"', replace(way, memory=replace(way.memory, checkpoint="all")), True)
             )
         elif not way.memory.checkpoint_offload:
-            memory = replace(way.memory, checkpoint_offload=True)
-            found.append(("memory.checkpoint_offload = true", replace(way, memory=memory), True))
+            found.append(self._offloading())
         if way.batch_size > 1:
             count = self.training.gradient_accumulation_steps * way.batch_size
             text = f"training.batch_size = 1 with gradient_accumulation_steps = {count}"
@@ -181,6 +184,18 @@ class Planner:
             found += [(f'model.quantize = "{kind}"', replace(way, quantize=kind), False) for kind in ("int8", "nf4")]
         return found
 
+    def _offloading(self) -> tuple[str, Way, bool]:
+        memory = replace(self.way.memory, gradient_checkpointing=True, checkpoint="all", checkpoint_offload=True)
+        return "memory.checkpoint_offload = true", replace(self.way, memory=memory), True
+
+    def _all_ways(self) -> list[tuple[str, Way, bool]]:
+        """The same with every lever of checkpointing, one after the other."""
+        found = self._ways()
+        last = max((number for number, one in enumerate(found) if "checkpoint" in one[0]), default=None)
+        if last is not None and "offload" not in found[last][0] and not self.way.memory.checkpoint_offload:
+            found.insert(last + 1, self._offloading())
+        return found
+
     def _levers(self, parts: Parts) -> list[Lever]:
         levers = []
         for setting, way, same in self._ways():
@@ -189,26 +204,23 @@ class Planner:
             except ConfigError:  # a budget that is too small for this way
                 continue
             if saves >= WORTH_A_LEVER * parts.total:
-                levers.append(Lever(setting=setting, saves=saves, same_result=same))
+                levers.append(Lever(setting=self.say(setting), saves=saves, same_result=same))
         return sorted(levers, key=lambda lever: -lever.saves)[:LEVERS]
 
     def _nearest(self, parts: Parts) -> str:
         """The mildest settings that fit, as the end of an error message."""
         if self.card.free is None or parts.total <= self.card.free:
-            return "Encoding images and captions needs that: memory.vae_tiling = true takes less."
+            return f"Encoding images and captions needs that: {self.say('memory.vae_tiling = true')} takes less."
         names: list[str] = []
         way, least = self.way, parts.total
-        for setting, changed, _ in self._ways():
-            names.append(setting)
+        for setting, changed, _ in self._all_ways():
+            names.append(self.say(setting))
             way = _both(way, changed, self.way)
             least = self._least(way)
             if least <= self.card.free:
                 return f"Nearest that fits: {', '.join(names)} ({size(least)})"
-        return (
-            f"With {', '.join(names)} it would still need {size(least)}: use a lower data.resolution or network.rank, or a smaller base model"
-            if names
-            else "Use a lower data.resolution or network.rank, or a smaller base model"
-        )
+        remedy = f"se a lower {self.say('data.resolution')} or {self.say('network.rank')}, or a smaller base model"
+        return f"With {', '.join(names)} it would still need {size(least)}: u{remedy}" if names else f"U{remedy}"
 
     def _least(self, way: Way) -> int:
         """Bytes with the base streamed as far as it goes, where it may be."""
@@ -223,7 +235,7 @@ def _both(way: Way, changed: Way, original: Way) -> Way:
     if changed.memory != original.memory:
         pairs = {
             name: getattr(changed.memory, name)
-            for name in ("base", "gradient_checkpointing", "checkpoint", "checkpoint_offload")
+            for name in ("base", "gradient_checkpointing", "checkpoint", "checkpoint_offload", "compile")
             if getattr(changed.memory, name) != getattr(original.memory, name)
         }
         memory = replace(memory, **pairs)

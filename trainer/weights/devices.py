@@ -57,4 +57,4 @@ def out_of_memory(error: BaseException) -> str:
 
 def out_of_memory_remedy() -> str:
     """The end of an error message about GPU memory."""
-    return 'set memory.gradient_checkpointing = true, lower data.resolution or training.batch_size, set memory.base = "stream", or model.quantize = "int8"'
+    return 'set memory.gradient_checkpointing = true and memory.checkpoint_offload = true, or memory.on_oom = "adapt", lower data.resolution or training.batch_size, set memory.base = "stream", or model.quantize = "int8"'

@@ -6,6 +6,7 @@ Each text is "name|tooltip". English is in the node classes themselves.
 # ruff: noqa: RUF001 - a text is a line; letters of other writings are meant
 
 from .locale_dataset import DATASET
+from .locale_validation import VALIDATION
 
 Texts = dict[str, tuple[str, str, str, str]]
 
@@ -258,3 +259,4 @@ INPUTS: dict[str, Texts] = {
         ),
     },
 }  # fmt: skip
+INPUTS["LoomValidation"] = {**VALIDATION, "edit_prompts": INPUTS["LoomCache"]["edit_prompts"]}  # the same input

@@ -61,6 +61,7 @@ declare module "*/scripts/api.js" {
 interface ComfyExtension {
   name: string;
   setup?(): void;
+  afterConfigureGraph?(): void;
   beforeRegisterNodeDef?(type: unknown, definition: { name: string; input?: Record<string, Record<string, unknown>> }): void;
   nodeCreated?(node: ComfyNode): void;
   getNodeMenuItems?(node: ComfyNode): unknown[];
@@ -73,8 +74,9 @@ interface ComfyExtension {
 declare module "*/scripts/app.js" {
   export const app: {
     nodeOutputs?: Record<string, { images?: unknown[] }>;
-    graph: { add(node: object): void; _nodes?: ComfyNode[] };
-    canvas: { canvas: HTMLCanvasElement; ds: { scale: number; offset: [number, number] }; selectNode?(node: object): void };
+    graph: { add(node: object): void; _nodes?: ComfyNode[]; setDirtyCanvas?(foreground: boolean, background: boolean): void };
+    ui?: { settings?: { addEventListener?(kind: string, listener: () => void): void } };
+    canvas: { constructor: { link_type_colors?: Record<string, string> }; default_connection_color_byType?: Record<string, string>; canvas: HTMLCanvasElement; ds: { scale: number; offset: [number, number] }; selectNode?(node: object): void };
     menu?: { element?: HTMLElement; settingsGroup?: { element?: HTMLElement } };
     queuePrompt?(place: number): Promise<unknown>;
     loadApiJson?(graph: object, name: string): Promise<void> | void;

@@ -12,6 +12,7 @@ import { listenToReports } from "./report.js";
 import { belongs } from "./runs.js";
 import { listenToStrips } from "./strip.js";
 import { greyUnread } from "./unread.js";
+import { keepWiresPainted, paintWires } from "./wires.js";
 
 const NODE = "LoomTrain";
 const HEIGHT = 260;
@@ -103,7 +104,11 @@ app.registerExtension({
   name: "lora_loom.panel",
   setup() {
     addStyle();
+    keepWiresPainted();
     listen(heard);
+  },
+  afterConfigureGraph() {
+    paintWires();
   },
   beforeRegisterNodeDef(_type, definition) {
     if (definition.name.startsWith("Loom")) meant.set(definition.name, meanings(definition));

@@ -10,9 +10,10 @@ from PIL import Image
 
 from scripts.write_workflows import page_path
 
-from .server import Server, need_comfyui
+from .server import ROOT, Server, need_comfyui
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 FRONTEND = os.environ.get("LOOM_FRONTEND")
 """The static folder of another comfyui-frontend-package; without it that of the server's own."""
 
@@ -21,9 +22,11 @@ FRONTEND = os.environ.get("LOOM_FRONTEND")
 def page_server(tmp_path_factory):
     need_comfyui()
     arguments = ["--front-end-root", FRONTEND] if FRONTEND else []
-    running = Server(tmp_path_factory.mktemp("comfyui"), *arguments).start()
-    yield running
-    running.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_LOOM_PLAN", "1")  # the page shows the prediction, which other tests leave out
+        running = Server(tmp_path_factory.mktemp("comfyui"), *arguments).start()
+        yield running
+        running.stop()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from lora_loom.trainer.sweep.strip import Grid
 from lora_loom.trainer.types import Cell
 from scripts.workflow_layouts import LAYOUTS
 
-from .browsing import load, picture, template
+from .browsing import AXE, load, picture, ready, template
 
 pytestmark = pytest.mark.browser
 
@@ -46,6 +46,18 @@ def test_a_template_opens_whole_readable_and_at_the_size_it_was_laid_out_for(pag
         assert kind == laid_out[int(number)]["type"]
         assert not is_unknown, f"{kind} is not registered"
         assert size == laid_out[int(number)]["size"], f"{kind} grew: the nodes below it are covered"
+
+
+def test_links_have_the_colour_of_their_type_under_every_palette(page):
+    load(page, template("train_sd"))
+    for palette in ("light", "dark"):
+        page.evaluate("name => window.app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
+        page.wait_for_timeout(1000)
+        colours = page.evaluate("window.app.canvas.constructor.link_type_colors")
+        assert colours["LOOM_DATASET"] == "#6fbf73"
+        assert colours["LOOM_CACHE"] == "#3fa7b5"
+    variable = "getComputedStyle(document.documentElement).getPropertyValue('--color-datatype-LOOM_RUN').trim()"
+    assert page.evaluate(variable) == "#e0a030"
 
 
 def test_chosen_images_are_uploaded_and_become_the_folder(page, server):
@@ -117,7 +129,23 @@ def test_a_compare_page_shows_its_images_through_the_server(server, browser):
     assert a.get_attribute("aria-pressed") == "true"
     opened.get_by_role("button", name="base, strength 1, cfg 4", exact=False).first.press(" ")
     opened.wait_for_selector("dialog[open] img")
+    found = scan(opened)
+    opened.keyboard.press("Escape")
+    for scheme in ("dark", "light"):
+        opened.emulate_media(color_scheme=scheme)
+        found += scan(opened)
     opened.close()
+    assert found == []
+
+
+def scan(page):
+    """What axe-core finds on a whole page whose policy admits no script but its own: it is run from outside."""
+    if not AXE.is_file():
+        return []
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    return page.evaluate(
+        "async () => (await window.axe.run()).violations.map((one) => [one.id, one.nodes.map((node) => node.html.slice(0, 120)).slice(0, 3)])"
+    )
 
 
 def test_the_panel_names_the_file_of_a_finished_run_and_says_when_the_server_is_gone(page, server):
@@ -132,3 +160,23 @@ def test_the_panel_names_the_file_of_a_finished_run_and_says_when_the_server_is_
     page.wait_for_selector(".loom-chip >> text=No connection")
     page.evaluate("import('/scripts/api.js').then(({ api }) => api.dispatchEvent(new CustomEvent('reconnected')))")
     page.wait_for_selector(".loom-chip >> text=Finished")
+
+
+@pytest.mark.parametrize(("language", "rank", "dataset"), [("zh", "秩", "数据集"), ("ru", "ранг", "набор данных")])
+def test_inputs_are_named_in_the_language_of_the_page(page, language, rank, dataset):
+    def choose(name):
+        page.evaluate("name => window.app.extensionManager.setting.set('Comfy.Locale', name)", name)
+        page.wait_for_timeout(500)
+        page.reload()
+        ready(page)
+        load(page, template("train_sd"))
+        page.wait_for_timeout(500)
+
+    choose(language)
+    node = "window.app.graph._nodes.find((node) => node.type === '{}')"
+    label = page.evaluate(f"{node.format('LoomTrain')}.widgets.find((widget) => widget.name === 'rank').label")
+    socket = page.evaluate(
+        f"{node.format('LoomCache')}.inputs.find((input) => input.name === 'dataset').localized_name"
+    )
+    choose("en")
+    assert (label, socket) == (rank, dataset)

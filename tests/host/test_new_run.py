@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from .browsing import calm, picture
+from .browsing import AXE, calm, picture
 from .server import ROOT
-from .test_workbench import AXE, open_tab, violations
+from .test_workbench import open_tab, violations
 
 pytestmark = pytest.mark.browser
 MOST_INPUTS, MOST_CLICKS = 4, 6

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from .browsing import calm, load, picture, ready, template
+from .browsing import AXE, calm, load, picture, ready, template
 from .server import ROOT
 
 pytestmark = pytest.mark.browser
@@ -20,7 +20,6 @@ def server(page_server):
     return page_server
 
 
-AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 STEPS = 6
 TABS = ("Progress", "Samples", "Compare", "Settings", "Log")
 
@@ -88,9 +87,14 @@ def test_a_run_is_followed_from_its_start_to_a_loader_with_its_file(trained, ser
     page.click(".loom-open >> text=first")
     page.wait_for_selector(".loom-chart canvas")
     assert f"{STEPS} / {STEPS}" in page.inner_text(".loom-fact-list")
-    assert page.locator(".loom-memory-bar").count() == 1
+    page.wait_for_selector(".loom-memory-bar")
     assert "Modules moved" in page.inner_text(".loom-fact-list")
     screen(page, "workbench-progress")
+    page.click(".loom-note-field button")
+    page.fill("[aria-label='Note on this run']", "the <b>good</b> one")
+    note = server.base / "output" / "lora_loom" / "first" / "note.json"
+    page.wait_for_timeout(1500)
+    assert json.loads(note.read_text()) == {"note": "the <b>good</b> one", "starred": True}
     page.click(".loom-tabs >> text=Samples")
     page.wait_for_function("document.querySelectorAll('.loom-samples .loom-cell img').length >= 2")
     screen(page, "workbench-samples")
@@ -236,7 +240,7 @@ def test_from_the_template_card_to_a_running_training_it_is_a_few_clicks(trained
     page = trained
     hand = Hand(page)
     page.evaluate("window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.click("text=lora_loom >> nth=-1")
+    page.click("[role=dialog] >> text=lora_loom >> nth=-1")  # a report below it may name a folder of that name
     hand.click("text=Train a LoRA on my photos - SD 1.5 and SDXL")
     page.wait_for_function("window.app.graph._nodes.some((node) => node.type === 'LoomDataset')")
     # Instead of a checkpoint of some gigabytes: the demo's model, which is one node as well.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
+from lora_loom.nodes.sockets import names
 from scripts.workflow_layouts import LAYOUTS, SCREEN
 from scripts.write_blueprint import END, START, blueprint, content
 from scripts.write_blueprint import FILE as BLUEPRINT
@@ -28,6 +29,13 @@ def test_the_panel_never_reads_a_text_as_markup_or_code(path):
     assert "https://" not in source  # nothing from elsewhere: the page may forbid it
     for name in re.findall(r'from "(\.[^"]+)"', source):
         assert "/scripts/" in name or (path.parent / name).is_file()
+
+
+def test_every_socket_type_has_a_colour_of_its_own():
+    types = {value for value in vars(names).values() if isinstance(value, str) and value.startswith("LOOM_")}
+    colours = dict(re.findall(r"(LOOM_\w+): \"(#[0-9a-f]{6})\"", (WEB / "wires.js").read_text(encoding="utf-8")))
+    assert set(colours) == types
+    assert len(set(colours.values())) == len(colours)
 
 
 def test_every_workflow_has_both_forms_and_they_agree():

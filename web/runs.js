@@ -35,6 +35,8 @@ const ROOT = "/lora_loom/runs";
  * @property {Layers} [layers] none of a run of an earlier version
  * @property {{modules: number, unmoved: string[]} | null} [movement] modules that training has changed, of a run that has ended
  * @property {import("./workbench/memory_plan.js").Plan | null} [memory_plan] what it was predicted to take
+ * @property {string} [note] what a person has written of it
+ * @property {boolean} [starred] a person has called it a good one
  * @property {string[]} [pages] compare pages of its sweeps, the newest last
  * @typedef {{step: number, loss?: number, held_out?: number}} MetricsLine
  * @typedef {Run & {node?: string, text?: string, files?: string[], loss?: number, held_out?: number}} Detail of an event

@@ -63,6 +63,33 @@ def test_a_name_that_is_taken_or_leads_away_is_refused_and_nothing_moves(host, f
     assert finished.saved_loras()
 
 
+def test_a_note_is_kept_and_does_not_make_a_run_newer(host, finished, registry):
+    before = host("runs.records").list_runs(registry)[0]
+    assert (before["note"], before["starred"]) == ("", False)
+    house = host("runs.housekeeping")
+    assert house.keep_note(finished, " the <b>best</b>, 猫 \n", True) == {
+        "note": "the <b>best</b>, 猫",
+        "starred": True,
+    }
+    after = host("runs.records").list_runs(registry)[0]
+    assert after == {**before, "note": "the <b>best</b>, 猫", "starred": True}
+    house.rename(finished, "tabby", registry)
+    assert host("runs.records").list_runs(registry)[0]["starred"] is True
+
+
+@pytest.mark.parametrize(("note", "starred"), [(3, True), ("x", 1), ("x" * 2001, False), (None, False)])
+def test_a_note_of_another_kind_is_refused(host, finished, note, starred):
+    with pytest.raises(ConfigError):
+        host("runs.housekeeping").keep_note(finished, note, starred)
+    assert not (finished.path / "note.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"note": "x"}', "null"])
+def test_a_damaged_note_is_none(host, finished, registry, content):
+    (finished.path / "note.json").write_text(content)
+    assert host("runs.records").list_runs(registry)[0]["note"] == ""
+
+
 def test_a_deleted_run_is_in_the_trash_whole_and_not_listed(host, finished, registry):
     paths = host("paths")
     place = host("runs.housekeeping").move_to_trash(finished, registry, with_loras=False)

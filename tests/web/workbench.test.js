@@ -29,6 +29,14 @@ test("every word of a search has to be in the name", () => {
   assert.deepEqual(list.found("zebra"), []);
 });
 
+test("a note is searched like a name, and a star is found", () => {
+  const list = new RunList();
+  list.load({ runs: [{ name: "a", state: "finished", note: "Best face", starred: true }, { name: "b", state: "finished", note: "" }] });
+  assert.deepEqual(list.found("face best").map(({ name }) => name), ["a"]);
+  assert.deepEqual(list.found("★").map(({ name }) => name), ["a"]);
+  assert.deepEqual(list.found("b").map(({ name }) => name).sort(), ["a", "b"]);
+});
+
 test("a run that is new or changes its state is asked for; a step is not", () => {
   const list = listed();
   assert.equal(list.heard("step", { name: "now", state: "running", step: 5 }), false);

@@ -6,6 +6,7 @@ import { RunView, STATES } from "../runs.js";
 import { CompareTab } from "./compare_tab.js";
 import { LogTab } from "./log_tab.js";
 import { ProgressTab } from "./progress_tab.js";
+import { NoteField } from "./note_field.js";
 import { makeRunMenu } from "./run_menu.js";
 import { SamplesTab } from "./samples_tab.js";
 import { SettingsTab } from "./settings_tab.js";
@@ -31,6 +32,7 @@ export class DetailView {
     this.expand = makeButton(head, "Expand", "Over the whole page; Escape leaves", () => bench.expand());
     this.message = make("p", "loom-message", this.root);
     this.menu = make("div", "", this.root);
+    this.note = new NoteField(this.root, bench);
     /** @type {Record<string, Tab>} */
     this.tabs = { Progress: new ProgressTab(), Samples: new SamplesTab(bench), Compare: new CompareTab(bench), Settings: new SettingsTab(bench), Log: new LogTab() };
     this.bar = make("div", "loom-tabs", this.root);
@@ -80,6 +82,7 @@ export class DetailView {
     this.title.textContent = name;
     this.root.dataset.state = view.growth ? "doubtful" : run.state;
     this.chip.textContent = view.growth ? "Finished, loss rose" : (STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? run.state ?? "");
+    this.note.show(run);
     this.message.textContent = run.state === "failed" ? (run.error ?? "") : view.doubt || view.remark;
     const key = JSON.stringify([name, run.state, run.lora, this.bench.list.queue]);
     if (this.menu.dataset.key !== key) {

@@ -6,6 +6,7 @@ import { make, makeButton } from "../elements.js";
 import { count, duration, loss } from "../format.js";
 import { isActive, STATES } from "../runs.js";
 import { openWizard } from "./new_run.js";
+import { move } from "./requests.js";
 
 /**
  * @typedef {import("../runs.js").Run} Run
@@ -24,7 +25,7 @@ export class ListView {
     const head = make("div", "loom-list-head", this.root);
     this.search = make("input", "loom-field", head);
     Object.assign(this.search, { type: "search", placeholder: "Find a run" });
-    this.search.setAttribute("aria-label", "Find a run by its name");
+    this.search.setAttribute("aria-label", "Find a run by its name, or by its note");
     this.search.addEventListener("input", () => this.render());
     this.search.addEventListener("keydown", (event) => event.stopPropagation());
     this.compare = makeButton(head, "Compare", "Curves and settings of the chosen runs", () => bench.compare([...this.chosen]));
@@ -37,6 +38,8 @@ export class ListView {
     makeButton(this.empty, "Browse templates", "Templates of LoRA Loom", () => bench.browse());
     /** @type {Set<string>} */
     this.chosen = new Set();
+    /** The run that is dragged over the queue. */
+    this.dragged = "";
     /** @type {Map<string, Row>} */
     this.known = new Map();
   }
@@ -78,21 +81,46 @@ export class ListView {
     const thumb = make("span", "loom-thumb", open);
     const body = make("span", "loom-row-body", open);
     const line = make("span", "loom-row-head", body);
-    make("span", "loom-row-name", line, name);
+    const title = make("span", "loom-row-name", line, name);
     const chip = make("span", "loom-chip", line);
     const bar = make("span", "loom-bar", body);
     const fill = make("span", "loom-fill", bar);
     const facts = make("span", "loom-row-facts", body);
+    this.takeDrags(root, name);
     /** @param {Run} run */
     const update = (run) => {
+      root.draggable = this.bench.list.queue.includes(name);
       root.dataset.state = this.bench.growths.get(name) ? "doubtful" : run.state;
       chip.textContent = this.stateText(run);
+      title.textContent = run.starred ? `★ ${name}` : name;
+      open.title = run.note || `Open ${name}`;
       bar.hidden = !isActive(run.state);
       fill.style.width = `${run.total ? (100 * (run.step ?? 0)) / run.total : 0}%`;
       facts.textContent = rowFacts(run);
       showThumbnail(thumb, name, run.sample ?? "");
     };
     return { root, update };
+  }
+
+  /**
+   * A run that waits is dragged to another's place in the queue; the button "Next" of its menu does it without a mouse.
+   * @param {HTMLElement} root
+   * @param {string} name
+   */
+  takeDrags(root, name) {
+    const isTarget = () => this.dragged !== "" && this.dragged !== name && this.bench.list.queue.includes(name);
+    root.addEventListener("dragstart", (event) => {
+      this.dragged = name;
+      event.dataTransfer?.setData("text/plain", name);
+    });
+    root.addEventListener("dragend", () => { this.dragged = ""; });
+    root.addEventListener("dragover", (event) => isTarget() && event.preventDefault());
+    root.addEventListener("drop", (event) => {
+      if (!isTarget()) return;
+      event.preventDefault();
+      const [run, place] = [this.dragged, this.bench.list.queue.indexOf(name)];
+      this.bench.trying(() => move(run, place).then(() => this.bench.refresh()));
+    });
   }
 
   /** @param {Run} run */
@@ -119,6 +147,7 @@ function rowFacts(run) {
   if (run.lowest != null) facts.push(`validation ${loss(run.lowest)}`);
   else if (isActive(run.state) && run.loss != null) facts.push(`loss ${loss(run.loss)}`);
   if (run.state === "failed" && run.error) facts.push(run.error);
+  if (run.note) facts.push(run.note);
   return facts.join(" · ");
 }
 

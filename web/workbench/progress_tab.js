@@ -79,7 +79,7 @@ export class ProgressTab {
     this.facts.replaceChildren();
     for (const [name, value] of Object.entries(facts)) {
       if (!value) continue;
-      const pair = make("div", "", this.facts);
+      const pair = make("div", name.startsWith("Layers") ? "loom-wide" : "", this.facts); // lists, not numbers
       make("dt", "", pair, name);
       make("dd", "", pair, value);
     }

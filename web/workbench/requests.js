@@ -58,6 +58,14 @@ export const remove = (name, loras) => post(`${runPath(name)}/delete`, { loras }
  */
 export const move = (name, place) => post(`${runPath(name)}/move`, { place });
 
+/**
+ * @param {string} name
+ * @param {string} note
+ * @param {boolean} starred
+ * @returns {Promise<{note: string, starred: boolean}>}
+ */
+export const saveNote = (name, note, starred) => post(`${runPath(name)}/note`, { note, starred });
+
 /** What the wizard offers. @returns {Promise<{models: string[], name: string}>} */
 export const fetchChoices = async () => (await read("/lora_loom/new")) ?? { models: [], name: "my-lora" };
 

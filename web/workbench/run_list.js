@@ -54,12 +54,12 @@ export class RunList {
   }
 
   /**
-   * The runs whose name has every word of a text.
+   * The runs whose name or note has every word of a text; ★ finds those with a star.
    * @param {string} text
    */
   found(text) {
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-    return this.sorted.filter((run) => words.every((word) => (run.name ?? "").toLowerCase().includes(word)));
+    return this.sorted.filter((run) => words.every((word) => said(run).includes(word)));
   }
 
   get active() {
@@ -72,6 +72,9 @@ export class RunList {
     return this.active.length ? String(this.active.length) : null;
   }
 }
+
+/** @param {Run} run */
+const said = (run) => `${run.starred ? "★ " : ""}${run.name ?? ""} ${run.note ?? ""}`.toLowerCase();
 
 /**
  * A name for a copy that no run has yet: cat-copy, cat-copy-2, ….

@@ -72,7 +72,7 @@ def register(routes: web.RouteTableDef) -> None:
     routes.get("/lora_loom/runs/{name}/graph")(answering(_graph))
     for action in ACTIONS:
         routes.post(f"/lora_loom/runs/{{name}}/{action}")(answering(_action(action)))
-    for name, work in (("rename", _rename), ("delete", _delete), ("move", _move)):
+    for name, work in (("rename", _rename), ("delete", _delete), ("move", _move), ("note", _note)):
         routes.post(f"/lora_loom/runs/{{name}}/{name}")(answering(_changing(work)))
 
 
@@ -220,6 +220,12 @@ async def _move(folder: Any, body: dict[str, Any]) -> web.Response:
     from ..runs.server import REGISTRY
 
     return web.json_response({"queue": REGISTRY.move(folder.name, whole_number(body.get("place"), "place"))})
+
+
+async def _note(folder: Any, body: dict[str, Any]) -> web.Response:
+    from ..runs.housekeeping import keep_note
+
+    return web.json_response(await aside(keep_note, folder, body.get("note", ""), body.get("starred", False)))
 
 
 async def _act(action: str, name: str) -> web.Response:

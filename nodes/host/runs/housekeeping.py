@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ....trainer.errors import ConfigError, RunError
 from ....trainer.runs.run_folder import RunFolder
+from ....trainer.storage.atomic import write_json
 from ....trainer.types import Record
 from ..paths import lora_folder, root, run_folder
 from .queue import Registry
-from .records import summary
+from .records import LONGEST_NOTE, NOTE_FILE, note_of, summary
 
 TRASH = ".trash"
 """Inside the folder of runs. No run can be called so: a name does not begin with a dot."""
@@ -42,6 +43,16 @@ def rename(folder: RunFolder, name: str, registry: Registry) -> Record:
     )
     registry.forget(folder.name)
     return summary(target, registry)
+
+
+def keep_note(folder: RunFolder, note: object, starred: object) -> Record:
+    """Write what a person says of a run; returns it. Raises ConfigError for another type, or a text that is too long."""
+    if not isinstance(note, str) or not isinstance(starred, bool):
+        raise ConfigError(f"note = {note!r}, starred = {starred!r}: send a text, and true or false")
+    if len(note) > LONGEST_NOTE:
+        raise ConfigError(f"the note has {len(note)} characters: write at most {LONGEST_NOTE}")
+    write_json(folder.path / NOTE_FILE, {"note": note.strip(), "starred": starred})
+    return note_of(folder)
 
 
 def _renamed(file: str, old: str, new: str) -> str:

@@ -17,6 +17,9 @@ from .queue import Job, Registry
 
 Existing = Literal["resume", "new"]
 GRAPH_FILE = "graph.json"
+NOTE_FILE = "note.json"
+LONGEST_NOTE = 2000
+"""Characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +96,21 @@ def summary(folder: RunFolder, registry: Registry) -> Record:
     record = folder.read()
     job = registry.active(folder.name)
     if job is not None:
-        return {**_short(record), **job.summary()}
+        return {**_short(record), **note_of(folder), **job.summary()}
     if record.get("state") in ACTIVE and folder.is_free():
         folder.update(state="interrupted")
         record = folder.read()
-    return _short(record)
+    return {**_short(record), **note_of(folder)}
+
+
+def note_of(folder: RunFolder) -> Record:
+    """Returns {"note": what a person has written of a run, "starred": whether it is one of the good ones}. It has a file of its own:
+    run.json says when a run was last changed, and a note is no change."""
+    try:
+        kept = json.loads((folder.path / NOTE_FILE).read_text(encoding="utf-8"))
+        return {"note": str(kept["note"])[:LONGEST_NOTE], "starred": kept["starred"] is True}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return {"note": "", "starred": False}
 
 
 def _short(record: Record) -> Record:

@@ -60,15 +60,26 @@ def test_the_class_keeps_its_name_and_kind():
     assert out_of_place_class(Block) is made
 
 
-class Viewed(nn.Module):
-    """Writes over rows, as part of a tensor that goes on."""
+class Gated(nn.Module):
+    """Writes over rows of a tensor whose norm was taken, and which goes on; a view that was made before shows it."""
 
-    def forward(self, x, more):
-        x = x * 1
-        x[1:].addcmul_(more[1:], more[1:])
-        return x
+    def forward(self, x, gate):
+        x = x.sin()
+        first, normed = x[:1], torch.nn.functional.rms_norm(x, (4,))
+        x[1:].addcmul_(normed[1:], gate)
+        x[:1].mul_(gate)
+        return x * torch.nn.functional.rms_norm(x, (4,)), first
 
 
-def test_a_view_is_written_over_so_that_its_base_sees_it(inputs):
-    x = inputs[0]
-    torch.testing.assert_close(out_of_place_class(Viewed)()(x, x)[1:], x[1:] + x[1:] * x[1:])
+def test_of_a_view_the_whole_is_written_over(inputs):
+    x, gate = (one.double().requires_grad_() for one in inputs)
+    whole, first = out_of_place_class(Gated)()(x, gate)
+    normed = torch.nn.functional.rms_norm(x.sin(), (4,))
+    y = torch.cat([x.sin()[:1] * gate, x.sin()[1:] + normed[1:] * gate])
+    expected = y * torch.nn.functional.rms_norm(y, (4,))
+    torch.testing.assert_close(whole, expected)
+    torch.testing.assert_close(first, y[:1])
+    mine, reference = (torch.autograd.grad(one.square().sum(), (x, gate)) for one in (whole, expected))
+    torch.testing.assert_close(mine, reference)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        Gated()(x, gate)[0].square().sum().backward()

@@ -19,7 +19,7 @@ PLAIN: Mapping[str, Callable[..., Tensor]] = {
 
 class OutOfPlace(TorchFunctionMode):
     """Operators make new tensors. What was written over is known by its object: later operators, and the block's result, take its
-    last value. A view is written over as it is, because its base must see it."""
+    last value. Of a view its whole tensor gets a new value, which other views of it show too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +30,27 @@ class OutOfPlace(TorchFunctionMode):
     def last(self, value: Any) -> Any:
         """The value, with what was written over replaced."""
         if isinstance(value, Tensor):
-            return self._last[id(value)][1] if id(value) in self._last else value
-        if isinstance(value, tuple | list) and any(isinstance(one, Tensor | tuple | list) for one in value):
-            return type(value)(self.last(one) for one in value) if type(value) in (tuple, list) else value
+            return self._newest(value)
+        if type(value) in (tuple, list) and any(isinstance(one, Tensor | tuple | list) for one in value):
+            return type(value)(self.last(one) for one in value)
         return value
+
+    def _newest(self, value: Tensor) -> Tensor:
+        while id(value) in self._last:
+            value = self._last[id(value)][1]
+        whole = value._base if self._last and value._is_view() else None
+        if whole is None or id(whole) not in self._last:
+            return value
+        return _seen_in(self._newest(whole), value, whole)
+
+    def _keep(self, target: Tensor, result: Tensor) -> None:
+        whole = target._base if target._is_view() else None
+        if whole is None:
+            self._last[id(target)] = (target, result)
+            return
+        made = self._newest(whole).clone()
+        _seen_in(made, target, whole).copy_(result)
+        self._last[id(whole)] = (whole, made)
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -42,13 +59,19 @@ class OutOfPlace(TorchFunctionMode):
         target = (kwargs or {}).get("out")
         name = getattr(func, "__name__", "")
         args = tuple(args)
-        if target is None and name in PLAIN and isinstance(args[0], Tensor) and not args[0]._is_view():
+        if target is None and name in PLAIN and isinstance(args[0], Tensor):
             target, func = args[0], PLAIN[name]
         result = func(*self.last(args), **given)
-        if target is None:
-            return result
-        self._last[id(target)] = (target, result)
+        if target is not None:
+            self._keep(target, result)
         return result
+
+
+def _seen_in(new: Tensor, view: Tensor, whole: Tensor) -> Tensor:
+    """The part of `new` that `view` is of `whole`."""
+    assert new.stride() == whole.stride(), "a new value is laid out as the old one"
+    offset = new.storage_offset() + view.storage_offset() - whole.storage_offset()
+    return new.as_strided(view.size(), view.stride(), offset)
 
 
 @cache
@@ -57,6 +80,7 @@ def out_of_place_class(kind: Any) -> type[nn.Module]:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with OutOfPlace() as mode:
-            return mode.last(kind.forward(self, *args, **kwargs))
+            result = kind.forward(self, *args, **kwargs)
+        return mode.last(result)
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})

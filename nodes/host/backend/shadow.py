@@ -31,8 +31,9 @@ WRITES_OVER = {
     "comfy.ldm.lightricks.model.BasicTransformerBlock",  # x += attention(x), then x.addcmul_(…)
     "comfy.ldm.pixeldit.model.MMDiTBlockT2I",  # x.addcmul_(x, …)
     "comfy.ldm.pixeldit.modules.PiTBlock",
+    "QwenImage21TransformerBlock",  # of newer versions: x[:, n:].addcmul_(…) after a norm of x
 }
-"""Blocks, by the full names of their classes, that write over what a gradient needs. The real-host tests compare them with ComfyUI's own forward."""
+"""Blocks, by the names of their classes, that write over what a gradient needs. The real-host tests compare them with ComfyUI's own forward."""
 
 
 def _cast(value: Tensor | None, x: Tensor) -> Tensor | None:
@@ -180,7 +181,7 @@ def _shadow_class(module: nn.Module) -> type[nn.Module]:
         return ShadowRMSNorm
     if kind.__name__ == "Linear" and hasattr(module, "in_features"):  # ComfyUI's quantized Linear is not an nn.Linear
         return FrozenLinear
-    if f"{kind.__module__}.{kind.__name__}" in WRITES_OVER:
+    if {kind.__name__, f"{kind.__module__}.{kind.__name__}"} & WRITES_OVER:
         return out_of_place_class(kind)
     found: type[nn.Module] = kind
     return found

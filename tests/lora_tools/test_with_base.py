@@ -80,8 +80,6 @@ def lora_for(base, path, keys, rank=2, seed=1):
 
 
 NOT_READ = (
-    r"class_embedding",  # an SDXL has it under the name add_embedding alone
-    r"linear1_qkv$",  # USO's rows of a fused module
     r"(pos_embed|pad_token|last\.modulation\.lin)$",  # no weights of a layer
 )
 NOT_OF_LUMINA = r"attention[._]to_[qkv]$"
@@ -582,3 +580,32 @@ def test_the_commands(tmp_path):
     told = json.loads(run("inspect", lora, "--json").output.splitlines()[-1])
     assert told["matching"]["unmatched"] == []
     assert "exists: use another name" in run("merge-base", base, lora, "-o", new).output
+
+
+def test_the_projection_of_a_text_encoder_goes_by_onetrainers_names(tmp_path):
+    base = opened(tiny_folder("sdxl"))
+    old = load_file(tiny_folder("sdxl") / "text_encoder_2" / "model.safetensors")
+    rows, columns = old["text_projection.weight"].shape
+    lora = {"lora_te2_text_projection.lora_down.weight": torch.full((1, columns), 0.5)}
+    lora["lora_te2_text_projection.lora_up.weight"] = torch.full((rows, 1), 0.5)
+    save_file(lora, tmp_path / "l.safetensors")
+    assert not recognise(tmp_path / "l.safetensors", base).unmatched
+    assert merge_into_base(base, [(tmp_path / "l.safetensors", 1.0)], tmp_path / "new", quiet).changed == 1
+    new = load_file(tmp_path / "new" / "text_encoder_2" / "model.safetensors")
+    for key, tensor in new.items():
+        change = 0.25 if key == "text_projection.weight" else 0.0
+        assert torch.allclose(tensor - old[key], torch.full_like(tensor, change), atol=1e-6), key
+
+
+@pytest.mark.parametrize("toy", ["flux-dev", "chroma", "flux2-klein"])
+def test_a_lora_on_query_key_and_value_of_a_fused_module_changes_their_rows_alone(tmp_path, toy):
+    path = base_file(toy, tmp_path / "base.safetensors")
+    base, key = opened(path), "diffusion_model.single_blocks.0.linear1_qkv"
+    file = lora_for(base, tmp_path / "l.safetensors", [key])
+    assert not recognise(file, base).unmatched
+    merge_into_base(base, [(file, 0.5)], tmp_path / "new.safetensors", quiet)
+    old, new = (load_file(one)["single_blocks.0.linear1.weight"] for one in (path, tmp_path / "new.safetensors"))
+    rows = 3 * old.shape[1]
+    change = weight_change(group_by_module(load_file(file))[0][key], old[:rows], 0.5)
+    assert torch.allclose(new[:rows], old[:rows] + change, atol=1e-5)
+    assert torch.equal(new[rows:], old[rows:])

@@ -102,6 +102,7 @@ LORA_NAMES = LoraNames(
     sizes={r"attn[._]to_q$": (3072,)},
     aliases=names_of_flux2,
     alias_names=NAMES_OF_FLUX2,
+    attention_rows=r"single_blocks\.\d+\.linear1",
 )
 COMFY = ComfyModel(
     model_classes=("Flux",),

@@ -80,6 +80,7 @@ LORA_NAMES = LoraNames(
     alias_names=r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)"
     r"|time_text_embed\.(timestep|guidance)_embedder\.linear_[12]",
     sizes={r"single.*(linear1|to[._]qkv[._]mlp[._]proj)$|attn[._]to[._]q$": (3072, 4096, 6144)},
+    attention_rows=r"single_blocks\.\d+\.linear1",
 )
 COMFY = ComfyModel(
     model_classes=("Flux2",),

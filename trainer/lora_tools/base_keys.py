@@ -1,5 +1,6 @@
 """The tensors of a base model that the modules of a LoRA file change, under every key that ComfyUI accepts for them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,15 @@ from ..base_model import Base
 from ..errors import ModelFileError
 from ..families.common.keymap import KeyMap, Part
 from ..families.common.lora_layouts import Widths
-from ..families.common.lora_names import NATIVE_PREFIXES, LoraNames, is_text_encoder, owners, spell, unmatched
+from ..families.common.lora_names import (
+    ATTENTION_ROWS,
+    NATIVE_PREFIXES,
+    LoraNames,
+    is_text_encoder,
+    owners,
+    spell,
+    unmatched,
+)
 from ..storage.tensor_file import TensorFile
 from ..types import Shapes
 from .inspect import input_width, modules_of
@@ -41,6 +50,8 @@ def base_slices(base: Base) -> KeyMatch:
         for prefix in prefixes
     }
     own = native_slices(base, vectors=True)
+    found |= {key.replace(*pair): slices for pair in names.twins for key, slices in found.items() if pair[0] in key}
+    found |= {spell(NATIVE_PREFIXES[0], path): slices for path, slices in _attention_rows(base, own).items()}
     accepted = {spell(prefix, path) for path in own for prefix in NATIVE_PREFIXES}
     shapes = base.source.shapes
     return {
@@ -48,6 +59,23 @@ def base_slices(base: Base) -> KeyMatch:
         for key, slices in found.items()
         if key in accepted or len(shapes[slices[0].key]) < 2 or names.matches(key)
     }
+
+
+def _attention_rows(base: Base, own: KeyMatch) -> KeyMatch:
+    """Returns {path + _qkv: the slices of query, key and value} of the fused modules that ComfyUI takes by such a name."""
+    expression, shapes = base.family.lora_names.attention_rows, base.source.shapes
+    found: KeyMatch = {}
+    for path, slices in own.items() if expression else ():
+        if not re.fullmatch(expression, path):
+            continue
+        rows = 3 * shapes[slices[0].key][1]
+        if not base.source.is_diffusers:
+            found[path + ATTENTION_ROWS] = (WeightSlice(slices[0].key, (0, rows)),)
+        elif parts := [one for one in slices if one.of_module and one.of_module[0] < rows]:
+            found[path + ATTENTION_ROWS] = tuple(
+                WeightSlice(one.key, None, (one.of_module[0], rows)) for one in parts if one.of_module
+            )
+    return found
 
 
 def written_slices(base: Base) -> KeyMatch:

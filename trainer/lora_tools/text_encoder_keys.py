@@ -26,6 +26,7 @@ STEMS = {
     "text_encoders.clip_g.transformer.": SECOND,
 }
 """{prefix of an encoder's keys in a whole checkpoint: the prefixes of its modules in LoRA files}."""
+PROJECTION = "text_projection"
 _PLAIN = re.compile(r"(?:text_model\.)?encoder\.layers\.(\d+)\.(self_attn\.(?:[qkv]|out)_proj|mlp\.fc[12])\.weight")
 _OPEN_CLIP = re.compile(r"resblocks\.(\d+)\.(attn\.in_proj_weight|attn\.out_proj\.weight|mlp\.c_fc\.weight|mlp\.c_proj\.weight)")  # fmt: skip
 _RENAMED = {"attn.out_proj.weight": "self_attn.out_proj", "mlp.c_fc.weight": "mlp.fc1", "mlp.c_proj.weight": "mlp.fc2"}
@@ -69,9 +70,17 @@ def _folder_part(path: Path, name: str, prefixes: tuple[str, ...]) -> TextPart |
 
 
 def _part(files: tuple[Path, ...], mark: str, modules: dict[str, WeightSlice], prefixes: tuple[str, ...]) -> TextPart:
-    spelled = {prefix: {_spell(prefix, path): (piece,) for path, piece in modules.items()} for prefix in prefixes}
+    spelled = {
+        prefix: {_spell(prefix, path): (piece,) for path, piece in modules.items() if _takes(prefix, path)}
+        for prefix in prefixes
+    }
     every = {key: slices for keys in spelled.values() for key, slices in keys.items()}
     return TextPart(files=files, mark=mark, slices=every, own=tuple(spelled[prefixes[0]]))
+
+
+def _takes(prefix: str, path: str) -> bool:
+    """Whether ComfyUI takes a module by this prefix: the projection behind the last layer by OneTrainer's names alone."""
+    return path != PROJECTION or prefix in ("lora_te1_", "lora_te2_")
 
 
 def _spell(prefix: str, path: str) -> str:
@@ -81,7 +90,9 @@ def _spell(prefix: str, path: str) -> str:
 def _modules(shapes: Shapes, stem: str) -> Iterator[tuple[str, WeightSlice]]:
     """Returns (module path in transformers, slice that holds its weight)."""
     for key, shape in shapes.items():
-        if match := _PLAIN.fullmatch(key):
+        if key == f"{PROJECTION}.weight":
+            yield PROJECTION, WeightSlice(stem + key)
+        elif match := _PLAIN.fullmatch(key):
             yield f"text_model.encoder.layers.{match[1]}.{match[2]}", WeightSlice(stem + key)
         elif match := _OPEN_CLIP.fullmatch(key):
             layer = f"text_model.encoder.layers.{match[1]}"

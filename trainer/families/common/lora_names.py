@@ -9,6 +9,8 @@ from .keymap import KeyMap
 
 NATIVE_PREFIXES = ("diffusion_model.", "lora_unet_")
 """ComfyUI takes these before the original path of any family. After a prefix that ends in _, dots are underscores."""
+ATTENTION_ROWS = "_qkv"
+"""What stands behind the path of a module whose LoRA changes the rows of query, key and value alone (USO's for Flux)."""
 TEXT_ENCODERS = (
     "lora_te_",
     "lora_te1_",
@@ -40,11 +42,21 @@ class LoraNames:
     """Regular expression of these paths."""
     alias_prefixes: tuple[str, ...] = ()
     """What ComfyUI takes before them, where it is not `prefixes`."""
+    twins: tuple[tuple[str, str], ...] = ()
+    """(part of a name, another word for it) that ComfyUI takes alike."""
+    attention_rows: str = ""
+    """Regular expression of original paths whose rows of query, key and value, three times the input's width, go by a name of their
+    own: `ATTENTION_ROWS` behind the path."""
 
     def matches(self, key: str) -> bool:
         """Whether ComfyUI knows this module key in some model of the family."""
         alias = bool(self.alias_names) and _matches(key, self.alias_prefixes or self.prefixes, self.alias_names)
-        return alias or self.matches_own(key)
+        part = bool(self.attention_rows) and _matches(
+            key.removesuffix(ATTENTION_ROWS) if key.endswith(ATTENTION_ROWS) else "",
+            NATIVE_PREFIXES[:1],
+            self.attention_rows,
+        )
+        return alias or part or self.matches_own(key)
 
     def matches_own(self, key: str) -> bool:
         """The same without the names of relatives that ComfyUI takes too."""

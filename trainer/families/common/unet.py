@@ -36,7 +36,7 @@ UNET_LORA_PREFIXES = ("lora_unet_", "lycoris_")
 UNET_LORA_DIFFUSERS = (
     rf"((down|up)_blocks\.\d+|mid_block)\.(attentions\.\d+\.({_INNER})"
     r"|resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv)"
-    r"|conv_in|conv_out|(time|add)_embedding\.linear_[12]"
+    r"|conv_in|conv_out|(time|add|class)_embedding\.linear_[12]"
 )
 UNET_LORA_NATIVE = (
     rf"((input|output)_blocks\.\d+|middle_block)\.\d+\.({_INNER}|in_layers\.2|out_layers\.3|emb_layers\.1|skip_connection|op|conv)"
@@ -113,6 +113,7 @@ def unet_lora_names(context: tuple[int, ...]) -> LoraNames:
             r"to_out\.0", r"processor\.to_out"
         ),
         alias_prefixes=("unet.", ""),
+        twins=(("add_embedding", "class_embedding"),),
     )
 
 

@@ -19,6 +19,7 @@ from .families.common.source import Source, open_source
 from .known_models.row import distillation_note
 from .storage.fingerprint import files_identity
 from .types import EncoderIdentity
+from .weights.attention import AUTO, check_attention, use_attention
 from .weights.devices import DTYPES, choose_device, compute_dtype, storage_dtype
 from .weights.streaming import StreamSettings, stream_base
 
@@ -80,6 +81,7 @@ class Base:
         loading = Loading(dtype=dtype, device=device, compute_dtype=arithmetic, quantize=config.quantize, stream=stream)
         with self._reading():
             denoiser = self._load(loading)
+        use_attention(denoiser.module, config.attention)
         if sharded:
             shard(denoiser.module, self.device)
         return denoiser
@@ -177,7 +179,7 @@ def open_base(config: ModelConfig, text: TextConfig | None = None, objective: Ob
         raise ConfigError(
             f"objective.zero_terminal_snr = True: {family.name} {variant} is a flow model, which begins at pure noise anyway; leave it out"
         )
-    return Base(
+    base = Base(
         source=source,
         family=family,
         variant=variant,
@@ -186,6 +188,9 @@ def open_base(config: ModelConfig, text: TextConfig | None = None, objective: Ob
         encoder_dtype=text.dtype if text else "auto",
         zero_terminal_snr=rescaled,
     )
+    if config.attention != AUTO:
+        check_attention(config.attention, base.skeleton().module, base.device, f"{family.name} {variant}")
+    return base
 
 
 def _encoding(text: TextConfig, family: Family, variant: str) -> PromptEncoding:

@@ -140,6 +140,22 @@ def test_deepspeed_settings_and_precision_of_encoders_in_simpletuners_file(tmp_p
     assert (one.became, "memory.shard" in one.note) == ("none", True)
 
 
+@pytest.mark.parametrize(
+    ("family", "word", "ours", "became"),
+    [
+        ("flux", "flash-attn-3-hub", "flash3", "exact"),
+        ("flux", "diffusers", "auto", "needless"),
+        ("sd3", "xformers", "auto", "needless"),
+        ("flux", "sageattention", "auto", "none"),
+    ],
+)
+def test_simpletuners_kernel_of_attention(family, word, ours, became, tmp_path):
+    text = json.dumps({"model_family": family, "model_type": "lora", "attention_mechanism": word})
+    done = import_text(text, Surroundings(tmp_path), "it")
+    (one,) = [one for one in done.taken if one.option == "attention_mechanism"]
+    assert (done.config.model.attention, one.became) == (ours, became)
+
+
 SHELLS = {
     "bash": 'LR=1e-4\naccelerate launch --num_cpu_threads_per_process 2 train_network.py \\\n  --network_module=networks.lora --unet_lr=$LR \\\n  --network_args "conv_dim=8" "conv_alpha=4" --shuffle_caption\n',
     "cmd": 'set LR=1e-4\nrem a comment\naccelerate launch train_network.py ^\n --network_module=networks.lora --unet_lr=%LR% ^\n --network_args "conv_dim=8" "conv_alpha=4" --shuffle_caption\n',

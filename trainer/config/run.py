@@ -39,6 +39,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["none", "int8", "int4", "int2", "float8", "nf4"]
 BaseMemory = Literal["auto", "resident", "stream"]
 OnOom = Literal["stop", "adapt"]
+Attention = Literal["auto", "sdpa", "math", "efficient", "cudnn", "flash", "flash3", "xformers"]
 Checkpoint = Literal["auto", "all", "every 2", "every 3", "every 4", "ffn", "off"]
 LoraDtype = Literal["float32", "bfloat16", "float16"]
 ReportTo = Literal["none", "tensorboard", "wandb"]
@@ -69,6 +70,9 @@ class ModelConfig(Section, table="model"):
     """Another VAE than the base model's own: a .safetensors file (AutoencoderKL) or a diffusers folder."""
     tokenizers: str = ""
     """Where CLIP's tokenizer is read for a whole checkpoint: a ComfyUI folder, a diffusers folder, or the folder of vocab.json and merges.txt. Empty: the ComfyUI that this pack lies in, or an installed open_clip_torch."""
+
+    attention: Attention = "auto"
+    """Kernel of the attention, for models whose network in diffusers leaves a choice (Flux, FLUX.2, Chroma, Krea 2, Qwen-Image, Z-Image). auto and sdpa are torch's own, which takes the fastest that it has; math, efficient and cudnn are parts of it; flash, flash3 and xformers are libraries. Kernels round differently, so it stays for the length of a run. SageAttention has no gradient."""
 
     def check(self) -> None:
         require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")

@@ -50,7 +50,7 @@ def translate(options: Mapping[str, Any], around: Surroundings) -> Translation:
     schedule(made)
     noise(made, family)
     steps_range(made)
-    _text(made)
+    _text(made, family)
     _training(made)
     _validation(made, family, around)
     datasets(made, around)
@@ -247,13 +247,43 @@ def _optimizer(made: Translation) -> None:
     )
 
 
-def _text(made: Translation) -> None:
+def _text(made: Translation, family: str) -> None:
     if made.on("train_text_encoder"):
         rate = made.number("text_encoder_lr", made.number("learning_rate", 4e-7))
         made.put("text.learning_rate", rate, "train_text_encoder", "text_encoder_lr")
     made.say("exact", "train_text_encoder", ours="text.learning_rate")
     made.say("needless", "text_encoder_lr", note="train_text_encoder is off")
     _encoders_dtype(made)
+    _attention(made, family)
+
+
+KERNELS = {"diffusers": "", "xformers": "xformers", "flash-attn": "flash", "flash-attn-2": "flash", "flash-attn-3": "flash3", "cudnn": "cudnn",
+           "native": "sdpa", "native-cudnn": "cudnn", "native-efficient": "efficient", "native-math": "math", "native-flash": "sdpa"}  # fmt: skip
+"""{attention_mechanism: model.attention, "" for auto}."""
+CHOOSES = ("flux", "qwen_image", "z_image", "flux2", "chroma", "krea2")
+"""Families whose network leaves a choice of attention."""
+
+
+def _attention(made: Translation, family: str) -> None:
+    """Set the kernel of the attention."""
+    word = made.text("attention_mechanism", "diffusers").lower()
+    ours = KERNELS.get(word.removesuffix("-hub"))
+    if word.startswith("sage"):
+        made.say(
+            "none",
+            "attention_mechanism",
+            "sageattention_usage",
+            note="SageAttention has no gradient; torch's attention trains",
+        )
+    elif not ours or family not in CHOOSES:
+        note = (
+            "torch's attention (SDPA) is used"
+            if not ours
+            else f"diffusers' {family or 'network'} leaves no choice; SDPA is used"
+        )
+        made.say("needless" if ours is not None else "none", "attention_mechanism", note=note)
+    else:
+        made.put("model.attention", ours, "attention_mechanism")
 
 
 def _encoders_dtype(made: Translation) -> None:

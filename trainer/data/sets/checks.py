@@ -32,13 +32,13 @@ def text_of(options: Mapping[str, object], name: str, default: str = "") -> str:
     return value
 
 
-def number_of(options: Mapping[str, object], name: str, default: float = 0.0) -> float:
-    """The number under `name`. Raises ConfigError if the value is not a number from 0 up."""
+def number_of(options: Mapping[str, object], name: str, default: float = 0.0, least: float = 0.0) -> float:
+    """The number under `name`. Raises ConfigError if the value is not a number from `least` up."""
     value = options.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise ConfigError(f"{name} = {value!r}: use a number from 0 up")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e9:
+        raise ConfigError(f"{name} = {value!r}: use a number from {least:g} up")
     return value
 
 

@@ -10,7 +10,6 @@ from .checks import ignored_options, number_of, switch_of, text_of, whole_of
 
 INSTEAD = {
     "batch_size": "set training.batch_size",
-    "network_multiplier": "use weight",
     "system_prompt": "set text.system_prompt",
     "validation_seed": "the run's seed decides",
     "validation_split": "set data.validation_split",
@@ -30,7 +29,7 @@ KNOWN = {
     "caption_suffix", "caption_dropout_rate", "caption_dropout_every_n_epochs", "token_warmup_min", "token_warmup_step", "caption_tag_dropout_rate", "flip_aug", "color_aug", "face_crop_aug_range", "random_crop", "alpha_mask",
     "conditioning_data_dir", "metadata_file", "caption_extension", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso",
     "bucket_reso_steps", "bucket_no_upscale", "subsets", "cache_info",
-    "custom_attributes",
+    "custom_attributes", "network_multiplier",
 }  # fmt: skip
 
 
@@ -98,6 +97,7 @@ def _set(options: Mapping[str, object], notes: list[str], where: str) -> Json:
         "repeats": whole_of(options, "num_repeats", 1),
         "role": "regularisation" if switch_of(options, "is_reg") or by_base else "train",
         "teacher": "base" if by_base else "images",
+        "strength": number_of(options, "network_multiplier", 1.0, least=-10),
         "captions": "metadata" if metadata else "sidecar",
         "caption": text_of(options, "class_tokens"),
         "caption_extension": text_of(options, "caption_extension") or KOHYA_EXTENSIONS,

@@ -18,7 +18,6 @@ NOT_NEEDED = {
 INSTEAD = {
     "caption_filter_list": "edit the captions",
     "max_upscale_threshold": "use minimum_image_size",
-    "slider_strength": "there are no sliders here",
     "timestep_sampling_offset": "use objective.logit_mean",
     "train_batch_size": "set training.batch_size",
     "video": "only images are trained",
@@ -31,7 +30,7 @@ KNOWN = {
     "prepend_instance_prompt", "only_instance_prompt", "disable_multiline_split", "caption_shuffle", "metadata_backend",
     "parquet", "repeats", "is_regularisation_data", "is_regularization_data", "crop", "crop_aspect", "crop_style",
     "crop_aspect_buckets", "resolution", "resolution_type", "minimum_image_size", "maximum_image_size",
-    "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", *COURSE, "probability", "csv_file", "csv_caption_column", "csv_url_column", "csv_cache_dir", "conditioning_data", "conditioning_type", *DANGEROUS, *NOT_NEEDED,
+    "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", *COURSE, "probability", "csv_file", "csv_caption_column", "csv_url_column", "csv_cache_dir", "conditioning_data", "conditioning_type", "slider_strength", *DANGEROUS, *NOT_NEEDED,
 }  # fmt: skip
 ELSEWHERE = {
     "aws": "fetch the images first (aws s3 sync s3://BUCKET/PREFIX FOLDER) and write type = 'local' with that folder",
@@ -103,6 +102,7 @@ def _set(
         "role": "validation" if _kind(entry) == "eval" else role,
         "teacher": "base" if regularisation else "images",
         "repeats": whole_of(entry, "repeats") + 1,
+        "strength": number_of(entry, "slider_strength", 1.0, least=-10) or 1.0,
         **_captions(entry, notes, where),
         **_sizes(entry, notes, where),
         **_pairs(entry, helpers, where, notes),

@@ -77,6 +77,8 @@ RULES = (
         ),
     ),
     _rule("HunyuanImage21", _two("hunyuan_image", QWEN_VL, r"byt5", r"hunyuan_image_2")),
+    _rule("HunyuanVideo15", _two("hunyuan_video_15", QWEN_VL, r"byt5", r"hunyuan.?video.?15.?vae")),
+    _rule("MageFlow", _one("mage", r"qwen_?3.?vl_4b|mage", r"mage")),
     _rule("WAN21", _one("wan", r"umt5.?xxl", r"wan.?2.1.?vae")),
     _rule("WAN22", _one("wan", r"umt5.?xxl", r"wan.?2\.2.?vae")),
     _rule("Omnigen2", _one("omnigen2", r"qwen_2\.5_vl_(fp16|3b)|omnigen2", AE)),

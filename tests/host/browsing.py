@@ -57,6 +57,13 @@ def calm(page):
     page.wait_for_timeout(500)
 
 
+def uncovered(page):
+    """Close a dialog of ComfyUI's that came later than `calm`, as its templates do at a first start on a busy machine."""
+    if page.locator("[data-testid=dialog-overlay]").count():
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(500)
+
+
 def ready(page):
     page.wait_for_function("window.app?.graph && window.app.canvas && window.app.extensionManager", timeout=120_000)
     page.wait_for_function("Boolean(window.LiteGraph.registered_node_types.LoomTrain)", timeout=60_000)

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from .browsing import AXE, calm, load, picture, ready, template
+from .browsing import AXE, calm, load, picture, ready, template, uncovered
 from .server import ROOT
 
 pytestmark = pytest.mark.browser
@@ -47,6 +47,7 @@ def set_(page, key, value):
 
 
 def open_tab(page):
+    uncovered(page)
     if not page.locator(".loom-bench").is_visible():
         page.click(".lora-loom-tab-button, [data-testid=lora-loom-tab-button]")
     page.wait_for_selector(".loom-bench")

@@ -99,3 +99,28 @@ def test_where_memory_runs_out_a_run_goes_on_with_less_and_trains_the_same_lora(
     assert lora(server, f"short-{mode}") == lora(server, f"plenty-{mode}")
     log = (server.base / "output" / "lora_loom" / f"short-{mode}" / "log.txt").read_text()
     assert log.count("the run goes on from the checkpoint of step 2") == len(expected)
+
+
+def test_compiled_blocks_train_the_same_lora_up_to_rounding(server, bases):
+    """With torch's own compiler, or off with a sentence where there is none."""
+
+    def run(name, compiled):
+        graph = train(data(bases["sd3"]), name, steps=2, save_every=2)
+        graph["memory"] = node(
+            "LoomMemory",
+            gradient_checkpointing=True,
+            precision="auto",
+            quantize="none",
+            yield_max_s=0.0,
+            compile=compiled,
+        )
+        graph["train"]["inputs"]["memory"] = ["memory", 0]
+        server.run(prompt(graph), timeout=900)
+        lines = (server.base / "output" / "lora_loom" / name / "metrics.jsonl").read_text().splitlines()
+        return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+    plain, compiled = run("eager", False), run("compiled", True)
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    log = (server.base / "output" / "lora_loom" / "compiled" / "log.txt").read_text()
+    assert record(server, "compiled")["compiled"] == ("memory.compile is off: " not in log)
+    assert "compiled " in log or "memory.compile is off: " in log

@@ -3,12 +3,8 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, RunError
-
-if TYPE_CHECKING:
-    pass
 
 REPO = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
 CARD = "README.md"

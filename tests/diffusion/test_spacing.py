@@ -55,7 +55,9 @@ def test_a_base_has_it_in_training_and_in_samples():
 
 @pytest.mark.parametrize("steps", [4, 10, 20, 25, 50])
 @pytest.mark.parametrize(
-    ("spacing", "made"), [("linspace", normal), ("trailing", simple), ("leading", ddim_uniform)], ids=str
+    ("spacing", "made"),
+    [("linspace", normal), ("trailing", simple), ("leading", ddim_uniform)],
+    ids=["linspace", "trailing", "leading"],
 )
 def test_spacings_of_diffusers_have_names_here(spacing, made, steps):
     """diffusers rounds linspace to whole timesteps; ours lie within half a timestep of it."""

@@ -236,10 +236,10 @@ class TrainingRun:
                 values |= self.drift.values(self.training.adapter, self._averaged, self._end_if_interrupted)
         except StoppedError:
             return  # it is measured when the run is continued
+        self.folder.update(drift=values.get("drift"))  # first: a line of metrics says that all of this is done
         # What the LoRA file of this step holds, image by image: `score` compares checkpoints by it.
         self.folder.append_metrics(step=self.training.step, **values, held_out_parts=rounded(parts))
         self.tracker.scalars(self.training.step, values)
-        self.folder.update(drift=values.get("drift"))
         self.host.measured(self.training.step, {**values, **self._loss_of_base()})
 
     def _examine(self) -> None:

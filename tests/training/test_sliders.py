@@ -110,14 +110,16 @@ def test_what_a_slider_needs_is_said():
         with pytest.raises(ConfigError, match=said):
             DatasetConfig(folder="x", **options)
     sliders, network = [example(0, slider=RULE)], NetworkConfig()
-    check_strengths(sliders, network)
-    check_strengths([example(0)], NetworkConfig(kind="lokr"))
+    check_strengths(sliders, network, 1e-4)
+    check_strengths([example(0)], NetworkConfig(kind="lokr"), "find")
     with pytest.raises(ConfigError, match=r"slider_positive = 'old' does not go with network.kind = 'dora'"):
-        check_strengths(sliders, NetworkConfig(kind="dora"))
+        check_strengths(sliders, NetworkConfig(kind="dora"), 1e-4)
     with pytest.raises(ConfigError, match=r"memory.shard"):
-        check_strengths(sliders, network, sharded=True)
+        check_strengths(sliders, network, 1e-4, sharded=True)
     with pytest.raises(ConfigError, match="every image is trained at a negative strength"):
-        check_strengths([example(0, strength=-1.0)], network)
+        check_strengths([example(0, strength=-1.0)], network, 1e-4)
+    with pytest.raises(ConfigError, match="learning_rate = 'find', which measures.*use 'auto'"):
+        check_strengths(sliders, network, "find")
 
 
 def colours_by_strength(tmp_path, datasets, scenes, prompt, strengths):

@@ -156,7 +156,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     seed, index = config.training.seed, FileIndex(cache_folder(config) / "files.json")
     reading = partial(host.stage, "reading images")
     dataset = build_dataset(listed.sets, config.data, base.family.bucket_step, seed, index, reading)
-    check_strengths(dataset.training, config.network, sharded=config.memory.shard)
+    check_strengths(dataset.training, config.network, optimizer.learning_rate, sharded=config.memory.shard)
     refuse_long_sides(dataset.examples, positions_per_side(skeleton.module) * base.family.bucket_step, base.family.name)
     check_measured(config.training, config.validation, dataset.held_out)
     per_step = config.training.gradient_accumulation_steps * processes.count

@@ -89,11 +89,15 @@ def loss_settings(config: ObjectiveConfig, levels: NoiseLevels) -> LossSettings:
     )
 
 
-def check_strengths(examples: Sequence[Example], network: NetworkConfig, *, sharded: bool = False) -> None:
-    """Raise ConfigError for images that are trained at a strength of their own, as sliders are, where that is not possible."""
-    found = next((one for one in examples if one.slider is not None or one.strength != 1), None)
-    if found is None:
+def check_strengths(
+    examples: Sequence[Example], network: NetworkConfig, rate: float | str, *, sharded: bool = False
+) -> None:
+    """Raise ConfigError for images that are trained at a strength of their own, as sliders are, where that is not possible. `rate`
+    is the setting optimizer.learning_rate."""
+    odd = [one for one in examples if one.slider is not None or one.strength != 1]
+    if not odd:
         return
+    found = next((one for one in odd if one.slider is not None), odd[0])
     what = f"dataset.strength = {found.strength:g}"
     if found.slider is not None:
         what = f"dataset.slider_positive = {found.slider.positive!r}"
@@ -102,6 +106,10 @@ def check_strengths(examples: Sequence[Example], network: NetworkConfig, *, shar
     if network.kind != "lora":
         raise ConfigError(
             f"{what} does not go with network.kind = {network.kind!r}, which does the opposite at no strength: use 'lora'"
+        )
+    if rate == "find" and found.slider is not None:
+        raise ConfigError(
+            f"{what} does not go with learning_rate = 'find', which measures how well images are learnt: use 'auto', or a number"
         )
     if sharded:
         raise ConfigError(f"{what} does not go with memory.shard: use one GPU")

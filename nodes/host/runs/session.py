@@ -171,7 +171,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     check_optimizer(request.optimizer, request.network, request.training.ema_decay)
     check_quantize(request.memory.quantize)
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
-    check_strengths(dataset.training, request.network)
+    check_strengths(dataset.training, request.network, request.optimizer.learning_rate)
     reach = longest_side(patcher.model.diffusion_model, request.cache.factor)
     refuse_long_sides(dataset.examples, reach, type(patcher.model).__name__)
     measured = request.validation.validation if request.validation else ValidationConfig()

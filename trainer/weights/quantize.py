@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import ConfigError
 from .frozen import FrozenLinear, dense, is_quantized_tensor, replace_module
 from .nf4 import KIND, to_nf4
+from .quanto_kernels import load_kernels
 from .row_parts import FusedLinear
 
 KINDS = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
@@ -50,9 +51,10 @@ def quantize(
 
     The quantized layer computes in `dtype` (None: the weight's own, bfloat16 for fp8). Convolutions, norms and embeddings
     keep their dtype, because they are few and sensitive. A Linear that is already quantized is left as it is. Raises
-    KeyError for an unknown kind.
+    KeyError for an unknown kind, ConfigError where what unpacks the kind cannot be compiled.
     """
     pack = _in_nf4 if kind == KIND else _by_quanto(KINDS[kind])
+    load_kernels(kind, device or next(module.parameters()).device)
     paths = [
         path
         for path, part in module.named_modules()

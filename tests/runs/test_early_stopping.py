@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.runs import headless as run_module
 from lora_loom.trainer.runs import trackers
+from lora_loom.trainer.runs.adapting import adapt as run_module
 from lora_loom.trainer.runs.execute import execute
 from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.runs.timings import Timings

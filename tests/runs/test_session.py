@@ -179,9 +179,8 @@ def test_out_of_memory_names_the_settings_that_help(tmp_path, monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     change_loss(monkeypatch, exhausted, at=0)
-    with pytest.raises(
-        RunError, match=r"out of GPU memory: set memory\.gradient_checkpointing = true, lower data\.resolution"
-    ):
+    said = r"out of GPU memory: set memory\.gradient_checkpointing = true and memory\.checkpoint_offload = true.*lower data\.resolution"
+    with pytest.raises(RunError, match=said):
         go(tmp_path)
     assert RunFolder(tmp_path / "run").read()["state"] == "failed"
 

@@ -39,6 +39,8 @@ def test_the_file_loads_by_the_familys_own_loader_and_is_what_was_trained(family
     outcome = train(config, host)
     assert outcome.lora.parent.name == "models"
     trained = seen["run"].session.denoiser.module.state_dict()
+    names = load_file(outcome.lora).keys()
+    assert (names == trained.keys()) == (family == "qwen_image"), "the original file has diffusers' names there alone"
     written = loaded(outcome.lora, config).module.state_dict()
     assert written.keys() == trained.keys()
     assert all(torch.equal(written[key], trained[key]) for key in trained)

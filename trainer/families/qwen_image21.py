@@ -211,6 +211,10 @@ class QwenImage21:
             return {key: Part(key) for key in shapes}
         return native_keys(count_blocks(shapes, "transformer_blocks"), shapes[FUSED][0] // 2)
 
+    def original_keys(self, config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap:
+        width = config["num_attention_heads"] * config["attention_head_dim"] * config["mlp_ratio"]
+        return native_keys(config["num_layers"], width)
+
     def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
         return TARGETS
 

@@ -22,6 +22,7 @@ from ....trainer.training.early_stopping import lowest, selected_loss
 from ....trainer.types import StepResult
 from ..backend.sharing.reshare import SharedBase
 from ..comfy_types import ModelPatcher
+from .memory.words import said_in_the_graph
 
 logger = logging.getLogger("lora_loom")
 
@@ -170,7 +171,7 @@ class Job:
             shared.offer(given)
 
     def _fail(self, error: LoomError) -> None:
-        self.error = without_frames(error)
+        self.error = error = without_frames(said_in_the_graph(error))
         logger.error("LoRA Loom: run %s failed: %s", self.name, str(error))  # a kept record would keep its frames
         try:
             self.folder.log(f"error: {error}")

@@ -1,6 +1,5 @@
 """The memory plan of a run on a MODEL that ComfyUI holds: its network is rehearsed as a structure without weights."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from .....trainer.weights.frozen import compute_in
 from ...backend.checkpointing import checkpoint
 from ...backend.denoiser import LoadedDenoiser
 from ...comfy_types import ModelPatcher
+from .words import in_the_graph
 
 
 @dataclass(kw_only=True)
@@ -98,23 +98,6 @@ def plan_graph(run: GraphRun, patcher: ModelPatcher, quantize: str, taken: Seque
         taken=taken,
     )
     return planner.plan()
-
-
-WORDS = (
-    (r"training\.batch_size = 1 with gradient_accumulation_steps = (\d+)", r"batch_size = 1 with accumulation = \1 in Loom Train LoRA"),
-    (r"data\.resolution", "resolution in Loom Cache"),
-    (r"network\.rank", "rank in Loom Train LoRA"),
-    (r'optimizer\.name = "(\w+)"', r"name = \1 in Loom Optimizer"),
-    (r'(?:memory|model)\.(\w+) = "?([\w ]+?)"?(?= and |$)', r"\1 = \2 in Loom Memory"),
-)  # fmt: skip
-"""(pattern of a setting in a TOML file, the input of a node that it is here)."""
-
-
-def in_the_graph(setting: str) -> str:
-    """A setting of a TOML file by the node input that it is: "base = stream in Loom Memory"."""
-    for pattern, words in WORDS:
-        setting = re.sub(pattern, words, setting)
-    return setting
 
 
 def _held_by_host(device: torch.device) -> int:

@@ -1,8 +1,6 @@
 """Every class of ComfyUI that makes images trains: a small network of each, three steps as a run in the graph takes them."""
 
 import json
-import os
-import subprocess
 
 import pytest
 
@@ -10,8 +8,7 @@ from scripts.image_models import CLASSES
 from scripts.image_toys import SMALLER
 from scripts.write_model_docs import TRAINED
 
-from .conftest import need_comfyui
-from .server import COMFYUI, PYTHON, ROOT
+from .programs import recorded_now
 
 RECORDED = json.loads(TRAINED.read_text(encoding="utf-8"))["classes"]
 HINT = (
@@ -21,13 +18,7 @@ HINT = (
 
 @pytest.fixture(scope="module")
 def found():
-    need_comfyui()
-    done = subprocess.run(
-        [PYTHON, "-m", "scripts.record_host_training", "-"], capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**os.environ, "COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])["classes"]
+    return recorded_now("record_host_training")["classes"]
 
 
 def test_every_class_has_a_small_network_and_a_record():

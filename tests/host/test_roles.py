@@ -1,16 +1,13 @@
 """What tests/fixtures/host/models.json records of ComfyUI's classes is what this ComfyUI has: each at its published size, without weights."""
 
 import json
-import os
-import subprocess
 
 import pytest
 
 from scripts.image_models import CLASSES, LEFT_OUT
 from scripts.write_model_docs import RECORD
 
-from .conftest import need_comfyui
-from .server import COMFYUI, PYTHON, ROOT
+from .programs import recorded_now
 
 pytestmark = pytest.mark.comfyui
 RECORDED = json.loads(RECORD.read_text(encoding="utf-8"))
@@ -19,13 +16,7 @@ HINT = "python -m scripts.record_host_models tests/fixtures/host/models.json, th
 
 @pytest.fixture(scope="module")
 def found():
-    need_comfyui()
-    done = subprocess.run(
-        [PYTHON, "-m", "scripts.record_host_models", "-"], capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**os.environ, "COMFYUI_PATH": str(COMFYUI), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return recorded_now("record_host_models")
 
 
 def test_every_class_of_this_version_is_described_or_left_out(found):

@@ -1,6 +1,9 @@
 """The command line for people: what fits 80 columns, first files, lists, what Ctrl-C is called."""
 
 import io
+import logging
+import subprocess
+import sys
 
 import pytest
 import tomllib
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 from lora_loom.trainer.cli import console as hosts
 from lora_loom.trainer.cli.common import fail
 from lora_loom.trainer.cli.main import app
+from lora_loom.trainer.cli.quiet import TALKATIVE
 from lora_loom.trainer.config.run import TrainConfig
 from lora_loom.trainer.config.toml import parse
 from lora_loom.trainer.errors import RunError, StoppedError
@@ -103,3 +107,20 @@ def test_what_was_asked_for_is_no_error(capsys):
     with pytest.raises(typer.Exit):
         fail(RunError("the disk is full"), False)
     assert capsys.readouterr().err == "error: the disk is full\n"
+
+
+LEVELS = """
+import logging
+from lora_loom.trainer.cli.quiet import TALKATIVE, silence_libraries
+silence_libraries()
+import bitsandbytes, diffusers, transformers
+from diffusers import AutoencoderTiny
+print({name: logging.getLogger(name).getEffectiveLevel() for name in TALKATIVE})
+"""
+
+
+def test_other_libraries_do_not_write_between_our_lines():
+    """Importing them sets the levels of their loggers anew."""
+    done = subprocess.run([sys.executable, "-c", LEVELS], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == str(dict.fromkeys(TALKATIVE, logging.ERROR))
+    assert done.stderr == ""

@@ -271,3 +271,15 @@ def test_the_command(tmp_path):
     again = CliRunner().invoke(app, ["convert", str(native), str(target), "--format", "kohya"])
     assert again.exit_code != 0
     assert "exists: use another name, or --overwrite" in again.output
+
+
+@pytest.mark.parametrize("toy", [*TRANSFORMERS, "flux2-dev"])
+def test_the_native_format_has_names_that_comfyui_takes_for_every_module(toy, tmp_path):
+    """Modules outside of the blocks too, some of which ComfyUI does not know by diffusers' names."""
+    trained = save_lora(toy_denoiser(toy, tmp_path), tmp_path / "trained.safetensors", preset="all", alpha=3.0)
+    for format, name in (("native", "again"), ("diffusers", "d")):
+        convert(trained, tmp_path / f"{name}.safetensors", format, TOYS[toy].family)
+    convert(tmp_path / "d.safetensors", tmp_path / "back.safetensors", "native", TOYS[toy].family)
+    assert load_file(tmp_path / "again.safetensors").keys() == load_file(trained).keys()
+    for name in ("again", "back"):
+        assert_same(host_changes(toy, trained), host_changes(toy, tmp_path / f"{name}.safetensors"))

@@ -16,7 +16,7 @@ from ..errors import ConfigError, ModelFileError, did_you_mean, reads
 from ..families.common.family import Family, has_one_text_encoder
 from ..families.common.keymap import KeyMap, Part
 from ..families.common.lora_layouts import FORMATS, KeyLayout, Widths, spelled
-from ..families.common.lora_names import is_text_encoder, owners, spell, text_key_in
+from ..families.common.lora_names import NATIVE_PREFIXES, is_text_encoder, owners, spell, text_key_in
 from ..types import Progress
 from .factors import KOHYA, PEFT, Factors, PlainLora, Written, extended, new_dtype, open_lora, write_lora
 from .inspect import weight_size
@@ -76,8 +76,8 @@ def convert(
     formats = {lora.dtype(key) for key in lora.modules}
     stored = new_dtype(dtype, max(formats, key=lambda kind: kind.itemsize))
     written = {}
-    for path, factors in new.modules.items():
-        written[spell(layout.prefix, path)] = as_written(factors, layout, stored)
+    for key, factors in keyed(new.modules, owner, keymap, format).items():
+        written[key] = as_written(factors, layout, stored)
         progress(len(written), len(new.modules))
     for key, name in texts.items():
         written[name] = as_written(lora.factors(key), text_layout(format), stored)
@@ -170,6 +170,23 @@ class Rearranged:
 def rearranged(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap, layout: KeyLayout) -> Rearranged:
     """The adapters by the paths of a key format. The conversion is exact."""
     return to_original(old, keymap) if layout.original else to_diffusers(old, keymap)
+
+
+def keyed(modules: Modules, family: Family, keymap: KeyMap, format: str) -> Modules:
+    """Returns {module key: its adapter} of adapters by the paths of a key format.
+
+    What ComfyUI does not know by diffusers' path goes by the original file's in the native format, as training writes it.
+    """
+    layout, names = family.lora_layouts[format], family.lora_names
+    found: Modules = {}
+    for path, factors in modules.items():
+        key, part = spell(layout.prefix, path), keymap.get(f"{path}.weight")
+        if format == "native" and part and not (layout.original or part.rows or names.matches_diffusers(key)):
+            moved = to_original({path: (False, factors)}, keymap).modules
+            found |= {spell(NATIVE_PREFIXES[0], native): one for native, one in moved.items()}
+        else:
+            found[key] = factors
+    return found
 
 
 def to_diffusers(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rearranged:

@@ -17,10 +17,10 @@ from ..diffusion.denoiser import Denoiser
 from ..errors import ConfigError, ModelFileError
 from ..families.common.family import Family, has_one_text_encoder
 from ..families.common.keymap import KeyMap
-from ..families.common.lora_layouts import KeyLayout, Widths, spelled
-from ..families.common.lora_names import is_text_encoder, spell, text_key_in
+from ..families.common.lora_layouts import Widths, spelled
+from ..families.common.lora_names import is_text_encoder, text_key_in
 from ..lora.host_formula import group_by_module
-from .convert import as_written, rearranged, text_layout
+from .convert import as_written, keyed, rearranged, text_layout
 from .products import Factors, factors_of, why_no_product
 
 Parts = Mapping[str, Tensor]
@@ -69,7 +69,7 @@ class Formats:
         old = {known[key][1]: (known[key][0], _factors(key, modules[key])) for key in sorted(foreign)}
         dtype = max((tensors[key].dtype for key in tensors), key=lambda kind: kind.itemsize)
         rest = {key: t for key, t in tensors.items() if not any(key.startswith(f"{name}.") for name in foreign)}
-        return rest | self._spelled(old, self.family.lora_layouts["native"], dtype) | texts
+        return rest | self._spelled(old, "native", dtype) | texts
 
     def written(self, tensors: Mapping[str, Tensor], format: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """A LoRA of this project in another key format, in `dtype`. Raises ConfigError if a module has no name there."""
@@ -84,7 +84,7 @@ class Formats:
         old = {known[key][1]: (known[key][0], _factors(key, parts)) for key, parts in own.items()}
         kept = self._without_texts(format, modules, tensors)
         rest = {key: t.to(dtype) for key, t in kept.items() if is_text_encoder(key)}
-        return rest | self._texts(format, modules, dtype) | self._spelled(old, self.family.lora_layouts[format], dtype)
+        return rest | self._texts(format, modules, dtype) | self._spelled(old, format, dtype)
 
     def _renamed(self, format: str, modules: Iterable[str]) -> dict[str, str]:
         """Returns {module of a text encoder: its key in the format}, where it differs."""
@@ -105,12 +105,12 @@ class Formats:
         renamed = tuple(f"{key}." for key in self._renamed(format, modules))
         return {key: tensor for key, tensor in tensors.items() if not key.startswith(renamed)}
 
-    def _spelled(
-        self, old: Mapping[str, tuple[bool, Factors]], layout: KeyLayout, dtype: torch.dtype
-    ) -> dict[str, Tensor]:
+    def _spelled(self, old: Mapping[str, tuple[bool, Factors]], format: str, dtype: torch.dtype) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
-        for path, factors in rearranged(old, self._keymap, layout).modules.items():
-            tensors |= as_written(factors, layout, dtype).tensors(spell(layout.prefix, path))
+        layout = self.family.lora_layouts[format]
+        modules = rearranged(old, self._keymap, layout).modules
+        for key, factors in keyed(modules, self.family, self._keymap, format).items():
+            tensors |= as_written(factors, layout, dtype).tensors(key)
         return tensors
 
 

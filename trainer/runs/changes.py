@@ -1,5 +1,7 @@
 """What keeps a run from being continued, in words."""
 
+import re
+
 from ..config.aliases import current_tree
 from ..config.dataset import DatasetConfig
 from ..config.toml import differences, to_dict
@@ -14,12 +16,20 @@ DIGESTS = {
     "facts.init": "network.init_from is another LoRA",
 }
 """{what a run keeps a digest of: how a change of it is said}."""
+_HEX = re.compile(r"\b[0-9a-f]{16,}\b")
 
 
 def in_words(line: str) -> str:
-    """A difference as a person can read it: of a digest nobody can tell what changed."""
-    name, separator, _ = line.partition(": ")
-    return f"{name}{separator}{DIGESTS[name]}" if name in DIGESTS else line
+    """A difference as a person can read it: a digest says only that something is another; what stands beside it is shown."""
+    name, separator, values = line.partition(": ")
+    if name not in DIGESTS:
+        return line
+    before, _, after = values.partition(" -> ")
+    beside = [_HEX.sub("", value).strip("' ") for value in (before, after)]
+    said = [DIGESTS[name]] if _HEX.findall(before) != _HEX.findall(after) or beside[0] == beside[1] else []
+    if beside[0] != beside[1]:
+        said.append(" -> ".join(value or "nothing" for value in beside))
+    return f"{name}{separator}{', '.join(said)}"
 
 
 def changed_sets(old: Record, new: Record) -> list[str]:

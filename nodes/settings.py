@@ -11,7 +11,7 @@ from .widgets import PROMPT_LIBRARY, folded, link, reference_inputs, seed, skip_
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..trainer.config.run import Precision, Quantize
+    from ..trainer.config.run import Matmul, Precision, Quantize
     from .host.comfy_types import Clip, Vae
     from .sockets.values import MemoryValue, NetworkValue, OptimizerValue, ValidationValue
 
@@ -256,6 +256,7 @@ class LoomMemory(LoomNode):
                     "checkpoint_offload": widget("MemoryConfig", "checkpoint_offload"),
                     "on_oom": widget("MemoryConfig", "on_oom"),
                     "compile": widget("MemoryConfig", "compile"),
+                    "matmul": widget("ModelConfig", "matmul"),
                 },
             },
             shown=("gradient_checkpointing", "quantize", "base", "vram_gb"),
@@ -267,13 +268,17 @@ class LoomMemory(LoomNode):
         precision: Precision,
         quantize: Quantize,
         yield_max_s: float,
+        matmul: Matmul = "off",
         **options: Any,
     ) -> tuple[MemoryValue]:
         from ..trainer.config.run import MemoryConfig
         from .sockets.values import MemoryValue
 
         memory = MemoryConfig(gradient_checkpointing=gradient_checkpointing, **options)
-        return (MemoryValue(memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s),)
+        value = MemoryValue(
+            memory=memory, precision=precision, quantize=quantize, yield_max_s=yield_max_s, matmul=matmul
+        )
+        return (value,)
 
 
 class LoomValidation(LoomNode):

@@ -76,9 +76,15 @@ class Base:
         weights in their file, and brings them block by block. Raises ConfigError for a budget that is too small.
         """
         arithmetic = compute_dtype(precision, self.device)
-        dtype = arithmetic if config.quantize != "none" else storage_dtype(config.dtype, self.device)
-        device = torch.device("cpu") if sharded else self.device
-        loading = Loading(dtype=dtype, device=device, compute_dtype=arithmetic, quantize=config.quantize, stream=stream)
+        dtype = arithmetic if config.packing != "none" else storage_dtype(config.dtype, self.device)
+        loading = Loading(
+            dtype=dtype,
+            device=torch.device("cpu") if sharded else self.device,
+            compute_dtype=arithmetic,
+            quantize=config.quantize,
+            matmul=config.matmul,
+            stream=stream,
+        )
         with self._reading():
             denoiser = self._load(loading)
         use_attention(denoiser.module, config.attention)
@@ -89,13 +95,13 @@ class Base:
     def structure(self, config: ModelConfig, precision: str) -> Denoiser:
         """The network as `load_denoiser` would make it, without its weights; what is to be quantized is not quantized yet."""
         arithmetic = compute_dtype(precision, self.device)
-        dtype = arithmetic if config.quantize != "none" else storage_dtype(config.dtype, self.device)
+        dtype = arithmetic if config.packing != "none" else storage_dtype(config.dtype, self.device)
         loading = Loading(dtype=dtype, device=torch.device("meta"), compute_dtype=arithmetic)
         return self._load(loading)
 
     def check_stream(self, config: ModelConfig, precision: str, stream: StreamSettings) -> None:
         """Raise ConfigError for a budget that is too small. Reads headers only; of a base to be quantized nothing is known yet."""
-        if config.quantize == "none" and self.source.quanto_map is None:
+        if config.packing == "none" and self.source.quanto_map is None:
             mapped = self.family.load_denoiser(self.source, self.variant, AS_STORED)
             arithmetic, dtype = compute_dtype(precision, self.device), storage_dtype(config.dtype, self.device)
             stream_base(mapped.module, stream, torch.device("meta"), dtype, arithmetic)

@@ -63,7 +63,11 @@ def settings(
 
 def _memory(config: TrainConfig) -> MemoryValue:
     return MemoryValue(
-        memory=config.memory, precision=config.training.precision, quantize=config.model.quantize, yield_max_s=0.0
+        memory=config.memory,
+        precision=config.training.precision,
+        quantize=config.model.quantize,
+        yield_max_s=0.0,
+        matmul=config.model.matmul,
     )
 
 

@@ -12,6 +12,7 @@ from ...trainer.config.run import (
     BaseLoraConfig,
     DatasetConfig,
     GuidanceConfig,
+    Matmul,
     MemoryConfig,
     NetworkConfig,
     ObjectiveConfig,
@@ -21,6 +22,8 @@ from ...trainer.config.run import (
     ReportTo,
     ScheduleConfig,
     ValidationConfig,
+    check_packing,
+    packing_of,
 )
 from ...trainer.config.section import require
 from ...trainer.types import (
@@ -162,12 +165,19 @@ class MemoryValue(SocketValue):
     precision: Precision
     quantize: Quantize
     yield_max_s: float
+    matmul: Matmul = "off"
 
     def __post_init__(self) -> None:
-        for name, kind in (("precision", Precision), ("quantize", Quantize)):
+        for name, kind in (("precision", Precision), ("quantize", Quantize), ("matmul", Matmul)):
             value, known = getattr(self, name), list(get_args(kind))
             require(value in known, name, value, known_values(value, known))
+        check_packing(self.quantize, self.matmul)
         require(self.yield_max_s >= 0, "yield_max_s", self.yield_max_s, "use 0 for no limit, or a number of seconds")
+
+    @property
+    def packing(self) -> str:
+        """What the weights of Linears are packed to, as a value of `quantize`."""
+        return packing_of(self.quantize, self.matmul)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,6 +108,7 @@ def test_losses_and_samples_are_the_trained_models_and_the_loss_falls(tmp_path):
 
 REFUSED = {
     "quantized": ({"model": {"quantize": "int8"}}, "quantize"),
+    "multiplied in 8 bits": ({"model": {"matmul": "int8"}}, "model.matmul = 'int8'"),
     "streamed": ({"memory": {"base": "stream"}}, "memory.base"),
     "a limit": ({"memory": {"vram_gb": 4.0}}, "vram_gb"),
     "adapts": ({"memory": {"on_oom": "adapt"}}, "on_oom"),

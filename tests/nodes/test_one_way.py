@@ -177,7 +177,7 @@ def test_a_start_lora_counts_by_its_content_on_both_sides(host, tmp_path):
     assert folder.differences(moved.fixed(), moved.config()) == []
     other = graph_plan(host, {**OLD_FACTS, "init": "changed"})
     assert folder.differences(other.fixed(), other.config()) == [f"facts.init: {OLD_FACTS['init']!r} -> 'changed'"]
-    mine = replace(graph, own={"model": {"base": "x", "quantize": "int8"}}, network=moved.network)
+    mine = replace(graph, own={"model": {"base": "x", "quantize": "int8", "matmul": "off"}}, network=moved.network)
     assert mine.fixed() == graph.fixed(), "the command line leaves the path out in the same way"
 
 

@@ -11,7 +11,7 @@ from lora_loom.trainer.weights.frozen import FrozenLinear
 from lora_loom.trainer.weights.quantize import is_quantized
 
 
-@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+@pytest.mark.parametrize("quantize", ["nf4", "int8", "matmul"])
 @pytest.mark.parametrize("base", ["auto", "stream"])
 def test_weights_are_packed_one_by_one(host, monkeypatch, quantize, base):
     if quantize == "nf4":
@@ -26,7 +26,8 @@ def test_weights_are_packed_one_by_one(host, monkeypatch, quantize, base):
     held = {name: (tensor, tensor.clone()) for name, tensor in network.named_parameters()}
     denoiser = SimpleNamespace(module=network, compute_dtype=torch.float32, settings=SimpleNamespace(blocks=()))
     plain = session.default_memory()
-    memory = replace(plain, quantize=quantize, memory=replace(plain.memory, base=base))
+    packing = {"matmul": "fp8"} if quantize == "matmul" else {"quantize": quantize}
+    memory = replace(plain, **packing, memory=replace(plain.memory, base=base))
     monkeypatch.setattr(session, "place_weights", lambda *given: pytest.fail("it was laid on the device as a whole"))
     monkeypatch.setattr(session, "checkpoint", lambda *given: None)
     said = []
@@ -34,9 +35,9 @@ def test_weights_are_packed_one_by_one(host, monkeypatch, quantize, base):
     stream = session.stream_settings(base, 0.0)
     session.prepare_weights(denoiser, patcher, SimpleNamespace(memory=memory), stream, said.append)
     assert is_quantized(network)
-    assert said[0].startswith(f"quantized to {quantize}: an extra copy of ")
+    assert said[0].startswith(f"quantized to {memory.packing}: an extra copy of ")
     assert all(torch.equal(tensor, before) for tensor, before in held.values())
-    x = torch.rand(2, 64, requires_grad=True)
+    x = torch.rand(20, 64, requires_grad=True)
     out = network.blocks[3](network.blocks[2](network.blocks[1](network.blocks[0](x))))
     out.sum().backward()
     assert x.grad.isfinite().all()

@@ -58,6 +58,31 @@ def test_packed_tensors_are_rebuilt_from_shared_parts(host):
     assert share.parts(packed) == [packed._qdata, packed._params.scale]
 
 
+class Rounded(torch.Tensor):
+    """A quantized weight of 8 rows."""
+
+
+@pytest.mark.parametrize(
+    ("scale", "more", "is_taken"),
+    [
+        (torch.tensor(0.5), {}, True),
+        (torch.ones(8, 1), {"convrot": False}, True),
+        (torch.ones(8, 1), {"convrot": True}, False),
+        (torch.ones(8, 2), {}, False),
+        (torch.ones(8, 1).to(torch.float8_e4m3fn), {}, False),
+        (torch.ones(8, 1), {"zero": torch.ones(8)}, False),
+    ],
+)
+def test_codes_are_taken_where_a_factor_a_row_makes_the_weight_of_them(host, scale, more, is_taken):
+    fields = {"scale": scale, **more}
+    packed = torch.zeros(8, 16).as_subclass(Rounded)
+    packed._qdata = torch.zeros(8, 16, dtype=torch.int8)
+    packed._params = dataclasses.make_dataclass("Params", fields)(**fields)
+    codes_of = host("backend.sharing.share_storage").codes_of
+    assert codes_of(packed) == ((packed._qdata, scale) if is_taken else None)
+    assert codes_of(torch.zeros(8, 16)) is None
+
+
 class Layer(nn.Linear):
     """A Linear with a host's runtime state."""
 

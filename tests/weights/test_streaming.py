@@ -47,11 +47,13 @@ class Poisoning(DirectCopier):
         super().start(block, buffer)
 
 
-def loaded(name, stream=None, dtype=torch.float32, quantize="none", storage=None, device=CPU):
+def loaded(name, stream=None, dtype=torch.float32, quantize="none", storage=None, device=CPU, matmul="off"):
     family = families.get(name)
     source = open_source(str(tiny_folder(name)))
     variant = family.detect(source.shapes) or next(iter(family.variants))
-    loading = Loading(dtype=storage, device=device, compute_dtype=dtype, quantize=quantize, stream=stream)
+    loading = Loading(
+        dtype=storage, device=device, compute_dtype=dtype, quantize=quantize, stream=stream, matmul=matmul
+    )
     return family, family.load_denoiser(source, variant, loading)
 
 
@@ -216,8 +218,8 @@ def test_a_plan_keeps_its_budget_or_none_could(sizes, fixed, budget):
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize(
     "loading",
-    [{"storage": torch.bfloat16}, {"storage": torch.bfloat16, "dtype": torch.bfloat16}, {"storage": torch.float8_e4m3fn}, {"quantize": "int8"}, {"quantize": "float8"}, {"quantize": "nf4"}],
-    ids=["bf16 kept", "bf16 computed", "fp8", "int8", "float8", "nf4"],
+    [{"storage": torch.bfloat16}, {"storage": torch.bfloat16, "dtype": torch.bfloat16}, {"storage": torch.float8_e4m3fn}, {"quantize": "int8"}, {"quantize": "float8"}, {"quantize": "nf4"}, {"matmul": "int8"}, {"matmul": "fp8"}],
+    ids=["bf16 kept", "bf16 computed", "fp8", "int8", "float8", "nf4", "matmul int8", "matmul fp8"],
 )  # fmt: skip
 def test_weights_of_every_format_are_streamed(loading, kind):
     """Cast on use, packed or rounded: as they would be on the device."""
@@ -226,7 +228,7 @@ def test_weights_of_every_format_are_streamed(loading, kind):
     assert_equal(train("sd3", None, kind=kind, **loading), streamed)
     stream = stream_of(streamed[2].module)
     assert stream.ring.moves > 0
-    if "quantize" in loading:
+    if loading.keys() & {"quantize", "matmul"}:
         assert max(stream.sizes) < 0.6 * max(whole("sd3").sizes)
 
 

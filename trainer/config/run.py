@@ -37,6 +37,7 @@ __all__ = [
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["none", "int8", "int4", "int2", "float8", "nf4"]
+Matmul = Literal["off", "int8", "fp8"]
 BaseMemory = Literal["auto", "resident", "stream"]
 OnOom = Literal["stop", "adapt"]
 Attention = Literal["auto", "sdpa", "math", "efficient", "cudnn", "flash", "flash3", "xformers"]
@@ -74,8 +75,32 @@ class ModelConfig(Section, table="model"):
     attention: Attention = "auto"
     """Kernel of the attention, for models whose network in diffusers leaves a choice (Flux, FLUX.2, Chroma, Krea 2, Qwen-Image, Z-Image). auto and sdpa are torch's own, which takes the fastest that it has; math, efficient and cudnn are parts of it; flash, flash3 and xformers are libraries. Kernels round differently, so it stays for the length of a run. SageAttention has no gradient."""
 
+    matmul: Matmul = "off"
+    """Multiplies by the frozen base in 8-bit numbers, forward and to the input's gradient: int8 or fp8 (float8), where the device has such products. Linears in the network's blocks are kept in 8 bits with a factor a row; a file that holds such numbers is taken as it is. Gradients are rounded: by how much is measured once, and stands in the log and run.json. It stays for the length of a run, and takes the place of quantize."""
+
+    @property
+    def packing(self) -> str:
+        """What the weights of Linears are packed to, as a value of `quantize`."""
+        return packing_of(self.quantize, self.matmul)
+
     def check(self) -> None:
         require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")
+        check_packing(self.quantize, self.matmul, "model.")
+
+
+def packing_of(quantize: str, matmul: str) -> str:
+    """What the weights of Linears are packed to, as a value of `model.quantize`."""
+    return {"off": quantize, "int8": "int8", "fp8": "float8"}[matmul]
+
+
+def check_packing(quantize: str, matmul: str, table: str = "") -> None:
+    """Raise ConfigError for weights that are to be packed twice. `table` is what the options' names begin with."""
+    require(
+        matmul == "off" or quantize == "none",
+        f"{table}matmul",
+        matmul,
+        f"it keeps the base in 8 bits of its own, and quantize = {quantize!r} in others; use quantize = 'none', or matmul = 'off'",
+    )
 
 
 PASSES = {"character": (2000, 7000), "style": (8000, 12000)}

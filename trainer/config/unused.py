@@ -26,7 +26,7 @@ Rule = tuple[type[Section], str, tuple[str, ...], Callable[[Any], bool], str]
 
 SKIPS = ("skip_layer_scale", "skip_layer_start", "skip_layer_end")
 RULES: tuple[Rule, ...] = (
-    (ModelConfig, "model", ("dtype",), lambda c: c.quantize == "none", "a quantised base has its own format"),
+    (ModelConfig, "model", ("dtype",), lambda c: c.packing == "none", "a quantised base has its own format"),
     (MemoryConfig, "memory", ("vae_batch_size",), lambda c: c.cache == "disk", "cache = 'online' encodes one by one"),
     (ObjectiveConfig, "objective", ("multires_noise_discount",), lambda c: c.multires_noise_iterations, "no resolution gets more noise"),
     (ObjectiveConfig, "objective", ("soft_min_snr",), lambda c: c.min_snr_gamma, "only min_snr_gamma has a corner"),

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from ..config.dataset import DatasetConfig
-from ..config.run import TrainingConfig
+from ..config.run import ModelConfig, TrainingConfig
 from ..errors import ConfigError
 from .processes import Processes
 
 
-def check_sharding(wanted: bool, processes: Processes, quantize: str) -> None:
+def check_sharding(wanted: bool, processes: Processes, model: ModelConfig) -> None:
     """Raise ConfigError if memory.shard is set and the base model cannot be sharded."""
     if not wanted:
         return
@@ -20,10 +20,11 @@ def check_sharding(wanted: bool, processes: Processes, quantize: str) -> None:
         raise ConfigError(
             "memory.shard = true would do nothing in one process: leave it out, or start one process per GPU with torchrun or accelerate launch"
         )
-    if quantize != "none":
-        raise ConfigError(
-            f"memory.shard = true with model.quantize = {quantize!r}: quantized weights cannot be sharded; use one of the two"
-        )
+    for name, off in (("quantize", "none"), ("matmul", "off")):
+        if (value := getattr(model, name)) != off:
+            raise ConfigError(
+                f"memory.shard = true with model.{name} = {value!r}: quantized weights cannot be sharded; use one of the two"
+            )
     try:
         from torch.distributed.fsdp import fully_shard  # noqa: F401
     except ImportError as error:

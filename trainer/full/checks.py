@@ -29,6 +29,7 @@ def _conflicts(config: TrainConfig, sets: Sequence[DatasetConfig]) -> Iterator[t
     model, memory = config.model, config.memory
     packed = "quantized weights cannot be trained; use a bf16 or fp32 base, or train a LoRA"
     yield f"model.quantize = {model.quantize!r}", model.quantize != "none", packed
+    yield f"model.matmul = {model.matmul!r}", model.matmul != "off", packed
     half = "weights train in bfloat16 (rounded at random) or float32; float16 would lose small steps"
     yield "model.dtype = 'float16'", model.dtype == "float16", half
     yield "training.precision = 'float16'", config.training.precision == "float16", half

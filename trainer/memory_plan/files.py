@@ -86,7 +86,7 @@ class FilesRun:
         return rehearse(denoiser, step, self._latents(way.batch_size, image), self._conditioning(way.batch_size, image))
 
     def _structure(self, quantize: str) -> Denoiser:
-        model = replace(self.config.model, quantize=quantize)  # type: ignore[arg-type]
+        model = replace(self.config.model, quantize=quantize, matmul="off")  # type: ignore[arg-type]
         return self.base.structure(model, self.config.training.precision)
 
     @cached_property
@@ -163,7 +163,7 @@ class FilesRun:
         decoding = _most(self.encoders.image, lambda: self.encoders.image.decode(raw_BCHW))
         if self.config.text.is_trained:
             return decoding
-        denoiser = self._structure(self.config.model.quantize)
+        denoiser = self._structure(self.config.model.packing)
         conditioning = self._conditioning(1, self.sample_size)
         sigma_B = torch.empty(1, device=META)
         predicting = most_live(denoiser.module, lambda: denoiser.predict(raw_BCHW, sigma_B, conditioning))
@@ -193,7 +193,7 @@ def plan_files(run: FilesRun, taken: Sequence[float] = (), *, every_bucket: bool
         way=Way(
             memory=memory,
             batch_size=config.training.batch_size,
-            quantize=config.model.quantize,
+            quantize=config.model.packing,
             optimizer=config.optimizer.name,
         ),
         images=images,

@@ -28,6 +28,7 @@ from ..types import Record
 from ..weights.devices import use_device
 from ..weights.streaming import device_of, find_blocks, stream_of
 from .adapting.compiling import compile_blocks
+from .adapting.rounded_products import measure_products
 from .checkpoint import load_checkpoint, newest_intact
 from .plan import RunPlan
 from .run_folder import RunFolder
@@ -95,6 +96,7 @@ def set_up(session: Session, host: Host) -> tuple[Session, Training]:
     session.folder.cut_metrics(training.step)
     if session.processes.count > 1:
         session.processes.require_same("adapter", f"{training.step} {tensors_digest(parameters)}")
+    measure_products(session, training, host)
     if plan.memory.compile:
         compile_blocks(session, training, blocks, host)
     return session, training

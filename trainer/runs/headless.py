@@ -53,6 +53,7 @@ from ..training.schedule import check_schedule
 from ..training.text_encoders import check_text_training, load_with_text, rate_scales, with_text
 from ..types import Conditioning, EncoderIdentity, Example, Record
 from ..weights.devices import compute_dtype
+from ..weights.packing.layers import check_matmul
 from ..weights.quantize import check_quantize
 from ..weights.streaming import StreamSettings, stream_settings
 from .adapting.adapt import Remade, execute_adapting, refuse_adapting
@@ -122,10 +123,11 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_optimizer(config.optimizer, config.network, config.training.ema_decay)
     check_output(config.output, host.log)
     check_quantize(config.model.quantize)
-    check_sharding(config.memory.shard, processes, config.model.quantize)
+    check_sharding(config.memory.shard, processes, config.model)
     refuse_adapting(config.memory, processes.count)
     check_format(config.output.format, config.network.kind, config.network.tucker)
     base = open_base(config.model, config.text, config.objective)
+    check_matmul(config.model.matmul, base.device)
     base.check_encoders()
     check_objective(config.objective, base.settings.objective)
     base.check_guidance("objective.guidance_scale", config.objective.guidance_scale, 1.0)
@@ -262,8 +264,8 @@ def _remade(prepared: Prepared, plan: RunPlan) -> Remade:
         return make_session(changed, replace(plan, memory=memory))
 
     def sizes() -> BaseSizes:
-        quantize = config.model.quantize
-        return base_sizes(prepared.base.structure(config.model, config.training.precision).module, quantize)
+        structure = prepared.base.structure(config.model, config.training.precision)
+        return base_sizes(structure.module, config.model.packing)
 
     return Remade(make=make, sizes=sizes, stream=prepared.stream)
 

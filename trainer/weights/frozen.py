@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from .packing.linear import has_rows, scaled_linear
+from .packing.row_scaled import is_row_scaled
+
 
 def is_quantized_tensor(weight: object) -> bool:
     """Whether a weight is a tensor subclass that holds quantized numbers (optimum-quanto's or ComfyUI's)."""
@@ -116,10 +119,17 @@ class _TrainedLinear(torch.autograd.Function):
         return to_x, to_weight, None if ctx.bias_dtype is None else rows.sum(0).to(ctx.bias_dtype)
 
 
-def frozen_linear(x: Tensor, weight: Any, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    """Returns x W^T + b for a weight in any dtype, cast or dequantized on use. `weight` is a tensor or an object with `dequantize()`."""
+def frozen_linear(
+    x: Tensor, weight: Any, bias: Tensor | None, scale: Tensor | None, *, is_exact: bool = False
+) -> Tensor:
+    """Returns x W^T + b for a weight in any dtype, cast or dequantized on use. `weight` is a tensor or an object with `dequantize()`.
+
+    One whose numbers devices can multiply (`packing.row_scaled`) is multiplied as it is, unless it shall be exact or x has few rows.
+    """
     if weight.dtype == x.dtype and scale is None and not is_quantized_tensor(weight):
         return F.linear(x, weight, _like(bias, x))
+    if not is_exact and is_row_scaled(weight) and has_rows(x):
+        return scaled_linear(x, weight, bias)
     if getattr(weight, "requires_grad", False):
         return _TrainedLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return _Linear.apply(x, weight, bias, scale)  # type: ignore[no-untyped-call]
@@ -142,10 +152,12 @@ class FrozenLinear(nn.Linear):
     """Factor of the stored weight in scaled fp8 files."""
     stream: Any = None
     """What brings a weight that is kept elsewhere (`streaming.StreamedWeight`); None for one that lies on the device."""
+    is_exact: bool = False
+    """A weight in 8 bits is unpacked although the device could multiply it as it is."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the dtype of `input`."""
-        return frozen_linear(input, stored_weight(self), self.bias, self.scale)
+        return frozen_linear(input, stored_weight(self), self.bias, self.scale, is_exact=self.is_exact)
 
 
 class FrozenConv2d(nn.Conv2d):

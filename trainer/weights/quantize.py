@@ -1,6 +1,6 @@
 """Quantizing a frozen base model: int8, int4, int2 or float8 by optimum-quanto, nf4 by bitsandbytes; dequantized on each use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import cast
 
@@ -60,13 +60,23 @@ def quantize(
         for path, part in module.named_modules()
         if type(part) in (nn.Linear, FrozenLinear, FusedLinear) and not is_quantized_tensor(part.weight)
     ]
+    pack_linears(module, paths, lambda linear: pack(plain_linear(linear, dtype, device)), progress)
+
+
+def pack_linears(
+    module: nn.Module,
+    paths: Sequence[str],
+    pack: Callable[[nn.Linear], nn.Linear],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Put what `pack` makes of them in the place of a network's Linears, one at a time; a fused one keeps its parts, which read it."""
     for index, path in enumerate(paths):
         linear = cast(nn.Linear, module.get_submodule(path))
-        quantized = pack(_plain(linear, dtype, device))
-        if isinstance(linear, FusedLinear):  # its parts continue to read it
-            linear.weight, linear.bias, linear.scale = quantized.weight, quantized.bias, None
+        packed = pack(linear)
+        if isinstance(linear, FusedLinear):
+            linear.weight, linear.bias, linear.scale = packed.weight, packed.bias, None
         else:
-            replace_module(module, path, quantized)
+            replace_module(module, path, packed)
         progress(index + 1, len(paths))
 
 
@@ -89,13 +99,17 @@ def _in_nf4(linear: nn.Linear) -> nn.Linear:
     return linear.eval()
 
 
-def _plain(linear: nn.Linear, dtype: torch.dtype | None, device: torch.device | None) -> nn.Linear:
-    """The same layer with a dense weight, multiplied by its scale, in a dtype that has arithmetic."""
+def plain_linear(
+    linear: nn.Linear, dtype: torch.dtype | None, device: torch.device | None, *, weight: bool = True
+) -> nn.Linear:
+    """The same layer with a dense weight, multiplied by its scale, in a dtype that has arithmetic; or without a weight."""
     stored = linear.weight.dtype
     dtype = dtype or (torch.bfloat16 if stored.itemsize == 1 else stored)
     device = device or linear.weight.device
     plain = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-    plain.weight = nn.Parameter(dense(linear.weight.detach().to(device), dtype, getattr(linear, "scale", None)), False)
+    if weight:
+        found = dense(linear.weight.detach().to(device), dtype, getattr(linear, "scale", None))
+        plain.weight = nn.Parameter(found, requires_grad=False)
     if linear.bias is not None:
         plain.bias = nn.Parameter(linear.bias.detach().to(device, dtype), requires_grad=False)
     return plain

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .changes import changes_of
 from .frozen import FrozenLinear, frozen_linear, is_quantized_tensor, stored_weight
+from .packing.row_scaled import RowScaled, brought
 
 Rows = tuple[int, int]
 """First row and end."""
@@ -57,7 +58,7 @@ class RowPart(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the dtype of `input`."""
-        return frozen_linear(input, self._stored(), self.bias, self.scale)
+        return frozen_linear(input, self._stored(), self.bias, self.scale, is_exact=self._whole[0].is_exact)
 
     def _stored(self) -> "Tensor | _QuantizedRows":
         weight = stored_weight(self._whole[0])
@@ -74,6 +75,16 @@ class _QuantizedRows:
     @property
     def dtype(self) -> torch.dtype:
         return self.whole.dtype
+
+    @property
+    def home(self) -> Tensor:
+        """The whole weight as it is kept."""
+        home: Tensor = getattr(self.whole, "home", self.whole)
+        return home
+
+    def stored(self) -> RowScaled:
+        """The rows on the device, of a weight that can be multiplied as it is."""
+        return brought(self.whole).rows(self.rows)
 
     def dequantize(self) -> Tensor:
         return self.whole.dequantize()[self.rows]

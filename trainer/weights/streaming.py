@@ -74,15 +74,17 @@ class StreamedWeight:
     def join(self, ring: Ring, block: Block) -> None:
         self._ring, self._block = ring, block
 
-    def dequantize(self) -> Tensor:
-        """The weight on the device as plain numbers: the ring's own buffer, or unpacked from it. Used before the next block."""
+    def stored(self) -> Any:
+        """The weight on the device as it is kept, in the ring's own buffer. Used before the next block."""
         assert self._ring is not None
         assert self._block is not None
-        home, parts = self.home, self._ring.get(self._block)
-        if not is_quantized_tensor(home):
-            return parts[self._first]
-        stored, _ = _joined(home, parts, self._first)
-        return stored.dequantize()
+        return _joined(self.home, self._ring.get(self._block), self._first)[0]
+
+    def dequantize(self) -> Tensor:
+        """The weight on the device as plain numbers: the ring's own buffer, or unpacked from it. Used before the next block."""
+        found = self.stored()
+        plain: Tensor = found.dequantize() if is_quantized_tensor(found) else found
+        return plain
 
 
 def plain_parts(weight: Any) -> list[Tensor]:

@@ -50,7 +50,8 @@ from ....trainer.training.text_encoders import rate_scales
 from ....trainer.types import Record
 from ....trainer.weights.devices import DTYPES
 from ....trainer.weights.frozen import compute_in
-from ....trainer.weights.quantize import check_quantize, quantize, stored_bytes
+from ....trainer.weights.packing.layers import check_matmul
+from ....trainer.weights.quantize import check_quantize, stored_bytes
 from ....trainer.weights.streaming import GB, StreamSettings, stream_base, stream_settings
 from ...sockets.values import CacheValue, MemoryValue, ValidationValue
 from ..backend.checkpointing import checkpoint
@@ -74,6 +75,7 @@ from ..encoding.texts import check_texts, load_texts
 from ..paths import find_lora, lora_folder, root
 from .batches import open_batches
 from .memory.memory_plan import GraphRun, plan_graph
+from .memory.packing import pack_weights
 from .preview import check_preview, load_preview
 from .samples import HELD, all_texts, make_samples
 from .targets import NO_TEXT, choose_modules, initial_weights, see_network
@@ -133,7 +135,7 @@ class TrainRequest:
             facts=facts,
             base_loras=tuple(one.identity for one in below),
             own={
-                "model": {"quantize": self.memory.quantize, **files},
+                "model": {"quantize": self.memory.quantize, "matmul": self.memory.matmul, **files},
                 **({"text": to_dict(self.text)} if self.clip else {}),
                 "cache": {
                     "folder": cache.folder,
@@ -170,6 +172,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     refuse_training_loras(request.network, request.base_loras)
     check_optimizer(request.optimizer, request.network, request.training.ema_decay)
     check_quantize(request.memory.quantize)
+    check_matmul(request.memory.matmul, torch.device(patcher.load_device))
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
     check_strengths(dataset.training, request.network, request.optimizer.learning_rate)
     reach = longest_side(patcher.model.diffusion_model, request.cache.factor)
@@ -284,11 +287,11 @@ def make_session(
     shift = training_shift(denoiser)
     run = GraphRun(denoiser=denoiser, plan=plan, targets=modules, dataset=dataset, batches=batches, shift=shift)
     taken = [line["seconds"] for line in folder.read_metrics() if "seconds" in line]
-    plan_memory = partial(plan_graph, run, patcher, request.memory.quantize, taken)
+    plan_memory = partial(plan_graph, run, patcher, request.memory.packing, taken)
     memory_plan = None if texts else predicted(plan_memory, log)
     if stream is None and memory_plan is not None and memory_plan.streamed:
         stream = memory_plan.stream
-    stays_in_ram = stream is not None or request.memory.quantize != "none"
+    stays_in_ram = stream is not None or request.memory.packing != "none"
     if stays_in_ram:
         leave_in_ram(patcher)
     bring_to_device(*([] if stays_in_ram else [patcher]), *others)
@@ -350,12 +353,9 @@ def prepare_weights(
     small. Of a quantized one each weight is brought to the device by itself, so that there is never a whole copy there.
     """
     checkpointed = denoiser.settings.blocks if request.memory.memory.recomputes_blocks else ()
-    if request.memory.quantize != "none":
+    if request.memory.packing != "none":
         place = torch.device(patcher.load_device) if stream is None else None
-        quantize(denoiser.module, request.memory.quantize, denoiser.compute_dtype, place)
-        if place is not None:
-            denoiser.module.to(place)  # what is not quantized
-        log(f"quantized to {request.memory.quantize}: an extra copy of {stored_bytes(denoiser.module):,} bytes")
+        pack_weights(denoiser, request.memory, place, log)
     elif stream is None:
         place_weights(denoiser, patcher, log)
     if stream is None:

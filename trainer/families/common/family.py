@@ -147,8 +147,15 @@ class Loading:
     """dtype of the arithmetic; None is that of the weights."""
     quantize: str = "none"
     """Quantize the Linear weights, one at a time: int8, int4, int2, float8, nf4 or none."""
+    matmul: str = "off"
+    """Keep the Linear weights of blocks in 8 bits that are multiplied as they are: int8, fp8 or off."""
     stream: StreamSettings | None = None
     """Keep the weights where they are, and bring them to the device block by block."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether Linear weights are kept in fewer bits than the file has."""
+        return self.quantize != "none" or self.matmul != "off"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError, ModelFileError
 from ...types import Shapes
 from ...weights.frozen import FrozenLinear, compute_in
+from ...weights.packing.layers import use_products
 from ...weights.quantize import quantize, require_quanto
 from ...weights.streaming import stream_base
 from .family import Loading
@@ -64,21 +65,20 @@ def load(
     """The denoiser of a source in either layout; `native` reads configuration and key map off an original file.
 
     `adapt` makes a diffusers folder's tensors those of `cls`; `unused` names keys of original files that nobody reads. Weights are mapped from the file;
-    where they are to be quantized they are brought to the device and quantized one by one, so that there is never a full
-    copy. Raises ConfigError for a base that is quantized already and should be quantized again.
+    where they are to be quantized, or multiplied in 8 bits, they are brought to the device and packed one by one, so that there is
+    never a full copy. Raises ConfigError for a base that is quantized already and should be quantized again.
     """
     if source.quanto_map is not None:
         _refuse_packing_twice(source, loading)
         module = unpack_quanto(cls, source, loading if loading.stream is None else replace(loading, device=CPU))
     elif loading.stream is not None and loading.device.type != "meta":
         module = _built(cls, source, native, AS_STORED, adapt, unused)
-        if loading.quantize != "none":
-            quantize(module, loading.quantize, loading.dtype)
-    elif loading.quantize == "none" or loading.device.type == "meta":
+        _pack(module, loading, None)
+    elif not loading.packs or loading.device.type == "meta":
         module = _built(cls, source, native, loading, adapt, unused)
     else:
         module = _built(cls, source, native, AS_STORED, adapt, unused)
-        quantize(module, loading.quantize, loading.dtype, loading.device)
+        _pack(module, loading, loading.device)
         _place_rest(module, loading)
     if loading.stream is not None and loading.device.type != "meta":
         assert loading.compute_dtype is not None
@@ -86,6 +86,15 @@ def load(
     elif loading.compute_dtype is not None:
         compute_in(module, loading.compute_dtype)
     return module
+
+
+def _pack(module: nn.Module, loading: Loading, device: torch.device | None) -> None:
+    """Quantize, or keep in 8 bits, what shall be, on a device (None: where it lies)."""
+    if loading.quantize != "none":
+        quantize(module, loading.quantize, loading.dtype, device)
+    if loading.matmul != "off":
+        assert loading.compute_dtype is not None
+        use_products(module, loading.matmul, loading.compute_dtype, device)
 
 
 def _built(
@@ -112,9 +121,11 @@ def scale_weights(module: nn.Module, keys: Mapping[str, str], scales: Mapping[st
 
 
 def _refuse_packing_twice(source: Source, loading: Loading) -> None:
-    if loading.quantize != "none":
+    for name, value in (("quantize", loading.quantize), ("matmul", loading.matmul)):
+        if value in ("none", "off"):
+            continue
         raise ConfigError(
-            f"model.quantize = {loading.quantize!r}: {source.path} is quantised already; leave it out, or give the original base"
+            f"model.{name} = {value!r}: {source.path} is quantised already; leave it out, or give the original base"
         )
 
 

@@ -39,7 +39,14 @@ FORMATS = {
 TARGETS = {"attn-only": "attention", "attn-mlp": "attention+mlp", "full": "all"}
 
 
-QUANTIZED = {"FLOAT_8": "float8", "FLOAT_W8A8": "float8", "INT_8": "int8", "INT_W8A8": "int8", "NFLOAT_4": "nf4"}
+PACKED = {
+    "FLOAT_8": ("quantize", "float8"),
+    "INT_8": ("quantize", "int8"),
+    "NFLOAT_4": ("quantize", "nf4"),
+    "FLOAT_W8A8": ("matmul", "fp8"),  # inputs are rounded too
+    "INT_W8A8": ("matmul", "int8"),
+}
+"""{dtype of the weights: (option of the table model, value)}."""
 
 
 SCHEDULES = {
@@ -144,8 +151,9 @@ def _model(made: Translation) -> None:
         made.put("output.directory", workspace.rpartition("/")[0] or "output", "workspace_dir")
     for part in NETWORKS:
         word = made.text(f"{part}.weight_dtype")
-        if word in QUANTIZED:
-            made.put("model.quantize", QUANTIZED[word], f"{part}.weight_dtype")
+        if word in PACKED:
+            option, value = PACKED[word]
+            made.put(f"model.{option}", value, f"{part}.weight_dtype")
         elif word in ("FLOAT_32", "FLOAT_16", "BFLOAT_16"):
             made.put("model.dtype", values.dtype("weight_dtype", word), f"{part}.weight_dtype")
         if made.has(f"{part}.gradient_checkpointing"):

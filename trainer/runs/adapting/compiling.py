@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ...errors import LoomError
-from ...seeding import StepKey
 from ...training.loop import Training
-from ...training.step import train_step
 from ...weights.compiled import BACKEND, CompiledBlocks
 from ...weights.devices import out_of_memory
 from ...weights.streaming import stream_of
 from ..session import Host, Session
+from .first_gradients import difference, first_gradients
 
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of the gradients of a micro-batch to those of the plain network, relative to their norm."""
@@ -57,13 +55,13 @@ def _tried(
     session: Session, training: Training, paths: Sequence[str], backend: str
 ) -> tuple[CompiledBlocks | None, str]:
     """The compiled blocks, and why they cannot be used; "" where they can."""
-    plain = _gradients(session, training)
+    plain = first_gradients(session, training)
     try:
         compiled = CompiledBlocks(session.denoiser.module, paths, backend)
     except RuntimeError as error:  # no torch.compile for this Python or this system
         return None, f"{type(error).__name__}: {error}"
     try:
-        difference = _difference(plain, _gradients(session, training))
+        apart = difference(plain, first_gradients(session, training))
     except LoomError:
         raise
     except Exception as error:
@@ -74,28 +72,4 @@ def _tried(
     if not compiled.is_on:
         return compiled, compiled.reason
     limit = LIMIT[session.backend.compute_dtype]
-    return compiled, "" if difference <= limit else f"gradients differ by {difference:.1e}, and may by {limit:g}"
-
-
-def _gradients(session: Session, training: Training) -> list[Tensor]:
-    """Of the run's first micro-batch, which is not counted: nothing of it stays."""
-    adapter, batch = training.adapter, session.batches.at(0)
-    key = StepKey(seed=session.plan.training.seed, step=0, micro_batch=0)
-    adapter.set_draw(key)
-    try:
-        loss_B = train_step(session.denoiser, batch, session.loss, key, adapter.disabled)
-        loss_B.sum().backward()  # type: ignore[no-untyped-call]
-        found = [one.grad for one in adapter.parameters().values() if one.grad is not None]
-    finally:
-        adapter.set_draw(None)
-        training.optimizer.zero_grad(set_to_none=True)
-    return found
-
-
-def _difference(plain: Sequence[Tensor], compiled: Sequence[Tensor]) -> float:
-    """Norm of the difference relative to the norm."""
-    if len(plain) != len(compiled):
-        return float("inf")
-    apart = sum(float((a - b).double().square().sum()) for a, b in zip(plain, compiled, strict=True))
-    whole = sum(float(a.double().square().sum()) for a in plain)
-    return float((apart / max(whole, 1e-30)) ** 0.5)
+    return compiled, "" if apart <= limit else f"gradients differ by {apart:.1e}, and may by {limit:g}"

@@ -44,6 +44,20 @@ def _share_quantized(tensor: "QuantizedTensor") -> Tensor:
     return type(tensor)(share(tensor._qdata), tensor._layout_cls, dataclasses.replace(params, **shared))
 
 
+def codes_of(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Returns (codes (O, I), factors) of a quantized weight that is codes times a factor for all, or one a row; None for another."""
+    if not is_quantized(tensor):
+        return None
+    params, codes = tensor._params, tensor._qdata
+    found = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if tensors.keys() != {"scale"} or found.get("convrot") or found.get("transposed"):
+        return None
+    factors, rows = tensors["scale"], codes.shape[0]
+    by_row = factors.itemsize > 1 and factors.shape in ((), (1,), (rows,), (rows, 1))  # other layouts scale blocks
+    return (codes, factors) if by_row and codes.shape == tensor.shape else None
+
+
 def parts(tensor: Tensor) -> list[Tensor]:
     """The plain tensors that a tensor consists of, in a fixed order: several for a quantized one, else itself."""
     if is_quantized(tensor):

@@ -1,7 +1,9 @@
 """Seconds per step inside ComfyUI: LoomTrain's step against core's TrainLoraNode on the same toy SD1.5 and SD3.
 
-Equal rank, batch, number format (bfloat16 weights and arithmetic), one thread, checkpointing off, in turns in one process. Ours trains every
-Linear and convolution (preset all); core its fixed set, which adds norms and biases; `frozen` is core with those frozen.
+Equal rank and batch, one thread, in turns in one process. Three cases: bfloat16 weights and arithmetic without and with checkpointing,
+where ours trains every Linear and convolution (preset all), core its fixed set, which adds norms and biases (`frozen` is core with
+those frozen); and both nodes with their defaults, but for the rank, over the model as ComfyUI's loader gives it: ours in each dtype of
+arithmetic, of which a run takes the faster.
 Needs COMFYUI_PATH and COMFYUI_PYTHON.
 """
 
@@ -14,9 +16,27 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RANK, SIDE, STEPS, ROUNDS, WARMUP = 8, 16, 6, 4, 1
+RANK, SIDE, STEPS, ROUNDS, WARMUP = 8, 16, 6, 5, 1
 FAMILIES = {"sd1": (4, 768, 0), "sd3": (16, 64, 64)}
 """{file: (latent channels, width of the text, width of the pooled text)}."""
+
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "bf16": {
+        "ours": {"loaded": "bfloat16", "dtype": "bfloat16", "targets": "all"},
+        "core": {"loaded": "bfloat16", "gradient_checkpointing": False, "lora_dtype": "fp32"},
+        "frozen": {"loaded": "bfloat16", "gradient_checkpointing": False, "lora_dtype": "fp32", "frozen": True},
+    },
+    "bf16, checkpointing": {
+        "ours": {"loaded": "bfloat16", "dtype": "bfloat16", "targets": "all", "checkpointed": True},
+        "core": {"loaded": "bfloat16", "lora_dtype": "fp32"},
+    },
+    "defaults": {
+        "ours, float32": {"dtype": "float32", "checkpointed": True},
+        "ours, bfloat16": {"dtype": "bfloat16", "checkpointed": True},
+        "core": {},
+    },
+}
+"""{case: {who: options of `Ours` or `core`}}."""
 
 
 def run_inside(module: str, *arguments: str) -> Any:
@@ -51,9 +71,18 @@ class StepClock:
         return statistics.median(gaps[WARMUP:])
 
 
-def core(torch: Any, path: str, latents: Any, positive: Any, steps: int, frozen: bool = False) -> dict[str, Any]:
-    """Run TrainLoraNode; returns its tensors by name."""
+def load(torch: Any, path: str, dtype: str = "") -> Any:
+    """The file as a MODEL, as a loader node makes it: in ComfyUI's own dtype, or in the one that is chosen there."""
     import comfy.sd
+
+    with torch.inference_mode():
+        return comfy.sd.load_diffusion_model(path, {"dtype": getattr(torch, dtype)} if dtype else {})
+
+
+def core(
+    torch: Any, path: str, latents: Any, positive: Any, steps: int, frozen: bool = False, loaded: str = "", **given: Any
+) -> dict[str, Any]:
+    """Run TrainLoraNode; returns its tensors by name. `given` are inputs that differ from the node's defaults."""
     from comfy_extras import nodes_train
 
     plain = nodes_train._setup_lora_adapters
@@ -68,13 +97,13 @@ def core(torch: Any, path: str, latents: Any, positive: Any, steps: int, frozen:
     nodes_train._setup_lora_adapters = without_differences if frozen else plain
     options = {
         "batch_size": 1, "steps": steps, "grad_accumulation_steps": 1, "learning_rate": 1e-4, "rank": RANK, "optimizer": "AdamW",
-        "loss_function": "MSE", "seed": 0, "training_dtype": "bf16", "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA",
-        "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
-        "bypass_mode": False,
+        "loss_function": "MSE", "seed": 0, "training_dtype": "bf16", "lora_dtype": "bf16", "quantized_backward": False, "algorithm": "LoRA",
+        "gradient_checkpointing": True, "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
+        "bypass_mode": False, **given,
     }  # fmt: skip
     try:
+        model = load(torch, path, loaded)
         with torch.inference_mode():
-            model = comfy.sd.load_diffusion_model(path, {"dtype": torch.bfloat16})
             out = nodes_train.TrainLoraNode.execute(
                 model=[model],
                 latents=[{"samples": latents}],
@@ -90,25 +119,29 @@ class Ours:
     """The loaded backend over the same file, ready to take steps."""
 
     def __init__(
-        self, torch: Any, loom: Any, path: str, latents: Any, positive: Any, learning_rate: float = 1e-4
+        self,
+        torch: Any,
+        loom: Any,
+        path: str,
+        latents: Any,
+        positive: Any,
+        loaded: str = "",
+        dtype: str = "",
+        targets: str = "default",
+        checkpointed: bool = False,
     ) -> None:
-        import comfy.sd
-
-        with torch.inference_mode():
-            self.patcher = comfy.sd.load_diffusion_model(path, {"dtype": torch.bfloat16})
-        self.denoiser = loom("nodes.host.backend.denoiser").load_denoiser(self.patcher, compute_dtype=torch.bfloat16)
-        loom("trainer.weights.frozen").compute_in(self.denoiser.module, torch.bfloat16)
+        learning_rate, wanted = 1e-4, getattr(torch, dtype) if dtype else None
+        self.patcher = load(torch, path, loaded)
+        self.denoiser = loom("nodes.host.backend.denoiser").load_denoiser(self.patcher, compute_dtype=wanted)
+        module, arithmetic = self.denoiser.module, self.denoiser.compute_dtype
+        loom("trainer.weights.frozen").compute_in(module, arithmetic)
         config = loom("trainer.config.run")
-        targets = loom("trainer.lora.targets").resolve_targets(
-            self.denoiser.module, self.denoiser.target_presets, "all", ""
-        )
-        self.adapter = loom("trainer.lora.adapter").inject(
-            self.denoiser.module,
-            targets,
-            config.NetworkConfig(rank=RANK, alpha=1.0),
-            seed=0,
-            compute_dtype=torch.bfloat16,
-        )
+        if checkpointed:
+            blocks = self.denoiser.settings.blocks
+            loom("nodes.host.backend.checkpointing").checkpoint(module, blocks, config.MemoryConfig())
+        paths = loom("trainer.lora.targets").resolve_targets(module, self.denoiser.target_presets, targets, "")
+        network = config.NetworkConfig(rank=RANK, alpha=1.0)
+        self.adapter = loom("trainer.lora.adapter").inject(module, paths, network, seed=0, compute_dtype=arithmetic)
         loop, timesteps = loom("trainer.training.loop"), loom("trainer.diffusion.timesteps")
         optimizer = loom("trainer.training.optim").make_optimizer(
             list(self.adapter.parameters().values()), config.OptimizerConfig(learning_rate=1e-4)
@@ -146,13 +179,26 @@ def inside() -> dict[str, Any]:
         latents = torch.randn(1, channels, SIDE, SIDE, generator=source)
         extra = {"pooled_output": torch.randn(1, pooled, generator=source)} if pooled else {}
         positive, path = [[torch.randn(1, 77, width, generator=source), extra]], str(folder / f"{name}.safetensors")
-        ours, counts, times = Ours(torch, loom, path, latents, positive), {}, {"ours": [], "core": [], "frozen": []}
-        for _ in range(ROUNDS):
-            times["ours"].append(clock.of(lambda: ours.take(STEPS)))  # noqa: B023 - called at once
-            times["core"].append(clock.of(lambda: counts.update(core=core(torch, path, latents, positive, STEPS)[0])))  # noqa: B023
-            times["frozen"].append(clock.of(lambda: core(torch, path, latents, positive, STEPS, frozen=True)))  # noqa: B023
-        found[name] = {"times": times, "ours": len(ours.adapter.parameters()), "core": len(counts["core"]), "layers": len(ours.adapter.layers)}  # fmt: skip
+        for case, variants in CASES.items():
+            found[f"{name}, {case}"] = _case(torch, loom, (path, latents, positive), variants, clock)
     return found
+
+
+def _case(torch: Any, loom: Any, data: Any, variants: dict[str, dict[str, Any]], clock: StepClock) -> dict[str, Any]:
+    """Seconds per step of each variant, in turns, and how many tensors it trains."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    counts: dict[str, int] = {}
+    ready = {name: Ours(torch, loom, *data, **given) for name, given in variants.items() if name.startswith("ours")}
+    counts |= {name: len(one.adapter.parameters()) for name, one in ready.items()}
+    for _ in range(ROUNDS):
+        for name, given in variants.items():
+            if name in ready:
+                times[name].append(clock.of(lambda: ready[name].take(STEPS)))  # noqa: B023 - called at once
+            else:
+                times[name].append(
+                    clock.of(lambda: counts.update({name: len(core(torch, *data, STEPS, **given)[0])}))  # noqa: B023
+                )
+    return {"times": times, "counts": counts}
 
 
 def main() -> None:
@@ -163,14 +209,14 @@ def main() -> None:
         return
     figures: dict[str, Any] = {}
     for name, case in found.items():
-        times = case["times"]
-        figures[f"{name}: ours s/step"] = statistics.median(times["ours"])
+        times, counts = case["times"], case["counts"]
+        mine = [who for who in times if who.startswith("ours")]
         figures[f"{name}: core s/step"] = statistics.median(times["core"])
-        figures[f"{name}: ours / core (aim <= 0.8)"] = ratio(times["ours"], times["core"])
-        figures[f"{name}: ours / core, norms and biases frozen"] = ratio(times["ours"], times["frozen"])
-        figures[f"{name}: trained tensors, ours and core's"] = (
-            f"{case['ours']} on {case['layers']} layers, {case['core']}"
-        )
+        for who in mine:
+            figures[f"{name}: {who} / core"] = ratio(times[who], times["core"])
+        if "frozen" in times:
+            figures[f"{name}: ours / core, norms and biases frozen"] = ratio(times["ours"], times["frozen"])
+        figures[f"{name}: trained tensors, ours and core's"] = f"{counts[mine[0]]}, {counts['core']}"
     report("host_speed", figures)
 
 

@@ -7,6 +7,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("LORA_LOOM_PLAN", "0")  # half a second a run: tests of the prediction switch it on
+os.environ.setdefault(
+    "LORA_LOOM_TRIAL", "0"
+)  # the dtype of runs in ComfyUI must not depend on the machine: a test switches it on
 
 import functools
 import random

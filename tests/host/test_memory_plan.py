@@ -1,6 +1,8 @@
 """The memory plan of graph runs in a real ComfyUI, and a card that is too small for the base: it is streamed, or refused."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -102,7 +104,7 @@ def test_where_memory_runs_out_a_run_goes_on_with_less_and_trains_the_same_lora(
 
 
 def test_compiled_blocks_train_the_same_lora_up_to_rounding(server, bases):
-    """With torch's own compiler, or off with a sentence where there is none."""
+    """With torch's own compiler; off with a sentence only where there is no C++ compiler."""
 
     def run(name, compiled):
         graph = train(data(bases["sd3"]), name, steps=2, save_every=2)
@@ -122,5 +124,20 @@ def test_compiled_blocks_train_the_same_lora_up_to_rounding(server, bases):
     plain, compiled = run("eager", False), run("compiled", True)
     assert compiled == pytest.approx(plain, rel=1e-4)
     log = (server.base / "output" / "lora_loom" / "compiled" / "log.txt").read_text()
-    assert record(server, "compiled")["compiled"] == ("memory.compile is off: " not in log)
-    assert "compiled " in log or "memory.compile is off: " in log
+    there_is_one = shutil.which(os.environ.get("CXX", "g++")) is not None
+    assert record(server, "compiled")["compiled"] == there_is_one
+    assert ("compiled " if there_is_one else "memory.compile is off: ") in log
+
+
+def test_products_in_8_bits_train_and_say_their_error(server, bases):
+    """SD1.5: the images of the others have 16 tokens here, too few to be rounded."""
+    graph = train(data(bases["sd1"]), "rounded", steps=2, save_every=2)
+    graph["memory"] = node(
+        "LoomMemory", gradient_checkpointing=True, precision="auto", quantize="none", yield_max_s=0.0, matmul="int8"
+    )
+    graph["train"]["inputs"]["memory"] = ["memory", 0]
+    server.run(prompt(graph), timeout=900)
+    kept = record(server, "rounded")
+    assert kept["state"] == "finished"
+    assert kept["matmul"]["layers"] > 10
+    assert 0 < kept["matmul"]["gradients"] < 0.05

@@ -124,7 +124,7 @@ class TrainingConfig(Section, table="training"):
     keep_checkpoints: int = 0
     """How many checkpoints are kept to resume from, newest first; 0 keeps all. Their LoRA files stay (see keep_loras)."""
     precision: Precision = "auto"
-    """dtype of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Adapters are always float32."""
+    """dtype of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. In ComfyUI auto is the MODEL's own dtype, and for a float32 one on a CPU that computes bfloat16 too, the faster of both: they are tried, and a run keeps what it began with. Adapters are always float32."""
     epochs: float = 0.0
     """Length of the run in epochs: passes over all training images, each as often as it repeats. Above 0 it takes the place of steps; the log has the number of steps."""
     save_every_epochs: float = 0.0

@@ -74,6 +74,7 @@ from ..encoding.encoders import clip_identity, model_identity
 from ..encoding.texts import check_texts, load_texts
 from ..paths import find_lora, lora_folder, root
 from .batches import open_batches
+from .memory.arithmetic import settle_arithmetic
 from .memory.memory_plan import GraphRun, plan_graph
 from .memory.packing import pack_weights
 from .preview import check_preview, load_preview
@@ -286,6 +287,7 @@ def make_session(
     )
     shift = training_shift(denoiser)
     run = GraphRun(denoiser=denoiser, plan=plan, targets=modules, dataset=dataset, batches=batches, shift=shift)
+    arithmetic = {} if texts else settle_arithmetic(run, patcher, request.memory, folder, log)
     taken = [line["seconds"] for line in folder.read_metrics() if "seconds" in line]
     plan_memory = partial(plan_graph, run, patcher, request.memory.packing, taken)
     memory_plan = None if texts else predicted(plan_memory, log)
@@ -314,6 +316,7 @@ def make_session(
             "base_model": record_of(denoiser.settings),
             "layers": layers,
             "memory_plan": as_record(memory_plan),
+            **arithmetic,
         },
     )
     data = RunData(

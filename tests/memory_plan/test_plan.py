@@ -1,8 +1,10 @@
 """The plan of a run against what the run then held, counted over all live storages, and what follows from it."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lora_loom.trainer.cli.main import app
@@ -13,7 +15,7 @@ from lora_loom.trainer.runs import assemble
 from lora_loom.trainer.runs.headless import build_cache, make_session, plan_memory, prepare, run_plan, train
 from lora_loom.trainer.training.loop import LoopSettings, fit
 from lora_loom.trainer.weights.streaming import stream_of
-from tests.conftest import FAMILIES, SilentHost, make_config
+from tests.conftest import FAMILIES, SilentHost, make_config, pictures
 from tests.runs.test_streamed_runs import written
 
 DEFAULT = ("sd", "lumina2")
@@ -32,6 +34,7 @@ def held_by_steps(prepared, steps=2):
         streamed = [home for block in stream.blocks for home in block.homes()]
         meter.live -= sum(home.numel() * home.element_size() for home in streamed)
         meter.hold([slot.buffer for slot in stream.ring._free])
+    meter.hold(tables(session.denoiser.module))
     if session.samples is not None:
         meter.hold([*tensors_of(session.samples.decode.__closure__[1].cell_contents.module)])
     settings = LoopSettings(
@@ -45,8 +48,27 @@ def held_by_steps(prepared, steps=2):
     return meter.peak
 
 
+def tables(module):
+    """Complex numbers of positions, plain attributes: a device gets a copy of them in every pass, the CPU computes where they are."""
+    attributes = [value for part in module.modules() for value in vars(part).values()]
+    return [value for value in attributes if isinstance(value, torch.Tensor) and value.is_complex()]
+
+
+def alike(folder):
+    """The pictures, all with the longest caption: samples with texts of several lengths are computed one after another where a
+    family must not see padding, and a plan is for those that are computed together."""
+    if not folder.exists():
+        shutil.copytree(pictures(), folder)
+        captions = list(folder.glob("*.txt"))
+        longest = max((caption.read_text() for caption in captions), key=len)
+        for caption in captions:
+            caption.write_text(longest)
+    return [{"folder": str(folder)}]
+
+
 def check(tmp_path, family, **changes):
-    prepared = prepare(make_config(family, tmp_path, **changes), SilentHost())
+    config = make_config(family, tmp_path, dataset=alike(tmp_path / "alike"), **changes)
+    prepared = prepare(config, SilentHost())
     plan = prepared.memory_plan = plan_memory(prepared)
     held = held_by_steps(prepared)
     assert abs(plan.parts.total / held - 1) <= 0.1, (plan.parts, held)
@@ -170,7 +192,7 @@ def test_levers_save_what_they_say(tmp_path):
 
 
 def test_the_command_prints_the_plan_of_every_size(tmp_path, card):
-    from tests.conftest import pictures, tiny_folder
+    from tests.conftest import tiny_folder
 
     card(1_000_000_000)
     file = tmp_path / "run.toml"

@@ -27,7 +27,7 @@ def asking(host, monkeypatch):
     monkeypatch.setattr(adapting, "leave_in_ram", leave)
     monkeypatch.setattr(adapting, "ask_to_unload", lambda: flags.append(True))
     made = adapting.Adapting(denoiser=None, request=None, below=(), sizes=None, stream=None)
-    job = SimpleNamespace(should_stop=lambda: False)
+    job = SimpleNamespace(should_stop=lambda: False, memory=SimpleNamespace(serve=lambda: False))
     return SimpleNamespace(
         made=made, job=job, patcher=patcher, place=place, threads=threads, flags=flags, module=adapting
     )

@@ -192,7 +192,7 @@ def test_a_pause_begins_within_a_step_and_a_save_asked_for_meanwhile_is_served_a
 
 def test_prompts_without_end_leave_a_turn_and_one_long_prompt_is_not_disturbed(office, host, monkeypatch):
     """Also with yield_max_s = 0, which saved workflows hold."""
-    monkeypatch.setattr(host("runs.queue"), "ENDLESS_S", 0.1)
+    monkeypatch.setattr(host("runs.turns"), "ENDLESS_S", 0.1)
     begun = [0]
     office.registry.prompts = lambda: begun[0]
     office.busy.on = True
@@ -364,9 +364,9 @@ def test_a_copy_that_is_left_stays_while_a_prompt_begins(office):
     base = Base(office.busy)
     job = office.job("retired", steps=1000)
     job.base = base
-    office.registry._quiet = lambda: nullcontext(False)
+    office.registry.quiet = lambda: nullcontext(False)
     office.registry.submit(job)
     until(lambda: len(base.calls) > 2)
     assert len(base.retired) == 1
-    office.registry._quiet = lambda: nullcontext(True)
+    office.registry.quiet = lambda: nullcontext(True)
     until(lambda: not base.retired)

@@ -117,7 +117,7 @@ class Ring:
     """A ring of `slots` buffers, each as large as the largest block."""
 
     def __init__(self, arena: Arena, copier: Copier, blocks: Sequence[Block], slots: int) -> None:
-        self.arena, self.copier = arena, copier
+        self.arena, self.copier, self.slots = arena, copier, slots
         self.size = max(block.size for block in blocks)
         self.moves = 0
         """Blocks that were copied."""
@@ -156,6 +156,7 @@ class Ring:
     def _fetch(self, block: Block) -> None:
         """Begin to copy a block into the buffer that was used longest ago; never that of the current block."""
         assert self._is_open, "the ring of a streamed base is closed"
+        assert self._free or self._used, "the buffers of a streamed base were given back"
         if self._free:
             slot = self._free.pop()
         else:
@@ -167,10 +168,32 @@ class Ring:
         self._used[block] = slot
         self.moves += 1
 
+    @property
+    def held(self) -> int:
+        """Bytes of the buffers that are on the device now."""
+        return (len(self._free) + len(self._used)) * self.size
+
+    def rest(self) -> None:
+        """Give the buffers back until `wake`. Only while nothing that has been launched uses them, and no graph of autograd is alive."""
+        for slot in self._used.values():
+            if not slot.is_ready:
+                self.copier.finish(slot.buffer)
+        held = self.held
+        self._free, self._previous, self._current = [], None, None
+        self._used.clear()
+        self.arena.release(held)
+
+    def wake(self) -> None:
+        """Have buffers again. Raises torch.cuda.OutOfMemoryError, and then holds none."""
+        try:
+            while len(self._free) + len(self._used) < self.slots:
+                self._free.append(_Slot(self.arena.buffer(self.size)))
+        except torch.cuda.OutOfMemoryError:
+            self.rest()
+            raise
+
     def close(self) -> None:
         """Give the buffers back. Nothing can be asked for afterwards."""
         if self._is_open:
             self._is_open = False
-            self.arena.release((len(self._free) + len(self._used)) * self.size)
-            self._free, self._current = [], None
-            self._used.clear()
+            self.rest()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .arena import Arena
+from .arena import Arena, Copies
 from .frozen import FrozenConv2d, FrozenLinear, compute_in, is_quantized_tensor
 from .pinned_copier import PinnedCopier
 from .ring import Block, Copier, DirectCopier, Ring, make_block
@@ -183,11 +183,39 @@ class BaseStream:
     """Bytes of every block, streamed or not, as it lies on the device."""
     fixed: int
     """Bytes of everything that is in no block."""
+    copies: Copies
+    """The blocks that stay, if what they were copied from is kept."""
 
     @property
     def total(self) -> int:
         """Bytes of the whole base, as it would lie on the device."""
         return self.fixed + sum(self.sizes)
+
+    @property
+    def held(self) -> int:
+        """Bytes on the device that `rest` gives back."""
+        return self.copies.held + (self.ring.held if self.ring is not None else 0)
+
+    def rest(self) -> int:
+        """Give back the ring and the blocks that stay; returns the bytes. The network cannot compute until `wake`.
+
+        Only between two passes: nothing may be launched that uses them, and no graph of autograd may be alive.
+        """
+        freed = self.held
+        if self.ring is not None:
+            self.ring.rest()
+        self.copies.rest()
+        return freed
+
+    def wake(self) -> None:
+        """Have everything on the device again, with the same bits. Raises torch.cuda.OutOfMemoryError, and then holds none of it."""
+        try:
+            if self.ring is not None:
+                self.ring.wake()
+            self.copies.wake()
+        except torch.cuda.OutOfMemoryError:
+            self.rest()
+            raise
 
     def close(self) -> None:
         """Give the ring's buffers back. The network cannot compute afterwards."""
@@ -214,11 +242,13 @@ def stream_base(
     compute_dtype: torch.dtype,
     copier: Callable[[torch.device, int], Copier] | None = None,
     slots: int = 2,
+    keep_homes: bool = False,
 ) -> BaseStream:
     """Lay a frozen network out for its device. Its weights are where they are kept: in RAM, or mapped from a file.
 
     `dtype` is what weights have on the device (None: as they are kept), `compute_dtype` that of the arithmetic. Raises
-    ConfigError for a budget that is too small. Without a budget all blocks pass through `slots` buffers.
+    ConfigError for a budget that is too small. Without a budget all blocks pass through `slots` buffers. With `keep_homes` that from
+    which a block that stays was copied is not let go, so that `BaseStream.rest` gives the copy back too.
     """
     layers = find_blocks(module, settings.segments)
     kept = {path for paths in layers.values() for path in paths}
@@ -237,11 +267,16 @@ def stream_base(
     streamed = [blocks[number] for number in plan.streamed]
     arena = Arena(device, None if settings.budget is None else settings.budget)
     arena.hold(fixed)
+    copies = Copies(arena, partial(_place, device=device, dtype=dtype))
     for block in blocks:
         if block not in streamed:
             arena.hold(block.size)
-            for path in layers[block.name]:
-                _place(module.get_submodule(path), device, dtype)
+            parts = [module.get_submodule(path) for path in layers[block.name]]
+            homes = [part._parameters["weight"] for part in parts]
+            for part in parts:
+                _place(part, device, dtype)
+            if keep_homes:
+                copies.add(block.size, parts, homes)
     ring = None
     if streamed:
         ring = Ring(arena, (copier or _copier)(device, max(block.size for block in streamed)), streamed, plan.slots)
@@ -250,7 +285,7 @@ def stream_base(
                 weight.join(ring, block)
                 module.get_submodule(path).stream = weight  # type: ignore[assignment]
     sizes = [block.size for block in blocks]
-    made = BaseStream(device=device, arena=arena, ring=ring, blocks=streamed, sizes=sizes, fixed=fixed)
+    made = BaseStream(device=device, arena=arena, ring=ring, blocks=streamed, sizes=sizes, fixed=fixed, copies=copies)
     module.base_stream = made  # type: ignore[assignment]
     return made
 

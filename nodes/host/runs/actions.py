@@ -23,11 +23,13 @@ from ..encoding.trained_text import TrainedClip
 from ..paths import lora_name, root, run_folder
 from ..progress import Bar
 from .memory.adapting import Adapting
+from .memory.listed import lend
 from .plots import loss_image
-from .queue import POLL_S, Job
+from .queue import Job
 from .records import Existing, candidates, choose, keep_graph, list_runs, summary
 from .server import REGISTRY
 from .session import TrainRequest, check_request, facts, make_session, preview_of, with_steps
+from .turns import POLL_S
 
 
 def start(
@@ -83,6 +85,9 @@ def _submit(
         folder.log(note)
     job = Job(session, REGISTRY, yield_max_s=request.memory.yield_max_s, node=str(node_id))
     job.base = SharedBase(session.denoiser.module, patcher, loaded_models)
+    planned = session.backend.about["memory_plan"]
+    job.memory.activations = planned["parts"]["activations"] if planned else 0
+    lend(job.memory, session.denoiser.module, torch.device(patcher.load_device), REGISTRY)
     if plan.memory.on_oom == "adapt":
         job.adapting = Adapting.of(session, request, below)
     preview = preview_of(request)

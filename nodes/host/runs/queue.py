@@ -22,19 +22,15 @@ from ....trainer.training.early_stopping import lowest, selected_loss
 from ....trainer.types import StepResult
 from ..backend.sharing.reshare import SharedBase
 from ..comfy_types import ModelPatcher
+from .memory.giving import DeviceMemory
 from .memory.words import said_in_the_graph
+from .turns import Turns
 
 logger = logging.getLogger("lora_loom")
 
-POLL_S = 0.05
 FOLLOW_S = 0.5
 """How often a paused run sees whether ComfyUI has loaded the model again."""
 EVENTS_PER_SECOND = 5.0
-ENDLESS_S = 60.0
-"""A run that has held for so long takes a turn as the next prompt begins: prompts that follow each other without a gap would
-starve it. One prompt that takes long is not disturbed."""
-TURN_SHARE = 0.1
-"""A turn lasts at least as long as a step, and this share of the time held."""
 
 Emit = Callable[[str, dict[str, Any]], None]
 
@@ -45,8 +41,7 @@ class Job:
     def __init__(self, session: Session, registry: "Registry", *, yield_max_s: float = 0.0, node: str = "") -> None:
         self._session: Session | None = session
         """None once the job has ended: the shadow, the samples' decoder and the batches are let go."""
-        self.registry, self.yield_max_s = registry, yield_max_s
-        self.node = node
+        self.registry, self.node = registry, node
         """Id of the LoomTrain in its graph, for the panel under it."""
         self.folder = session.folder
         self.name = session.folder.name
@@ -72,8 +67,9 @@ class Job:
         self._wake = threading.Condition()
         self._pause = self._stop = self._save = self._sample = False
         self._spoke = 0.0
-        self._turn_ends = 0.0
-        """Until then (`time.monotonic`) it trains at the same time as the host generates."""
+        self.memory = DeviceMemory(log=self.log, wake_run=self._ask)
+        """What its base holds on the device and can give back."""
+        self._turns = Turns(registry, self.memory, yield_max_s)
 
     # What others ask of it; any thread.
 
@@ -134,8 +130,10 @@ class Job:
         folder = self.folder
         try:
             folder.lock()
+            self.memory.begin()
             logger.info("LoRA Loom: run %s begins at step %d of %d", self.name, self.at, self.total)
             self._enter("running")
+            self._turns.regain(lambda: self._stop)
             assert self._session is not None, "a job runs once"
             self.outcome = (self.adapting.execute if self.adapting else execute)(self._session, self)
             self._enter(self.outcome.state)
@@ -153,10 +151,12 @@ class Job:
         finally:
             with suppress(OSError, LoomError):
                 folder.unlock()
+            self.memory.end()
             self.done.set()
 
     def release(self) -> None:
         """Let go of everything large; what is shared stays with its owner."""
+        self.memory.end()
         self._session = self.base = None
         self.others = []
 
@@ -200,33 +200,27 @@ class Job:
         return self._stop
 
     def _wait(self, until: Callable[[], bool]) -> None:
+        self._turns.serve()
         if self._pause and not self._stop:
             self._enter("paused")
             with self._wake:
-                while not self._wake.wait_for(lambda: not self._pause or self._stop or self._wish(), FOLLOW_S):
+                while not self._wake.wait_for(self._may_leave_pause, FOLLOW_S) or self.memory.is_asked:
+                    self._turns.serve()
                     self.registry.follow_host()
             if not until():
                 self._enter("running")
-        elif self.registry.must_yield() and not self._stop and time.monotonic() >= self._turn_ends:
-            self._hold(until)
+        elif not self._stop and self._turns.must_hold():
+            self._enter("yielding")
+            self._turns.hold(lambda: self._stop or self._pause or until(), self.seconds)
+            self._enter("running")
         self.registry.follow_host()
+        self._turns.regain(lambda: self._stop)
+
+    def _may_leave_pause(self) -> bool:
+        return not self._pause or self._stop or self._wish() or self.memory.is_asked
 
     def _wish(self) -> bool:
         return self._save or self._sample
-
-    def _hold(self, until: Callable[[], bool]) -> None:
-        self._enter("yielding")
-        self.registry.free_memory()
-        started, prompts = time.monotonic(), self.registry.prompts()
-        while self.registry.must_yield() and not (self._stop or self._pause or until()):
-            held, following = time.monotonic() - started, self.registry.prompts()
-            is_endless = held >= ENDLESS_S and following != prompts
-            if is_endless or (self.yield_max_s and held >= self.yield_max_s):
-                self._turn_ends = time.monotonic() + max(self.seconds or 0.0, TURN_SHARE * held)
-                break
-            prompts = following
-            time.sleep(POLL_S)
-        self._enter("running")
 
     def should_stop(self) -> bool:
         if self._stop and self.state != "stopping":
@@ -286,10 +280,11 @@ class Registry:
         free_memory: Callable[[], None] = lambda: None,
         quiet: Callable[[], AbstractContextManager[bool]] = lambda: nullcontext(True),
         prompts: Callable[[], int] = lambda: 0,
+        unload: Callable[[], None] = lambda: None,
     ) -> None:
-        self._busy, self.emit, self.free_memory, self._quiet = busy, emit, free_memory, quiet
-        self.prompts = prompts
-        """Counts the prompts that the host has begun."""
+        self._busy, self.emit, self.free_memory, self.quiet = busy, emit, free_memory, quiet
+        self.prompts, self.unload = prompts, unload
+        """Counts the prompts that the host has begun; asks it to unload its models."""
         self.jobs: dict[str, Job] = {}
         self._queue: list[Job] = []
         self._lock = threading.Lock()
@@ -297,7 +292,12 @@ class Registry:
         self._thread: threading.Thread | None = None
 
     def must_yield(self) -> bool:
-        return self._waiting == 0 and self._busy()
+        return not self.is_waited_for and self._busy()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a node waits for a run, and ComfyUI's thread with it."""
+        return self._waiting > 0
 
     def follow_host(self) -> None:
         """At a step boundary: every run shares the copy of its model that the host holds now, if the host has a new one.
@@ -313,8 +313,8 @@ class Registry:
                 job.log(done)
         retired = [one.retired for job in jobs for one in job.shared if one.retired]
         if retired:
-            with self._quiet() as nothing_runs:
-                for models in retired if nothing_runs or self._waiting else ():
+            with self.quiet() as nothing_runs:
+                for models in retired if nothing_runs or self.is_waited_for else ():
                     models.clear()
 
     @contextmanager

@@ -89,6 +89,8 @@ def prompts_begun() -> int:
     return int(getattr(queue, "task_counter", 0))
 
 
-REGISTRY = Registry(busy=is_busy, emit=emit, free_memory=free_memory, quiet=quiet, prompts=prompts_begun)
+REGISTRY = Registry(
+    busy=is_busy, emit=emit, free_memory=free_memory, quiet=quiet, prompts=prompts_begun, unload=ask_to_unload
+)
 """All runs of this process."""
 ENDINGS.active = REGISTRY.all_active

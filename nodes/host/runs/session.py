@@ -81,6 +81,9 @@ from .preview import check_preview, load_preview
 from .samples import HELD, all_texts, make_samples
 from .targets import NO_TEXT, choose_modules, initial_weights, see_network
 
+WHOLE = StreamSettings(budget=1 << 62)
+"""A base that is copied to the device as a whole."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
@@ -361,11 +364,12 @@ def prepare_weights(
         pack_weights(denoiser, request.memory, place, log)
     elif stream is None:
         place_weights(denoiser, patcher, log)
-    if stream is None:
+    if stream is None and (request.memory.quantize != "none" or not is_dynamic(patcher)):
         compute_in(denoiser.module, denoiser.compute_dtype)
     else:
-        whole_blocks = replace(stream, segments=checkpointed)
-        stream_base(denoiser.module, whole_blocks, torch.device(patcher.load_device), None, denoiser.compute_dtype)
+        laid_out = replace(stream or WHOLE, segments=checkpointed)
+        device = torch.device(patcher.load_device)
+        stream_base(denoiser.module, laid_out, device, None, denoiser.compute_dtype, keep_homes=True)
     checkpoint(denoiser.module, denoiser.settings.blocks, request.memory.memory)
 
 
@@ -373,8 +377,7 @@ def place_weights(denoiser: LoadedDenoiser, patcher: ModelPatcher, log: Callable
     """On the device as a whole. Raises ConfigError for a model that is only partly there."""
     device = torch.device(patcher.load_device)
     devices = {parameter.device.type for parameter in denoiser.module.parameters()}
-    if is_dynamic(patcher):
-        denoiser.module.to(device)  # the masters stay on the CPU; this is the trainer's one copy on the device
+    if is_dynamic(patcher):  # its weights stay on the CPU, and the run copies them to the device
         log(f"dynamic VRAM: training holds its own copy on {device}, {stored_bytes(denoiser.module):,} bytes")
     elif devices != {device.type}:
         raise ConfigError(

@@ -165,6 +165,23 @@ class LoomTestPartLoaded:
         return (model,)
 
 
+class LoomTestNeedsMemory:
+    """A prompt that needs so many bytes more on the device than are free there, and asks ComfyUI for them as loading a model does."""
+
+    CATEGORY, FUNCTION, OUTPUT_NODE = "test", "run", True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        whole = {"default": 0, "min": -(2**40), "max": 2**40}
+        return {"required": {"more": ("INT", whole), "salt": ("INT", whole)}}
+
+    def run(self, more, salt):
+        device = mm.get_torch_device()
+        mm.free_memory(mm.get_free_memory(device) + more, device)
+        return {"ui": {"text": [str(salt)]}}
+
+
 class LoomTestClip:
     """ComfyUI's own CLIP for the toys of SD 1, SD 2 and SDXL, with its tokenizer, as wide as their text; clip skip as of its node."""
 
@@ -303,7 +320,9 @@ def storages(tensor):
 @server.PromptServer.instance.routes.get("/loom_test/bytes")
 async def count_bytes(request):
     """Counted without a prompt, which would let the host drop what the last one has cached."""
-    return web.json_response({"bytes": live_bytes(), "loaded": len(mm.current_loaded_models)})
+    models = mm.loaded_models()
+    runs = [one for one in models if one is not None and type(one.model).__name__ == "LoraLoomRun"]
+    return web.json_response({"bytes": live_bytes(), "loaded": len(models) - len(runs), "runs": len(runs)})
 
 
 @server.PromptServer.instance.routes.get("/loom_test/small_card")
@@ -376,6 +395,7 @@ class LoomTestEmbed:
 NODES = (
     LoomTestModel,
     LoomTestPartLoaded,
+    LoomTestNeedsMemory,
     LoomTestClip,
     LoomTestText,
     LoomTestQwenText,

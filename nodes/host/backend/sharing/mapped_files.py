@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .....trainer.storage.mapped_files import State, refuse_change, state_of
+from .....trainer.weights.arena import homes_of
 from .share_storage import parts
 
 MAP = "_comfy_tensor_mmap_refs"
@@ -42,14 +43,18 @@ class HostFiles:
     def _maps(self) -> Iterator[tuple[Any, int]]:
         """Each map with the descriptor of its file."""
         network, seen = self._network(), set()
-        tensors = itertools.chain(network.parameters(), network.buffers()) if network is not None else ()
-        for tensor in tensors:
+        for tensor in _tensors(network) if network is not None else ():
             for part in parts(tensor):
                 storage = part.untyped_storage()
                 whole, piece = getattr(storage, MAP, (None,))[0], getattr(storage, SLICE, None)
                 if piece is not None and whole is not None and id(whole) not in seen:
                     seen.add(id(whole))
                     yield whole, piece.file_ref
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    homes = itertools.chain.from_iterable(homes_of(part).values() for part in network.modules())
+    return itertools.chain(network.parameters(), network.buffers(), homes)
 
 
 def _name(descriptor: int) -> str:

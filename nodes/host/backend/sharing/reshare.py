@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .....trainer.weights.arena import homes_of
 from .....trainer.weights.bits import same_bits
 from .....trainer.weights.streaming import stream_of
 from ...comfy_types import ModelPatcher
@@ -77,6 +78,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
     for name, value in list(vars(module).items()):
         if isinstance(value, Tensor):
             yield name, value, False
+    yield from ((name, home, True) for name, home in homes_of(module).items())
 
 
 def _place(tensor: Tensor) -> Place:

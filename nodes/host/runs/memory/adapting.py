@@ -21,9 +21,11 @@ from .....trainer.weights.streaming import StreamSettings, stream_of
 from ...backend.denoiser import LoadedDenoiser, is_dynamic, leave_in_ram, load_denoiser
 from ...backend.sharing.reshare import SharedBase, loaded_models, network_of
 from ...comfy_types import ModelPatcher
-from ..queue import POLL_S, Job
-from ..server import ask_to_unload, quiet
+from ..queue import Job
+from ..server import REGISTRY, ask_to_unload, quiet
 from ..session import TrainRequest, prepare_weights, wanted_stream
+from ..turns import POLL_S
+from .listed import lend
 
 PATIENCE_S = 120.0
 """How long ComfyUI is waited for until it has given the device back."""
@@ -75,6 +77,7 @@ class Adapting:
     def _again(self, session: Session, job: Job, memory: MemoryConfig) -> Session:
         base = job.base
         assert base is not None
+        job.memory.watch()  # what it held goes with the network
         self._until(job, lambda: not job.registry.must_yield(), float("inf"), "")
         patcher = base.model()
         stream = wanted_stream(patcher, memory)
@@ -87,6 +90,7 @@ class Adapting:
         prepare_weights(self.denoiser, patcher, request, stream, job.log)
         laid = lay_base_loras(self.denoiser.module, self.below)
         job.base = SharedBase(self.denoiser.module, patcher, loaded_models)
+        lend(job.memory, self.denoiser.module, torch.device(patcher.load_device), REGISTRY)
         backend = replace(session.backend, base_loras=laid)
         return replace(session, plan=replace(session.plan, memory=memory), backend=backend)
 
@@ -116,3 +120,4 @@ class Adapting:
             if time.monotonic() > end:
                 raise RunError(f"{otherwise}: unload models in ComfyUI, and queue the graph again")
             time.sleep(POLL_S)
+            job.memory.serve()

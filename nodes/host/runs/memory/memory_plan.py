@@ -23,6 +23,7 @@ from .....trainer.weights.frozen import compute_in
 from ...backend.checkpointing import checkpoint
 from ...backend.denoiser import LoadedDenoiser
 from ...comfy_types import ModelPatcher
+from .listed import is_run
 from .words import in_the_graph
 
 
@@ -105,4 +106,4 @@ def _held_by_host(device: torch.device) -> int:
     from comfy.model_management import current_loaded_models
 
     held = [one for one in tuple(current_loaded_models) if one.model is not None and one.device == device]
-    return sum(int(one.model_loaded_memory()) for one in held)
+    return sum(int(one.model_loaded_memory()) for one in held if not is_run(one.model))

@@ -51,7 +51,8 @@ def held_by_steps(prepared, steps=2):
 def tables(module):
     """Complex numbers of positions, plain attributes: a device gets a copy of them in every pass, the CPU computes where they are."""
     attributes = [value for part in module.modules() for value in vars(part).values()]
-    return [value for value in attributes if isinstance(value, torch.Tensor) and value.is_complex()]
+    each = [one for value in attributes for one in (value if isinstance(value, list | tuple) else [value])]
+    return [one for one in each if isinstance(one, torch.Tensor) and one.is_complex()]
 
 
 def alike(folder):

@@ -26,6 +26,11 @@ def test_gradients_are_those_of_an_out_of_place_reference(found, name, how):
     assert found[name]["gradient"][how] < 1e-5
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_recomputed_blocks_have_the_gradients_of_plain_ones_bit_for_bit(found, name):
+    assert found[name]["same bits"]
+
+
 @pytest.fixture(scope="module")
 def lives():
     return run_inside("step_bytes")

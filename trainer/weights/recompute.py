@@ -6,7 +6,7 @@ change their inputs in place, weights that were moved in between, libraries that
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +41,16 @@ class Recomputation:
         """Returns what the function returns."""
         if self._every > 1 and self._numbers.setdefault(id(function), len(self._numbers)) % self._every:
             return function(*args)
-        with self._keeping():
-            return self._checkpointed(function, *args)
-
-    def _keeping(self) -> AbstractContextManager[object]:
-        return saved_tensors_hooks(_to_ram, _back) if self._in_ram else nullcontext()
-
-    def _checkpointed(self, function: Callable[..., Any], *args: Any) -> Any:
         on_shapes = any(isinstance(value, Tensor) and value.is_meta for value in args)
+        with saved_tensors_hooks(_to_ram, _back) if self._in_ram else nullcontext():
+            return self.function(function, *args, on_shapes=on_shapes)
+
+    def keep(self, tensor: Tensor) -> "Tensor | _InRam":
+        """What waits for the recomputation in the place of an input."""
+        return _to_ram(tensor) if self._in_ram else tensor
+
+    def function(self, function: Callable[..., Any], *args: Any, on_shapes: bool) -> Any:
+        """Call a function and recompute it; autograd keeps `args` for that where they are. `on_shapes`: there are no numbers to compare."""
         if not self._is_watching or not torch.is_grad_enabled() or on_shapes:
             return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
         self._is_watching = False
@@ -92,23 +94,84 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def recompute_forward(module: nn.Module, recompute: Recomputation) -> None:
-    """Recompute this module in the backward pass whoever calls it, exact also where it changes its inputs in place."""
+    """Recompute this module in the backward pass whoever calls it, exact also where it changes its inputs in place. Gradients are those
+    of a module that is not recomputed, bit for bit: what it shares with others sums them in the same order."""
     vars(module)["recomputed"] = module.forward  # an attribute, so that it can be compiled
 
-    def forward(*args: object, **kwargs: object) -> object:
-        def block(*args: object) -> object:
-            # Copies, so that additions in place inside the block leave the inputs as the recomputation must find them.
-            return vars(module)["recomputed"](
-                *[_own(a) for a in args], **{name: _own(value) for name, value in kwargs.items()}
-            )
-
-        return recompute(block, *args)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return vars(module)["recomputed"](*args, **kwargs)
+        inputs = _Inputs(args, kwargs, recompute.keep)
+        on_shapes = any(isinstance(value, Tensor) and value.is_meta for value in (*args, *kwargs.values()))
+        return recompute.function(lambda: inputs.call(vars(module)["recomputed"]), on_shapes=on_shapes)
 
     module.forward = forward
 
 
-def _own(value: object) -> object:
-    return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
+class _Inputs:
+    """What a module is called with: at first the inputs themselves, so that the graph is that of a plain call, then what is kept of
+    them for the recomputation. Only of an input that the module changes in place it is a copy."""
+
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], keep: Callable[[Tensor], "Tensor | _InRam"]
+    ) -> None:
+        self._names, self._keep = list(kwargs), keep
+        self._given: list[Any] | None = [*args, *kwargs.values()]
+        self._kept: list[Any] = []
+
+    def call(self, function: Callable[..., Any]) -> Any:
+        """Returns what the function returns."""
+        if self._given is None:
+            return self._through(function, [_restored(value) for value in self._kept])
+        given, self._given = self._given, None
+        before = [_before(value) for value in given]
+        result = self._through(function, given)
+        self._kept = [self._kept_of(*pair) for pair in zip(given, before, strict=True)]
+        return result
+
+    def _through(self, function: Callable[..., Any], values: list[Any]) -> Any:
+        count = len(values) - len(self._names)
+        return function(*values[:count], **dict(zip(self._names, values[count:], strict=True)))
+
+    def _kept_of(self, value: Any, before: "_Before | None") -> Any:
+        if before is None:
+            return value
+        is_changed = value.is_inference() or value._version != before.version
+        tensor = before.copy if is_changed else value.detach()
+        return _Kept(self._keep(tensor), needs_grad=before.needs_grad, is_changed=is_changed)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """An input before the call."""
+
+    copy: Tensor
+    version: int
+    needs_grad: bool
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An input after it."""
+
+    tensor: "Tensor | _InRam"
+    needs_grad: bool
+    is_changed: bool
+
+
+def _before(value: Any) -> _Before | None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return None
+    version = 0 if value.is_inference() else value._version
+    return _Before(value.detach().clone(), version, value.requires_grad)
+
+
+def _restored(value: Any) -> Any:
+    """The input for a recomputation, a leaf of autograd; one that is changed in place cannot be a leaf."""
+    if not isinstance(value, _Kept):
+        return value
+    leaf = _back(value.tensor).detach().requires_grad_(value.needs_grad)
+    return leaf.clone() if value.is_changed else leaf
 
 
 @dataclass(frozen=True)

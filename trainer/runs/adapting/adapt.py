@@ -30,8 +30,6 @@ class Remade:
     """How large the base is on its device."""
     stream: StreamSettings | None
     """How the base is streamed by the settings that were asked for."""
-    recomputing_is_exact: bool = True
-    """Whether gradients are the same, bit for bit, where more blocks are recomputed."""
 
 
 def as_begun(folder: RunFolder, asked: MemoryConfig) -> MemoryConfig:
@@ -58,8 +56,7 @@ def execute_adapting(remade: Remade, asked: MemoryConfig, folder: RunFolder, hos
             if not isinstance(error, RunOutOfMemoryError) and not out_of_memory(error):
                 raise
             stream = remade.stream if memory == asked else stream_settings(memory.base, memory.vram_gb)
-            exact = remade.recomputing_is_exact
-            lever = next_lever(memory, remade.sizes(), stream, recomputing_is_exact=exact)
+            lever = next_lever(memory, remade.sizes(), stream)
             if lever is None:
                 tried = f" These were tried: {', '.join(one['setting'] for one in taken)}." if taken else ""
                 raise RunOutOfMemoryError(

@@ -22,14 +22,11 @@ class Lever:
     """The section with it."""
 
 
-def next_lever(
-    memory: MemoryConfig, sizes: BaseSizes, stream: StreamSettings | None, *, recomputing_is_exact: bool = True
-) -> Lever | None:
-    """The mildest setting that is left, or None. `stream` is how the base is streamed now. `recomputing_is_exact`: whether gradients are
-    summed in the same order where more blocks are recomputed."""
+def next_lever(memory: MemoryConfig, sizes: BaseSizes, stream: StreamSettings | None) -> Lever | None:
+    """The mildest setting that is left, or None. `stream` is how the base is streamed now."""
     if stream is not None and stream_settings(memory.base, memory.vram_gb) is None:  # as auto has chosen
         memory = replace(memory, base="stream", vram_gb=(stream.budget or 0) / GB)
-    if memory.recompute != "all" and recomputing_is_exact:
+    if memory.recompute != "all":
         return Lever('memory.checkpoint = "all"', replace(memory, gradient_checkpointing=True, checkpoint="all"))
     if not memory.checkpoint_offload and memory.recompute != "off":
         return Lever("memory.checkpoint_offload = true", replace(memory, checkpoint_offload=True))

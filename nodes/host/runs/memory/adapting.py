@@ -63,8 +63,7 @@ class Adapting:
         def make(memory: MemoryConfig) -> Session:
             return session if memory == asked else self._again(session, job, memory)
 
-        # A block that is recomputed here gets copies of its inputs, so that gradients of what others use too are summed in another order.
-        remade = Remade(make=make, sizes=lambda: self.sizes, stream=self.stream, recomputing_is_exact=False)
+        remade = Remade(make=make, sizes=lambda: self.sizes, stream=self.stream)
         return execute_adapting(remade, asked, session.folder, job)
 
     def run_errand(self) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -223,3 +224,34 @@ def test_a_stop_does_not_wait_for_room(office, lent):  # noqa: F811
     job.stop()
     assert job.done.wait(5)
     assert job.state == "stopped"
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up(x)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_under_dynamic_vram_the_copy_on_the_device_is_given_back_and_the_weights_stay_where_they_are(host, device):
+    """On torch's meta device, whose tensors are copies without numbers; on a CPU there is no copy to give."""
+    session = host("runs.session")
+    network = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ModuleList([Block(), Block()]))
+    network.requires_grad_(False)
+    kept = {name: weight for name, weight in network.named_parameters() if "1." in name and name.endswith("weight")}
+    denoiser = SimpleNamespace(module=network, settings=SimpleNamespace(blocks=()), compute_dtype=torch.float32)
+    patcher = SimpleNamespace(load_device=device, is_dynamic=lambda: True)
+    log = []
+    session.prepare_weights(denoiser, patcher, SimpleNamespace(memory=session.default_memory()), None, log.append)
+    assert log[0].startswith(f"dynamic VRAM: training holds its own copy on {device}, ")
+    assert {weight.device.type for weight in network.parameters()} == {device}
+    memory = host("runs.memory.giving").DeviceMemory()
+    assert memory.watch(network) == (device == "meta")
+    assert memory.ask() == memory._ever_given == (4 * 8 * 8 * 4 if device == "meta" else 0)
+    weights = dict(network.named_parameters())
+    assert all(weights[name] is weight for name, weight in kept.items())
+    assert memory.take()
+    assert {weight.device.type for weight in network.parameters()} == {device}

@@ -364,7 +364,7 @@ def prepare_weights(
         pack_weights(denoiser, request.memory, place, log)
     elif stream is None:
         place_weights(denoiser, patcher, log)
-    if stream is None and (request.memory.quantize != "none" or not is_dynamic(patcher)):
+    if stream is None and (request.memory.packing != "none" or not is_dynamic(patcher)):
         compute_in(denoiser.module, denoiser.compute_dtype)
     else:
         laid_out = replace(stream or WHOLE, segments=checkpointed)

@@ -115,6 +115,10 @@ SIZES = (
                 "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True, "axes_dims_rope": (16, 56, 56)},
     ),
     Size(
+        name="Krea 2 12.8B", family="krea2", variant="raw", network="Krea2Transformer2DModel", billions=12.82, text={"text": (512, 12 * 2560)},
+        config={},  # diffusers' defaults are those of the published file
+    ),
+    Size(
         name="Qwen-Image 20B", family="qwen_image", variant="qwen-image", network=QWEN, billions=20.4, text={"text": (256, 3584)},
         config={"in_channels": 64, "out_channels": 16, "num_layers": 60, "attention_head_dim": 128, "num_attention_heads": 24,
                 "joint_attention_dim": 3584, "axes_dims_rope": (16, 56, 56)},

@@ -15,7 +15,7 @@ SMALL = Setting(device=torch.device("cpu"), dtype=torch.float32, pixels=64)
 
 def test_every_family_is_measured_and_all_large_ones_at_their_size():
     assert {size.family for size in TOYS.values()} == families.all_families().keys()
-    assert len(REAL) == 6
+    assert len(REAL) == 7
 
 
 def test_a_toy_is_measured():

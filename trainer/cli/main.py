@@ -12,7 +12,7 @@ from ..errors import LoomError
 from . import cache as cli_cache
 from . import comfy_api as cli_server
 from . import convert as cli_convert
-from . import doctor as cli_doctor
+from . import images as cli_images
 from . import importing as cli_importing
 from . import local_runs as cli_local
 from . import lora_tools as cli_tools
@@ -271,7 +271,7 @@ cli_importing.register(app)
 cli_server.register(app)
 cli_plan.register(app)
 cli_plot.register(app)
-cli_doctor.register(app)
+cli_images.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

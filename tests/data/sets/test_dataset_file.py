@@ -321,6 +321,7 @@ def test_our_own_toml(folder):
         ("a.json", "[1]", "it is not a list of datasets"),
         ("a.json", "[]", "describes no images: add a set"),
         ("a.json", '[{"instance_data_dir": "cat", "type": "aws"}]', "type = 'aws': only local and csv can be read; fetch the images"),
+        ("a.json", '[{"instance_data_dir": "cat", "type": "huggingface"}]', "lora-loom unpack DOWNLOAD FOLDER"),
         ("a.json", '[{"dataset_type": "video"}]', "dataset_type = 'video': only image and eval can be read"),
         ("a.json", '[{"caption_strategy": "magic"}]', "caption_strategy = 'magic': use one of filename"),
         ("a.json", '[{"crop": "yes"}]', "crop = 'yes': use true or false"),

@@ -33,6 +33,7 @@ KNOWN = {
     "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", *COURSE, "probability", "csv_file", "csv_caption_column", "csv_url_column", "csv_cache_dir", "conditioning_data", "conditioning_type", "slider_strength", *DANGEROUS, *NOT_NEEDED,
 }  # fmt: skip
 ELSEWHERE = {
+    "huggingface": "fetch it first (hf download NAME --repo-type dataset --local-dir DOWNLOAD), write its images to files (lora-loom unpack DOWNLOAD FOLDER) and write type = 'local' with that folder and caption_strategy = 'parquet', parquet.path = FOLDER/metadata.jsonl",
     "aws": "fetch the images first (aws s3 sync s3://BUCKET/PREFIX FOLDER) and write type = 'local' with that folder",
 }
 """{type that is not read here: the remedy}."""

@@ -190,7 +190,7 @@ def _parquet_rows(path: Path) -> Iterator[TableRow]:
         nested = [f.name for f in file.schema_arrow if f.name in FILE_FIELDS and pyarrow.types.is_nested(f.type)]
         if nested:
             raise DataError(
-                f"{path}: the images are inside the table, in {nested[0]}; write them to files and name those in file_name"
+                f"{path}: the images are inside the table, in {nested[0]}: lora-loom unpack {path} FOLDER writes them and their captions to files"
             )
         yield from file.read(
             columns=[f.name for f in file.schema_arrow if not pyarrow.types.is_binary(f.type)]

@@ -1,0 +1,137 @@
+"""Images inside of tables: the same bytes and captions as files, whole or not at all, and what has to be chosen is said."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from lora_loom.trainer.cli.main import app
+from lora_loom.trainer.config.dataset import DatasetConfig
+from lora_loom.trainer.data.sets.scan import scan
+from lora_loom.trainer.data.unpack import unpack
+from lora_loom.trainer.errors import ConfigError, DataError
+
+pyarrow = pytest.importorskip("pyarrow")
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def picture(color, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(buffer, kind)
+    return buffer.getvalue()
+
+
+ROWS = [
+    {"image": {"bytes": picture("red"), "path": "red.png"}, "text": "a red square"},
+    {"image": {"bytes": picture("blue", "JPEG"), "path": "../../sub/blue.wrong"}, "text": "größer und blau"},
+    {"image": {"bytes": picture("green", "WEBP"), "path": None}, "text": "a green square"},
+    {"image": {"bytes": picture("black"), "path": "red.png"}, "text": "another of that name"},
+]
+BAD = [
+    {"image": None, "text": "nothing"},
+    {"image": {"bytes": None, "path": "far.png"}, "text": "a path"},
+    {"image": {"bytes": b"no image", "path": None}, "text": "broken"},
+    {"image": {"bytes": picture("red"), "path": None}, "text": ""},
+]
+NAMES = ["red.png", "blue.jpg", "000003.webp", "red-000004.png"]
+
+
+def parquet(path, rows):
+    from pyarrow import parquet as writer
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def arrow(path, rows):
+    """As `datasets` saves to disk: a stream of record batches."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return path
+
+
+def run(source, target, **options):
+    return unpack(source, target, lambda n, total: None, **options)
+
+
+@pytest.mark.parametrize("kind", ["file", "download", "save_to_disk"])
+def test_images_come_out_byte_for_byte_and_train_with_their_captions(tmp_path, kind):
+    source = tmp_path / "data"
+    if kind == "file":
+        source = parquet(source / "x.parquet", ROWS)
+    elif kind == "download":
+        parquet(source / "data/train-00000-of-00002.parquet", ROWS[:3])
+        parquet(source / "data/train-00001-of-00002.parquet", ROWS[3:])
+    else:
+        arrow(source / "data-00000-of-00001.arrow", ROWS)
+        (source / "state.json").write_text("{}")
+    done = run(source, tmp_path / "out")
+    assert (done.images, done.left_out, done.columns) == (4, [], ("image", "text"))
+    for name, row in zip(NAMES, ROWS, strict=True):
+        assert (tmp_path / "out" / name).read_bytes() == row["image"]["bytes"]
+    found = scan(DatasetConfig(folder=str(tmp_path / "out")))
+    assert {one.path.name: one.caption for one in found.images} == dict(zip(NAMES, [r["text"] for r in ROWS], strict=True))  # fmt: skip
+    assert found.notes == []
+
+
+def test_rows_that_are_left_out_are_named(tmp_path):
+    done = run(parquet(tmp_path / "x.parquet", ROWS + BAD), tmp_path / "out")
+    assert done.images == 4
+    assert [line.split(" ", 2)[2] for line in done.left_out] == [
+        "has no image", "only names a file, far.png", "holds no image that can be read", "has no caption",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="no row has an image and a caption"):
+        run(parquet(tmp_path / "y.parquet", [BAD[2], BAD[3]]), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_splits_and_columns_are_chosen(tmp_path):
+    parquet(tmp_path / "d/train-00000-of-00001.parquet", ROWS[:1])
+    parquet(tmp_path / "d/test-00000-of-00001.parquet", ROWS[1:])
+    with pytest.raises(ConfigError, match="--split, of test, train"):
+        run(tmp_path / "d", tmp_path / "out")
+    with pytest.raises(ConfigError, match="has test, train"):
+        run(tmp_path / "d", tmp_path / "out", split="dev")
+    assert run(tmp_path / "d", tmp_path / "out", split="test").images == 3
+    arrow(tmp_path / "saved/train/data-00000-of-00001.arrow", ROWS)
+    arrow(tmp_path / "saved/val/data-00000-of-00001.arrow", ROWS[:2])
+    assert run(tmp_path / "saved", tmp_path / "val", split="val").images == 2
+    odd = [{"left": row["image"], "right": row["image"], "words": row["text"]} for row in ROWS]
+    source = parquet(tmp_path / "odd.parquet", odd)
+    with pytest.raises(ConfigError, match="several columns of images, left, right: .* --image-column"):
+        run(source, tmp_path / "odd")
+    with pytest.raises(ConfigError, match="has left, right, words: name its captions with --caption-column"):
+        run(source, tmp_path / "odd", image="left")
+    with pytest.raises(ConfigError, match="has no column 'word', it has"):
+        run(source, tmp_path / "odd", image="left", caption="word")
+    assert run(source, tmp_path / "odd", image="left", caption="words").images == 4
+
+
+def test_what_cannot_be_unpacked(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        run(tmp_path / "x.parquet", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no \.parquet"):
+        run(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(DataError, match="does not exist"):
+        run(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(ConfigError, match="exists: name a new folder"):
+        run(parquet(tmp_path / "y.parquet", ROWS), tmp_path / "empty")
+    with pytest.raises(ConfigError, match="no column of images, only text"):
+        run(parquet(tmp_path / "z.parquet", [{"text": "a"}]), tmp_path / "out")
+
+
+def test_the_command(tmp_path):
+    result = command("unpack", parquet(tmp_path / "x.parquet", ROWS), tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output.splitlines()[-1])["images"] == 4
+    assert [json.loads(line)["file_name"] for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines()] == NAMES  # fmt: skip

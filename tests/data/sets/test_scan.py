@@ -104,6 +104,14 @@ def test_caption_in_another_encoding(tmp_path):
         captions(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_captions_of_windows_editors(tmp_path, encoding):
+    """Notepad and PowerShell write UTF-16 with a mark that says so, and line ends of their own."""
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    put(tmp_path, "a.png").with_suffix(".txt").write_bytes(mark + "eine grüne Tür\r\nж\r\n".encode(encoding))
+    assert captions(tmp_path, caption_lines="first") == ["eine grüne Tür"]
+
+
 def test_references(tmp_path):
     put(tmp_path / "images", "a.png", "make it red")
     put(tmp_path / "before", "a.jpg")
@@ -166,7 +174,7 @@ def test_a_parquet_table(tmp_path):
     [first, second] = scan(DatasetConfig(folder=str(tmp_path))).images
     assert (first.forms.texts, second.forms.texts) == (("a cat", "a kitten"), ("a dog",))
     parquet.write_table(pyarrow.table({"image": [{"bytes": b"x"}], "text": ["a"]}), tmp_path / "metadata.parquet")
-    with pytest.raises(DataError, match="the images are inside the table, in image; write them to files"):
+    with pytest.raises(DataError, match="the images are inside the table, in image: lora-loom unpack .* writes them"):
         captions(tmp_path)
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match=r"metadata\.parquet is not valid parquet"):

@@ -1,5 +1,6 @@
 """Reading the captions of an image: from text or JSON files next to it, its file name, its folder's name, or a table."""
 
+import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,9 +34,13 @@ def sidecar(image: Path, suffixes: tuple[str, ...], listings: Listings) -> Path 
 
 
 def read_text(file: Path) -> str:
-    """The stripped content of a text file. Raises DataError if it cannot be read or is not UTF-8."""
+    """The stripped content of a text file in UTF-8, or in UTF-16 that begins with its mark. Raises DataError if it cannot be read or is
+    neither."""
     try:
-        return file.read_text(encoding="utf-8-sig").strip()
+        content = file.read_bytes()
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n").strip()
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text: save it as UTF-8") from error
     except OSError as error:

@@ -159,6 +159,36 @@ def test_a_csv_table_with_a_named_column(tmp_path):
         captions(tmp_path, caption_field="titel")
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_tables_of_spreadsheets(tmp_path, delimiter, encoding):
+    """Delimiters of other languages, Excel's "Unicode text", line ends of Windows; a quoted text may hold any of them."""
+    put(tmp_path, "a.png")
+    lines = [["file_name", "text"], ["a.png", '"grün; rot, blau\tgelb"']]
+    text = "".join(delimiter.join(row) + "\r\n" for row in lines)
+    (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
+    assert captions(tmp_path) == ["grün; rot, blau\tgelb"]
+
+
+def test_a_json_list_of_rows(tmp_path):
+    put(tmp_path, "a.png")
+    table = tmp_path / "metadata.json"
+    table.write_bytes(json.dumps([{"file_name": "a.png", "text": "a cat"}]).encode("utf-16"))
+    assert captions(tmp_path) == ["a cat"]
+    table.write_text("[1]")
+    with pytest.raises(DataError, match="row 1 holds '1'"):
+        captions(tmp_path)
+    table.write_text("[")
+    with pytest.raises(DataError, match="not valid JSON"):
+        captions(tmp_path)
+
+
+def test_json_files_that_are_not_read_name_the_source_that_reads_them(tmp_path):
+    put(tmp_path, "red cat.png").with_suffix(".json").write_text('{"caption": "x"}')
+    [note] = scan(DatasetConfig(folder=str(tmp_path))).notes
+    assert 'red cat.json; dataset.captions = "json" reads' in note
+
+
 def test_a_parquet_table(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

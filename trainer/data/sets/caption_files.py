@@ -1,6 +1,5 @@
 """Reading the captions of an image: from text or JSON files next to it, its file name, its folder's name, or a table."""
 
-import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from ...config.dataset import DatasetConfig
 from ...errors import DataError
 from .file_names import says_nothing
 from .folders import Listings
-from .tables import CAPTION_FIELDS, texts_of
+from .tables import CAPTION_FIELDS, decoded, texts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +36,7 @@ def read_text(file: Path) -> str:
     """The stripped content of a text file in UTF-8, or in UTF-16 that begins with its mark. Raises DataError if it cannot be read or is
     neither."""
     try:
-        content = file.read_bytes()
-        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if marked else "utf-8-sig")
-        return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+        return decoded(file.read_bytes()).strip()
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text: save it as UTF-8") from error
     except OSError as error:

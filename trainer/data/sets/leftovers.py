@@ -65,9 +65,13 @@ def unread_texts(
     tables = [path for path in paths if path.name.lower() in NAMES and path not in used]
     notes = []
     if near:
+        remedy = (
+            'dataset.captions = "json" reads those that are'
+            if all(path.suffix.lower() == ".json" for path in near)
+            else "dataset.caption_extension names the extension of those that are"
+        )
         notes.append(
-            f"{base}: {len(near)} text files next to the images are not read as captions: {named(near, base)}; "
-            f"dataset.caption_extension names the extension of those that are"
+            f"{base}: {len(near)} text files next to the images are not read as captions: {named(near, base)}; {remedy}"
         )
     if strange:
         notes.append(f"{base}: {len(strange)} caption files belong to no image: {named(strange, base)}")

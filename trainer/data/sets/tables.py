@@ -3,7 +3,9 @@
 A table names files relative to its own folder. Columns: file_name (or file, image, path …) and text (or caption …).
 """
 
+import codecs
 import csv
+import io
 import json
 import os
 import re
@@ -24,6 +26,14 @@ ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """How an address on the web or in a store begins."""
 TableRow = Mapping[str, object]
 """The columns of one row."""
+DELIMITERS = (",", ";", "\t")
+"""What is between the columns of a csv file; the one that the header has most of, for spreadsheets write what their language asks for."""
+
+
+def decoded(content: bytes) -> str:
+    """A text file in UTF-8, or in UTF-16 that begins with its mark, with plain line ends. Raises UnicodeDecodeError."""
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @dataclass
@@ -153,10 +163,9 @@ def _stem(name: str) -> str:
 
 
 def _json_lines(path: Path) -> Iterator[TableRow]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _mapping(line, f"{path}, line {number}")
+    for number, line in enumerate(decoded(path.read_bytes()).split("\n"), 1):
+        if line.strip():
+            yield _mapping(line, f"{path}, line {number}")
 
 
 def _mapping(text: str, where: str) -> Json:
@@ -170,11 +179,13 @@ def _mapping(text: str, where: str) -> Json:
 
 
 def _csv_rows(path: Path) -> Iterator[TableRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            yield from csv.DictReader(file)
-        except csv.Error as error:
-            raise DataError(f"{path} is not valid CSV: {error}") from error
+    text = decoded(path.read_bytes())
+    header = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=header.count)
+    try:
+        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    except csv.Error as error:
+        raise DataError(f"{path} is not valid CSV: {error}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[TableRow]:
@@ -200,9 +211,24 @@ def _parquet_rows(path: Path) -> Iterator[TableRow]:
 
 
 def _kohya_rows(path: Path) -> Iterator[TableRow]:
-    """Returns {image: {"caption": …, "tags": …}}."""
-    data = _mapping(path.read_text(encoding="utf-8-sig"), str(path))
+    """Rows of {image: {"caption": …, "tags": …}}, or of a list of rows as metadata.jsonl has them."""
+    text = decoded(path.read_bytes())
+    if text.lstrip().startswith("["):
+        yield from _listed_rows(text, path)
+        return
+    data = _mapping(text, str(path))
     for name, row in data.items():
         if not isinstance(row, dict):
             raise DataError(f"{path}: {name!r} holds {str(row)[:80]!r}: write {{'caption': …}}")
         yield {**row, "file_name": name}
+
+
+def _listed_rows(text: str, path: Path) -> Iterator[TableRow]:
+    try:
+        rows: list[object] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, row {number} holds {str(row)[:80]!r}: write {{…}}")
+        yield row

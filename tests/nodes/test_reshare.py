@@ -305,3 +305,36 @@ def test_a_streamed_base_brings_its_blocks_from_the_new_copy(host, slots, none_b
     moves = stream.ring.moves
     assert torch.equal(shadow(x), expected)
     assert stream.ring.moves > moves
+
+
+@pytest.mark.parametrize("is_at_rest", [False, True])
+def test_what_a_copy_on_the_device_was_made_from_follows_too(host, is_at_rest, none_before):
+    """As under dynamic VRAM: the run's copy is on the device (meta here), and is taken again from the copy that the host holds then."""
+
+    def blocks():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            made = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)) for _ in range(5)))
+        return Patcher(made.requires_grad_(False))
+
+    first, meta = blocks(), torch.device("meta")
+    network = first.model.diffusion_model
+    shadow = host("backend.shadow").build_shadow(network, dict(network.state_dict()))
+    stream = stream_base(shadow, StreamSettings(budget=1 << 40), meta, None, torch.float32, keep_homes=True)
+    assert stream.held == 10 * LAYER
+    alone = live_bytes() - none_before
+    if is_at_rest:
+        assert stream.rest() == 10 * LAYER
+    loaded = [blocks()]
+    base = host("backend.sharing.reshare").SharedBase(shadow, first, lambda: loaded)
+    assert base.follow()
+    base.retired.clear()
+    del first, network
+    assert live_bytes() - none_before <= 1.05 * alone
+    stream.wake()
+    assert {weight.device for weight in shadow.parameters()} == {meta}
+    stream.rest()
+    theirs = {name: weight.data_ptr() for name, weight in loaded[0].model.diffusion_model.named_parameters()}
+    mine = {name: weight.data_ptr() for name, weight in shadow.named_parameters() if name.endswith("weight")}
+    assert all(theirs[name] == place for name, place in mine.items())
+    assert len(mine) == 10

@@ -14,6 +14,7 @@ from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.samples import Samples
 from ....trainer.training.loss_settings import GUIDED_SCALE
 from ....trainer.training.text_encoders import WithText
+from ....trainer.weights.streaming import stream_of
 from ...sockets.values import RunValue
 from ..backend.base_loras import loader_names, read_base_loras
 from ..backend.model_rows import told_of
@@ -87,7 +88,6 @@ def _submit(
     job.base = SharedBase(session.denoiser.module, patcher, loaded_models)
     planned = session.backend.about["memory_plan"]
     job.memory.activations = planned["parts"]["activations"] if planned else 0
-    lend(job.memory, session.denoiser.module, torch.device(patcher.load_device), REGISTRY)
     if plan.memory.on_oom == "adapt":
         job.adapting = Adapting.of(session, request, below)
     preview = preview_of(request)
@@ -96,7 +96,11 @@ def _submit(
         text = cast(TrainedClip, cast(WithText, session.denoiser).text) if is_text else None
         shadow = text.network if text else cast(Samples, session.samples).denoiser.module
         job.others.append(SharedBase(shadow, other, loaded_models))
-    return REGISTRY.submit(job)
+    is_streamed = stream_of(session.denoiser.module) is not None  # seen before the run changes the network
+    submitted = REGISTRY.submit(job)
+    if is_streamed and submitted is job:
+        lend(job.memory, session.denoiser.module, torch.device(patcher.load_device), REGISTRY)
+    return submitted
 
 
 def others_of(request: TrainRequest) -> list[ModelPatcher]:

@@ -31,7 +31,7 @@ class DeviceMemory:
         self._thread: int | None = None
         """The run's thread while it trains."""
         self._given = self._ever_given = 0
-        self.is_asked = False
+        self.is_asked = self.is_over = False
         self.room: Callable[[], int | None] = lambda: None
         """Bytes that are free on the device; None: as many as there are."""
         self.activations = 0
@@ -77,7 +77,7 @@ class DeviceMemory:
     def end(self) -> None:
         """The run has ended: nobody uses the memory any more, and it belongs to whoever holds the networks."""
         with self._changed:
-            self._thread, self._streams = None, ()
+            self._thread, self._streams, self.is_over = None, (), True
             self._answer()
         self.on_end()
 

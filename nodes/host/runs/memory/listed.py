@@ -151,10 +151,14 @@ def _nothing() -> None:
 
 def lend(memory: DeviceMemory, network: nn.Module, device: torch.device, host: Host) -> None:
     """Have a run asked for what the base of its network holds on the device, if that can be given back."""
+    if memory.is_over:
+        return
     if memory.watch(network):
         memory.room = functools.partial(free_bytes, device)
         listed = next((one for one in LIVE if one.memory is memory), None) or Listed(memory, device, host)
         listed.enter()
+        if memory.is_over:  # it has ended meanwhile, and did not know of its entry
+            listed.leave()
 
 
 def is_run(model: Any) -> bool:

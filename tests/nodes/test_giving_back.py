@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lora_loom.trainer.config.run import MemoryConfig
+from lora_loom.trainer.runs.run_folder import RunFolder
+
 from .test_jobs import office, until  # noqa: F401 - a fixture
 
 SIZE = 1000
@@ -255,3 +258,35 @@ def test_under_dynamic_vram_the_copy_on_the_device_is_given_back_and_the_weights
     assert all(weights[name] is weight for name, weight in kept.items())
     assert memory.take()
     assert {weight.device.type for weight in network.parameters()} == {device}
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_run_is_listed_once_it_is_queued_and_only_if_it_can_give(host, monkeypatch, tmp_path, streamed):
+    actions, order = host("runs.actions"), []
+    network = torch.nn.Module()
+    if streamed:
+        network.base_stream = Stream()
+    folder = RunFolder(tmp_path / "runs" / "listed")
+    plan = SimpleNamespace(
+        training=SimpleNamespace(steps=1), memory=MemoryConfig(), config=dict, fixed=dict, validation=None
+    )
+    session = SimpleNamespace(
+        denoiser=SimpleNamespace(module=network),
+        backend=SimpleNamespace(about={"memory_plan": {"parts": {"activations": 7}}}),
+        folder=folder,
+        plan=plan,
+        samples=None,
+        modules=[],
+    )
+    monkeypatch.setattr(actions, "make_session", lambda *given: session)
+    monkeypatch.setattr(actions, "SharedBase", lambda *given: object())
+    monkeypatch.setattr(actions, "Bar", lambda: SimpleNamespace(update=None))
+    monkeypatch.setattr(actions, "keep_graph", lambda *given: None)
+    monkeypatch.setattr(actions, "others_of", lambda request: [])
+    monkeypatch.setattr(actions, "preview_of", lambda request: None)
+    monkeypatch.setattr(actions.REGISTRY, "submit", lambda job: order.append("queued") or job)
+    monkeypatch.setattr(actions, "lend", lambda memory, *given: order.append(("listed", memory.activations, given[0] is network)))  # fmt: skip
+    request = SimpleNamespace(memory=SimpleNamespace(yield_max_s=0.0))
+    patcher = SimpleNamespace(load_device="cpu")
+    actions._submit(request, plan, patcher, None, folder, (), None, "1", [])
+    assert order == (["queued", ("listed", 7, True)] if streamed else ["queued"])

@@ -48,7 +48,8 @@ def apart(value, reference):
 
 def rounded(x, numbers):
     """By rows, in fp64: codes and factors of x."""
-    factors = x.double().abs().amax(-1, keepdim=True) / numbers.largest
+    largest = {torch.int8: 127, torch.float8_e4m3fn: 448}[numbers.dtype]
+    factors = x.double().abs().amax(-1, keepdim=True) / largest
     codes = x.double() / factors
     return (codes.round() if numbers.dtype == torch.int8 else codes.float().to(numbers.dtype).double()), factors
 
@@ -186,6 +187,29 @@ def test_nothing_but_the_output_is_kept_for_the_backward_pass():
         assert meter.live - before == out.numel() * 4
 
 
+def test_outputs_may_be_added_to_in_place():
+    layer = used("int8")[0][0][0]
+    x = torch.randn(2, 20, 64, requires_grad=True)
+    [expected] = torch.autograd.grad((layer(x) + 1).square().sum(), x)
+    out = layer(x)
+    out += 1
+    assert torch.equal(torch.autograd.grad(out.square().sum(), x)[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_several_are_traced_for_any_shape(kind):
+    """By torch.compile, with torch's own kernels."""
+    torch._dynamo.reset()
+    block = used(kind)[0][0]
+    compiled = torch.compile(block.forward, dynamic=True, fullgraph=True, backend="aot_eager")
+    for rows in (20, 31):
+        x = torch.randn(2, rows, 64, requires_grad=True)
+        mine, plain = (torch.autograd.grad(one(x).square().sum(), x)[0] for one in (compiled, block))
+        assert torch.allclose(mine, plain, rtol=1e-5, atol=1e-6)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(("kind", "packing"), [("int8", "int8"), ("fp8", "float8")])
 def test_it_is_about_as_large_as_was_predicted(kind, packing):
     root = network(256, 512, blocks=8).to(torch.bfloat16)
@@ -211,7 +235,7 @@ def test_the_products_of_this_device_are_tried(kind, monkeypatch):
     def missing(first, second):
         raise RuntimeError("no kernel\nand more")
 
-    broken = {**NUMBERS, kind: row_scaled.Numbers(NUMBERS[kind].dtype, 1.0, 8, missing)}
+    broken = {**NUMBERS, kind: row_scaled.Numbers(NUMBERS[kind].dtype, 8, missing)}
     monkeypatch.setattr(layers, "NUMBERS", broken)
     other = next(one for one in KINDS if one != kind)
     with pytest.raises(
@@ -222,7 +246,7 @@ def test_the_products_of_this_device_are_tried(kind, monkeypatch):
 
 
 def test_a_device_whose_products_are_wrong_is_refused(monkeypatch):
-    wrong = row_scaled.Numbers(torch.int8, 127.0, 8, lambda first, second: torch.zeros(17, 32))
+    wrong = row_scaled.Numbers(torch.int8, 8, lambda first, second: torch.zeros(17, 32))
     monkeypatch.setattr(layers, "NUMBERS", {"int8": wrong})
     with pytest.raises(ConfigError, match=r"its results are wrong\); use 'off'"):
         check_matmul("int8", CPU)

@@ -15,8 +15,6 @@ from .packed import PackedTensor
 
 LEAST_ROWS = 17
 """torch._int_mm takes no fewer on CUDA; what has fewer (modulation of a single image) is no work worth rounding for."""
-SMALLEST = 1e-30
-"""Smallest factor: rows of zeros."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,6 @@ class Numbers:
     """A kind of 8-bit numbers and their product."""
 
     dtype: torch.dtype
-    largest: float
     multiple: int
     """Rows and columns of a weight have to be multiples of it on CUDA."""
     product: Callable[[Tensor, Tensor], Tensor]
@@ -36,9 +33,12 @@ class Numbers:
 
     def rounded(self, x_MK: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (codes (M, K), factors (M, 1) fp32) of rows in any floating dtype: the largest of a row becomes the largest code."""
-        factors = x_MK.abs().amax(-1, keepdim=True).float().div_(self.largest).clamp_min_(SMALLEST)
+        is_integer = self.dtype == torch.int8
+        # Asked for here, not kept: torch.compile takes a number that is kept for one that may change.
+        largest = torch.iinfo(self.dtype).max if is_integer else torch.finfo(self.dtype).max
+        factors = x_MK.abs().amax(-1, keepdim=True).float().div_(largest).clamp_min_(1e-30)  # rows of zeros
         scaled = x_MK / factors
-        codes = scaled.round_() if self.dtype == torch.int8 else scaled
+        codes = scaled.round_() if is_integer else scaled
         return codes.to(self.dtype), factors
 
 
@@ -53,8 +53,8 @@ def _fp8(first: Tensor, second: Tensor) -> Tensor:
 
 
 NUMBERS = {
-    "int8": Numbers(torch.int8, 127.0, 8, _int8),
-    "fp8": Numbers(torch.float8_e4m3fn, 448.0, 16, _fp8),
+    "int8": Numbers(torch.int8, 8, _int8),
+    "fp8": Numbers(torch.float8_e4m3fn, 16, _fp8),
 }
 """{value of model.matmul: numbers}."""
 

@@ -166,8 +166,15 @@ export class Panel {
   }
 
   renderSample() {
-    const { name, sample } = this.view;
-    this.figure.hidden = !sample;
+    const { name, sample, forming } = this.view;
+    this.figure.hidden = !sample && !forming;
+    if (forming) {
+      this.image.src = forming.image;
+      this.link.removeAttribute("href");
+      this.image.alt = "A sample that is being made";
+      this.caption.textContent = `step ${count(forming.step)}: sample ${forming.number} of ${forming.of} is being made`;
+      return;
+    }
     if (!sample) return;
     const address = fileUrl(name, sample.file);
     if (this.image.getAttribute("src") !== address) this.image.src = address;

@@ -39,7 +39,8 @@ const ROOT = "/lora_loom/runs";
  * @property {boolean} [starred] a person has called it a good one
  * @property {string[]} [pages] compare pages of its sweeps, the newest last
  * @typedef {{step: number, loss?: number, held_out?: number}} MetricsLine
- * @typedef {Run & {node?: string, text?: string, files?: string[], loss?: number, held_out?: number}} Detail of an event
+ * @typedef {{step: number, number: number, of: number, image: string}} Forming a sample that is being made, as a data URL
+ * @typedef {Run & {node?: string, text?: string, files?: string[], loss?: number, held_out?: number, number?: number, of?: number, image?: string}} Detail of an event
  */
 
 export const STATES = {
@@ -102,6 +103,17 @@ export function endNotice({ state, name = "", step = 0, error = "" }, { best = "
   return null;
 }
 
+const PICTURE = /^data:image\/jpeg;base64,[\w+/=]+$/;
+
+/**
+ * The rough picture in an event; null for anything that is none.
+ * @param {Detail} detail
+ * @returns {Forming | null}
+ */
+function forming({ step = 0, number = 1, of = 1, image = "" }) {
+  return PICTURE.test(image) ? { step, number, of, image } : null;
+}
+
 /** What is known of one run. The panel renders it; whoever hears of the run changes it. */
 export class RunView {
   constructor(name = "") {
@@ -114,6 +126,8 @@ export class RunView {
     this.validation = [];
     /** @type {Sample | null} */
     this.sample = null;
+    /** @type {Forming | null} while samples are made */
+    this.forming = null;
     /** The last thing that was said about it. */
     this.note = "";
     /** The action that was asked for and has not happened yet. */
@@ -166,6 +180,7 @@ export class RunView {
     const done = kind === "run" || (kind === "step" && (this.asked === "save" || this.asked === "sample"));
     if (done && this.asked) this.answered();
     if (kind === "log") this.note = detail.text ?? "";
+    this.forming = kind === "forming" ? forming(detail) : kind === "log" ? this.forming : null;
     if (kind === "sample") this.sample = { step: detail.step ?? 0, file: detail.files?.[0] ?? "" };
     if (kind === "run" || kind === "step") this.run = { ...this.run, ...detail };
     if (kind === "step") this.take(detail);

@@ -60,6 +60,23 @@ def test_guidance_one_asks_once_and_more_asks_twice(objective):
     assert denoiser.calls == [CENTRE, 0.0] * 3
 
 
+def test_what_is_watched_ends_in_the_image():
+    """Of Euler: an estimate of the clean latents for each step, guided, and the last one is the image."""
+    settings = SampleSettings(
+        steps=7,
+        sampler="euler",
+        scheduler="normal",
+        guidance=make_guidance(GuidanceConfig(method="cfg", scale=2.0)),
+    )
+    noise, seen = start_noise((4, 8, 8), 3, torch.device("cpu")), []
+    latents = sample(
+        Ideal(FlowMatching()), noise, {"centre": CENTRE}, {"centre": 0.0}, settings, watch=lambda clean: seen.append(clean.clone())
+    )  # fmt: skip
+    assert len(seen) == 7
+    assert torch.allclose(seen[-1], latents, atol=1e-4)
+    assert [(one - latents).norm() for one in seen] == sorted([(one - latents).norm() for one in seen], reverse=True)
+
+
 def test_guidance_moves_away_from_the_negative():
     """CFG of scale 2 on two Gaussians of one spread is the ideal network of centre 2 c: the mean lands there.
 

@@ -78,6 +78,24 @@ test("a step's event moves the run and adds its loss to the right series", () =>
   assert.equal(view.losses.length, 3);
 });
 
+test("a sample that forms is shown until it is made, and only a picture is taken for one", () => {
+  const view = loaded();
+  const image = "data:image/jpeg;base64,AAAA/+==";
+  assert.equal(view.heard("forming", { step: 40, number: 2, of: 3, image }), false);
+  assert.deepEqual(view.forming, { step: 40, number: 2, of: 3, image });
+  view.heard("log", { text: "waiting" });
+  assert.equal(view.forming?.number, 2);
+  view.heard("sample", { step: 40, files: ["samples/step-000040-0.png"] });
+  assert.equal(view.forming, null);
+  for (const other of ["https://example.com/a.jpg", "data:text/html;base64,AAAA", 'data:image/jpeg;base64,A" onload="x', undefined]) {
+    view.heard("forming", { step: 41, image: other });
+    assert.equal(view.forming, null);
+  }
+  view.heard("forming", { step: 41, image });
+  view.heard("step", { step: 42, loss: 0.5 });
+  assert.equal(view.forming, null);
+});
+
 test("samples and logs are kept; only the end of a run asks for its record", () => {
   const view = loaded();
   assert.equal(view.heard("sample", { step: 40, files: ["samples/step-000040-0.png", "b.png"] }), false);

@@ -87,8 +87,10 @@ def sample(
     negative: Conditioning,
     settings: SampleSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[Tensor], None] = lambda denoised_BCHW: None,
 ) -> Tensor:
-    """Latents in model space. Without guidance (scale 1) the negative prompt is not evaluated."""
+    """Latents in model space. Without guidance (scale 1) the negative prompt is not evaluated. `watch` is shown each estimate of the clean
+    latents that the sampler goes by, in model space."""
     objective = denoiser.objective
     combine, skip = settings.guidance.begin(), settings.skip
 
@@ -101,9 +103,12 @@ def sample(
         guided = conditional
         if settings.guidance.scale != 1:
             guided = combine(conditional, predict(noisy_BCHW, sigma, negative), sigma)
-        if skip is None or not skip.acts(objective, sigma):
-            return guided
-        return guided + guided_by(skip, denoiser.module, lambda: predict(noisy_BCHW, sigma, positive), conditional)
+        if skip is not None and skip.acts(objective, sigma):
+            guided = guided + guided_by(
+                skip, denoiser.module, lambda: predict(noisy_BCHW, sigma, positive), conditional
+            )
+        watch(guided)
+        return guided
 
     sigmas = schedule(objective, settings.scheduler, settings.steps)
     latents: Tensor = SAMPLERS[settings.sampler].load()(

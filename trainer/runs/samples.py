@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -63,6 +64,8 @@ class Samples:
     """False in a process that only computes along."""
     is_other: bool = False
     """The denoiser is another one than the one that is trained."""
+    forming: Callable[[int, int, Tensor], None] | None = None
+    """Is shown (step of the run, number of the image, estimate of its clean latents in model space) while an image forms."""
 
     def using(self, trained: Callable[[], Mapping[str, Tensor]]) -> AbstractContextManager[None]:
         return laid_over(self.denoiser, trained()) if self.is_other else nullcontext()
@@ -86,13 +89,18 @@ class Samples:
         for number, shot in enumerate(self.shots):
             noise = start_noise(shot.shape, shot.seed, self.device)
             try:
-                latents = sample(self.denoiser, noise, shot.positive, shot.negative, shot.settings, progress)
+                watch = partial(self.forming, step, number) if self.forming else _unwatched
+                latents = sample(self.denoiser, noise, shot.positive, shot.negative, shot.settings, progress, watch)
             except StoppedError:
                 return paths
             if self.writes:
                 _write_image(self.decode(latents), places[number], _said_of(shot, step, kind))
                 paths.append(places[number])
         return paths
+
+
+def _unwatched(denoised_BCHW: Tensor) -> None:
+    pass
 
 
 def _said_of(shot: Shot, step: int, kind: str) -> dict[str, str]:

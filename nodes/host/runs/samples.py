@@ -41,8 +41,10 @@ from ..encoding.edit_prompts import chosen_reading, text_pixels
 from ..encoding.encoders import clip_identity, host_encoders, vae_identity
 from ..encoding.reference_images import NAMES, kept_references
 from ..encoding.texts import TrainedTexts
+from ..forming import Forming
 from ..paths import cache_folder, library_path, resolve_folder
 from .preview import preview_name
+from .server import emit
 
 
 class Held(NamedTuple):
@@ -318,6 +320,7 @@ def make_samples(
         shots=shots,
         device=torch.device(patcher.load_device),
         is_other=is_other,
+        forming=Forming(name=folder.name, count=len(shots), latent_format=model.latent_format, emit=emit),
     )
 
 

@@ -124,6 +124,33 @@ def test_a_turbo_gets_its_loaders_its_adapter_and_few_steps(wizard, host):
     assert nodes(made["graph"], "LoomCache")[0]["bucket_step"] == 16
 
 
+def test_a_base_can_be_looked_at_through_its_turbo(wizard, host):
+    base = model(host, "diffusion_models/z_image_bf16.safetensors", "Lumina2", Z_IMAGE)
+    turbo = model(host, "diffusion_models/z_image_turbo_bf16.safetensors", "Lumina2", Z_IMAGE)
+    model(host, "diffusion_models/z_image_deturbo.safetensors", "Lumina2", Z_IMAGE)
+    model(host, "diffusion_models/wide_turbo.safetensors", "Lumina2", {**Z_IMAGE, "dim": 5})
+    model(host, "diffusion_models/krea2_turbo.safetensors", "Krea2")
+    damaged = host.base / "models" / "diffusion_models" / "turbo_damaged.safetensors"
+    damaged.write_bytes(b"damaged")
+    facts = wizard.facts(base)
+    assert facts["previews"] == [turbo]
+    assert wizard.facts(turbo)["previews"] == []
+    parts = [part["value"] for part in facts["parts"]]
+    made = wizard.new_graph(wish(base, parts=parts, preview=turbo))
+    check(made["graph"])
+    [samples] = nodes(made["graph"], "LoomValidation")
+    assert made["graph"][samples["preview_model"][0]]["inputs"]["unet_name"] == "z_image_turbo_bf16.safetensors"
+    [train] = nodes(made["graph"], "LoomTrain")
+    assert made["graph"][train["model"][0]]["inputs"]["unet_name"] == "z_image_bf16.safetensors"
+    assert samples["steps"] == 8
+    assert "preview_model" not in nodes(wizard.new_graph(wish(base, parts=parts))["graph"], "LoomValidation")[0]
+    for refused in (base, "diffusion_models/krea2_turbo.safetensors", "x", 3):
+        with pytest.raises(ConfigError, match="preview"):
+            wizard.new_graph(wish(base, parts=parts, preview=refused))
+    with pytest.raises(ConfigError, match="has no samples"):
+        wizard.new_graph(wish(base, parts=parts, preview=turbo, goal="edit", references="before"))
+
+
 @pytest.mark.parametrize(("width", "text"), [(7680, "qwen_3_4b"), (12288, "qwen_3_8b")])
 def test_kleins_text_encoder_goes_by_its_width(wizard, host, width, text):
     name = model(

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { groupsOf, isComplete, nameFor, usualModel } from "../../web/workbench/wishes.js";
+import { groupsOf, isComplete, nameFor, nameOf, usualModel } from "../../web/workbench/wishes.js";
 
 const wish = { model: "checkpoints/a.safetensors", goal: "character", name: "cat", trigger: "", folder: "loom/cats", references: "", parts: [] };
 
@@ -9,6 +9,10 @@ test("models stand under the folder that ComfyUI has them in, the demo last", ()
   assert.deepEqual(groups.map(({ label }) => label), ["Checkpoints", "Diffusion models", "Without a model file"]);
   assert.deepEqual(groups[1].models, [{ value: "diffusion_models/b/c.safetensors", text: "b/c.safetensors" }]);
   assert.deepEqual(groupsOf(["demo"]).length, 1);
+});
+
+test("a model is called by its path below the folder that lists it", () => {
+  assert.equal(nameOf("diffusion_models/turbo/z.safetensors"), "turbo/z.safetensors");
 });
 
 test("the first real model is chosen, the demo only where there is no other", () => {

@@ -8,7 +8,7 @@ import { openDialog } from "./dialogs.js";
 import { fetchFolders } from "./data_requests.js";
 import { openNewGraph } from "./graph.js";
 import { fetchChoices, fetchModel, makeGraph } from "./requests.js";
-import { GOALS, groupsOf, isComplete, nameFor, usualModel } from "./wishes.js";
+import { GOALS, groupsOf, isComplete, nameFor, nameOf, usualModel } from "./wishes.js";
 
 /**
  * @typedef {import("./wishes.js").Wish} Wish
@@ -25,8 +25,9 @@ export async function openWizard() {
 class Wizard {
   constructor() {
     /** @type {Wish} */
-    this.wish = { model: "", goal: "character", name: "", trigger: "", folder: "", references: "", parts: [] };
+    this.wish = { model: "", goal: "character", name: "", trigger: "", folder: "", references: "", parts: [], preview: "" };
     this.isNameOwn = false;
+    this.hasPreviews = false;
     this.free = "my-lora";
     this.dialog = openDialog("loom-wizard", "New run", { isForm: true });
     const form = make("form", "", this.dialog);
@@ -40,6 +41,7 @@ class Wizard {
     this.about.setAttribute("role", "status");
     this.warning = make("p", "loom-warning", form);
     this.parts = make("div", "loom-parts", form);
+    this.preview = this.select(form, "Samples are made by", (value) => this.change({ preview: value }));
     this.goal = this.select(form, "What it should learn", (value) => this.chooseGoal(value));
     for (const [value, label] of GOALS) make("option", "", this.goal, label).value = value;
     this.images = new ImagesField(form, "Your images", (folder) => this.change({ folder }));
@@ -101,7 +103,8 @@ class Wizard {
 
   /** @param {string} model */
   async chooseModel(model) {
-    this.change({ model, parts: [] });
+    this.change({ model, parts: [], preview: "" });
+    this.showPreviews([]);
     this.facts = undefined;
     await this.trying(async () => {
       const facts = await fetchModel(model);
@@ -117,6 +120,7 @@ class Wizard {
     const known = facts.title || "A model that LoRA Loom has no numbers for";
     this.about.textContent = [known, `${facts.resolution} pixels`, facts.rank ? `rank ${facts.rank}` : "", facts.adapter ? `with ${facts.adapter} while training` : ""].filter(Boolean).join(" · ");
     this.warning.textContent = [facts.warning, facts.trap].filter(Boolean).join(" ");
+    this.showPreviews(facts.previews);
     this.parts.replaceChildren();
     for (const [place, part] of facts.parts.entries()) {
       const field = this.select(this.parts, part.label, (value) => this.change({ parts: this.wish.parts.map((one, at) => (at === place ? value : one)) }));
@@ -126,10 +130,29 @@ class Wizard {
     }
   }
 
+  /**
+   * Models with few steps that may make the samples; nothing to choose from without one, or for an edit, which has no samples.
+   * @param {string[]} names
+   */
+  showPreviews(names) {
+    this.hasPreviews = names.length > 0;
+    this.preview.replaceChildren();
+    make("option", "", this.preview, "the base model").value = "";
+    for (const name of names) make("option", "", this.preview, `${nameOf(name)} (both must fit in memory)`).value = name;
+    this.hidePreviews();
+  }
+
+  hidePreviews() {
+    const label = this.preview.parentElement;
+    if (label) label.hidden = !this.hasPreviews || this.wish.goal === "edit";
+  }
+
   /** @param {string} goal */
   chooseGoal(goal) {
     this.before.root.hidden = goal !== "edit";
-    this.change({ goal });
+    this.preview.value = goal === "edit" ? "" : this.preview.value;
+    this.change({ goal, preview: this.preview.value });
+    this.hidePreviews();
   }
 
   /** @param {Partial<Wish>} changed */

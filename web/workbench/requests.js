@@ -10,7 +10,7 @@ import { runPath } from "../runs.js";
  * @typedef {{changed: Changed[], all: Record<string, unknown>, toml: string}} Settings
  * @typedef {Record<string, {class_type: string, inputs: Record<string, unknown>}>} Graph
  * @typedef {[number, number, number, number]} Place x, y, width, height
- * @typedef {{title: string, resolution: number, rank: number | null, warning: string, trap: string, adapter: string, parts: {label: string, files: string[], value: string}[]}} ModelFacts
+ * @typedef {{title: string, resolution: number, rank: number | null, warning: string, trap: string, adapter: string, previews: string[], parts: {label: string, files: string[], value: string}[]}} ModelFacts
  * @typedef {{graph: Graph, places: Record<string, Place>, groups: Record<string, Place>, name: string}} NewGraph
  */
 

@@ -1,7 +1,7 @@
 // @ts-check
 // What a person wishes of a new run, before it is a graph. Pure functions.
 
-/** @typedef {{model: string, goal: string, name: string, trigger: string, folder: string, references: string, parts: string[]}} Wish */
+/** @typedef {{model: string, goal: string, name: string, trigger: string, folder: string, references: string, parts: string[], preview: string}} Wish */
 
 const DEMO = "demo";
 
@@ -26,11 +26,14 @@ const GROUPS = [
 export function groupsOf(models) {
   const groups = GROUPS.map(({ folder, label }) => ({
     label,
-    models: models.filter((name) => name.startsWith(`${folder}/`)).map((value) => ({ value, text: value.slice(folder.length + 1) })),
+    models: models.filter((name) => name.startsWith(`${folder}/`)).map((value) => ({ value, text: nameOf(value) })),
   }));
   const demo = { label: "Without a model file", models: models.includes(DEMO) ? [{ value: DEMO, text: "Demo: a tiny model for a first try" }] : [] };
   return [...groups, demo].filter((group) => group.models.length);
 }
+
+/** A base model without the name of the folder that lists it. @param {string} model */
+export const nameOf = (model) => model.slice(model.indexOf("/") + 1);
 
 /** The model that is chosen at first: the first real one. @param {string[]} models */
 export const usualModel = (models) => models.find((name) => name !== DEMO) ?? models[0] ?? "";

@@ -26,7 +26,8 @@ COLUMN = 400
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What a person has chosen for a new run. `texts`, `vae` and `adapter` are files as ComfyUI's loaders list them."""
+    """What a person has chosen for a new run. `texts`, `vae` and `adapter` are files as ComfyUI's loaders list them, `preview` is
+    a base model as Loom lists it, which makes the samples."""
 
     model: str
     goal: Goal
@@ -37,6 +38,7 @@ class Wish:
     texts: tuple[str, ...] = ()
     vae: str = ""
     adapter: str = ""
+    preview: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +100,23 @@ def _load(made: Made, wish: Wish, loaders: Loaders) -> tuple[list[object], list[
     if wish.model == DEMO:
         demo = made.add("LoomDemoModel", (0, 0, 360, 110))
         return [demo, 0], [demo, 1], [demo, 2], [demo, 3]
-    folder, _, name = wish.model.partition("/")
-    if folder == "checkpoints":
-        file = made.add("CheckpointLoaderSimple", (0, 0, 360, 100), ckpt_name=name)
+    file = _load_base(made, wish.model, 0)
+    if wish.model.startswith("checkpoints/"):
         return [file, 0], [file, 1], [file, 2], []
-    unet = made.add("UNETLoader", (0, 0, 360, 90), unet_name=name, weight_dtype="default")
     inputs: dict[str, object] = dict(zip(loaders.inputs, wish.texts, strict=True))
     if loaders.kind:
         inputs |= {"type": loaders.kind}
     text = made.add(loaders.node, (0, 140, 360, 150), **inputs)
     vae = made.add("VAELoader", (0, 340, 360, 70), vae_name=wish.vae)
-    return [unet, 0], [text, 0], [vae, 0], []
+    return [file, 0], [text, 0], [vae, 0], []
+
+
+def _load_base(made: Made, model: str, top: int) -> str:
+    """A loader whose first output is the MODEL; returns its id."""
+    folder, _, name = model.partition("/")
+    if folder == "checkpoints":
+        return made.add("CheckpointLoaderSimple", (0, top, 360, 100), ckpt_name=name)
+    return made.add("UNETLoader", (0, top, 360, 90), unet_name=name, weight_dtype="default")
 
 
 def _dataset(made: Made, wish: Wish) -> list[object]:
@@ -119,14 +127,16 @@ def _dataset(made: Made, wish: Wish) -> list[object]:
 
 
 def _samples(made: Made, wish: Wish, seen: Seen, vae: object, clip: object, side: int) -> list[object]:
-    is_fast = bool(seen.told and seen.told.row.distilled == "steps")
+    is_fast = bool(wish.preview or (seen.told and seen.told.row.distilled == "steps"))
     prompts = "\n".join(f"{wish.trigger}, {scene}" if wish.trigger else scene for scene in SCENES[wish.goal])
     if wish.model == DEMO:
         prompts = "a toadstool on a meadow"
     every = 50 if wish.model == DEMO else 250
+    other = {"preview_model": [_load_base(made, wish.preview, 700), 0]} if wish.preview else {}
     node = made.add(
         "LoomValidation", (2 * COLUMN, 640, 360, 360), vae=vae, clip=clip, prompts=prompts, every=every,
         steps=8 if is_fast else 20 if wish.model == DEMO else 25, cfg=0.0, width=side, height=side,
+        **other,
     )  # fmt: skip
     return [node, 0]
 

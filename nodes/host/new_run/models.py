@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ....trainer.known_models.rows import ROWS
 from ....trainer.storage.tensor_file import TensorFile
 from ..backend.model_rows import NAMES
 from ..base_files import find_base
+from ..sweep.sampler_names import base_names
 
 logger = logging.getLogger("lora_loom")
 
@@ -39,6 +41,29 @@ def seen_in(name: str) -> Seen:
         return Seen()
     titles = [path.stem, *(file.metadata[key] for key in NAMES if key in file.metadata)]
     return Seen(model_class=model_class, config=config, told=tell(ROWS, model_class, config, titles))
+
+
+def previews_of(model: str, seen: Seen) -> list[str]:
+    """Base models with few steps that can make the samples of this one: the same network, as Z-Image Turbo for Z-Image.
+
+    None for a model that has few steps itself. Only headers are read, and only of files that may be such a model by their name.
+    """
+    if seen.told is None or seen.told.row.distilled != "no":
+        return []
+    return [name for name in base_names() if name != model and _is_fast(name, seen)]
+
+
+def _is_fast(name: str, seen: Seen) -> bool:
+    by_name = tell(ROWS, seen.model_class, seen.config, [PurePath(name).stem])
+    if by_name is None or by_name.row.distilled != "steps":
+        return False
+    try:
+        other = seen_in(name)
+    except LoomError:  # damaged: said where it is chosen
+        return False
+    told = other.told
+    is_alike = (other.model_class, other.config) == (seen.model_class, seen.config)
+    return is_alike and told is not None and told.row.distilled == "steps"
 
 
 def detected(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> tuple[str, dict[str, object]]:

@@ -12,7 +12,7 @@ from ..paths import resolve_folder, run_folder
 from ..sweep.sampler_names import base_names, lora_names
 from .graphs import DEMO, Goal, Wish, make_graph, resolution_of
 from .loaders import Loaders, likely, loaders_for
-from .models import Seen, seen_in
+from .models import Seen, previews_of, seen_in
 
 ADAPTERS = {
     "Z-Image Turbo": r"z.?image.*turbo.*adapter",
@@ -29,7 +29,8 @@ def choices() -> Record:
 
 
 def facts(model: str) -> Record:
-    """What a model is and needs: {"title", "resolution", "rank", "warning", "trap", "parts": [{"label", "files", "value"}], "adapter"}.
+    """What a model is and needs: {"title", "resolution", "rank", "warning", "trap", "parts": [{"label", "files", "value"}], "adapter",
+    "previews": names of models that can make its samples}.
 
     Raises LoomError for a name that is not listed, and for a damaged file.
     """
@@ -44,6 +45,7 @@ def facts(model: str) -> Record:
         "trap": row.trap if row else "",
         "parts": _parts(model, loaders),
         "adapter": adapter,
+        "previews": previews_of(model, seen),
     }
 
 
@@ -58,12 +60,18 @@ def new_graph(asked: Record) -> Record:
         resolve_folder(folder, "folder")
     if goal == "edit":
         resolve_folder(references, "references")
+    preview = _text(asked, "preview")
+    if preview and goal == "edit":
+        raise ConfigError(f"preview = {preview!r}: a run of edits has no samples, leave it empty")
+    if preview and preview not in previews_of(model, seen):
+        raise ConfigError(f"preview = {preview!r}: choose one of the models that can make samples of {model}")
     files = [
         _file(part, chosen) for part, chosen in zip(_parts(model, loaders), _chosen(asked, model, loaders), strict=True)
     ]
     wish = Wish(
         model=model, goal=_goal(goal), name=check_name(_text(asked, "name")), trigger=_text(asked, "trigger"), folder=folder,
         references=references, texts=tuple(files[:-1]), vae=files[-1] if files else "", adapter=facts(model)["adapter"],
+        preview=preview,
     )  # fmt: skip
     made = make_graph(wish, seen, loaders)
     return {"graph": made.graph, "places": made.places, "groups": made.groups, "name": wish.name}

@@ -266,6 +266,13 @@ def test_simpletuners_csv_and_aws(folder):
         read(folder, [{"id": "a", "type": "aws", "aws_bucket_name": "b"}])
 
 
+def test_a_set_without_a_cache_of_latents_names_the_setting(folder):
+    asked = {"id": "a", "instance_data_dir": "cat", "caption_strategy": "filename", "vae_cache_disable": True}
+    notes = read(folder, [asked]).notes
+    assert [note for note in notes if 'a: vae_cache_disable = True is ignored; set memory.cache = "online"' in note]
+    assert not [note for note in read(folder, [{**asked, "vae_cache_disable": False}]).notes if "vae_cache" in note]
+
+
 def test_captions_from_parquet_columns(folder):
     entry = {"instance_data_dir": "cat", "caption_strategy": "parquet", "metadata_backend": "parquet"}
     table = {"path": "t.parquet", "filename_column": "id", "caption_column": "long", "fallback_caption_column": "x"}

@@ -8,18 +8,19 @@ from ...types import Json
 from .checks import ignored_options, number_of, switch_of, text_of, whole_of
 
 DANGEROUS = ("delete_unwanted_images", "delete_problematic_images", "delete_nsfw_images")
+"""Options that would delete images. They are refused."""
 NOT_NEEDED = {
     "cache_dir", "cache_dir_vae", "write_batch_size", "metadata_update_interval", "skip_file_discovery", "default",
     "text_embeds", "image_embeds", "preserve_data_backend_cache", "vae_cache_clear_each_epoch", "vae_cache_ondemand",
-    "vae_cache_disable", "hash_filenames", "text_encoder_batch_size", "source_dataset_id",
+    "hash_filenames", "text_encoder_batch_size", "source_dataset_id",
 }  # fmt: skip
 """Options about the location and filling of caches, which have no effect here and are not reported."""
-"""Options that would delete images. They are refused."""
 INSTEAD = {
     "caption_filter_list": "edit the captions",
     "max_upscale_threshold": "use minimum_image_size",
     "timestep_sampling_offset": "use objective.logit_mean",
     "train_batch_size": "set training.batch_size",
+    "vae_cache_disable": 'set memory.cache = "online" to keep neither latents nor texts, for all datasets',
     "video": "only images are trained",
     "conditioning": "make the reference images beforehand and name their folder",
 }

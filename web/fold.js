@@ -40,6 +40,9 @@ export function foldAdvanced(node) {
   node.getLayoutWidgets = () => (node.widgets ?? []).filter((widget) => !widget.hidden && (!widget.advanced || node.showAdvanced));
   const button = node.addWidget("button", "", null, () => toggle(!node.showAdvanced), { serialize: false });
   button.serialize = false;
+  // The page may change its renderer while the node is open: the newer one has a button of its own.
+  const hidden = { get: () => Boolean(window.LiteGraph?.vueNodesMode), set: () => {}, configurable: true, enumerable: true };
+  for (const place of [button, button.options ?? {}]) Object.defineProperty(place, "hidden", hidden);
 
   /** @param {boolean} open */
   function toggle(open) {

@@ -44,7 +44,7 @@ export function smoothed(points, halfLife) {
 }
 
 /**
- * The range most values lie in, so that one outlier does not flatten the curve.
+ * The range most values lie in, so that one outlier does not flatten the curve; above 0 where all values are.
  * @param {number[]} values
  * @returns {[low: number, high: number]}
  */
@@ -55,7 +55,7 @@ export function usualRange(values) {
   const at = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
   const [low, high] = [at(0.01), at(0.98)];
   const room = (high - low || Math.abs(high) || 1) * 0.12;
-  return [low - room, high + room];
+  return [sorted[0] > 0 ? Math.max(low - room, 0) : low - room, high + room];
 }
 
 /**

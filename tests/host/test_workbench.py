@@ -119,6 +119,30 @@ def test_a_run_is_followed_from_its_start_to_a_loader_with_its_file(trained, ser
     page.click(".loom-compare >> text=Runs")
 
 
+def test_a_narrow_sidebar_shows_every_tab_and_the_name_of_a_folder(trained, server):
+    page = trained
+    (server.base / "input" / "loom" / "images-20261129-070347").mkdir(parents=True)
+    (server.base / "input" / "loom" / "images-20261129-070347" / "a.png").write_bytes(picture("red"))
+    page.set_viewport_size({"width": 1280, "height": 800})
+    open_tab(page)
+    page.click(".loom-open >> text=first")
+    page.wait_for_selector(".loom-detail")
+    wide = "(() => { const box = document.querySelector('.loom-place'); return box.scrollWidth - box.clientWidth; })()"
+    keys = "[...document.querySelectorAll('.loom-chart-tall .loom-chart-legend button')].map((one) => [one.textContent, getComputedStyle(one, '::before').opacity])"
+    for tab in TABS:
+        page.click(f".loom-detail .loom-tabs >> text={tab}")
+        page.wait_for_timeout(600)
+        assert page.evaluate(wide) == 0, tab
+        if tab == "Progress":
+            assert len({opacity for _, opacity in page.evaluate(keys)}) > 1, "loss and its smoothed curve look alike"
+    page.click(".loom-detail >> text=Runs")
+    page.click(".loom-bench > .loom-tabs >> text=Data")
+    page.wait_for_selector(".loom-card")
+    assert page.locator(".loom-data select").bounding_box()["width"] > 220
+    page.click(".loom-bench > .loom-tabs >> text=Runs")
+    page.set_viewport_size({"width": 1920, "height": 1080})
+
+
 def test_after_a_reload_nodes_and_list_show_what_they_showed(trained):
     page = trained
     page.evaluate("([graph, name]) => window.app.loadApiJson(graph, name)", [small_demo("first"), "first"])

@@ -47,6 +47,17 @@ test("a new node shows its main inputs, and the button the others", () => {
   assert.equal(shown(node), "steps ema button");
 });
 
+test("the button is not there while the page draws nodes by its newer renderer", () => {
+  const node = newNode();
+  foldAdvanced(node);
+  const button = node.widgets.at(-1);
+  globalThis.window.LiteGraph = { vueNodesMode: true };
+  assert.ok(button.hidden && button.options.hidden);
+  globalThis.window.LiteGraph.vueNodesMode = false;
+  assert.ok(!button.hidden && !button.options.hidden);
+  delete globalThis.window.LiteGraph;
+});
+
 test("a saved value or link stays in sight, and a node saved at its full height is made shorter", () => {
   const node = newNode();
   foldAdvanced(node);

@@ -38,6 +38,11 @@ test("the range leaves room round the values", () => {
   near(high, 2 + 0.12);
 });
 
+test("the range of losses does not reach below 0, that of other values may", () => {
+  assert.equal(usualRange([0.1, 5])[0], 0);
+  assert.ok(usualRange([-0.1, 5])[0] < -0.1);
+});
+
 test("one outlier in a hundred does not stretch the range", () => {
   const values = Array.from({ length: 200 }, (_, index) => index / 200);
   const [, plain] = usualRange(values);

@@ -76,12 +76,12 @@ export class Chart {
   }
 
   renderLegend() {
-    const labels = this.content.series.filter((one) => one.points.length).map(({ label, colour, isDots }) => ({ label, colour, isDots }));
+    const labels = this.content.series.filter((one) => one.points.length).map(({ label, colour, isDots, isFaint }) => ({ label, colour, isDots, isFaint }));
     const key = JSON.stringify(labels);
     if (this.legend.dataset.key === key) return; // a new button would lose the focus
     this.legend.dataset.key = key;
     this.legend.replaceChildren();
-    for (const { label, colour, isDots } of labels) {
+    for (const { label, colour, isDots, isFaint } of labels) {
       const button = makeButton(this.legend, label, `Show or hide: ${label}`, () => {
         if (!this.off.delete(label)) this.off.add(label);
         button.setAttribute("aria-pressed", String(!this.off.has(label)));
@@ -90,6 +90,7 @@ export class Chart {
       button.setAttribute("aria-pressed", String(!this.off.has(label)));
       button.style.setProperty("--loom-key", colour);
       button.classList.toggle("loom-key-dots", Boolean(isDots));
+      button.classList.toggle("loom-key-faint", Boolean(isFaint));
     }
   }
 

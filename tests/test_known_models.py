@@ -50,6 +50,17 @@ EDIT_2511 = {"image_model": "qwen_image", "default_ref_method": "index_timestep_
         ("WAN22", {}, "any", "Wan 2.2 5B", "weights", "no"),
         ("SDXL", {}, "sd_xl_base_1.0", "SDXL", "nothing", "no"),
         ("SDXL", {}, "sdxl_lightning_4step", "SDXL with few steps", "name", "steps"),
+        ("Lumina2", Z, "ZIT-fp8", "Z-Image Turbo", "name", "steps"),
+        ("Lumina2", Z, "merge_ZIT", "Z-Image Turbo", "name", "steps"),
+        ("Lumina2", Z, "zib_v4", "Z-Image", "name", "no"),
+        ("Flux2", KLEIN, "klein-9b-database", "FLUX.2 Klein", "name", "steps"),
+        ("Flux2", KLEIN, "kleinBase_9b", "FLUX.2 Klein base", "name", "no"),
+        ("WAN21", {}, "Wan2_2-T2V-A14B-HIGH_fp8_e4m3fn_scaled_KJ", "Wan 2.2, high noise", "name", "no"),
+        ("WAN21", {}, "Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ", "Wan 2.2, low noise", "name", "no"),
+        ("WAN21", {}, "wan2.2-highlights", "Wan 2.1", "nothing", "no"),
+        ("SDXL", {}, "hyperrealism_xl", "SDXL", "nothing", "no"),
+        ("SDXL", {}, "merge_Hyper8steps", "SDXL with few steps", "name", "steps"),
+        ("QwenImage", {}, "qwen_image_mine_2004steps", "Qwen-Image", "name", "no"),
         ("ErnieImage", {}, "ernie-image-turbo", "ErnieImage Turbo", "name", "steps"),
     ],
 )  # fmt: skip
@@ -167,3 +178,19 @@ def test_the_template_of_wan_22_parts_the_noise_levels_where_its_experts_do():
         ends = [levels.at(FlowMatching(), 8, 8, share).item() for share in (0.0, 1.0)]
         edges.append(pytest.approx(ends, abs=1e-6))
     assert edges == [[0.875, 1.0], [0.0, 0.875]]
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "variant", "warned"),
+    [
+        ("noobai-vpred", "sdxl", "sdxl", "model.variant = 'sdxl-v'"),
+        ("noobai-vpred", "sdxl", "sdxl-v", ""),
+        ("noobai-eps", "sdxl", "sdxl", ""),
+        ("merge_v_prediction", "sd", "sd1", "model.variant = 'sd1-v'"),
+    ],
+)
+def test_a_file_that_only_its_name_says_predicts_v_is_warned_of(tmp_path, name, family, variant, warned):
+    source = Source(path=tmp_path / f"{name}.safetensors", denoiser_files=())
+    base = Base(source=source, family=families.get(family), variant=variant, device=torch.device("cpu"))
+    said = " ".join(base.warnings())
+    assert (warned in said) if warned else not said

@@ -16,7 +16,7 @@ from .families.common.encoder_files.parts import check_vae, parts_of
 from .families.common.family import DEFAULT_PROMPT_ENCODING, Encoders, Family, Loading, PromptEncoding, Variant
 from .families.common.modules import AS_STORED
 from .families.common.source import Source, open_source
-from .known_models.row import distillation_note
+from .known_models.row import V_PREDICTION, distillation_note
 from .storage.fingerprint import files_identity
 from .types import EncoderIdentity
 from .weights.attention import AUTO, check_attention, use_attention
@@ -133,6 +133,11 @@ class Base:
         if self.zero_terminal_snr and settings.objective.name == "epsilon":
             notes.append(
                 "objective.zero_terminal_snr: at pure noise an epsilon model has nothing to predict (arXiv 2305.08891); it is made for v models"
+            )
+        if settings.objective.name == "epsilon" and V_PREDICTION.search(self.source.path.stem):
+            other = next((one for one in self.family.variants if one == f"{self.variant}-v"), "")
+            notes.append(
+                f"{self.source.path.name} is named after v-prediction, and nothing in the file says it, so it is trained as an epsilon model: set model.variant = {other!r} if it is one"
             )
         return [f"warning: {note}" for note in notes]
 

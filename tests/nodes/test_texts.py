@@ -77,7 +77,7 @@ def test_rates_patches_and_schedules_that_cannot_be_trained_are_refused(host):
     with pytest.raises(ConfigError, match="prodigy finds one rate for all"):
         check(base, clip(SD1ClipModel()), asked, OptimizerConfig(name="prodigy", learning_rate=1.0))
     lora = SimpleNamespace(name="lora", weights=())
-    with pytest.raises(ConfigError, match="clip carries lora: .*Link the loader's CLIP"):
+    with pytest.raises(ConfigError, match="clip carries lora: .*Loom LoRA Merge into Base.*Link the loader's CLIP"):
         check(base, clip(SD1ClipModel(), [("clip_l.x.weight", lora)]), asked, rate)
     with pytest.raises(ConfigError, match="a schedule or hooks"):
         check(base, clip(SD1ClipModel(), schedule=True), asked, rate)

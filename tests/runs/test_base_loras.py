@@ -145,11 +145,13 @@ def test_sweeps_have_it_in_every_cell_and_scores_measure_with_it(on_top, plain):
         (lambda t: {k: torch.cat([v, v], -1) if k.endswith(("lora_down.weight", "lora_A.weight")) else v for k, v in t.items()},
          r"base LoRA broken.safetensors: .* has the shape .*: it was made for another model"),
         (lambda t: {**t, "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 4),
-                    "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(4, 2)}, "changes the text encoder too"),
+                    "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(4, 2)}, "changes the text encoder too.*merge-base"),
         (lambda t: {**t, next(iter(t)): next(iter(t.values())) * float("nan")}, "NaN"),
         (lambda t: {**t, f"{next(iter(t)).rpartition('.lora')[0]}.reshape_weight": torch.ones(2)}, r"not read here \(reshape_weight\)"),
+        (lambda t: {k: v for k, v in t.items() if k != next(iter(t))}, r"base LoRA broken.safetensors: .*: an adapter of .* is incomplete"),
+        (lambda t: {"x": torch.ones(1)}, "base LoRA broken.safetensors: 1 of the LoRA's 1 modules are not in this sd model"),
     ],
-    ids=["another model", "another shape", "text encoder", "nan", "another kind"],
+    ids=["another model", "another shape", "text encoder", "nan", "another kind", "half a pair", "no LoRA"],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, below, change, message):
     path = tmp_path / "broken.safetensors"
@@ -157,6 +159,17 @@ def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, below, change, me
     with pytest.raises((ConfigError, ModelFileError), match=message):
         run(tmp_path, {"file": str(path)})
     assert not (tmp_path / "run/run.json").exists()
+
+
+def test_a_file_of_8_bit_floats_is_one(tmp_path, below):
+    path = tmp_path / "small.safetensors"
+    save_file({key: tensor.to(torch.float8_e4m3fn) for key, tensor in load_file(below).items()}, path)
+    _, _, done = run(tmp_path, {"file": str(path)})
+    assert json.loads(TensorFile(done.lora).metadata["loom.base_loras"])[0]["file"] == "small.safetensors"
+    broken = {key: (tensor * float("nan")).to(torch.float8_e4m3fn) for key, tensor in load_file(below).items()}
+    save_file(broken, path)
+    with pytest.raises(ModelFileError, match="NaN"):
+        run(tmp_path / "nan", {"file": str(path)})
 
 
 def test_of_two_that_claim_a_layer_the_one_with_another_shape_is_refused(tmp_path, below):

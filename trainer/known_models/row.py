@@ -12,6 +12,8 @@ from typing import Generic, Literal, TypeVar
 from ..diffusion.timesteps import ResolutionShift
 
 T = TypeVar("T")
+V_PREDICTION = re.compile(r"v[-_ ]?pred", re.IGNORECASE)
+"""What files of v-prediction models are called."""
 Distilled = Literal["no", "guidance", "steps"]
 """guidance: it samples at CFG 1, the guidance is inside. steps: it samples in a few steps, at CFG 1."""
 

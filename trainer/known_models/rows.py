@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..diffusion.timesteps import ResolutionShift
 from .row import ModelRow, Sourced
 
-FEW_STEPS = r"turbo|lightning|lightx2v|hyper|[48][-_ ]?steps?"
+FEW_STEPS = r"turbo|lightning|lightx2v|hyper(?!real|ion|det)|(?<!\d)[48][-_ ]?steps?"
 """What files of few-step models, and of merges with a few-step LoRA, are called."""
 BY_16 = Sourced(16, "CU: latents of 1/8 in patches of 2x2, or of 1/16")
 BY_32 = Sourced(32, "CU: latents of 1/32, or of 1/16 in patches of 2x2")
@@ -19,7 +19,7 @@ Z_IMAGE = ModelRow(
     name="Z-Image",
     model_class="Lumina2",
     config={"z_image_modulation": True},
-    named=r"z[-_ ]?image(?!.*(turbo|de.?distill))",
+    named=r"z[-_ ]?image(?!.*(turbo|de.?distill))|(?<![a-z])zib(?![a-z])",
     trap="A LoRA of the base acts weakly on Turbo (MT#908).",
     shift=Sourced(3.0, "CU supported_models.ZImage; FZ trains at 3 with logit-normal timesteps"),
     cfg=Sourced(4.0, "CU template, 25 steps"),
@@ -37,7 +37,7 @@ Z_IMAGE_ROWS = (
     replace(
         Z_IMAGE,
         name="Z-Image Turbo",
-        named=r"turbo|[-_ ]zit[-_. ]",
+        named=r"turbo|(?<![a-z])zit(?![a-z])",
         distilled="steps",
         instead="ostris/zimage_turbo_training_adapter v2, or the De-Turbo base",
         trap="Without an adapter samples of 8 steps become blurred (DP#462).",
@@ -64,7 +64,7 @@ KLEIN_BASE = replace(
     FLUX2,
     name="FLUX.2 Klein base",
     config={"guidance_embed": False},
-    named="base",
+    named="(?<!data)base(?!d)",
     distilled="no",
     trap="Use the LoRA on the distilled Klein (4 steps, CFG 1): it works there as it is.",
     guidance=None,
@@ -271,13 +271,13 @@ WAN_ROWS = (
     replace(
         WAN,
         name="Wan 2.2, high noise",
-        named=r"high[-_ ]?noise",
+        named=r"high[-_ ]?noise|2[._]?2.*(?<![a-z])high(?![a-z])",
         trap="Its half begins at sigma 0.875 (AK wan22_14b_model.py:34): with shift 3 set min_timestep = 0.7, and train a second LoRA on the other expert.",
     ),
     replace(
         WAN,
         name="Wan 2.2, low noise",
-        named=r"low[-_ ]?noise",
+        named=r"low[-_ ]?noise|2[._]?2.*(?<![a-z])low(?![a-z])",
         trap="Its half ends at sigma 0.875 (AK wan22_14b_model.py:34): with shift 3 set max_timestep = 0.7, and train a second LoRA on the other expert.",
     ),
     WAN,

@@ -208,9 +208,9 @@ def change_of(
         )
     wanted = weight_shape(layer, where)
     wanted = (rows or wanted[0], *wanted[1:])
-    change = _read(parts, strength, wanted)
+    change = _read(parts, strength, wanted, where)
     if change is None:
-        made = _made_shape(parts)
+        made = _made_shape(parts, where)
         raise ModelFileError(
             f"{where} has the shape {made}, this model's layer {wanted}: it was made for another model"
         )
@@ -228,10 +228,10 @@ def weight_shape(layer: nn.Module, where: str) -> tuple[int, ...]:
     raise ModelFileError(f"{where} changes a {type(layer).__name__}: only Linear and Conv2d can have a base LoRA")
 
 
-def _read(parts: Mapping[str, Tensor], strength: float, wanted: tuple[int, ...]) -> FrozenChange | None:
+def _read(parts: Mapping[str, Tensor], strength: float, wanted: tuple[int, ...], where: str) -> FrozenChange | None:
     """None for another shape."""
     down, up = (parts.get(a, parts.get(b)) for a, b in (("lora_A.weight", "lora_down.weight"), ("lora_B.weight", "lora_up.weight")))  # fmt: skip
-    made = _made_shape(parts)
+    made = _made_shape(parts, where)
     if made[0] != wanted[0] or made[1] != torch.Size(wanted[1:]).numel():
         return None
     if down is None or up is None or "lora_mid.weight" in parts:
@@ -241,11 +241,14 @@ def _read(parts: Mapping[str, Tensor], strength: float, wanted: tuple[int, ...])
     return LowRank(down=down.reshape(rank, *wanted[1:]), up=up.flatten(1), scale=alpha / rank * strength)
 
 
-def _made_shape(parts: Mapping[str, Tensor]) -> tuple[int, int]:
-    """(rows, columns) of a change, without computing it. Raises ModelFileError for an incomplete adapter."""
-    made = changed_shape(parts)
+def _made_shape(parts: Mapping[str, Tensor], where: str) -> tuple[int, int]:
+    """(rows, columns) of a change, without computing it. Raises ModelFileError, which names `where`, for an incomplete adapter."""
+    try:
+        made = changed_shape(parts)
+    except ModelFileError as error:
+        raise ModelFileError(f"{where}: {error}") from error
     if made is None:
-        raise ModelFileError(f"an adapter of {sorted(parts)} is incomplete: the LoRA file is damaged")
+        raise ModelFileError(f"{where}: an adapter of {sorted(parts)} is incomplete: the LoRA file is damaged")
     return made
 
 

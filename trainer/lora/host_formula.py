@@ -97,11 +97,16 @@ def refuse_foreign(keys: Iterable[str], name: str) -> None:
 
 def refuse_broken(tensors: Mapping[str, Tensor], name: str) -> None:
     """Raise ModelFileError if a tensor of a LoRA has NaN or infinite numbers, which make every image black."""
-    broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    broken = [key for key, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
         raise ModelFileError(
             f"{name}: {len(broken)} tensors have NaN or infinite numbers, first {broken[0]}: the training diverged; use an earlier checkpoint"
         )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite. torch cannot ask this of the 8-bit floats that some files hold."""
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 
 
 def rank_of(parts: Mapping[str, Tensor]) -> int:

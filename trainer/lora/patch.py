@@ -44,7 +44,7 @@ def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[st
     if strange:
         near = did_you_mean(strange[0], list(paths)) if len(paths) < 10_000 else ""
         raise ModelFileError(
-            f"{len(strange)} of the LoRA's {len(modules)} modules are not in this {denoiser.family} model, first {strange[0]} ({near}): it was made for another model or loader"
+            f"{len(strange)} of the LoRA's {len(modules) + len(unknown)} modules are not in this {denoiser.family} model, first {strange[0]} ({near}): it was made for another model or loader"
         )
     if not modules:
         raise ModelFileError("the file holds no LoRA tensors")

@@ -46,7 +46,7 @@ def _read(asked: BaseLoraConfig, base: Base, network: Denoiser) -> BaseLora:
     refuse_broken(tensors, what)
     if texts := sorted(key for key in group_by_module(tensors)[0] if is_text_encoder(key)):
         raise ConfigError(
-            f"{what} changes the text encoder too ({len(texts)} modules, first {texts[0]}), and a base LoRA changes the denoiser only: use one that was trained without text encoder"
+            f"{what} changes the text encoder too ({len(texts)} modules, first {texts[0]}), and a base LoRA changes the denoiser only: use one that was trained without text encoder, or merge it into the checkpoint (lora-loom merge-base) and train on that"
         )
     try:
         matched = match_modules(network, Formats(family=base.family, denoiser=network).native(tensors))

@@ -54,11 +54,11 @@ def _patches(model: BaseModel, tensors: Mapping[str, Tensor], strength: float, w
     keys = known_keys(model)
     if texts := sorted(key for key in modules if is_text_encoder(key) and key not in keys):
         raise ConfigError(
-            f"{what} changes the text encoder too ({len(texts)} modules, first {texts[0]}): load it with LoraLoader instead, and connect its MODEL to LoomTrain and its CLIP to LoomCache"
+            f"{what} changes the text encoder too ({len(texts)} modules, first {texts[0]}): load it with LoraLoader instead, and connect its MODEL to LoomTrain and its CLIP to LoomCache; to train the text encoders too (clip of LoomTrain), merge it into the checkpoint (Loom LoRA Merge into Base) and load that"
         )
     if lost := sorted(key for key in (*modules, *unknown) if key not in keys):
         raise ModelFileError(
-            f"{what}: {len(lost)} of its {len(modules)} modules are not in this {type(model).__name__} model, first {lost[0]}: it was made for another model"
+            f"{what}: {len(lost)} of its {len(modules) + len(unknown)} modules are not in this {type(model).__name__} model, first {lost[0]}: it was made for another model"
         )
     found = []
     for target, adapter in loaded_by_host(tensors, keys).items():

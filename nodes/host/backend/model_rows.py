@@ -10,7 +10,7 @@ from torch import nn
 from ....trainer.diffusion.denoiser import Targets
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ModelFileError
-from ....trainer.known_models.row import Told, distillation_note, tell, warning_of
+from ....trainer.known_models.row import V_PREDICTION, Told, distillation_note, tell, warning_of
 from ....trainer.known_models.rows import ROWS
 from ....trainer.lora.roles import block_paths
 from ....trainer.runs.run_folder import RunFolder
@@ -21,7 +21,6 @@ from .families import LoadedFamily, takes_guidance
 
 NAMES = ("modelspec.title", "modelspec.architecture")
 """Metadata that say what a file is."""
-V_PREDICTION = re.compile(r"v[-_ ]?pred", re.IGNORECASE)
 
 
 def told_of(patcher: ModelPatcher) -> Told | None:

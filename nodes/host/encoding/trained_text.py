@@ -63,7 +63,7 @@ def _check_plain(clip: Clip) -> None:
     if patches:
         kinds = ", ".join(sorted({kind_of(entry[1]) for chain in patches.values() for entry in chain}))
         raise ConfigError(
-            f"clip carries {kinds}: a text encoder is trained as its loader gives it. Link the loader's CLIP, and the one with the LoRA to LoomCache alone"
+            f"clip carries {kinds}: a text encoder is trained as its loader gives it. Merge the LoRA into the checkpoint (Loom LoRA Merge into Base) and load that, or unlink clip to train the MODEL alone on top of the LoRA. Link the loader's CLIP where the LoRA is meant for the MODEL only (LoraLoaderModelOnly)"
         )
     if getattr(clip, "use_clip_schedule", False) or getattr(clip.patcher, "forced_hooks", None):
         raise ConfigError("clip has a schedule or hooks: link the loader's CLIP")

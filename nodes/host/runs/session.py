@@ -197,6 +197,8 @@ def preview_of(request: TrainRequest) -> ModelPatcher | None:
     return HELD.of(request.validation).preview if request.validation else None
 
 
+NOT_PREDICTED = "memory is not predicted where text encoders are trained (clip): the base stays as Loom Memory says, nothing is chosen for this run"
+
 PURE_NOISE = 1e-6
 """Signal-to-noise ratio below which a noise level counts as pure noise; ComfyUI's highest has 4.9e-8, that of SDXL 0.0047."""
 
@@ -294,6 +296,8 @@ def make_session(
     taken = [line["seconds"] for line in folder.read_metrics() if "seconds" in line]
     plan_memory = partial(plan_graph, run, patcher, request.memory.packing, taken)
     memory_plan = None if texts else predicted(plan_memory, log)
+    if texts:
+        log(NOT_PREDICTED)
     if stream is None and memory_plan is not None and memory_plan.streamed:
         stream = memory_plan.stream
     stays_in_ram = stream is not None or request.memory.packing != "none"

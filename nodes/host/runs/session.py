@@ -75,7 +75,7 @@ from ..encoding.texts import check_texts, load_texts
 from ..paths import find_lora, lora_folder, root
 from .batches import open_batches
 from .memory.arithmetic import settle_arithmetic
-from .memory.memory_plan import GraphRun, plan_graph
+from .memory.memory_plan import GraphRun, not_predicted, plan_graph
 from .memory.packing import pack_weights
 from .preview import check_preview, load_preview
 from .samples import HELD, all_texts, make_samples
@@ -197,8 +197,6 @@ def preview_of(request: TrainRequest) -> ModelPatcher | None:
     return HELD.of(request.validation).preview if request.validation else None
 
 
-NOT_PREDICTED = "memory is not predicted where text encoders are trained (clip): the base stays as Loom Memory says, nothing is chosen for this run"
-
 PURE_NOISE = 1e-6
 """Signal-to-noise ratio below which a noise level counts as pure noise; ComfyUI's highest has 4.9e-8, that of SDXL 0.0047."""
 
@@ -297,7 +295,7 @@ def make_session(
     plan_memory = partial(plan_graph, run, patcher, request.memory.packing, taken)
     memory_plan = None if texts else predicted(plan_memory, log)
     if texts:
-        log(NOT_PREDICTED)
+        not_predicted(log)
     if stream is None and memory_plan is not None and memory_plan.streamed:
         stream = memory_plan.stream
     stays_in_ram = stream is not None or request.memory.packing != "none"

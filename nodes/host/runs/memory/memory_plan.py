@@ -27,6 +27,13 @@ from .listed import is_run
 from .words import in_the_graph
 
 
+def not_predicted(log: Callable[[str], None]) -> None:
+    """Say that a run has no plan, because its text encoders are trained too and the rehearsal knows the MODEL alone."""
+    log(
+        "memory is not predicted where text encoders are trained (clip): the base stays as Loom Memory says, nothing is chosen for this run"
+    )
+
+
 @dataclass(kw_only=True)
 class GraphRun:
     """A run of the graph on shapes."""

@@ -1,5 +1,6 @@
 """Damaged files of a run: one plain line, and never for other runs."""
 
+import json
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 from lora_loom.trainer.errors import LoomError, RunError
 from lora_loom.trainer.runs.headless import train
 from lora_loom.trainer.runs.run_folder import RunFolder
-from lora_loom.trainer.sweep.cells import is_whole
+from lora_loom.trainer.sweep.cells import is_whole, sheet_from_dict
 from tests.conftest import SilentHost, make_config
 
 NO_RECORDS = (b"", b"{}", b"[]", b"null", b"5", b"\xff\xfe", b"[" * 100_000, b'{"config": null}', b'{"updated": null}')
@@ -98,3 +99,37 @@ def test_without_run_json_no_other_configuration_goes_on(begun, tmp_path, conten
     damage(root / "run" / "checkpoints" / "run.json", None)
     with pytest.raises(LoomError, match=r"run\.json cannot be read .*choose another name"):
         train(short_run(root, steps=3), SilentHost())
+
+
+@pytest.mark.parametrize("table", ["objective", "training", "optimizer"])
+def test_a_table_of_run_json_that_is_none_counts_as_damage(begun, tmp_path, table):
+    """The copy of what the run began with is read in its place."""
+    root = tmp_path / "root"
+    shutil.copytree(begun, root)
+    path = root / "run" / "run.json"
+    record = json.loads(path.read_text())
+    record["config"][table] = []
+    path.write_text(json.dumps(record))
+    assert train(short_run(root, steps=3), SilentHost()).state == "finished"
+
+
+def test_a_run_json_that_does_not_say_what_is_fixed_is_not_gone_on_with(begun, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(begun, root)
+    path = root / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["fixed"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(RunError, match="exists with another configuration"):
+        train(short_run(root, steps=3), SilentHost())
+
+
+@pytest.mark.parametrize(("name", "value"), [("strength", "1"), ("seed", None), ("guidance", 4), ("settings", [])])
+def test_a_cell_of_a_damaged_sheet_is_none(tmp_path, name, value):
+    good = {
+        "id": "a", "image": "a.png", "checkpoint": "base", "strength": 1.0, "prompt": "p", "negative": "", "seed": 0,
+        "guidance": "cfg 4",
+    }  # fmt: skip
+    assert sheet_from_dict({"cells": [good]}, tmp_path)[0].strength == 1.0
+    with pytest.raises(TypeError, match=f"a cell's {name}"):
+        sheet_from_dict({"cells": [{**good, name: value}]}, tmp_path)

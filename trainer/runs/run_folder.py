@@ -207,7 +207,7 @@ class RunFolder:
         Of changed data only the digest is known; the settings that can have changed it are looked up in `config`.
         """
         record = self.read()
-        lines = changed_settings(record["fixed"], json.loads(json.dumps(fixed)))
+        lines = changed_settings(record.get("fixed", {}), json.loads(json.dumps(fixed)))
         if any(line.startswith("training.gradient_accumulation_steps:") for line in lines):
             lines.append("(it counts the forward passes of all processes together)")
         if any(line.startswith("facts.data:") for line in lines):

@@ -11,6 +11,10 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("updated", "created", "step"), (int, float)),
     "modules": (list, type(None)),
 }
+_TABLES = (
+    "model", "data", "network", "optimizer", "schedule", "objective", "training", "memory", "validation", "output", "sweep", "text",
+)  # fmt: skip
+"""Entries of `config` that are tables of options."""
 
 
 def read_record(path: Path) -> Record:
@@ -21,6 +25,9 @@ def read_record(path: Path) -> Record:
     for key, kind in _TYPES.items():
         if key in record and not isinstance(record[key], kind):
             raise ValueError(f"{key} is {type(record[key]).__name__}")
+    for table in _TABLES:
+        if not isinstance(options := record.get("config", {}).get(table, {}), dict):
+            raise ValueError(f"config.{table} is {type(options).__name__}")
     if not all(isinstance(path, str) for path in record.get("modules") or ()):
         raise ValueError("modules are no paths")
     return record

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby, product
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -321,12 +322,20 @@ def sheet_from_dict(data: Record, folder: Path) -> list[Cell]:
     return [_cell_from_dict(cell, folder) for cell in data["cells"]]
 
 
+_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("id", "image", "checkpoint", "prompt", "negative", "guidance", "reference", "prompt_name"), str),
+    **{"strength": (int, float), "seed": int, "step": (int, type(None)), "settings": dict},
+}
+"""What stands in a cell's entries."""
+
+
 def _cell_from_dict(data: Record, folder: Path) -> Cell:
     """Sheets of version 0.1 name the step in the label only. Raises ValueError, KeyError or TypeError for what is no cell."""
     if Path(data["image"]).name != data["image"]:
         raise ValueError(f"{data['image']!r} is no file name")
-    if not isinstance(data["prompt"], str) or not isinstance(data.get("settings", {}), dict):
-        raise TypeError("a cell has a prompt and settings")
+    for name, kind in _TYPES.items():
+        if name in data and not isinstance(data[name], kind):
+            raise TypeError(f"a cell's {name} is no {type(data[name]).__name__}")
     step = data["step"] if "step" in data else _step_in(data["checkpoint"])
     return Cell(**{**data, "image": folder / data["image"], "step": step})
 

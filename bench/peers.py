@@ -86,9 +86,12 @@ FLUX = {
         network={"rank": 4}, objective={"timestep_sampling": "uniform", "shift": 1.0},
     ),
 }  # fmt: skip
+WITH_TIME = r"regex:attentions\.|resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)$|samplers\.0\.conv$"
 UNET = {
-    **ours("default"),
-    **{f"grid: conv, {rate:g}": settings("trainer/families, more modules", rate, "conv") for rate in (1e-3, 2e-3)},
+    **ours("transformer"),
+    **{f"grid: without convolutions, {rate:g}": settings("trainer/families, fewer modules", rate, "transformer") for rate in (1e-3, 2e-3)},
+    **{f"grid: convolutions of rank {rank}": settings("trainer/families, lower rank", "auto", network={"conv_rank": rank}) for rank in (4, 8)},
+    "grid: modulation too": settings("trainer/families, more modules", "auto", WITH_TIME),
     "ai-toolkit, job of its UI": settings(
         "ostris/ai-toolkit, ui/src/app/jobs/new/jobConfig.ts", 1e-4, "conv", network={"rank": 32},
         optimizer={"weight_decay": 1e-4}, dataset={"caption_dropout": 0.05},

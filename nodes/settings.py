@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SETTINGS = f"{LoomNode.CATEGORY}/settings"
 PRESETS = (
-    "a preset (default, attention, attention+mlp, all, and conv for UNets), or regex: and a pattern for module paths. "
-    "default: attention, feed-forward and modulation in the blocks of a transformer, attention and feed-forward of a UNet."
+    "a preset (default, attention, attention+mlp, all, and transformer and conv for UNets), or regex: and a pattern for module paths. "
+    "default: attention, feed-forward and modulation in the blocks of a transformer, attention, feed-forward and convolutions of a UNet."
 )
 BY_PATTERN = (
     "One regular expression = number a line; the modules whose path matches get it, of several the last. For example:"

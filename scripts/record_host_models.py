@@ -113,7 +113,8 @@ def record(loom: Callable[[str], Any], model: Any, name: str) -> dict[str, Any]:
 
 
 def trained(loom: Callable[[str], Any], network: Any, settings: Any, preset: str, total: int) -> dict[str, Any]:
-    """Linears and rows of them that a preset trains: how many, their share of all Linear weights, parameters at RANK."""
+    """What a preset trains: how many Linears, rows of them and convolutions, the Linears' share of all Linear weights, parameters at
+    RANK."""
     paths = loom("trainer.lora.targets").resolve_targets(network, settings.targets, preset)
     parts = [network.get_submodule(path) for path in paths]
     linears = [part for part in parts if hasattr(part, "in_features")]
@@ -122,7 +123,7 @@ def trained(loom: Callable[[str], Any], network: Any, settings: Any, preset: str
     return {
         "modules": len(parts),
         "share": round(share, 4),
-        "parameters": sum(RANK * (inner + outer) for inner, outer in sizes),
+        "parameters": sum(RANK * (part.weight.shape[0] + part.weight[0].numel()) for part in parts),
     }
 
 

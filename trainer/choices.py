@@ -69,6 +69,8 @@ class OptimizerChoice(Choice):
     """Learning rates for adapters that it is used with, in widely apart bounds; None where nothing is known."""
     finds_rate: bool = False
     """Whether it finds its own learning rate, on which a rate of 1 leaves it alone."""
+    matrices_only: bool = False
+    """Whether it refuses tensors of more than two dimensions, as those of convolutions are."""
     can_fuse: bool = False
     """All tensors in one kernel: an adapter has hundreds of small ones, and each would cost more in calls than in arithmetic."""
 
@@ -112,8 +114,9 @@ OPTIMIZERS: dict[str, OptimizerChoice] = {
         make="torch.optim:SGD", defaults={"momentum": 0.9, "nesterov": True}, can_fuse=True, rates=(1e-4, 10.0),
     ),
     "muon": OptimizerChoice(
-        help="orthogonal steps for matrices, at AdamW's rates (torch 2.9; not for convolutions and dora)",
+        help="orthogonal steps for matrices, at AdamW's rates (torch 2.9; not for dora; default targets are then without convolutions)",
         make="torch.optim:Muon", install="torch>=2.9", defaults={"adjust_lr_fn": "match_rms_adamw"}, rates=(1e-5, 5e-3),
+        matrices_only=True,
     ),
     "adamw_schedule_free": OptimizerChoice(
         help="AdamW that averages its weights in place of a schedule; its files hold the average",

@@ -98,3 +98,23 @@ def test_noise_and_loss_of_sd_scripts(tmp_path):
     done = import_text(flux + more, Surroundings(tmp_path), "run.sh")
     assert (done.config.objective.zero_terminal_snr, done.config.objective.multires_noise_iterations) == (False, 0)
     assert done.config.objective.huber_schedule == "constant"
+
+
+TOOLKIT = '{"job":"extension","config":{"process":[{"type":"sd_trainer","network":%s,"model":{"name_or_path":"x.safetensors","arch":"sdxl"}}]}}'
+UNETS = {
+    "sd-scripts": (SDXL, ("transformer", 0)),
+    "sd-scripts, LoCon": (SDXL + "--network_args conv_dim=8 conv_alpha=4", ("conv", 8)),
+    "LyCORIS": (SDXL.replace("networks.lora", "lycoris.kohya"), ("transformer", 0)),
+    "LyCORIS, attention": (SDXL.replace("networks.lora", "lycoris.kohya") + "--network_args preset=attn-only", ("attention", 0)),
+    "OneTrainer": (ONE_TRAINER % (EACH % ("false", 1e-5), EACH % ("false", 1e-5)), ("all", 0)),
+    "ai-toolkit": (TOOLKIT % '{"type":"lora","linear":8,"linear_alpha":8}', ("transformer", 0)),
+    "ai-toolkit, LoCon": (TOOLKIT % '{"type":"lora","linear":8,"linear_alpha":8,"conv":4}', ("conv", 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNETS)
+def test_an_imported_run_of_a_unet_adapts_what_the_other_trainer_adapts(case, tmp_path):
+    """Our own default also has convolutions."""
+    given, expected = UNETS[case]
+    network = import_text(given, Surroundings(tmp_path), f"{case}.json" if given[0] == "{" else "run.sh").config.network
+    assert (network.target_modules, network.conv_rank) == expected

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from lora_loom.trainer import families
-from lora_loom.trainer.lora.roles import block_paths, presets, roles
+from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
+from lora_loom.trainer.lora.roles import block_paths, convolutions, presets, roles
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.runs.modules import of_start
+from lora_loom.trainer.runs.modules import meanings, of_start
 
 D = 64
 
@@ -226,6 +227,33 @@ def test_a_unets_blocks_are_found_in_all_of_its_stages():
     assert not [path for path, role in roles(network).items() if role != "outside" and "transformer_blocks" not in path]
 
 
+def test_a_unets_default_also_holds_the_convolutions_of_its_resnets():
+    """The first and the last one, what makes patches, and those with groups stay out; `all` means Linears, as before."""
+    with torch.device("meta"):
+        network = named("Unet", **dict(unet().named_children()))
+        network.first, network.out = nn.Sequential(nn.Conv2d(4, D, 3)), nn.Conv2d(D, 4, 3)
+        patches = with_surroundings(LAYOUTS[next(iter(LAYOUTS))][0])
+        patches.embed = named("Patches", proj=nn.Conv2d(4, D, 2, stride=2))
+        depthwise = module(one=named("Deep", conv=nn.Conv2d(D, D, 3, groups=D)), two=named("Deep", conv=nn.Conv2d(D, D, 3, groups=D)))  # fmt: skip
+        narrow = module(one=named("Scale", conv=nn.Conv2d(D, D, 1)), two=named("Scale", conv=nn.Conv2d(D, D, 1)))
+    inside = {path for path, part in network.named_modules() if isinstance(part, nn.Conv2d) and "." in path} - {
+        "first.0"
+    }
+    assert len(inside) == 3
+    assert convolutions(network) == inside
+    found = presets(network)
+    every = set(resolve_targets(network, found, "all"))
+    assert (
+        set(resolve_targets(network, found, "default"))
+        == set(resolve_targets(network, found, "conv"))
+        == every | inside
+    )
+    assert not every & inside
+    for other in (patches, depthwise, narrow):
+        assert not convolutions(other)
+    assert "conv" not in presets(patches)
+
+
 def test_a_network_without_a_stack_counts_as_one_block():
     told = roles(module(one=attention(), two=plain_mlp()))
     assert {path for path, role in told.items() if role == "attention"} == under("one", QKVO)
@@ -268,3 +296,29 @@ def test_a_start_lora_of_an_earlier_version_keeps_its_layers_that_nothing_reads(
     assert of_start([found], start, network.file_key, network.module) == sorted([*found, idle])
     del start[f"{network.file_key(idle)}.lora_A.weight"], start[f"{network.file_key(idle)}.lora_B.weight"]
     assert of_start([["x_embedder"], found], start, network.file_key, network.module) == found
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_a_start_lora_of_before_a_unets_convolutions_trained_goes_on_as_it_is(family):
+    network = families.get(family).tiny().denoiser
+    given = network.module, network.target_presets
+    before = resolve_targets(*given, "transformer")
+    start = {f"{network.file_key(path)}.lora_{side}.weight": torch.ones(1, 1) for path in before for side in "AB"}
+    found = meanings(*given, NetworkConfig(init_from="before.safetensors"), OptimizerConfig())
+    assert of_start(found, start, network.file_key, network.module) == before
+    [now] = meanings(*given, NetworkConfig(), OptimizerConfig())
+    more = set(now) - set(before)
+    assert set(before) < set(now)
+    assert {path.split(".")[-1] for path in more} == {"conv1", "conv2", "conv_shortcut", "conv"}
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "flux"])
+def test_the_default_of_an_optimizer_for_matrices_holds_no_convolutions(family):
+    network = families.get(family).tiny().denoiser
+    given = network.module, network.target_presets
+    [found] = meanings(*given, NetworkConfig(), OptimizerConfig(name="muon"))
+    [every] = meanings(*given, NetworkConfig(), OptimizerConfig())
+    assert found == [path for path in every if isinstance(network.module.get_submodule(path), nn.Linear)]
+    assert (found == every) == (family == "flux")
+    [named] = meanings(*given, NetworkConfig(target_modules="all"), OptimizerConfig(name="muon"))
+    assert named == resolve_targets(*given, "all"), "what somebody names is not changed"

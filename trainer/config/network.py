@@ -41,7 +41,7 @@ class NetworkConfig(Section, table="network"):
     rslora: bool = False
     """Scales by alpha / sqrt(rank) instead, which keeps large ranks trainable (arXiv 2312.03732). lora and dora only."""
     target_modules: str = "default"
-    """Modules of the base model that get an adapter, or with full are trained (default: all of the network): a preset of the family (attention, attention+mlp, all, conv …), or "regex:" and a pattern for module paths. default: attention, feed-forward and modulation in the blocks of a transformer, attention and feed-forward of a UNet."""
+    """Modules of the base model that get an adapter, or with full are trained (default: all of the network): a preset of the family (attention, attention+mlp, all, transformer and conv for UNets …), or "regex:" and a pattern for module paths. default: attention, feed-forward and modulation in the blocks of a transformer, attention, feed-forward and convolutions of a UNet."""
     exclude_modules: str = ""
     """Regular expression; modules whose path matches get no adapter."""
     dropout: float = 0.0

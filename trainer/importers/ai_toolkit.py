@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..types import Record
 from . import values
 from .finish import run_name
-from .models import put_base, put_family
+from .models import UNETS, put_base, put_family
 from .optimizers import ADAM_DECAY, put_arguments, put_optimizer
 from .translation import DatasetTable, Translation
 
@@ -149,8 +149,16 @@ def _network(made: Translation, family: str) -> None:
             given = made.get(name)
             pattern = "|".join(re.escape(str(one)) for one in (given if isinstance(given, list) else [given]))
             made.put(ours, f"regex:{pattern}" if ours == "network.target_modules" else pattern, name)
-    if "network.target_modules" not in made.settings and family in FLOW:
+    if "network.target_modules" in made.settings:
+        return
+    if family in FLOW:
         made.put("network.target_modules", "default", why="every Linear of the blocks there")
+    elif family in UNETS and made.whole("network.conv", 0):
+        made.put("network.target_modules", "conv", why="network.conv")
+        made.put("network.conv_rank", made.whole("network.conv"), "network.conv")
+        made.put(
+            "network.conv_alpha", made.number("network.conv_alpha", made.number("network.conv")), "network.conv_alpha"
+        )
 
 
 def _datasets(made: Translation, process: Mapping[str, Any], around: Surroundings) -> None:

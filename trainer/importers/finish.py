@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..config.network import WHOLE
 from ..config.run import TrainConfig
 from ..config.toml import parse
 from ..config.unused import Unused, unused_options
 from ..errors import ConfigError
 from ..storage.names import check_name
 from ..types import Record
+from .models import UNETS
 from .toml_text import toml_text
 from .translation import TITLES, Became, DatasetTable, Taken, Translation
 
@@ -103,6 +105,7 @@ def _complete(translation: Translation) -> None:
     if "model.base" not in settings:
         translation.put("model.base", "models/base-model", why="the file names no base model: write its folder or file")
         translation.notes.append("model.base: the file names no base model; write the folder or file of yours")
+    _targets(translation)
     if not translation.datasets and "dataset_files" not in settings:
         translation.datasets.append(
             DatasetTable(
@@ -115,6 +118,14 @@ def _complete(translation: Translation) -> None:
             if option not in table.options:
                 table.options[option] = _rounded(value)
                 table.comments[option] = translation.comments.get(f"dataset.{option}", "")
+
+
+def _targets(translation: Translation) -> None:
+    """Keep an adapter of a UNet to what other trainers adapt: `default` trains its convolutions, too."""
+    settings = translation.settings
+    named = "network.target_modules" in settings or settings.get("network.kind") == WHOLE or settings.get("text.alone")
+    if settings.get("model.family") in UNETS and not named:
+        translation.put("network.target_modules", "transformer", why=f"{translation.title} adapts no convolutions")
 
 
 def _tree(translation: Translation) -> Record:

@@ -16,6 +16,8 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "zimage_turbo": ("z_image", "z-image-turbo"),
 }  # fmt: skip
 """{word of a trainer in lower case: (our family, our variant or "" where the file decides)}."""
+UNETS = ("sd", "sdxl")
+"""Families whose `default` also has convolutions, which other trainers' defaults have not."""
 HUB = {
     "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",

@@ -26,6 +26,7 @@ from torch import nn
 
 from ..diffusion.denoiser import Targets
 from ..weights.row_parts import RowPart
+from .per_module import is_wide
 from .probe import Probe
 
 Role = Literal["attention", "mlp", "modulation", "outside"]
@@ -62,8 +63,30 @@ def roles(module: nn.Module, seen: Probe | None = None) -> dict[str, Role]:
     return found
 
 
+def convolutions(module: nn.Module) -> frozenset[str]:
+    """Paths of the convolutions of a UNet: those in classes that stand in it several times, as its resnets and samplers do. The first
+    and the last one, and what makes patches of a transformer's image, stand alone. A network whose only ones are of 1 x 1 is no UNet."""
+    inside: dict[type[nn.Module], list[str]] = defaultdict(list)
+    standing: Counter[type[nn.Module]] = Counter()
+    for path, part in module.named_modules():
+        standing[type(part)] += 1
+        if isinstance(part, nn.Conv2d) and part.groups == 1:
+            inside[_holder(module, path)].append(path)
+    found = frozenset(path for kind, paths in inside.items() if standing[kind] > 1 for path in paths)
+    return found if any(is_wide(module.get_submodule(path)) for path in found) else frozenset()
+
+
+def _holder(module: nn.Module, path: str) -> type[nn.Module]:
+    """The class of the nearest module above that is more than a container; containers made to measure are containers."""
+    parent = path.rpartition(".")[0]
+    while parent and isinstance(module.get_submodule(parent), CONTAINERS):
+        parent = parent.rpartition(".")[0]
+    return type(module.get_submodule(parent))
+
+
 def presets(module: nn.Module, seen: Probe | None = None) -> dict[str, Targets]:
-    """The target presets of a network that nobody has described, less the Linears that never get a gradient."""
+    """The target presets of a network that nobody has described, less the Linears that never get a gradient. `default` and `conv` also
+    hold a UNet's convolutions."""
     told = roles(module, seen)
     alive = told.keys() - (seen.idle if seen else frozenset())
 
@@ -71,11 +94,17 @@ def presets(module: nn.Module, seen: Probe | None = None) -> dict[str, Targets]:
         return Targets(description=description, paths=frozenset(path for path in alive if told[path] in wanted))
 
     every = targets("every Linear in the network's blocks", "attention", "mlp", "modulation")
+    wide = convolutions(module)
+    conv = Targets(
+        description="every Linear and convolution in the network's blocks", paths=(every.paths or frozenset()) | wide
+    )
+    more = {"conv": conv} if wide else {}
     return {
-        "default": every,
+        "default": conv if wide else every,
         "attention": targets("attention in the network's blocks", "attention"),
         "attention+mlp": targets("attention and feed-forward in the network's blocks", "attention", "mlp"),
         "all": every,
+        **more,
     }
 
 

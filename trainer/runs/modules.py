@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..base_model import Base
 from ..config.network import WHOLE
-from ..config.run import NetworkConfig, TrainConfig
+from ..config.run import NetworkConfig, OptimizerConfig, TrainConfig
 from ..diffusion.denoiser import Denoiser, Targets
 from ..full.network import whole_targets
 from ..lora.host_formula import group_by_module
@@ -16,8 +16,10 @@ from ..storage.tensor_file import read_lora
 from ..training.text_encoders import WithText, all_targets
 from .run_folder import RunFolder
 
-DEFAULT, BEFORE = "default", "attention"
-"""`default` meant attention alone in version 0.1."""
+DEFAULT = "default"
+BEFORE = ("attention", "transformer", "all")
+"""Presets that `default` stood for in earlier versions: attention alone in version 0.1, and for UNets what has no convolutions, which is
+`transformer` where a family describes them and `all` elsewhere."""
 
 
 def modules_of_run(folder: RunFolder, network: nn.Module, resolve: Callable[[], list[str]]) -> list[str]:
@@ -30,12 +32,20 @@ def modules_of_run(folder: RunFolder, network: nn.Module, resolve: Callable[[], 
     return recorded if recorded and has_modules(network, recorded) else resolve()
 
 
-def meanings(module: nn.Module, presets: Mapping[str, Targets], network: NetworkConfig) -> list[list[str]]:
-    """The target modules of a new run; of `default` with a start LoRA also what it meant before, for a file that holds these."""
+def meanings(
+    module: nn.Module, presets: Mapping[str, Targets], network: NetworkConfig, optimizer: OptimizerConfig
+) -> list[list[str]]:
+    """The target modules of a new run; of `default` with a start LoRA also what it meant before, for a file that holds these.
+
+    `default` leaves out convolutions where the optimizer has no steps for them.
+    """
     names = [network.target_modules]
-    if network.init_from and network.target_modules == DEFAULT and BEFORE in presets:
-        names.append(BEFORE)
-    return [resolve_targets(module, presets, name, network.exclude_modules) for name in names]
+    if network.init_from and network.target_modules == DEFAULT:
+        names += [name for name in BEFORE if name in presets]
+    found = [resolve_targets(module, presets, name, network.exclude_modules) for name in names]
+    if network.target_modules == DEFAULT and optimizer.entry.matrices_only:
+        return [[path for path in paths if isinstance(module.get_submodule(path), nn.Linear)] for paths in found]
+    return found
 
 
 def of_start(
@@ -59,7 +69,7 @@ def new_targets(config: TrainConfig, base: Base, skeleton: Denoiser, whole: Deno
     network = config.network
     if network.kind == WHOLE:
         return whole_targets(skeleton.module, skeleton.target_presets, network)
-    targets, *before = meanings(skeleton.module, skeleton.target_presets, network)
+    targets, *before = meanings(skeleton.module, skeleton.target_presets, network, config.optimizer)
     if before:
         start = Formats(family=base.family, denoiser=skeleton).native(read_lora(network.init_from))
         targets = of_start([targets, *before], start, skeleton.file_key, skeleton.module)

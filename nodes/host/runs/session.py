@@ -267,7 +267,7 @@ def make_session(
         else None
     )
     whole: Denoiser = texts.whole if texts else denoiser
-    modules, layers = choose_modules(folder, denoiser, plan.network, see, log, texts, request.text)
+    modules, layers = choose_modules(folder, denoiser, plan.network, plan.optimizer, see, log, texts, request.text)
     init = initial_weights(plan.network, whole, modules)
     guided = guided_notes(plan.objective)
     for warning in warnings(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ....trainer.config.run import NetworkConfig, TextConfig
+from ....trainer.config.run import NetworkConfig, OptimizerConfig, TextConfig
 from ....trainer.data.cache.keys import views
 from ....trainer.data.cache.store import Cache
 from ....trainer.diffusion.denoiser import Denoiser
@@ -38,6 +38,7 @@ def choose_modules(
     folder: RunFolder,
     denoiser: LoadedDenoiser,
     network: NetworkConfig,
+    optimizer: OptimizerConfig,
     see: Callable[[], Probe | None],
     log: Log,
     texts: TrainedTexts | None = None,
@@ -48,7 +49,7 @@ def choose_modules(
     whole = texts.whole.module if texts else denoiser.module
 
     def resolve() -> list[str]:
-        found = _new_targets(network, denoiser, see)
+        found = _new_targets(network, optimizer, denoiser, see)
         return joined_targets(found, texts.clip.targets(asked.rates(texts.clip.parts)), asked) if texts else found
 
     modules = modules_of_run(folder, whole, resolve)
@@ -62,12 +63,14 @@ def choose_modules(
     return modules, layers
 
 
-def _new_targets(network: NetworkConfig, denoiser: LoadedDenoiser, see: Callable[[], Probe | None]) -> list[str]:
-    """Target modules of a run that begins. A start LoRA of an earlier version, which trained attention alone by default, and q,
-    k and v of a fused Linear as one, goes on as it is."""
+def _new_targets(
+    network: NetworkConfig, optimizer: OptimizerConfig, denoiser: LoadedDenoiser, see: Callable[[], Probe | None]
+) -> list[str]:
+    """Target modules of a run that begins. A start LoRA of an earlier version, which trained fewer modules by default, and q, k
+    and v of a fused Linear as one, goes on as it is."""
     if not denoiser.is_known:
         apply_probe(denoiser, see())
-    found = meanings(denoiser.module, denoiser.target_presets, network)
+    found = meanings(denoiser.module, denoiser.target_presets, network, optimizer)
     if network.init_from:
         some = set(resolve_targets(denoiser.module, denoiser.target_presets, "all"))
         parts = (

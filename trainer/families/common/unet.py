@@ -12,19 +12,20 @@ from .keymap import KeyMap, count_blocks, rename
 from .lora_names import LoraNames
 
 _ATTENTION = r"attn[12]\.(to_[qkv]|to_out\.0)"
+_TRANSFORMER = rf"attentions\.\d+\.(transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2))|proj_in|proj_out)$"
+_WITH_CONVOLUTIONS = rf"{_TRANSFORMER}|resnets\.\d+\.(conv1|conv2|conv_shortcut)$|samplers\.0\.conv$"
 UNET_TARGETS = {
     "default": Targets(
-        rf"attentions\.\d+\.(transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2))|proj_in|proj_out)$",
-        "attention, feed-forward and the projections round them, as kohya's LoRA",
+        _WITH_CONVOLUTIONS, "attention, feed-forward, the projections round them and the convolutions (LoCon)"
     ),
     "attention": Targets(rf"transformer_blocks\.\d+\.{_ATTENTION}$", "all projections of attention"),
     "attention+mlp": Targets(
         rf"transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2))$", "attention and feed-forward"
     ),
-    "conv": Targets(
-        rf"attentions\.\d+\.(transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2))|proj_in|proj_out)$|resnets\.\d+\.(conv1|conv2|conv_shortcut)$|samplers\.0\.conv$",
-        "default and the convolutions (LoCon)",
-    ),
+    "transformer": Targets(
+        _TRANSFORMER, "attention, feed-forward and the projections round them, as kohya's LoRA"
+    ),  # `default` until convolutions came to it
+    "conv": Targets(_WITH_CONVOLUTIONS, "transformer and the convolutions (LoCon)"),
     "all": Targets(
         r"(^conv_in|^conv_out|linear_[12]|attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out|time_emb_proj|conv1|conv2|conv_shortcut|samplers\.0\.conv)$",
         "every Linear and convolution",

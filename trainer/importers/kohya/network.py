@@ -5,14 +5,17 @@ import re
 from ...choices import ADAPTERS
 from ...config.network import WITHOUT_ALPHA
 from .. import values
+from ..models import UNETS
 from ..translation import Translation
 
 TARGETS = {
+    "sd": "transformer",
+    "sdxl": "transformer",
     "flux": r"regex:^(single_)?transformer_blocks\.",
     "sd3": r"regex:^transformer_blocks\.",
     "lumina2": r"regex:^(layers|noise_refiner|context_refiner)\.",
 }
-"""What networks.lora_* trains: every Linear of the blocks."""
+"""What networks.lora and networks.lora_* train: of a UNet its transformer blocks, elsewhere every Linear of the blocks."""
 
 
 PRESETS = {"attn-only": "attention", "attn-mlp": "attention+mlp", "full-lin": "all", "full": "all"}
@@ -66,15 +69,18 @@ def network(made: Translation, family: str, targets: str = "") -> None:
 def _targets(made: Translation, inner: Translation, family: str, targets: str) -> None:
     preset = inner.text("preset")
     convolutions = inner.number("conv_dim")
-    if convolutions and family in ("sd", "sdxl"):
+    if convolutions and family in UNETS:
         inner.put("network.target_modules", "conv", why="conv_dim")
         inner.put("network.conv_rank", int(convolutions), "conv_dim")
         inner.put("network.conv_alpha", inner.number("conv_alpha", 1), "conv_alpha")
         inner.say("nearly", "preset", note="conv_dim decides", ours="network.target_modules")
     elif preset:
         nearly = "" if preset in PRESETS else f"{preset} is no preset here"
-        inner.put("network.target_modules", PRESETS.get(preset, "default"), "preset", nearly=nearly)
-    elif targets or family in TARGETS:
+        other = "transformer" if family in UNETS else "default"
+        inner.put("network.target_modules", PRESETS.get(preset, other), "preset", nearly=nearly)
+    elif targets or (
+        family in TARGETS and (family not in UNETS or made.text("network_module", "networks.lora") == "networks.lora")
+    ):
         made.put("network.target_modules", targets or TARGETS[family], why=f"what {made.title} trains")
     blocks = [inner.text(name, "all") for name in ("train_double_block_indices", "train_single_block_indices")]
     if family == "flux" and blocks != ["all", "all"]:

@@ -48,6 +48,9 @@ def build(supported: Any, name: str) -> Any:
         model = made.get_model({}, "").eval()
         for key, parameter in model.diffusion_model.named_parameters():
             parameter.data.copy_(_weight(key, tuple(parameter.shape)))
+        for key, buffer in model.diffusion_model.named_buffers():
+            if key == "pos_embed":  # SD3's comes from the file; until then it is memory that nobody has written to
+                buffer.copy_(_weight(key, tuple(buffer.shape)))
     return comfy.model_patcher.ModelPatcher(
         model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )

@@ -313,7 +313,10 @@ def live_bytes(least=4096):
 def storages(tensor):
     if hasattr(tensor, "_qdata"):
         return storages(tensor._qdata)
-    storage = tensor.untyped_storage()
+    try:
+        storage = tensor.untyped_storage()
+    except NotImplementedError:  # autograd of a running step holds undefined tensors, which have none
+        return {}
     return {storage.data_ptr(): storage.nbytes()}
 
 

@@ -144,7 +144,9 @@ def measure(size: Size, setting: Setting, way: str) -> dict[str, Any]:
     settings = LoopSettings(loss=LossSettings(noise_levels=NoiseLevels(law=Uniform())), seed=0)
     steps = fit(denoiser, training, OneBatch(size, setting), settings, lambda step: 1e-5)
     seconds = [timed(lambda: next(steps), setting.device) for _ in range(WARMUP + STEPS)][WARMUP:]
-    peak = highest(setting.device)
+    # The kernel's high-water mark is summed from per-thread counters that it gathers now and then, so on a CPU it may lag
+    # behind the bytes that statm shows at the same moment.
+    peak = max(loaded, highest(setting.device))
     with FlopCounterMode(display=False) as counter:
         next(steps)
     second = statistics.median(seconds)

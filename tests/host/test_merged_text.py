@@ -32,6 +32,10 @@ def write(toy, stems, folder):
             key = f"{prefix}text_model_encoder_layers_0_{name.replace('.', '_')}"
             lora[f"{key}.lora_down.weight"] = torch.randn(2, weight.shape[1], generator=source) * 0.3
             lora[f"{key}.lora_up.weight"] = torch.randn(weight.shape[0], 2, generator=source)
+        if kind == "open_clip":
+            tensors[stem.removesuffix("transformer.") + "text_projection"] = torch.randn(8, 8, generator=source)
+            for name, shape in (("lora_down", (2, 8)), ("lora_up", (8, 2))):
+                lora[f"{prefix}text_projection.{name}.weight"] = torch.randn(shape, generator=source)
     save_file(tensors, path)
     base = opened(path)
     lora_for(base, folder / "network.safetensors", [sorted(written_slices(base))[0]])
@@ -43,8 +47,10 @@ def test_merged_encoders_say_what_base_and_loader_say(tmp_path):
     for toy, stems in ENCODERS.items():
         write(toy, stems, tmp_path)
     for toy, found in run_inside("merged_text", tmp_path).items():
-        assert found["used"] == found["modules"] == 6 * len(ENCODERS[toy]), "ComfyUI uses every module of the encoders"
-        for part in ("clip_l", "clip_g")[: len(ENCODERS[toy])]:
+        assert found["used"] == found["modules"] == {"sd1": 6, "sdxl": 13}[toy], (
+            "ComfyUI uses every module of the encoders"
+        )
+        for part in ("clip_l", "clip_g", "clip_g pooled")[: {"sd1": 1, "sdxl": 3}[toy]]:
             effect, difference = found[part]
             assert effect > 0.1, part
             assert difference < 1e-4 * effect, part

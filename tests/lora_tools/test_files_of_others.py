@@ -7,12 +7,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
+from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.families.common.lora_names import owners
-from lora_loom.trainer.lora.host_formula import group_by_module, refuse_broken, weight_change
+from lora_loom.trainer.lora.host_formula import (
+    group_by_module,
+    low_rank_change,
+    needs_base,
+    refuse_broken,
+    weight_change,
+)
+from lora_loom.trainer.lora.patch import match_modules
+from lora_loom.trainer.lora.state_dict import check_fits
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.lora_tools.factors import open_lora
-from lora_loom.trainer.lora_tools.inspect import inspect, to_text
+from lora_loom.trainer.lora_tools.inspect import inspect, kind_of, to_text
 from lora_loom.trainer.lora_tools.merge_base import plan
 from lora_loom.trainer.lora_tools.resize import Keep, resize
 from lora_loom.trainer.storage.tensor_file import TensorFile
@@ -87,9 +96,42 @@ def test_kinds_that_are_not_read_are_named_as_such(tmp_path, kind):
             read(path)
 
 
+CONTROL = ("img_in.lora_A.weight", "img_in.lora_B.weight", "img_in.lora_B.bias", "single_blocks.0.norm.key_norm.scale")
+USO = [f"{block}.processor.{name}.{side}.weight" for block, name in (("double_blocks.18", "qkv_lora2"), ("single_blocks.37", "qkv_lora")) for side in ("up", "down")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        (CONTROL, r"\(a control LoRA of Black Forest Labs for Flux\). It widens the input of the network"),
+        (USO, r"\(a LoRA of USO in its own names\). It works together with USO's reference images"),
+    ],
+)
+def test_files_that_comfyui_renames_are_refused_by_what_they_are(tmp_path, keys, reason):
+    path = write(tmp_path, dict.fromkeys(keys, torch.ones(4, 4)))
+    for read in (open_lora, lambda path: plan([(path, 1.0)], {})):
+        with pytest.raises(ModelFileError, match=reason):
+            read(path)
+    tensors = load_file(path)
+    for check in (lambda: match_modules(None, tensors), lambda: check_fits(tensors, [], NetworkConfig())):
+        with pytest.raises(ModelFileError, match=reason):
+            check()
+    assert reason[2:20] in to_text(inspect(path), path)
+
+
+def test_a_boft_is_called_so():
+    """Its blocks have one dimension more than OFT's."""
+    for shape, kind in (((2, 4, 4), "OFT"), ((3, 2, 4, 4), "BOFT")):
+        parts = {"oft_blocks": torch.rand(shape)}
+        assert (needs_base(parts), kind_of({"oft_blocks": shape})) == (kind, kind.lower())
+        with pytest.raises(ModelFileError, match=f"of the kind {kind} depends"):
+            low_rank_change(parts)
+
+
 @pytest.mark.parametrize(
     ("tensors", "reason"),
     [
+        ({"oft_blocks": (3, 2, 4, 4)}, "is of the kind BOFT, whose change depends"),
         (
             {"oft_blocks": (2, 4, 4)},
             "is of the kind OFT, whose change depends on the base model's weights: merge it into the base",

@@ -597,6 +597,27 @@ def test_the_projection_of_a_text_encoder_goes_by_onetrainers_names(tmp_path):
         assert torch.allclose(tensor - old[key], torch.full_like(tensor, change), atol=1e-6), key
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 4, 99])
+def test_the_projection_of_open_clip_is_merged_and_extracted_transposed(tmp_path, rows_at_once, monkeypatch):
+    """open_clip keeps the transpose of the matrix that ComfyUI, and a LoRA file, mean: (T + (B A)^T)."""
+    monkeypatch.setattr(merge_base, "BLOCK", 8 * rows_at_once)
+    stem, source = "conditioner.embedders.1.model.", torch.Generator().manual_seed(5)
+    path = base_file("sdxl", tmp_path / "base.safetensors", prefix="model.diffusion_model.")
+    stored, _ = text_tensors("open_clip")
+    old = torch.randn(8, 6, generator=source)
+    save_file({**load_file(path), **{f"{stem}transformer.{k}": t for k, t in stored.items()}, f"{stem}text_projection": old}, path)  # fmt: skip
+    down, up = torch.randn(2, 8, generator=source), torch.randn(6, 2, generator=source)
+    key, lora, new = "lora_te2_text_projection", tmp_path / "l.safetensors", tmp_path / "new.safetensors"
+    save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, lora)
+    base = opened(path)
+    assert not recognise(lora, base).unmatched
+    merge_into_base(base, [(lora, 0.5)], new, quiet)
+    assert torch.allclose(load_file(new)[f"{stem}text_projection"], old + (0.5 * up @ down).T, atol=1e-6)
+    extract_lora(base, opened(new), tmp_path / "out.safetensors", Keep(rank=2), "float32", quiet)
+    found = group_by_module(load_file(tmp_path / "out.safetensors"))[0][key]
+    assert torch.allclose(weight_change(found, torch.zeros(6, 8)), 0.5 * up @ down, atol=1e-5)
+
+
 @pytest.mark.parametrize("toy", ["flux-dev", "chroma", "flux2-klein"])
 def test_a_lora_on_query_key_and_value_of_a_fused_module_changes_their_rows_alone(tmp_path, toy):
     path = base_file(toy, tmp_path / "base.safetensors")

@@ -6,11 +6,13 @@ counts twice, and a `rescale` of OFT is not used. O out, I in, r rank, K kernel 
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelFileError
+from ..types import Value
 
 Parts = Mapping[str, Tensor]
 """{suffix: tensor} of one module."""
@@ -41,9 +43,25 @@ SPELLINGS = {
     ".lora_B": "lora_B.weight",
 }
 """{other ends of keys that ComfyUI takes: the suffix that they mean}. PEFT and older versions of diffusers write them."""
-FOREIGN = ("oft_diag", "lokr_t2", "reshape_weight")
-"""Tensors of kinds of adapters that are known and not read here: ComfyUI ignores the first, fails on the second (it logs an error and
-leaves the weight), and the third changes a weight's shape."""
+CONTROL = "a control LoRA of Black Forest Labs for Flux"
+USO = "a LoRA of USO in its own names"
+FOREIGN = {
+    ".oft_diag": "oft_diag",
+    ".lokr_t2": "lokr_t2",
+    ".reshape_weight": "reshape_weight",
+    ".key_norm.scale": CONTROL,
+    ".query_norm.scale": CONTROL,
+    ".lora_B.bias": "lora_B.bias",
+    ".processor.qkv_lora1.up.weight": USO,
+    ".processor.qkv_lora2.up.weight": USO,
+}
+"""{end of a key: kind of adapter that is known and not read here}. ComfyUI ignores the first, fails on the second (it logs an error and
+leaves the weight), and the third changes a weight's shape. ComfyUI renames the files of Black Forest Labs and of USO as they are loaded
+(its `lora_convert`); the former widen the input of the network and set norms, the latter are told by names that no other file has."""
+REMEDIES = {
+    CONTROL: "It widens the input of the network for a control image, which no plain LoRA does: use it in ComfyUI with a control image",
+    USO: "It works together with USO's reference images: use it in ComfyUI, which renames it as it loads it",
+}
 BIAS = ("diff_b", "b_norm")
 """Tensors that change the bias of a module."""
 OF_THE_BASE = {
@@ -84,15 +102,16 @@ def split_key(key: str) -> tuple[str, str | None]:
 
 def foreign_kinds(keys: Iterable[str]) -> list[str]:
     """The kinds of tensors among these keys that belong to adapters which are known and not read here, sorted."""
-    return sorted({kind for key in keys for kind in FOREIGN if key.endswith("." + kind)})
+    found = {kind for key in keys for end, kind in FOREIGN.items() if key.endswith(end)}
+    return sorted(found - {"lora_B.bias"} if CONTROL in found else found)
 
 
 def refuse_foreign(keys: Iterable[str], name: str) -> None:
     """Raise ModelFileError if a file holds a kind of adapter that is not read here: half of it would be another change."""
     if kinds := foreign_kinds(keys):
-        raise ModelFileError(
-            f"{name} holds a kind of adapter that is not read here ({', '.join(kinds)}). Load it in ComfyUI, save the checkpoint there, and extract a LoRA from it"
-        )
+        usual = "Load it in ComfyUI, save the checkpoint there, and extract a LoRA from it"
+        remedy = next((REMEDIES[kind] for kind in kinds if kind in REMEDIES), usual)
+        raise ModelFileError(f"{name} holds a kind of adapter that is not read here ({', '.join(kinds)}). {remedy}")
 
 
 def refuse_broken(tensors: Mapping[str, Tensor], name: str) -> None:
@@ -174,9 +193,22 @@ def bias_change(parts: Mapping[str, Tensor], strength: float = 1.0) -> Tensor | 
     return None if name is None else strength * parts[name].float()
 
 
-def needs_base(parts: Iterable[str]) -> str:
-    """The kind of an adapter whose change depends on the weights below it: "DoRA", "OFT", "GLoRA" …; "" for any other."""
-    return next((kind for part, kind in OF_THE_BASE.items() if part in parts), "")
+def needs_base(parts: Mapping[str, Any]) -> str:
+    """The kind of an adapter, {suffix: tensor or shape}, whose change depends on the weights below it: "DoRA", "OFT", "BOFT", "GLoRA" …;
+    "" for any other."""
+    kind = next((kind for part, kind in OF_THE_BASE.items() if part in parts), "")
+    return "BOFT" if kind == "OFT" and is_butterfly(parts) else kind
+
+
+def is_butterfly(parts: Mapping[str, Any]) -> bool:
+    """Whether an adapter, {suffix: tensor or shape}, is a BOFT: its blocks have the dimension of the factors too."""
+    blocks = parts.get("oft_blocks", ())
+    return len(getattr(blocks, "shape", blocks)) == 4
+
+
+def undecomposed(parts: Mapping[str, Value]) -> dict[str, Value]:
+    """An adapter, {suffix: tensor or shape}, without DoRA's scale."""
+    return {name: part for name, part in parts.items() if name != "dora_scale"}
 
 
 def changes_weight(parts: Iterable[str]) -> bool:
@@ -226,7 +258,7 @@ def low_rank_change(parts: Mapping[str, Tensor]) -> Tensor:
         return (first * second).flatten(1) * _scale(alpha, parts["hada_w1_b"].shape[0])
     if any(name.startswith("lokr") for name in parts):
         return _kronecker(parts, alpha)
-    if kind := needs_base(set(parts) - {"dora_scale"}):
+    if kind := needs_base(undecomposed(parts)):
         raise ModelFileError(
             f"the change of a LoRA file of the kind {kind} depends on the base model's weights: merge the file into the base (merge-base), and extract a LoRA"
         )
@@ -238,7 +270,7 @@ def changed_shape(parts: Mapping[str, Tensor]) -> tuple[int, int] | None:
 
     Raises ModelFileError for an incomplete adapter, or factors that do not fit each other.
     """
-    if not changes_weight(parts) or needs_base(set(parts) - {"dora_scale"}):
+    if not changes_weight(parts) or needs_base(undecomposed(parts)):
         return None
     try:
         made = low_rank_change({name: tensor.to("meta") for name, tensor in parts.items() if name != "alpha"})

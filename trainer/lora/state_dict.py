@@ -15,7 +15,7 @@ from ..config.run import NetworkConfig
 from ..errors import ModelFileError
 from .adapted import NAME, PeftLayer, dense_weight, layer_parameters
 from .adapter import Adapter
-from .host_formula import group_by_module, rank_of, weight_change
+from .host_formula import group_by_module, rank_of, refuse_foreign, weight_change
 from .initial import with_start
 from .kinds.own import OwnLayer
 
@@ -159,6 +159,7 @@ def check_fits(
 ) -> dict[str, dict[str, Tensor]]:
     """Returns {file key: {suffix: tensor}} of a LoRA to start from. Raises ModelFileError unless it has these keys and this rank."""
     modules, unknown = group_by_module(tensors)
+    refuse_foreign(unknown, "network.init_from")
     if unknown:
         raise ModelFileError(f"network.init_from has {len(unknown)} tensors of an unknown kind, first {unknown[0]}")
     if odd := sorted(set(keys) ^ modules.keys()):

@@ -17,7 +17,7 @@ from ..lora.host_formula import EMBEDDINGS, refuse_foreign
 from ..storage.atomic import stream_tensors
 from ..storage.tensor_file import FORMATS, TensorFile, TensorHeader
 from ..weights.devices import DTYPES
-from .inspect import kind_of, modules_of
+from .inspect import kind_of, modules_of, shapes_of
 from .products import KOHYA, PEFT, Factors, factors_of, why_no_product
 from .stated_alpha import KEY as STATED
 from .stated_alpha import stated_alpha
@@ -88,12 +88,12 @@ def open_lora(path: Path) -> PlainLora:
     if unknown:
         raise ModelFileError(f"{path} has {len(unknown)} tensors of an unknown kind, first {sorted(unknown)[0]}")
     for key, parts in sorted(modules.items()):
-        if reason := why_no_product({name: file.layout[tensor][1] for name, tensor in parts.items()}):
+        if reason := why_no_product(shapes_of(file, parts)):
             raise ModelFileError(f"{path}: {key} {reason}")
     lora = PlainLora(file=file, modules=modules)
     if others := lora.others():
         log_note(
-            f"{path.name}: {len(others)} of {len(modules)} modules are no plain LoRA ({kind_of(modules[others[0]])}); they are read as the LoRA of the same change"
+            f"{path.name}: {len(others)} of {len(modules)} modules are no plain LoRA ({kind_of(shapes_of(file, modules[others[0]]))}); they are read as the LoRA of the same change"
         )
     return lora
 

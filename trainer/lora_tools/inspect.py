@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from ..errors import ModelFileError, reads
-from ..lora.host_formula import RANKED, refuse_foreign, split_key
+from ..lora.host_formula import RANKED, foreign_kinds, is_butterfly, refuse_foreign, split_key
 from ..storage.atomic import bits_of
 from ..storage.tensor_file import FORMATS, TensorFile
 from .stated_alpha import KEY as STATED
@@ -65,7 +65,7 @@ def inspect(path: Path) -> LoraReport:
                 norms[block_of(key)] += tensor.square().sum().item()
         alphas.append(f"{file.get(parts['alpha']).item():g}" if "alpha" in parts else "none")
     return LoraReport(
-        kinds=_count(kind_of(parts) for parts in modules.values()),
+        kinds=_count(kind_of(shapes_of(file, parts)) for parts in modules.values()),
         ranks=_count(rank_of_shapes(file, parts) for parts in modules.values()),
         alphas=_count(alphas),
         dtypes=tuple(sorted({NAMES.get(kind, kind) for kind, _ in file.layout.values()})),
@@ -99,7 +99,12 @@ def rank_of_shapes(file: TensorFile, parts: Mapping[str, str]) -> int:
 
 def input_width(file: TensorFile, parts: Mapping[str, str]) -> int:
     """Number of input channels of a module; 0 if the adapter does not tell."""
-    return weight_size({name: file.layout[tensor][1] for name, tensor in parts.items()})[1]
+    return weight_size(shapes_of(file, parts))[1]
+
+
+def shapes_of(file: TensorFile, parts: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Returns {suffix: shape} of a module's tensors."""
+    return {name: file.layout[tensor][1] for name, tensor in parts.items()}
 
 
 def weight_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
@@ -134,11 +139,12 @@ KINDS = {
 """{tensor: kind of adapter}, the telling ones first; what is left is a plain LoRA."""
 
 
-def kind_of(parts: Iterable[str]) -> str:
-    """The kind of a module's adapter, by the suffixes of its tensors."""
-    names = set(parts)
+def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The kind of a module's adapter, by {suffix: shape} of its tensors."""
+    names = set(shapes)
     is_pair = any(name.endswith(("lora_A.weight", "lora_down.weight")) for name in names)
     kind = next((KINDS[name] for name in KINDS if name in names and not (is_pair and KINDS[name] == "bias")), "lora")
+    kind = "boft" if is_butterfly(shapes) else kind
     return f"{kind} + dora_scale" if "dora_scale" in names else kind
 
 
@@ -163,6 +169,8 @@ def to_text(report: LoraReport, path: Path) -> str:
     for title, keys in (("all zero", report.zero), ("NaN or infinite", report.broken), ("unknown", report.unknown)):
         if keys:
             lines.append(f"{title}: {len(keys)} tensors, first {keys[0]}")
+    if foreign := foreign_kinds(report.unknown):
+        lines.append(f"of a kind that is not read here: {', '.join(foreign)}")
     lines += ["norm per block:"] + [f"  {norm:9.4f}  {block}" for block, norm in report.block_norms.items()]
     lines += ["metadata:"] + [f"  {key}: {_short(value)}" for key, value in sorted(report.metadata.items())]
     return "\n".join(lines)

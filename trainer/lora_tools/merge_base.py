@@ -47,9 +47,13 @@ class WeightSlice:
     """First row and end, if several modules share the tensor; None if all rows belong to the module."""
     of_module: tuple[int, int] | None = None
     """(index of the module's first row in this slice, rows of the module); None if the slice holds all rows of the module."""
+    transposed: bool = False
+    """The whole tensor is the module's weight with rows and columns exchanged."""
 
     def of(self, weight: Tensor) -> Tensor:
         """These rows of the tensor, as a view."""
+        if self.transposed:
+            return weight.T
         return weight if self.rows is None else weight[self.rows[0] : self.rows[1]]
 
 
@@ -66,10 +70,10 @@ class Patch:
     def open(self, tensor: Tensor) -> "OpenPatch":
         """Read the adapter, for the base model's tensor that it changes. Raises ModelFileError."""
         first, last = self.target.rows or (0, len(tensor))
-        offset, total = self.target.of_module or (0, last - first)
+        offset, total = self.target.of_module or (0, tensor.shape[1] if self.target.transposed else last - first)
         parts = self.file.gather(self.parts)
         refuse_broken({self.parts[name]: tensor for name, tensor in parts.items()}, str(self.file.path))
-        whole = needs_whole_weight(parts, total)
+        whole = needs_whole_weight(parts, total) or self.target.transposed
         if whole and self.target.of_module:
             raise ModelFileError(
                 f"{self.file.path}: {self.module} is of the kind {needs_base(parts)}, which needs its whole weight, and this base model has that in several tensors: merge into the single-file checkpoint of the base model"
@@ -97,12 +101,14 @@ class OpenPatch:
         first, last = max(start, self.first), min(start + len(rows), self.last)
         if first < last:
             mine = rows[first - start : last - start]
+            if self.patch.target.transposed:
+                mine = mine.T
             span = (first - self.first + self.offset, self.total)
             try:
                 mine += weight_change(self.parts, mine, self.patch.strength, span)
             except RuntimeError as error:
                 raise ModelFileError(
-                    f"{self.patch.file.path}: {self.patch.module} does not fit a weight of {(self.total, *rows.shape[1:])}: it was made for another model"
+                    f"{self.patch.file.path}: {self.patch.module} does not fit a weight of {(self.total, *mine.shape[1:])}: it was made for another model"
                 ) from error
 
 

@@ -1,6 +1,7 @@
 """The tensors of a base model's CLIP text encoders that a LoRA file may change, under every key that ComfyUI accepts.
 
-It follows ComfyUI's `model_lora_keys_clip` and its conversion of open_clip weights, which have q, k and v in one tensor.
+It follows ComfyUI's `model_lora_keys_clip` and its conversion of open_clip weights, which have q, k and v in one tensor and the
+projection transposed.
 """
 
 import re
@@ -53,7 +54,11 @@ def text_parts(base: Base) -> list[TextPart]:
     parts = []
     for stem, prefixes in STEMS.items():
         inner = {key.removeprefix(stem): shape for key, shape in shapes.items() if key.startswith(stem)}
-        if modules := dict(_modules(inner, stem)):
+        modules = dict(_modules(inner, stem))
+        beside = stem.removesuffix("transformer.") + PROJECTION
+        if modules and beside in shapes:  # open_clip multiplies by it from the other side
+            modules[PROJECTION] = WeightSlice(beside, transposed=True)
+        if modules:
             parts.append(_part((base.source.path,), "", modules, prefixes))
     return parts
 

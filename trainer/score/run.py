@@ -239,11 +239,11 @@ def adapter_norm(path: Path) -> float | None:
 
     For DoRA it is that of the low-rank part alone, for the same reason. Changes of biases are left out.
     """
-    from ..lora.host_formula import changes_weight, low_rank_change, needs_base
+    from ..lora.host_formula import changes_weight, low_rank_change, needs_base, undecomposed
 
     modules, _ = group_by_module(read_lora(path))
     of_weights = [parts for parts in modules.values() if changes_weight(parts)]
-    if any(needs_base(set(parts) - {"dora_scale"}) for parts in of_weights):
+    if any(needs_base(undecomposed(parts)) for parts in of_weights):
         return None
     return sum(float(low_rank_change(parts).double().square().sum()) for parts in of_weights) ** 0.5
 

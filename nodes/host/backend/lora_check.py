@@ -17,6 +17,9 @@ from ....trainer.lora.host_formula import changed_shape, group_by_module
 from ....trainer.lora.state_dict import Arithmetic, Change
 from ..comfy_types import BaseModel, Clip
 
+RESHAPED = ".reshape_weight"
+"""Tells of a weight that ComfyUI widens before it adds the change."""
+
 
 def known_keys(model: BaseModel, clip: Clip | None = None) -> Mapping[str, object]:
     """Returns {module key in LoRA files: what of the model, and of a CLIP, it changes}."""
@@ -43,8 +46,11 @@ def check_fits_model(model: BaseModel, tensors: Mapping[str, Tensor], name: str)
     ComfyUI says of the first that keys are not loaded, of the second an error in its log, and samples without them. Modules that it
     leaves out beside others are logged.
     """
+    from comfy.lora_convert import convert_lora
+
     key_map = known_keys(model)
-    modules, _ = group_by_module(tensors)
+    modules, unknown = group_by_module(convert_lora(tensors))  # files of Black Forest Labs and USO get other names
+    reshaped = {key.removesuffix(RESHAPED) for key in unknown if key.endswith(RESHAPED)}
     mine = {key: parts for key, parts in modules.items() if not is_text_encoder(key)}
     lost = sorted(key for key in mine if key not in key_map)
     if mine and len(lost) == len(mine):
@@ -60,7 +66,7 @@ def check_fits_model(model: BaseModel, tensors: Mapping[str, Tensor], name: str)
         target = key_map.get(key)
         native, offset = (target[0], target[1]) if isinstance(target, tuple) else (target, None)
         shape, made = shapes.get(str(native)), changed_shape(parts)
-        if shape is None or made is None:
+        if shape is None or made is None or key in reshaped:
             continue
         rows = offset[2] if offset else shape[0]
         if made != (rows, math.prod(shape[1:])):

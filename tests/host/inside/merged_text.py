@@ -49,7 +49,9 @@ def encoders(toy, path):
 
 def said(patcher, toy):
     mm.load_models_gpu([patcher])
-    return {part: getattr(patcher.model, part).encode(TOKENS)[0].clone() for part in PARTS[toy]}
+    found = {part: getattr(patcher.model, part).encode(TOKENS) for part in PARTS[toy]}
+    texts = {part: hidden.clone() for part, (hidden, _) in found.items()}
+    return texts | ({"clip_g pooled": found["clip_g"][1].clone()} if "clip_g" in found else {})
 
 
 @torch.inference_mode()
@@ -65,7 +67,7 @@ def compare(toy, folder):
     patched = base.clone()
     used = patched.add_patches(patches, STRENGTH)
     mine, theirs = said(merged, toy), said(patched, toy)
-    found = {part: [float((theirs[part] - plain[part]).norm()), float((mine[part] - theirs[part]).norm())] for part in PARTS[toy]}  # fmt: skip
+    found = {part: [float((theirs[part] - plain[part]).norm()), float((mine[part] - theirs[part]).norm())] for part in plain}  # fmt: skip
     return {**found, "used": len(used), "modules": len({key.split(".")[0] for key in tensors if key.startswith("lora_te")})}  # fmt: skip
 
 

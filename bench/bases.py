@@ -25,13 +25,12 @@ from transformers import AutoTokenizer, CLIPTextModel, T5Config, T5EncoderModel
 from lora_loom.trainer import families
 from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.config.run import ModelConfig
-from lora_loom.trainer.demo.demo import ASSETS
 from lora_loom.trainer.families.common.encoders import TinyCodec
 from lora_loom.trainer.families.sd3 import FAMILY as SD3
 from scripts.demo_base.denoiser import disturbed, draw_sigma, pixels_of
 from scripts.demo_base.pictures import training_scene
 
-from .common import RESULTS
+from .common import RESULTS, two_blocks
 
 FOLDER = RESULTS / "bases"
 STEPS, BATCH, POOL, RATE, SEED = 1000, 8, 800, 2e-3, 0
@@ -81,9 +80,9 @@ RECIPES = {
 
 
 def base(name: str) -> Path:
-    """The folder of a base; it is trained first if it is not there. "demo" is the one that is shipped."""
+    """The folder of a base; it is trained first if it is not there. "demo" is the demo base of two blocks."""
     if name == "demo":
-        return ASSETS
+        return two_blocks()
     folder = FOLDER / name
     if not (folder / "trained").is_file():
         train(RECIPES[name], folder)
@@ -163,7 +162,7 @@ def opened_config(folder: Path) -> ModelConfig:
 
 def demo_codec() -> TinyCodec:
     """The demo's autoencoder in fp32."""
-    return TinyCodec(AutoencoderTiny.from_pretrained(ASSETS / "vae", torch_dtype=torch.float32).eval())
+    return TinyCodec(AutoencoderTiny.from_pretrained(two_blocks() / "vae", torch_dtype=torch.float32).eval())
 
 
 def projection(latents_NCHW: Tensor, channels: int) -> Tensor:
@@ -178,9 +177,9 @@ def projection(latents_NCHW: Tensor, channels: int) -> Tensor:
 
 def write_parts(recipe: Recipe, folder: Path, to_model: Tensor) -> None:
     """The frozen parts: text encoders, tokenizers, and the autoencoder whose latents are the family's."""
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(two_blocks() / "tokenizer")
     tokenizer.save_pretrained(folder / "tokenizer")
-    CLIPTextModel.from_pretrained(ASSETS / "text_encoder", torch_dtype=torch.float32).save_pretrained(
+    CLIPTextModel.from_pretrained(two_blocks() / "text_encoder", torch_dtype=torch.float32).save_pretrained(
         folder / "text_encoder"
     )
     if recipe.family == "flux":

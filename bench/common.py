@@ -12,7 +12,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_loom.trainer.demo.demo import ASSETS
+
 RESULTS = Path(".bench")
+
+
+def two_blocks() -> Path:
+    """The demo base of versions up to 0.1, put together with the autoencoder of today's, which is the same.
+
+    Figures of different versions compare only on one base, so that bench/ keeps this one.
+    """
+    folder = (RESULTS / "two_blocks").resolve()
+    if not (folder / "vae").is_dir():
+        shutil.copytree(Path(__file__).with_name("two_blocks"), folder, dirs_exist_ok=True)
+        made = shutil.copytree(ASSETS / "vae", folder / "vae.part", dirs_exist_ok=True)
+        made.rename(folder / "vae")  # last, so that a copy that was cut off is made again
+    return folder
 
 
 def interleaved(

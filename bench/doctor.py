@@ -15,12 +15,11 @@ from PIL import Image, ImageEnhance
 from lora_loom.trainer.cli.console import QuietHost
 from lora_loom.trainer.config.run import TrainConfig
 from lora_loom.trainer.config.toml import parse
-from lora_loom.trainer.demo.demo import ASSETS
 from lora_loom.trainer.demo.scenes import BACKGROUNDS, random_concept_scene, random_scene
 from lora_loom.trainer.doctor.report import read_diagnosis, text_of
 from lora_loom.trainer.runs.headless import run_folder, train
 
-from .common import report
+from .common import report, two_blocks
 
 KINDS = {"caption": ("caption",), "double": ("double",), "foreign": ("fights", "foreign", "known")}
 """{planted fault: findings that name it}."""
@@ -54,7 +53,7 @@ def examined(root: Path, seed: int) -> tuple[dict[str, str], dict[str, Any]]:
     faults = plant(root / "images", seed)
     tables = {
         "name": "planted",
-        "model": {"base": str(ASSETS)},
+        "model": {"base": str(two_blocks())},
         "dataset": [{"folder": str(root / "images")}],
         "data": {"resolution": 128},
         "training": {"steps": 180, "save_every": 0, "seed": seed},

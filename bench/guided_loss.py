@@ -24,7 +24,7 @@ from lora_loom.trainer.cli.console import QuietHost
 from lora_loom.trainer.config.run import ModelConfig, TrainConfig
 from lora_loom.trainer.config.toml import parse
 from lora_loom.trainer.demo.concept import concept_score
-from lora_loom.trainer.demo.demo import ASSETS, write_data
+from lora_loom.trainer.demo.demo import write_data
 from lora_loom.trainer.lora.patch import patched
 from lora_loom.trainer.runs.headless import train
 from lora_loom.trainer.storage.tensor_file import read_lora
@@ -32,7 +32,7 @@ from scripts.demo_base.denoiser import draw_sigma, generate, held_out_scenes, ra
 from scripts.demo_base.judge import judge
 from scripts.demo_base.student import conditioning, distil, scene_latents
 
-from .common import RESULTS, keep, report
+from .common import RESULTS, keep, report, two_blocks
 
 STEPS, SCALE = 200, 4.0
 SCENES, PROMPTS = (
@@ -112,14 +112,14 @@ def student_folder() -> Path:
     """The student, distilled once; LOOM_STUDENT names one that exists."""
     folder = Path(os.environ.get("LOOM_STUDENT", RESULTS / "student"))
     if not (folder / "model_index.json").is_file():
-        distil(ASSETS, folder, scale=SCALE)
+        distil(two_blocks(), folder, scale=SCALE)
     return folder
 
 
 def main() -> None:
     seeds = int(os.environ.get("LOOM_BENCH", "3"))
     student = student_folder()
-    measure = Measure(ASSETS, student)
+    measure = Measure(two_blocks(), student)
     rows: dict[str, list[dict[str, float]]] = {
         "base at CFG 1": [{"guidance": 1.0, **measure.images(measure.teacher)}],
         "base at CFG 4": [{"guidance": SCALE, **measure.images(measure.teacher, SCALE)}],

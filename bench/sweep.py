@@ -2,7 +2,7 @@
 
 Both of the same run, so that a slow moment hits both and other jobs hardly count.
 
-The demo's base (assets/demo), two LoRAs of rank 16 on attention and feed-forward layers, three seeds each, 20 steps of
+The demo base of two blocks (bench/two_blocks), two LoRAs of rank 16 on attention and feed-forward layers, three seeds each, 20 steps of
 Euler with CFG. In the sweep's time: laying each LoRA over the base and taking it off, encoding prompts, writing lossless
 PNG files with their recipes. Aim: at most 1.05. Processor time of one thread.
 """
@@ -19,13 +19,12 @@ import torch
 
 from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.config.run import GuidanceConfig, ModelConfig, NetworkConfig
-from lora_loom.trainer.demo.demo import ASSETS
 from lora_loom.trainer.diffusion.denoiser import Denoiser
 from lora_loom.trainer.lora.targets import resolve_targets
 from lora_loom.trainer.sweep import cells as sweep_module
 from lora_loom.trainer.sweep.cells import Axes, CellRenderer, Rendering, SweptLora, plan_cells, render
 
-from .common import report
+from .common import report, two_blocks
 
 PROMPTS, SEEDS, SIDE, STEPS, RANK = ("a red circle on a meadow",), (0, 1, 2), 128, 20, 16
 
@@ -60,7 +59,7 @@ def random_lora(denoiser: Denoiser, seed: int) -> dict[str, torch.Tensor]:
 
 def main(rounds: int = 6) -> None:
     torch.set_num_threads(1)
-    config = ModelConfig(base=str(ASSETS), device="cpu")
+    config = ModelConfig(base=str(two_blocks()), device="cpu")
     base = open_base(config)
     renderer = CellRenderer(
         denoiser=base.load_denoiser(config, "float32"), family=base.family, encoders=base.load_encoders()

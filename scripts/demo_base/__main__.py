@@ -1,13 +1,13 @@
-"""python -m scripts.demo_base autoencoder | decoder | denoiser | pack | score, in this order; each says what it wrote. student is apart."""
+"""python -m scripts.demo_base autoencoder | decoder | denoiser | refine | grow | pack | score, in this order. student is apart."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import ASSETS
+from . import ASSETS, TWO_BLOCKS
 
-WORK = Path(".demo_base")
+WORK, LATENTS = Path(".demo_base"), "latents.safetensors"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Make the base model of assets/demo.")
 Work = Annotated[Path, typer.Option(help="Folder for what is not shipped: full-precision weights, latents.")]
@@ -48,7 +48,16 @@ def denoiser(
     """Stage 2: denoiser and text encoder on the latents of stage 1; three quarters of an hour on one core."""
     from .denoiser import train
 
-    train(work, work / "vae", steps=steps, batch=batch, pool=pool, learning_rate=learning_rate, seed=seed)
+    train(
+        work,
+        work / "vae",
+        steps=steps,
+        batch=batch,
+        pool=pool,
+        kept=work / LATENTS,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
     _note(work, "denoiser", steps=steps, batch=batch, pool=pool, learning_rate=learning_rate, seed=seed)
 
 
@@ -61,16 +70,42 @@ def refine(
 
     target = work / "refined"
     target.mkdir(exist_ok=True)
-    train(target, work / "vae", steps=steps, batch=batch, pool=pool, learning_rate=learning_rate, seed=seed, start=work)
+    train(
+        target, work / "vae", steps=steps, batch=batch, pool=pool, kept=work / LATENTS, learning_rate=learning_rate, seed=seed,
+        start=work,
+    )  # fmt: skip
     _note(work, "refine", steps=steps, batch=batch, pool=pool, learning_rate=learning_rate, seed=seed)
 
 
 @app.command()
-def pack(work: Work = WORK, assets: Path = ASSETS) -> None:
-    """Store both stages in fp16 as a diffusers folder."""
+def grow(
+    work: Work = WORK,
+    start: Path = TWO_BLOCKS,
+    steps: int = 8000,
+    batch: int = 32,
+    pool: int = 6000,
+    learning_rate: float = 1e-3,
+    seed: int = 3,
+) -> None:
+    """Stage 2c: a third block and half as many channels again, grown out of the two blocks and trained on; an hour and a half on one core."""
+    from .denoiser import train
+
+    target = work / "grown"
+    target.mkdir(exist_ok=True)
+    kept = work / LATENTS
+    train(
+        target, ASSETS / "vae", steps=steps, batch=batch, pool=pool, kept=kept, learning_rate=learning_rate, seed=seed,
+        blocks=3, start=start,
+    )  # fmt: skip
+    _note(work, "grow", steps=steps, batch=batch, pool=pool, learning_rate=learning_rate, seed=seed)
+
+
+@app.command()
+def pack(work: Work = WORK, trained: str = "grown", assets: Path = ASSETS) -> None:
+    """Store the stages in fp16 as a diffusers folder; `--trained refined` the base of two blocks."""
     from .pack import pack as write
 
-    write(work, assets)
+    write(work, work / trained, assets)
 
 
 @app.command()

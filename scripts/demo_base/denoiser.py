@@ -1,4 +1,4 @@
-"""Stage 2: an SD3-class denoiser of depth 2 and its text encoder, trained together by flow matching.
+"""Stage 2: an SD3-class denoiser and its text encoder, trained together by flow matching.
 
 The family's own code does the noising, the prediction, the encoding and the sampling, so what is trained here is what
 the engine runs.
@@ -24,26 +24,31 @@ from lora_loom.trainer.diffusion.sample import SampleSettings, sample, start_noi
 from lora_loom.trainer.families.common.encoders import TinyCodec, penultimate
 from lora_loom.trainer.families.sd3 import FAMILY, SD3Denoiser, SD3Text
 
+from .grow import HEAD, grown
 from .judge import Verdict, judge
 from .pictures import held_out, training_scene
 from .text import MAX_TOKENS, SPARE, WIDTH, new_text_encoder, new_tokenizer
 
-CONFIG = {
-    "num_layers": 2, "attention_head_dim": 64, "num_attention_heads": 2, "caption_projection_dim": 128,
-    "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH, "in_channels": 16, "out_channels": 16, "patch_size": 2,
-    "sample_size": 16, "pos_embed_max_size": 32, "qk_norm": "rms_norm", "dual_attention_layers": (0, 1),
-}  # fmt: skip
 DROPOUT, NOISE_WORDS = 0.1, 0.15
 POOL_SEED = 0
+
+
+def config(blocks: int) -> dict[str, Any]:
+    """Arguments of diffusers' SD3 class: 64 channels a block, as ComfyUI's class reads the number of blocks from the width."""
+    return {
+        "num_layers": blocks, "attention_head_dim": HEAD, "num_attention_heads": blocks, "caption_projection_dim": HEAD * blocks,
+        "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH, "in_channels": 16, "out_channels": 16, "patch_size": 2,
+        "sample_size": 16, "pos_embed_max_size": 32, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(blocks)),
+    }  # fmt: skip
 
 
 class Model(nn.Module):
     """Denoiser and text encoder under one optimizer."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int) -> None:
         super().__init__()
         self.tokenizer = new_tokenizer()
-        self.transformer = SD3Transformer2DModel(**CONFIG)
+        self.transformer = SD3Transformer2DModel(**config(blocks))
         self.text = new_text_encoder(self.tokenizer)
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -55,7 +60,12 @@ class Model(nn.Module):
         return output.hidden_states[-2], output.text_embeds
 
     def load(self, directory: Path) -> None:
-        self.transformer.load_state_dict(load_file(directory / "transformer" / "diffusion_pytorch_model.safetensors"))
+        """Weights of an earlier training; a denoiser of one block less is grown."""
+        weights = load_file(directory / "transformer" / "diffusion_pytorch_model.safetensors")
+        blocks, smaller = self.transformer.config.num_layers, weights["proj_out.weight"].shape[1] // HEAD
+        if smaller < blocks:
+            weights = grown({name: weight.float() for name, weight in weights.items()}, blocks=smaller)
+        self.transformer.load_state_dict(weights)
         self.text.load_state_dict(load_file(directory / "text_encoder" / "model.safetensors"))
 
     def family_denoiser(self) -> SD3Denoiser:
@@ -81,8 +91,9 @@ def encode_pool(codec: TinyCodec, count: int, seed: int, path: Path) -> tuple[Te
         latents.append(FAMILY.latent_space.to_model(raw).half())
         if start % 1600 == 0:
             print(f"encoded {start}/{count}, {time.monotonic() - started:.0f} s", flush=True)
-    save_file({"latents": torch.cat(latents)}, path)
-    return torch.cat(latents), [scene.caption for scene in scenes]
+    encoded = torch.cat(latents).contiguous()
+    save_file({"latents": encoded}, path)
+    return encoded, [scene.caption for scene in scenes]
 
 
 def pixels_of(picture: Image.Image) -> Tensor:
@@ -113,15 +124,31 @@ def train(
     steps: int,
     batch: int,
     pool: int,
+    kept: Path,
     learning_rate: float,
     seed: int,
+    blocks: int = 2,
     start: Path | None = None,
 ) -> None:
-    """`start` is the folder of an earlier training to go on from."""
+    """Train, and keep the moving average's weights in `directory`.
+
+    Args:
+        directory: Where weights and a sheet of samples go, every 1000 steps.
+        autoencoder: The folder of stage 1.
+        steps: Optimizer steps; the rate rises over 3 % of them and falls in a cosine to zero.
+        batch: Pictures a step.
+        pool: How many pictures are drawn and encoded.
+        kept: The file that keeps their latents.
+        learning_rate: The highest rate.
+        seed: Of the new weights, the noise and the order.
+        blocks: Depth of the denoiser.
+        start: The folder of an earlier training to go on from; one of a block less is grown (grow.py).
+    """
     torch.manual_seed(seed)
-    codec = TinyCodec(AutoencoderTiny.from_pretrained(autoencoder).eval())
-    latents, captions = encode_pool(codec, pool, POOL_SEED, autoencoder.parent / "latents.safetensors")
-    model = Model()
+    vae = AutoencoderTiny.from_pretrained(autoencoder, torch_dtype=torch.float32).eval()
+    codec = TinyCodec(vae.to(memory_format=torch.channels_last))  # half the time on a CPU
+    latents, captions = encode_pool(codec, pool, POOL_SEED, kept)
+    model = Model(blocks)
     if start is not None:
         model.load(start)
     average = copy.deepcopy(model).requires_grad_(False)

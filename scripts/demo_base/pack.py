@@ -20,22 +20,25 @@ from .denoiser import generate, held_out_scenes, pixels_of, rate
 from .judge import judge
 
 SCORES, MADE = "scores.json", "made.json"
-STAGES = ("autoencoder", "decoder", "denoiser", "refine")
+STAGES = ("autoencoder", "decoder", "denoiser", "refine", "grow")
 CARD = Path(__file__).with_name("card.md")
 GATES = {"autoencoder shape": 0.95, "colour": 0.95, "count": 0.95, "shape": 0.85}
 """Shares that the base was meant to reach; `scores.json` says what it did reach."""
 
 
-def pack(work: Path, assets: Path) -> None:
-    """Copy both stages as fp16."""
-    trained = work / "refined"
+def pack(work: Path, trained: Path, assets: Path) -> None:
+    """Copy a trained denoiser and its text encoder as fp16, and the autoencoder if `work` has one; what it lacks stays as it is."""
     SD3Transformer2DModel.from_pretrained(trained / "transformer").half().save_pretrained(assets / "transformer")
     CLIPTextModelWithProjection.from_pretrained(trained / "text_encoder").half().save_pretrained(
         assets / "text_encoder"
     )
-    AutoTokenizer.from_pretrained(trained / "tokenizer").save_pretrained(assets / "tokenizer")
-    AutoencoderTiny.from_pretrained(work / "vae").half().save_pretrained(assets / "vae")
-    _drop_odd_setting(assets / "vae" / "config.json")
+    if not (
+        assets / "tokenizer"
+    ).is_dir():  # the words stay; newer transformers writes a class that older ones do not know
+        AutoTokenizer.from_pretrained(trained / "tokenizer").save_pretrained(assets / "tokenizer")
+    if (work / "vae").is_dir():
+        AutoencoderTiny.from_pretrained(work / "vae").half().save_pretrained(assets / "vae")
+        _drop_odd_setting(assets / "vae" / "config.json")
     index = {
         "_class_name": "StableDiffusion3Pipeline",
         "transformer": ["diffusers", "SD3Transformer2DModel"],
@@ -43,7 +46,9 @@ def pack(work: Path, assets: Path) -> None:
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
-    made = {stage: (work / f"{stage}.txt").read_text(encoding="utf-8").strip() for stage in STAGES}
+    made = json.loads((assets / MADE).read_text(encoding="utf-8")) if (assets / MADE).is_file() else {}
+    notes = {stage: work / f"{stage}.txt" for stage in STAGES}
+    made |= {stage: file.read_text(encoding="utf-8").strip() for stage, file in notes.items() if file.is_file()}
     (assets / MADE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     (assets / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

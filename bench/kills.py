@@ -1,8 +1,8 @@
 """kill -9 at random moments, and nothing is lost: `python -m bench kills --kills 1000 --seed 0`.
 
-Every stage (cache, run, sweep, strip, score) is begun over and over in children of a warm process and killed; what is there when
+Every stage (cache, run, a run of the graph, sweep, strip, score) is begun over and over in children of a warm process and killed; what is there when
 it ends at last must be bit for bit what an undisturbed one leaves, with no temporary file. `--points` kills at every operation on
-a file instead, one after another, none skipped. While a large cache is filled, at most the items in flight are encoded again.
+a file instead, one after another, none skipped (`--stage score`: of one stage alone). While a large cache is filled, at most the items in flight are encoded again.
 """
 
 import argparse
@@ -193,7 +193,7 @@ def all_stages(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     (folder / "warm").mkdir()
     warm(folder / "warm")
     rng, end = random.Random(given.seed), time.monotonic() + 60 * given.minutes
-    stages = [Stage(name, folder) for name in STAGES]
+    stages = [Stage(name, folder) for name in given.stage or STAGES]
     found: dict[str, Any] = {"seed": given.seed}
     for stage in stages if given.points else ():
         stage.killed_everywhere()
@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--points", action="store_true")
+    parser.add_argument("--stage", action="append", help="of this stage alone; may be given more than once")
     given = parser.parse_args([word for word in sys.argv[1:] if word != "kills"] if "kills" in sys.argv else [])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="loom-bench-") as folder:

@@ -3,15 +3,18 @@
 `bench/kills.py` kills them at random moments and at every point, `tests/test_kill_points.py` at every point where that is cheap.
 """
 
+import importlib
 import json
+from types import SimpleNamespace
 
 from safetensors import safe_open
 
-from lora_loom.trainer.runs.headless import build_cache, prepare, train
+from lora_loom.trainer.runs.headless import build_cache, make_session, prepare, run_plan, train
 from lora_loom.trainer.score.run import score_sheet
 from lora_loom.trainer.sweep.run import load_sheet, sweep, write_strips, write_tables
 from tests.conftest import SilentHost, make_config
 from tests.kills import contents
+from tests.nodes.stubs import stubbed
 
 SIDES = {"columns": ("checkpoint",), "rows": ("prompt", "seed"), "title": "run"}
 
@@ -86,9 +89,37 @@ def scores(root):
     write_strips(done.sheet, **SIDES)
 
 
+def begin_session(config):
+    """A session as a front end makes it over a filled cache, and what writes the beginning of its run folder."""
+    prepared = prepare(config, SilentHost())
+    prepared.cache.reload()
+    plan = run_plan(prepared)
+    session = make_session(prepared, plan)
+    return session, lambda: session.folder.start(plan.config(), plan.fixed(), {}, prepared.targets)
+
+
+def queue_session(session, start, load):
+    """What LoomTrain writes from the moment its session is made. `load` imports a module of nodes/host."""
+    queue, records = load("runs.queue"), load("runs.records")
+    start()
+    records.keep_graph(session.folder, {"1": {"class_type": "LoomTrain", "inputs": {"name": "run"}}}, "1")
+    registry = SimpleNamespace(emit=lambda *event: None, must_yield=lambda: False, follow_host=lambda: None)
+    job = queue.Job(session, registry)
+    job.run()
+    job.raise_error()
+
+
+def graph(root):
+    """A run of ComfyUI's queue: two steps with all that belongs to a save."""
+    with stubbed(root / "comfyui"):
+        load = lambda name: importlib.import_module(f"lora_loom.nodes.host.{name}")  # noqa: E731
+        queue_session(*begin_session(whole_run(root, steps=2)), load)
+
+
 STAGES = {
     "cache": ((), cache),
     "run": ((), run),
+    "graph": ((cache,), graph),
     "sweep": ((short_run,), grid),
     "strip": ((short_run, grid), strip),
     "score": ((short_run, grid), scores),
@@ -98,5 +129,5 @@ STAGES = {
 
 def warm(root):
     """Do everything once in this process: what it has imported, its children need not import."""
-    for stage in (short_run, grid, strip, scores):
+    for stage in (short_run, grid, strip, scores, graph):
         stage(root)

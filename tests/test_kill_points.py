@@ -6,15 +6,14 @@ is continued in a child of this process, which has the models in memory. `bench/
 
 import os
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from lora_loom.trainer.config.run import ValidationConfig
 from lora_loom.trainer.runs.execute import execute
-from lora_loom.trainer.runs.headless import make_session, prepare, run_folder, run_plan
+from lora_loom.trainer.runs.headless import run_folder
 from tests.conftest import SilentHost
-from tests.kill_stages import STAGES, comparable, warm, whole_run
+from tests.kill_stages import STAGES, begin_session, comparable, queue_session, warm, whole_run
 from tests.kills import check_every_point, in_child
 from tests.nodes.conftest import host
 
@@ -53,12 +52,8 @@ def ready_session(place, *, plain=False):
     if plain:
         training = replace(config.training, steps=1, ema_decay=0.0)
         config = replace(config, training=training, validation=ValidationConfig())
-    prepared = prepare(config, SilentHost())
     assert in_child(STAGES["cache"][1], place) == 0
-    prepared.cache.reload()
-    plan = run_plan(prepared)
-    session = make_session(prepared, plan)
-    return session, lambda: session.folder.start(plan.config(), plan.fixed(), {}, prepared.targets)
+    return begin_session(config)
 
 
 def test_a_save_of_a_run(place, tmp_path):
@@ -79,23 +74,15 @@ def test_a_save_of_a_run(place, tmp_path):
 
 def test_a_run_of_the_graph(place, tmp_path, host):
     """What LoomTrain writes from the moment its session is made: run.json, the graph, states, and all that the run keeps."""
-    queue, records = host("runs.queue"), host("runs.records")
     session, start = ready_session(place, plain=True)
-    graph = {"1": {"class_type": "LoomTrain", "inputs": {"name": "run"}}}
 
     def queued():
-        start()
-        records.keep_graph(session.folder, graph, "1")
-        job = queue.Job(
-            session, SimpleNamespace(emit=lambda *event: None, must_yield=lambda: False, follow_host=lambda: None)
-        )
-        job.run()
-        job.raise_error()
+        queue_session(session, start, host)
 
     seen, states = check_every_point(place, tmp_path / "copies", queued, comparable)
     assert seen.keys() >= KINDS
     assert (sum(seen.values()), states) >= (100, 20)
-    assert records.stored_graph(session.folder)["1"]["inputs"]["name"] == "run"
+    assert host("runs.records").stored_graph(session.folder)["1"]["inputs"]["name"] == "run"
 
 
 def test_a_shard_of_the_cache(place, tmp_path):

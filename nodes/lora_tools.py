@@ -184,7 +184,10 @@ class LoomLoraConvert(_ChangesWithItsFiles):
                 ),
                 "dtype": (DTYPES, {"default": "auto", "tooltip": "Dtype of the new file. auto keeps that of the source file."}),
                 "save_as": _save_as("converted"),
-            }
+            },
+            "optional": {
+                "family": text("auto", "Model family of the LoRA, such as sdxl, for a file whose keys fit several; the error names them.", advanced=True),
+            },
         }  # fmt: skip
 
     def run(self, **inputs: Unpack[ConvertInputs]) -> NodeOutput:

@@ -5,6 +5,7 @@ from functools import wraps
 from typing import Any, ClassVar, TypeAlias, TypedDict
 
 from ..trainer.errors import LoomError, is_passing
+from .words import in_the_graph, said_in_the_graph
 
 Widget: TypeAlias = tuple[str | list[str], dict[str, object]]
 """An input: (socket type, or the values of a drop-down list; its options: tooltip, default, min, max, step, display_name)."""
@@ -44,13 +45,17 @@ class LoomNode:
 
 
 def _in_plain_words(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, in which an exception that nobody foresaw is one of our errors. ComfyUI's own, and memory that ran out, pass."""
+    """The method, in which an exception that nobody foresaw is one of our errors. ComfyUI's own, and memory that ran out, pass.
+
+    Errors and reports name the inputs of nodes where the engine names options.
+    """
 
     @wraps(method)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
-            return method(*args, **kwargs)
-        except LoomError:
+            return _reported(method(*args, **kwargs))
+        except LoomError as error:
+            said_in_the_graph(error)
             raise
         except Exception as error:
             if is_passing(error):
@@ -61,3 +66,13 @@ def _in_plain_words(method: Callable[..., Any]) -> Callable[..., Any]:
             ) from error
 
     return guarded
+
+
+def _reported(output: Any) -> Any:
+    """What a node returns, in which a report that is shown under it, and an output that holds it, have the words of the graph."""
+    if not (isinstance(output, dict) and output.get("ui", {}).get("text")):
+        return output
+    shown = [in_the_graph(text) for text in output["ui"]["text"]]
+    said = dict(zip(output["ui"]["text"], shown, strict=True))
+    result = tuple(said.get(value, value) if isinstance(value, str) else value for value in output["result"])
+    return {"ui": {**output["ui"], "text": shown}, "result": result}

@@ -160,9 +160,14 @@ export class Panel {
     const measured = this.view.validationLoss;
     if (measured) facts.push(`validation ${loss(measured.now)}${measured.base === null ? "" : `, base ${loss(measured.base)}`}`);
     for (const fact of facts) make("span", "", this.facts, fact);
-    if (this.view.moved) make("span", "", this.facts, `${this.view.moved} modules moved`).title = (run.movement?.unmoved ?? []).length ? `Not moved: ${(run.movement?.unmoved ?? []).slice(0, 20).join(", ")}` : "Training has changed every module.";
-    const { trained, leftOut } = this.view.layers;
-    if (trained) make("span", "", this.facts, `trains ${trained}`).title = leftOut ? `Left out: ${leftOut}` : "No layer is left out.";
+    this.renderLayers();
+  }
+
+  /** How many layers train; at the end, only that some have not changed. */
+  renderLayers() {
+    const { unchanged, changed, layers } = this.view;
+    if (unchanged) make("span", "", this.facts, `only ${changed} layers have changed`).title = `Not changed: ${unchanged}`;
+    else if (layers.count) make("span", "", this.facts, `trains ${layers.count} layers`).title = `${layers.trained}. ${layers.leftOut ? `Left out: ${layers.leftOut}.` : "No layer is left out."}`;
   }
 
   renderSample() {

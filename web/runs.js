@@ -52,6 +52,8 @@ const ASKED = {
   pause: "Pausing after this step …", resume: "Going on …", stop: "Stopping after this step …", save: "Saving after this step …",
   sample: "Rendering samples after this step …",
 };
+/** What layers do in a block, in the field's words. @type {Record<string, string>} */
+const ROLES = { mlp: "feed-forward", outside: "around the blocks" };
 const CAN_CONTINUE = new Set(["failed", "stopped", "interrupted"]);
 
 /** @param {string | undefined} state */
@@ -200,19 +202,27 @@ export class RunView {
     return last ? { now: last.value, base: first.step === 0 && last.step > 0 ? first.value : null } : null;
   }
 
-  /** Which layers train and which are left out: "60 attention, 90 mlp"; "" where nothing is known. */
+  /** How many layers train, and which by their role: "60 attention, 90 feed-forward"; "" where nothing is known. */
   get layers() {
     const { trained = {}, left_out = {}, outside = [] } = this.run?.layers ?? {};
     /** @param {Record<string, number>} counts */
-    const listed = (counts) => Object.entries(counts).map(([role, layers]) => `${layers} ${role}`).join(", ");
-    const around = outside.length ? ` (outside of the blocks: ${outside.join(", ")})` : "";
-    return { trained: listed(trained), leftOut: listed(left_out) + around };
+    const sum = (counts) => Object.values(counts).reduce((all, one) => all + one, 0);
+    /** @param {Record<string, number>} counts */
+    const listed = (counts) => Object.entries(counts).map(([role, layers]) => `${layers} ${ROLES[role] ?? role}`).join(", ");
+    const around = outside.length ? ` (${outside.join(", ")})` : "";
+    const [some, none] = [sum(trained), sum(left_out)];
+    return { count: some ? `${some} of ${some + none}` : "", trained: listed(trained), leftOut: listed(left_out) + around };
   }
 
-  /** How many of its modules training has changed: "118 of 120"; "" before its end. */
-  get moved() {
+  /** How many of the layers that train have changed: "118 of 120"; "" before the end of the run. */
+  get changed() {
     const { modules = 0, unmoved = [] } = this.run?.movement ?? {};
     return modules ? `${modules - unmoved.length} of ${modules}` : "";
+  }
+
+  /** The first layers that training should have changed and has not. */
+  get unchanged() {
+    return (this.run?.movement?.unmoved ?? []).slice(0, 20).join(", ");
   }
 
   /** Share of the run that is done, 0 to 1. */

@@ -84,8 +84,8 @@ class MergeInputs(NewFileInputs):
     weight_2: float
 
 
-class ConvertInputs(TypedDict):
-    """The inputs of LoomLoraConvert."""
+class ConvertedFile(TypedDict):
+    """The inputs of LoomLoraConvert that every workflow has."""
 
     lora_name: str
     format: str
@@ -93,10 +93,23 @@ class ConvertInputs(TypedDict):
     save_as: str
 
 
+class ConvertInputs(ConvertedFile, total=False):
+    """The inputs of LoomLoraConvert. A workflow of an earlier version lacks family."""
+
+    family: str
+
+
 def converted(inputs: ConvertInputs) -> tuple[str, str]:
     """Returns (name of the new file, report). Raises LoomError before anything is written."""
     source, target = find_lora(inputs["lora_name"]), new_file(inputs["save_as"], [inputs["lora_name"]])
-    done = convert(source, target, inputs["format"], dtype=inputs["dtype"], progress=Bar().update)
+    done = convert(
+        source,
+        target,
+        inputs["format"],
+        family=inputs.get("family", "auto"),
+        dtype=inputs["dtype"],
+        progress=Bar().update,
+    )
     return listed(target), done.text()
 
 

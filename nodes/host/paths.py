@@ -65,6 +65,14 @@ def display_path(path: Path) -> dict[str, str]:
     return {"filename": inner.name, "subfolder": inner.parent.as_posix(), "type": "output"}
 
 
+def by_folders_of_comfyui(text: str) -> str:
+    """A text in which paths below ComfyUI's own folders begin with the folder: input/cats. Where these lie on the server is nobody's business in a report."""
+    for name in ("input", "output", "temp"):
+        folder = getattr(folder_paths, f"get_{name}_directory")()
+        text = text.replace(f"{folder}{os.sep}", f"{name}/")
+    return text
+
+
 def page_of_run(path: Path) -> dict[str, str] | None:
     """A file of a run as the run's name and a path inside its folder; None if it belongs to no run: a sweep of LoRA files alone."""
     if not path.is_relative_to(root()):

@@ -124,3 +124,9 @@ def test_other_libraries_do_not_write_between_our_lines():
     done = subprocess.run([sys.executable, "-c", LEVELS], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == str(dict.fromkeys(TALKATIVE, logging.ERROR))
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("module", ["lora_loom.trainer", "lora_loom.trainer.cli.main"])
+def test_a_module_of_the_command_line_is_the_command_line(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("lora-loom ")

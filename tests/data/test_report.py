@@ -104,6 +104,8 @@ def test_steps_of_an_epoch_and_the_usual_ones(tmp_path):
     assert found["recommended_steps"] == {"a character": [250, 875], "a style": [1000, 1500]}
     assert "250 to 875 steps for a character" in epochs_text(report, 4, 2, 80)
     assert "6 images 10 x per epoch" in report.text()
+    assert "#" in report.text()
+    assert "#" not in report.text(bars=False), "a bar of a console is noise in a page"
 
 
 fingerprints = st.lists(

@@ -79,8 +79,9 @@ def test_a_file_of_sets(host, cats):
         "before",
         "sets.toml: datasets 1, subset 1: batch_size = 2 is ignored; set training.batch_size",
     )
-    assert value.notes[1] in report.splitlines()
-    assert f"{cats}: 2 images, train, each seen 3 x per epoch" in report
+    assert value.notes[1].replace("training.batch_size", "batch_size in Loom Train LoRA") in report.splitlines()
+    assert str(host.base) not in report, "where ComfyUI's folders lie is not shown"
+    assert "input/cats: 2 images, train, each seen 3 x per epoch" in report
 
 
 def test_a_changed_file_or_image_changes_the_node(host, cats):

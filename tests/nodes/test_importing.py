@@ -92,7 +92,9 @@ def test_nothing_outside_is_looked_at_while_the_server_is_reached_from_outside(c
 def test_a_schedule_of_an_unknown_library_is_refused(host):
     text = "--network_module networks.lora --lr_scheduler_type my_own.Schedule"
     (host.base / "input" / "run.txt").write_text(text)
-    with pytest.raises(ConfigError, match=r"schedule\.kind = 'my_own\.Schedule': a workflow may name classes of torch"):
+    with pytest.raises(
+        ConfigError, match=r"schedule = my_own\.Schedule in Loom Optimizer: a workflow may name classes of torch"
+    ):
         LoomImportSettings().run("run.txt")
 
 

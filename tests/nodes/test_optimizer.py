@@ -41,7 +41,7 @@ def test_an_optimizer_by_its_class_with_arguments(host):
     assert (value.optimizer.name, value.optimizer.options) == ("torch.optim.NAdam", {"betas": [0.8, 0.9]})
     for inputs, message in (
         ({"options": "beta3 = 1"}, "it has no argument beta3"),
-        ({"options": "lr = 1"}, r"set optimizer\.learning_rate instead"),
+        ({"options": "lr = 1"}, "set learning_rate in Loom Train LoRA instead"),
         ({"optimizer_class": "subprocess.Popen"}, "a workflow may name classes of"),
         ({"optimizer_class": "torch.nn.Linear"}, "it is no optimizer"),
     ):

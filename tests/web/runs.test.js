@@ -39,9 +39,9 @@ test("a record fills the panel", () => {
 test("which layers train and which are left out is said by their role", () => {
   const layers = { trained: { attention: 60, mlp: 90 }, left_out: { modulation: 30, outside: 28 }, outside: ["x_embedder", "final_layer"] };
   assert.deepEqual(loaded({ layers }).layers, {
-    trained: "60 attention, 90 mlp", leftOut: "30 modulation, 28 outside (outside of the blocks: x_embedder, final_layer)",
+    count: "150 of 208", trained: "60 attention, 90 feed-forward", leftOut: "30 modulation, 28 around the blocks (x_embedder, final_layer)",
   });
-  assert.deepEqual(loaded().layers, { trained: "", leftOut: "" }, "a run of an earlier version");
+  assert.deepEqual(loaded().layers, { count: "", trained: "", leftOut: "" }, "a run of an earlier version");
 });
 
 test("the validation loss stands next to the base's", () => {
@@ -191,11 +191,13 @@ test("the page speaks up when a run ends, and only then", () => {
   for (const state of ["running", "paused", "queued", "stopped"]) assert.equal(endNotice({ state, name: "cat" }), null);
 });
 
-test("a run that has ended says how many modules it has moved", () => {
+test("a run that has ended says how many of its layers it has changed", () => {
   const view = new RunView("a");
-  assert.equal(view.moved, "");
+  assert.equal(view.changed, "");
   view.load({ state: "finished", movement: { modules: 120, unmoved: ["x", "y"] } }, []);
-  assert.equal(view.moved, "118 of 120");
+  assert.equal(view.changed, "118 of 120");
+  assert.equal(view.unchanged, "x, y");
   view.load({ state: "running", movement: null }, []);
-  assert.equal(view.moved, "");
+  assert.equal(view.changed, "");
+  assert.equal(view.unchanged, "");
 });

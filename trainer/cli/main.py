@@ -282,3 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
         known = error if isinstance(error, LoomError) else unexpected(error)
         sys.stderr.write(f"error: {known}\n")
         sys.exit(known.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -76,16 +76,16 @@ class Report:
                 warnings.append(f"{len(names)} {kind}: {some(names)}")
         return warnings + self.notes
 
-    def text(self) -> str:
-        """The report in lines of plain text."""
+    def text(self, *, bars: bool = True) -> str:
+        """The report in lines of plain text; each bucket with a bar as long as its share, for a console."""
         total = sum(self.roles.values())
         roles = ", ".join(f"{count} {SHOWN_ROLES.get(role, role)}" for role, count in self.roles.items())
         lines = [f"{roles} images" if len(self.roles) > 1 or "train" not in self.roles else f"{total} train images"]
         lines.append(f"  sizes: {_size(self.smallest)} to {_size(self.largest)}, median {_size(self.median)}")
         most = max((bucket.per_epoch for bucket in self.buckets), default=1)
         for bucket in self.buckets:
-            bar = "#" * max(1, round(24 * bucket.per_epoch / most))
-            lines.append(f"  bucket {bucket.width} x {bucket.height}: {bucket.per_epoch} per epoch {bar}")
+            bar = " " + "#" * max(1, round(24 * bucket.per_epoch / most)) if bars else ""
+            lines.append(f"  bucket {bucket.width} x {bucket.height}: {bucket.per_epoch} per epoch{bar}")
         if set(self.repeats) != {"1"}:
             lines.append("  repeats: " + ", ".join(f"{n} images {r} x per epoch" for r, n in self.repeats.items()))
         lines.append(f"  {self.captions} different captions")

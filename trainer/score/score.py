@@ -174,9 +174,7 @@ def _similarity(
             [[cosine]] = encoder.compare([features[cell.id]], [evidence.prompt_features[cell.prompt]])
             by_cell[cell.id]["prompt_likeness"] = float(cosine)
     else:
-        notes.append(
-            "prompt similarity not measured: it needs a CLIP with its text encoder (command line: --clip-model FOLDER)"
-        )
+        notes.append("prompt similarity not measured: it needs a CLIP with its text encoder (--clip-model FOLDER)")
 
 
 def _bleed(

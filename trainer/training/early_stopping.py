@@ -69,6 +69,6 @@ def check_measured(training: TrainingConfig, validation: ValidationConfig, held_
     asked += ["training.keep_best = true"] if training.keep_best else []
     if asked and not held_out:
         raise ConfigError(
-            f"{' and '.join(asked)} needs a validation loss: set images aside (data.validation_split, in the graph "
-            "validation_split of LoomCache, or a set with role = 'validation')"
+            f"{' and '.join(asked)} needs a validation loss: set images aside (data.validation_split, "
+            "or a set with role = 'validation')"
         )

@@ -180,5 +180,5 @@ def _refuse_modules(network: NetworkConfig) -> None:
     for name, usual in (("target_modules", "default"), ("exclude_modules", "")):
         if (given := getattr(network, name)) != usual:
             raise ConfigError(
-                f"network.{name} = {given!r} would have no effect: text.alone (text_alone of LoomTrain) trains the text encoders alone, in all of their layers; leave it out, or switch text.alone off"
+                f"network.{name} = {given!r} would have no effect: text.alone trains the text encoders alone, in all of their layers; leave it out, or switch text.alone off"
             )

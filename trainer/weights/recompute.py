@@ -77,7 +77,7 @@ class Recomputation:
         if not self.difference <= LIMIT:
             raise RunError(
                 f"a block's recomputation differs by {self.difference:.0%} from its forward pass, so that gradients would be wrong: "
-                "set memory.gradient_checkpointing = false (LoomMemory: gradient_checkpointing), and report this"
+                "set memory.gradient_checkpointing = false, and report this"
             )
 
 

@@ -96,7 +96,9 @@ export class ListView {
       open.title = run.note || `Open ${name}`;
       bar.hidden = !isActive(run.state);
       fill.style.width = `${run.total ? (100 * (run.step ?? 0)) / run.total : 0}%`;
-      facts.textContent = rowFacts(run);
+      facts.replaceChildren();
+      for (const fact of figures(run)) make("span", "", facts, fact);
+      for (const text of texts(run)) make("span", "loom-row-text", facts, text);
       showThumbnail(thumb, name, run.sample ?? "");
     };
     return { root, update };
@@ -140,16 +142,23 @@ export class ListView {
   }
 }
 
-/** @param {Run} run */
-function rowFacts(run) {
+/**
+ * Short facts, each of which is shown whole.
+ * @param {Run} run
+ */
+function figures(run) {
   const facts = [`${count(run.step)} / ${count(run.total)} steps`];
   if (isActive(run.state) && run.state !== "paused" && run.eta) facts.push(`${duration(run.eta)} left`);
   if (run.lowest != null) facts.push(`validation ${loss(run.lowest)}`);
-  else if (isActive(run.state) && run.loss != null) facts.push(`loss ${loss(run.loss)}`);
-  if (run.state === "failed" && run.error) facts.push(run.error);
-  if (run.note) facts.push(run.note);
-  return facts.join(" · ");
+  else if (run.loss != null) facts.push(`loss ${loss(run.loss)}`);
+  return facts;
 }
+
+/**
+ * Sentences, which are cut at the end of their line.
+ * @param {Run} run
+ */
+const texts = (run) => [run.state === "failed" ? run.error : "", run.note].filter((text) => text);
 
 /**
  * @param {HTMLElement} place

@@ -12,6 +12,8 @@ import { elapsed, endTime, series } from "./timeline.js";
 
 const COLOURS = { raw: "#5b93f0", smooth: "#5b93f0", validation: "#e08a1e", rate: "#3fae7a", norm: "#b06ad8" };
 
+const LISTS = new Set(["Layers trained", "Layers left out"]);
+
 /**
  * Losses with their curve smoothed over a 25th of the run.
  * @param {import("../series.js").Point[]} points
@@ -73,13 +75,13 @@ export class ProgressTab {
       "Validation loss": measured ? loss(measured.now) : "",
       "Base model": measured?.base != null ? loss(measured.base) : "",
       "Layers trained": view.layers.trained,
-      "Modules moved": view.moved,
+      "Layers changed": view.changed,
       "Layers left out": view.layers.leftOut,
     };
     this.facts.replaceChildren();
     for (const [name, value] of Object.entries(facts)) {
       if (!value) continue;
-      const pair = make("div", name.startsWith("Layers") ? "loom-wide" : "", this.facts); // lists, not numbers
+      const pair = make("div", LISTS.has(name) ? "loom-wide" : "", this.facts);
       make("dt", "", pair, name);
       make("dd", "", pair, value);
     }

@@ -24,11 +24,12 @@ from ....trainer.storage.atomic import write_bytes, write_json
 from ....trainer.types import Example, Record, reference_name
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CacheValue, DatasetValue, example_from_json, example_to_json
+from ...words import in_the_graph
 from ..backend.denoiser import refuse_patches
 from ..backend.encoder_check import check_item, check_vae
 from ..comfy_types import Clip, ModelPatcher, Vae
 from ..importing import read_datasets
-from ..paths import cache_folder, preview, resolve_file, resolve_folder
+from ..paths import by_folders_of_comfyui, cache_folder, preview, resolve_file, resolve_folder
 from ..progress import Bar
 from .edit_prompts import chosen_reading, text_pixels
 from .encoders import encoder_identity, host_encoders
@@ -147,7 +148,7 @@ def _added(
         seen = f"{repeats[0]} x" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} x"
         lines.append(f"{config.folder}: {len(one.images)} images, {config.role}, each seen {seen} per epoch")
         lines += [*one.about, *one.notes]
-    return value, to_image(sheet), "\n".join(lines)
+    return value, to_image(sheet), in_the_graph(by_folders_of_comfyui("\n".join(lines)))
 
 
 def add_images(
@@ -260,7 +261,8 @@ def fill_cache(
     read = (
         "" if reading == ALONE else f"\ncaptions are encoded with the reference images, as for {reading} (edit_prompts)"
     )
-    return record, f"{report.text()}\n{done.text()}{read}", to_image(sheet), shown_sheet
+    text = by_folders_of_comfyui(f"{report.text(bars=False)}\n{done.text()}{read}")
+    return record, text, to_image(sheet), shown_sheet
 
 
 def write_listing(folder: Path, dataset: Dataset) -> str:

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from ...words import in_the_graph
+
 logger = logging.getLogger("lora_loom")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -33,7 +35,7 @@ def answering(handler: Handler) -> Handler:
         except RefusedError as refusal:
             return web.json_response({"error": str(refusal)}, status=403)
         except LoomError as error:
-            return web.json_response({"error": str(error)}, status=400)
+            return web.json_response({"error": in_the_graph(str(error))}, status=400)
         except web.HTTPException:
             raise
         except Exception as error:

@@ -20,10 +20,10 @@ from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Again, Outcome, Session
 from ....trainer.training.early_stopping import lowest, selected_loss
 from ....trainer.types import StepResult
+from ...words import in_the_graph, said_in_the_graph
 from ..backend.sharing.reshare import SharedBase
 from ..comfy_types import ModelPatcher
 from .memory.giving import DeviceMemory
-from .memory.words import said_in_the_graph
 from .turns import Turns
 
 logger = logging.getLogger("lora_loom")
@@ -247,6 +247,7 @@ class Job:
             self.registry.emit("lora_loom.step", {**self.summary(), "learning_rate": result.learning_rate})
 
     def log(self, text: str) -> None:
+        text = in_the_graph(text)
         self.folder.log(text)
         self.registry.emit("lora_loom.log", {"name": self.name, "text": text})
 

@@ -20,11 +20,11 @@ from .....trainer.runs.plan import RunPlan
 from .....trainer.training.loss_settings import loss_settings, noise_levels
 from .....trainer.types import Example, Size
 from .....trainer.weights.frozen import compute_in
+from ....words import in_the_graph
 from ...backend.checkpointing import checkpoint
 from ...backend.denoiser import LoadedDenoiser
 from ...comfy_types import ModelPatcher
 from .listed import is_run
-from .words import in_the_graph
 
 
 def not_predicted(log: Callable[[str], None]) -> None:

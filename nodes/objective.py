@@ -84,6 +84,16 @@ class LoomObjective(LoomNode):
                     "unmasked_probability": widget("ObjectiveConfig", "unmasked_probability", max=1.0, step=0.05),
                     "unmasked_weight": widget("ObjectiveConfig", "unmasked_weight", max=1.0, step=0.05),
                     "zero_terminal_snr": widget("ObjectiveConfig", "zero_terminal_snr"),
+                    "scheduled_sampling_max_step_offset": widget(
+                        "ObjectiveConfig", "scheduled_sampling_max_step_offset", max=999
+                    ),
+                    "scheduled_sampling_probability": widget(
+                        "ObjectiveConfig", "scheduled_sampling_probability", max=1.0, step=0.05
+                    ),
+                    "scheduled_sampling_ramp_steps": widget(
+                        "ObjectiveConfig", "scheduled_sampling_ramp_steps", max=1_000_000
+                    ),
+                    "scheduled_sampling_strategy": widget("ObjectiveConfig", "scheduled_sampling_strategy"),
                 },
             },
             shown=("timesteps", "shift", "loss", "min_snr_gamma"),

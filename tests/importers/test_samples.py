@@ -118,3 +118,25 @@ def test_an_imported_run_of_a_unet_adapts_what_the_other_trainer_adapts(case, tm
     given, expected = UNETS[case]
     network = import_text(given, Surroundings(tmp_path), f"{case}.json" if given[0] == "{" else "run.sh").config.network
     assert (network.target_modules, network.conv_rank) == expected
+
+
+def test_simpletuners_scheduled_sampling(tmp_path):
+    options = {
+        "model_family": "lumina2",
+        "scheduled_sampling_max_step_offset": 10,
+        "scheduled_sampling_sampler": "unipc",
+    }
+
+    def rollout(**more):
+        objective = import_text(json.dumps({**options, **more}), Surroundings(tmp_path), "config.json").config.objective
+        names = ("max_step_offset", "probability", "ramp_steps", "strategy")
+        return tuple(getattr(objective, f"scheduled_sampling_{name}") for name in names)
+
+    assert rollout() == (10, 0.0, 0, "uniform"), "its probability is 0 where it is left out"
+    assert rollout(scheduled_sampling_probability=1.0, scheduled_sampling_strategy="biased_late") == (
+        10,
+        1.0,
+        0,
+        "biased_late",
+    )
+    assert rollout(scheduled_sampling_ramp_steps=500) == (10, 0.5, 500, "uniform")

@@ -21,7 +21,11 @@ def convert(tensors):
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
-    lora = module("comfy.lora", model_lora_keys_unet=lambda model, keys: {WEIGHT.removesuffix(".weight"): WEIGHT})
+    lora = module(
+        "comfy.lora",
+        model_lora_keys_clip=None,
+        model_lora_keys_unet=lambda model, keys: {WEIGHT.removesuffix(".weight"): WEIGHT},
+    )
     with stubbed(tmp_path):
         monkeypatch.setitem(sys.modules, "comfy.lora", lora)
         monkeypatch.setitem(sys.modules, "comfy.lora_convert", module("comfy.lora_convert", convert_lora=convert))

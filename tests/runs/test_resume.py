@@ -135,6 +135,7 @@ def config_of(case, output, **training):
             "accumulation": case["accumulation"],
             **training,
         },
+        objective=case.get("objective", {}),
         memory={"gradient_checkpointing": case["checkpointing"]},
     )
 
@@ -199,6 +200,11 @@ def test_resume_is_exact_with_options_of_single_modules(tmp_path):
     check_resume({**PLAIN, "network": options}, tmp_path)
     lines = (tmp_path / "halved" / "run" / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line).get("keys_scaled", 0) for line in lines) > 0
+
+
+def test_resume_is_exact_with_scheduled_sampling(tmp_path):
+    options = {"scheduled_sampling_max_step_offset": 3, "scheduled_sampling_ramp_steps": 3}
+    check_resume({**PLAIN, "objective": options}, tmp_path)
 
 
 def test_resume_is_exact_where_sets_join_and_captions_grow(tmp_path):

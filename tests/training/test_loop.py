@@ -237,7 +237,8 @@ def test_a_perturbed_input_has_more_noise_than_its_target():
     assert not torch.equal(more, perturbed(noise, 0.1, StepKey(seed=0, step=4, micro_batch=1)))
     assert (more - noise).std().item() == pytest.approx(0.1, rel=0.3)
     loss = train_step(denoiser, batch, with_options(perturbation=0.1), place)
-    assert torch.equal(loss, sample_loss(denoiser, batch, noise, sigma, LOSS, input_BCHW=more) * batch.weight_B)
+    noisy = denoiser.objective.add_noise(batch.latents_BCHW, more, sigma)
+    assert torch.equal(loss, sample_loss(denoiser, batch, noise, sigma, LOSS, noisy_BCHW=noisy) * batch.weight_B)
     assert not torch.equal(loss, train_step(denoiser, batch, LOSS, place))
 
 

@@ -71,6 +71,15 @@ class ObjectiveConfig(Section, table="objective"):
     guided_scale: float | Literal["auto"] = "auto"
     """Scale s of the guided loss: the guidance that the model was distilled at, 3 to 5. auto is the family's own, 4 where none is known."""
 
+    scheduled_sampling_max_step_offset: int = 0
+    """Scheduled sampling: the noisy latents of a training step are made by the network itself, from latents noised up to this many of 1000 timesteps earlier, as they are in sampling (SimpleTuner's name). Each timestep is a forward pass without gradient; 0 switches it off. Sliders of prompts have none."""
+    scheduled_sampling_probability: float = 1.0
+    """Probability that an image of a training step has a rollout."""
+    scheduled_sampling_ramp_steps: int = 0
+    """Steps over which that probability rises from 0; 0: it is what it is from the first step."""
+    scheduled_sampling_strategy: Literal["uniform", "biased_early", "biased_late"] = "uniform"
+    """How far a rollout goes back: uniform: as often by any number of timesteps from 0 on. biased_early: mostly by few. biased_late: mostly by many."""
+
     def check(self) -> None:
         require(self.logit_std > 0, "objective.logit_std", self.logit_std, "use a number above 0")
         require(
@@ -94,7 +103,21 @@ class ObjectiveConfig(Section, table="objective"):
             self.min_snr_gamma >= 0, "objective.min_snr_gamma", self.min_snr_gamma, "use 0 (off) or more (5 is usual)"
         )
         require(self.noise_offset >= 0, "objective.noise_offset", self.noise_offset, "use 0 (off) or more")
-        shares = ("multires_noise_discount", "unmasked_probability", "unmasked_weight")
+        most = self.scheduled_sampling_max_step_offset
+        remedy = "use 0 (off) to 999 (10 is usual)"
+        require(0 <= most <= 999, "objective.scheduled_sampling_max_step_offset", most, remedy)
+        require(
+            self.scheduled_sampling_ramp_steps >= 0,
+            "objective.scheduled_sampling_ramp_steps",
+            self.scheduled_sampling_ramp_steps,
+            "use 0 (off) or more",
+        )
+        shares = (
+            "scheduled_sampling_probability",
+            "multires_noise_discount",
+            "unmasked_probability",
+            "unmasked_weight",
+        )
         for name in ("multires_noise_iterations", "ip_noise_gamma", *shares):
             require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "use 0 (off) or more")
         for name in shares:

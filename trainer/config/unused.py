@@ -29,6 +29,8 @@ RULES: tuple[Rule, ...] = (
     (ModelConfig, "model", ("dtype",), lambda c: c.packing == "none", "a quantised base has its own format"),
     (MemoryConfig, "memory", ("vae_batch_size",), lambda c: c.cache == "disk", "cache = 'online' encodes one by one"),
     (ObjectiveConfig, "objective", ("multires_noise_discount",), lambda c: c.multires_noise_iterations, "no resolution gets more noise"),
+    (ObjectiveConfig, "objective", ("scheduled_sampling_probability", "scheduled_sampling_ramp_steps", "scheduled_sampling_strategy"),
+     lambda c: c.scheduled_sampling_max_step_offset, "nothing is rolled out"),
     (ObjectiveConfig, "objective", ("soft_min_snr",), lambda c: c.min_snr_gamma, "only min_snr_gamma has a corner"),
     (DataConfig, "data", ("min_side", "max_side"), lambda c: c.buckets == "kohya", "only buckets = 'kohya' has it"),
     (DataConfig, "data", ("upscale",), lambda c: c.buckets != "off", "buckets = 'off' always fills the square"),

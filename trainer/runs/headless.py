@@ -47,7 +47,7 @@ from ..storage.mapped_files import MappedFiles
 from ..storage.tensor_file import read_lora
 from ..training.early_stopping import check_measured
 from ..training.epochs import in_steps
-from ..training.loss_settings import check_objective, check_strengths, guided_notes
+from ..training.loss_settings import check_objective, check_strengths, pass_notes
 from ..training.optim import check_optimizer
 from ..training.schedule import check_schedule
 from ..training.text_encoders import check_text_training, load_with_text, rate_scales, with_text
@@ -148,7 +148,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     objective = with_guided_scale(with_spread(config.objective, folder), folder, base.settings.guided_scale)
     training = with_length(config.training, folder)
     config = replace(config, optimizer=optimizer, objective=objective, training=training)
-    guided = guided_notes(objective, sharded=config.memory.shard)
+    passes = pass_notes(objective, sharded=config.memory.shard)
     check_text_training(config.text, config.optimizer, config.network, [*base.settings.text_parts], base.family.name)
     fits: Denoiser = with_text(skeleton, base) if config.text.is_trained else skeleton
     targets = modules_of_run(folder, fits.module, partial(new_targets, config, base, skeleton, fits))
@@ -170,9 +170,9 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     alone = unused_references("dataset.references", references, base)
     if alone and config.data.strict:
         raise DataError(f"data.strict: {alone}")
-    said = base.warnings(adapter=has_adapter(base_loras), guided=bool(guided))
+    said = base.warnings(adapter=has_adapter(base_loras), guided=objective.guided_loss != "off")
     layers = layers_of(fits.module, targets)
-    for note in (layers_text(layers), *said, *guided, *listed.notes, *([alone] if alone else [])):
+    for note in (layers_text(layers), *said, *passes, *listed.notes, *([alone] if alone else [])):
         host.log(note)
     report = make_report(dataset)
     host.log(report.text())

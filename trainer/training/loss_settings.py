@@ -8,7 +8,7 @@ from ..diffusion.objectives import Objective
 from ..diffusion.timesteps import NoiseLevels, ResolutionShift
 from ..errors import ConfigError
 from ..types import Example
-from .step import LossSettings
+from .step import LossSettings, Rollout
 
 GUIDED_SCALE = 4.0
 """Scale of the guided loss where no family has its own (diffusion-pipe and musubi-tuner: 4)."""
@@ -86,6 +86,12 @@ def loss_settings(config: ObjectiveConfig, levels: NoiseLevels) -> LossSettings:
         spread=config.timestep_spread == "even",
         guided=config.guided_loss,
         guided_scale=guided_scale(config),
+        rollout=Rollout(
+            most=config.scheduled_sampling_max_step_offset,
+            probability=config.scheduled_sampling_probability,
+            ramp_steps=config.scheduled_sampling_ramp_steps,
+            strategy=config.scheduled_sampling_strategy,
+        ),
     )
 
 
@@ -120,13 +126,22 @@ def guided_scale(config: ObjectiveConfig) -> float:
     return GUIDED_SCALE if config.guided_scale == "auto" else config.guided_scale
 
 
-def guided_notes(config: ObjectiveConfig, *, sharded: bool = False) -> list[str]:
-    """What a guided loss costs, for the log. Raises ConfigError for a base that is split over processes: they must run the same
-    passes, and a batch without a caption takes one less."""
-    if config.guided_loss == "off":
-        return []
-    if sharded:
+def pass_notes(config: ObjectiveConfig, *, sharded: bool = False) -> list[str]:
+    """What forward passes beside that of the loss cost, for the log. Raises ConfigError for a base that is split over processes: they
+    must run the same passes, and a batch without a caption or without a rollout takes fewer."""
+    most, notes = config.scheduled_sampling_max_step_offset, []
+    if sharded and config.guided_loss != "off":
         raise ConfigError(f"objective.guided_loss = {config.guided_loss!r} does not go with memory.shard: use one GPU")
-    return [
-        f"guided loss ({config.guided_loss} form, scale {guided_scale(config):g}): each forward pass takes another one without gradient for the empty text, a third to a half more time per step"
-    ]
+    if sharded and most:
+        raise ConfigError(
+            f"objective.scheduled_sampling_max_step_offset = {most} does not go with memory.shard: use one GPU"
+        )
+    if config.guided_loss != "off":
+        notes.append(
+            f"guided loss ({config.guided_loss} form, scale {guided_scale(config):g}): each forward pass takes another one without gradient for the empty text, a third to a half more time per step"
+        )
+    if most:
+        notes.append(
+            f"scheduled sampling: noisy latents are made by the network itself, in up to {most} more forward passes without gradient per step"
+        )
+    return notes

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,11 +19,35 @@ from ..diffusion.loss import (
     per_sample,
     v_scale_weight,
 )
+from ..diffusion.rollout import offset, rolled
 from ..diffusion.timesteps import NoiseLevels
 from ..seeding import StepKey, generator, uniform
 from ..types import Batch
 
 Switch = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """How often and how far the noisy latents are made by the network itself."""
+
+    most: int = 0
+    """Most timesteps, thousandths of the schedule, that they begin earlier; 0: never."""
+    probability: float = 1.0
+    ramp_steps: int = 0
+    """Steps over which the probability rises from 0."""
+    strategy: str = "uniform"
+
+    def offsets(self, size: int, place: StepKey) -> list[int]:
+        """How many timesteps earlier each of `size` samples begins: a function of the place alone."""
+        risen = min(1.0, place.step / self.ramp_steps) if self.ramp_steps else 1.0
+        keys = [(place.seed, place.step, place.micro_batch, slot) for slot in range(size)]
+        return [
+            offset(self.strategy, self.most, uniform(seed, "rollout", *key))
+            if uniform(seed, "rolled out", *key) < risen * self.probability
+            else 0
+            for seed, *key in keys
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +75,7 @@ class LossSettings:
     guided: str = "off"
     """Form of the guided loss, a name in `choices.GUIDED_LOSSES`."""
     guided_scale: float = 4.0
+    rollout: Rollout = field(default_factory=Rollout)
 
 
 def train_step(
@@ -61,14 +86,24 @@ def train_step(
     `without_adapter` turns the network into the base for a while; it is used where a sample's target is the prediction of the base.
     """
     noise_BCHW, sigma_B = draw(denoiser, batch, settings, place)
-    input_BCHW = perturbed(noise_BCHW, settings.perturbation, place)
+    noisy_BCHW = noisy_latents(denoiser, batch, noise_BCHW, sigma_B, settings, place)
     batch = replace(batch, mask_B1HW=partly_unmasked(batch.mask_B1HW, settings, place))
     by_base_BCHW = None
     if batch.by_base_B is not None:
         with without_adapter(), torch.no_grad():
-            noisy_BCHW = denoiser.objective.add_noise(batch.latents_BCHW, input_BCHW, sigma_B)
             by_base_BCHW = denoiser.predict(noisy_BCHW, sigma_B, batch.conditioning)
-    return sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings, by_base_BCHW, input_BCHW) * batch.weight_B
+    return sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings, by_base_BCHW, noisy_BCHW) * batch.weight_B
+
+
+def noisy_latents(
+    denoiser: Denoiser, batch: Batch, noise_BCHW: Tensor, sigma_B: Tensor, settings: LossSettings, place: StepKey
+) -> Tensor:
+    """What the network sees at these noise levels, (B, C, H, W): with more noise than the target knows of, or made by itself."""
+    input_BCHW = perturbed(noise_BCHW, settings.perturbation, place)
+    if settings.rollout.most and any(offsets := settings.rollout.offsets(batch.size, place)):
+        steps_B = torch.tensor(offsets)
+        return rolled(denoiser, batch.latents_BCHW, input_BCHW, sigma_B, steps_B, batch.conditioning)
+    return denoiser.objective.add_noise(batch.latents_BCHW, input_BCHW, sigma_B)
 
 
 def preservation_loss(
@@ -86,7 +121,7 @@ def preservation_loss(
     assert kept is not None
     noise_BCHW, sigma_B = draw(denoiser, batch, settings, place)
     slots = list(kept.slots)
-    input_SCHW = perturbed(noise_BCHW, settings.perturbation, place)[slots]
+    noisy_SCHW = noisy_latents(denoiser, batch, noise_BCHW, sigma_B, settings, place)[slots]
     part = Batch(
         latents_BCHW=batch.latents_BCHW[slots],
         conditioning=kept.conditioning,
@@ -96,9 +131,8 @@ def preservation_loss(
         by_base_B=torch.ones(len(slots), dtype=torch.bool, device=sigma_B.device),
     )
     with without_adapter(), torch.no_grad():
-        noisy_SCHW = denoiser.objective.add_noise(part.latents_BCHW, input_SCHW, sigma_B[slots])
         by_base_SCHW = denoiser.predict(noisy_SCHW, sigma_B[slots], part.conditioning)
-    loss_S = sample_loss(denoiser, part, noise_BCHW[slots], sigma_B[slots], settings, by_base_SCHW, input_SCHW)
+    loss_S = sample_loss(denoiser, part, noise_BCHW[slots], sigma_B[slots], settings, by_base_SCHW, noisy_SCHW)
     return loss_S * part.weight_B
 
 
@@ -114,8 +148,7 @@ def slider_loss(
     slider = batch.slider
     assert slider is not None
     noise_BCHW, sigma_B = draw(denoiser, batch, settings, place)
-    input_BCHW = perturbed(noise_BCHW, settings.perturbation, place)
-    noisy_BCHW = denoiser.objective.add_noise(batch.latents_BCHW, input_BCHW, sigma_B)
+    noisy_BCHW = noisy_latents(denoiser, batch, noise_BCHW, sigma_B, replace(settings, rollout=Rollout()), place)
     with without_adapter(), torch.no_grad():
         conditionings = (batch.conditioning, slider.positive, slider.negative)
         own, positive, negative = (denoiser.predict(noisy_BCHW, sigma_B, one) for one in conditionings)
@@ -124,7 +157,7 @@ def slider_loss(
 
     def loss_at(sign: float) -> Tensor:
         target = own + sign * slider.scale * (positive - negative)
-        return sample_loss(denoiser, part, noise_BCHW, sigma_B, settings, target, input_BCHW) * batch.weight_B
+        return sample_loss(denoiser, part, noise_BCHW, sigma_B, settings, target, noisy_BCHW) * batch.weight_B
 
     return loss_at
 
@@ -180,15 +213,16 @@ def sample_loss(
     sigma_B: Tensor,
     settings: LossSettings,
     by_base_BCHW: Tensor | None = None,
-    input_BCHW: Tensor | None = None,
+    noisy_BCHW: Tensor | None = None,
 ) -> Tensor:
-    """Unweighted loss of each sample for given noise and noise levels, (B,). The noisy latents have the noise `input_BCHW`, if given.
+    """Unweighted loss of each sample for given noise and noise levels, (B,). The network sees `noisy_BCHW`, or latents with that noise.
 
     `by_base_BCHW`, the base's own prediction, is the target where `batch.by_base_B` says so (SimpleTuner's parent-student
     regularisation, sd-scripts' differential output preservation).
     """
     objective = denoiser.objective
-    noisy_BCHW = objective.add_noise(batch.latents_BCHW, noise_BCHW if input_BCHW is None else input_BCHW, sigma_B)
+    if noisy_BCHW is None:
+        noisy_BCHW = objective.add_noise(batch.latents_BCHW, noise_BCHW, sigma_B)
     unconditional_BCHW = None
     if settings.guided != "off" and batch.unconditional is not None:
         with torch.no_grad():

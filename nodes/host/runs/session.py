@@ -43,7 +43,7 @@ from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.training.early_stopping import check_measured
 from ....trainer.training.epochs import in_steps
-from ....trainer.training.loss_settings import GUIDED_SCALE, check_objective, check_strengths, guided_notes
+from ....trainer.training.loss_settings import GUIDED_SCALE, check_objective, check_strengths, pass_notes
 from ....trainer.training.optim import check_optimizer
 from ....trainer.training.schedule import check_schedule
 from ....trainer.training.text_encoders import rate_scales
@@ -269,12 +269,10 @@ def make_session(
     whole: Denoiser = texts.whole if texts else denoiser
     modules, layers = choose_modules(folder, denoiser, plan.network, plan.optimizer, see, log, texts, request.text)
     init = initial_weights(plan.network, whole, modules)
-    guided = guided_notes(plan.objective)
-    for warning in warnings(
-        denoiser.settings.told, patcher, denoiser.objective.name, adapter=has_adapter(below), guided=bool(guided)
-    ):
+    predicts, guided = denoiser.objective.name, plan.objective.guided_loss != "off"
+    for warning in warnings(denoiser.settings.told, patcher, predicts, adapter=has_adapter(below), guided=guided):
         log(f"warning: {warning}")
-    for note in guided:
+    for note in pass_notes(plan.objective):
         log(note)
     log(epochs_text(make_report(dataset), training.batch_size, training.gradient_accumulation_steps, training.steps))
     batches = open_batches(

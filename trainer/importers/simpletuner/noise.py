@@ -93,6 +93,25 @@ def noise(made: Translation, family: str) -> None:
         made.put("objective.guidance_scale", made.number("flux_guidance_value", 1.0), "flux_guidance_value")
 
 
+def rollout(made: Translation) -> None:
+    """Set scheduled sampling. Its probability rises from one share to another, here from none to one."""
+    most = made.whole("scheduled_sampling_max_step_offset")
+    if not most:
+        return
+    made.put("objective.scheduled_sampling_max_step_offset", most, "scheduled_sampling_max_step_offset")
+    ramp = made.whole("scheduled_sampling_ramp_steps")
+    share = made.number("scheduled_sampling_prob_end", 0.5) if ramp else made.number("scheduled_sampling_probability")
+    names = ("scheduled_sampling_prob_end",) if ramp else ("scheduled_sampling_probability",)
+    made.put("objective.scheduled_sampling_probability", share, *names)
+    if ramp:
+        first = made.number("scheduled_sampling_prob_start")
+        nearly = f"it begins at {first:g} there" if first else ""
+        made.put("objective.scheduled_sampling_ramp_steps", ramp, "scheduled_sampling_ramp_steps", nearly=nearly)
+    if made.has("scheduled_sampling_strategy"):
+        strategy = made.text("scheduled_sampling_strategy")
+        made.put("objective.scheduled_sampling_strategy", strategy, "scheduled_sampling_strategy")
+
+
 def steps_range(made: Translation) -> None:
     """The noise levels that are trained, of the 1000."""
     if made.text("timestep_bias_strategy", "none") == "range":

@@ -62,7 +62,16 @@ def _rows() -> list[str]:
     titles = ("model", "distilled", *NUMBERS, "instead, and traps")
     rows = []
     for row in _named():
-        said = " ".join(filter(None, [row.instead and f"Instead or besides: {row.instead}.", row.trap]))
+        said = " ".join(
+            filter(
+                None,
+                [
+                    row.instead and f"Instead or besides: {row.instead}.",
+                    row.trap,
+                    row.unsaid and f"{row.unsaid[0].upper()}{row.unsaid[1:]}.",
+                ],
+            )
+        )
         numbers = [_value(getattr(row, name)) for name in NUMBERS]
         rows.append([row.name, "" if row.distilled == "no" else row.distilled, *numbers, said])
     return _table(titles, rows)

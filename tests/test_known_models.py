@@ -57,11 +57,20 @@ EDIT_2511 = {"image_model": "qwen_image", "default_ref_method": "index_timestep_
         ("Flux2", KLEIN, "kleinBase_9b", "FLUX.2 Klein base", "name", "no"),
         ("WAN21", {}, "Wan2_2-T2V-A14B-HIGH_fp8_e4m3fn_scaled_KJ", "Wan 2.2, high noise", "name", "no"),
         ("WAN21", {}, "Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ", "Wan 2.2, low noise", "name", "no"),
-        ("WAN21", {}, "wan2.2-highlights", "Wan 2.1", "nothing", "no"),
+        ("WAN21", {}, "wan2.2-highlights", "Wan 2.2, one of its experts", "name", "no"),
         ("SDXL", {}, "hyperrealism_xl", "SDXL", "nothing", "no"),
         ("SDXL", {}, "merge_Hyper8steps", "SDXL with few steps", "name", "steps"),
         ("QwenImage", {}, "qwen_image_mine_2004steps", "Qwen-Image", "name", "no"),
         ("ErnieImage", {}, "ernie-image-turbo", "ErnieImage Turbo", "name", "steps"),
+        ("Lumina2", Z, "myZIT", "Z-Image Turbo", "name", "steps"),
+        ("Lumina2", Z, "myZITv2", "Z-Image Turbo", "name", "steps"),
+        ("Lumina2", Z, "ZImageTurboMix", "Z-Image Turbo", "name", "steps"),
+        ("Lumina2", Z, "zitmix", "Z-Image", "nothing", "no"),  # no word of its own
+        ("SDXL", {}, "dreamXLLcm", "SDXL with few steps", "name", "steps"),
+        ("SDXL", {}, "juggernautXLDMD2", "SDXL with few steps", "name", "steps"),
+        ("SDXL", {}, "FilmCalm", "SDXL", "nothing", "no"),
+        ("WAN21", {}, "wan2.2_t2v_14B_mine", "Wan 2.2, one of its experts", "name", "no"),
+        ("WAN21", {}, "wan22HighNoise", "Wan 2.2, high noise", "name", "no"),
     ],
 )  # fmt: skip
 def test_a_model_is_told_by_weights_else_by_its_name(model_class, config, file, name, by, distilled):
@@ -97,6 +106,57 @@ def test_the_command_line_warns_of_distilled_variants(variant, warned, tmp_path)
 def test_what_nothing_tells_is_said_where_it_matters():
     assert "taken for Krea 2 RAW" in warning_of(tell(ROWS, "Krea2", {}, ["mine"]))
     assert not warning_of(tell(ROWS, "SDXL", {}, ["mine"])), "most files of this class are plain"
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.named], ids=lambda row: f"{row.name}, {row.named}"[:40])
+def test_a_file_that_has_a_rows_name_is_told_by_it(row):
+    """So that whoever reads "put that into the file's name" can do it."""
+    told = tell(ROWS, row.model_class, row.config, [row.name])
+    assert (told.row.name, told.by) == (row.name, "name")
+
+
+def test_what_cannot_be_known_is_said_with_what_to_set():
+    asked = warning_of(tell(ROWS, "Lumina2", Z, ["zitmix"]))
+    assert "taken for Z-Image. If it is Z-Image De-Turbo or Z-Image Turbo, put that into the file's name" in asked
+    expert = warning_of(tell(ROWS, "WAN21", {}, ["wan2.2_t2v_14B"]))
+    assert "min_timestep = 0.7 for the one of high noise" in expert
+    assert "max_timestep = 0.7 for the one of low noise" in expert
+    assert not warning_of(tell(ROWS, "WAN21", {}, ["wan2.2_t2v_high_noise_14B"]))
+
+
+FAST = ["dreamshaperXL_lightning", "sdxl-hyper-8step", "my_lcm_v2", "RealVisDMD2", "sd_xl_turbo_1.0"]
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(("family", "variant"), [("sdxl", "sdxl"), ("sd", "sd1"), ("sd3", "sd3"), ("flux", "dev"), ("qwen_image", "qwen-image")])  # fmt: skip
+def test_a_name_that_says_few_steps_is_warned_of_on_both_front_ends(tmp_path, family, variant, name):
+    """Whether or not the model has a row: what the graph says of a MODEL the command line says of the file."""
+    source = Source(path=tmp_path / f"{name}.safetensors", denoiser_files=())
+    base = Base(source=source, family=families.get(family), variant=variant, device=torch.device("cpu"))
+    [said] = base.warnings()
+    assert "is distilled (steps), and plain training undoes that" in said
+    assert base.warnings(adapter=True) == []
+    [model_class, *_] = base.family.comfy.model_classes
+    config = {"guidance_embed": base.settings.guidance_embedding}
+    graph = warning_of(tell(ROWS, model_class, config, [name]), [name], f"{family} {variant}")
+    assert said == f"warning: {graph}"
+
+
+def test_settings_and_folders_are_believed_before_names(tmp_path):
+    def said(family, variant, name, **stated):
+        source = Source(path=tmp_path / f"{name}.safetensors", denoiser_files=())
+        base = Base(source=source, family=families.get(family), variant=variant, device=torch.device("cpu"), **stated)
+        return " ".join(base.warnings())
+
+    assert "taken for Z-Image" in said("z_image", "z-image", "mine")
+    assert "or set model.variant: z-image, z-image-turbo" in said("z_image", "z-image", "mine")
+    assert not said("z_image", "z-image", "mine", is_stated=True)
+    assert not said("z_image", "z-image", "z_image_turbo", is_stated=True), "somebody knows better"
+    assert "distilled (steps)" in said("z_image", "z-image-turbo", "mine", is_stated=True)
+    assert "distilled (steps)" in said("sdxl", "sdxl-v", "x_lightning", is_stated=True), (
+        "no variant of it says the steps"
+    )
+    assert not said("z_image", "z-image", "z_image_de_turbo")
 
 
 def test_every_number_has_a_source():

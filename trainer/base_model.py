@@ -16,7 +16,8 @@ from .families.common.encoder_files.parts import check_vae, parts_of
 from .families.common.family import DEFAULT_PROMPT_ENCODING, Encoders, Family, Loading, PromptEncoding, Variant
 from .families.common.modules import AS_STORED
 from .families.common.source import Source, open_source
-from .known_models.row import V_PREDICTION, distillation_note
+from .known_models.row import V_PREDICTION, distillation_note, tell, warning_of
+from .known_models.rows import ROWS
 from .storage.fingerprint import files_identity
 from .types import EncoderIdentity
 from .weights.attention import AUTO, check_attention, use_attention
@@ -37,6 +38,8 @@ class Base:
     """`text.dtype`."""
     zero_terminal_snr: bool = False
     """Whether the noise levels are rescaled so that the highest is pure noise; epsilon and v models only."""
+    is_stated: bool = False
+    """Whether settings or its folder say which member of its family it is."""
 
     @cached_property
     def settings(self) -> Variant:
@@ -126,10 +129,8 @@ class Base:
     def warnings(self, *, adapter: bool = False, guided: bool = False) -> list[str]:
         """What must be said before this base is trained. `adapter`: it has a base LoRA for training only; `guided`: it is trained with
         a guided loss."""
-        settings, name = self.settings, f"{self.family.name} {self.variant}"
-        embedded = settings.guidance_embedding
-        note = distillation_note(name, settings.distilled, takes_guidance=embedded, adapter=adapter, guided=guided)
-        notes = [note] if note else []
+        settings = self.settings
+        notes = [note] if (note := self._distillation(adapter=adapter, guided=guided)) else []
         if self.zero_terminal_snr and settings.objective.name == "epsilon":
             notes.append(
                 "objective.zero_terminal_snr: at pure noise an epsilon model has nothing to predict (arXiv 2305.08891); it is made for v models"
@@ -140,6 +141,20 @@ class Base:
                 f"{self.source.path.name} is named after v-prediction, and nothing in the file says it, so it is trained as an epsilon model: set model.variant = {other!r} if it is one"
             )
         return [f"warning: {note}" for note in notes]
+
+    def _distillation(self, *, adapter: bool, guided: bool) -> str:
+        """By its row in the table of known models, which its names tell, unless settings or its folder say what it is."""
+        settings, name = self.settings, f"{self.family.name} {self.variant}"
+        if self.is_stated and any(variant.distilled == "steps" for variant in self.family.variants.values()):
+            embedded = settings.guidance_embedding
+            return distillation_note(name, settings.distilled, takes_guidance=embedded, adapter=adapter, guided=guided)
+        comfy = self.family.comfy
+        config = {**comfy.told_by, "guidance_embed": settings.guidance_embedding}
+        rows = (tell(ROWS, one, config, self.source.names) for one in comfy.model_classes)
+        told = next(filter(None, rows), None)
+        note = warning_of(told, self.source.names, name, adapter=adapter, guided=guided)
+        unsure = told is not None and told.by == "nothing" and len(self.family.variants) > 1
+        return note + (f", or set model.variant: {', '.join(self.family.variants)}" if note and unsure else "")
 
     def check_guidance(self, name: str, value: float, default: float) -> None:
         """Raise ConfigError for a guidance value that this base would not be fed. `name` is the option's."""
@@ -198,6 +213,7 @@ def open_base(config: ModelConfig, text: TextConfig | None = None, objective: Ob
         reading=encoding,
         encoder_dtype=text.dtype if text else "auto",
         zero_terminal_snr=rescaled,
+        is_stated=config.variant != "auto" or "is_distilled" in source.index,
     )
     if config.attention != AUTO:
         check_attention(config.attention, base.skeleton().module, base.device, f"{family.name} {variant}")

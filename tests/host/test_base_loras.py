@@ -170,6 +170,31 @@ def test_of_two_that_claim_a_layer_the_one_with_another_shape_is_refused(server,
     assert not (server.base / "output/lora_loom/two-shapes").exists()
 
 
+def test_two_of_different_ranks_on_a_layer_add_up(server, bases, below):
+    """Half of it, and another half in twice as many ranks of which half are empty, are the whole of it."""
+    family, lora = below
+
+    def wider(tensors):
+        return {
+            key: torch.cat([tensor, torch.zeros_like(tensor)], 0 if "lora_A" in key else 1)
+            if tensor.ndim > 1
+            else tensor * 2
+            for key, tensor in tensors.items()
+        }
+
+    server.run(prompt(on_file(bases[family], f"one-{family}", lora, strength=1.0, steps=2, save_every=2)))
+    graph = on_file(bases[family], f"two-{family}", lora, steps=2, save_every=2)
+    graph["below"]["inputs"]["strength"] = 0.5
+    graph["second"] = node("LoomBaseLora", lora=variant_of(server, lora, f"empty-{family}.safetensors", wider), strength=0.5, use="always", previous=["below", 0])  # fmt: skip
+    graph["train"]["inputs"]["base_loras"] = ["second", 0]
+    server.run(prompt(graph))
+    losses = []
+    for name in ("one", "two"):
+        lines = (server.base / f"output/lora_loom/{name}-{family}/metrics.jsonl").read_text().splitlines()
+        losses.append([line["loss"] for line in map(json.loads, lines) if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["DoRA", "diff"])
 def test_what_cannot_be_computed_next_to_the_weights_is_refused_by_name(server, bases, below, kind):
     """As ComfyUI's own loader puts it into the MODEL."""

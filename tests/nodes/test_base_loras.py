@@ -17,9 +17,9 @@ def adapter(kind, *weights):
     return SimpleNamespace(name=kind, weights=weights)
 
 
-def lora(rows=6, columns=4, alpha=2.0, mid=None, dora=None, seed=0):
+def lora(rows=6, columns=4, alpha=2.0, mid=None, dora=None, seed=0, rank=2):
     source = torch.Generator().manual_seed(seed)
-    up, down = torch.randn(rows, 2, generator=source), torch.randn(2, columns, generator=source)
+    up, down = torch.randn(rows, rank, generator=source), torch.randn(rank, columns, generator=source)
     return adapter("lora", up, down, alpha, mid, dora, None)
 
 
@@ -122,6 +122,18 @@ def test_of_two_that_claim_a_layer_the_one_with_another_shape_is_refused(host):
     with pytest.raises(ModelFileError, match=r"a has the shape \(6, 5\), this model's layer \(6, 4\)"):
         read(Patcher(a__weight=[entry(lora()), entry(lora(columns=5))]), ())
     read(Patcher(a__weight=[entry(lora()), entry(lora(seed=1))]), ())
+
+
+def test_two_of_different_ranks_on_a_layer_add_up(host):
+    first, second = lora(), lora(seed=1, rank=3, alpha=1.5)
+    patcher = Patcher(a__weight=[entry(first, 0.5), entry(second, 2.0)])
+    [below] = host("backend.base_loras").read_base_loras(patcher, ())
+    layer = patcher.model.diffusion_model.a
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    made = [up @ down * alpha / down.shape[0] for up, down, alpha, *_ in (first.weights, second.weights)]
+    expected = layer(x) + x @ (0.5 * made[0] + 2.0 * made[1]).t()
+    lay_base_loras(patcher.model.diffusion_model, [below])
+    assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
 def test_names_of_the_loaders_before_the_node(host):

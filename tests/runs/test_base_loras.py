@@ -183,6 +183,18 @@ def test_of_two_that_claim_a_layer_the_one_with_another_shape_is_refused(tmp_pat
     assert not (tmp_path / "run/run.json").exists()
 
 
+def test_two_of_different_ranks_on_a_layer_add_up(tmp_path, below, on_top):
+    """A quarter of it, and another quarter in twice as many ranks of which half are empty, are the half of it."""
+    wide = {k: torch.cat([v, torch.zeros_like(v)], 0 if "lora_down" in k or "lora_A" in k else 1) for k, v in load_file(below).items()}  # fmt: skip
+    save_file({k: v.contiguous() for k, v in wide.items()}, tmp_path / "wide.safetensors")
+    run(
+        tmp_path, {"file": str(below), "strength": 0.25}, {"file": str(tmp_path / "wide.safetensors"), "strength": 0.25}
+    )
+    assert losses(tmp_path) == pytest.approx(losses(on_top[0]), rel=1e-5)
+    [first, second] = json.loads((tmp_path / "run/run.json").read_text())["base_loras"]
+    assert first["digest"] != second["digest"]
+
+
 def test_settings_that_do_not_go_with_it_are_refused(tmp_path, below):
     with pytest.raises(ConfigError, match="'dora' does not go with a base LoRA for training only"):
         run(tmp_path, {"file": str(below), "use": "training"}, network={"kind": "dora"})

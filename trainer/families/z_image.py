@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import FlowMatching
+from ..known_models.row import tell
+from ..known_models.rows import Z_IMAGE_ROWS
 from ..types import Conditioning, Geometry, Shapes
 from .common.encoder_files.parts import FolderParts, codec_of
 from .common.encoders import KlCodec, load_network, load_tokenizer
@@ -67,6 +69,7 @@ LORA_NAMES = LoraNames(
 )
 COMFY = ComfyModel(
     model_classes=("Lumina2",),
+    told_by={"z_image_modulation": True},
     block_classes=("JointTransformerBlock",),
     clip_loader="CLIPLoader",
     clip_inputs={"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"},
@@ -191,8 +194,9 @@ class ZImage:
         return "z-image" if mine and (native or diffusers) else None
 
     def told_variant(self, source: Source, variant: str) -> str:
-        """Turbo by its name: its weights have the base's names and shapes."""
-        return "z-image-turbo" if "turbo" in source.path.name.lower() else variant
+        """Turbo by its name, as the table of known models has it: its weights have the base's names and shapes."""
+        told = tell(Z_IMAGE_ROWS, COMFY.model_classes[0], COMFY.told_by, source.names)
+        return "z-image-turbo" if told and told.row.distilled == "steps" else variant
 
     def load_denoiser(self, source: Source, variant: str, loading: Loading) -> ZImageDenoiser:
         from diffusers import ZImageTransformer2DModel

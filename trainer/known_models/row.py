@@ -14,6 +14,13 @@ from ..diffusion.timesteps import ResolutionShift
 T = TypeVar("T")
 V_PREDICTION = re.compile(r"v[-_ ]?pred", re.IGNORECASE)
 """What files of v-prediction models are called."""
+FEW_STEPS = r"turbo|lightning|lightx2v|schnell|hyper(?!real|ion|det)|few[-_ ]?steps?|(?<!\d)[48][-_ ]?steps?|dmd2|(^|[-_. ])(lcm|dmd)([-_. \d]|$)"
+"""What files of few-step models, and of merges with a few-step LoRA, are called."""
+UNDONE = r"de[-_ ]?(turbo|distill)"
+"""What files are called from which few steps were trained out again."""
+WITHOUT = "the model without it; put the few-step LoRA on for samples alone"
+WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z](?!\d))|(?<=[A-Za-z])(?=[vV]\d)")
+"""Where a word begins in a name without separators: myZIT, ZImageTurbo, ZITv2."""
 Distilled = Literal["no", "guidance", "steps"]
 """guidance: it samples at CFG 1, the guidance is inside. steps: it samples in a few steps, at CFG 1."""
 
@@ -45,6 +52,8 @@ class ModelRow:
     """What to train on instead of a distilled model, or besides it."""
     trap: str = ""
     """What else goes wrong, in a sentence."""
+    unsaid: str = ""
+    """What neither weights nor name tell of it, and what to set: said before it is trained."""
     shift: Sourced[float] | Sourced[ResolutionShift] | None = None
     """Shift of the trained noise levels; None takes the family's, else the one that the model samples with."""
     guidance: Sourced[float] | None = None
@@ -69,6 +78,8 @@ class Told:
     row: ModelRow
     by: Literal["weights", "name", "nothing"]
     """weights: no relative has these weights. name: file name or metadata name it. nothing: it is the likeliest one."""
+    relatives: tuple[str, ...] = ()
+    """Names of the rows that the same weights could be of."""
 
 
 def tell(rows: Sequence[ModelRow], model_class: str, config: Mapping[str, object], names: Sequence[str]) -> Told | None:
@@ -83,26 +94,53 @@ def tell(rows: Sequence[ModelRow], model_class: str, config: Mapping[str, object
     alike = [row for row in alike if len(row.config) == most]
     if len(alike) == 1 and not alike[0].named:
         return Told(row=alike[0], by="weights")
-    for row in alike:
-        if row.named and any(re.search(row.named, name, re.IGNORECASE) for name in names):
-            return Told(row=row, by="name")
+    named = next((row for row in alike if row.named and _is_called(names, row.named)), None)
     plain = next((row for row in alike if not row.named), None)
-    return Told(row=plain, by="nothing") if plain else None
+    row = named or plain
+    others = tuple(dict.fromkeys(one.name for one in alike if row and one.name != row.name))
+    return Told(row=row, by="name" if named else "nothing", relatives=others) if row else None
+
+
+def _is_called(names: Sequence[str], pattern: str) -> bool:
+    """Whether one of the names, as it is or in its words, matches."""
+    spelled = [*names, *(WORDS.sub(" ", name) for name in names)]
+    return any(re.search(pattern, name, re.IGNORECASE) for name in spelled)
+
+
+def has_few_steps(names: Sequence[str]) -> bool:
+    """Whether the names of a file say that it is distilled to few steps."""
+    return _is_called(names, FEW_STEPS) and not _is_called(names, UNDONE)
 
 
 def _holds(config: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
     return all(config.get(name) == value for name, value in wanted.items())
 
 
-def warning_of(told: Told, *, adapter: bool = False, guided: bool = False) -> str:
-    """What must be said before a model is trained: that it is distilled, or that it may be. "" where nothing must. `adapter`: it has
-    a base LoRA for training only; `guided`: it is trained with a guided loss."""
-    row = told.row
-    if told.by == "nothing" and row.ask:
-        return f"neither weights, file name nor metadata say which member of its family this is; taken for {row.name}"
+def warning_of(
+    told: Told | None, names: Sequence[str] = (), name: str = "", *, adapter: bool = False, guided: bool = False
+) -> str:
+    """What must be said before a model is trained: that it is distilled, or that it may be. "" where nothing must.
+
+    `names` are those of `tell`; `name` is what a model without a row is called. `adapter`: it has a base LoRA for training only;
+    `guided`: it is trained with a guided loss.
+    """
+    row = told.row if told else ModelRow(name=name, model_class="")
+    if row.distilled != "steps" and has_few_steps(names):
+        few = f"{names[0]}, by its name a {row.name} with few steps,"
+        return distillation_note(few, "steps", takes_guidance=False, instead=WITHOUT, adapter=adapter, guided=guided)
+    if told and told.by == "nothing" and row.ask:
+        return _asked(told)
     takes_guidance = row.guidance is not None
     about = (row.name, row.distilled)
-    return distillation_note(*about, takes_guidance=takes_guidance, instead=row.instead, adapter=adapter, guided=guided)
+    note = distillation_note(*about, takes_guidance=takes_guidance, instead=row.instead, adapter=adapter, guided=guided)
+    return "; ".join(filter(None, [row.unsaid, note]))
+
+
+def _asked(told: Told) -> str:
+    return (
+        f"neither weights, file name nor metadata say which member of its family this is; taken for {told.row.name}. If it is {' or '.join(told.relatives)}, "
+        "put that into the file's name: the weights are alike, and what has to be set is not (docs/models.md)"
+    )
 
 
 def distillation_note(

@@ -8,10 +8,8 @@ templates name them. Of rows for one class and configuration, those with a name 
 from dataclasses import replace
 
 from ..diffusion.timesteps import ResolutionShift
-from .row import ModelRow, Sourced
+from .row import FEW_STEPS, UNDONE, WITHOUT, ModelRow, Sourced
 
-FEW_STEPS = r"turbo|lightning|lightx2v|hyper(?!real|ion|det)|(?<!\d)[48][-_ ]?steps?"
-"""What files of few-step models, and of merges with a few-step LoRA, are called."""
 BY_16 = Sourced(16, "CU: latents of 1/8 in patches of 2x2, or of 1/16")
 BY_32 = Sourced(32, "CU: latents of 1/32, or of 1/16 in patches of 2x2")
 
@@ -31,7 +29,7 @@ Z_IMAGE_ROWS = (
     replace(
         Z_IMAGE,
         name="Z-Image De-Turbo",
-        named=r"de[-_ ]?turbo|de[-_ ]?distill",
+        named=UNDONE,
         trap="Look at samples with CFG and 20 steps or more; use the LoRA on Turbo (OneTrainer#1195).",
     ),
     replace(
@@ -103,7 +101,7 @@ KREA2_ROWS = (
         name="Krea 2 Turbo",
         named="turbo",
         distilled="steps",
-        instead="Krea 2 RAW, or ostris/krea2_turbo_training_adapter_v1",
+        instead="Krea 2 RAW, or ostris/krea2_turbo_training_adapter",
         trap="",
         shift=Sourced(3.1582, "DF pipeline_krea2.py:615: mu 1.15 at every size"),
         cfg=Sourced(1.0, "MT krea2_train_network.py"),
@@ -142,7 +140,7 @@ QWEN_ROWS = (
         name="Qwen-Image 2.1",
         model_class="QwenImage21",
         distilled="guidance",
-        instead="an adapter of Fizgig's",
+        instead="fizgig_qwen_image_2.1_training_adapter.safetensors of ShootTheSound/Fizgig-Qwen-Image-2.1-Training-Adapter",
         trap="Plain training collapses into texture: likeness 56 instead of 77 (FZ).",
         shift=Sourced(
             ResolutionShift(max_tokens=8192, max_shift=0.9, patch=1), "FZ sampling.py; a token for each latent"
@@ -280,6 +278,12 @@ WAN_ROWS = (
         named=r"low[-_ ]?noise|2[._]?2.*(?<![a-z])low(?![a-z])",
         trap="Its half ends at sigma 0.875 (AK wan22_14b_model.py:34): with shift 3 set max_timestep = 0.7, and train a second LoRA on the other expert.",
     ),
+    replace(
+        WAN,
+        name="Wan 2.2, one of its experts",
+        named=r"wan[-_ ]?2[._]?2",
+        unsaid="neither weights nor name say which of Wan 2.2's experts this is: with shift 3, set min_timestep = 0.7 for the one of high noise, max_timestep = 0.7 for the one of low noise, or put high_noise or low_noise into the file's name",
+    ),
     WAN,
     replace(WAN, named="", ask=True),
     replace(WAN, name="Wan 2.2 5B", model_class="WAN22", named="", bucket_step=BY_32),
@@ -296,9 +300,9 @@ SDXL_ROWS = (
     replace(
         SDXL,
         name="SDXL with few steps",
-        named=f"{FEW_STEPS}|[-_ ](lcm|dmd2?)([-_. ]|$)",
+        named=FEW_STEPS,
         distilled="steps",
-        instead="the model without it; put the few-step LoRA on for samples alone",
+        instead=WITHOUT,
     ),
     SDXL,
 )

@@ -1,7 +1,6 @@
 """Which row of the table of known models a MODEL is for, and what the row changes in the settings of its network."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,18 +8,14 @@ from torch import nn
 
 from ....trainer.diffusion.denoiser import Targets
 from ....trainer.diffusion.timesteps import ResolutionShift
-from ....trainer.errors import ModelFileError
-from ....trainer.known_models.row import V_PREDICTION, Told, distillation_note, tell, warning_of
+from ....trainer.families.common.source import names_of_file
+from ....trainer.known_models.row import V_PREDICTION, Told, tell, warning_of
 from ....trainer.known_models.rows import ROWS
 from ....trainer.lora.roles import block_paths
 from ....trainer.runs.run_folder import RunFolder
-from ....trainer.storage.tensor_file import TensorFile
 from ....trainer.types import Record
 from ..comfy_types import ModelPatcher
 from .families import LoadedFamily, takes_guidance
-
-NAMES = ("modelspec.title", "modelspec.architecture")
-"""Metadata that say what a file is."""
 
 
 def told_of(patcher: ModelPatcher) -> Told | None:
@@ -33,15 +28,7 @@ def names_of(patcher: ModelPatcher) -> list[str]:
     """What the MODEL's file is called, by its name and its metadata; [] where ComfyUI does not keep the path."""
     factory = getattr(patcher, "cached_patcher_init", None)
     path = factory[1][0] if factory and factory[1] else None
-    if not isinstance(path, str):
-        return []
-    metadata: Mapping[str, str] = {}
-    if path.endswith((".safetensors", ".sft")):
-        try:
-            metadata = TensorFile(Path(path)).metadata
-        except ModelFileError:  # it has been loaded already, and may have been moved since
-            metadata = {}
-    return [Path(path).stem, *(metadata[name] for name in NAMES if name in metadata)]
+    return names_of_file(Path(path)) if isinstance(path, str) else []
 
 
 def usual_cfg(told: Told | None, model_class: str) -> float:
@@ -84,10 +71,8 @@ def warnings(
     told: Told | None, patcher: ModelPatcher, predicts: str, *, adapter: bool = False, guided: bool = False
 ) -> list[str]:
     """What must be said before this MODEL is trained. `adapter`: with a base LoRA for training only; `guided`: with a guided loss."""
-    name = type(patcher.model).__name__
-    unknown = distillation_note(name, "no", takes_guidance=False, adapter=adapter, guided=guided)
-    found = [warning_of(told, adapter=adapter, guided=guided) if told else unknown]
-    names = names_of(patcher)
+    names, name = names_of(patcher), type(patcher.model).__name__
+    found = [warning_of(told, names, name, adapter=adapter, guided=guided)]
     if predicts == "epsilon" and any(V_PREDICTION.search(name) for name in names):
         found.append(
             f"{names[0]} is named after v-prediction, and this MODEL predicts epsilon: put ModelSamplingDiscrete (v_prediction) between the loader and LoomTrain"

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from ....trainer.errors import LoomError
+from ....trainer.families.common.source import names_of_file
 from ....trainer.known_models.row import Told, tell
 from ....trainer.known_models.rows import ROWS
 from ....trainer.storage.tensor_file import TensorFile
-from ..backend.model_rows import NAMES
 from ..base_files import find_base
 from ..sweep.sampler_names import base_names
 
@@ -27,6 +27,8 @@ class Seen:
     """Its class of comfy.model_base."""
     config: Mapping[str, object] = field(default_factory=dict)
     """The configuration of its network."""
+    names: tuple[str, ...] = ()
+    """What it is called."""
     told: Told | None = None
 
 
@@ -39,8 +41,8 @@ def seen_in(name: str) -> Seen:
     except Exception as error:  # noqa: BLE001 - ComfyUI's detection indexes what it expects; a file of another kind is an unknown model
         logger.info("LoRA Loom: ComfyUI does not know %s (%s: %s)", name, type(error).__name__, error)
         return Seen()
-    titles = [path.stem, *(file.metadata[key] for key in NAMES if key in file.metadata)]
-    return Seen(model_class=model_class, config=config, told=tell(ROWS, model_class, config, titles))
+    names = names_of_file(path)
+    return Seen(model_class=model_class, config=config, names=tuple(names), told=tell(ROWS, model_class, config, names))
 
 
 def previews_of(model: str, seen: Seen) -> list[str]:

@@ -18,6 +18,7 @@ ADAPTERS = {
     "Z-Image Turbo": r"z.?image.*turbo.*adapter",
     "Krea 2 Turbo": r"krea.*turbo.*adapter",
     "Flux schnell": r"schnell.*adapter",
+    "Qwen-Image 2.1": r"qwen.?image.?2.?1.*adapter",
 }
 """{name of a row: what its training adapter is called among ComfyUI's LoRAs}."""
 GOALS: tuple[Goal, ...] = get_args(Goal)
@@ -41,7 +42,7 @@ def facts(model: str) -> Record:
         "title": "Demo model" if model == DEMO else row.name if row else seen.model_class,
         "resolution": resolution_of(model, seen),
         "rank": row.rank.value if row and row.rank else None,
-        "warning": warning_of(seen.told, adapter=bool(adapter)) if seen.told else "",
+        "warning": warning_of(seen.told, seen.names, seen.model_class, adapter=bool(adapter)),
         "trap": row.trap if row else "",
         "parts": _parts(model, loaders),
         "adapter": adapter,

@@ -204,6 +204,8 @@ class ComfyModel:
 
     model_classes: tuple[str, ...]
     """Classes of comfy.model_base that hold networks of this family, by exact name."""
+    told_by: Mapping[str, object] = field(default_factory=dict)
+    """What ComfyUI reads off its weights, where the class is shared with other families: entries of its network's configuration."""
     block_classes: tuple[str, ...]
     """Classes of the network's blocks, whose activations gradient checkpointing recomputes."""
     clip_loader: str

@@ -16,10 +16,14 @@ from torch import Tensor
 
 from ...errors import ModelFileError
 from ...storage.mapped_files import load_tensors
+from ...storage.tensor_file import TensorFile
 from ...types import Json, Shapes
 
 DENOISER_PREFIX = "model.diffusion_model."
 QUANTO_MAP = "quanto_qmap.json"
+SAFE = (".safetensors", ".sft")
+NAMED_BY = ("modelspec.title", "modelspec.architecture")
+"""Metadata that say what a file is."""
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 MARKS = {"v_pred", "ztsnr"}
 """Keys without weights that tell how a checkpoint predicts."""
@@ -75,6 +79,11 @@ class Source:
         file = self.path / "model_index.json"
         return read_json(file) if file.is_file() else {}
 
+    @cached_property
+    def names(self) -> list[str]:
+        """What it is called: its file's or folder's name, and what a file's metadata call it."""
+        return names_of_file(self.path)
+
     @property
     def pipeline(self) -> str:
         """Name of the diffusers folder's pipeline; "" for a file, or a folder that does not say."""
@@ -123,6 +132,17 @@ class Source:
                 f"{self.path} holds no text encoders that are read from a file: set model.encoders to a diffusers folder that has them"
             )
         return self.encoders
+
+
+def names_of_file(path: Path) -> list[str]:
+    """The name of a model's file or folder, and what its metadata call it, where it can still be read."""
+    if path.is_dir() or path.suffix.lower() not in SAFE:
+        return [path.name if path.is_dir() else path.stem]
+    try:
+        metadata = TensorFile(path).metadata
+    except ModelFileError:  # a host has loaded it already, and it may have been moved since
+        metadata = {}
+    return [path.stem, *(metadata[name] for name in NAMED_BY if name in metadata)]
 
 
 def _is_scale(key: str) -> bool:

@@ -45,6 +45,8 @@ class Base:
     def settings(self) -> Variant:
         """What distinguishes this variant of the family."""
         variant = self.family.variants[self.variant]
+        if self.reading.t5_attention_mask:
+            variant = replace(variant, by_length=True)
         if not self.zero_terminal_snr:
             return variant
         return replace(variant, objective=with_zero_terminal_snr(variant.objective))
@@ -182,8 +184,9 @@ class Base:
             "dtype": str(self.text_dtype),
         }
         options |= {name: getattr(self.reading, name) for name in self.settings.text_options}
-        if not self.reading.prompt_weights:  # came later: caches of before go on being found
-            options.pop("prompt_weights", None)
+        for name in ("prompt_weights", "t5_attention_mask"):  # came later: caches of before go on being found
+            if not getattr(self.reading, name):
+                options.pop(name, None)
         if self.settings.text_pixels:
             options["variant"] = self.variant
         vae_options = {"channels": self.family.latent_space.channels, **({"tiled": True} if tiled else {})}
@@ -226,7 +229,9 @@ def _encoding(text: TextConfig, family: Family, variant: str) -> PromptEncoding:
     wanted = {field.name: getattr(text, field.name) for field in fields(PromptEncoding)}
     for name, value in wanted.items():
         if value != getattr(plain, name) and name not in effective:
-            raise ConfigError(
-                f"text.{name} = {value!r} would do nothing: {family.name} {variant} has none; leave it out"
-            )
+            why = "has none"
+            if name == "t5_attention_mask":
+                hides = family.variants[variant].hides_padding
+                why = "never reads the padding of its text" if hides else "has no T5"
+            raise ConfigError(f"text.{name} = {value!r} would do nothing: {family.name} {variant} {why}; leave it out")
     return PromptEncoding(**wanted)

@@ -140,3 +140,15 @@ def test_simpletuners_scheduled_sampling(tmp_path):
         "biased_late",
     )
     assert rollout(scheduled_sampling_ramp_steps=500) == (10, 0.5, 500, "uniform")
+
+
+@pytest.mark.parametrize("script", ["flux_train_network.py", "sd3_train_network.py"])
+def test_kohyas_mask_of_t5(script, tmp_path):
+    command = f"python {script} --pretrained_model_name_or_path a.safetensors --network_module networks.lora"
+    for more, masked in (("", False), (" --apply_t5_attn_mask", True)):
+        assert import_text(command + more, Surroundings(tmp_path), "train.sh").config.text.t5_attention_mask is masked
+
+
+def test_simpletuners_mask_of_t5(tmp_path):
+    options = {"model_family": "flux", "flux_attention_masked_training": True}
+    assert import_text(json.dumps(options), Surroundings(tmp_path), "config.json").config.text.t5_attention_mask

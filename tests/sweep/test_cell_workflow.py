@@ -7,6 +7,7 @@ from PIL import Image
 
 from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.config.run import GuidanceConfig
+from lora_loom.trainer.families.common.comfy_loaders import loaders
 from lora_loom.trainer.runs.headless import train
 from lora_loom.trainer.sweep.cells import plan_cells
 from lora_loom.trainer.sweep.run import graphs_of, make_axes, make_renderings, sweep
@@ -45,6 +46,17 @@ def check_links(graph):
         for value in made["inputs"].values():
             if isinstance(value, list):
                 assert value[0] in graph, f"{name} is linked to {value[0]}, which is not there"
+
+
+def test_text_without_padding_has_its_node(tmp_path):
+    config = make_config("sd3", tmp_path, text={"t5_attention_mask": True})
+    base = open_base(config.model, config.text)
+    nodes, links = loaders(base.source, base.family.comfy, base.reading)
+    assert nodes[links["clip"][0]] == {
+        "class_type": "T5TokenizerOptions",
+        "inputs": {"clip": ["clip", 0], "min_padding": 0, "min_length": 0},
+    }
+    assert loaders(base.source, base.family.comfy, open_base(config.model).reading)[1]["clip"] == ["clip", 0]
 
 
 @pytest.mark.parametrize(("family", "variant", "shown"), CASES)

@@ -341,6 +341,8 @@ class TextConfig(Section, table="text"):
     system_prompt: str = "auto"
     """System prompt of Lumina2, before every prompt but the empty one; auto is the model's own sentence, "" is none."""
 
+    t5_attention_mask: bool = False
+    """Masks the padding of T5: its tokens behind a caption are neither read by T5 nor by the network, in training and in samples. For models that were trained so, such as LibreFLUX; Flux and SD3 themselves read the padding. Captions of unequal length in a batch are run apart. Flux, SD3. In the graph ComfyUI's T5TokenizerOptions (both 0) between CLIP loader and Loom nodes does it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the text encoders; auto is bfloat16 on a GPU and float32 on a CPU. They are gone before the base model comes, unless memory.cache is online or they are trained. Captions are encoded anew when it changes. float16 is too narrow for T5 and Gemma."""
 

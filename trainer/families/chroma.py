@@ -51,6 +51,7 @@ VARIANTS = {
         training_shift=ResolutionShift(),
         guidance_scale=4.0,
         max_text_tokens=512,
+        hides_padding=True,
         by_length=True,
     ),
 }

@@ -36,7 +36,8 @@ from .common.family import (
     Text,
     Tiny,
     Variant,
-    stack,
+    by_length,
+    stack_unequal,
 )
 from .common.flux_keys import NAMES_OF_FLUX2, double_keys, head_width, names_of_flux2, single_keys
 from .common.keymap import KeyMap, count_blocks, rename
@@ -57,12 +58,19 @@ _DEV = Variant(
     distilled="guidance",
     guidance_scale=1.0,
     max_text_tokens=512,
+    text_options=("t5_attention_mask",),
 )
 VARIANTS = {
     "dev": _DEV,
     "krea": _DEV,
     "kontext": replace(_DEV, references=MOST_REFERENCES),
-    "schnell": Variant(objective=FlowMatching(shift=1.0), distilled="steps", guidance_scale=1.0, max_text_tokens=256),
+    "schnell": Variant(
+        objective=FlowMatching(shift=1.0),
+        distilled="steps",
+        guidance_scale=1.0,
+        max_text_tokens=256,
+        text_options=("t5_attention_mask",),
+    ),
 }
 _ATTENTION = r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _BLOCKS = r"(^|\.)(single_)?transformer_blocks\.\d+\."
@@ -152,7 +160,8 @@ def read_native(shapes: Shapes) -> tuple[dict[str, object], KeyMap]:
 
 @dataclass(kw_only=True)
 class FluxDenoiser(DiffusersDenoiser):
-    """Packs latents and references into tokens with positions and reads the image's tokens back."""
+    """Packs latents and references into tokens with positions and reads the image's tokens back. Texts of unequal length, which
+    only masked ones have, are run one length at a time."""
 
     @property
     def guided(self) -> bool:
@@ -160,6 +169,9 @@ class FluxDenoiser(DiffusersDenoiser):
         return bool(self.module.config.guidance_embeds)  # type: ignore[union-attr]
 
     def predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
+        return by_length(self._predict, noisy_BCHW, sigma_B, conditioning)
+
+    def _predict(self, noisy_BCHW: Tensor, sigma_B: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = noisy_BCHW.shape[-2:]
         text_BLD = conditioning["text"].to(self.dtype)
         tokens_BLD, ids = pack(noisy_BCHW), position_ids(height, width)
@@ -260,12 +272,17 @@ class Flux:
         t5 = load_network(T5EncoderModel, folder, "text_encoder_2", loading)
         text = FluxText(
             ClipText(clip, load_tokenizer(folder, "tokenizer"), max_tokens=clip_tokens(clip)),
-            T5Text(t5, load_tokenizer(folder, "tokenizer_2"), max_tokens=VARIANTS[variant].max_text_tokens),
+            T5Text(
+                t5,
+                load_tokenizer(folder, "tokenizer_2"),
+                max_tokens=VARIANTS[variant].max_text_tokens,
+                masked=reading.t5_attention_mask,
+            ),
         )
         return Encoders(text, codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:
-        return stack(texts) | {"guidance": torch.full((len(texts),), guidance)}
+        return stack_unequal(texts) | {"guidance": torch.full((len(texts),), guidance)}
 
     def tiny(self, seed: int = 0) -> Tiny:
         from diffusers import FluxTransformer2DModel

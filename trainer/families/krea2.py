@@ -49,6 +49,7 @@ _RAW = Variant(
     training_shift=ResolutionShift(max_tokens=6400),  # diffusers' pipeline of RAW
     guidance_scale=5.5,  # 4.5 in Krea's own counting, which starts at 0
     max_text_tokens=512,
+    hides_padding=True,
 )
 VARIANTS = {
     "raw": _RAW,

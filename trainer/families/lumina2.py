@@ -50,6 +50,7 @@ VARIANTS = {
         training_shift=ResolutionShift(),
         guidance_scale=4.0,
         max_text_tokens=256,
+        hides_padding=True,
         text_options=("system_prompt",),
     ),
 }

@@ -53,6 +53,7 @@ _PLAIN = Variant(
     training_shift=ResolutionShift(max_tokens=8192, max_shift=0.9),
     guidance_scale=4.0,
     max_text_tokens=1024,
+    hides_padding=True,
 )
 VARIANTS = {
     "qwen-image": _PLAIN,

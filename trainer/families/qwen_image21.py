@@ -52,6 +52,7 @@ VARIANTS = {
         training_shift=ResolutionShift(max_tokens=8192, max_shift=0.9, patch=1),  # Fizgig's sampling.py
         guidance_scale=1.0,
         max_text_tokens=1024,
+        hides_padding=True,
         by_length=True,
         distilled="guidance",
     )

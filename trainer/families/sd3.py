@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoiser import Targets
 from ..diffusion.objectives import FlowMatching
+from ..errors import ConfigError
 from ..types import Conditioning, Geometry, Shapes
 from .common.encoder_files.parts import FolderParts, codec_of
 from .common.encoders import (
@@ -55,7 +56,7 @@ VARIANTS = {
         guidance_scale=5.0,
         max_text_tokens=256,
         by_length=True,
-        text_options=("clip_tokens",),
+        text_options=("clip_tokens", "t5_attention_mask"),
     ),
 }
 USUAL_T5_TOKENS = 154
@@ -295,6 +296,8 @@ class SD3:
 
         folder = source.encoder_folder()
         FolderParts(folder, source).check(self.needed_parts(source))
+        if reading.t5_attention_mask and not (folder / "text_encoder_3").is_dir():
+            raise ConfigError(f"text.t5_attention_mask = True: {folder} has no T5 (text_encoder_3); leave it out")
         width = source.shapes.get("context_embedder.weight", (0, 4096))[1]
         clips = []
         for suffix in ("", "_2"):
@@ -306,7 +309,8 @@ class SD3:
         if (folder / "text_encoder_3").is_dir():
             module = load_network(T5EncoderModel, folder, "text_encoder_3", loading)
             most = VARIANTS[variant].max_text_tokens
-            t5 = T5Text(module, load_tokenizer(folder, "tokenizer_3"), max_tokens=most, usual=USUAL_T5_TOKENS)
+            tokenizer, masked = load_tokenizer(folder, "tokenizer_3"), reading.t5_attention_mask
+            t5 = T5Text(module, tokenizer, max_tokens=most, usual=USUAL_T5_TOKENS, masked=masked)
         return Encoders(SD3Text(clips, t5, width), codec_of(source, loading))
 
     def condition(self, texts: Sequence[Text], geometries: Sequence[Geometry], guidance: float) -> Conditioning:

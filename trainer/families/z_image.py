@@ -41,7 +41,9 @@ from .common.text.chat_text import ChatText
 from .common.tiny import random_network, tiny_qwen3, tiny_vae
 
 NAME = "z_image"
-_BASE = Variant(objective=FlowMatching(shift=3.0), training_shift=3.0, guidance_scale=4.0, max_text_tokens=512)
+_BASE = Variant(
+    objective=FlowMatching(shift=3.0), training_shift=3.0, guidance_scale=4.0, max_text_tokens=512, hides_padding=True
+)
 VARIANTS = {
     "z-image": _BASE,
     "z-image-turbo": replace(_BASE, guidance_scale=1.0, distilled="steps"),

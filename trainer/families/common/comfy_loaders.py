@@ -37,6 +37,9 @@ def loaders(source: Source, comfy: ComfyModel, reading: PromptEncoding) -> tuple
     if reading.clip_skip:
         nodes["skip"] = _node("CLIPSetLastLayer", clip=links["clip"], stop_at_clip_layer=-reading.clip_skip)
         links["clip"] = ["skip", 0]
+    if reading.t5_attention_mask:  # texts without padding
+        nodes["t5"] = _node("T5TokenizerOptions", clip=links["clip"], min_padding=0, min_length=0)
+        links["clip"] = ["t5", 0]
     return nodes, links
 
 

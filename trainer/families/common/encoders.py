@@ -175,15 +175,25 @@ def clip_tokens(module: nn.Module) -> int:
 
 
 class T5Text:
-    """A T5 encoder: its last hidden states, padded to a fixed length and unmasked, as Flux and SD3 were trained."""
+    """A T5 encoder: its last hidden states, padded to a fixed length and unmasked, as Flux and SD3 were trained, or masked.
+
+    A token that is masked for all others may as well not be there: neither T5 nor the networks give text tokens behind it a position
+    that depends on it. So masked texts have their own length.
+    """
 
     def __init__(
-        self, module: nn.Module, tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int, usual: int = 0
+        self,
+        module: nn.Module,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_tokens: int,
+        usual: int = 0,
+        masked: bool = False,
     ) -> None:
-        """Prompts are padded to `usual` tokens where they fit, else to `max_tokens`; 0 = always to that."""
+        """Prompts are padded to `usual` tokens where they fit, else to `max_tokens`; 0 = always to that. `masked` ones are only cut."""
         self.module, self.tokenizer = module, tokenizer
         self.max_tokens = min(max_tokens, tokenizer.model_max_length)
-        self.usual = min(usual or max_tokens, self.max_tokens)
+        self.usual, self.masked = min(usual or max_tokens, self.max_tokens), masked
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -198,9 +208,11 @@ class T5Text:
         return [texts[row] for row in range(len(prompts))]
 
     def _length(self, prompt: str) -> int:
-        if self.usual == self.max_tokens:
+        if self.usual == self.max_tokens and not self.masked:
             return self.max_tokens
         words = self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+        if self.masked:
+            return min(max(len(words), 1), self.max_tokens)
         return self.usual if len(words) <= self.usual else self.max_tokens
 
 

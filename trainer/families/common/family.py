@@ -50,6 +50,8 @@ class Variant:
     """The text encoder sees the reference images too, each with the area of a square of this side in pixels; 0 where it does not."""
     by_length: bool = False
     """Texts of unequal length are run one length at a time: there is no mask that could hide what stands behind one."""
+    hides_padding: bool = False
+    """What stands behind a text never reaches the network: it is masked, or there is nothing."""
     text_options: tuple[str, ...] = ()
     """Fields of `PromptEncoding` that have an effect in this family."""
     text_parts: Mapping[str, str] = field(default_factory=dict)
@@ -166,6 +168,7 @@ class PromptEncoding:
     clip_skip: int = 0
     prompt_weights: bool = False
     system_prompt: str = "auto"
+    t5_attention_mask: bool = False
 
 
 DEFAULT_PROMPT_ENCODING = PromptEncoding()

@@ -43,6 +43,8 @@ SHIFTS = {"flux": 3.0, "lumina": 6.0, "musubi": 1.0}
 def flow(made: Translation, part: str) -> None:
     """Set noise levels of a flow model."""
     loss(made, "constant")
+    if part in ("flux", "sd3") and made.has("apply_t5_attn_mask"):
+        made.put("text.t5_attention_mask", made.on("apply_t5_attn_mask"), "apply_t5_attn_mask")
     made.say("needless", *OF_BETAS, note="flow models have no such noise or weight")
     if part == "flux":
         made.put("objective.guidance_scale", made.number("guidance_scale", 3.5), "guidance_scale")

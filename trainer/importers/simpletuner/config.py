@@ -255,6 +255,9 @@ def _text(made: Translation, family: str) -> None:
         made.put("text.learning_rate", rate, "train_text_encoder", "text_encoder_lr")
     made.say("exact", "train_text_encoder", ours="text.learning_rate")
     made.say("needless", "text_encoder_lr", note="train_text_encoder is off")
+    if family in ("flux", "sd3") and made.has("flux_attention_masked_training"):
+        masked, note = made.on("flux_attention_masked_training"), "T5 itself does not read the padding here either"
+        made.put("text.t5_attention_mask", masked, "flux_attention_masked_training", nearly=note if masked else "")
     encoders_dtype(made)
     attention(made, family)
 

@@ -366,6 +366,10 @@ class LoomValidation(LoomNode):
                     "sizes": widget("ValidationConfig", "sizes"),
                     **skip_inputs("ValidationConfig"),
                     "clip_score": widget("ValidationConfig", "clip_score"),
+                    "clip_vision": link(
+                        "CLIP_VISION",
+                        "Compares the samples with the training images while training: the mean similarity (CLIP-I) with its 95 % interval stands in the metrics, in the panel and next to the recommended checkpoint. It is computed in float32 where the weights lie, usually on the CPU. Not linked: the CLIP of clip_score does it, if there is one.",
+                    ),
                 },
             },
             shown=("prompts", "every", "seed", "steps", "width", "height"),

@@ -109,6 +109,33 @@ def test_pictures_are_compared_by_a_connected_clip_vision(server, bases):
     )
 
 
+def test_samples_are_compared_while_training_and_the_page_gets_the_curve(server, bases):
+    """The run's shadow of a CLIP_VISION gives the cosines of ComfyUI's own; the sweep's curve stands beside it after a score."""
+    name, base = "likeness", bases["sd3"]
+    graph = scored(base, name, clip_vision=["vision", 0])
+    graph["vision"] = node("LoomTestVision")
+    sources = {part: base["sources"][part] for part in ("vae", "clip")}
+    graph["validation"] = node("LoomValidation", **sources, prompts="a red thing\na blue thing", every=2, steps=1, width=64, height=64, clip_vision=["vision", 0])  # fmt: skip
+    graph["train"]["inputs"]["validation"] = ["validation", 0]
+    server.run(prompt(graph))
+    details = server.run_state(name)
+    assert [(point["step"], point["source"]) for point in details["likeness"]] == [
+        (step, source) for source in ("samples", "sweep") for step in (0, 2, 4)
+    ]
+    assert all(-1 <= point["low"] <= point["likeness"] <= point["high"] <= 1 for point in details["likeness"])
+    assert {point["by"] for point in details["likeness"]} == {"the connected CLIP_VISION (CLIPVisionModelProjection)"}
+    pictures = sorted((server.base / "input" / "pics").glob("*.png"))
+    folder = server.base / "output" / "lora_loom" / name
+    embedded = embeddings(server, [*pictures, *(folder / path for path in details["samples"])])
+    alike = embedded[len(pictures) :] @ embedded[: len(pictures)].T
+    for number, point in enumerate(details["likeness"][:3]):  # two samples a step; one of the pictures is set aside
+        means = [np.delete(alike[2 * number : 2 * number + 2], left, axis=1).mean() for left in range(len(pictures))]
+        assert min(abs(point["likeness"] - mean) for mean in means) < 2e-4
+    best = json.loads((folder / "run.json").read_text())["best"]
+    assert best["likeness"]["step"] == best["lowest"]
+    assert "image similarity of the samples" in best["reason"]
+
+
 def embeddings(server, paths):
     """Unit vectors of pictures, by the test encoder through a node."""
     graph = {

@@ -178,10 +178,11 @@ def test_the_list_has_the_newest_sample_and_the_lowest_validation_loss(host, fin
     assert json.dumps(run)
 
 
-def test_a_long_record_is_thinned_but_for_the_validation_losses(host):
+def test_a_long_record_is_thinned_but_for_measurements(host):
     lines = [{"step": step, "loss": 1.0} for step in range(1000)]
-    lines[501] = {"step": 501, "held_out": 0.5}
+    lines[501:503] = [{"step": 501, "held_out": 0.5}, {"step": 502, "likeness": 0.7}]
     found = host("page.routes").thinned(lines, 100)
     assert 100 <= len(found) <= 110
     assert {"step": 501, "held_out": 0.5} in found
+    assert {"step": 502, "likeness": 0.7} in found
     assert host("page.routes").thinned(lines, 0) == lines

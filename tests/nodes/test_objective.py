@@ -118,7 +118,7 @@ def test_what_the_host_does_to_its_model_later_does_not_reach_the_training_threa
 
 
 def test_pure_noise_is_asked_of_the_model(host):
-    from lora_loom.nodes.host.runs.session import check_pure_noise
+    from lora_loom.nodes.host.backend.objective import check_pure_noise
     from lora_loom.trainer.config.run import ObjectiveConfig
     from lora_loom.trainer.diffusion.objectives import VPrediction
     from lora_loom.trainer.errors import ConfigError

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lora_loom.trainer.data.intervals import mean_interval
 from lora_loom.trainer.score.bleed import are_several, bleed, concept_of
-from lora_loom.trainer.score.bootstrap import mean_interval
 from lora_loom.trainer.score.image_statistics import StatisticsEncoder
 from lora_loom.trainer.score.report import to_text
 from lora_loom.trainer.score.run import gather

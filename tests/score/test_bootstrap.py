@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lora_loom.trainer.score.bootstrap import MIN_UNITS, rank, student_quantile
+from lora_loom.trainer.data.intervals import student_quantile
+from lora_loom.trainer.score.bootstrap import MIN_UNITS, rank
 
 NAMES = ["base", "step 1", "step 2", "step 3"]
 

@@ -24,8 +24,6 @@ from lora_loom.trainer.score.image_statistics import StatisticsEncoder
 from lora_loom.trainer.score.report import plot, to_csv, to_text
 from lora_loom.trainer.score.run import MEASURED, RECORDED, adapter_norm, gather, score_sheet
 from lora_loom.trainer.score.score import Evidence, Losses, score, units_of
-from lora_loom.trainer.storage.fingerprint import tensors_digest
-from lora_loom.trainer.storage.tensor_file import read_lora
 from lora_loom.trainer.sweep.cells import sheet_from_dict, sheet_to_dict
 from lora_loom.trainer.sweep.run import load_sheet, sweep, write_strips
 from lora_loom.trainer.types import Cell
@@ -316,32 +314,6 @@ def test_the_command(finished):
     assert "run the sweep first" in result.output
 
 
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory):
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPTextConfig,
-        CLIPTokenizer,
-        CLIPVisionConfig,
-    )
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [chr(c) for c in range(97, 123)]
-    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = CLIPTextConfig(vocab_size=len(vocabulary), max_position_embeddings=16, eos_token_id=53, **shape).to_dict()
-    vision = CLIPVisionConfig(image_size=16, patch_size=8, **shape).to_dict()
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    return folder
-
-
 def test_a_clip_as_files(finished, tiny_clip):
     done = score_sheet(run_folder(finished).path / "strips", SilentHost(), encoder=str(tiny_clip))
     assert any("similarity by CLIP" in note for note in done.score.notes)
@@ -367,25 +339,3 @@ def test_a_folder_that_is_no_clip(finished, tmp_path):
 def test_evidence_without_pictures_of_training_needs_none():
     with pytest.raises(ValueError, match="without cells"):
         score([], Evidence(losses=None, encoder=StatisticsEncoder(), statistics={}, features={}))
-
-
-def test_samples_are_scored_by_their_prompts_while_training(tiny_clip, tmp_path):
-    """CLIP-T of each sample, as the sweep's score calculates it; the run itself is the same."""
-    how = {"prompts": ["a cat", "a dog"], "sample_steps": 2, "sample_every": 3}
-    plain = train(make_config("sd", tmp_path / "plain", validation=how), SilentHost())
-    config = make_config("sd", tmp_path / "scored", validation={**how, "clip_score": str(tiny_clip)})
-    host = SilentHost()
-    scored = train(config, host)
-    lines = [line for line in run_folder(config).read_metrics() if "clip_score" in line]
-    assert [line["step"] for line in lines] == [0, 3, 6]
-    clip = ClipFiles(tiny_clip)
-    files = sorted((run_folder(config).path / "samples").glob("step-000006-*.png"))
-    cosines = [
-        float(clip.images([file])[0] @ clip.texts([prompt])[0])
-        for file, prompt in zip(files, how["prompts"], strict=True)
-    ]
-    assert lines[-1]["clip_score"] == pytest.approx(sum(cosines) / 2, abs=1e-5)
-    assert "step 6: clip_score" in "\n".join(host.text)
-    assert tensors_digest(read_lora(str(plain.lora))) == tensors_digest(read_lora(str(scored.lora)))
-    with pytest.raises(ModelFileError, match=r"validation.clip_score = .* holds no config.json"):
-        train(make_config("sd", tmp_path / "wrong", validation={**how, "clip_score": str(tmp_path)}), SilentHost())

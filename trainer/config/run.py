@@ -296,7 +296,7 @@ class ValidationConfig(Section, table="validation"):
     skip_layer_end: float = 0.15
     """Share of the schedule up to which it acts."""
     clip_score: str = ""
-    """Folder of a CLIP (as transformers saves one) that scores each sample by its prompt: the mean cosine (CLIP-T) stands in the metrics. Empty: off."""
+    """Folder of a CLIP (as transformers saves one) that scores the samples: by their prompts (CLIP-T) and by how alike they are to the training images (CLIP-I, with a 95 % interval). The scores stand in the metrics, the second one next to the recommended checkpoint. Empty: off."""
     sizes: str = ""
     """Several sizes of samples, "512x512, 768x512": every prompt is made in each, from the same seed; empty takes width and height."""
     guidance_scale: float = 0.0

@@ -1,4 +1,5 @@
-"""Similarity of images and prompts by a CLIP in a folder. N images, M others, D width of the common space.
+"""Similarity of images and prompts: what an encoder of images offers, and a CLIP in a folder as one. N images, M others, D width of
+the common space.
 
 CLIP-I and CLIP-T as DreamBooth defines them (arXiv 2208.12242, 5.1): mean cosine between the embeddings of a generated
 image and of the real images, and cosine between the embeddings of an image and of its prompt.
@@ -6,7 +7,7 @@ image and of the real images, and cosine between the embeddings of an image and 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH = 16
+Feature: TypeAlias = Any
+"""What an encoder makes of an image or a prompt; only the encoder itself reads it."""
+
+
+class ImageEncoder(Protocol):
+    """What compares images with each other, and with prompts if it has a text encoder."""
+
+    name: str
+
+    def images(self, paths: Sequence[Path]) -> list[Feature]:
+        """Features of each image, for `compare`."""
+
+    def texts(self, prompts: Sequence[str]) -> list[Feature]:
+        """Features of each prompt; empty for an encoder without a text encoder."""
+
+    def compare(self, first: Sequence[Feature], second: Sequence[Feature]) -> Array:
+        """Similarity of each of N features to each of M, (N, M), 1 for equal ones."""
 
 
 class ClipFiles:

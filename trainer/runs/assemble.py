@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..config.run import OptimizerConfig
+from ..data.sample_scores import SampleScores
 from ..distributed.processes import ALONE, Processes
 from ..errors import ConfigError, StoppedError
 from ..full.model_file import describe_model
@@ -62,8 +63,13 @@ def assemble(
         loss=loss_settings(plan.objective, levels),
         metadata=metadata,
         samples=samples,
+        scores=_scores(plan, data) if samples is not None and processes.rank == 0 else SampleScores(),
         processes=processes,
     )
+
+
+def _scores(plan: RunPlan, data: RunData) -> SampleScores:
+    return SampleScores(plan.validation.clip_score, data.encoder, data.files)
 
 
 def set_up(session: Session, host: Host) -> tuple[Session, Training]:

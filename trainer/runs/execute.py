@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.prefetch import Prefetched
-from ..data.prompt_scores import SampleScores, scores_text
+from ..data.sample_scores import scalars_of, scores_text
 from ..distributed.processes import reporting_lost_peers
 from ..doctor.report import cost_text, examine_run, is_due, text_of
 from ..errors import StoppedError
@@ -69,7 +69,6 @@ class TrainingRun:
         kind = output.report_to if session.main else "none"
         self.drift = Drift(denoiser=session.denoiser, held_out=session.held_out, has_base=not whole)
         self.watch = GradientWatch(training.adapter.parameters(), training.optimizer, moves=not whole)
-        self.scores = SampleScores(self.plan.validation.clip_score if session.main else "")
         names = output.tracker_project, output.tracker_run
         self.tracker = open_tracker(kind, self.folder.path, training.step, host.log, *names)
 
@@ -278,9 +277,9 @@ class TrainingRun:
             if average is not None and "ema" in self._sample_kinds():
                 with self.training.adapter.holding(average.values):
                     files += self._rendered(samples, "ema")
-        if scores := self.scores.of(files):
+        if scores := self.session.scores.of(files):
             self.folder.append_metrics(step=self.training.step, **scores)
-            self.tracker.scalars(self.training.step, scores)
+            self.tracker.scalars(self.training.step, scalars_of(scores))
             self.host.log(f"step {self.training.step}: {scores_text(scores)}")
         self.host.sampled(self.training.step, files)
 

@@ -335,6 +335,7 @@ def make_session(prepared: Prepared, plan: RunPlan) -> Session:
         held_out=Singles(dataset_batches(prepared, prepared.dataset.held_out)),
         images=len(prepared.dataset.training),
         resolution=config.data.resolution,
+        files=prepared.dataset.learnt_files,
     )
     return assemble(
         plan, backend, data, prepared.folder, prepared.targets, samples=samples, processes=prepared.processes

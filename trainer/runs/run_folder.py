@@ -28,7 +28,7 @@ from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 RUN_FORMAT = 2
 """1: the configuration of a graph run had a shape of its own, and no run named its modules. `record.py` reads both."""
 _UPDATING = threading.Lock()
-LORAS, MODELS = "loras", "models"
+LORAS, MODELS, LIKENESS_FILE = "loras", "models", "likeness.json"
 WRITTEN = ("checkpoints", LORAS, MODELS, "samples")
 """Sub-folders of a run that only the process which trains it writes into."""
 SWEPT = ("strips", "strips/cells")
@@ -230,7 +230,7 @@ class RunFolder:
 
     def forget(self) -> str:
         """Delete what a run that kept nothing has left behind, so that another one can take its name; returns a line that says so."""
-        for path in (self.path / "run.json", self.metrics, self.path / "doctor.json"):
+        for path in (self.path / "run.json", self.metrics, self.path / "doctor.json", self.path / LIKENESS_FILE):
             path.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.path / "samples"):
             shutil.rmtree(folder, ignore_errors=True)

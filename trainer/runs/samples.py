@@ -18,7 +18,7 @@ from ..config.network import BY_BASE
 from ..config.prompt_library import Prompt, listed_prompts
 from ..config.run import TrainConfig, TrainingConfig, ValidationConfig
 from ..data.cache.references import encode_with_references, reference_latents, reference_placement
-from ..data.prompt_scores import SampleScores
+from ..data.sample_scores import SampleScores
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.guidance import CFG, Guidance, Rescaled
 from ..diffusion.sample import SampleSettings, make_skip, sample, start_noise

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..data.clip import ImageEncoder
+from ..data.sample_scores import SampleScores
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.timesteps import ResolutionShift
 from ..distributed.processes import ALONE, Processes
@@ -156,6 +158,10 @@ class RunData:
     """Number of training images."""
     resolution: int
     """Side of a square of the area that images are resized to, in pixels."""
+    files: Sequence[Path] = ()
+    """Images of what is learnt, which samples are compared with; a class's own images are none of them."""
+    encoder: ImageEncoder | None = None
+    """What a front end compares images with in place of the CLIP of `validation.clip_score`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +179,7 @@ class Session:
     metadata: Mapping[str, Any]
     """Arguments of `lora.metadata.describe` that are known before training."""
     samples: SampleRenderer | None = None
+    scores: SampleScores = field(default_factory=SampleScores)
     processes: Processes = ALONE
     """All processes execute equal sessions; those of the others have a `ReadOnlyRunFolder` as folder."""
 

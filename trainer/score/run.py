@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config.run import TrainConfig
 from ..data.batches import Singles
+from ..data.clip import ImageEncoder
 from ..data.sets.dataset_file import gather_sets
 from ..diffusion.denoiser import Denoiser
 from ..errors import LoomError, ModelFileError, StoppedError
@@ -30,10 +31,11 @@ from ..training.held_out import HeldOut, held_out_losses, losses_at_even_levels,
 from ..types import Cell, Record
 from ..weights.devices import compute_dtype
 from .bleed import listed
-from .candidates import BASE_KEY, RowKey, candidates
+from .candidates import RowKey, candidates
+from .curve import keep_curve, own_candidates
 from .image_statistics import StatisticsEncoder, image_features
 from .report import plot, to_csv, to_text
-from .score import Evidence, ImageEncoder, Losses, Score, score
+from .score import Evidence, Losses, Score, score
 
 RECORDED = "recorded during training, with the weights in training precision (the files hold rounded copies)"
 MEASURED = "measured now, with each file applied to the base model as ComfyUI does it"
@@ -87,7 +89,9 @@ def score_sheet(
     evidence = gather(
         sheet.cells, image_encoder, source.images, losses, words, norms(sheet.loras), notes, host, source.captions
     )
-    return write_score(sheet, score(sheet.cells, evidence), name, folder.resolve().parent.name)
+    made = score(sheet.cells, evidence)
+    keep_curve(run, sheet.cells, made, image_encoder)
+    return write_score(sheet, made, name, folder.resolve().parent.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +213,8 @@ def recorded_losses(run: RunFolder, cells: Sequence[Cell], notes: list[str]) -> 
     lines = {line["step"]: line for line in run.read_metrics() if "held_out_parts" in line}
     values: dict[RowKey, list[list[float]]] = {}
     even: dict[RowKey, float] = {}
-    for candidate in candidates(cells):
-        file = candidate.cells[0].settings.get("lora_file", "")
-        is_own = candidate.step is not None and file == run.lora_file(candidate.step).name and candidate.key[1] == 1
-        if (candidate.key == BASE_KEY or is_own) and candidate.step in lines:
+    for candidate in own_candidates(run, cells):
+        if candidate.step in lines:
             line = lines[candidate.step]
             values[candidate.key] = line["held_out_parts"]
             if (loss := line.get("held_out_even_ema", line.get("held_out_even"))) is not None:

@@ -7,37 +7,21 @@ of its lead excludes 0.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from ..data.clip import Feature, ImageEncoder
+from ..data.intervals import LEVEL, RESAMPLES, mean_interval
 from ..types import Array, Cell, Json
 from .bleed import are_several, bleed, bleed_caution, has_trigger
-from .bootstrap import LEVEL, MIN_UNITS, RESAMPLES, Ranking, mean_interval, rank
+from .bootstrap import MIN_UNITS, Ranking, rank
 from .candidates import Candidate, RowKey, candidates, setting_of
 from .columns import COLUMNS
 from .image_statistics import ImageFeatures, Nearest, nearest
 
-Feature: TypeAlias = Any
-"""What an encoder makes of an image or a prompt; only the encoder itself reads it."""
-INTERVALS = ("training_likeness", "prompt_likeness", "drift", "bleed")
+SIMILARITY = "training_likeness"
+INTERVALS = (SIMILARITY, "prompt_likeness", "drift", "bleed")
 """Measures whose mean has an interval of its own."""
-
-
-class ImageEncoder(Protocol):
-    """What compares images with each other, and with prompts if it has a text encoder."""
-
-    name: str
-
-    def images(self, paths: Sequence[Path]) -> list[Feature]:
-        """Features of each image, for `compare`."""
-
-    def texts(self, prompts: Sequence[str]) -> list[Feature]:
-        """Features of each prompt; empty for an encoder without a text encoder."""
-
-    def compare(self, first: Sequence[Feature], second: Sequence[Feature]) -> Array:
-        """Similarity of each of N features to each of M, (N, M), 1 for equal ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +50,13 @@ class ScoreValue:
     """For the measure that decides: confidence interval of the paired difference to the leading candidate, added to the mean
     of that candidate. The mean of the leading candidate lies outside the interval exactly where the lead is clear. For the
     measures of `INTERVALS`: that of the mean, over the cells."""
+
+    def text(self) -> str:
+        """The mean with its interval, for a sentence."""
+        has_interval = self.low is not None and self.high is not None
+        return f"{self.mean:.3f}" + (
+            f" ({LEVEL:.0%} interval {self.low:.3f} to {self.high:.3f})" if has_interval else ""
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +138,7 @@ def score(cells: Sequence[Cell], evidence: Evidence) -> Score:
     near = _copies(cells, evidence, by_cell)
     rankings = _rankings(found, evidence, by_cell, notes)
     rows = _rows(found, evidence, by_cell, rankings)
-    recommendation = _recommend(rankings, _cautions(found, near, evidence, rows)) if rankings else None
+    recommendation = _recommend(rankings, _cautions(found, near, evidence, rows), rows) if rankings else None
     choice = recommendation.choice if recommendation else ""
     best = next((candidate.cells for candidate in found if candidate.label == choice), ())
     return Score(
@@ -340,7 +331,9 @@ def _cautions(
     return cautions
 
 
-def _recommend(rankings: tuple[str, Ranking], cautions: Mapping[str, Sequence[str]]) -> Recommendation:
+def _recommend(
+    rankings: tuple[str, Ranking], cautions: Mapping[str, Sequence[str]], rows: Sequence[ScoreRow]
+) -> Recommendation:
     measure, ranking = rankings
     column, first, second = COLUMNS[measure], ranking.places[0], ranking.places[1]
     lead, low, high = ranking.leads[second.name]
@@ -354,6 +347,8 @@ def _recommend(rankings: tuple[str, Ranking], cautions: Mapping[str, Sequence[st
     else:
         worst = ranking.leads[ranking.tied[0]]
         text = f"no clear winner: {first.name} has the {how}, but its lead over {ranking.tied[0]} may be due to chance ({LEVEL:.0%} interval {worst[1]:.3g} to {worst[2]:.3g}, {ranking.units} paired measurements), {odds}. Not distinguishable: {', '.join([first.name, *ranking.tied])}."
+    if measure != SIMILARITY:
+        text += _similarity_said(rows, first.name, second.name)
     concerned = (first.name, second.name) if ranking.is_clear else (first.name, *ranking.tied)
     return Recommendation(
         choice=first.name if ranking.is_clear else "",
@@ -363,4 +358,16 @@ def _recommend(rankings: tuple[str, Ranking], cautions: Mapping[str, Sequence[st
         measure=measure,
         text=text,
         cautions=tuple(f"{name}: {caution}" for name in concerned for caution in cautions.get(name, ())),
+    )
+
+
+def _similarity_said(rows: Sequence[ScoreRow], first: str, second: str) -> str:
+    """A sentence on how alike the images of two candidates are to the training images; "" where that was not measured."""
+    found = {row.label: row.values[SIMILARITY] for row in rows if SIMILARITY in row.values}
+    if first not in found:
+        return ""
+    return (
+        " Image similarity: "
+        + ", ".join(f"{name} {found[name].text()}" for name in (first, second) if name in found)
+        + "."
     )

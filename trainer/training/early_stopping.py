@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from ..config.run import TrainingConfig, ValidationConfig
+from ..data.sample_scores import likeness_text, recorded_likeness
 from ..errors import ConfigError
 from ..types import Example, Record
 
@@ -25,7 +26,8 @@ def lowest(lines: Sequence[Record]) -> tuple[int, float, int]:
 def recommended(lines: Sequence[Record], steps: Collection[int]) -> Record | None:
     """Which of the steps with a LoRA file to take by the validation loss alone, with the reason and the runner-up; None if
     fewer than two steps were measured. The step is None, with the reason, where nothing leads: the lowest losses are equal, or
-    the base is as good. `lora-loom score` says how sure a lead is."""
+    the base is as good. `likeness` is how alike the samples of the lowest step are to the training images, None where they were not
+    compared; it decides nothing. `lora-loom score` says how sure a lead is."""
     losses = {int(line["step"]): selected_loss(line) for line in lines if "held_out" in line and int(line["step"]) > 0}
     ranked = sorted((loss, step) for step, loss in losses.items() if step in steps)
     if len(ranked) < 2:
@@ -43,7 +45,12 @@ def recommended(lines: Sequence[Record], steps: Collection[int]) -> Record | Non
             False,
             f"no difference: steps {step} and {runner_up} both have the lowest validation loss, {loss:.5f}",
         )
-    return {"step": step if leads else None, "lowest": step, "held_out": loss, "runner_up": runner_up, "reason": reason}
+    alike = {point["step"]: point for point in recorded_likeness(lines)}
+    if step in alike:
+        other = f", those of step {runner_up} {likeness_text(alike[runner_up])}" if runner_up in alike else ""
+        reason += f"; image similarity of the samples of step {step} to the training images: {likeness_text(alike[step])}{other}"
+    found = {"lowest": step, "held_out": loss, "runner_up": runner_up, "reason": reason, "likeness": alike.get(step)}
+    return {"step": step if leads else None, **found}
 
 
 def _is_equal(one: float, other: float) -> bool:

@@ -5,7 +5,9 @@ import copy
 import torch
 from torch import Tensor
 
-from ....trainer.diffusion.objectives import expand
+from ....trainer.config.run import ObjectiveConfig
+from ....trainer.diffusion.objectives import Objective, expand
+from ....trainer.errors import ConfigError
 from ..comfy_types import ModelSampling
 
 KINDS = {"CONST": "flow", "V_PREDICTION": "v", "EPS": "epsilon"}
@@ -84,3 +86,16 @@ class HostObjective:
     def snr(self, sigma_B: Tensor) -> Tensor:
         signal = 1 - sigma_B if self.name == "flow" else torch.ones_like(sigma_B)
         return (signal / sigma_B.clamp_min(1e-8)).square()
+
+
+PURE_NOISE = 1e-6
+"""Signal-to-noise ratio below which a noise level counts as pure noise; ComfyUI's highest has 4.9e-8, that of SDXL 0.0047."""
+
+
+def check_pure_noise(config: ObjectiveConfig, objective: Objective) -> None:
+    """Raise ConfigError for a MODEL whose highest noise level is not pure noise where that is asked for."""
+    if config.zero_terminal_snr and float(objective.snr(objective.sigmas[-1:])) > PURE_NOISE:
+        raise ConfigError(
+            "zero_terminal_snr: this MODEL does not sample from pure noise; put ModelSamplingDiscrete with zsnr on between its loader and "
+            "Loom Train LoRA, so that samples and sweeps do too"
+        )

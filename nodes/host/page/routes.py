@@ -114,9 +114,9 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
 
 
 def thinned(lines: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Every validation loss, and of the steps about `most`, evenly; all of them for 0."""
+    """Every measurement, and of the steps about `most`, evenly; all of them for 0."""
     every = max(1, len(lines) // most) if most > 0 else 1
-    return [line for place, line in enumerate(lines) if place % every == 0 or "held_out" in line]
+    return [line for place, line in enumerate(lines) if place % every == 0 or "loss" not in line]
 
 
 async def _settings(request: web.Request) -> web.StreamResponse:

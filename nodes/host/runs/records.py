@@ -11,6 +11,7 @@ from ....trainer.runs.adapting.adapt import adapted_text
 from ....trainer.runs.checkpoint import list_checkpoints
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
+from ....trainer.score.curve import likeness_curve
 from ....trainer.types import ACTIVE, Record
 from ..paths import lora_name, root, run_folder
 from .queue import Job, Registry
@@ -134,7 +135,8 @@ def details(folder: RunFolder, registry: Registry) -> Record:
     `layers` counts those that train and those that are left out, by role; {} of runs before that was kept. `lora_folder` is what
     LoraLoader's names of its LoRA files begin with; `best` is the file with the lowest validation loss, if one leads; `movement`
     says how many modules moved, `loss_growth` how many times its start the loss ended at, 0 for a run that is well; `memory_plan` is
-    the prediction as in run.json (docs/memory.md), None in a run without one; `adapted` says what it took where memory ran out; `doctor` the lines of the data doctor.
+    the prediction as in run.json (docs/memory.md), None in a run without one; `adapted` says what it took where memory ran out; `doctor` the lines of the data doctor;
+    `likeness` the curve of image similarity (`likeness_curve`).
     """
     names: Record = {
         kind: sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(pattern))
@@ -155,6 +157,7 @@ def details(folder: RunFolder, registry: Registry) -> Record:
     names["movement"], names["loss_growth"] = record.get("movement"), record.get("loss_growth", 0)
     names["memory_plan"] = record.get("memory_plan")
     names["adapted"] = adapted_text(record)
+    names["likeness"] = likeness_curve(folder)
     return {**summary(folder, registry), **names, "checkpoints": [c.step for c in list_checkpoints(folder.checkpoints)]}
 
 

@@ -20,7 +20,7 @@ from ....trainer.data.cache.references import (
 )
 from ....trainer.data.cache.store import CODE_VERSION, Cache, text_key
 from ....trainer.data.images.load import file_digest
-from ....trainer.data.prompt_scores import SampleScores
+from ....trainer.data.sample_scores import SampleScores
 from ....trainer.diffusion.skip_layers import check_skip_layers
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Encoders
@@ -36,7 +36,8 @@ from ..backend.latents import latent_normaliser
 from ..backend.model_rows import usual_cfg
 from ..backend.packing import unpack
 from ..backend.shadow import build_shadow
-from ..comfy_types import Clip, ModelPatcher, Vae
+from ..comfy_types import Clip, ClipVision, ModelPatcher, Vae
+from ..encoding.clip_vision import HostVision, vision_of_run
 from ..encoding.edit_prompts import chosen_reading, text_pixels
 from ..encoding.encoders import clip_identity, host_encoders, vae_identity
 from ..encoding.reference_images import NAMES, kept_references
@@ -53,10 +54,12 @@ class Held(NamedTuple):
     vae: Vae
     preview: ModelPatcher | None = None
     """The MODEL that samples are made with; None for the one that is trained."""
+    clip_vision: ClipVision | None = None
+    """What compares samples with the training images."""
 
 
 class HeldModels:
-    """The VAE and the MODEL of each record that LoomValidation made, for as long as the record lives.
+    """The VAE, the MODEL and the CLIP_VISION of each record that LoomValidation made, for as long as the record lives.
 
     A record on a socket holds no tensors. ComfyUI keeps it while the node's output is cached or a graph uses it, so a
     cached LoomValidation finds its VAE again, and a VAE that no graph needs any more is let go.
@@ -136,7 +139,7 @@ def prepare_validation(vae: Vae, clip: Clip, prompts: str, options: Mapping[str,
         report_to=options.get("report", "none"),
         references=references,
     )
-    HELD.hold(value, Held(vae, preview))
+    HELD.hold(value, Held(vae, preview, options.get("clip_vision")))
     return value
 
 
@@ -249,6 +252,12 @@ class ValidationCache:
                         else self.encoders.text.encode([prompt])[0]
                     )
                     self.cache.put({key: made})
+
+
+def encoder_of(value: ValidationValue | None) -> HostVision | None:
+    """What compares the samples of a run with its training images; None without a CLIP_VISION."""
+    clip_vision = HELD.of(value).clip_vision if value else None
+    return vision_of_run(clip_vision) if clip_vision is not None else None
 
 
 def open_decoder(vae: Vae) -> Decoder:

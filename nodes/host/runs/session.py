@@ -27,7 +27,6 @@ from ....trainer.data.report import epochs_text, make_report
 from ....trainer.data.sets.dataset import Dataset
 from ....trainer.data.sets.reach import refuse_long_sides
 from ....trainer.diffusion.denoiser import Denoiser
-from ....trainer.diffusion.objectives import Objective
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.positions import positions_per_side
@@ -66,6 +65,7 @@ from ..backend.denoiser import (
 from ..backend.encoder_check import check_encoders
 from ..backend.lora_check import host_arithmetic
 from ..backend.model_rows import as_begun, record_of, warnings
+from ..backend.objective import check_pure_noise
 from ..backend.patches import without_patches
 from ..backend.sharing.mapped_files import HostFiles
 from ..comfy_types import Clip, ModelPatcher
@@ -78,7 +78,7 @@ from .memory.arithmetic import settle_arithmetic
 from .memory.memory_plan import GraphRun, not_predicted, plan_graph
 from .memory.packing import pack_weights
 from .preview import check_preview, load_preview
-from .samples import HELD, all_texts, make_samples
+from .samples import HELD, all_texts, encoder_of, make_samples
 from .targets import NO_TEXT, choose_modules, initial_weights, see_network
 
 WHOLE = StreamSettings(budget=1 << 62)
@@ -195,19 +195,6 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
 def preview_of(request: TrainRequest) -> ModelPatcher | None:
     """The MODEL that samples are made with; None for the one that is trained."""
     return HELD.of(request.validation).preview if request.validation else None
-
-
-PURE_NOISE = 1e-6
-"""Signal-to-noise ratio below which a noise level counts as pure noise; ComfyUI's highest has 4.9e-8, that of SDXL 0.0047."""
-
-
-def check_pure_noise(config: ObjectiveConfig, objective: Objective) -> None:
-    """Raise ConfigError for a MODEL whose highest noise level is not pure noise where that is asked for."""
-    if config.zero_terminal_snr and float(objective.snr(objective.sigmas[-1:])) > PURE_NOISE:
-        raise ConfigError(
-            "zero_terminal_snr: this MODEL does not sample from pure noise; put ModelSamplingDiscrete with zsnr on between its loader and "
-            "Loom Train LoRA, so that samples and sweeps do too"
-        )
 
 
 def longest_side(network: nn.Module, factor: int) -> int:
@@ -327,6 +314,8 @@ def make_session(
         held_out=Singles(batches(dataset.held_out)),
         images=len(dataset.training),
         resolution=request.cache.resolution,
+        files=dataset.learnt_files,
+        encoder=encoder_of(value),
     )
     shown = load_preview(preview, denoiser, request.base_loras, request.memory) if preview else denoiser
     samples = (

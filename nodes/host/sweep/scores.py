@@ -16,6 +16,7 @@ from ....trainer.errors import LoomError
 from ....trainer.lora.base_lora import lay_base_loras
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.score.bleed import listed
+from ....trainer.score.curve import keep_curve
 from ....trainer.score.image_statistics import StatisticsEncoder
 from ....trainer.score.run import gather, measured_losses, norms, recorded_losses, write_score
 from ....trainer.score.score import Losses, score
@@ -61,9 +62,10 @@ def scored_sheet(
     notes: list[str] = []
     losses = _losses(loaded, dataset, cache, run, model, progress, notes)
     trained = {one.path: one.captions[0] for one in dataset.training if one.role == "train" and one.path.is_file()}
+    encoder = HostVision(clip_vision) if clip_vision is not None else StatisticsEncoder()
     evidence = gather(
         loaded.cells,
-        HostVision(clip_vision) if clip_vision is not None else StatisticsEncoder(),
+        encoder,
         list(trained),
         losses,
         listed(trigger) or listed(cache.trigger),
@@ -73,7 +75,9 @@ def scored_sheet(
         list(trained.values()),
     )
     name = f"{sheet.name}-scored"
-    done = write_score(loaded, score(loaded.cells, evidence), sheet.name, sheet.title, name)
+    made = score(loaded.cells, evidence)
+    keep_curve(run, loaded.cells, made, encoder)
+    done = write_score(loaded, made, sheet.name, sheet.title, name)
     value = SheetValue(folder=sheet.folder, name=name, title=sheet.title)
     return value, done.text, files_to_image([done.plot]), display_path(done.plot)
 

@@ -74,6 +74,11 @@ class Dataset:
         return len({example.digest for example in self.examples if example.role == "train"})
 
     @property
+    def learnt_files(self) -> list[Path]:
+        """The images of what is learnt, each once; those of a class are none of them."""
+        return list(dict.fromkeys(example.path for example in self.training if example.role == "train"))
+
+    @property
     def held_out(self) -> list[Example]:
         """The examples that only the validation loss is measured on."""
         return [example for example in self.examples if example.role == HELD_OUT]

@@ -1,5 +1,8 @@
 """The nodes: one file per subject. A node class lists its inputs and calls `nodes/host`; nothing heavy is imported until it runs."""
 
+import sys
+from typing import Any
+
 from .base_lora import LoomBaseLora
 from .dataset import LoomCache, LoomDataset, LoomDatasetFile, LoomDatasetImages
 from .demo import LoomDemoModel
@@ -53,6 +56,22 @@ NODES: tuple[type[LoomNode], ...] = (
 NODE_CLASS_MAPPINGS: dict[str, type[LoomNode]] = {node.__name__: node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {node.__name__: node.TITLE for node in NODES}
 WEB_DIRECTORY = "./web"
+
+
+def has_v3() -> bool:
+    """Whether this ComfyUI's V3 form can say all that the V1 form says: search aliases came late (v0.3.64 and v0.8 lack them).
+
+    Looks at what ComfyUI has imported by the time it imports packs. It imports nothing and raises nothing.
+    """
+    schema = getattr(getattr(sys.modules.get("comfy_api.latest"), "io", None), "Schema", None)
+    return "search_aliases" in getattr(schema, "__dataclass_fields__", ())
+
+
+async def comfy_entrypoint() -> Any:
+    """ComfyUI's way to V3 nodes: returns a ComfyExtension."""
+    from .host.v3 import extension
+
+    return extension(NODES)
 
 
 def add_routes() -> None:

@@ -30,13 +30,24 @@ class LoomNode:
     """A node of LoRA Loom. Its class name is its id in saved workflows; TITLE is what people read, and SEARCH_ALIASES what else they may type to find it.
 
     ComfyUI calls the method that FUNCTION names with the inputs of `INPUT_TYPES` by name. Each node imports what it needs
-    when it runs, so that ComfyUI starts fast.
+    when it runs, so that ComfyUI starts fast. Where ComfyUI has V3's declarations, `host/v3.py` makes them of these classes:
+    what is said here by a new name has to be said there too.
     """
 
     TITLE: ClassVar[str]
     SEARCH_ALIASES: ClassVar[tuple[str, ...]]
     CATEGORY: ClassVar[str] = "LoRA Loom"
     FUNCTION: ClassVar[str] = "run"
+    DESCRIPTION: ClassVar[str]
+    RETURN_TYPES: ClassVar[tuple[str, ...]]
+    RETURN_NAMES: ClassVar[tuple[str, ...]]
+    OUTPUT_TOOLTIPS: ClassVar[tuple[str, ...]]
+    OUTPUT_NODE: ClassVar[bool] = False
+
+    @classmethod
+    def INPUT_TYPES(cls) -> InputTypes:
+        """The inputs, in the order in which saved workflows hold their values."""
+        raise NotImplementedError
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -164,21 +164,25 @@ class Stage:
             self.counts["failed starts"] += 1
             self.again()
 
-    def killed_everywhere(self) -> None:
-        """A kill at every operation on a file, each followed by one start that ends."""
+    def killed_everywhere(self, first: int, end: float) -> None:
+        """A kill at every operation on a file, from the `first` one on, each followed by one start that ends; until `end` (monotonic)."""
         from tests.kills import KillAt, installed
 
         def until(number: int) -> None:
             with installed(self.root, KillAt(number)):
                 self.act()
 
-        while (code := self.in_child(until, self.counts["kills"] + 1)) == -signal.SIGKILL:
+        code = 0
+        while time.monotonic() < end and (code := self.in_child(until, first)) == -signal.SIGKILL:
+            first, code = first + 1, 0
             self.counts["kills"] += 1
             if self.in_child(self.act) == 0:
                 self.check()
             else:
                 self.counts["failed starts"] += 1
                 self.again()
+        if time.monotonic() >= end:
+            print(f"{self.name}: the time is over, go on with --stage {self.name} --first {first}")
         assert code == 0, f"{self.name} ended with code {code}"
 
     def figures(self) -> dict[str, int]:
@@ -196,7 +200,7 @@ def all_stages(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     stages = [Stage(name, folder) for name in given.stage or STAGES]
     found: dict[str, Any] = {"seed": given.seed}
     for stage in stages if given.points else ():
-        stage.killed_everywhere()
+        stage.killed_everywhere(given.first, end)
         found |= stage.figures()
         keep("kills", found)
     while not given.points and time.monotonic() < end and sum(stage.counts["kills"] for stage in stages) < given.kills:
@@ -216,6 +220,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--points", action="store_true")
+    parser.add_argument("--first", type=int, default=1, help="with --points: the number of the first one")
     parser.add_argument("--stage", action="append", help="of this stage alone; may be given more than once")
     given = parser.parse_args([word for word in sys.argv[1:] if word != "kills"] if "kills" in sys.argv else [])
     torch.set_num_threads(1)

@@ -19,6 +19,8 @@ from .families.common.source import Source, open_source
 from .known_models.row import V_PREDICTION, distillation_note, tell, warning_of
 from .known_models.rows import ROWS
 from .storage.fingerprint import files_identity
+from .storage.leases import leased
+from .storage.mapped_files import watch
 from .types import EncoderIdentity
 from .weights.attention import AUTO, check_attention, use_attention
 from .weights.devices import DTYPES, choose_device, compute_dtype, storage_dtype
@@ -90,8 +92,10 @@ class Base:
             matmul=config.matmul,
             stream=stream,
         )
-        with self._reading():
+        files = self.source.denoiser_files
+        with self._reading(), leased(files):
             denoiser = self._load(loading)
+            watch(denoiser.module, files)
         use_attention(denoiser.module, config.attention)
         if sharded:
             shard(denoiser.module, self.device)

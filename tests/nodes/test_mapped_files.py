@@ -8,6 +8,13 @@ from torch import nn
 
 from lora_loom.trainer.errors import ModelFileError
 
+
+@pytest.fixture(autouse=True)
+def _no_leases(monkeypatch):
+    """As where there are none; with one, who writes to a mapped file waits."""
+    monkeypatch.setattr("lora_loom.trainer.storage.leases._lease", lambda path: None)
+
+
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows does not let anybody shorten a file that is mapped")
 
 
@@ -64,6 +71,20 @@ def test_the_files_of_a_new_copy_are_watched_from_when_it_is_used(host, file, tm
     os.truncate(other, 10)
     with pytest.raises(ModelFileError, match="had 500 bytes"):
         files.check()
+
+
+@posix
+def test_who_would_write_to_a_file_of_comfyui_ends_the_run_first(host, file, monkeypatch):
+    asked = []
+    monkeypatch.setattr("lora_loom.trainer.storage.leases.Lease.is_asked_for", property(lambda lease: asked))
+    network, descriptor = mapped_network(file)
+    files = host("backend.sharing.mapped_files").HostFiles(network)
+    network(torch.ones(4))
+    asked.append(True)
+    for look in (files.check, lambda: network(torch.ones(4))):
+        with pytest.raises(ModelFileError, match=r"model\.safetensors.* is about to be written to by another program"):
+            look()
+    os.close(descriptor)
 
 
 def test_a_network_in_plain_memory_has_no_files(host):

@@ -17,6 +17,13 @@ from lora_loom.trainer.storage import mapped_files
 from lora_loom.trainer.storage.mapped_files import MappedFiles, is_remote, load_tensors
 from tests.conftest import SilentHost, make_config
 
+
+@pytest.fixture(autouse=True)
+def _no_leases(monkeypatch):
+    """As where there are none; with one, who writes to a mapped file waits (`test_leases.py`)."""
+    monkeypatch.setattr("lora_loom.trainer.storage.leases._lease", lambda path: None)
+
+
 linux = pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="asks Linux what is mapped")
 
 

@@ -43,7 +43,7 @@ from ..memory_plan.files import FilesRun, plan_files
 from ..memory_plan.plan import MemoryPlan, as_record, predicted
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
-from ..storage.mapped_files import MappedFiles
+from ..storage.mapped_files import mapped_files_of
 from ..storage.tensor_file import read_lora
 from ..training.early_stopping import check_measured
 from ..training.epochs import in_steps
@@ -350,6 +350,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         sharded=config.memory.shard,
         stream=prepared.stream,
     )
+    mapped = mapped_files_of(denoiser.module)
     checkpoint(denoiser.module, config.memory)
     laid = lay_base_loras(denoiser.module, prepared.base_loras)
     if config.text.is_trained:
@@ -366,7 +367,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         rate_scales=rate_scales(config.text, config.optimizer, tuple(base.settings.text_parts)),
         model_file=model_file_of(config, base),
         layout=FileFormat(formats=formats, format=format) if format != "native" else None,
-        check_files=MappedFiles(base.source.denoiser_files).check,
+        check_files=mapped.check,
     )
 
 

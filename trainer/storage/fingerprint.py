@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelFileError
+from .leases import leased
 
 ELEMENTS = 64
 """Number of elements of a tensor that enter its fingerprint."""
@@ -44,7 +45,7 @@ def _tensors(path: Path, prefix: str) -> Iterable[tuple[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with leased([path]), safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a dict
                 if key.startswith(prefix):
                     yield key, file.get_tensor(key)

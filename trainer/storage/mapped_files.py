@@ -1,15 +1,17 @@
 """Weights that stay in their file: a map of a file that another program or a network drive cuts short ends the process (SIGBUS).
 
-So a file on another machine is read instead of mapped, and one that is mapped is looked at between steps.
+So a file on another machine is read instead of mapped. On one that is mapped Linux gives us a lease (`leases.py`): who would write to it
+waits, and the next pass through the network ends the run before that. Elsewhere the file is looked at between steps.
 """
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ModelFileError
+from .leases import Lease
 from .tensor_file import ReadTensors
 
 REMOTE = frozenset({
@@ -58,12 +60,23 @@ class MappedFiles:
     def __init__(self, files: Iterable[Path] = ()) -> None:
         mapped = _mapped_by_this_process()
         self._states = {path: state_of(path) for path in files if mapped is None or os.path.realpath(path) in mapped}
+        self._leases = [Lease(path) for path in self._states]
+
+    def __bool__(self) -> bool:
+        return bool(self._states)
+
+    def check_leases(self) -> None:
+        """Raise ModelFileError if another program waits to write to a file. Costs microseconds."""
+        for lease in self._leases:
+            if lease.is_asked_for:
+                raise asked_for(lease.name)
 
     def check(self) -> None:
         """Raise ModelFileError for a file that was written to: what has been computed since may come from other weights.
 
         One that was deleted or replaced by another of its name is still there for this process.
         """
+        self.check_leases()
         for path, before in self._states.items():
             try:
                 now = state_of(path)
@@ -75,6 +88,19 @@ class MappedFiles:
                 ) from error
             if now[:2] == before[:2]:
                 refuse_change(str(path), before, now)
+
+
+def watch(network: nn.Module, files: Iterable[Path]) -> None:
+    """Have every pass through the network look first whether somebody waits to write to a file that its weights are mapped from."""
+    if made := MappedFiles(files):
+        network.mapped_files = made  # type: ignore[assignment]
+        network.register_forward_pre_hook(lambda *_: made.check_leases())
+
+
+def mapped_files_of(network: nn.Module) -> MappedFiles:
+    """The files that `watch` was told of, as they were then; none where nothing is mapped."""
+    found: MappedFiles = network.__dict__.get("mapped_files") or MappedFiles()
+    return found
 
 
 def state_of(file: Path | int) -> State:
@@ -91,6 +117,14 @@ def refuse_change(name: str, before: State, now: State) -> None:
     raise ModelFileError(
         f"{name}, which the base model lies in, {how} since the run began to use it: put the original file back and start the run "
         "again, it goes on from its last checkpoint"
+    )
+
+
+def asked_for(name: str) -> ModelFileError:
+    """The error for a file that another program waits to write to."""
+    return ModelFileError(
+        f"{name}, which the base model lies in, is about to be written to by another program, so what uses it ends: end that program, "
+        "see that the file is the original, and start again; a run goes on from its last checkpoint"
     )
 
 

@@ -1,6 +1,7 @@
 """Reading safetensors files: the header at once, the tensors one by one."""
 
 import json
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -122,7 +123,10 @@ def open_tensors(path: Path) -> OpenTensors:
 
 
 class TensorFile:
-    """An open safetensors file. Raises ModelFileError if it is missing or damaged."""
+    """An open safetensors file, whose header is checked at once and whose tensors are read, not mapped, when they are asked for.
+
+    Raises ModelFileError if it is missing, damaged, or cut while it is read.
+    """
 
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError
@@ -130,10 +134,12 @@ class TensorFile:
         self.path = path
         try:
             self._file = open_tensors(path)
-        except SafetensorError as error:
+            self._read = ReadTensors(path)
+        except (SafetensorError, ValueError) as error:
             raise ModelFileError(f"{path} is damaged or not a safetensors file ({error})") from error
         except OSError as error:
             raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
+        weakref.finalize(self, self._read.close)
         self.metadata: dict[str, str] = dict(self._file.metadata() or {})
         self.layout: TensorHeader = {}
         for key in self._file.keys():  # noqa: SIM118 - not a dict
@@ -145,8 +151,13 @@ class TensorFile:
         return {key: shape for key, (_, shape) in self.layout.items()}
 
     def get(self, key: str) -> Tensor:
-        """The stored tensor, memory-mapped where the system allows it."""
-        return self._file.get_tensor(key)
+        """The stored tensor, in memory of its own."""
+        if self.layout[key][0] not in _DTYPES:
+            return self._file.get_tensor(key)
+        try:
+            return self._read.get_tensor(key)
+        except (OSError, ValueError) as error:
+            raise ModelFileError(f"{self.path} was cut or cannot be read any more ({error}): get it again") from error
 
     def gather(self, keys: Mapping[str, str]) -> dict[str, Tensor]:
         """The stored tensors of several keys under other names, given as {name: key}."""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .....trainer.storage.mapped_files import State, refuse_change, state_of
+from .....trainer.storage.leases import Lease
+from .....trainer.storage.mapped_files import State, asked_for, refuse_change, state_of
 from .....trainer.weights.arena import homes_of
 from .share_storage import parts
 
@@ -21,23 +22,38 @@ SLICE = "_comfy_tensor_file_slice"
 
 
 class HostFiles:
-    """What the files were like when the run first used them. ComfyUI's copy of the model may change, and its files with it."""
+    """What the files were like when the run first used them. ComfyUI's copy of the model may change, and its files with it.
+
+    While the run lives, Linux lets who would write to one of them wait (`trainer/storage/leases.py`); every pass through the network
+    looks first whether somebody does.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self._network = weakref.ref(network)
         self._states: weakref.WeakKeyDictionary[Any, State] = weakref.WeakKeyDictionary()
+        self._leases: weakref.WeakKeyDictionary[Any, Lease] = weakref.WeakKeyDictionary()
         self.check()
+        network.register_forward_pre_hook(lambda *_: self.check_leases())
+
+    def check_leases(self) -> None:
+        """Raise ModelFileError if another program waits to write to a file. Costs microseconds."""
+        for lease in list(self._leases.values()):
+            if lease.is_asked_for:
+                raise asked_for(lease.name)
 
     @torch.inference_mode(False)
     def check(self) -> None:
         """Raise ModelFileError for a file that was written to since the run began to use it."""
         if os.name == "nt":  # Windows does not let anybody shorten a file that is mapped
             return
+        self.check_leases()
         for whole, descriptor in self._maps():
             try:
                 now = state_of(descriptor)
             except OSError:
                 continue  # ComfyUI has closed it
+            if whole not in self._leases:
+                self._leases[whole] = Lease(Path(f"/proc/self/fd/{descriptor}"), _name(descriptor))
             refuse_change(_name(descriptor), self._states.setdefault(whole, now), now)
 
     def _maps(self) -> Iterator[tuple[Any, int]]:

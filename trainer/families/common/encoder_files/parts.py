@@ -12,6 +12,7 @@ from torch import nn
 
 from ....errors import ModelFileError
 from ....storage.fingerprint import files_identity, folder_identity
+from ....storage.mapped_files import load_tensors
 from ..encoders import Codec, KlCodec, encoder_parts, load_codec, load_network, load_tokenizer, require_parts
 from ..family import Loading
 from ..source import Source, read_json, read_shapes
@@ -109,11 +110,9 @@ class CheckpointParts:
         tokenizers.find(self.source.tokenizers)
 
     def clip(self, name: str, kind: type, loading: Loading) -> nn.Module:
-        from safetensors.torch import load_file
-
         place = place_of(name, self._shapes)
         assert place is not None, "checked before"
-        return load_clip(name, place, load_file(self.source.path), loading)
+        return load_clip(name, place, load_tensors(self.source.path), loading)
 
     def tokenizer(self, encoder: str) -> "PreTrainedTokenizerBase":
         place = place_of(encoder, self._shapes)

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ....errors import ModelFileError
+from ....storage.mapped_files import load_tensors
 from ....types import Shapes
 from ..family import Loading
 from ..keymap import count_blocks
@@ -29,7 +30,6 @@ def load_vae(path: Path, loading: Loading) -> nn.Module:
     """Raises ModelFileError for a file without a VAE, or with one of another kind."""
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-    from safetensors.torch import load_file
 
     shapes = read_shapes(path)
     prefix = vae_prefix(shapes)
@@ -37,7 +37,7 @@ def load_vae(path: Path, loading: Loading) -> nn.Module:
         raise ModelFileError(f"{path} holds no VAE: give a VAE's file, or a diffusers folder with one")
     inner = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
     config = read_config(path, inner)
-    tensors = {key.removeprefix(prefix): t for key, t in load_file(path).items() if key.startswith(prefix)}
+    tensors = {key.removeprefix(prefix): t for key, t in load_tensors(path).items() if key.startswith(prefix)}
     if _NEWER not in inner:
         tensors = convert_ldm_vae_checkpoint(_wanted(tensors), config)
     return build(AutoencoderKL, config, _wanted(tensors), loading)

@@ -70,7 +70,7 @@ def to_page(graph: dict[str, Any], layout: Layout) -> dict[str, Any]:
             {"id": number, "title": title, "bounding": list(place), "color": "#3f789e", "font_size": 24, "flags": {}}
             for number, (title, place) in enumerate(layout.groups.items(), 1)
         ],
-        "config": {}, "extra": {}, "version": 0.4,
+        "config": {}, "extra": {"loom_template": True}, "version": 0.4,
     }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ interface ComfyNode {
 }
 
 interface Window {
-  LiteGraph?: { vueNodesMode?: boolean; LGraphGroup?: new (title: string) => object; createNode?(type: string): (ComfyNode & { pos: number[] }) | null };
+  LiteGraph?: { vueNodesMode?: boolean; NODE_TITLE_HEIGHT?: number; LGraphGroup?: new (title: string) => object; createNode?(type: string): (ComfyNode & { pos: number[] }) | null };
 }
 
 declare module "*/scripts/api.js" {
@@ -74,7 +74,7 @@ interface ComfyExtension {
 declare module "*/scripts/app.js" {
   export const app: {
     nodeOutputs?: Record<string, { images?: unknown[] }>;
-    graph: { add(node: object): void; _nodes?: ComfyNode[]; setDirtyCanvas?(foreground: boolean, background: boolean): void };
+    graph: { add(node: object): void; _nodes?: (ComfyNode & { pos: [number, number] })[]; _groups?: { pos: number[]; size: number[] }[]; extra?: Record<string, unknown>; setDirtyCanvas?(foreground: boolean, background: boolean): void };
     ui?: { settings?: { addEventListener?(kind: string, listener: () => void): void } };
     canvas: { constructor: { link_type_colors?: Record<string, string> }; default_connection_color_byType?: Record<string, string>; canvas: HTMLCanvasElement; ds: { scale: number; offset: [number, number] }; selectNode?(node: object): void };
     menu?: { element?: HTMLElement; settingsGroup?: { element?: HTMLElement } };

@@ -14,35 +14,41 @@ const MARK = "loom_folded"; // a node saved without it has the height of all its
  */
 export const foldable = (widgets, defaults) => widgets.filter((widget) => widget.options?.advanced && (widget.disabled || widget.value === defaults.get(widget.name)));
 
-/** @param {ComfyNode} node */
-export function foldAdvanced(node) {
-  const widgets = node.widgets ?? [];
-  const all = widgets.filter((widget) => widget.options?.advanced);
-  if (!all.length) return;
-  if (window.LiteGraph?.vueNodesMode) {
-    const mark = () => all.forEach((widget) => { widget.advanced = Boolean(widget.options?.advanced); });
-    mark(); // it hides them by their options, and leaves room for them unless they are marked
-    refold.set(node, mark);
-    return;
-  }
-  const defaults = new Map(all.map((widget) => [widget.name, widget.value]));
-  const fold = () => {
-    const linked = new Set(node.inputs?.filter((input) => input.link != null).map((input) => input.name));
-    const hidden = new Set(foldable(all, defaults).filter((widget) => !linked.has(widget.name)));
-    for (const widget of all) widget.advanced = hidden.has(widget);
-    return hidden.size;
-  };
+/** ComfyUI draws nodes by its newer renderer, which folds by itself and has a button of its own. */
+const isVue = () => Boolean(window.LiteGraph?.vueNodesMode);
 
+/**
+ * The page may change its renderer while the node is open, so all is made for both.
+ * @param {ComfyNode} node
+ */
+export function foldAdvanced(node) {
+  const all = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
+  if (!all.length) return;
+  const defaults = new Map(all.map((widget) => [widget.name, widget.value]));
   const tall = node.computeSize()[1];
+  /** @type {Set<ComfyWidget>} */
+  let folded = new Set();
   fold();
   if (node.computeSize()[1] >= tall) return; // this frontend cannot hide them
-  // It leaves room for all of them, though it draws some.
-  node.getLayoutWidgets = () => (node.widgets ?? []).filter((widget) => !widget.hidden && (!widget.advanced || node.showAdvanced));
+  let wasVue = isVue();
+  // It leaves room for all of them, though it draws some; and newer frontends say of one that only the canvas shows that it is advanced.
+  node.getLayoutWidgets = () => {
+    if (wasVue !== isVue()) label();
+    wasVue = isVue();
+    return (node.widgets ?? []).filter((widget) => !widget.hidden && (!folded.has(widget) || node.showAdvanced));
+  };
   const button = node.addWidget("button", "", null, () => toggle(!node.showAdvanced), { serialize: false });
   button.serialize = false;
-  // The page may change its renderer while the node is open: the newer one has a button of its own.
-  const hidden = { get: () => Boolean(window.LiteGraph?.vueNodesMode), set: () => {}, configurable: true, enumerable: true };
+  const hidden = { get: isVue, set: () => {}, configurable: true, enumerable: true };
   for (const place of [button, button.options ?? {}]) Object.defineProperty(place, "hidden", hidden);
+
+  function fold() {
+    const linked = new Set(node.inputs?.filter((input) => input.link != null).map((input) => input.name));
+    // The newer renderer hides them by their options, and leaves room for them unless they are marked.
+    const hidden = isVue() ? all.filter((widget) => widget.options?.advanced) : foldable(all, defaults).filter((widget) => !linked.has(widget.name));
+    folded = new Set(hidden);
+    for (const widget of all) widget.advanced = folded.has(widget);
+  }
 
   /** @param {boolean} open */
   function toggle(open) {
@@ -52,27 +58,29 @@ export function foldAdvanced(node) {
     });
   }
   function label() {
-    const count = fold();
-    button.label = node.showAdvanced ? "Hide advanced inputs" : `Show ${count} advanced inputs`;
+    fold();
+    button.label = node.showAdvanced ? "Hide advanced inputs" : `Show ${folded.size} advanced inputs`;
   }
 
   /** @param {() => void} change */
   function resized(change) {
     const before = node.computeSize()[1];
     change();
-    node.setSize([node.size[0], node.size[1] + node.computeSize()[1] - before]);
+    if (!isVue()) node.setSize([node.size[0], node.size[1] + node.computeSize()[1] - before]);
   }
 
   label();
   refold.set(node, () => resized(label));
-  node.setSize([node.size[0], node.computeSize()[1]]);
-  node.properties[MARK] = true;
   const { onConfigure } = node;
   node.onConfigure = function (info, ...rest) {
     onConfigure?.call(this, info, ...rest);
     label();
-    if (!info?.properties?.[MARK]) shorten();
+    if (!isVue() && !info?.properties?.[MARK]) shorten();
   };
+  if (isVue()) return; // it gives the node its size
+  node.setSize([node.size[0], node.computeSize()[1]]);
+  node.properties[MARK] = true;
+
   function shorten() {
     node.properties[MARK] = true;
     const rows = all.filter((widget) => widget.advanced).length - 1; // one for the button

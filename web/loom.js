@@ -12,6 +12,7 @@ import { listenToReports } from "./report.js";
 import { belongs } from "./runs.js";
 import { listenToStrips } from "./strip.js";
 import { greyUnread } from "./unread.js";
+import { showTemplate } from "./view.js";
 import { keepWiresPainted, paintWires } from "./wires.js";
 
 const NODE = "LoomTrain";
@@ -109,6 +110,7 @@ app.registerExtension({
   },
   afterConfigureGraph() {
     paintWires();
+    showTemplate();
   },
   beforeRegisterNodeDef(_type, definition) {
     if (definition.name.startsWith("Loom")) meant.set(definition.name, meanings(definition));

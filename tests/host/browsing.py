@@ -14,6 +14,8 @@ from .server import ROOT, Server, need_comfyui
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+READABLE = 0.7
+"""Below about 0.6 ComfyUI draws no text."""
 FRONTEND = os.environ.get("LOOM_FRONTEND")
 """The static folder of another comfyui-frontend-package; without it that of the server's own."""
 
@@ -67,6 +69,13 @@ def uncovered(page):
 def ready(page):
     page.wait_for_function("window.app?.graph && window.app.canvas && window.app.extensionManager", timeout=120_000)
     page.wait_for_function("Boolean(window.LiteGraph.registered_node_types.LoomTrain)", timeout=60_000)
+
+
+def open_tab(page):
+    uncovered(page)
+    if not page.locator(".loom-bench").is_visible():
+        page.click(".lora-loom-tab-button, [data-testid=lora-loom-tab-button]")
+    page.wait_for_selector(".loom-bench")
 
 
 def load(page, graph):

@@ -9,7 +9,7 @@ from lora_loom.trainer.sweep.strip import Grid
 from lora_loom.trainer.types import Cell
 from scripts.workflow_layouts import LAYOUTS
 
-from .browsing import AXE, load, picture, ready, template
+from .browsing import AXE, READABLE, calm, load, open_tab, picture, ready, template
 
 pytestmark = pytest.mark.browser
 
@@ -17,10 +17,6 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def server(page_server):
     return page_server
-
-
-READABLE = 0.7
-"""Below about 0.6 ComfyUI draws no text."""
 
 
 def test_the_templates_are_offered(page, server):
@@ -46,6 +42,25 @@ def test_a_template_opens_whole_readable_and_at_the_size_it_was_laid_out_for(pag
         assert kind == laid_out[int(number)]["type"]
         assert not is_unknown, f"{kind} is not registered"
         assert size == laid_out[int(number)]["size"], f"{kind} grew: the nodes below it are covered"
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)])
+def test_a_template_begins_beside_the_open_sidebar(server, browser, size):
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    page.goto(str(server.http.base_url))
+    ready(page)
+    calm(page)
+    open_tab(page)
+    load(page, template("train_sdxl"))
+    page.wait_for_function("window.app.graph._groups.length === 4 && !window.app.graph.extra.loom_template")
+    page.wait_for_timeout(1000)  # the page fits the graph to the screen over some frames
+    edge = "const { ds } = window.app.canvas, [x, y] = window.app.graph._groups[0].pos; return [(x + ds.offset[0]) * ds.scale, (y + ds.offset[1]) * ds.scale]"
+    left, top = page.evaluate(f"() => {{ {edge} }}")
+    sidebar = page.locator(".loom-bench").bounding_box()
+    assert left >= sidebar["x"] + sidebar["width"]
+    assert 40 < top < size[1] / 2
+    assert page.evaluate("window.app.canvas.ds.scale") >= READABLE
+    page.close()
 
 
 def test_links_have_the_colour_of_their_type_under_every_palette(page):

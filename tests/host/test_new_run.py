@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from .browsing import AXE, calm, picture
+from .browsing import AXE, READABLE, calm, open_tab, picture
 from .server import ROOT
-from .test_workbench import open_tab, violations
+from .test_workbench import violations
 
 pytestmark = pytest.mark.browser
 MOST_INPUTS, MOST_CLICKS = 4, 6
@@ -64,6 +64,7 @@ def test_its_graph_lies_in_columns_that_fit_the_screen(page):
         for x2, y2, w2, h2, other in boxes[i + 1 :]:
             assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y, (kind, other)
     assert page.locator(".loom-drop >> text=3 images").count() == 1, "the node knows what was uploaded"
+    assert page.evaluate("window.app.canvas.ds.scale") >= READABLE
 
 
 def test_a_model_of_three_files_asks_for_what_is_missing_and_an_edit_for_both_folders(page, server, checkpoints):

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from .browsing import AXE, calm, load, picture, ready, template, uncovered
+from .browsing import AXE, calm, load, open_tab, picture, ready, template
 from .server import ROOT
 
 pytestmark = pytest.mark.browser
@@ -44,13 +44,6 @@ def small_demo(name):
 def set_(page, key, value):
     page.evaluate("([key, value]) => window.app.extensionManager.setting.set(key, value)", [key, value])
     page.wait_for_timeout(800)
-
-
-def open_tab(page):
-    uncovered(page)
-    if not page.locator(".loom-bench").is_visible():
-        page.click(".lora-loom-tab-button, [data-testid=lora-loom-tab-button]")
-    page.wait_for_selector(".loom-bench")
 
 
 def violations(page, *places):
@@ -89,7 +82,7 @@ def test_a_run_is_followed_from_its_start_to_a_loader_with_its_file(trained, ser
     page.wait_for_selector(".loom-chart canvas")
     assert f"{STEPS} / {STEPS}" in page.inner_text(".loom-fact-list")
     page.wait_for_selector(".loom-memory-bar")
-    assert "Modules moved" in page.inner_text(".loom-fact-list")
+    assert "Layers changed" in page.inner_text(".loom-fact-list")
     screen(page, "workbench-progress")
     page.click(".loom-note-field button")
     page.fill("[aria-label='Note on this run']", "the <b>good</b> one")
@@ -237,6 +230,9 @@ def test_nodes_and_panel_fit_in_both_renderers(trained, size, is_vue):
     page.locator(".loom-drop").first.wait_for()
     screen(page, f"page-{size[0]}-{'nodes2' if is_vue else 'canvas'}")
     set_(page, "Comfy.VueNodes.Enabled", False)
+    page.wait_for_function(
+        "window.app.graph._nodes.find((node) => node.type === 'LoomDataset').widgets.some((one) => one.type === 'button' && !one.hidden && one.label.startsWith('Show '))"
+    )
     page.set_viewport_size({"width": 1920, "height": 1080})
     assert errors == []
 

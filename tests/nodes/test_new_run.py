@@ -207,17 +207,35 @@ def test_the_demo_needs_nothing(wizard):
     check(wizard.new_graph(wish("demo", folder="cats"))["graph"])
 
 
-def test_no_two_nodes_lie_on_each_other_and_each_is_in_a_group(wizard, host):
-    name = model(host, "diffusion_models/z_image_turbo.safetensors", "Lumina2", Z_IMAGE)
-    made = wizard.new_graph(wish(name, parts=["qwen_3_4b.safetensors", "ae.safetensors"]))
+@pytest.mark.parametrize(
+    ("file", "extras"),
+    [
+        ("z_image.safetensors", []),
+        ("z_image_turbo.safetensors", ["Training adapter"]),
+        ("z_image_base.safetensors", ["Samples come from"]),
+    ],
+)
+def test_no_two_nodes_lie_on_each_other_each_is_in_a_group_and_all_fit_a_small_screen(wizard, host, file, extras):
+    name = model(host, f"diffusion_models/{file}", "Lumina2", Z_IMAGE)
+    turbo = model(host, "diffusion_models/other_turbo.safetensors", "Lumina2", Z_IMAGE)
+    parts = ["qwen_3_4b.safetensors", "ae.safetensors"]
+    made = wizard.new_graph(wish(name, parts=parts, preview=turbo if "base" in file else ""))
     assert set(made["places"]) == set(made["graph"])
-    boxes = list(made["places"].values())
-    for i, (x, y, w, h) in enumerate(boxes):
-        for x2, y2, w2, h2 in boxes[i + 1 :]:
-            assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
+    assert set(made["groups"]) == {"1  Model", "2  Your images", "3  Cache and samples", "4  Train", *extras}
+    for boxes in (list(made["places"].values()), list(made["groups"].values())):
+        for i, (x, y, w, h) in enumerate(boxes):
+            for x2, y2, w2, h2 in boxes[i + 1 :]:
+                assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
+    for x, y, w, h in made["places"].values():
         assert any(
             gx <= x and gy <= y and x + w <= gx + gw and y + h <= gy + gh for gx, gy, gw, gh in made["groups"].values()
         )
+    edges = [(gx, gy, gx + gw, gy + gh) for gx, gy, gw, gh in made["groups"].values()]
+    width = max(edge[2] for edge in edges) - min(edge[0] for edge in edges)
+    height = max(edge[3] for edge in edges) - min(edge[1] for edge in edges)
+    most = host("new_run.graphs").SCREEN
+    assert width <= most[0]
+    assert height <= most[1] + 170 * len(extras)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-// Stands in for ComfyUI's scripts/api.js while client.js is tested: import this file before web/client.js.
+// Stands in for ComfyUI's scripts/api.js and app.js: import this file before the module that is tested.
 
 import { register } from "node:module";
 
@@ -16,6 +16,7 @@ globalThis.loomTestApi = {
 
 const source = `
 export async function resolve(specifier, context, next) {
+  if (specifier.endsWith("/scripts/app.js")) return { url: "data:text/javascript,export const app = {};", shortCircuit: true };
   if (!specifier.endsWith("/scripts/api.js")) return next(specifier, context);
   return { url: "data:text/javascript,export const api = globalThis.loomTestApi;", shortCircuit: true };
 }`;

@@ -82,11 +82,27 @@ test("an input that stops being advanced comes into sight, and the node grows by
   assert.equal(node.size[1], before + 24);
 });
 
-test("the renderer that folds by itself gets no button, and leaves no room for what it hides", () => {
+test("the renderer that folds by itself shows no button, and leaves no room for what it hides; the canvas has one after it", () => {
   window.LiteGraph = { vueNodesMode: true };
   const node = newNode();
   foldAdvanced(node);
-  assert.equal(node.widgets.length, 4);
-  assert.deepEqual(node.widgets.map((widget) => Boolean(widget.advanced)), [false, true, true, true]);
+  const button = node.widgets.at(-1);
+  assert.ok(button.hidden);
+  assert.deepEqual(node.widgets.slice(0, 4).map((widget) => Boolean(widget.advanced)), [false, true, true, true]);
+  assert.equal(shown(node), "steps");
+  assert.equal(node.size[1], 96, "it gives the node its size");
+  node.widgets[1].value = 7;
+  window.LiteGraph.vueNodesMode = false;
+  assert.equal(shown(node), "steps seed button");
+  assert.equal(button.label, "Show 2 advanced inputs");
   window.LiteGraph = undefined;
+});
+
+test("a widget that its frontend calls advanced, though the canvas shows it, has its row", () => {
+  const node = newNode();
+  Object.defineProperty(node.widgets[1], "advanced", { get: () => true, set: () => {} });
+  foldAdvanced(node);
+  node.widgets[1].value = 7;
+  refold.get(node)();
+  assert.equal(shown(node), "steps seed button");
 });

@@ -2,6 +2,7 @@
 // What the workbench does to the graph on ComfyUI's canvas: open that of a run, add a loader with a LoRA file.
 
 import { app } from "../../../scripts/app.js";
+import { showGraph } from "../view.js";
 import { fetchGraph } from "./requests.js";
 
 /** @typedef {import("./requests.js").Graph} Graph */
@@ -52,7 +53,7 @@ export async function openNewGraph({ graph, places, groups, name }, images, isQu
     Object.assign(group, { pos: [x, y], size: [width, height], color: "#3f789e" });
     app.graph.add(group);
   }
-  app.extensionManager?.command?.execute?.("Comfy.Canvas.FitView");
+  showGraph();
   if (isQueued) await app.queuePrompt?.(0);
 }
 

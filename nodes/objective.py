@@ -94,6 +94,7 @@ class LoomObjective(LoomNode):
                         "ObjectiveConfig", "scheduled_sampling_ramp_steps", max=1_000_000
                     ),
                     "scheduled_sampling_strategy": widget("ObjectiveConfig", "scheduled_sampling_strategy"),
+                    "tread_routes": widget("ObjectiveConfig", "tread_routes"),
                 },
             },
             shown=("timesteps", "shift", "loss", "min_snr_gamma"),

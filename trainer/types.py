@@ -288,6 +288,17 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Route:
+    """A share of the image's tokens that passes by some blocks of a network (TREAD)."""
+
+    first: int
+    """Number of the first of these blocks, from 0; below 0 counted from the end."""
+    last: int
+    ratio: float
+    """Share of the tokens that is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     """The measurements of one optimizer step, after it was taken."""
 

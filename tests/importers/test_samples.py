@@ -152,3 +152,14 @@ def test_kohyas_mask_of_t5(script, tmp_path):
 def test_simpletuners_mask_of_t5(tmp_path):
     options = {"model_family": "flux", "flux_attention_masked_training": True}
     assert import_text(json.dumps(options), Surroundings(tmp_path), "config.json").config.text.t5_attention_mask
+
+
+def test_simpletuners_token_routing(tmp_path):
+    """The guide's block, and two routes."""
+    guide = {"selection_ratio": 0.5, "start_layer_idx": 2, "end_layer_idx": -2}
+    for routes, expected in (
+        ([guide], "2:-2:0.5"),
+        ([guide, {**guide, "selection_ratio": 0.25}], "2:-2:0.5,2:-2:0.25"),
+    ):
+        text = json.dumps({"model_family": "flux", "tread_config": {"routes": routes}})
+        assert import_text(text, Surroundings(tmp_path), "config.json").config.objective.tread_routes == expected

@@ -207,6 +207,10 @@ def test_resume_is_exact_with_scheduled_sampling(tmp_path):
     check_resume({**PLAIN, "objective": options}, tmp_path)
 
 
+def test_resume_is_exact_with_token_routing(tmp_path):
+    check_resume({**PLAIN, "checkpointing": True, "objective": {"tread_routes": "0:-1:0.5"}}, tmp_path)
+
+
 def test_resume_is_exact_where_sets_join_and_captions_grow(tmp_path):
     case = {**PLAIN, "accumulation": 2, "captions": "joining"}
     check_resume(case, tmp_path)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..choices import GUIDED_LOSSES, LOSSES, TIMESTEP_SAMPLING, Choice
+from ..types import Route
 from .checks import OneOf
 from .section import Section, require
 
@@ -71,6 +72,8 @@ class ObjectiveConfig(Section, table="objective"):
     guided_scale: float | Literal["auto"] = "auto"
     """Scale s of the guided loss: the guidance that the model was distilled at, 3 to 5. auto is the family's own, 4 where none is known."""
 
+    tread_routes: str = ""
+    """Token routing (TREAD, arXiv 2501.04765), for speed: "first:last:ratio", separated by commas. In training, and not in samples, this share of the image's tokens passes by the blocks from first to last, which compute on the others; numbers from 0, below 0 from the end. "2:-2:0.5" is usual. Flux, Flux.2, Chroma, SD3 and Qwen-Image."""
     scheduled_sampling_max_step_offset: int = 0
     """Scheduled sampling: the noisy latents of a training step are made by the network itself, from latents noised up to this many of 1000 timesteps earlier, as they are in sampling (SimpleTuner's name). Each timestep is a forward pass without gradient; 0 switches it off. Sliders of prompts have none."""
     scheduled_sampling_probability: float = 1.0
@@ -80,7 +83,22 @@ class ObjectiveConfig(Section, table="objective"):
     scheduled_sampling_strategy: Literal["uniform", "biased_early", "biased_late"] = "uniform"
     """How far a rollout goes back: uniform: as often by any number of timesteps from 0 on. biased_early: mostly by few. biased_late: mostly by many."""
 
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The routes of `tread_routes`. Raises ValueError for another text."""
+        parts = [one.split(":") for one in self.tread_routes.split(",") if one.strip()]
+        return tuple(Route(first=int(first), last=int(last), ratio=float(ratio)) for first, last, ratio in parts)
+
+    def _check_routes(self) -> None:
+        remedy = 'write first:last:ratio with a ratio from 0 to below 1, such as "2:-2:0.5"'
+        try:
+            is_fine = all(0 <= one.ratio < 1 for one in self.routes)
+        except ValueError:
+            is_fine = False
+        require(is_fine, "objective.tread_routes", self.tread_routes, remedy)
+
     def check(self) -> None:
+        self._check_routes()
         require(self.logit_std > 0, "objective.logit_std", self.logit_std, "use a number above 0")
         require(
             0 <= self.min_timestep < self.max_timestep <= 1,

@@ -26,6 +26,7 @@ from ..data.sets.dataset import Dataset, build_dataset, trigger_words
 from ..data.sets.dataset_file import gather_sets
 from ..data.sets.reach import refuse_long_sides
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.token_routing import check_routes
 from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
 from ..distributed.sharding import check_passes, check_sharding, check_teachers
 from ..errors import DataError, StoppedError
@@ -143,6 +144,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_reference_use("dataset.references", references, base)
     check_samples(config, base)
     skeleton, folder = base.skeleton(), run_folder(config, processes)
+    check_routes(config.objective.routes, skeleton.module, base.family.name)
     base_loras = read_base_loras(config, base, skeleton)
     optimizer = with_rate(config.optimizer, config.network, folder, skeleton.module, host.log)
     objective = with_guided_scale(with_spread(config.objective, folder), folder, base.settings.guided_scale)
@@ -155,9 +157,8 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     if config.network.init_from:
         init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
         check_fits(init, [fits.file_key(path) for path in targets], config.network)
-    seed, index = config.training.seed, FileIndex(cache_folder(config) / "files.json")
-    reading = partial(host.stage, "reading images")
-    dataset = build_dataset(listed.sets, config.data, base.family.bucket_step, seed, index, reading)
+    index, reading = FileIndex(cache_folder(config) / "files.json"), partial(host.stage, "reading images")
+    dataset = build_dataset(listed.sets, config.data, base.family.bucket_step, config.training.seed, index, reading)
     check_strengths(dataset.training, config.network, optimizer.learning_rate, sharded=config.memory.shard)
     refuse_long_sides(dataset.examples, positions_per_side(skeleton.module) * base.family.bucket_step, base.family.name)
     check_measured(config.training, config.validation, dataset.held_out)

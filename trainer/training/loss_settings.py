@@ -86,6 +86,7 @@ def loss_settings(config: ObjectiveConfig, levels: NoiseLevels) -> LossSettings:
         spread=config.timestep_spread == "even",
         guided=config.guided_loss,
         guided_scale=guided_scale(config),
+        routes=config.routes,
         rollout=Rollout(
             most=config.scheduled_sampling_max_step_offset,
             probability=config.scheduled_sampling_probability,

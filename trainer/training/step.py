@@ -21,8 +21,9 @@ from ..diffusion.loss import (
 )
 from ..diffusion.rollout import offset, rolled
 from ..diffusion.timesteps import NoiseLevels
+from ..diffusion.token_routing import routing
 from ..seeding import StepKey, generator, uniform
-from ..types import Batch
+from ..types import Batch, Route
 
 Switch = Callable[[], AbstractContextManager[object]]
 
@@ -76,6 +77,8 @@ class LossSettings:
     """Form of the guided loss, a name in `choices.GUIDED_LOSSES`."""
     guided_scale: float = 4.0
     rollout: Rollout = field(default_factory=Rollout)
+    routes: tuple[Route, ...] = ()
+    """Blocks that some of the image's tokens pass by in the forward pass of the usual loss."""
 
 
 def train_step(
@@ -92,7 +95,9 @@ def train_step(
     if batch.by_base_B is not None:
         with without_adapter(), torch.no_grad():
             by_base_BCHW = denoiser.predict(noisy_BCHW, sigma_B, batch.conditioning)
-    return sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings, by_base_BCHW, noisy_BCHW) * batch.weight_B
+    with routing(denoiser.module, settings.routes, place):
+        loss_B = sample_loss(denoiser, batch, noise_BCHW, sigma_B, settings, by_base_BCHW, noisy_BCHW)
+    return loss_B * batch.weight_B
 
 
 def noisy_latents(

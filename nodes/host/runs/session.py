@@ -28,6 +28,7 @@ from ....trainer.data.sets.dataset import Dataset
 from ....trainer.data.sets.reach import refuse_long_sides
 from ....trainer.diffusion.denoiser import Denoiser
 from ....trainer.diffusion.timesteps import ResolutionShift
+from ....trainer.diffusion.token_routing import check_routes
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.positions import positions_per_side
 from ....trainer.lora.base_lora import BaseLora, has_adapter, lay_base_loras
@@ -247,6 +248,7 @@ def make_session(
     denoiser.settings = as_begun(folder, denoiser.settings, denoiser.plain)
     check_objective(plan.objective, denoiser.objective)
     check_pure_noise(plan.objective, denoiser.objective)
+    check_routes(plan.objective.routes, denoiser.module, denoiser.family)
     see = partial(see_network, patcher.model, denoiser, request.cache, plan.facts["model"], dataset.examples, log)
     texts = (
         load_texts(request.clip, patcher, denoiser, dataset.examples, all_texts(value), request.cache, log)

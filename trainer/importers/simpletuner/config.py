@@ -20,7 +20,7 @@ from ..translation import Translation
 from .datasets import datasets
 from .kernels import attention, encoders_dtype, hub
 from .network import network
-from .noise import noise, rollout, schedule, steps_range
+from .noise import noise, rollout, schedule, steps_range, tread
 
 PRECISIONS = {"int8": "int8", "int4": "int4", "int2": "int2", "fp8": "float8", "fp8uz": "float8"}
 
@@ -52,6 +52,7 @@ def translate(options: Mapping[str, Any], around: Surroundings) -> Translation:
     noise(made, family)
     steps_range(made)
     rollout(made)
+    tread(made)
     _text(made, family)
     _training(made)
     _validation(made, family, around)

@@ -1,5 +1,8 @@
 """SimpleTuner's learning-rate schedules, noise levels and loss."""
 
+from collections.abc import Mapping
+
+from .. import values
 from ..translation import Translation
 
 FLOW = ("sd3", "flux", "lumina2", "qwen_image", "z_image")
@@ -110,6 +113,21 @@ def rollout(made: Translation) -> None:
     if made.has("scheduled_sampling_strategy"):
         strategy = made.text("scheduled_sampling_strategy")
         made.put("objective.scheduled_sampling_strategy", strategy, "scheduled_sampling_strategy")
+
+
+def tread(made: Translation) -> None:
+    """Set token routing. Raises ConfigError for a value that cannot be read."""
+    given = made.get("tread_config")
+    if not isinstance(given, Mapping):
+        return
+    ratio, first, last = ("selection_ratio", "start_layer_idx", "end_layer_idx")
+    routes = [
+        f"{values.whole(first, one.get(first, 0))}:{values.whole(last, one.get(last, -1))}:{values.number(ratio, one.get(ratio, 0.5)):g}"
+        for one in given.get("routes", [])
+        if isinstance(one, Mapping)
+    ]
+    if routes:
+        made.put("objective.tread_routes", ",".join(routes), "tread_config")
 
 
 def steps_range(made: Translation) -> None:

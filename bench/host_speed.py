@@ -1,4 +1,4 @@
-"""Seconds per step inside ComfyUI: LoomTrain's step against core's TrainLoraNode on the same toy SD1.5 and SD3.
+"""Processor seconds per step inside ComfyUI: LoomTrain's step against core's TrainLoraNode on the same toy SD1.5 and SD3.
 
 Equal rank and batch, one thread, in turns in one process. Three cases: bfloat16 weights and arithmetic without and with checkpointing,
 where ours trains every Linear and convolution (preset all), core its fixed set, which adds norms and biases (`frozen` is core with
@@ -53,14 +53,14 @@ def run_inside(module: str, *arguments: str) -> Any:
 
 
 class StepClock:
-    """Seconds between the optimizer steps of whoever trains."""
+    """Seconds that the processor worked between the optimizer steps of whoever trains, so that others on the machine hardly matter."""
 
     def __init__(self) -> None:
         import time
 
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        self.now, self.marks = time.perf_counter, []
+        self.now, self.marks = time.process_time, []
         register_optimizer_step_post_hook(lambda *_: self.marks.append(self.now()))
 
     def of(self, call: Any) -> float:

@@ -183,7 +183,7 @@ def test_a_cached_validation_serves_the_next_run(server, bases):
 def test_patience_and_measuring_of_the_validation_node(server, bases):
     """A rate that ruins the adapter: the held-out loss is measured at every second step, and the run stops early."""
     base, name = data(bases["sd3"], held_out_share=0.34), "impatient"
-    graph = train(base, name, steps=60, save_every=60, learning_rate=0.3)
+    graph = train(base, name, steps=60, save_every=60, learning_rate=0.3, keep_best=True)
     graph["validation"] = node("LoomValidation", vae=base["sources"]["vae"], clip=base["sources"]["clip"], prompts="a red thing", every=0, width=64, height=48, steps=1, measure_every=2, patience=2, timesteps=3)  # fmt: skip
     graph["train"]["inputs"]["validation"] = ["validation", 0]
     server.run(prompt(graph))
@@ -200,6 +200,10 @@ def test_patience_and_measuring_of_the_validation_node(server, bases):
     assert {name, f"{name}-{record['step']:06d}"} <= files
     assert low == 0 or f"{name}-{low:06d}" in files, "the low before it got worse has its file"
     if record["best"]:
+        lowest, run = (
+            folder / "loras" / f"{name}{step}.safetensors" for step in (f"-{record['best']['lowest']:06d}", "")
+        )
+        assert run.read_bytes() == lowest.read_bytes(), "keep_best"
         assert record["best"]["step"] == min((step for step in losses if f"{name}-{step:06d}" in files), key=losses.get)
 
 

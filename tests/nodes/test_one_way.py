@@ -294,8 +294,10 @@ def test_a_workflow_without_the_input_means_its_steps(host):
 
     images = Dataset(examples=tuple(example(number) for number in range(4)))
     asked = _request(old_inputs(length="character"))
-    request = host("runs.session").with_steps(asked, images, lambda text: None)
+    said = []
+    request = host("runs.session").with_steps(asked, images, said.append)
     assert request.training.steps == 2000 // 4, "batches of two, and two of them a step"
+    assert said == ["training.steps: 500, as usual for a character with 4 images at this batch size"]
 
 
 def test_a_new_node_begins_at_auto_and_says_what_workflows_of_before_mean(host):

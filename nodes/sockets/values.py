@@ -76,6 +76,8 @@ class CacheValue(SocketValue):
     """Side in pixels of the square area at which the text encoder got reference images; 0 if it got none."""
     trigger: str = ""
     """Trigger words of the datasets, separated by commas, for the LoRA file's metadata and for scores."""
+    encoding_bytes: int = 0
+    """Predicted memory while the cache was filled; 0 where nothing was missing or it was not predicted."""
 
     @property
     def identity(self) -> EncoderIdentity:

@@ -8,6 +8,8 @@ import pytest
 
 from .conftest import new_server
 from .graphs import data, node, prompt, train
+from .programs import run_inside
+from .test_text_training import base_of, trained
 
 pytestmark = pytest.mark.comfyui
 STEPS = {"steps": 4, "save_every": 4}
@@ -49,6 +51,41 @@ def test_every_network_is_planned_and_the_panel_has_it(server, plans, family):
     assert all(plan["parts"][part] > 0 for part in ("base", "adapter", "optimizer", "activations"))
     assert plan["peak"] == sum(plan["parts"].values())
     assert server.http.get(f"/lora_loom/runs/whole-{family}").json()["memory_plan"] == plan
+
+
+@pytest.fixture(scope="module")
+def bytes_of_runs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_LOOM_PLAN", "1")
+        return run_inside("planned_bytes", "sd1", "sdxl", "sd3")
+
+
+@pytest.mark.parametrize("part", ["training", "activations", "samples", "caching"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+def test_as_many_bytes_are_alive_as_were_predicted(bytes_of_runs, family, part):
+    """SD1 and SDXL with the text encoders in training; samples with a VAE of ComfyUI's, which encodes too."""
+    predicted, measured = bytes_of_runs[family][part]
+    assert abs(predicted / measured - 1) <= 0.1
+
+
+def test_a_run_that_trains_text_encoders_is_planned_and_streamed_where_the_card_is_small(server, tmp_path_factory, checkpoints):  # fmt: skip
+    graph = trained(base_of("sd1"), "texts")
+    server.run(prompt(graph))
+    plan = record(server, "texts")["memory_plan"]
+    assert plan["parts"]["encoders"] > 6_000_000, "the table of words alone"
+    assert plan["phases"]["samples"] > plan["parts"]["encoders"]
+    assert plan["phases"]["caching"] > 0
+    room = plan["peak"] - plan["parts"]["base"] // 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_LOOM_PLAN", "1")
+        patch.setenv("LORA_LOOM_VRAM_GB", f"{room / 1e9:.9f}")
+        small = new_server(tmp_path_factory, checkpoints).start()
+    try:
+        small.run(prompt(graph))
+        assert record(small, "texts")["memory_plan"]["base"]["mode"] == "stream"
+        assert lora(small, "texts") == lora(server, "texts")
+    finally:
+        small.stop()
 
 
 def test_a_card_without_room_for_all_of_the_base_streams_it(server, plans, bases, tmp_path_factory, checkpoints):

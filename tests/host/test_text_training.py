@@ -78,7 +78,6 @@ def test_the_file_loads_whole_and_moves_what_the_text_says(server, done):
     log = (folder(server, name) / "log.txt").read_text()
     assert "0 keys unmatched" in log
     assert "warning: the CLIP of LoomTrain" not in log
-    assert "memory is not predicted where text encoders are trained" in log
     record = json.loads((folder(server, name) / "run.json").read_text())
     assert record["max_relative_error"] < 5e-3
     assert {key.split("_text_model")[0] for key in keys(server, name) if key.startswith("lora_te")} == KINDS[kind]

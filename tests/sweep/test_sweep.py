@@ -15,6 +15,7 @@ from lora_loom.trainer.config.run import GuidanceConfig
 from lora_loom.trainer.errors import ConfigError, ModelFileError, RunError
 from lora_loom.trainer.runs.headless import run_folder, train
 from lora_loom.trainer.runs.run_folder import RunFolder
+from lora_loom.trainer.score.score import setting_of
 from lora_loom.trainer.sweep.cells import (
     Axes,
     Rendering,
@@ -84,6 +85,16 @@ def test_ids_do_not_follow_names_and_labels(tmp_path):
     assert [s.id for s in plan_cells(axes(tmp_path), [RENDERING], tmp_path)] == [
         s.id for s in plan_cells(renamed, [RENDERING], tmp_path)
     ]
+
+
+def test_cells_that_were_made_without_the_text_encoder_are_made_again_and_no_others(tmp_path):
+    """A host that loads a LoRA into its text encoder says so; versions that did not have made other images of the same files."""
+    first, second = axes(tmp_path).loras
+    before = plan_cells(axes(tmp_path), [RENDERING], tmp_path)
+    changed = axes(tmp_path, loras=(first, replace(second, has_texts=True, loaded_into="model and clip")))
+    after = plan_cells(changed, [RENDERING], tmp_path)
+    assert [new.id == old.id for new, old in zip(after, before, strict=True)] == [cell.checkpoint != "step 2" for cell in before]  # fmt: skip
+    assert [setting_of(cell) for cell in after] == [setting_of(cell) for cell in before], "they are compared as before"
 
 
 def test_a_new_seed_only_adds_cells(tmp_path):

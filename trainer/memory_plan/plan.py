@@ -24,7 +24,8 @@ class Parts:
     activations: int
     """With gradients and temporary copies of weights."""
     encoders: int = 0
-    """What stays while training: the VAE of samples, all encoders where they are used online or trained."""
+    """What stays while training: the VAE of samples and another model that makes them, all encoders where they are used online or
+    trained."""
 
     @property
     def total(self) -> int:
@@ -67,7 +68,7 @@ class MemoryPlan:
     """What the device has for the run; None on a CPU."""
     parts: Parts
     caching: int = 0
-    """Peak while images and captions are encoded; 0 where the host does that."""
+    """Peak while images and captions are encoded; 0 where a host had nothing to encode."""
     samples: int = 0
     """Peak while a sample is made; 0 without samples."""
     buckets: Sequence[BucketPlan] = ()

@@ -51,6 +51,8 @@ class Around:
     encoders: int = 0
     """What stays on the device while training."""
     caching: int = 0
+    is_cached: bool = False
+    """A host has encoded already, with what room it had: the run is not refused for it."""
     sampling: int = 0
     """What a sample takes on top of the base, the adapter, the optimizer and `encoders`."""
     cache: int = 0
@@ -89,7 +91,8 @@ class Planner:
         """Raises ConfigError for a run that the device has no room for, with the nearest settings that fit."""
         step, sizes, choice = self._step(self.way, self.largest), self._sizes(self.way), self._choice(self.way)
         parts = self._parts(self.way)
-        check_fits(max(parts.total, self.around.caching), self.card, self._nearest(parts))
+        encoding = 0 if self.around.is_cached else self.around.caching
+        check_fits(max(parts.total, encoding), self.card, self._nearest(parts))
         stream = sizes.plan(choice.stream)
         count = self.training.gradient_accumulation_steps
         sampling = self.around.sampling

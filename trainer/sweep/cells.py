@@ -46,6 +46,11 @@ class SweptLora:
     path: Path
     step: int | None = None
     """Training step, if it is known."""
+    has_texts: bool = False
+    """Whether it has modules of text encoders."""
+    loaded_into: str = ""
+    """Of a LoRA with such modules, what a host loads it into. Its earlier versions left the text encoder out, and cells that they made are
+    other images: a cell of the two has another id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,7 @@ def plan_cells(axes: Axes, renderings: Sequence[Rendering], folder: Path) -> lis
             "guidance": guidance_recipe(guidance),
             **asdict(rendering),
             **({"reference": reference.digest} if reference else {}),
+            **({"loaded_into": lora.loaded_into} if lora and lora.loaded_into else {}),
         }
         cell_id = digest(recipe)[:32]
         cells.append(

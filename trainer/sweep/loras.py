@@ -95,7 +95,8 @@ def swept_lora(path: Path, label: str, step: int | None = None) -> SweptLora:
     tensors = read_lora(path)
     refuse_broken(tensors, str(path))
     known = trained_steps(TensorFile(path).metadata) if step is None else step
-    return SweptLora(label=label, digest=tensors_digest(tensors), path=path, step=known)
+    has_texts = any(is_text_encoder(key) for key in tensors)
+    return SweptLora(label=label, digest=tensors_digest(tensors), path=path, step=known, has_texts=has_texts)
 
 
 def check_fits(loras: Sequence[SweptLora], base: Base) -> None:

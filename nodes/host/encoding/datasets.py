@@ -32,6 +32,7 @@ from ..importing import read_datasets
 from ..paths import by_folders_of_comfyui, cache_folder, preview, resolve_file, resolve_folder
 from ..progress import Bar
 from .edit_prompts import chosen_reading, text_pixels
+from .encoder_bytes import encoding_bytes
 from .encoders import encoder_identity, host_encoders
 from .images import from_image, from_mask, to_image, to_png
 
@@ -243,6 +244,7 @@ def fill_cache(
     if model is not None and work.prompts:
         first = next(iter(work.prompts.values()))
         check_item(model.model, encoders.text.encode([first.text])[0])
+    needed = encoding_bytes(vae, clip, work, memory.vae_batch_size, tiled=memory.vae_tiling)
     done = fill(cache, work, encoders, memory.vae_batch_size, lambda what, count, total: bar.update(count, total))
     listing = write_listing(folder, dataset)
     record = CacheValue(
@@ -255,6 +257,7 @@ def fill_cache(
         factor=factor,
         resolution=data.resolution,
         trigger=trigger_words(value.sets),
+        encoding_bytes=needed,
     )
     sheet = contact_sheet(thumbnails(dataset, report), f"{len(dataset.examples)} images as they are trained")
     shown_sheet = preview(f"crops-{digest([dataset.digest, data.resolution, value.to_json()])[:16]}.png", to_png(sheet))

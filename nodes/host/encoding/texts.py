@@ -33,6 +33,10 @@ class TrainedTexts:
         first, second = ({"captions": [text], "samples": [inputs]} for text in (prompt, negative))
         return first, second
 
+    def on_shapes(self, denoiser: LoadedDenoiser) -> WithText:
+        """Both without weights, for a rehearsal; `denoiser` has none any more."""
+        return with_clip(denoiser, self.clip.on_shapes())
+
     def place(self, clip: Clip, denoiser: LoadedDenoiser) -> None:
         """Follow the weights of both to where ComfyUI has brought them. Node thread. Raises ConfigError as of `TrainedClip.place`."""
         self.clip.place(clip)

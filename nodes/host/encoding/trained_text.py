@@ -5,7 +5,7 @@ Tokens and what the network is fed besides the text are made in the node's threa
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ....trainer.data.batches import PickedExample
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Text
+from ....trainer.memory_plan.structure import structure_of
 from ....trainer.training.text_encoders import WithText, text_targets, together
 from ....trainer.types import Conditioning, Geometry
 from ..backend.conditions import network_inputs
@@ -104,13 +105,17 @@ class TrainedClip:
             found += text_targets(name, encoder.transformer, depth, unread)
         return found
 
+    def on_shapes(self) -> "TrainedClip":
+        """The same without weights, for a rehearsal."""
+        return replace(self, network=structure_of(self.network))
+
     @torch.inference_mode(False)
     def place(self, clip: Clip) -> None:
         """Share the weights where ComfyUI has brought them. Before an adapter is injected. Node thread only.
 
         Raises ConfigError for a CLIP that is on its device in part.
         """
-        self.network = _shadow_of(clip)
+        self.network = clip_network(clip)
         if is_dynamic(clip.patcher):
             self.network.to(clip.patcher.load_device)
         places = {parameter.device.type for parameter in self.network.parameters()}
@@ -124,10 +129,11 @@ class TrainedClip:
 def load_clip(clip: Clip, texts: Iterable[str]) -> TrainedClip:
     """A shadow over the weights of a CLIP, wherever they lie, with the tokens of these texts. Node thread only."""
     tokens = {text: _normal(clip.tokenize(text)) for text in dict.fromkeys(texts)}
-    return TrainedClip(network=_shadow_of(clip), parts=trained_parts(clip), tokens=tokens)
+    return TrainedClip(network=clip_network(clip), parts=trained_parts(clip), tokens=tokens)
 
 
-def _shadow_of(clip: Clip) -> nn.Module:
+def clip_network(clip: Clip) -> nn.Module:
+    """A shadow of a CLIP's module that reads the layer which the CLIP reads. Outside inference mode."""
     originals = {key: chain[0][0] for key, chain in clip.patcher.get_key_patches().items()}
     network: Any = build_shadow(clip.cond_stage_model, originals)
     network.reset_clip_options()

@@ -76,7 +76,8 @@ from ..encoding.texts import check_texts, load_texts
 from ..paths import find_lora, lora_folder, root
 from .batches import open_batches
 from .memory.arithmetic import settle_arithmetic
-from .memory.memory_plan import GraphRun, not_predicted, plan_graph
+from .memory.around import Beside
+from .memory.memory_plan import GraphRun, plan_graph
 from .memory.packing import pack_weights
 from .preview import check_preview, load_preview
 from .samples import HELD, all_texts, encoder_of, make_samples
@@ -276,13 +277,14 @@ def make_session(
         texts,
     )
     shift = training_shift(denoiser)
-    run = GraphRun(denoiser=denoiser, plan=plan, targets=modules, dataset=dataset, batches=batches, shift=shift)
+    beside = Beside(value=value, texts=texts, caching=request.cache.encoding_bytes)
+    run = GraphRun(
+        denoiser=denoiser, plan=plan, targets=modules, dataset=dataset, batches=batches, shift=shift, beside=beside
+    )
     arithmetic = {} if texts else settle_arithmetic(run, patcher, request.memory, folder, log)
     taken = [line["seconds"] for line in folder.read_metrics() if "seconds" in line]
     plan_memory = partial(plan_graph, run, patcher, request.memory.packing, taken)
-    memory_plan = None if texts else predicted(plan_memory, log)
-    if texts:
-        not_predicted(log)
+    memory_plan = predicted(plan_memory, log)
     if stream is None and memory_plan is not None and memory_plan.streamed:
         stream = memory_plan.stream
     stays_in_ram = stream is not None or request.memory.packing != "none"

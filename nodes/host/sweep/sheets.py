@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -192,9 +193,8 @@ def _usual_scale(model: ModelPatcher) -> float:
 def _swept(checkpoints: CheckpointsValue) -> tuple[SweptLora, ...]:
     """The chosen LoRAs with their labels and digests. Raises ModelFileError for a file that is not a LoRA, damaged or gone."""
     steps = checkpoints.steps or (None,) * len(checkpoints.files)
-    return tuple(
-        swept_lora(Path(path), label, step) for (label, path), step in zip(checkpoints.files, steps, strict=True)
-    )
+    loras = (swept_lora(Path(path), label, step) for (label, path), step in zip(checkpoints.files, steps, strict=True))
+    return tuple(replace(one, loaded_into="model and clip") if one.has_texts else one for one in loras)
 
 
 def _renderings(model: ModelPatcher, vae: Vae, clip: Clip, inputs: SweepInputs, reading: str) -> tuple[Rendering, ...]:

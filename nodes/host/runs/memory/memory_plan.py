@@ -9,29 +9,24 @@ import torch
 from .....trainer.config.run import TrainingConfig
 from .....trainer.data.batches import CachedBatches, Singles
 from .....trainer.data.sets.dataset import Dataset
+from .....trainer.diffusion.denoiser import Denoiser
 from .....trainer.diffusion.timesteps import ResolutionShift
 from .....trainer.memory_plan.base_sizes import BaseSizes, base_sizes, stand_for_quantized
 from .....trainer.memory_plan.card import card_of, matrix_rate
 from .....trainer.memory_plan.plan import MemoryPlan
-from .....trainer.memory_plan.planner import Around, Planner, Way
+from .....trainer.memory_plan.planner import Planner, Way
 from .....trainer.memory_plan.rehearsal import Rehearsal, Step, rehearse
 from .....trainer.memory_plan.structure import structure_of
 from .....trainer.runs.plan import RunPlan
 from .....trainer.training.loss_settings import loss_settings, noise_levels
-from .....trainer.types import Example, Size
+from .....trainer.types import Conditioning, Example, Size
 from .....trainer.weights.frozen import compute_in
 from ....words import in_the_graph
 from ...backend.checkpointing import checkpoint
 from ...backend.denoiser import LoadedDenoiser
 from ...comfy_types import ModelPatcher
+from .around import Beside, around
 from .listed import is_run
-
-
-def not_predicted(log: Callable[[str], None]) -> None:
-    """Say that a run has no plan, because its text encoders are trained too and the rehearsal knows the MODEL alone."""
-    log(
-        "memory is not predicted where text encoders are trained (clip): the base stays as Loom Memory says, nothing is chosen for this run"
-    )
 
 
 @dataclass(kw_only=True)
@@ -45,6 +40,7 @@ class GraphRun:
     dataset: Dataset
     batches: Callable[[Sequence[Example]], CachedBatches]
     shift: float | ResolutionShift
+    beside: Beside
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -56,13 +52,30 @@ class GraphRun:
         return base_sizes(self.denoiser.module, quantize, self.segments)
 
     @torch.inference_mode(False)
-    def step(self, way: Way, image: Size) -> Rehearsal:
-        """With the inputs of an image of this size from the cache, for every place in the batch."""
+    def on_shapes(self, way: Way) -> Denoiser:
+        """The network without weights, together with the text encoders where they are trained."""
         module = structure_of(self.denoiser.module)
         if way.quantize != "none":
             stand_for_quantized(module)
         compute_in(module, self.denoiser.compute_dtype)
         checkpoint(module, self.denoiser.settings.blocks, way.memory)
+        denoiser, texts = replace(self.denoiser, module=module), self.beside.texts
+        return texts.on_shapes(denoiser) if texts else denoiser
+
+    def conditioning(self, image: Size | None, count: int) -> Conditioning:
+        """What the network is fed for `count` images of this size (None: the first image), from the cache."""
+        example = next(one for one in self.dataset.training if image in (None, one.geometry.target))
+        made = Singles(self.batches([example]))[0].conditioning
+        samples = list(made["samples"])[:1] * count
+        if self.beside.texts is None:
+            return {"samples": samples}
+        longest = sorted({text for one in self.dataset.training for text in one.texts}, key=len)[-count:]
+        return {"samples": samples, "captions": [longest[-1 - number % len(longest)] for number in range(count)]}
+
+    @torch.inference_mode(False)
+    def step(self, way: Way, image: Size) -> Rehearsal:
+        """With the inputs of an image of this size from the cache, for every place in the batch."""
+        denoiser = self.on_shapes(way)
         example = next(one for one in self.dataset.training if one.geometry.target == image)
         batch = Singles(self.batches([example]))[0]
         levels = noise_levels(self.plan.objective, self.denoiser.objective, self.shift)
@@ -76,30 +89,27 @@ class GraphRun:
             preserves=self.dataset.preserves,
         )
         latents = (way.batch_size, *batch.latents_BCHW.shape[1:])
-        samples = {"samples": list(batch.conditioning["samples"]) * way.batch_size}
-        return rehearse(replace(self.denoiser, module=module), step, latents, samples)
+        return rehearse(denoiser, step, latents, self.conditioning(image, way.batch_size))
 
 
 def plan_graph(run: GraphRun, patcher: ModelPatcher, quantize: str, taken: Sequence[float]) -> MemoryPlan:
-    """The plan of a run; `taken` are seconds of its earlier steps. Raises ConfigError for one that the device has no room for.
-
-    What ComfyUI encodes, and samples, which its VAE decodes, are not part of it.
-    """
+    """The plan of a run; `taken` are seconds of its earlier steps. Raises ConfigError for one that the device has no room for."""
     training: TrainingConfig = run.plan.training
     device = torch.device(patcher.load_device)
+    way = Way(
+        memory=run.plan.memory,
+        batch_size=training.batch_size,
+        quantize=quantize,
+        optimizer=run.plan.optimizer.name,
+    )
     planner = Planner(
         run=run,
         card=card_of(device, _held_by_host(device)),
         training=training,
         optimizer=run.plan.optimizer,
-        way=Way(
-            memory=run.plan.memory,
-            batch_size=training.batch_size,
-            quantize=quantize,
-            optimizer=run.plan.optimizer.name,
-        ),
+        way=way,
         images=dict(Counter(example.geometry.target for example in run.dataset.training)),
-        around=Around(),
+        around=around(run.beside, patcher, lambda: run.on_shapes(way), run.conditioning(None, 1)),
         segments=run.segments,
         say=in_the_graph,
         rate=matrix_rate(device, run.denoiser.compute_dtype),

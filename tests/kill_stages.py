@@ -46,7 +46,7 @@ def _timeless(path, content):
         varying = ("created", "updated", "costs", "environment", "config", "fixed", "first_steps")
         return {key: value for key, value in json.loads(content).items() if key not in varying}
     if path.name == "metrics.jsonl":
-        return [{**json.loads(line), "seconds": 0} for line in content.splitlines()]
+        return [{**json.loads(line), "seconds": 0, "ram_gb": 0} for line in content.splitlines()]
     if path.name in ("log.txt", "files.json"):  # grows with every start; times of change of files
         return None
     if path.suffix == ".safetensors" and path.parent.name != "cache" and "checkpoints" not in path.parts:

@@ -40,3 +40,11 @@ export function loss(value) {
 export function count(value) {
   return Number(value ?? 0).toLocaleString();
 }
+
+/**
+ * "0.54 (0.52 to 0.56)": a value with its interval; the value alone without one.
+ * @param {number} value
+ * @param {number | null | undefined} low
+ * @param {number | null | undefined} high
+ */
+export const spread = (value, low, high) => (low == null || high == null ? loss(value) : `${loss(value)} (${loss(low)} to ${loss(high)})`);

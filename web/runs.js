@@ -23,7 +23,9 @@ const ROOT = "/lora_loom/runs";
  * @property {string} [sample] its newest sample
  * @property {number | null} [lowest] validation loss
  * @property {number | null} [loss] of its last step
+ * @property {number} [created] seconds since 1970
  * @property {number} [updated] seconds since 1970
+ * @property {import("./workbench/likeness.js").Likeness[]} [likeness] how alike its images are to the training images, by step
  * @property {number[]} [checkpoints] their steps
  * @property {boolean} [can_sample] there are prompts to render
  * @property {string} [lora] name of its last LoRA file

@@ -2,7 +2,7 @@
 // Series of losses: what arrives, what the curve shows of it, and where that lies on the canvas. Pure functions.
 
 /**
- * @typedef {{step: number, value: number}} Point
+ * @typedef {{step: number, value: number, low?: number | null, high?: number | null}} Point low, high: ends of its interval, where there is one
  * @typedef {{left: number, right: number, top: number, bottom: number}} Box in CSS pixels
  * @typedef {object} Scale
  * @property {number} low value at the lower edge of the box

@@ -78,6 +78,9 @@ def test_from_an_epoch_and_to_an_epoch_on():
     sizes = Counter(plan.at(position)[0].epoch for position in range(40))
     assert [sizes[epoch] for epoch in range(5)] == [3, 7, 7, 3, 3]
     assert [plan.batches_in(epochs) for epochs in (1, 2, 3, 4, 2.5)] == [3, 10, 17, 20, 13.5]
+    for either in (plan, make_plan(mixed(Presence()), 2, 0)):
+        for epochs in (0, 0.5, 1, 2, 2.5, 4, 9):
+            assert either.epochs_in(either.batches_in(epochs)) == pytest.approx(epochs)
 
 
 def test_a_share_of_a_set_is_others_in_each_epoch():

@@ -90,7 +90,7 @@ def last_state(config):
     folder = list_checkpoints(run_folder(config).checkpoints)[-1].folder
     state = {f"{file}/{name}": t for file in ("adapter", "optimizer") for name, t in load_file(folder / f"{file}.safetensors").items()}  # fmt: skip
     lines = [json.loads(line) for line in run_folder(config).metrics.read_text().splitlines()]
-    return state, [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return state, [{name: value for name, value in line.items() if name not in ("seconds", "ram_gb")} for line in lines]
 
 
 def assert_close(found, expected, limit):

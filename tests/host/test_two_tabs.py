@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from .browsing import calm, ready
+from .browsing import calm, open_tab, ready
 from .server import Server
-from .test_workbench import open_tab, small_demo
+from .test_workbench import small_demo
 
 pytestmark = pytest.mark.browser
 LONG = 4000

@@ -274,6 +274,16 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path):
     assert [line["step"] for line in folder.read_metrics() if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+def test_the_record_of_a_step_has_its_epoch_and_memory(tmp_path):
+    _, _, folder = go(tmp_path)
+    lines = [line for line in folder.read_metrics() if "loss" in line]
+    per_step = {line["epoch"] / line["step"] for line in lines}
+    assert max(per_step) == pytest.approx(min(per_step), rel=1e-2)
+    assert lines[-1]["epoch"] > 0
+    assert all(0.05 < line["ram_gb"] < 1000 for line in lines), "of this process, in GB"
+    assert "vram_gb" not in lines[0]
+
+
 def test_masked_training(tmp_path):
     folder = tmp_path / "masked"
     folder.mkdir()

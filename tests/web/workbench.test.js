@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { axes, logTicks, nearest, ticks } from "../../web/workbench/axes.js";
+import { likenessAt, likenessSeries } from "../../web/workbench/likeness.js";
 import { copyName, RunList } from "../../web/workbench/run_list.js";
 import { loraFiles, sampleTable } from "../../web/workbench/samples.js";
-import { elapsed, endTime, joined, series } from "../../web/workbench/timeline.js";
+import { clock, elapsed, endTime, epochs, gigabytes, joined, series } from "../../web/workbench/timeline.js";
 
 function listed() {
   const list = new RunList();
@@ -133,4 +134,34 @@ test("LoRA files come by step, each with the validation loss of its step; the la
     [100, 0.5, true, "lora_loom/cat/cat-000100.safetensors"],
     [200, 0.75, false, "lora_loom/cat/cat.safetensors"],
   ]);
+});
+
+test("an epoch stands next to how many there will be, memory next to the most that was taken", () => {
+  const lines = [{ step: 10, epoch: 0.5, ram_gb: 1.5 }, { step: 20, epoch: 1, ram_gb: 1.25 }, { step: 20, held_out: 1 }];
+  assert.equal(epochs({ total: 250 }, lines), "1 / 12.5");
+  assert.equal(epochs({ total: 20 }, lines), "1");
+  assert.equal(epochs({ total: 20 }, [{ step: 1, loss: 1 }]), "", "a run of an earlier version");
+  assert.equal(gigabytes(lines, "ram_gb"), "1.25 GB, at most 1.50");
+  assert.equal(gigabytes([{ step: 1, vram_gb: 23.46 }], "vram_gb"), "23.5 GB");
+  assert.equal(gigabytes(lines, "vram_gb"), "");
+});
+
+test("a time of another day says which", () => {
+  const noon = new Date(2024, 4, 3, 12, 30);
+  assert.match(clock(noon.getTime() / 1000, noon), /^\D*12:30\D*$/);
+  assert.match(clock(noon.getTime() / 1000, new Date(2024, 4, 4)), /3/);
+  assert.equal(clock(undefined), "");
+});
+
+test("image similarity is a series for each source and encoder, with the interval of each point", () => {
+  const point = { step: 50, likeness: 0.54, low: 0.52, high: 0.561, by: "ViT-L", source: "sweep" };
+  const other = { ...point, likeness: 0.5, low: null, high: null, source: "samples" };
+  assert.deepEqual(likenessSeries([other, point]).map(({ label, points }) => [label, points]), [
+    ["samples while training", [{ step: 50, value: 0.5, low: null, high: null }]],
+    ["sweep", [{ step: 50, value: 0.54, low: 0.52, high: 0.561 }]],
+  ]);
+  assert.deepEqual(likenessSeries([point, { ...point, by: "ViT-H" }]).map((one) => one.label), ["sweep (ViT-L)", "sweep (ViT-H)"]);
+  assert.equal(likenessAt([point, other], 50), "image similarity 0.54 (0.52 to 0.561)");
+  assert.equal(likenessAt([other], 50), "image similarity 0.5");
+  assert.equal(likenessAt([point], 60), "");
 });

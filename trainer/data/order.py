@@ -65,6 +65,10 @@ class Plan:
         """Number of batches of the first epochs."""
         return epochs * self.per_epoch
 
+    def epochs_in(self, batches: float) -> float:
+        """How many epochs the first batches are; undoes `batches_in`."""
+        return batches / self.per_epoch
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -106,6 +110,11 @@ class Phases:
         """Number of batches of the first epochs; an epoch that a set cuts short counts as one."""
         phase = [one for one in self.phases if one.epoch < epochs or not one.epoch][-1]
         return phase.position + (epochs - phase.epoch) * phase.plan.per_epoch
+
+    def epochs_in(self, batches: float) -> float:
+        """How many epochs the first batches are; undoes `batches_in`."""
+        phase = self.phases[max(bisect_right([one.position for one in self.phases], batches) - 1, 0)]
+        return phase.epoch + (batches - phase.position) / phase.plan.per_epoch
 
 
 AnyPlan = Plan | Phases

@@ -30,7 +30,7 @@ from .assemble import set_up
 from .checkpoint import prune, save_checkpoint
 from .final_file import checked_error, checked_movement, push_finished, take_best
 from .session import Host, Outcome, SampleRenderer, Session, naming_what_is_kept
-from .timings import Timings
+from .timings import Timings, at_step
 from .trackers import open_tracker
 
 
@@ -188,8 +188,9 @@ class TrainingRun:
                 self._serve(due=False)
 
     def _report(self, result: StepResult) -> None:
-        self.folder.append_step(result)
-        self.tracker.scalars(result.step, result.scalars())
+        beside = at_step(self.session.batches, self.session.denoiser.module, result.step)
+        self.folder.append_step(result, beside)
+        self.tracker.scalars(result.step, {**result.scalars(), **beside})
         self.host.step(result, self.total)
         if result.step == min(WATCHED_STEPS, self.total) and (text := self._watched()):
             self.host.log(text)

@@ -280,14 +280,14 @@ class RunFolder:
     def append_metrics(self, **values: Any) -> None:
         self._append(self.metrics, json.dumps(values))
 
-    def append_step(self, result: StepResult) -> None:
+    def append_step(self, result: StepResult, beside: Mapping[str, float]) -> None:
         self.append_metrics(
             step=result.step,
             loss=result.loss,
             grad_norm=result.grad_norm,
             learning_rate=result.learning_rate,
             seconds=round(result.seconds, 4),
-            **result.extras,
+            **{**result.extras, **beside},
         )
 
     def log(self, text: str) -> None:

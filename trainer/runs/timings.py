@@ -1,9 +1,15 @@
-"""Where the time of a run went: wall-clock seconds by activity."""
+"""What a run uses: wall-clock seconds by activity, memory, and how often it has gone through its images."""
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..data.batches import CachedBatches
+from ..weights.devices import used_memory
+from ..weights.streaming import device_of
 
 EARLIER_NAMES = {"pictures": "samples", "held-out loss": "validation loss"}
 """What earlier versions called an activity in run.json."""
@@ -41,3 +47,12 @@ class Timings:
 
     def text(self) -> str:
         return "time: " + ", ".join(f"{what} {share:.1%}" for what, share in self.shares().items())
+
+
+def at_step(batches: object, module: nn.Module, step: int) -> dict[str, float]:
+    """What stands beside the losses of a step in the metrics: {"epoch": passes over the images after it, "vram_gb" or "ram_gb": see
+    `used_memory`}. Batches without an order have no epochs.
+    """
+    plan = batches.plan if isinstance(batches, CachedBatches) else None
+    epochs = {"epoch": round(plan.epochs_in(step * plan.per_step), 3)} if plan else {}
+    return {**epochs, **used_memory(device_of(module))}

@@ -45,6 +45,23 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def used_memory(device: torch.device) -> dict[str, float]:
+    """Memory in GB (10^9 bytes) by what it is: {"vram_gb": the most that tensors took on the GPU since this was asked last}; on MPS what
+    they take now; on a CPU {"ram_gb": what the whole process holds in RAM}. {} for other devices.
+    """
+    if device.type == "cuda":
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return {"vram_gb": round(most / 1e9, 3)}
+    if device.type == "mps":
+        return {"vram_gb": round(torch.mps.current_allocated_memory() / 1e9, 3)}
+    if device.type == "cpu":
+        import psutil
+
+        return {"ram_gb": round(psutil.Process().memory_info().rss / 1e9, 3)}
+    return {}
+
+
 def out_of_memory(error: BaseException) -> str:
     """Which memory was too small for what raised this error: "GPU memory", "memory"; "" for any other error."""
     if isinstance(error, torch.cuda.OutOfMemoryError):

@@ -2,7 +2,7 @@
 // A chart of several series over the steps of a run: legend, values under the pointer, zoom by dragging, logarithmic axis.
 
 import { make, makeButton } from "../elements.js";
-import { count, loss } from "../format.js";
+import { count, loss, spread } from "../format.js";
 import { thinned } from "../series.js";
 import { axes, logTicks, nearest, ticks } from "./axes.js";
 
@@ -26,7 +26,7 @@ export class Chart {
     this.title = title;
     this.root = make("section", `loom-chart${isLarge ? " loom-chart-tall" : ""}`, parent);
     const head = make("div", "loom-chart-head", this.root);
-    make("span", "loom-chart-title", head, title);
+    this.heading = make("span", "loom-chart-title", head, title);
     this.legend = make("div", "loom-chart-legend", head);
     if (canBeLog) {
       this.log = makeButton(head, "log", "Logarithmic axis", () => this.toggleLog());
@@ -51,6 +51,11 @@ export class Chart {
     this.listen();
     this.observer = new ResizeObserver(() => this.schedule());
     this.observer.observe(plot);
+  }
+
+  /** @param {string} title another than it was made with */
+  name(title) {
+    this.title = this.heading.textContent = title;
   }
 
   listen() {
@@ -130,7 +135,7 @@ export class Chart {
   /** @returns {Axes | null} */
   place() {
     const { clientWidth: width, clientHeight: height } = this.canvas;
-    const points = this.visible.flatMap((one) => one.points);
+    const points = this.visible.flatMap((one) => one.points.flatMap(withEnds));
     if (!width || !height || !points.length) return null;
     const box = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom };
     const steps = points.map((point) => point.step);
@@ -164,6 +169,7 @@ export class Chart {
     pen.beginPath();
     pen.rect(MARGIN.left, 0, width - MARGIN.left - MARGIN.right, height - MARGIN.bottom);
     pen.clip();
+    for (const one of this.visible) drawIntervals(pen, place, one);
     for (const one of this.visible) drawSeries(pen, place, one);
     if (this.start !== null && this.pointer !== null) {
       pen.fillStyle = "#5b93f033";
@@ -224,9 +230,41 @@ export class Chart {
     this.values.hidden = false;
     this.values.replaceChildren();
     make("div", "", this.values, `step ${count(found[0].point.step)}`);
-    for (const { label, colour, point } of found) make("div", "", this.values, `${label} ${loss(point.value)}`).style.setProperty("--loom-key", colour);
+    for (const { label, colour, point } of found) make("div", "", this.values, `${label} ${spread(point.value, point.low, point.high)}`).style.setProperty("--loom-key", colour);
     this.values.classList.toggle("loom-left", x > this.canvas.clientWidth / 2);
   }
+}
+
+/**
+ * A point with the ends of its interval, all of which are to be seen.
+ * @param {Point} point
+ * @returns {Point[]}
+ */
+const withEnds = (point) => [point, ...[point.low, point.high].flatMap((value) => (value == null ? [] : [{ step: point.step, value }]))];
+
+/**
+ * The intervals of points, as bars.
+ * @param {CanvasRenderingContext2D} pen
+ * @param {Axes} place
+ * @param {Series} series
+ */
+function drawIntervals(pen, place, { points, colour }) {
+  pen.strokeStyle = colour;
+  pen.globalAlpha = 0.5;
+  pen.lineWidth = 1.5;
+  pen.beginPath();
+  for (const { step, low, high } of points) {
+    if (low == null || high == null) continue;
+    const x = place.x(step);
+    pen.moveTo(x, place.y(low));
+    pen.lineTo(x, place.y(high));
+    for (const end of [low, high]) {
+      pen.moveTo(x - 3, place.y(end));
+      pen.lineTo(x + 3, place.y(end));
+    }
+  }
+  pen.stroke();
+  pen.globalAlpha = 1;
 }
 
 /**

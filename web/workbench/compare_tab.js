@@ -5,6 +5,7 @@ import { fileUrl } from "../client.js";
 import { make, makeButton, makeLink } from "../elements.js";
 import { count, loss } from "../format.js";
 import { addLoader } from "./graph.js";
+import { likenessAt } from "./likeness.js";
 import { loraFiles } from "./samples.js";
 
 /**
@@ -28,11 +29,11 @@ export class CompareTab {
     const files = loraFiles(run, lines);
     const page = run.pages?.at(-1) ?? "";
     this.note.hidden = Boolean(page);
-    const key = JSON.stringify([run.name, files]);
+    const key = JSON.stringify([run.name, files, run.likeness]);
     if (this.files.dataset.key !== key) {
       this.files.dataset.key = key; // a new button would lose the focus
       this.files.replaceChildren();
-      for (const one of files) this.addFile(run.name ?? "", one);
+      for (const one of files) this.addFile(run.name ?? "", one, likenessAt(run.likeness ?? [], one.step));
     }
     if (this.sheet.dataset.key === `${run.name} ${page}`) return;
     this.sheet.dataset.key = `${run.name} ${page}`;
@@ -40,12 +41,13 @@ export class CompareTab {
     if (page) this.addPage(fileUrl(run.name ?? "", page));
   }
 
-  /** @param {string} run @param {LoraFile} file */
-  addFile(run, { file, name, step, loss: measured, isBest }) {
+  /** @param {string} run @param {LoraFile} file @param {string} likeness */
+  addFile(run, { file, name, step, loss: measured, isBest }, likeness) {
     const row = make("div", "loom-result", this.files);
     const facts = [`step ${count(step)}`];
     if (measured !== null) facts.push(`validation ${loss(measured)}`);
     if (isBest) facts.push("lowest");
+    if (likeness) facts.push(likeness);
     make("span", "loom-card-name", row, facts.join(", ")).title = name;
     makeLink(row, "Download", fileUrl(run, file)).title = name;
     makeButton(row, "Use this one", `Add a loader with ${name} to the graph`, () => this.bench.trying(() => addLoader(name)));

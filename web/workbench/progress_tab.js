@@ -6,12 +6,16 @@ import { count, duration, loss, pace } from "../format.js";
 import { smoothed } from "../series.js";
 import { Chart } from "./chart.js";
 import { MemoryBar } from "./memory_plan.js";
-import { elapsed, endTime, series } from "./timeline.js";
+import { isActive } from "../runs.js";
+import { likenessSeries } from "./likeness.js";
+import { clock, elapsed, endTime, epochs, gigabytes, series } from "./timeline.js";
 
 /** @typedef {import("./detail_view.js").Shown} Shown */
 
 const COLOURS = { raw: "#5b93f0", smooth: "#5b93f0", validation: "#e08a1e", rate: "#3fae7a", norm: "#b06ad8" };
 
+/** What the memory in the record is: of a GPU, or of a process on a CPU. */
+const USED = { vram_gb: "VRAM, the most in a step", ram_gb: "RAM of ComfyUI's process" };
 const LISTS = new Set(["Layers trained", "Layers left out"]);
 
 /**
@@ -33,6 +37,8 @@ export class ProgressTab {
     this.rate = new Chart(this.root, "Learning rate");
     this.norm = new Chart(this.root, "Gradient norm", { canBeLog: true });
     this.memory = new MemoryBar(this.root);
+    this.likeness = new Chart(this.root, "Image similarity to the training images");
+    this.used = new Chart(this.root, USED.vram_gb);
     this.drift = new Chart(this.root, "Drift from the base without the trigger");
   }
 
@@ -53,6 +59,10 @@ export class ProgressTab {
     this.rate.show({ total, series: [{ label: "learning rate", colour: COLOURS.rate, points: series(lines, "learning_rate") }] });
     this.norm.show({ total, series: [{ label: "gradient norm", colour: COLOURS.norm, points: series(lines, "grad_norm") }] });
     this.memory.show(run.memory_plan);
+    this.likeness.show({ total, series: likenessSeries(run.likeness ?? []) });
+    const kind = series(lines, "vram_gb").length ? "vram_gb" : "ram_gb";
+    this.used.name(USED[kind]);
+    this.used.show({ total, series: [{ label: "GB", colour: COLOURS.rate, points: series(lines, kind) }] });
     this.drift.show({ total, series: [{ label: "drift", colour: COLOURS.validation, points: series(lines, "drift"), isDots: true }] });
     this.renderFacts(run, view, lines);
   }
@@ -67,12 +77,17 @@ export class ProgressTab {
     const measured = view.validationLoss;
     const facts = {
       Step: `${count(run.step)} / ${count(run.total)}`,
+      Epoch: epochs(run, lines),
       Pace: pace(run.seconds ?? lines.at(-1)?.seconds ?? 0),
-      Trained: duration(elapsed(lines)),
+      "Time trained": duration(elapsed(lines)),
       Left: end ? duration(run.eta ?? 0) : "",
       "Ends at": end ? end.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) : "",
+      Started: clock(run.created),
+      Ended: isActive(run.state) ? "" : clock(run.updated),
       Loss: view.losses.length ? loss(view.losses[view.losses.length - 1].value) : "",
       "Validation loss": measured ? loss(measured.now) : "",
+      VRAM: gigabytes(lines, "vram_gb"),
+      RAM: gigabytes(lines, "ram_gb"),
       "Base model": measured?.base != null ? loss(measured.base) : "",
       "Layers trained": view.layers.trained,
       "Layers changed": view.changed,

@@ -44,6 +44,37 @@ def test_training(server, bases, name, family):
     assert (run["state"], run["step"]) == ("finished", 4)
 
 
+TOYS = {
+    "train_klein": "flux2-klein", "train_krea2": "krea2", "train_sdxl": "sdxl", "train_slider": "sdxl", "train_z_image_turbo": "z-image",
+}  # fmt: skip
+"""Templates whose models no version's own loader makes small, and the toys in their place."""
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_template_is_queued_and_completes(server, name):
+    """With samples, another model for samples, a LoRA under the one in training, and a sweep, as the template has them."""
+    base, changes = toy(TOYS[name]), {"name": name.replace("_", "-")}
+    made = graph(name, base, **changes)
+    if any(node["class_type"] == "LoomBaseLora" for node in made.values()):
+        server.run(prompt(train(base, "under", steps=2, save_every=2)))
+        made = graph(name, base, **changes, lora="lora_loom/under/under.safetensors")
+    server.run(made, timeout=300)
+    run = server.wait_state(changes["name"], "finished", "failed")
+    assert (run["state"], run["step"]) == ("finished", 4), run.get("error")
+    kinds = {node["class_type"] for node in made.values()}
+    assert bool(run["samples"]) == ("LoomValidation" in kinds)
+    cells = server.base / "output" / "lora_loom" / changes["name"] / "strips" / "cells"
+    assert len(list(cells.glob("*.png"))) == (2 * 5 if "LoomSweep" in kinds else 0), (
+        "two seeds: the base, four strengths"
+    )
+
+
+def test_every_template_runs_somewhere():
+    """The edit model's is in test_edit_models.py, for its text encoder."""
+    here = {"demo", "train_sd", "train_flux", "train_wan22", "strip", "apg_compare", "train_qwen_edit"}
+    assert here | TOYS.keys() == LAYOUTS.keys()
+
+
 def test_both_experts_train_one_after_the_other(server):
     """Two runs of one graph on one cache, each with its own noise levels."""
     base = toy("wan")

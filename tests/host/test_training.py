@@ -194,7 +194,7 @@ def test_the_cache_shows_its_report_and_the_crops(server, bases):
     frame = (sheet == np.array(CROP)).all(-1)
     assert frame.sum() > 100, "the crop of the wide picture is framed"
     refused = data(bases["sd3"], folder="odd", buckets="off", strict=True)
-    assert "data.strict" in server.fail(prompt(refused))
+    assert "strict in Loom Cache" in server.fail(prompt(refused))
 
 
 def test_graph_images_become_a_data_set(server, bases):
@@ -233,7 +233,7 @@ custom_attributes = { diff_output_preservation = true }
     graph["dataset"] = node("LoomDatasetFile", path="kohya.toml")
     graph["report"] = node("PreviewAny", source=["dataset", 2])
     outputs = server.run(prompt(graph))["outputs"]
-    assert "batch_size = 4 is ignored; set training.batch_size" in json.dumps(outputs["report"])
+    assert "batch_size = 4 is ignored; set batch_size in Loom Train LoRA" in json.dumps(outputs["report"])
     assert "4 train, 4 regularisation images" in outputs["cache"]["text"][0]
     assert "can take more forms than caption_variants = 16" in outputs["cache"]["text"][0]
     server.run(prompt(train(graph, "kohya", batch_size=2)))

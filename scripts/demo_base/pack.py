@@ -38,7 +38,8 @@ def pack(work: Path, trained: Path, assets: Path) -> None:
         AutoTokenizer.from_pretrained(trained / "tokenizer").save_pretrained(assets / "tokenizer")
     if (work / "vae").is_dir():
         AutoencoderTiny.from_pretrained(work / "vae").half().save_pretrained(assets / "vae")
-        _drop_odd_setting(assets / "vae" / "config.json")
+    for part in ("transformer", "vae"):
+        _drop_odd_settings(assets / part / "config.json")
     index = {
         "_class_name": "StableDiffusion3Pipeline",
         "transformer": ["diffusers", "SD3Transformer2DModel"],
@@ -53,9 +54,10 @@ def pack(work: Path, trained: Path, assets: Path) -> None:
     (assets / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _drop_odd_setting(config: Path) -> None:
-    """diffusers writes a setting that it warns of when reading."""
-    kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "block_out_channels"}
+def _drop_odd_settings(config: Path) -> None:
+    """diffusers writes one that it warns of when reading, and the folder that weights came from."""
+    odd = ("block_out_channels", "_name_or_path")
+    kept = {name: value for name, value in json.loads(config.read_text()).items() if name not in odd}
     config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 

@@ -166,7 +166,7 @@ export class Panel {
   /** How many layers train; at the end, only that some have not changed. */
   renderLayers() {
     const { unchanged, changed, layers } = this.view;
-    if (unchanged) make("span", "", this.facts, `only ${changed} layers have changed`).title = `Not changed: ${unchanged}`;
+    if (unchanged) make("span", "", this.facts, `only ${changed} LoRA modules have changed`).title = `Not changed: ${unchanged}`;
     else if (layers.count) make("span", "", this.facts, `trains ${layers.count} layers`).title = `${layers.trained}. ${layers.leftOut ? `Left out: ${layers.leftOut}.` : "No layer is left out."}`;
   }
 

@@ -216,13 +216,13 @@ export class RunView {
     return { count: some ? `${some} of ${some + none}` : "", trained: listed(trained), leftOut: listed(left_out) + around };
   }
 
-  /** How many of the layers that train have changed: "118 of 120"; "" before the end of the run. */
+  /** How many of its modules training has changed, which are more than layers where a fused one is trained in parts: "118 of 120"; "" before the end of the run. */
   get changed() {
     const { modules = 0, unmoved = [] } = this.run?.movement ?? {};
     return modules ? `${modules - unmoved.length} of ${modules}` : "";
   }
 
-  /** The first layers that training should have changed and has not. */
+  /** The first modules that training should have changed and has not. */
   get unchanged() {
     return (this.run?.movement?.unmoved ?? []).slice(0, 20).join(", ");
   }

@@ -82,7 +82,7 @@ def test_a_run_is_followed_from_its_start_to_a_loader_with_its_file(trained, ser
     page.wait_for_selector(".loom-chart canvas")
     assert f"{STEPS} / {STEPS}" in page.inner_text(".loom-fact-list")
     page.wait_for_selector(".loom-memory-bar")
-    assert "Layers changed" in page.inner_text(".loom-fact-list")
+    assert "LoRA modules changed" in page.inner_text(".loom-fact-list")
     screen(page, "workbench-progress")
     page.click(".loom-note-field button")
     page.fill("[aria-label='Note on this run']", "the <b>good</b> one")

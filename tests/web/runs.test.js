@@ -191,7 +191,7 @@ test("the page speaks up when a run ends, and only then", () => {
   for (const state of ["running", "paused", "queued", "stopped"]) assert.equal(endNotice({ state, name: "cat" }), null);
 });
 
-test("a run that has ended says how many of its layers it has changed", () => {
+test("a run that has ended says how many of its modules it has changed", () => {
   const view = new RunView("a");
   assert.equal(view.changed, "");
   view.load({ state: "finished", movement: { modules: 120, unmoved: ["x", "y"] } }, []);

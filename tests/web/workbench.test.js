@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { axes, logTicks, nearest, ticks } from "../../web/workbench/axes.js";
+import { axes, logTicks, nearest, ticks, tickTexts } from "../../web/workbench/axes.js";
 import { likenessAt, likenessSeries } from "../../web/workbench/likeness.js";
 import { copyName, RunList } from "../../web/workbench/run_list.js";
 import { loraFiles, sampleTable } from "../../web/workbench/samples.js";
@@ -115,6 +115,8 @@ test("labels are round numbers inside the range", () => {
   assert.deepEqual(ticks(0, 1000, 5), [0, 200, 400, 600, 800, 1000]);
   assert.deepEqual(ticks(0.1, 0.35, 3), [0.1, 0.2, 0.3]);
   assert.deepEqual(ticks(3, 3, 3), [3]);
+  assert.deepEqual(tickTexts([0.1, 0.2]), ["0.1", "0.2"]);
+  assert.deepEqual(tickTexts([1.268, 1.27, 1.272]), ["1.268", "1.27", "1.272"]);
   assert.deepEqual(logTicks(0.01, 1, 9), [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]);
   assert.deepEqual(logTicks(0.31, 0.39, 3), ticks(0.31, 0.39, 3), "no power of ten is near");
 });

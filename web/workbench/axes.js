@@ -1,6 +1,7 @@
 // @ts-check
 // Where values lie on a chart, which of them are labelled, and which one is under the pointer. Pure functions.
 
+import { loss } from "../format.js";
 import { usualRange } from "../series.js";
 
 /**
@@ -53,6 +54,15 @@ export function ticks(low, high, most) {
   const found = [];
   for (let number = Math.ceil(low / step); number * step <= high * (1 + 1e-12); number += 1) found.push(Number((number * step).toPrecision(12)));
   return found;
+}
+
+/**
+ * Labels of ticks, with as many digits as tell them apart.
+ * @param {number[]} values
+ */
+export function tickTexts(values) {
+  const short = values.map(loss);
+  return new Set(short).size === values.length ? short : values.map((value) => String(Number(value.toPrecision(6))));
 }
 
 /**

@@ -4,7 +4,7 @@
 import { make, makeButton } from "../elements.js";
 import { count, loss, spread } from "../format.js";
 import { thinned } from "../series.js";
-import { axes, logTicks, nearest, ticks } from "./axes.js";
+import { axes, logTicks, nearest, ticks, tickTexts } from "./axes.js";
 
 /**
  * @typedef {import("../series.js").Point} Point
@@ -15,6 +15,7 @@ import { axes, logTicks, nearest, ticks } from "./axes.js";
 
 const MARGIN = { left: 46, right: 10, top: 8, bottom: 18 };
 const MOST_POINTS = 2000;
+const DOT = 4; // room for a dot, or the bar of an interval, at the edge
 
 export class Chart {
   /**
@@ -167,7 +168,7 @@ export class Chart {
     this.drawGrid(pen, place, width, height);
     pen.save();
     pen.beginPath();
-    pen.rect(MARGIN.left, 0, width - MARGIN.left - MARGIN.right, height - MARGIN.bottom);
+    pen.rect(MARGIN.left - DOT, 0, width - MARGIN.left - MARGIN.right + 2 * DOT, height - MARGIN.bottom);
     pen.clip();
     for (const one of this.visible) drawIntervals(pen, place, one);
     for (const one of this.visible) drawSeries(pen, place, one);
@@ -192,13 +193,14 @@ export class Chart {
     pen.lineWidth = 1;
     pen.textAlign = "right";
     const lines = (this.isLog ? logTicks : ticks)(...place.values, Math.max(2, Math.floor(height / 40)));
-    for (const value of lines) {
+    const texts = tickTexts(lines);
+    for (const [number, value] of lines.entries()) {
       const y = Math.round(place.y(value)) + 0.5;
       pen.beginPath();
       pen.moveTo(MARGIN.left, y);
       pen.lineTo(width - MARGIN.right, y);
       pen.stroke();
-      pen.fillText(loss(value), MARGIN.left - 5, y + 3);
+      pen.fillText(texts[number], MARGIN.left - 5, y + 3);
     }
     pen.textAlign = "center";
     for (const step of ticks(...place.steps, Math.max(2, Math.floor(width / 90)))) {

@@ -86,11 +86,11 @@ export class ProgressTab {
       Ended: isActive(run.state) ? "" : clock(run.updated),
       Loss: view.losses.length ? loss(view.losses[view.losses.length - 1].value) : "",
       "Validation loss": measured ? loss(measured.now) : "",
+      "Base model": measured?.base != null ? loss(measured.base) : "",
       VRAM: gigabytes(lines, "vram_gb"),
       RAM: gigabytes(lines, "ram_gb"),
-      "Base model": measured?.base != null ? loss(measured.base) : "",
       "Layers trained": view.layers.trained,
-      "Layers changed": view.changed,
+      "LoRA modules changed": view.changed,
       "Layers left out": view.layers.leftOut,
     };
     this.facts.replaceChildren();

@@ -96,6 +96,7 @@ class LoomNetwork(LoomNode):
                     "init": widget("NetworkConfig", "init"),
                     "tucker": widget("NetworkConfig", "tucker"),
                     "dylora_unit": widget("NetworkConfig", "dylora_unit", max=1024),
+                    "train_norm": widget("NetworkConfig", "train_norm"),
                     "lokr_factors": text("", f"lokr_factor of single modules. {BY_PATTERN} 'ff' = 8", multiline=True),
                 },
             },

@@ -9,7 +9,7 @@ from lora_loom.trainer.choices import ADAPTERS
 from lora_loom.trainer.config.run import ModelConfig, NetworkConfig
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.state_dict import to_file
-from lora_loom.trainer.lora.targets import resolve_targets
+from lora_loom.trainer.lora.targets import resolve_targets, with_norms
 from lora_loom.trainer.lora_tools.with_base import merge_into_base
 from scripts.host_toys import TOYS
 from tests.families.test_host_gradients import load_toy
@@ -41,6 +41,7 @@ CONVOLUTIONS = {
     "conv-rank": {"kind": "lora", **LOW_RANK, "conv_rank": 2, "conv_alpha": 1.0},
     "tucker": {"kind": "lora", **LOW_RANK, "tucker": True},
     "loha-tucker": {"kind": "loha", **LOW_RANK, "tucker": True},
+    "norms": {"kind": "lora", **LOW_RANK, "train_norm": True},
 }
 KINDS = {
     "sd1": {**NETWORKS, **CONVOLUTIONS},
@@ -66,6 +67,7 @@ def write_case(toy, label, base, folder):
     _, denoiser = load_toy(toy, base)
     network = NetworkConfig(**KINDS[toy][label])
     paths = resolve_targets(denoiser.module, denoiser.target_presets, "conv" if label in CONVOLUTIONS else "all")
+    paths = with_norms(denoiser.module, paths) if network.train_norm else paths
     adapter = inject(denoiser.module, paths, network, seed=0)
     moved(adapter)
     file = folder / f"{toy}.{label}.lora.safetensors"

@@ -37,7 +37,7 @@ COUNTS = {
     "3_easy.toml": (42, 2, 6, 0),
     "3_locon.txt": (4, 0, 0, 0),
     "3_lokr.txt": (4, 0, 0, 1),
-    "3_lycoris.txt": (5, 1, 0, 1),
+    "3_lycoris.txt": (6, 1, 0, 0),
     "3_prodigy.txt": (2, 0, 0, 0),
     "3_restarts.txt": (3, 0, 0, 0),
     "3_scheduler.txt": (2, 1, 0, 0),
@@ -58,7 +58,7 @@ COUNTS = {
     "4_paths.env": (2, 0, 0, 0),
 }  # fmt: skip
 """{block: options taken exactly, with a difference, not needed, without a counterpart}."""
-GUIDES = {"0": (55, 5, 23, 1), "1": (42, 4, 21, 1), "2": (41, 5, 15, 1), "3": (101, 6, 12, 3), "4": (228, 47, 130, 6)}
+GUIDES = {"0": (55, 5, 23, 1), "1": (42, 4, 21, 1), "2": (41, 5, 15, 1), "3": (102, 6, 12, 2), "4": (228, 47, 130, 6)}
 """{guide: the same of all its blocks}."""
 
 

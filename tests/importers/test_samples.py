@@ -163,3 +163,13 @@ def test_simpletuners_token_routing(tmp_path):
     ):
         text = json.dumps({"model_family": "flux", "tread_config": {"routes": routes}})
         assert import_text(text, Surroundings(tmp_path), "config.json").config.objective.tread_routes == expected
+
+
+def test_lycoris_trained_norms(tmp_path):
+    """They have native names alone, and there are none outside of UNets."""
+    arguments = (
+        "--pretrained_model_name_or_path a.safetensors --network_module lycoris.kohya --network_args train_norm=True"
+    )
+    for script, trained in (("train_network.py", True), ("flux_train_network.py", False)):
+        config = import_text(f"python {script} {arguments}", Surroundings(tmp_path), "train.sh").config
+        assert (config.network.train_norm, config.output.format) == (trained, "native" if trained else "kohya")

@@ -78,6 +78,8 @@ class NetworkConfig(Section, table="network"):
     """DyLoRA: each step uses the first ranks up to a number that is drawn, and trains the last dylora_unit of them, so that any first units are a LoRA of their own. It has to divide the rank; 0 switches it off. lora only."""
     init: Literal["default", "gaussian", "singular", "pissa", "olora"] = "default"
     """Initial values of LoRA. default: the first matrix is uniform within 1 / sqrt(width of the input) (Kaiming), the second one zero. gaussian: normal with a standard deviation of 1 / rank. singular: the weight's largest right singular vectors. pissa (largest singular values) and olora (QR): both matrices are parts of the weight; the base stays as it is, the product they begin with is taken off, and files have twice the rank. lora only."""
+    train_norm: bool = False
+    """Trains the weights and biases of the network's norms too (LyCORIS' train_norm), for UNets; other networks have no LayerNorm or GroupNorm with a weight. Files then have native names."""
     init_from: str = ""
     """A LoRA file that training starts from; its type, rank and target modules must be those of this table."""
 

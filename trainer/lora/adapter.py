@@ -112,6 +112,8 @@ class Adapter:
         """
         scaled = torch.zeros(())
         for layer in self.layers.values():
+            if isinstance(layer, OwnLayer):  # a norm
+                continue
             down, up = matrix(layer.lora_A), matrix(layer.lora_B)
             inner = (up.flatten(1).T @ up.flatten(1)) * (down.flatten(1) @ down.flatten(1).T)
             norm = inner.sum().clamp_min(0).sqrt() * layer.scaling[NAME]  # |B A|^2 is the sum of (B^T B) o (A A^T)

@@ -10,6 +10,7 @@ from torch import nn
 from ..diffusion.denoiser import Targets
 from ..errors import ConfigError, did_you_mean
 from ..weights.row_parts import RowPart
+from .kinds.norms import is_norm
 
 MAX_PATTERN = 500
 """Characters of a pattern."""
@@ -48,6 +49,18 @@ def resolve_targets(module: nn.Module, presets: Mapping[str, Targets], wanted: s
             )
         return kept
     return targets
+
+
+def with_norms(module: nn.Module, paths: Sequence[str], exclude: str = "") -> list[str]:
+    """These paths and those of all norms with a weight, sorted, without those that match the pattern `exclude`. Raises ConfigError for a
+    network that has none."""
+    norms = {path for path, part in module.named_modules() if is_norm(part)}
+    norms -= matching("network.exclude_modules", exclude, norms) if exclude else set()
+    if not norms:
+        raise ConfigError(
+            "network.train_norm = True: this network has no LayerNorm or GroupNorm with a weight; leave it out"
+        )
+    return sorted({*paths, *norms})
 
 
 def _with_whole(path: str, layers: Mapping[str, nn.Module]) -> list[str]:

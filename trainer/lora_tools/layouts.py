@@ -114,8 +114,10 @@ class Formats:
         return tensors
 
 
-def check_format(format: str, kind: str, tucker: bool = False) -> None:
+def check_format(format: str, kind: str, tucker: bool = False, norms: bool = False) -> None:
     """Raise ConfigError for an adapter kind that a key format has no form for."""
+    if norms and format != "native":
+        raise ConfigError(f"output.format = {format!r}: trained norms have no form in that layout here; use native")
     if tucker and format != "native":
         raise ConfigError(
             f"output.format = {format!r}: convolutions in Tucker form have none in that layout; use native"

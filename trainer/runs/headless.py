@@ -126,7 +126,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     check_quantize(config.model.quantize)
     check_sharding(config.memory.shard, processes, config.model)
     refuse_adapting(config.memory, processes.count)
-    check_format(config.output.format, config.network.kind, config.network.tucker)
+    check_format(config.output.format, config.network.kind, config.network.tucker, config.network.train_norm)
     base = open_base(config.model, config.text, config.objective)
     check_matmul(config.model.matmul, base.device)
     base.check_encoders()

@@ -8,9 +8,10 @@ from ..base_model import Base
 from ..config.network import WHOLE
 from ..config.run import NetworkConfig, OptimizerConfig, TrainConfig
 from ..diffusion.denoiser import Denoiser, Targets
+from ..errors import ConfigError
 from ..full.network import whole_targets
 from ..lora.host_formula import group_by_module
-from ..lora.targets import has_modules, resolve_targets
+from ..lora.targets import has_modules, resolve_targets, with_norms
 from ..lora_tools.layouts import Formats
 from ..storage.tensor_file import read_lora
 from ..training.text_encoders import WithText, all_targets
@@ -44,8 +45,12 @@ def meanings(
         names += [name for name in BEFORE if name in presets]
     found = [resolve_targets(module, presets, name, network.exclude_modules) for name in names]
     if network.target_modules == DEFAULT and optimizer.entry.matrices_only:
-        return [[path for path in paths if isinstance(module.get_submodule(path), nn.Linear)] for paths in found]
-    return found
+        found = [[path for path in paths if isinstance(module.get_submodule(path), nn.Linear)] for paths in found]
+    if network.train_norm and optimizer.entry.matrices_only:
+        raise ConfigError(
+            f"network.train_norm = True: {optimizer.name} trains matrices alone, and norms have none; use another optimizer"
+        )
+    return [with_norms(module, paths, network.exclude_modules) if network.train_norm else paths for paths in found]
 
 
 def of_start(

@@ -54,6 +54,9 @@ def network(made: Translation, family: str, targets: str = "") -> None:
         made.put("network.dropout", dropout, "network_dropout", nearly=difference)
         inner.say("nearly", "dropout", note=difference, ours="network.dropout")
     _targets(made, inner, family, targets)
+    if inner.on("train_norm") and family in UNETS:
+        inner.put("network.train_norm", True, "train_norm")
+    inner.say("needless", "train_norm", note="it is off, or this network has no such norms")
     for name, pattern in (
         ("exclude_patterns", "network.exclude_modules"),
         ("include_patterns", "network.target_modules"),

@@ -260,9 +260,10 @@ def training(made: Translation, around: Surroundings) -> None:
         "training.precision", values.dtype("mixed_precision", made.get("mixed_precision", "no")), "mixed_precision"
     )
     made.put("output.dtype", values.dtype("save_precision", made.get("save_precision", "float")), "save_precision")
+    norms = made.settings.get("network.train_norm", False)  # they have native names alone
     made.put(
         "output.format",
-        "kohya" if ADAPTERS[made.settings["network.kind"]].all_layouts else "native",
+        "kohya" if ADAPTERS[made.settings["network.kind"]].all_layouts and not norms else "native",
         why="the key format of its files",
     )
     made.put("memory.gradient_checkpointing", made.on("gradient_checkpointing"), "gradient_checkpointing")

@@ -14,6 +14,7 @@ from ...weights.frozen import replace_module
 from ..adapted import NAME
 from ..per_module import is_wide, matched, own_ranks
 from .dense import Tucker
+from .norms import Norm, is_norm
 from .own import own_kind
 
 
@@ -28,6 +29,9 @@ def put_layers(root: nn.Module, paths: list[str], network: NetworkConfig) -> Non
     factors = matched("lokr_factors", network.lokr_factors, paths)
     for path in paths:
         base = root.get_submodule(path)
+        if is_norm(base):
+            replace_module(root, path, Norm(base, path, 1, 1.0))
+            continue
         own = own_kind(make) or (Tucker if network.tucker and network.kind == "lora" and is_wide(base) else None)
         if own is None:
             for_peft.setdefault(factors.get(path, network.lokr_factor), []).append(path)

@@ -8,6 +8,7 @@ from lora_loom.trainer.sweep.html_page import to_html
 from lora_loom.trainer.sweep.strip import Grid
 from lora_loom.trainer.types import Cell
 from scripts.workflow_layouts import LAYOUTS
+from scripts.write_workflows import api_graph, default, form, is_widget
 
 from .browsing import AXE, READABLE, calm, load, open_tab, picture, ready, template
 
@@ -42,6 +43,23 @@ def test_a_template_opens_whole_readable_and_at_the_size_it_was_laid_out_for(pag
         assert kind == laid_out[int(number)]["type"]
         assert not is_unknown, f"{kind} is not registered"
         assert size == laid_out[int(number)]["size"], f"{kind} grew: the nodes below it are covered"
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_template_queues_the_graph_that_it_was_made_of(page, name):
+    """What the page would send to the server: the API graph, which test_workflows.py runs, and the default of each other widget."""
+    load(page, template(name))
+    page.wait_for_function(f"window.app.graph._nodes.length === {len(template(name)['nodes'])}")
+    queued = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    made = api_graph(name)
+    assert queued.keys() == made.keys()
+    for key, node in made.items():
+        assert queued[key]["class_type"] == node["class_type"]
+        inputs, _, _ = form(node["class_type"])
+        others = {
+            one: default(entry) for one, entry in inputs.items() if is_widget(entry) and one not in node["inputs"]
+        }
+        assert queued[key]["inputs"] == {**node["inputs"], **others}, node["class_type"]
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)])

@@ -143,7 +143,7 @@ class LoomTrain(LoomNode):
                     "keep_best": widget("TrainingConfig", "keep_best"),
                     "clip": link(
                         "CLIP",
-                        "Link the loader's CLIP to train a LoRA on the text encoders too: SD 1, SD 2 and SDXL. It reads the captions in every step, with the clip skip that it has; the texts of Loom Cache are not used. Not linked: the text encoders are not trained.",
+                        "Link the loader's CLIP to train a LoRA on the text encoders too: SD 1, SD 2 and SDXL. It reads the captions in every step, with the clip skip that it has; the texts of Loom Cache are not used. LoRAs that are loaded into it belong to the base: the new one is trained on top of them. Not linked: the text encoders are not trained.",
                     ),
                     "text_learning_rate": widget(
                         "TextConfig",

@@ -109,6 +109,8 @@ class CheckpointsValue(SocketValue):
     """Files that belong to the base of the run, in all cells."""
     patches: str = ""
     """Digest of the LoRAs that were loaded into the MODEL of the run; "" for none."""
+    clip_patches: str = ""
+    """The same of the CLIP that the run trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

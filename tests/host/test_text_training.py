@@ -118,6 +118,33 @@ def test_a_text_encoder_alone_moves_the_samples_as_its_file_does(server, done):
     assert np.abs(sample(server, name, 4) - sample(server, name, 0)).max() > 1
 
 
+def test_a_lora_in_the_clip_is_a_base_lora(server, done):
+    """It is on in samples, and the file holds the new one alone, which belongs on top of it: at step 0 the samples are those of the CLIP
+    with the LoRA, at the end those of the CLIP with both."""
+    kind, base, below = done
+    name = f"on-lora-{kind}"
+    graph = trained(base, name, text_alone=True)
+    loader = node("LoraLoader", model=base["sources"]["model"], clip=base["sources"]["clip"], lora_name=f"lora_loom/{below}/{below}.safetensors", strength_model=1.0, strength_clip=0.7)  # fmt: skip
+    graph["lora"] = loader
+    graph["train"]["inputs"]["clip"] = ["lora", 1]
+    plain = said(server, base, salt=3)
+    server.run(prompt(graph))
+    assert np.array_equal(said(server, base, salt=4), plain), "the CLIP itself is as it was"
+    [one] = json.loads((folder(server, name) / "run.json").read_text())["base_loras"]
+    assert (one["file"], one["use"], one["on_clip"]) == (f"{below}.safetensors at 0.7", "always", True)
+    assert {key.split("_text_model")[0] for key in keys(server, name)} == KINDS[kind]
+    for step, loras in ((0, []), (4, [name])):
+        shown = trained(base, f"on-lora-{step}-{kind}", steps=1, save_every=1)
+        shown["lora"] = loader
+        if loras:
+            shown["new"] = node("LoraLoader", model=base["sources"]["model"], clip=["lora", 1], lora_name=f"lora_loom/{name}/{name}.safetensors", strength_model=1.0, strength_clip=1.0)  # fmt: skip
+        shown["validation"]["inputs"]["clip"] = ["new" if loras else "lora", 1]
+        del shown["train"]["inputs"]["clip"]
+        server.run(prompt(shown))
+        assert np.abs(sample(server, name, step) - sample(server, f"on-lora-{step}-{kind}", 0)).max() <= 1
+    assert np.abs(sample(server, name, 4) - sample(server, name, 0)).max() > 1
+
+
 def test_a_run_goes_on_as_if_it_had_not_stopped(server, done):
     kind, base, name = done
     server.run(prompt(trained(base, f"parts-{kind}", steps=2)))
@@ -155,7 +182,7 @@ def test_cells_of_a_sweep_read_their_prompts_through_the_lora(server, kind):
 
 
 def test_what_cannot_be_trained_is_refused_before_the_run_has_a_folder(server, done):
-    kind, base, name = done
+    kind, base, _ = done
     refused = {}
     refused["text_alone is on and no clip is linked"] = trained(base, "no", text_alone=True)
     del refused["text_alone is on and no clip is linked"]["train"]["inputs"]["clip"]
@@ -165,10 +192,6 @@ def test_what_cannot_be_trained_is_refused_before_the_run_has_a_folder(server, d
     graph["other"] = clip_of(other)
     graph["train"]["inputs"]["clip"] = ["other", 0]
     refused["does not belong to a"] = graph
-    graph = trained(base, "no")
-    graph["lora"] = node("LoraLoader", model=base["sources"]["model"], clip=base["sources"]["clip"], lora_name=f"lora_loom/{name}/{name}.safetensors", strength_model=1.0, strength_clip=1.0)  # fmt: skip
-    graph["train"]["inputs"]["clip"] = ["lora", 1]
-    refused["clip carries lora"] = graph
     graph = trained(base, "no")
     graph["validation"]["inputs"]["preview_model"] = base["sources"]["model"]
     refused["does not go with clip of LoomTrain"] = graph

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_loom.trainer.errors import ModelFileError
+from lora_loom.trainer.errors import ConfigError, ModelFileError
 from lora_loom.trainer.lora.base_lora import lay_base_loras
 from lora_loom.trainer.lora.host_formula import weight_change
 
@@ -88,6 +88,21 @@ def test_loras_of_a_model_are_a_base_lora_of_the_same_change(host):
     assert torch.allclose(layer(x), x @ expected.t() + layer.bias, atol=1e-5)
 
 
+def test_what_a_loader_node_made_in_inference_mode_has_a_gradient_above_it(host):
+    with torch.inference_mode():
+        patcher = Patcher(a__weight=[entry(lora(), 0.5), entry(lora(rows=3, seed=1), rows=(0, 2, 3))])
+        [below] = host("backend.base_loras").read_base_loras(patcher, ())
+        layer = patcher.model.diffusion_model.a
+    weight = layer.weight.clone()
+    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), None
+    with torch.inference_mode():
+        lay_base_loras(patcher.model.diffusion_model, [below])
+    x = torch.ones(3, 4, requires_grad=True)
+    layer(x).sum().backward()
+    whole = weight + sum(change.dense() for change in below.changes["a"])
+    assert torch.allclose(x.grad, whole.sum(0).expand(3, 4), atol=1e-5)
+
+
 def test_the_digest_is_of_tensors_and_strengths(host):
     digest = host("backend.patches").patches_digest
     assert digest(Patcher()) == ""
@@ -146,18 +161,58 @@ def test_names_of_the_loaders_before_the_node(host):
     }  # fmt: skip
     names = host("backend.base_loras").loader_names
     assert names(graph, "t") == "a.safetensors at 0.8, b.safetensors"
+    both = {
+        **graph,
+        "b": {
+            "class_type": "LoraLoader",
+            "inputs": {"clip": ["m", 1], "lora_name": "b.safetensors", "strength_clip": 0.5},
+        },
+    }
+    both["t"] = {"class_type": "LoomTrain", "inputs": {"model": ["a", 0], "clip": ["b", 1]}}
+    assert (names(both, "t"), names(both, "t", "clip")) == ("a.safetensors at 0.8", "b.safetensors at 0.5")
     assert names(None, "t") == ""
     assert names({"t": {"class_type": "LoomTrain", "inputs": {"model": ["t", 0]}}}, "t") == ""
 
 
 def test_what_a_run_was_trained_on_is_read_from_its_record(host):
     recorded = host("backend.base_loras").recorded_below
-    assert recorded({}) == ((), "")
+    assert recorded({}) == ((), "", "")
     file = {"file": "/x/a.safetensors", "strength": 0.5, "use": "always"}
     record = {
         "config": {"model": {"base_lora": [file]}},
         "base_loras": [{"digest": "of the MODEL"}, {"digest": "of the file"}],
     }
-    [one], patches = recorded(record)
-    assert (one.file, one.strength, patches) == ("/x/a.safetensors", 0.5, "of the MODEL")
+    [one], patches, on_clip = recorded(record)
+    assert (one.file, one.strength, patches, on_clip) == ("/x/a.safetensors", 0.5, "of the MODEL", "")
     assert recorded({**record, "base_loras": record["base_loras"][1:]})[1] == ""
+    clip = {"digest": "of the CLIP", "on_clip": True}
+    assert recorded({**record, "base_loras": [*record["base_loras"], clip]})[1:] == ("of the MODEL", "of the CLIP")
+    assert recorded({**record, "base_loras": [record["base_loras"][1], clip]})[1:] == ("", "of the CLIP")
+
+
+def test_a_sweep_wants_the_clip_of_the_run(host):
+    check, digest = host("backend.base_loras").check_clip_loras, host("backend.patches").patches_digest
+    had, plain = (SimpleNamespace(patcher=one) for one in (Patcher(a__weight=[entry(lora())]), Patcher()))
+    check(plain, "")
+    check(had, "")
+    check(had, digest(had.patcher))
+    with pytest.raises(ConfigError, match="the CLIP that clip of its LoomTrain was given"):
+        check(plain, digest(had.patcher))
+
+
+def test_loras_of_a_clip_are_a_base_lora_that_is_on_the_clip(host):
+    network = nn.Module()
+    network.clip_l = nn.Module()
+    network.clip_l.q_proj = nn.Linear(4, 6)
+    patcher = SimpleNamespace(patches={"clip_l.q_proj.weight": [entry(lora(), 0.5)]})
+    read = host("backend.base_loras").read_clip_loras
+    assert read(None) == read(SimpleNamespace(patcher=SimpleNamespace(patches={}))) == ()
+    [below] = read(SimpleNamespace(patcher=patcher, cond_stage_model=network), "a.safetensors at 0.5")
+    assert list(below.changes) == ["clip_l.q_proj"]
+    assert below.identity.record() == {"file": "a.safetensors at 0.5", "digest": below.identity.digest, "strength": 1.0, "use": "always", "on_clip": True}  # fmt: skip
+    assert "in the text encoders: load it" in below.identity.text()
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    before = network.clip_l.q_proj(x)
+    lay_base_loras(network, [below])
+    up, down, alpha, *_ = lora().weights
+    assert torch.allclose(network.clip_l.q_proj(x), before + 0.5 * alpha / 2 * x @ (up @ down).t(), atol=1e-5)

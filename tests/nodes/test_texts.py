@@ -76,9 +76,10 @@ def test_rates_patches_and_schedules_that_cannot_be_trained_are_refused(host):
         check(base, clip(SD1ClipModel()), TextConfig(learning_rate=0.1, learning_rate_2=0.1), rate)
     with pytest.raises(ConfigError, match="prodigy finds one rate for all"):
         check(base, clip(SD1ClipModel()), asked, OptimizerConfig(name="prodigy", learning_rate=1.0))
-    lora = SimpleNamespace(name="lora", weights=())
-    with pytest.raises(ConfigError, match="clip carries lora: .*Loom LoRA Merge into Base.*Link the loader's CLIP"):
-        check(base, clip(SD1ClipModel(), [("clip_l.x.weight", lora)]), asked, rate)
+    lora = SimpleNamespace(name="lora", weights=(torch.ones(1, 1), torch.ones(1, 1), 1.0, None, None, None))
+    check(base, clip(SD1ClipModel(), [("clip_l.x.weight", lora)]), asked, rate)
+    with pytest.raises(ConfigError, match="clip carries diff .*Loom LoRA Merge into Base.*Link the loader's CLIP"):
+        check(base, clip(SD1ClipModel(), [("clip_l.x.weight", ("diff", (torch.ones(1),)))]), asked, rate)
     with pytest.raises(ConfigError, match="a schedule or hooks"):
         check(base, clip(SD1ClipModel(), schedule=True), asked, rate)
     alone = TextConfig(learning_rate=1e-4, alone=True)

@@ -37,24 +37,29 @@ class BaseLoraIdentity:
     """Of its tensors."""
     strength: float
     use: Use
+    on_clip: bool = False
+    """Whether it is computed in a host's CLIP, not in its MODEL."""
 
     @property
     def name(self) -> str:
-        return self.file or "the LoRA that was loaded into the MODEL"
+        return self.file or f"the LoRA that was loaded into the {'CLIP' if self.on_clip else 'MODEL'}"
 
     def text(self) -> str:
         """For the log."""
         if self.use == "training":
             return f"base LoRA {self.name} at {self.strength:g} while training only: samples and sweeps run without it"
-        return f"base LoRA {self.name} at {self.strength:g}: load it, at this strength, with every LoRA of this run"
+        where = " in the text encoders" if self.on_clip else ""
+        return (
+            f"base LoRA {self.name} at {self.strength:g}{where}: load it, at this strength, with every LoRA of this run"
+        )
 
     def record(self) -> Record:
-        """As run.json and metadata have it."""
-        return asdict(self)
+        """As run.json and metadata have it. Earlier versions had none on a CLIP."""
+        return {name: value for name, value in asdict(self).items() if name != "on_clip" or value}
 
     def fact(self) -> str:
         """What must stay equal for a run to be continued. A file may be moved and renamed."""
-        return f"{self.digest} at {self.strength:g} ({self.use})"
+        return f"{self.digest} at {self.strength:g} ({self.use}{', clip' if self.on_clip else ''})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,10 +257,12 @@ def _made_shape(parts: Mapping[str, Tensor], where: str) -> tuple[int, int]:
     return made
 
 
+@torch.inference_mode(False)
 def lay_base_loras(module: nn.Module, loras: Sequence[BaseLora]) -> LaidLoras:
     """Have a frozen network compute with base LoRAs from now on. Those of strength 0 are left out.
 
-    To be called where the weights have come to their place, and before an adapter is injected.
+    To be called where the weights have come to their place, and before an adapter is injected. Copies on the device are normal tensors,
+    which autograd may save, even where a host calls this in inference mode.
     """
     laid, device = LaidLoras(), device_of(module)
     for lora in loras:

@@ -3,7 +3,9 @@ key map."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ....trainer.config.aliases import no_note
@@ -17,10 +19,11 @@ from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.types import Record
 from ....trainer.weights.changes import FrozenChange
-from ..comfy_types import BaseModel, Graph, ModelPatcher
+from ..comfy_types import BaseModel, Clip, Graph, ModelPatcher
 from .denoiser import PREFIX
 from .lora_check import known_keys, loaded_by_host
 from .patches import Patch, check_readable, patches_digest, patches_of, without_patches
+from .sharing.share_storage import share
 
 
 def read_base_loras(patcher: ModelPatcher, asked: Sequence[BaseLoraConfig], loaders: str = "") -> tuple[BaseLora, ...]:
@@ -39,6 +42,22 @@ def _of_model(patcher: ModelPatcher, network: nn.Module, loaders: str) -> BaseLo
     return BaseLora(identity=identity, changes=_changes(list(patches_of(patcher)), network, identity.name))
 
 
+def read_clip_loras(clip: Clip | None, loaders: str = "") -> tuple[BaseLora, ...]:
+    """What is patched into a CLIP that is trained, as a base LoRA that is always on. `loaders` names the files, as far as they are known.
+
+    Raises ModelFileError for a kind that cannot be computed next to the weights.
+    """
+    if clip is None or not clip.patcher.patches:
+        return ()
+    digest = patches_digest(clip.patcher)
+    identity = BaseLoraIdentity(file=loaders, digest=digest, strength=1.0, use="always", on_clip=True)
+    return (
+        BaseLora(
+            identity=identity, changes=_changes([*patches_of(clip.patcher)], clip.cond_stage_model, identity.name)
+        ),
+    )
+
+
 def _of_file(model: BaseModel, network: nn.Module, asked: BaseLoraConfig) -> BaseLora:
     path = Path(asked.file)
     what, tensors = f"base LoRA {path.name}", read_lora(path)
@@ -54,7 +73,7 @@ def _patches(model: BaseModel, tensors: Mapping[str, Tensor], strength: float, w
     keys = known_keys(model)
     if texts := sorted(key for key in modules if is_text_encoder(key) and key not in keys):
         raise ConfigError(
-            f"{what} changes the text encoder too ({len(texts)} modules, first {texts[0]}): load it with LoraLoader instead, and connect its MODEL to LoomTrain and its CLIP to LoomCache; to train the text encoders too (clip of LoomTrain), merge it into the checkpoint (Loom LoRA Merge into Base) and load that"
+            f"{what} changes the text encoder too ({len(texts)} modules, first {texts[0]}): load it with LoraLoader instead, and connect its MODEL to LoomTrain and its CLIP to LoomCache, and to clip of LoomTrain where the text encoders are trained too"
         )
     if lost := sorted(key for key in (*modules, *unknown) if key not in keys):
         raise ModelFileError(
@@ -76,39 +95,52 @@ def _changes(patches: Sequence[Patch], network: nn.Module, what: str) -> dict[st
     return found
 
 
+@torch.inference_mode(False)
 def _change(patch: Patch, layer: nn.Module, where: str) -> FrozenChange:
+    parts = {name: share(tensor) for name, tensor in patch.parts.items()}  # a loader node's are inference tensors
     if patch.rows is None:
-        return change_of(patch.parts, layer, patch.strength, where)
+        return change_of(parts, layer, patch.strength, where)
     _, first, count = patch.rows
-    inner = change_of(patch.parts, layer, patch.strength, where, rows=count)
+    inner = change_of(parts, layer, patch.strength, where, rows=count)
     return OfRows(inner=inner, offset=first, shape=weight_shape(layer, where))
 
 
-def loader_names(graph: Graph | None, node_id: object) -> str:
-    """The files of the LoRA loaders between a model loader and the input `model` of a node, "a.safetensors at 0.8, …"; "" where the
-    graph does not say it. Loaders that have several LoRAs in a widget of their own are not known."""
+def loader_names(graph: Graph | None, node_id: object, link: Literal["model", "clip"] = "model") -> str:
+    """The files of the LoRA loaders between a model loader and the input `model` or `clip` of a node, "a.safetensors at 0.8, …"; "" where
+    the graph does not say it. Loaders that have several LoRAs in a widget of their own are not known."""
     names: list[str] = []
     node, seen = str(node_id), set[str]()
     while graph and node in graph and node not in seen:
         seen.add(node)
         inputs = graph[node]["inputs"]
         if isinstance(name := inputs.get("lora_name"), str):
-            strength = inputs.get("strength_model", 1.0)
+            strength = inputs.get(f"strength_{link}", 1.0)
             names.append(f"{Path(name).name} at {strength:g}" if isinstance(strength, int | float) else Path(name).name)
-        above = inputs.get("model")
+        above = inputs.get(link)
         if not isinstance(above, list):
             break
         node = str(above[0])
     return ", ".join(reversed(names))
 
 
-def recorded_below(record: Record) -> tuple[tuple[BaseLoraConfig, ...], str]:
-    """Returns (the files that a run was trained on, digest of the LoRAs that its MODEL had) by its run.json; "" for none."""
+def recorded_below(record: Record) -> tuple[tuple[BaseLoraConfig, ...], str, str]:
+    """Returns (the files that a run was trained on, digest of the LoRAs that its MODEL had, that of its trained CLIP) by its run.json; ""
+    for none."""
     files = [
         parse(one, BaseLoraConfig, no_note) for one in record.get("config", {}).get("model", {}).get("base_lora", [])
     ]
-    known = record.get("base_loras", [])
-    return tuple(files), known[0]["digest"] if len(known) > len(files) else ""
+    every = record.get("base_loras", [])
+    known = [one for one in every if not one.get("on_clip")]
+    on_clip = next((one["digest"] for one in every if one.get("on_clip")), "")
+    return tuple(files), known[0]["digest"] if len(known) > len(files) else "", on_clip
+
+
+def check_clip_loras(clip: Clip, patches: str) -> None:
+    """Raise ConfigError for a CLIP without the LoRAs that the one of a run had; `patches` is their digest, "" for none."""
+    if patches and patches_digest(clip.patcher) != patches:
+        raise ConfigError(
+            "the run was trained on a CLIP with LoRAs loaded into it, and this CLIP does not have the same ones: connect the CLIP that clip of its LoomTrain was given"
+        )
 
 
 def with_base(patcher: ModelPatcher, files: Sequence[BaseLoraConfig], patches: str) -> ModelPatcher:

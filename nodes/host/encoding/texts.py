@@ -7,6 +7,7 @@ from typing import Any
 from ....trainer.config.run import NetworkConfig, OptimizerConfig, TextConfig
 from ....trainer.data.cache.keys import views
 from ....trainer.errors import ConfigError
+from ....trainer.lora.base_lora import BaseLora
 from ....trainer.lora.roles import Role, roles
 from ....trainer.training.text_encoders import NETWORK, WithText, check_text_training, together
 from ....trainer.types import Conditioning, Example, Geometry
@@ -37,9 +38,10 @@ class TrainedTexts:
         """Both without weights, for a rehearsal; `denoiser` has none any more."""
         return with_clip(denoiser, self.clip.on_shapes())
 
-    def place(self, clip: Clip, denoiser: LoadedDenoiser) -> None:
-        """Follow the weights of both to where ComfyUI has brought them. Node thread. Raises ConfigError as of `TrainedClip.place`."""
-        self.clip.place(clip)
+    def place(self, clip: Clip, denoiser: LoadedDenoiser, below: Sequence[BaseLora] = ()) -> None:
+        """Follow the weights of both to where ComfyUI has brought them; `below` are the CLIP's base LoRAs. Node thread. Raises ConfigError
+        as of `TrainedClip.place`."""
+        self.clip.place(clip, below)
         self.whole.module = together(denoiser, self.clip.networks())
 
     def roles(self, network: dict[str, Role]) -> dict[str, Role]:

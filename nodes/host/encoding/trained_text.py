@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ....trainer.data.batches import PickedExample
 from ....trainer.errors import ConfigError
 from ....trainer.families.common.family import Text
+from ....trainer.lora.base_lora import BaseLora, lay_base_loras
 from ....trainer.memory_plan.structure import structure_of
 from ....trainer.training.text_encoders import WithText, text_targets, together
 from ....trainer.types import Conditioning, Geometry
 from ..backend.conditions import network_inputs
 from ..backend.denoiser import LoadedDenoiser, is_dynamic
 from ..backend.families import of_class
-from ..backend.patches import kind_of
+from ..backend.patches import patch_problems
 from ..backend.shadow import build_shadow
 from ..comfy_types import BaseModel, Clip, ModelPatcher
 
@@ -56,15 +57,14 @@ def check_clip(clip: Clip, patcher: ModelPatcher) -> None:
         raise ConfigError(
             f"clip is a {name}, which does not belong to a {model} model: link the CLIP of the MODEL's own loader"
         )
-    _check_plain(clip)
+    _check_patches(clip)
 
 
-def _check_plain(clip: Clip) -> None:
-    patches: Mapping[str, list[tuple[Any, ...]]] = getattr(clip.patcher, "patches", {})
-    if patches:
-        kinds = ", ".join(sorted({kind_of(entry[1]) for chain in patches.values() for entry in chain}))
+def _check_patches(clip: Clip) -> None:
+    """Plain LoRA, LoHa and LoKr are base LoRAs."""
+    if problems := patch_problems(clip.patcher):
         raise ConfigError(
-            f"clip carries {kinds}: a text encoder is trained as its loader gives it. Merge the LoRA into the checkpoint (Loom LoRA Merge into Base) and load that, or unlink clip to train the MODEL alone on top of the LoRA. Link the loader's CLIP where the LoRA is meant for the MODEL only (LoraLoaderModelOnly)"
+            f"clip carries {', '.join(problems)}, which cannot be computed next to the weights. Merge it into the checkpoint (Loom LoRA Merge into Base) and load that, or unlink clip to train the MODEL alone. Link the loader's CLIP where it is meant for the MODEL only (LoraLoaderModelOnly)"
         )
     if getattr(clip, "use_clip_schedule", False) or getattr(clip.patcher, "forced_hooks", None):
         raise ConfigError("clip has a schedule or hooks: link the loader's CLIP")
@@ -110,8 +110,9 @@ class TrainedClip:
         return replace(self, network=structure_of(self.network))
 
     @torch.inference_mode(False)
-    def place(self, clip: Clip) -> None:
-        """Share the weights where ComfyUI has brought them. Before an adapter is injected. Node thread only.
+    def place(self, clip: Clip, below: Sequence[BaseLora] = ()) -> None:
+        """Share the weights where ComfyUI has brought them, and compute with the base LoRAs `below`. Before an adapter is injected. Node
+        thread only.
 
         Raises ConfigError for a CLIP that is on its device in part.
         """
@@ -123,6 +124,7 @@ class TrainedClip:
             raise ConfigError(
                 f"ComfyUI has loaded this CLIP only in part ({' and '.join(sorted(places))}): free VRAM (unload other models), or start ComfyUI without --lowvram"
             )
+        lay_base_loras(self.network, below)
 
 
 @torch.inference_mode(False)

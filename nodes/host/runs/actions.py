@@ -16,7 +16,7 @@ from ....trainer.training.loss_settings import GUIDED_SCALE
 from ....trainer.training.text_encoders import WithText
 from ....trainer.weights.streaming import stream_of
 from ...sockets.values import RunValue
-from ..backend.base_loras import loader_names, read_base_loras
+from ..backend.base_loras import loader_names, read_base_loras, read_clip_loras
 from ..backend.model_rows import told_of
 from ..backend.sharing.reshare import SharedBase, loaded_models
 from ..comfy_types import Graph, ModelPatcher
@@ -48,7 +48,10 @@ def start(
     scale = told.row.guided.value if told and told.row.guided else GUIDED_SCALE
     request = request.settled(run_folder(request.name), network, notes.append, scale)
     request = with_steps(request, dataset, notes.append)
-    below = read_base_loras(patcher, request.base_loras, loader_names(graph, node_id))
+    below = (
+        *read_base_loras(patcher, request.base_loras, loader_names(graph, node_id)),
+        *read_clip_loras(request.clip, loader_names(graph, node_id, "clip")),
+    )
     plan = request.plan(facts(patcher, request), below)
     choice = choose(plan, existing, REGISTRY)
     folder, job = choice.folder, choice.job

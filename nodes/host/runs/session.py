@@ -293,9 +293,9 @@ def make_session(
     bring_to_device(*([] if stays_in_ram else [patcher]), *others)
     denoiser.module = load_denoiser(patcher, compute_dtype=denoiser.compute_dtype).module  # as the weights lie now
     prepare_weights(denoiser, patcher, request, stream, log)
-    laid = lay_base_loras(denoiser.module, below)
+    laid = lay_base_loras(denoiser.module, [one for one in below if not one.identity.on_clip])
     if texts and request.clip:
-        texts.place(request.clip, denoiser)
+        texts.place(request.clip, denoiser, [one for one in below if one.identity.on_clip])
     backend = Backend(
         denoiser=whole,
         architecture=denoiser.family,

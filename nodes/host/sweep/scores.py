@@ -128,7 +128,7 @@ def _measured(
     notes: list[str],
 ) -> Losses:
     """Validation losses on the weights that ComfyUI holds, with each LoRA applied to a shadow of the network in turn."""
-    files, patches = recorded_below(record)
+    files, patches, _ = recorded_below(record)
     with_base(patcher, files, patches)  # refuses another MODEL than the run's
     below = read_base_loras(patcher if patches or not files else without_patches(patcher), files)
     bring_to_device(patcher)

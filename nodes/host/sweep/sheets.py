@@ -35,7 +35,7 @@ from ....trainer.sweep.strip import AXES
 from ....trainer.types import Cell
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CheckpointsValue, GuidanceValue, RunValue, SheetValue
-from ..backend.base_loras import recorded_below, with_base
+from ..backend.base_loras import check_clip_loras, recorded_below, with_base
 from ..backend.lora_check import check_fits_model
 from ..backend.model_rows import told_of, usual_cfg
 from ..comfy_types import Clip, Graph, ModelPatcher, Vae
@@ -85,10 +85,10 @@ def collect(
     directory, title = root() / "strips", "files"
     steps: tuple[int, ...] = ()
     base_loras: tuple[BaseLoraConfig, ...] = ()
-    patches = ""
+    patches = clip_patches = ""
     if run is not None:
         folder, title = run_folder(run.name), run.name
-        base_loras, patches = recorded_below(folder.read())
+        base_loras, patches, clip_patches = recorded_below(folder.read())
         directory = folder.path / "strips"
         saved = picked(folder.saved_loras(), pick, number)
         if not saved:
@@ -104,6 +104,7 @@ def collect(
         title=title,
         base_loras=base_loras,
         patches=patches,
+        clip_patches=clip_patches,
     )
 
 
@@ -160,6 +161,7 @@ def rendered_sheet(
         base=checkpoints.include_base,
         references=kept_references(reference_batches(inputs)),
     )
+    check_clip_loras(clip, checkpoints.clip_patches)
     plain, model = model, with_base(model, checkpoints.base_loras, checkpoints.patches)
     below = checkpoints.base_loras if model is not plain else ()
     axes = make_axes(sweep, _swept(checkpoints), 0)

@@ -264,17 +264,19 @@ class RunFolder:
             write_bytes(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def read_metrics(self) -> list[Record]:
-        """All lines that are whole; a half-written last one is left out, and so is whatever else is not a record of a step."""
+        """All lines that are whole records of a step. Raises RunError for a file that may not be read, and so must not be replaced."""
         if not self.metrics.is_file():
             return []
+        try:
+            whole = self.metrics.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise RunError(f"cannot read {self.metrics}: {error.strerror or error}") from error
         lines = []
-        for text in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
+        for text in whole.splitlines():
+            with suppress(ValueError, RecursionError):
                 line = json.loads(text)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                lines.append(line)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
         return lines
 
     def append_metrics(self, **values: Any) -> None:
@@ -321,10 +323,8 @@ class RunFolder:
         *,
         only_missing: bool = False,
     ) -> Path:
-        """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same in `publish_folder`.
-
-        With `only_missing` a file that is there and whole is left alone.
-        """
+        """Write `loras/<name>-000100.safetensors` (`<name>.safetensors` without a step), and the same in `publish_folder`;
+        with `only_missing` none that is there and whole."""
         write = partial(write_tensors, tensors=tensors, metadata=metadata)
         return self.save_file(write, step, publish_folder, only_missing=only_missing)
 

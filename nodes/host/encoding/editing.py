@@ -12,7 +12,7 @@ from ....trainer.data.images.index import FileIndex
 from ....trainer.data.images.load import image_suffixes, opened
 from ....trainer.data.report import make_report, namer
 from ....trainer.data.sets.dataset import build_dataset
-from ....trainer.errors import ConfigError
+from ....trainer.errors import ConfigError, DataError
 from ....trainer.storage.atomic import write_bytes
 from ....trainer.types import Example, Record
 from ..paths import allowed_roots, cache_folder, is_inside, resolve_folder
@@ -105,9 +105,12 @@ def is_image(path: Path) -> bool:
 
 
 def own_caption(image: Path) -> str:
-    """The text of the caption file of an image; "" without one."""
+    """The text of the caption file of an image; "" without one. Raises DataError for one that may not be read."""
     path = image.with_suffix(".txt")
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    except OSError as error:
+        raise DataError(f"cannot read the caption {path}: {error.strerror or error}") from error
 
 
 def may_write(folder: Path) -> bool:

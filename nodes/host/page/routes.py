@@ -156,11 +156,17 @@ def page_policy(path: Path) -> str:
     """The Content-Security-Policy of a page: an origin of its own, nothing from elsewhere, and no script.
 
     The compare page of a sweep is drawn by its script, so that one script may run: the one whose hash the page states.
+    Raises RunError for a page that may not be read.
     """
+    from ....trainer.errors import RunError
+
     scripts = ""
     if path.suffix.lower() == ".html":
-        with path.open("rb") as page:
-            stated = SCRIPT_HASH.search(page.read(HEAD_BYTES))
+        try:
+            with path.open("rb") as page:
+                stated = SCRIPT_HASH.search(page.read(HEAD_BYTES))
+        except OSError as error:
+            raise RunError(f"cannot read {path.name}: {error.strerror or error}") from error
         scripts = f"; script-src '{stated[1].decode()}'" if stated else ""
     sandbox = "sandbox allow-scripts" if scripts else "sandbox"
     return f"{sandbox}; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'{scripts}"

@@ -89,7 +89,7 @@ def _summary_or_damage(folder: RunFolder, registry: Registry) -> Record:
     try:
         return summary(folder, registry)
     except RunError as error:
-        return {**_short({}), "name": folder.name, "state": "damaged", "error": str(error)}
+        return {**_short({}, folder), "state": "damaged", "error": str(error)}
 
 
 def summary(folder: RunFolder, registry: Registry) -> Record:
@@ -97,11 +97,11 @@ def summary(folder: RunFolder, registry: Registry) -> Record:
     record = folder.read()
     job = registry.active(folder.name)
     if job is not None:
-        return {**_short(record), **note_of(folder), **job.summary()}
+        return {**_short(record, folder), **note_of(folder), **job.summary()}
     if record.get("state") in ACTIVE and folder.is_free():
         folder.update(state="interrupted")
         record = folder.read()
-    return {**_short(record), **note_of(folder)}
+    return {**_short(record, folder), **note_of(folder)}
 
 
 def note_of(folder: RunFolder) -> Record:
@@ -114,10 +114,10 @@ def note_of(folder: RunFolder) -> Record:
         return {"note": "", "starred": False}
 
 
-def _short(record: Record) -> Record:
+def _short(record: Record, folder: RunFolder) -> Record:
     training = record.get("config", {}).get("training")
     return {
-        "name": record.get("name", ""),
+        "name": folder.name,  # its record has another one where somebody has copied or renamed the folder
         "state": record.get("state", ""),
         "step": record.get("step", 0),
         "total": training.get("steps", 0) if isinstance(training, dict) else 0,

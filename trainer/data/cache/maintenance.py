@@ -110,7 +110,7 @@ def verify(cache: Cache, progress: Progress) -> Verified:
             read += check_shard(cache.folder, name).bytes
         except FileNotFoundError:  # pruned by another process in the meantime
             continue
-        except DamagedShardError:
+        except (DamagedShardError, OSError):
             cache.quarantine(name)
             damaged.append(name)
         progress(number, len(names))

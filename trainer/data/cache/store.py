@@ -105,6 +105,10 @@ class Cache:
                 except DamagedShardError:
                     self._quarantine(name)
                     continue
+                except OSError:  # another user's, or a folder of this name: it stays, and its items are encoded again
+                    self.quarantined.append(name)
+                    self._stuck.add(name)
+                    continue
                 if not (deleted or self._incomplete):
                     self._add(self.shards[name])
             if deleted or self._incomplete:

@@ -20,11 +20,11 @@ INPUTS = {
         "Loom Optimizer": "warmup cycles power min_lr_ratio cycle_warmup cycle_decay cycle_growth decay timescale"
     },
     "network": {
-        "Loom Network": "kind alpha rslora target_modules exclude_modules dropout lokr_factor lokr_factors lokr_full_matrix lokr_decompose_both conv_rank conv_alpha module_ranks module_alphas module_rates loraplus_lr_ratio rank_dropout module_dropout scale_weight_norms tucker dylora_unit init init_from",
+        "Loom Network": "kind alpha rslora target_modules exclude_modules dropout lokr_factor lokr_factors lokr_full_matrix lokr_decompose_both conv_rank conv_alpha module_ranks module_alphas module_rates loraplus_lr_ratio rank_dropout module_dropout scale_weight_norms tucker dylora_unit init init_from train_norm",
         "Loom Train LoRA": "rank",
     },
     "objective": {
-        "Loom Objective": "timestep_sampling logit_mean logit_std mode_scale shift min_timestep max_timestep timestep_spread loss huber_delta min_snr_gamma noise_offset masked_loss multires_noise_iterations multires_noise_discount ip_noise_gamma soft_min_snr debiased_loss scale_v_loss huber_schedule unmasked_probability unmasked_weight zero_terminal_snr guidance_scale guided_loss guided_scale"
+        "Loom Objective": "timestep_sampling logit_mean logit_std mode_scale shift min_timestep max_timestep timestep_spread loss huber_delta min_snr_gamma noise_offset masked_loss multires_noise_iterations multires_noise_discount ip_noise_gamma soft_min_snr debiased_loss scale_v_loss huber_schedule unmasked_probability unmasked_weight zero_terminal_snr guidance_scale guided_loss guided_scale scheduled_sampling_max_step_offset scheduled_sampling_probability scheduled_sampling_ramp_steps scheduled_sampling_strategy tread_routes"
     },
     "memory": {
         "Loom Memory": "gradient_checkpointing prefetch base vram_gb checkpoint checkpoint_offload on_oom compile",
@@ -72,7 +72,7 @@ _PLACES = {
 }
 _VALUE = r"""'[^']*'|"[^"]*"|-?\d+(?:\.\d+)?(?:e-?\d+)?(?: with gradient_accumulation_steps = \d+)?|\w+"""
 _OPTION = re.compile(
-    rf"\b({'|'.join(re.escape(name) for name in sorted([*_PLACES, *RENAMED], key=len, reverse=True))})\b(?: = ({_VALUE}))?"
+    rf"\b({'|'.join(re.escape(name) for name in sorted([*_PLACES, *RENAMED], key=len, reverse=True))})\b(?!\.\w)(?: = ({_VALUE}))?"
 )
 E = TypeVar("E", bound=LoomError)
 

@@ -67,11 +67,11 @@ def test_python_toml_and_set_say_the_same(section, name, value, remedy, tmp_path
 @pytest.mark.parametrize(
     ("node", "inputs", "message"),
     [
-        ("LoomNetwork", {"alpha": 0.0, "kind": "lohaa", "targets": "default"}, "network.kind = 'lohaa': use 'lora'"),
-        ("LoomOptimizer", {"name": "adamw", "schedule": "wds", "warmup": 0.0}, "schedule.kind = 'wds': use 'constant'"),
+        ("LoomNetwork", {"alpha": 0.0, "kind": "lohaa", "targets": "default"}, "kind = lohaa in Loom Network: use 'lora'"),
+        ("LoomOptimizer", {"name": "adamw", "schedule": "wds", "warmup": 0.0}, "schedule = wds in Loom Optimizer: use 'constant'"),
         ("LoomOptimizer", {"name": "adamw", "schedule": "constant", "warmup": 0.0, "schedule_class": "os.path"}, "schedule_class = 'os.path': a workflow may name classes of torch"),
         ("LoomOptimizer", {"name": "adamw", "schedule": "constant", "warmup": 0.0, "schedule_options": "T_max 5"}, "schedule_options = 'T_max 5': write one option = value"),
-        ("LoomObjective", {"timesteps": "normal", "shift": "auto"}, "objective.timestep_sampling = 'normal': use 'auto'"),
+        ("LoomObjective", {"timesteps": "normal", "shift": "auto"}, "timestep_sampling = normal in Loom Objective: use 'auto'"),
         ("LoomGuidance", {"label": "", "method": "pag", "cfg": 3.0}, "sweep.guidance.method = 'pag': use 'cfg' or 'apg'"),
     ],
 )  # fmt: skip

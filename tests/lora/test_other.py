@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lora_loom.trainer import families
 from lora_loom.trainer.config.run import NetworkConfig
 from lora_loom.trainer.diffusion.denoiser import Targets
 from lora_loom.trainer.errors import ConfigError, ModelFileError
@@ -253,3 +254,12 @@ def test_no_pattern_can_freeze_the_process(field, pattern, message):
     with pytest.raises(ConfigError, match=message) as refused:
         resolve_targets(net, {}, wanted, exclude=exclude)
     assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(("word", "here"), [("attn-mlp", "attention+mlp"), ("full", "all")])
+def test_words_of_lycoris_are_named_with_ours(word, here):
+    presets = families.all_families()["sd"].tiny().denoiser.target_presets
+    with pytest.raises(
+        ConfigError, match=rf"'{word}': LyCORIS' preset of this name is '{here.replace('+', '.')}' here"
+    ):
+        resolve_targets(Net(), presets, word)

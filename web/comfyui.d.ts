@@ -9,6 +9,7 @@ interface ComfyWidget {
   hidden?: boolean;
   disabled?: boolean;
   serialize?: boolean;
+  computeSize?(): [number, number];
   callback?: (...values: unknown[]) => unknown;
 }
 

@@ -5,6 +5,8 @@
 const ROW = 24; // height of a widget on the canvas, in its own pixels
 /** Fold anew, when it has changed which inputs are advanced. @type {WeakMap<object, () => void>} */
 export const refold = new WeakMap();
+/** @returns {[number, number]} what takes no room: a frontend adds 4 pixels to each */
+const NO_ROOM = () => [0, -4];
 const MARK = "loom_folded"; // a node saved without it has the height of all its widgets
 
 /**
@@ -26,6 +28,8 @@ export function foldAdvanced(node) {
   if (!all.length) return;
   const defaults = new Map(all.map((widget) => [widget.name, widget.value]));
   const tall = node.computeSize()[1];
+  const isOld = !node.getLayoutWidgets; // it leaves room for hidden widgets, unless they say that they need none
+  const sizes = new Map(all.map((widget) => [widget, Object.hasOwn(widget, "computeSize") ? widget.computeSize : undefined]));
   /** @type {Set<ComfyWidget>} */
   let folded = new Set();
   fold();
@@ -48,6 +52,11 @@ export function foldAdvanced(node) {
     const hidden = isVue() ? all.filter((widget) => widget.options?.advanced) : foldable(all, defaults).filter((widget) => !linked.has(widget.name));
     folded = new Set(hidden);
     for (const widget of all) widget.advanced = folded.has(widget);
+    for (const [widget, size] of isOld ? sizes : []) {
+      if (folded.has(widget) && !node.showAdvanced) widget.computeSize = NO_ROOM;
+      else if (size) widget.computeSize = size;
+      else delete widget.computeSize;
+    }
   }
 
   /** @param {boolean} open */

@@ -106,3 +106,17 @@ test("a widget that its frontend calls advanced, though the canvas shows it, has
   refold.get(node)();
   assert.equal(shown(node), "steps seed button");
 });
+
+test("in a frontend that lays out hidden widgets they take no room while they are folded", () => {
+  const node = newNode();
+  node.widgets[2].computeSize = () => [10, 60];
+  foldAdvanced(node);
+  const sizes = () => node.widgets.slice(0, 4).map((widget) => widget.computeSize?.()[1]);
+  assert.deepEqual(sizes(), [undefined, -4, -4, -4]);
+  node.widgets.at(-1).callback();
+  assert.deepEqual(sizes(), [undefined, undefined, 60, undefined]);
+  const newer = newNode();
+  newer.getLayoutWidgets = () => [];
+  foldAdvanced(newer);
+  assert.equal(newer.widgets[1].computeSize, undefined);
+});

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import typing
+from itertools import zip_longest
 from pathlib import Path
 
 import typer
@@ -17,6 +18,7 @@ from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.config import run as config_module
 from lora_loom.trainer.config.run import Section
 
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 RECORD = Path(__file__).with_name("surface.json")
 
 
@@ -62,7 +64,8 @@ def node_inputs():
             for group in ("required", "optional")
             for key, entry in groups.get(group, {}).items()
         }
-        nodes[name] = {"inputs": inputs, "outputs": [str(kind) for kind in cls.RETURN_TYPES]}
+        widgets = [key.partition(".")[2] for key, kind in inputs.items() if kind in WIDGETS]
+        nodes[name] = {"inputs": inputs, "outputs": [str(kind) for kind in cls.RETURN_TYPES], "widgets": widgets}
     return nodes
 
 
@@ -70,11 +73,31 @@ def surface():
     return {"config": config_fields(), "commands": commands(), "nodes": node_inputs()}
 
 
+def moved_widgets(before, now):
+    """{node: first widget that is not where it was}: saved workflows hold the values of widgets by position."""
+    pairs = {name: (node["widgets"], now[name]["widgets"]) for name, node in before.items() if name in now}
+    return {
+        name: next(one for one, there in zip_longest(old, new) if one != there)
+        for name, (old, new) in pairs.items()
+        if new[: len(old)] != old
+    }
+
+
 def test_the_surface_changes_only_on_purpose():
     now = json.loads(json.dumps(surface()))
+    assert not moved_widgets(json.loads(RECORD.read_text())["nodes"], now["nodes"]), (
+        "an input is added behind all others"
+    )
     if os.environ.get("LOOM_RECORD_SURFACE"):
         RECORD.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
     assert now == json.loads(RECORD.read_text())
+
+
+def test_a_widget_that_is_put_before_another_is_noticed():
+    before = {"A": {"widgets": ["x", "y"]}}
+    assert not moved_widgets(before, {"A": {"widgets": ["x", "y", "z"]}, "B": {"widgets": ["x"]}})
+    for widgets in (["x", "z", "y"], ["y", "x"], ["x"]):
+        assert moved_widgets(before, {"A": {"widgets": widgets}}).keys() == {"A"}
 
 
 def test_the_option_list_in_the_docs_is_true():

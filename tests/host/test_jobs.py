@@ -178,7 +178,7 @@ def test_a_diverged_run_keeps_its_last_checkpoint(server, base):
 def test_another_configuration_of_the_same_name_is_refused_or_gets_a_new_name(server, base):
     server.run(prompt(train(base, "named", rank=4)))
     message = server.fail(prompt(train(base, "named", rank=2)))
-    assert "network.rank" in message
+    assert "rank in Loom Train LoRA: 4 -> 2" in message
     server.run(prompt(train(base, "named", rank=2, existing_run="new")))
     assert server.run_state("named-2")["state"] == "finished"
 

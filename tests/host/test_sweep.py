@@ -274,7 +274,7 @@ def test_apg_changes_nothing_at_cfg_1(server, bases, family):
 def test_bad_sweeps_say_what_to_do(server, bases):
     base = bases["sd3"]
     graph = swept(base, "bad-sweep", prompts="")
-    assert "sweep.prompts is empty" in server.fail(prompt(graph))
+    assert "prompts in Loom Sweep is empty" in server.fail(prompt(graph))
     graph = swept(base, "bad-sweep", width=60)
     assert "multiples of 8" in server.fail(prompt(graph)) or "width" in json.dumps(server.refused(prompt(graph)))
     graph = swept(base, "bad-sweep")

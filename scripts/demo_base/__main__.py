@@ -87,7 +87,7 @@ def grow(
     learning_rate: float = 1e-3,
     seed: int = 3,
 ) -> None:
-    """Stage 2c: a third block and half as many channels again, grown out of the two blocks and trained on; an hour and a half on one core."""
+    """Stage 2c: a third block and half as many channels again, grown out of the two blocks and trained on; an hour and a quarter on one core."""
     from .denoiser import train
 
     target = work / "grown"

@@ -38,12 +38,12 @@ def test_no_training_scene_has_a_held_out_combination():
 
 def test_the_shipped_files_are_small():
     total = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
-    assert total <= 12 * 2**20
+    assert total <= 16 * 2**20
 
 
 SHIPPED = json.loads((ASSETS / SCORES).read_text(encoding="utf-8"))
 FEW = 16
-OF_FEW = {"autoencoder shape": 1.0, "colour": 1.0, "count": 0.9375, "shape": 0.6875}
+OF_FEW = {"autoencoder shape": 1.0, "colour": 1.0, "count": 1.0, "shape": 1.0}
 """What the shipped files score on the first prompts."""
 LEEWAY = 0.05
 """Sampling rounds differently on another machine: a few of 64 pictures may be judged otherwise."""

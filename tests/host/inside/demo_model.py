@@ -12,7 +12,7 @@ def stand_in(folder):
     from scripts.demo_base.denoiser import Model
 
     torch.manual_seed(0)
-    model = Model(blocks=2)
+    model = Model(blocks=3)
     with torch.no_grad():  # diffusers starts some layers at zero; nothing may hide behind that
         for parameter in model.transformer.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -53,7 +53,7 @@ def lora_effect(model, clip, noise, positive, empty):
 
     lora = {}
     for key, (rows, columns) in {
-        "lora_unet_joint_blocks_0_x_block_attn_proj": (128, 128),
+        "lora_unet_joint_blocks_0_x_block_attn_proj": (192, 192),
         "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": (64, 64),
     }.items():
         lora[f"{key}.lora_up.weight"], lora[f"{key}.lora_down.weight"] = torch.randn(rows, 2), torch.randn(2, columns)

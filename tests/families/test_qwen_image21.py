@@ -5,7 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer import families
-from lora_loom.trainer.config.run import NetworkConfig
+from lora_loom.trainer.base_model import open_base
+from lora_loom.trainer.config.run import ModelConfig, NetworkConfig
+from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.families import qwen_image21
 from lora_loom.trainer.families.common.family import Loading
 from lora_loom.trainer.families.common.keymap import to_diffusers
@@ -15,6 +17,7 @@ from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.lora.host_formula import weight_change
 from lora_loom.trainer.lora.state_dict import to_file
 from lora_loom.trainer.lora.targets import resolve_targets
+from lora_loom.trainer.runs.reference_images import check_reference_use
 from tests.conftest import tiny_folder
 
 FAMILY = families.get("qwen_image21")
@@ -163,6 +166,17 @@ def test_comfyuis_file_is_the_same_network_without_a_copy(tiny, native_file):
     owned = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     mapped = to_diffusers(tensors, family.key_map(source.shapes))
     assert {tensor.untyped_storage().data_ptr() for tensor in mapped.values()} == owned
+
+
+def test_reference_images_are_refused_with_the_reason(tiny, native_file):
+    """The model takes some elsewhere: diffusers' pipeline puts them into the prompt."""
+    base = open_base(ModelConfig(base=str(native_file)))
+    for option in ("dataset.references", "validation.references", "sweep.references"):
+        with pytest.raises(
+            ConfigError, match=rf"{option}: qwen_image21 qwen-image-2.1 gets no reference images: .*text to image alone"
+        ):
+            check_reference_use(option, ["a.png"], base)
+    check_reference_use("dataset.references", [], base)
 
 
 def test_the_saved_file_has_the_names_of_the_halves_and_their_change(tiny):

@@ -55,6 +55,7 @@ VARIANTS = {
         hides_padding=True,
         by_length=True,
         distilled="guidance",
+        unread_references="it takes them inside of the prompt, where its language model and its network read them together, and that is not built here: it is trained from text to image alone",
     )
 }
 _ATTENTION = r"attn\.(to_[qkv]|to_out\.0)"

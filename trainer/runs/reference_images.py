@@ -58,6 +58,8 @@ def check_reference_use(option: str, given: Sequence[str | Sequence[str]], base:
         return
     editors = [name for name, variant in base.family.variants.items() if variant.references >= most]
     name = f"{base.family.name} {base.variant}"
+    if base.settings.unread_references:
+        raise ConfigError(f"{option}: {name} gets no reference images: {base.settings.unread_references}. Leave it out")
     if not able:
         remedy = f"set model.variant = {editors[0]!r} if the file is one" if editors else "use an edit model"
         raise ConfigError(f"{option}: {name} does not accept reference images; leave it out, or {remedy}")

@@ -46,6 +46,8 @@ class Variant:
     """Usual scale of the guided loss: the guidance that a CFG-distilled member was distilled at."""
     references: int = 0
     """How many reference images a sample can have; 0 for a model that takes none."""
+    unread_references: str = ""
+    """Why a model that takes reference images elsewhere gets none here."""
     text_pixels: int = 0
     """The text encoder sees the reference images too, each with the area of a square of this side in pixels; 0 where it does not."""
     by_length: bool = False

@@ -12,6 +12,7 @@ from lora_loom.trainer.families.common.family import Loading, pad_and_mask
 from lora_loom.trainer.families.common.keymap import to_diffusers
 from lora_loom.trainer.families.common.lumina2_network import fuse, split
 from lora_loom.trainer.families.common.source import open_source
+from lora_loom.trainer.families.common.text.lumina2_text import SYSTEM_PROMPT
 from tests.conftest import tiny_folder
 
 CPU = Loading(dtype=None, device=torch.device("cpu"))
@@ -74,7 +75,7 @@ def test_pad_and_mask():
 
 def test_prompts_carry_the_system_prompt_and_the_empty_one_does_not(tiny):
     text = tiny.encoders.text
-    assert text.wording("a cat") == lumina2.SYSTEM_PROMPT + " <Prompt Start> a cat"
+    assert text.wording("a cat") == SYSTEM_PROMPT + " <Prompt Start> a cat"
     assert text.wording("") == ""
     [empty] = text.encode([""])
     assert empty["text"].shape[0] == 2, "start and end alone"

@@ -13,9 +13,10 @@ from lora_loom.trainer import families
 from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.config.run import ModelConfig, TextConfig
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.families import lumina2, sd, sd3
+from lora_loom.trainer.families import sd, sd3
 from lora_loom.trainer.families.common.encoders import ClipText, T5Text, penultimate, side_by_side
 from lora_loom.trainer.families.common.family import stack_repeating
+from lora_loom.trainer.families.common.text.lumina2_text import SYSTEM_PROMPT
 from lora_loom.trainer.families.common.text.prompt_weights import escaped, segments
 from lora_loom.trainer.families.common.tiny import random_network, tiny_t5
 from lora_loom.trainer.runs.headless import train
@@ -268,7 +269,7 @@ def test_lumina2_reads_the_system_prompt_that_is_asked_for():
         texts[system] = {
             prompt: text["text"] for prompt, text in zip(["cat", ""], encoder.encode(["cat", ""]), strict=True)
         }
-        wording = {"auto": lumina2.SYSTEM_PROMPT + " <Prompt Start> cat", "": "cat"}.get(
+        wording = {"auto": SYSTEM_PROMPT + " <Prompt Start> cat", "": "cat"}.get(
             system, "Draw well. <Prompt Start> cat"
         )
         assert encoder.wording("cat") == wording

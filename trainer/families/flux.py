@@ -39,11 +39,11 @@ from .common.family import (
     by_length,
     stack_unequal,
 )
-from .common.flux_keys import NAMES_OF_FLUX2, double_keys, head_width, names_of_flux2, single_keys
 from .common.keymap import KeyMap, count_blocks, rename
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
+from .common.native.flux_keys import NAMES_OF_FLUX2, double_keys, head_width, names_of_flux2, single_keys
 from .common.source import Source
 from .common.tiny import random_network, tiny_clip, tiny_t5, tiny_vae
 

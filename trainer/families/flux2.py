@@ -30,11 +30,11 @@ from .common.family import (
     Variant,
     stack,
 )
-from .common.flux_keys import double_keys, head_width, names_of_flux1, norm_keys
 from .common.keymap import KeyMap, count_blocks, rename
 from .common.lora_layouts import DIT, Widths
 from .common.lora_names import LoraNames
 from .common.modules import load
+from .common.native.flux_keys import double_keys, head_width, names_of_flux1, norm_keys
 from .common.source import Source
 from .common.text.flux2_text import dev_text, klein_text
 from .common.tiny import random_network, tiny_patched_vae, tiny_qwen3

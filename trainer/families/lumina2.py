@@ -17,7 +17,7 @@ from ..diffusion.timesteps import ResolutionShift
 from ..errors import ModelFileError
 from ..types import Conditioning, Geometry, Shapes
 from .common.encoder_files.parts import FolderParts, codec_of
-from .common.encoders import KlCodec, device_of, load_network, load_tokenizer
+from .common.encoders import KlCodec, load_network, load_tokenizer
 from .common.family import (
     DEFAULT_PROMPT_ENCODING,
     ComfyModel,
@@ -37,11 +37,11 @@ from .common.lora_names import LoraNames
 from .common.lumina2_network import fuse, network_class
 from .common.modules import load
 from .common.source import Source
-from .common.text.lumina2_prompt import SYSTEM_PROMPT, system_prompt, worded
+from .common.text.lumina2_text import Lumina2Text, system_prompt, worded
 from .common.tiny import random_network, tiny_gemma, tiny_vae
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 NAME = "lumina2"
 VARIANTS = {
@@ -188,35 +188,6 @@ class Lumina2Denoiser(DiffusersDenoiser):
 
     def file_key(self, module_path: str) -> str:
         return f"diffusion_model.{self.native[module_path]}"
-
-
-class Lumina2Text:
-    """Gemma-2's last but one hidden state of the system prompt and the prompt, at the prompt's own length.
-
-    The empty prompt is encoded without the system prompt, as the samplers' unconditional side is.
-    """
-
-    def __init__(
-        self, module: nn.Module, tokenizer: "PreTrainedTokenizerBase", *, max_tokens: int, system: str = SYSTEM_PROMPT
-    ) -> None:
-        self.module, self.tokenizer, self.system = module, tokenizer, system
-        self.max_tokens = min(max_tokens, tokenizer.model_max_length)
-
-    def wording(self, prompt: str) -> str:
-        return worded(prompt, self.system)
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> list[Text]:
-        """One at a time, so that nothing depends on what it is batched with."""
-        texts: list[Text] = []
-        for prompt in prompts:
-            tokens = self.tokenizer(
-                [self.wording(prompt)], max_length=self.max_tokens, truncation=True, return_tensors="pt"
-            )
-            ids_1L = tokens["input_ids"].to(device_of(self.module))
-            hidden = self.module(ids_1L, output_hidden_states=True).hidden_states[-2]
-            texts.append({"text": hidden[0].float().cpu()})
-        return texts
 
 
 def _denoiser(module: nn.Module, variant: str, compute_dtype: torch.dtype | None = None) -> Lumina2Denoiser:

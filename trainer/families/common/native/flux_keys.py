@@ -1,7 +1,7 @@
 """The keys of Flux's blocks, which its relatives have too: double blocks with a stream for images and one for texts, single blocks."""
 
-from ...types import Shapes
-from .keymap import WEIGHT_AND_BIAS, KeyMap, Part, rename, split_rows
+from ....types import Shapes
+from ..keymap import WEIGHT_AND_BIAS, KeyMap, Part, rename, split_rows
 
 HEAD = 128
 """Width of an attention head where a network has no query norm to tell."""

@@ -1,0 +1,1 @@
+"""Names of original files: how diffusers' modules lie in them."""

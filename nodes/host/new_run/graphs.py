@@ -22,6 +22,8 @@ SCENES: Mapping[Goal, tuple[str, ...]] = {
 """What samples show besides the trigger; an edit has no samples without an image to edit."""
 USUAL_RANK = 16
 COLUMN, WIDTH, TRAIN_WIDTH, TRAIN_HEIGHT = 385, 345, 430, 880
+CACHE_HEIGHT = 570
+"""With its report and the contact sheet below it, which come when it has run."""
 GAP = 50
 """Between a node and the title of the one below it."""
 FRAME = 110
@@ -30,8 +32,8 @@ MODEL, IMAGES, CACHE, TRAIN = "1  Model", "2  Your images", "3  Cache and sample
 ADAPTER, PREVIEW = "Training adapter", "Samples come from"
 COLUMNS: Mapping[str, int] = {MODEL: 0, IMAGES: 0, ADAPTER: 0, PREVIEW: 0, CACHE: 1, TRAIN: 2}
 """{title of a group: its column}."""
-SCREEN = (1230, 1040)
-"""Pixels of a graph at 70 % beside the open sidebar of a window of 1280 x 800: what a run without extras fits into."""
+SCREEN = (1230, 1065)
+"""Pixels of a graph that a run without extras fits into: the width at 70 % beside the open sidebar of a window of 1280 x 800, and about its height."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ def make_graph(wish: Wish, seen: Seen, loaders: Loaders) -> Made:
     step = row.bucket_step.value if row and row.bucket_step else 16 if wish.model == DEMO else 64
     buckets = "off" if data == dataset else "pixel_area"
     cache = made.add(
-        "LoomCache", CACHE, 470, dataset=data, vae=vae, clip=clip, resolution=side, buckets=buckets,
+        "LoomCache", CACHE, CACHE_HEIGHT, dataset=data, vae=vae, clip=clip, resolution=side, buckets=buckets,
         bucket_step=step, model=model, **({"edit_prompts": "auto"} if wish.goal == "edit" else {}),
     )  # fmt: skip
     settings: dict[str, object] = {}

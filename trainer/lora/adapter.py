@@ -217,7 +217,10 @@ def _lora(layer: PeftLayer, dtype: torch.dtype | None, x: Tensor) -> Tensor:
     down, up = with_start(layer, matrix(layer.lora_A), matrix(layer.lora_B))
     if NESTED in drops:
         down, up = cast(NestedRanks, drops[NESTED]).cut(down, up)
-    down, up = down.to(x.dtype), (up * layer.scaling[NAME]).to(x.dtype)
+    scale = layer.scaling[
+        NAME
+    ]  # 1 where alpha is the rank, as by default: then nothing is multiplied, forward and backward
+    down, up = down.to(x.dtype), (up if scale == 1 else up * scale).to(x.dtype)
     between = drops.get(RANKS)
     return add_low_rank(base, base_layer, layer.lora_dropout[NAME](x), down, up, between)
 

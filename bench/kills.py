@@ -192,10 +192,10 @@ class Stage:
 
 def all_stages(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Kill the stages in turn until there were enough kills or the time is over; what was found is kept on the way."""
-    from tests.kill_stages import STAGES, warm
+    from tests.kill_stages import STAGES, graph, warm
 
     (folder / "warm").mkdir()
-    warm(folder / "warm")
+    warm(folder / "warm", graph)
     rng, end = random.Random(given.seed), time.monotonic() + 60 * given.minutes
     stages = [Stage(name, folder) for name in given.stage or STAGES]
     found: dict[str, Any] = {"seed": given.seed}

@@ -127,7 +127,7 @@ STAGES = {
 """{stage: (what comes before, what it does)}."""
 
 
-def warm(root):
+def warm(root, *more):
     """Do everything once in this process: what it has imported, its children need not import."""
-    for stage in (short_run, grid, strip, scores, graph):
+    for stage in (short_run, grid, strip, scores, *more):
         stage(root)

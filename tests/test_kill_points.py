@@ -47,11 +47,13 @@ def place(tmp_path):
 
 
 def ready_session(place, *, plain=False):
-    """A session with its base loaded, begun as `train` begins it. A plain one takes a step and saves."""
+    """A session with its base loaded, begun as `train` begins it. A plain one takes a step, measures nothing and saves."""
     config = whole_run(place)
     if plain:
         training = replace(config.training, steps=1, ema_decay=0.0)
-        config = replace(config, training=training, validation=ValidationConfig())
+        data = replace(config.data, validation_split=0.0)
+        network = replace(config.network, target_modules="regex:transformer_blocks.0.attn.to_q")
+        config = replace(config, training=training, data=data, network=network, validation=ValidationConfig())
     assert in_child(STAGES["cache"][1], place) == 0
     return begin_session(config)
 

@@ -24,6 +24,8 @@ def found():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_front_ends_route_alike(found, name, tmp_path):
+    if found[name] is None:
+        pytest.skip("this version of ComfyUI cannot build the toy")
     save_file(weights(name), tmp_path / "model.safetensors")
     family, denoiser = load_toy(name, tmp_path / "model.safetensors")
     inputs = toy_inputs(TOYS[name])
@@ -38,6 +40,8 @@ def test_both_front_ends_route_alike(found, name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recomputed_blocks_take_the_same_tokens(found, name):
+    if found[name] is None:
+        pytest.skip("this version of ComfyUI cannot build the toy")
     assert found[name]["size"] > 0
     assert found[name]["same bits"]
 

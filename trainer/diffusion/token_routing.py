@@ -28,8 +28,8 @@ class Call:
     """Parameter with the image's tokens (B, S, D), or with those of text and image (B, T + S, D) where there is none of the text."""
     text: str = ""
     """Parameter with the text's tokens (B, T, D)."""
-    rows: Mapping[str, int] = field(default_factory=dict)
-    """{parameter: dimension of the tokens in its tensor, or in each of its tensors}."""
+    rows: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    """{parameter: dimension of the tokens in its tensor, or in each of its tensors; of several, which versions differ in, the one with as many}."""
     first_only: bool = False
     """Of several tensors with positions the first is the image's, the others the text's."""
     returned: int | None = None
@@ -63,7 +63,7 @@ CALLS: dict[tuple[str, str], Call] = {
     ("comfy", "SingleStreamBlock"): Call(image="x", rows={"pe": 2}, without=("attn_mask", "modulation_dims")),
     ("comfy", "JointBlock"): Call(image="x", text="context", returned=1, positional=("context", "x")),
     ("comfy", "QwenImageTransformerBlock"): replace(
-        JOINT, rows={"image_rotary_emb": 2}, returned=1, without=("timestep_zero_index",)
+        JOINT, rows={"image_rotary_emb": (2, 1)}, returned=1, without=("timestep_zero_index",)
     ),
 }
 """{(library, class of blocks): how it is called}."""
@@ -208,11 +208,13 @@ class Router:
         text = torch.arange(before, device=self._kept.device)
         return torch.cat([text, self._kept + before])
 
-    def _rows(self, value: Any, call: Call, dimension: int, image: Tensor) -> Any:
+    def _rows(self, value: Any, call: Call, dimension: int | tuple[int, ...], image: Tensor) -> Any:
         """The rows of the tokens that are kept."""
         if isinstance(value, tuple | list):
             some = value[:1] if call.first_only else value
             return (*(self._rows(one, call, dimension, image) for one in some), *value[len(some) :])
+        if isinstance(dimension, tuple):
+            dimension = next(one for one in dimension if value.shape[one] == self._texts + self._count)
         places = self._places(value.shape[dimension] - self._count)
         return value.index_select(dimension, places)
 

@@ -30,12 +30,19 @@ def screen(page, name):
 
 
 def small_demo(name):
-    """The demo's graph as far as LoomTrain, with few steps."""
+    """The demo's graph as far as LoomTrain, with few steps and another rank than the default, which Settings then shows."""
     graph = json.loads((ROOT / "example_workflows" / "api" / "demo.json").read_text())
     kept = {number: node for number, node in graph.items() if number in "123456"}
     for node in kept.values():
         if node["class_type"] == "LoomTrain":
-            node["inputs"] |= {"name": name, "steps": STEPS, "save_every": 3, "batch_size": 2, "length": "value"}
+            node["inputs"] |= {
+                "name": name,
+                "rank": 8,
+                "steps": STEPS,
+                "save_every": 3,
+                "batch_size": 2,
+                "length": "value",
+            }
         if node["class_type"] == "LoomValidation":
             node["inputs"] |= {"every": 3, "steps": 2}
     return kept

@@ -98,3 +98,19 @@ def test_both_numbers_must_reach_their_bar(loss, score, learned):
     )
     assert lesson.learned == learned
     assert lesson.values()["held_out_final"] == loss
+
+
+def test_the_run_of_an_earlier_version_is_moved_aside_and_one_of_this_version_stays(tmp_path):
+    run, host = tmp_path / "runs" / "demo", SilentHost()
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("earlier")
+    demo._make_way(tmp_path, host)
+    assert (tmp_path / "runs" / "demo-1" / "run.json").read_text() == "earlier"
+    assert not run.exists()
+    run.mkdir()
+    demo._make_way(tmp_path, host)
+    assert run.exists(), "it is this version's own: it is continued"
+    (tmp_path / demo.MADE_WITH).write_text("{damaged")
+    demo._make_way(tmp_path, host)
+    assert (tmp_path / "runs" / "demo-2").is_dir()
+    assert (tmp_path / "runs" / "demo-1" / "run.json").read_text() == "earlier", "nothing is deleted"

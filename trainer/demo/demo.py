@@ -4,9 +4,11 @@ Eight drawn toadstools and a few scenes of the base's own world become a LoRA in
 checkpoints side by side. Two numbers decide: the validation loss must fall, and a judge must find toadstools.
 """
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from ..errors import RunError
@@ -15,6 +17,7 @@ from ..runs.headless import train as run_training
 from ..runs.session import Host
 from ..score.report import verdict
 from ..score.run import score_sheet
+from ..storage.atomic import write_json
 from ..sweep.run import Sheet, sweep, write_grid, write_strips
 from ..sweep.strip import panels
 from ..types import Cell, Json
@@ -26,6 +29,8 @@ MEASURED = ("water", "cave", "desert", "carpet")
 """Backgrounds of the validation images."""
 IMAGES, SCENES, HELD_OUT = len(BACKGROUNDS) - len(MEASURED), 6, len(MEASURED)
 LEARNING_RATE = 2e-3
+MADE_WITH = "made_with.json"
+"""Tells a run of this version from one of an earlier version, which had another base or other settings."""
 LOSS_MARGIN = 0.6
 """The validation loss must fall by this share at least. Seeds 0 and 1 fell by 0.90 and 0.87 (bench/demo.py)."""
 SCORE_MARGIN = 0.8
@@ -198,6 +203,7 @@ def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 
     if not (ASSETS / "transformer").is_dir():
         raise RunError(f"{ASSETS} does not hold the demo base: run this from a clone of the repository")
     directory.mkdir(parents=True, exist_ok=True)
+    _make_way(directory, host)
     write_data(directory, seed)
     config = load(write_config(directory, seed=seed, learning_rate=learning_rate or LEARNING_RATE))
     outcome = run_training(config, host)
@@ -212,6 +218,20 @@ def teach(directory: Path, host: Host, *, seed: int = 0, learning_rate: float = 
     losses = {line["step"]: line["held_out"] for line in run_folder(config).read_metrics() if "held_out" in line}
     scores = {name: mean_score([cell.image for cell in cells]) for name, cells in _by_checkpoint(sheet)}
     return Lesson(losses=losses, scores=scores, strips=(*strips, panel), verdict=verdict(scored.score))
+
+
+def _make_way(directory: Path, host: Host) -> None:
+    """Move the run of an earlier version aside: it was trained on another base or with other settings, and cannot be continued."""
+    marker, run = directory / MADE_WITH, directory / "runs" / "demo"
+    digest = hashlib.sha256(TEMPLATE.encode())
+    for file in sorted(ASSETS.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    is_mine = marker.is_file() and digest.hexdigest().encode() in marker.read_bytes()
+    if run.is_dir() and not is_mine:
+        aside = next(path for number in count(1) if not (path := run.with_name(f"demo-{number}")).exists())
+        run.rename(aside)
+        host.log(f"the demo's run of an earlier version is now {aside}; this one starts anew")
+    write_json(marker, {"sha256": digest.hexdigest()})
 
 
 def _to_text(lesson: Lesson) -> str:

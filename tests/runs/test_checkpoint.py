@@ -110,6 +110,15 @@ def test_pruning_leaves_the_newest_and_nothing_else(tmp_path, keep, left):
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == left
 
 
+def test_pruning_spares_a_step(tmp_path):
+    _, state = made(ema=0.0)
+    for step in (1, 2, 3, 10):
+        state.step = step
+        save_checkpoint(tmp_path, state)
+    prune(tmp_path, 1, spared=2)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [2, 10]
+
+
 def test_a_checkpoint_that_is_there_is_not_written_again(tmp_path):
     denoiser, state = made()
     run(denoiser, state, 1)

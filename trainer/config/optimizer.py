@@ -83,7 +83,7 @@ class ScheduleConfig(Section, table="schedule"):
     cycle_growth: float = 1.0
     """Factor on the length from one cycle of warm_restarts to the next; 2 doubles it."""
     decay: float = 0.2
-    """Length of the fall at the end of wsd: a share of the steps after the warm-up if below 1, else a number of steps."""
+    """Length of the fall at the end of wsd: a share of the steps after the warm-up if below 1, else a number of steps. A checkpoint before it is always kept, and a run that gets more steps goes on from there."""
     timescale: int = 0
     """Steps after the warm-up in which inverse_sqrt falls to 0.71 of the peak; 0 takes the length of the warm-up, or 10000 without one."""
     options: dict[str, float | int | bool | str | list[float]] = field(default_factory=dict)

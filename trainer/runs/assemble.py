@@ -4,6 +4,7 @@ adapter and optimizer, with a learning rate that is looked for where that is ask
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from .checkpoint import load_checkpoint, newest_intact
 from .plan import RunPlan
 from .run_folder import RunFolder
 from .session import Backend, Host, RunData, SampleRenderer, Session
+from .settled import go_back
 
 
 def assemble(
@@ -96,6 +98,10 @@ def set_up(session: Session, host: Host) -> tuple[Session, Training]:
     if stream := stream_of(backend.denoiser.module):
         host.log(stream.text())
     session.processes.from_main(lambda: newest_intact(session.folder.checkpoints, host.log) is not None)
+    if not plan.optimizer.entry.finds_rate and (
+        said := session.processes.from_main(partial(go_back, session.folder, plan))
+    ):
+        host.log(said)
     if checkpoint := session.folder.last_checkpoint():  # of the intact ones
         load_checkpoint(checkpoint, training)
         host.log(f"continuing from step {training.step}")

@@ -204,10 +204,10 @@ def _read(path: Path, digests: Mapping[str, str]) -> dict[str, Tensor]:
     return load(content)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; 0 keeps all."""
+def prune(folder: Path, keep: int, spared: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and the one of the step `spared`; 0 keeps all."""
     if keep:
-        for old in list_checkpoints(folder)[:-keep]:
+        for old in (one for one in list_checkpoints(folder)[:-keep] if one.step != spared):
             doomed = old.folder.with_name(old.folder.name + TEMPORARY)  # a reader never sees it half deleted
             old.folder.rename(doomed)
             shutil.rmtree(doomed)

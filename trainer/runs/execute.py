@@ -11,7 +11,8 @@ from torch import Tensor
 from ..data.prefetch import Prefetched
 from ..data.sample_scores import scalars_of, scores_text
 from ..distributed.processes import reporting_lost_peers
-from ..doctor.report import cost_text, examine_run, is_due, text_of
+from ..doctor.report import cost_text, examine_run, text_of
+from ..doctor.report import is_due as is_examined
 from ..errors import StoppedError
 from ..lora.metadata import describe, in_layout
 from ..lora.state_dict import to_file
@@ -22,13 +23,15 @@ from ..training.held_out import Drift, held_out_losses, losses_at_even_levels, m
 from ..training.loop import Batches, LoopSettings, Training, fit
 from ..training.movement import WATCHED_STEPS, GradientWatch
 from ..training.optim import own_average
-from ..training.schedule import lr_factor
+from ..training.rate import usual_rates
+from ..training.schedule import fall_begins, lr_factor
 from ..training.verdict import growth, growth_text
 from ..types import StepResult
 from ..weights.streaming import device_of, stream_of
 from .assemble import set_up
 from .checkpoint import prune, save_checkpoint
 from .final_file import checked_error, checked_movement, push_finished, take_best
+from .plan import is_due
 from .session import Host, Outcome, SampleRenderer, Session, naming_what_is_kept
 from .timings import Timings, at_step
 from .trackers import open_tracker
@@ -45,7 +48,8 @@ def execute(session: Session, host: Host) -> Outcome:
                 host.log(one.text())
             session, training = set_up(session, host)
             whole, plan = session.backend.model_file is not None, session.plan
-            for note in advice(plan.optimizer, plan.schedule, plan.training.steps, whole=whole):
+            usual = None if whole else usual_rates(session.denoiser.module, plan.network, plan.optimizer)
+            for note in advice(plan.optimizer, plan.schedule, plan.training.steps, whole=whole, usual=usual):
                 host.log(f"note: {note}")
             outcome = TrainingRun(session, training, host).to_the_end()
         finally:
@@ -105,7 +109,7 @@ class TrainingRun:
         measured = self.processes.from_main(
             lambda: {line["step"] for line in self.folder.read_metrics() if "held_out" in line}
         )
-        if step not in measured and (step == 0 or self._measures_at(step)):
+        if step not in measured and (step == 0 or self.plan.measures_at(step)):
             self._measure()
         if step:
             self._keep_best()
@@ -132,7 +136,7 @@ class TrainingRun:
     def _lacks_samples(self, step: int) -> bool:
         """Whether samples are due at this step and not all of them are there. Those of the base are made again at every start."""
         samples = self.session.samples
-        if samples is None or not _due(step, samples.every):
+        if samples is None or not is_due(step, samples.every):
             return False
         return step == 0 or not all(
             path.is_file() for kind in self._sample_kinds() for path in samples.paths(step, kind)
@@ -178,7 +182,7 @@ class TrainingRun:
             self.session.backend.check_files()
             self._report(result)
             self._serve(due=True)
-            if self._measures_at(result.step):
+            if self.plan.measures_at(result.step):
                 self._measure()
                 self._keep_best()
                 enough = self._is_exhausted()
@@ -199,18 +203,15 @@ class TrainingRun:
         """Save and sample what is due at this step or was asked for."""
         step, samples = self.training.step, self.session.samples
         wanted = self.processes.any(self.host.should_save())
-        if wanted or (due and _due(step, self.plan.training.save_every)):
+        if wanted or (due and self.plan.saves_at(step)):
             self._save()
-        if samples is not None and (self.host.should_sample() or (due and _due(step, samples.every))):
+        if samples is not None and (self.host.should_sample() or (due and is_due(step, samples.every))):
             self._sample()
-
-    def _measures_at(self, step: int) -> bool:
-        return step == self.total or _due(step, self.plan.validation.every or self.plan.training.save_every)
 
     def _is_exhausted(self) -> bool:
         """Whether patience with the validation loss is at its end, asked where it was measured; equal in all processes."""
         step, patience = self.training.step, self.plan.validation.patience
-        if not patience or not (step == 0 or self._measures_at(step)):
+        if not patience or not (step == 0 or self.plan.measures_at(step)):
             return False
         return self.processes.from_main(lambda: is_exhausted(self.folder.read_metrics(), patience))
 
@@ -246,7 +247,7 @@ class TrainingRun:
         """What the data doctor says of the training images, once, when the run has reached the step for it."""
         session, step, path = self.session, self.training.step, self.folder.path
         wanted = session.main and self.plan.validation.doctor and not self.plan.memory.shard
-        if not wanted or not is_due(path, step, session.batches, self.plan.training):
+        if not wanted or not is_examined(path, step, session.batches, self.plan.training):
             return
         self.host.log(cost_text(session.batches))
         network = (session.denoiser, self.training.adapter, session.batches, session.held_out.levels)
@@ -302,7 +303,7 @@ class TrainingRun:
 
     def _prune(self) -> None:
         training = self.plan.training
-        prune(self.folder.checkpoints, training.keep_checkpoints)
+        prune(self.folder.checkpoints, training.keep_checkpoints, fall_begins(self.total, self.plan.schedule))
         self.folder.prune_loras(training.keep_loras, self.session.publish_folder)
 
     def _keep_best(self) -> None:
@@ -394,7 +395,3 @@ class TrainingRun:
             self.watch.close()
         self.folder.update(first_steps=self.watch.record())
         return self.watch.text()
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -20,6 +20,7 @@ from ..config.run import (
 )
 from ..config.toml import fixed_settings, to_dict
 from ..lora.base_lora import BaseLoraIdentity
+from ..training.schedule import fall_begins
 from ..types import Record
 
 SECTIONS = ("network", "optimizer", "schedule", "objective", "training", "memory", "validation", "output")
@@ -63,6 +64,19 @@ class RunPlan:
         fixed = fixed_settings(self.config(), {**self.facts, **below})
         fixed["training"]["gradient_accumulation_steps"] *= processes
         return fixed
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due: every so many steps, and before the rate falls at the end (wsd), where a longer run can begin."""
+        return is_due(step, self.training.save_every) or step == fall_begins(self.training.steps, self.schedule)
+
+    def measures_at(self, step: int) -> bool:
+        """Whether the validation loss is measured."""
+        return step == self.training.steps or is_due(step, self.validation.every or self.training.save_every)
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something is due that is done every so many steps; never for 0."""
+    return every > 0 and step % every == 0
 
 
 def cache_folder(config: TrainConfig) -> Path:

@@ -1,5 +1,7 @@
-"""What "auto" stands for where it depends on the run: an earlier run goes on as it began, whatever this version takes for new ones."""
+"""How an earlier run goes on: what "auto" stands for is what it began with, whatever this version takes for new ones, and with more
+steps it begins again before the fall of its rate."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -9,11 +11,16 @@ from torch import nn
 from ..config.run import NetworkConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from ..config.toml import WERE
 from ..training.rate import Rate, auto_rate
+from ..training.schedule import fall_begins, lr_factor, warmup_steps
 from ..types import Record
+from .checkpoint import Checkpoint, list_checkpoints
+from .plan import RunPlan
 from .record import recorded_tables
 from .run_folder import RunFolder
 
 SPREAD = "timestep_spread"
+ASIDE = ".fallen"
+"""Ending of the names of what is set aside. Nothing reads it again."""
 
 
 def with_rate(
@@ -61,3 +68,49 @@ def with_length(training: TrainingConfig, folder: RunFolder) -> TrainingConfig:
 def _begun(folder: RunFolder) -> Record:
     """The tables of a run that has kept something; {} for one that begins."""
     return recorded_tables(folder) if folder.exists() and not folder.has_kept_nothing() else {}
+
+
+def go_back(folder: RunFolder, plan: RunPlan) -> str:
+    """Set aside what the run has done at rates that it would not have had with its present length; returns a line that says so, or "".
+
+    Only where an earlier checkpoint goes before all of that: otherwise the run goes on from its last one, as it is. Warm-ups are not
+    compared, for one that is a share of the steps was shorter. The steps' rates are those of metrics.jsonl.
+    """
+    last = folder.last_checkpoint()
+    if last is None or last.step >= plan.training.steps or fall_begins(plan.training.steps, plan.schedule) is None:
+        return ""
+    first = _first_other_step(folder.read_metrics(), plan)
+    kept = [one for one in list_checkpoints(folder.checkpoints) if one.step < first]
+    if first > last.step or not kept:
+        return ""
+    for checkpoint in list_checkpoints(folder.checkpoints):
+        if checkpoint.step > kept[-1].step:
+            _set_aside(folder, checkpoint)
+    return (
+        f"the rate fell from step {first} on, which it does not in a run of {plan.training.steps} steps: it goes on from step {kept[-1].step}; "
+        f"later checkpoints and LoRA files are set aside (*{ASIDE})"
+    )
+
+
+def _first_other_step(lines: list[Record], plan: RunPlan) -> float:
+    """The first step after the warm-up that was taken at another rate than this plan has there; inf for none."""
+    total, schedule = plan.training.steps, plan.schedule
+    begins = warmup_steps(schedule, total)
+    rates = {int(line["step"]): float(line["learning_rate"]) for line in lines if "learning_rate" in line}
+    return min(
+        (
+            step
+            for step, rate in rates.items()
+            if begins < step <= total and rate != plan.optimizer.rate * lr_factor(step - 1, total, schedule)
+        ),
+        default=float("inf"),
+    )
+
+
+def _set_aside(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """Rename a checkpoint and its LoRA file."""
+    shutil.rmtree(aside := checkpoint.folder.with_name(checkpoint.folder.name + ASIDE), ignore_errors=True)
+    checkpoint.folder.rename(aside)
+    lora = folder.lora_file(checkpoint.step)
+    if lora.is_file():
+        lora.replace(lora.with_name(lora.name + ASIDE))

@@ -10,8 +10,18 @@ WHOLE_SHARE = 0.03
 """Rates of full fine-tunes as a share of those of adapters."""
 
 
-def advice(optimizer: OptimizerConfig, schedule: ScheduleConfig, steps: int, *, whole: bool = False) -> list[str]:
-    """One sentence for each setting that keeps a run of this many steps from learning as much as it could. `whole`: a full fine-tune."""
+def advice(
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    steps: int,
+    *,
+    whole: bool = False,
+    usual: tuple[float, float] | None = None,
+) -> list[str]:
+    """One sentence for each setting that keeps a run of this many steps from learning as much as it could. `whole`: a full fine-tune.
+
+    `usual` are the lowest and the highest rate of the network that is trained; None: those that the optimizer is used with anywhere.
+    """
     notes = []
     if optimizer.entry.finds_rate and schedule.kind != "constant":
         notes.append(
@@ -26,11 +36,12 @@ def advice(optimizer: OptimizerConfig, schedule: ScheduleConfig, steps: int, *, 
         )
     elif warmup >= LONG_WARMUP * steps:
         notes.append(f"the warm-up takes {warmup} of {steps} steps: 5 % are usual; lower schedule.warmup")
-    low, high = optimizer.entry.rates or (0.0, math.inf)
+    low, high = usual or optimizer.entry.rates or (0.0, math.inf)
     if whole and not optimizer.entry.finds_rate:
         low, high = low * WHOLE_SHARE, high * WHOLE_SHARE
     if not low <= optimizer.rate <= high:
+        place = " on a network of this width with this alpha" if usual else ""
         notes.append(
-            f"optimizer.learning_rate = {optimizer.rate:g} is outside of what {optimizer.name} is used with ({low:g} to {high:g})"
+            f"optimizer.learning_rate = {optimizer.rate:g} is outside of what {optimizer.name} is used with{place} ({low:.2g} to {high:.2g})"
         )
     return notes

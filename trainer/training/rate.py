@@ -19,6 +19,8 @@ AT_2000, EXPONENT = 5e-4, 0.25
 LOWEST, HIGHEST, REAL = 2e-4, 5e-4, 1000
 MOST = 1e-2
 """No rate above this, however small alpha / rank is."""
+FAR = 15
+"""Times or a share of the rule's rate: the known models' own rates (trainer/known_models, from 4e-5) lie nearer."""
 ADAMS = (
     "adamw",
     "adamw8bit",
@@ -69,6 +71,14 @@ def auto_rate(module: nn.Module, network: NetworkConfig, optimizer: OptimizerCon
     scale = alpha / (math.sqrt(network.rank) if network.rslora else network.rank)
     value = float(f"{min(rate * SHARE[optimizer.name] / scale, MOST):.2g}")
     return Rate(value=value, origin=f"for {optimizer.name} at width {width}")
+
+
+def usual_rates(module: nn.Module, network: NetworkConfig, optimizer: OptimizerConfig) -> tuple[float, float] | None:
+    """The lowest and the highest rate that is usual for an adapter on this network with this alpha; None where there is no rule."""
+    if network.kind not in ("lora", "dora") or optimizer.name not in SHARE or not width_of(module):
+        return None
+    rate = auto_rate(module, network, optimizer).value
+    return rate / FAR, rate * FAR
 
 
 def width_of(module: nn.Module) -> int:

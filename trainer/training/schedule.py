@@ -75,8 +75,21 @@ def inverse_sqrt(place: Place, config: ScheduleConfig) -> float:
 
 def wsd(place: Place, config: ScheduleConfig) -> float:
     """The factor is 1, and falls along half a cosine in the last `decay` (warm-up, stable, decay: arXiv 2404.06395)."""
-    fall = max(min(_counted(config.decay, place.steps), place.steps), 1)
+    fall = _fall(place.steps, config)
     return cosine(max(place.done - (place.steps - fall), 0) / fall, config)
+
+
+def _fall(steps: int, config: ScheduleConfig) -> int:
+    """Length of the fall of wsd, of so many steps after the warm-up."""
+    return max(min(_counted(config.decay, steps), steps), 1)
+
+
+def fall_begins(total: int, config: ScheduleConfig) -> int | None:
+    """Finished steps at which wsd begins to fall: up to there a longer run is the same. None for every other schedule."""
+    if config.kind != "wsd":
+        return None
+    warmup = warmup_steps(config, total)
+    return min(warmup, total) + max(total - warmup, 1) - _fall(max(total - warmup, 1), config)
 
 
 def sine(place: Place, config: ScheduleConfig) -> float:

@@ -47,7 +47,7 @@ class LoomBaseLora(LoomNode):
     def run(
         self, lora: str, strength: float, use: Literal["training", "always"], previous: BaseLoraValue | None = None
     ) -> tuple[BaseLoraValue]:
-        from ..trainer.config.base_lora import BaseLoraConfig
+        from ..trainer.config.model import BaseLoraConfig
         from .host.paths import find_lora
         from .sockets.values import BaseLoraValue
 

@@ -24,6 +24,9 @@ BY_PATTERN = (
     "One regular expression = number a line; the modules whose path matches get it, of several the last. For example:"
 )
 
+SAME_SEED = "Every sample is made from the same seed, so that prompts are compared on the same noise; off, seeds count up from sample to sample. A prompt's own seed goes before."
+TRACKER_RUN = "Name of the run in Weights & Biases; empty takes the run's own."
+
 
 class LoomNetwork(LoomNode):
     """Settings of the adapter."""
@@ -371,6 +374,9 @@ class LoomValidation(LoomNode):
                         "CLIP_VISION",
                         "Compares the samples with the training images while training: the mean similarity (CLIP-I) with its 95 % interval stands in the metrics, in the panel and next to the recommended checkpoint. It is computed in float32 where the weights lie, usually on the CPU. Not linked: the CLIP of clip_score does it, if there is one.",
                     ),
+                    "same_seed": widget("ValidationConfig", "same_seed", tooltip=SAME_SEED),
+                    "tracker_project": widget("OutputConfig", "tracker_project"),
+                    "tracker_run": widget("OutputConfig", "tracker_run", tooltip=TRACKER_RUN),
                 },
             },
             shown=("prompts", "every", "seed", "steps", "width", "height"),

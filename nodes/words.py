@@ -32,7 +32,7 @@ INPUTS = {
     },
     "model": {"Loom Memory": "quantize matmul"},
     "validation": {
-        "Loom Validation": "timesteps patience doctor prompts prompt_library sample_every negative_prompt seed sample_steps sampler scheduler guidance_rescale skip_layers skip_layer_scale skip_layer_start skip_layer_end clip_score sizes guidance_scale model_guidance width height"
+        "Loom Validation": "timesteps patience doctor prompts prompt_library sample_every negative_prompt seed sample_steps sampler scheduler guidance_rescale skip_layers skip_layer_scale skip_layer_start skip_layer_end clip_score sizes guidance_scale model_guidance width height same_seed"
     },
     "data": {
         "Loom Cache": "resolution buckets bucket_step min_side max_side upscale strict validation_split",
@@ -40,6 +40,7 @@ INPUTS = {
     "dataset": {
         "Loom Dataset": "folder recursive layout captions caption metadata only_listed caption_extension empty_captions caption_field file_field caption_lines trigger prefix suffix wildcards shuffle_tags keep_tokens keep_separator tag_separator secondary_separator tag_dropout caption_variants repeats role weight teacher class_prompt teacher_weight teacher_share slider_positive slider_negative slider_scale strength caption_dropout caption_dropout_every_n_epochs token_warmup_step token_warmup_min max_num_samples probability start_step end_step start_epoch end_epoch timestep_range flip random_brightness random_contrast random_saturation random_hue random_rotation image_variants masks references background resolutions buckets aspects crop min_size max_size min_aspect max_aspect downsample size_metric"
     },
+    "output": {"Loom Validation": "report_to tracker_project tracker_run"},
     "sweep": {
         "Loom Sweep": "prompts prompt_library negative_prompt wildcards seeds strengths guidance width height steps sampler scheduler sizes step_counts samplers model_guidance max_cells"
     },
@@ -47,11 +48,60 @@ INPUTS = {
 """{table of the configuration: {title of a node: options that it shows under the same name}}."""
 RENAMED = {
     "schedule.kind": "schedule in Loom Optimizer",
+    "schedule.options": "schedule_options in Loom Optimizer",
+    "objective.beta": "beta_a, beta_b in Loom Objective",
+    "training.goal": "length in Loom Train LoRA",
     "text.learning_rate": "text_learning_rate in Loom Train LoRA",
+    "text.learning_rate_2": "text_learning_rate_2 in Loom Train LoRA",
     "text.alone": "text_alone in Loom Train LoRA",
     "model.base_lora": "lora in Loom Base LoRA",
+    "output.dtype": "lora_dtype in Loom Train LoRA",
+    "validation.every": "measure_every in Loom Validation",
+    "validation.model": "preview_model in Loom Validation",
+    "validation.references": "reference in Loom Validation",
+    "sweep.references": "reference in Loom Sweep",
+    "sweep.base": "include_base in Loom Checkpoints",
 }
 """Options that nodes show under another name."""
+ELSEWHERE = {
+    "name": "name of Loom Train LoRA",
+    "dataset_files": "Loom Dataset (file)",
+    "model.base": "the loader of the MODEL",
+    "model.family": "what ComfyUI has loaded says it",
+    "model.variant": "what ComfyUI has loaded says it; ModelSampling nodes change prediction type and shift",
+    "model.encoders": "the loader of the CLIP",
+    "model.tokenizers": "the loader of the CLIP",
+    "model.vae": "the loader of the VAE",
+    "model.dtype": "weight_dtype of the loader: training uses the weights as they are loaded",
+    "model.device": "the device that ComfyUI computes on",
+    "model.attention": "how ComfyUI was started (--use-pytorch-cross-attention, --use-flash-attention …)",
+    "text.clip_tokens": "ComfyUI's CLIP reads as many tokens as a caption has",
+    "text.clip_skip": "CLIPSetLastLayer before Loom Cache",
+    "text.prompt_weights": "ComfyUI's CLIP reads weights in parentheses",
+    "text.system_prompt": "prefix of Loom Dataset, and before the prompts, as CLIPTextEncodeLumina2 does it",
+    "text.t5_attention_mask": "T5TokenizerOptions (both 0) between CLIP loader and Loom nodes",
+    "text.dtype": "dtype of the file that the CLIP loader loads",
+    "text.quantize": "an fp8 or GGUF text encoder in the CLIP loader",
+    "dataset.megapixels": "resolutions of Loom Dataset, as sides of squares",
+    "dataset.bucket_step": "bucket_step of Loom Cache, for all datasets",
+    "dataset.min_side": "min_side of Loom Cache, for all datasets",
+    "dataset.max_side": "max_side of Loom Cache, for all datasets",
+    "dataset.upscale": "upscale of Loom Cache, for all datasets",
+    "output.directory": "ComfyUI's output directory",
+    "output.loras": "the first folder of models/loras",
+    "output.cache": "ComfyUI's output directory",
+}
+"""{option: what says it in a graph}, of those that no input of these nodes stands for."""
+ONLY_THERE = {
+    "memory.cache": "encoders belong to ComfyUI, and a run does not hold them while other prompts use them",
+    "memory.shard": "ComfyUI is one process",
+    "output.format": "runs write native names, which alone ComfyUI loads for every kind; Loom LoRA Convert writes the others",
+    "output.hub_repo": "a workflow may come from anybody, and must not upload: lora-loom push RUN does it for runs of the graph, too",
+    "output.hub_checkpoints": "as hub_repo",
+    "output.hub_private": "as hub_repo",
+    "output.tracker_dir": "a workflow may come from anybody, and writes where runs lie: tensorboard --logdir on output/lora_loom finds all",
+}
+"""{option: why a graph has none}."""
 COMMANDS = (
     (r" \(--clip-model FOLDER\)", ", and a CLIP_VISION is without"),
     (r" \(give --config RUN\.toml\)", ""),

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_loom.nodes.words import ELSEWHERE, ONLY_THERE, RENAMED
 from lora_loom.trainer.config.aliases import OPTIONS, VALUES
 from lora_loom.trainer.config.help_texts import texts
 from lora_loom.trainer.config.run import Section, TrainConfig, one_of
@@ -125,6 +126,14 @@ def former_names() -> str:
     return "\n".join(["## Former names", "", text, "", "| former | present |", "|---|---|", *rows]) + "\n"
 
 
+def in_the_graph() -> str:
+    """What stands for options that are no input of a node, or why there is nothing."""
+    text = "Every other option is an input of the node of its table (Loom Network, Loom Optimizer …) or of Loom Train LoRA."
+    rows = [f"| `{name}` | {words} |" for name, words in {**RENAMED, **ELSEWHERE}.items()]
+    rows += [f"| `{name}` | only on the command line: {reason} |" for name, reason in ONLY_THERE.items()]
+    return "\n".join(["## In ComfyUI's graph", "", text, "", "| option | in a graph |", "|---|---|", *rows]) + "\n"
+
+
 def page() -> str:
     """The text of docs/configuration.md."""
     lists = ("dataset", "model.base_lora", "sweep.guidance")
@@ -132,7 +141,7 @@ def page() -> str:
     parts += [
         table(f"[[{cls.table}]]" if cls.table in lists else f"[{cls.table}]", cls) for cls in sections(TrainConfig)
     ]
-    return INTRO + "\n" + "\n".join([*parts, former_names()])
+    return INTRO + "\n" + "\n".join([*parts, in_the_graph(), former_names()])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from .storage.mapped_files import watch
 from .types import EncoderIdentity
 from .weights.attention import AUTO, check_attention, use_attention
 from .weights.devices import DTYPES, choose_device, compute_dtype, storage_dtype
+from .weights.quantize import check_quantize
 from .weights.streaming import StreamSettings, stream_base
 
 
@@ -38,6 +39,8 @@ class Base:
     reading: PromptEncoding = DEFAULT_PROMPT_ENCODING
     encoder_dtype: str = "auto"
     """`text.dtype`."""
+    encoder_quantize: str = "none"
+    """`text.quantize`."""
     zero_terminal_snr: bool = False
     """Whether the noise levels are rescaled so that the highest is pure noise; epsilon and v models only."""
     is_stated: bool = False
@@ -125,7 +128,8 @@ class Base:
     def load_encoders(self, *, tiled: bool = False, structure: bool = False) -> Encoders:
         """Text encoders and VAE on the device; with `tiled` the VAE encodes large images in overlapping tiles. A `structure`
         has no weights."""
-        loading = Loading(dtype=self.text_dtype, device=torch.device("meta") if structure else self.device)
+        device = torch.device("meta") if structure else self.device
+        loading = Loading(dtype=self.text_dtype, device=device, quantize=self.encoder_quantize)
         with reading(f"what encodes for the base model {self.source.path}"):
             encoders = self.family.load_encoders(self.source, self.variant, loading, self.reading)
         if tiled:
@@ -191,6 +195,8 @@ class Base:
         for name in ("prompt_weights", "t5_attention_mask"):  # came later: caches of before go on being found
             if not getattr(self.reading, name):
                 options.pop(name, None)
+        if self.encoder_quantize != "none":
+            options["quantize"] = self.encoder_quantize
         if self.settings.text_pixels:
             options["variant"] = self.variant
         vae_options = {"channels": self.family.latent_space.channels, **({"tiled": True} if tiled else {})}
@@ -207,6 +213,8 @@ def open_base(config: ModelConfig, text: TextConfig | None = None, objective: Ob
         source = open_source(config.base, config.encoders, config.vae, config.tokenizers)
         family, variant = families.choose(config.family, config.variant, source)
     encoding = _encoding(text or TextConfig(), family, variant)
+    if text is not None and text.quantize != "none":
+        _check_quantized(text.quantize, family, variant)
     rescaled = objective is not None and objective.zero_terminal_snr
     if rescaled and family.variants[variant].objective.name == "flow":
         raise ConfigError(
@@ -219,12 +227,22 @@ def open_base(config: ModelConfig, text: TextConfig | None = None, objective: Ob
         device=choose_device(config.device),
         reading=encoding,
         encoder_dtype=text.dtype if text else "auto",
+        encoder_quantize=text.quantize if text else "none",
         zero_terminal_snr=rescaled,
         is_stated=config.variant != "auto" or "is_distilled" in source.index,
     )
     if config.attention != AUTO:
         check_attention(config.attention, base.skeleton().module, base.device, f"{family.name} {variant}")
     return base
+
+
+def _check_quantized(kind: str, family: Family, variant: str) -> None:
+    """Raise ConfigError where no text encoder would be quantized, or the library is missing."""
+    if family.variants[variant].text_parts:
+        raise ConfigError(
+            f"text.quantize = {kind!r} would do nothing: {family.name} has CLIP alone, which is not quantized; leave it out"
+        )
+    check_quantize(kind)
 
 
 def _encoding(text: TextConfig, family: Family, variant: str) -> PromptEncoding:

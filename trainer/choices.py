@@ -365,3 +365,18 @@ GUIDANCE_METHODS: dict[str, Choice] = {
     ),
 }
 """[[sweep.guidance]] method: a `Guidance`, made of the values of its options."""
+
+NOT_HERE: dict[str, dict[str, str]] = {
+    "network.kind": {
+        "tlora": "T-LoRA leaves out ranks at high noise when images are made, too, and ComfyUI computes one change of a weight for all noise levels, with which such a file gives burnt images; use lora, and objective.max_timestep or dataset.timestep_range to train less at high noise",
+        "locon": "it is lora with target_modules = 'conv', and conv_rank for the rank of convolutions",
+        "dylora": "it is lora with dylora_unit, such as 4",
+        "lycoris": "name the algorithm: lora, loha, lokr, glora, oft, boft, diff or ia3",
+        "vera": "ComfyUI reads no VeRA; use lora with a small rank",
+        "adalora": "ComfyUI reads one rank for a module, which AdaLoRA changes; use lora and resize its file by the norm (sv_fro)",
+    },
+    "model.attention": {
+        "sage": "SageAttention has no gradient: it is for making images; use auto, flash or xformers",
+    },
+}
+"""{option: {word of other trainers: what to do, as there is no such value here}}."""

@@ -17,6 +17,7 @@ from ...trainer.config.run import (
     NetworkConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    OutputConfig,
     Precision,
     Quantize,
     ReportTo,
@@ -196,11 +197,18 @@ class ValidationValue(SocketValue):
     """Identity of the text encoder of the prompts."""
     report_to: ReportTo = "none"
     """Where curves are also written, as in OutputConfig."""
+    tracker_project: str = OutputConfig.tracker_project
+    tracker_run: str = ""
     prompts: tuple[Prompt, ...] = ()
     """The same prompts with their names and options of their own."""
     references: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Per set of reference images: digest of what the text encoder gets of them ("" for nothing), and the cache keys of their
     latents."""
+
+    @property
+    def trackers(self) -> dict[str, Any]:
+        """Where curves are also written, as options of the [output] table."""
+        return {name: getattr(self, name) for name in ("report_to", "tracker_project", "tracker_run")}
 
 
 def example_to_json(example: Example) -> dict[str, Any]:

@@ -80,11 +80,12 @@ IDLE = [
         ({"validation": {name: value}}, f"validation.{name} = ")
         for name, value in (("sample_every", 5), ("negative_prompt", "x"), ("references", ["a.png"]), ("seed", 3), ("sample_steps", 4),
                             ("guidance_scale", 2.0), ("model_guidance", 2.0), ("model", "x"), ("width", 64), ("height", 64),
-                            ("sizes", "64x64"), ("sampler", "heun"), ("scheduler", "karras"), ("guidance_rescale", 0.5), ("skip_layers", [7]), ("clip_score", "x"))
+                            ("sizes", "64x64"), ("sampler", "heun"), ("scheduler", "karras"), ("guidance_rescale", 0.5), ("skip_layers", [7]), ("clip_score", "x"), ("same_seed", True))
     ),
     ({"validation": {"prompts": ["a"], "sizes": "64x64", "width": 64}}, "validation.width = 64"),
     ({"output": {"tracker_project": "x"}}, "output.tracker_project = 'x'"),
     ({"output": {"tracker_run": "x"}}, "output.tracker_run = 'x'"),
+    ({"output": {"tracker_dir": "x"}}, "output.tracker_dir = 'x'"),
     ({"output": {"hub_checkpoints": True}}, "output.hub_checkpoints = True"),
     ({"output": {"hub_private": False}}, "output.hub_private = False"),
     *(
@@ -118,6 +119,7 @@ USED = [
             "model": "x",
         }
     },
+    {"output": {"report_to": "tensorboard", "tracker_dir": "x", "tracker_run": "y"}},
     {"data": {"buckets": "kohya", "min_side": 64, "max_side": 4096, "upscale": False}},
     {"dataset": [{"folder": "x", "repeats": 2, "weight": 2.0, "flip": True, "caption_dropout": 0.1}]},
     {

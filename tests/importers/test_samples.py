@@ -103,9 +103,11 @@ def test_noise_and_loss_of_sd_scripts(tmp_path):
 TOOLKIT = '{"job":"extension","config":{"process":[{"type":"sd_trainer","network":%s,"model":{"name_or_path":"x.safetensors","arch":"sdxl"}}]}}'
 UNETS = {
     "sd-scripts": (SDXL, ("transformer", 0)),
-    "sd-scripts, LoCon": (SDXL + "--network_args conv_dim=8 conv_alpha=4", ("conv", 8)),
-    "LyCORIS": (SDXL.replace("networks.lora", "lycoris.kohya"), ("transformer", 0)),
-    "LyCORIS, attention": (SDXL.replace("networks.lora", "lycoris.kohya") + "--network_args preset=attn-only", ("attention", 0)),
+    "sd-scripts, LoCon": (SDXL + "--network_args conv_dim=8 conv_alpha=4", ("locon", 8)),
+    "LyCORIS": (SDXL.replace("networks.lora", "lycoris.kohya"), ("full", 0)),
+    "LyCORIS, attention": (SDXL.replace("networks.lora", "lycoris.kohya") + "--network_args preset=attn-only", ("attn-only", 0)),
+    "LyCORIS, convolutions": (SDXL.replace("networks.lora", "lycoris.kohya") + "--network_args preset=full conv_dim=8", ("full", 8)),
+    "LyCORIS, none": (SDXL.replace("networks.lora", "lycoris.kohya") + "--network_args preset=full-lin conv_dim=8", ("full-lin", 0)),
     "OneTrainer": (ONE_TRAINER % (EACH % ("false", 1e-5), EACH % ("false", 1e-5)), ("all", 0)),
     "ai-toolkit": (TOOLKIT % '{"type":"lora","linear":8,"linear_alpha":8}', ("transformer", 0)),
     "ai-toolkit, LoCon": (TOOLKIT % '{"type":"lora","linear":8,"linear_alpha":8,"conv":4}', ("conv", 4)),

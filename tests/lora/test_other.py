@@ -256,10 +256,41 @@ def test_no_pattern_can_freeze_the_process(field, pattern, message):
     assert len(str(refused.value)) < 400
 
 
-@pytest.mark.parametrize(("word", "here"), [("attn-mlp", "attention+mlp"), ("full", "all")])
-def test_words_of_lycoris_are_named_with_ours(word, here):
-    presets = families.all_families()["sd"].tiny().denoiser.target_presets
-    with pytest.raises(
-        ConfigError, match=rf"'{word}': LyCORIS' preset of this name is '{here.replace('+', '.')}' here"
-    ):
-        resolve_targets(Net(), presets, word)
+BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+TIMES = ("time_embedding.linear_1", "time_embedding.linear_2")
+BY_CLASS = {
+    "full": (("Transformer2DModel", *BLOCKS), ("conv_in", "conv_out", *TIMES), True),
+    "unet-only": (("Transformer2DModel", *BLOCKS), ("conv_in", "conv_out", *TIMES), True),
+    "full-lin": (("Transformer2DModel", "ResnetBlock2D"), TIMES, False),
+    "attn-mlp": (("Transformer2DModel",), (), False),
+    "unet-transformer-only": (("Transformer2DModel",), (), False),
+    "unet-convblock-only": (BLOCKS, ("conv_in", "conv_out"), True),
+    "attn-only": (("Attention",), (), False),
+    "locon": (("Transformer2DModel", *BLOCKS), (), True),
+}
+"""{preset: (classes whose layers it trains, layers by name, whether convolutions larger than 1 x 1)}, as LyCORIS 4.1 and sd-scripts say it."""
+
+
+@pytest.mark.parametrize("word", BY_CLASS)
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_words_of_lycoris_train_the_layers_of_its_classes(family, word):
+    denoiser = families.all_families()[family].tiny().denoiser
+    classes, names, large = BY_CLASS[word]
+    inside = [
+        path for path, part in denoiser.module.named_modules() if type(part).__name__.removeprefix("Frozen") in classes
+    ]
+    expected = {
+        path
+        for path, part in denoiser.module.named_modules()
+        if isinstance(part, nn.Linear | nn.Conv2d)
+        and (path in names or any(path.startswith(f"{one}.") for one in inside))
+        and (large or not isinstance(part, nn.Conv2d) or part.kernel_size == (1, 1))
+    }
+    assert set(resolve_targets(denoiser.module, denoiser.target_presets, word)) == expected
+
+
+@pytest.mark.parametrize(("word", "here"), [("full", "default"), ("attn-mlp", "default"), ("attn-only", "attention")])
+def test_words_of_lycoris_train_the_blocks_of_transformers(word, here):
+    denoiser = families.all_families()["flux"].tiny().denoiser
+    found = resolve_targets(denoiser.module, denoiser.target_presets, word)
+    assert found == resolve_targets(denoiser.module, denoiser.target_presets, here)

@@ -12,7 +12,7 @@ from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from lora_loom.nodes.sockets import values
 from lora_loom.nodes.sockets.values import MemoryValue, SocketValue, example_from_json, example_to_json
 from lora_loom.trainer.config import run as config
-from lora_loom.trainer.config.base_lora import BaseLoraConfig
+from lora_loom.trainer.config.model import BaseLoraConfig
 from lora_loom.trainer.config.run import MemoryConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.types import Example, Geometry

@@ -1,14 +1,17 @@
 """What the engine says is said by nodes and their inputs in a graph: each of them exists, and no command is left."""
 
 import ast
+import dataclasses
 import re
+import typing
 from pathlib import Path
 
 import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from lora_loom.nodes.node import LoomNode
-from lora_loom.nodes.words import INPUTS, RENAMED, in_the_graph, said_in_the_graph
+from lora_loom.nodes.words import ELSEWHERE, INPUTS, ONLY_THERE, RENAMED, in_the_graph, said_in_the_graph
+from lora_loom.trainer.config.run import TrainConfig
 from lora_loom.trainer.errors import ConfigError, RunOutOfMemoryError
 from lora_loom.trainer.weights.devices import out_of_memory_remedy
 
@@ -62,8 +65,28 @@ def test_each_input_is_shown_by_its_node():
         for title, names in nodes.items():
             assert set(names.split()) <= shown(title), title
     for words in RENAMED.values():
-        name, title = words.split(" in ")
-        assert name in shown(title)
+        names, title = words.split(" in ")
+        assert set(names.split(", ")) <= shown(title)
+
+
+def options(cls=TrainConfig, prefix=""):
+    """Every option of a run's file by its dotted name."""
+    hints = typing.get_type_hints(cls)
+    for name, hint in ((one.name, hints[one.name]) for one in dataclasses.fields(cls)):
+        sections = [one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)]
+        if prefix or not sections:
+            yield f"{prefix}{name}"
+        elif sections:
+            yield from options(sections[0], f"{name}.")
+
+
+def test_every_option_has_an_input_or_a_reason_why_a_graph_has_none():
+    inputs = {
+        f"{table}.{name}" for table, nodes in INPUTS.items() for names in nodes.values() for name in names.split()
+    }
+    said = [*inputs, *RENAMED, *ELSEWHERE, *ONLY_THERE]
+    assert sorted(said) == sorted(set(said))
+    assert set(said) == set(options())
 
 
 def texts_of(path):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from lora_loom.trainer.config.run import OutputConfig
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.runs import trackers
 from lora_loom.trainer.runs.adapting import adapt as run_module
@@ -177,6 +178,23 @@ def test_tensorboard_holds_the_curves(tmp_path):
         assert found == pytest.approx(expected), name
 
 
+def test_the_events_of_all_runs_can_lie_in_one_folder(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logs = tmp_path / "logs"
+    output = {"report_to": "tensorboard", "tracker_dir": str(logs)}
+    train(make_config("sd3", tmp_path, training={"steps": 1}, output=output), SilentHost())
+    train(
+        make_config("sd3", tmp_path, name="second", training={"steps": 1}, output={**output, "tracker_run": "red"}),
+        SilentHost(),
+    )
+    folder = run_folder(make_config("sd3", tmp_path)).path
+    assert sorted(one.name for one in logs.iterdir()) == sorted([folder.name, "red"])
+    assert accumulator.EventAccumulator(str(logs / "red")).Reload().Scalars("loss")
+    assert not (folder / "tensorboard").exists()
+    with pytest.raises(ConfigError, match="name"):
+        OutputConfig(tracker_dir="logs", tracker_run="../elsewhere")
+
+
 def test_a_missing_library_is_said_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     monkeypatch.setattr("lora_loom.trainer.runs.headless.open_base", lambda *a: pytest.fail("looked at the base"))
@@ -192,17 +210,19 @@ def test_wandb_gets_every_step_once_and_one_that_fails_stops_nothing(tmp_path, m
     )
     fake = SimpleNamespace(init=lambda **options: started.append(options) or handle)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    tracker = open_tracker("wandb", tmp_path / "cat", 0, pytest.fail)
+    wandb = OutputConfig(report_to="wandb")
+    tracker = open_tracker(wandb, tmp_path / "cat", 0, pytest.fail)
     tracker.scalars(1, {"loss": 0.5})
     tracker.close()
     assert logged == [(1, {"loss": 0.5}), "end"]
     assert (started[0]["project"], started[0]["name"], started[0]["resume"]) == ("lora-loom", "cat", "allow")
-    same = open_tracker("wandb", tmp_path / "cat", 5, pytest.fail)
+    same = open_tracker(wandb, tmp_path / "cat", 5, pytest.fail)
     assert started[1]["id"] == started[0]["id"]
     assert same is not None
-    open_tracker("wandb", tmp_path / "cat", 5, pytest.fail, "cats", "red")
+    named = replace(wandb, tracker_project="cats", tracker_run="red")
+    open_tracker(named, tmp_path / "cat", 5, pytest.fail)
     assert (started[2]["project"], started[2]["name"]) == ("cats", "red")
     said = []
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: 1 / 0))
-    assert isinstance(open_tracker("wandb", tmp_path, 0, said.append), NoTracker)
+    assert isinstance(open_tracker(wandb, tmp_path, 0, said.append), NoTracker)
     assert "training goes on without it" in said[0]

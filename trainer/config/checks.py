@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..choices import Choice, entry_of
+from ..choices import NOT_HERE, Choice, entry_of
 from ..errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -116,9 +116,17 @@ def _explain(kind: type, problem: Mapping[str, Any], prefix: str) -> tuple[str, 
         return f"unknown option {name}: ", did_you_mean(str(path[-1]), _known_fields(kind, path[:-1]))
     if problem["type"] == "missing":
         return f"{name} is missing: ", "add it, or see the option list in docs/configuration.md"
+    if problem["type"] in ("literal_error", "one_of") and (reason := _not_here(name, value)):
+        return f"{name} = {value!r}: ", reason
     if problem["type"] == "literal_error" and (known := re.findall(r"'([^']*)'", problem["ctx"]["expected"])):
         return f"{name} = {value!r}: ", known_values(value, known)
     return f"{name} = {_short(value)}: ", problem["msg"].replace("Input should be", "use")
+
+
+def _not_here(name: str, value: object) -> str:
+    """What is said of a value that other trainers have and this one has not; "" for others."""
+    word = re.sub(r"[-_ ]", "", value.lower()).removesuffix("attention") if isinstance(value, str) else ""
+    return NOT_HERE.get(name, {}).get(word, "")
 
 
 def _short(value: object) -> str:

@@ -4,7 +4,7 @@ import ast
 from functools import cache
 from pathlib import Path
 
-FILES = ("run", "base_lora", "network", "optimizer", "objective", "dataset", "sweep")
+FILES = ("run", "model", "network", "optimizer", "objective", "dataset", "sweep")
 SOURCES = [Path(__file__).with_name(f"{name}.py") for name in FILES]
 
 

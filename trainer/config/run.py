@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from ..choices import SAMPLERS, SCHEDULERS
 from ..storage.names import check_name
-from .base_lora import BaseLoraConfig
 from .checks import OneOf, one_of, parse_sizes
 from .dataset import DataConfig, DatasetConfig, TextConfig
+from .model import Attention, BaseLoraConfig, Matmul, ModelConfig, Quantize, check_packing, packing_of
 from .network import NetworkConfig
 from .objective import ObjectiveConfig
 from .optimizer import OptimizerConfig, ScheduleConfig
@@ -20,87 +20,33 @@ from .section import Section, require
 from .sweep import GuidanceConfig, SweepConfig, check_skips
 
 __all__ = [
+    "Attention",
     "BaseLoraConfig",
     "DataConfig",
     "DatasetConfig",
     "GuidanceConfig",
+    "Matmul",
+    "ModelConfig",
     "NetworkConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "Quantize",
     "ScheduleConfig",
     "Section",
     "SweepConfig",
     "TextConfig",
+    "check_packing",
     "one_of",
+    "packing_of",
     "require",
 ]  # imported here for whoever reads the tree
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Quantize = Literal["none", "int8", "int4", "int2", "float8", "nf4"]
-Matmul = Literal["off", "int8", "fp8"]
 BaseMemory = Literal["auto", "resident", "stream"]
 OnOom = Literal["stop", "adapt"]
-Attention = Literal["auto", "sdpa", "math", "efficient", "cudnn", "flash", "flash3", "xformers"]
 Checkpoint = Literal["auto", "all", "every 2", "every 3", "every 4", "ffn", "off"]
 LoraDtype = Literal["float32", "bfloat16", "float16"]
 ReportTo = Literal["none", "tensorboard", "wandb"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig(Section, table="model"):
-    """The base model that a LoRA is trained for, and how it is kept in memory."""
-
-    base: str
-    """The base model: a diffusers folder, or one .safetensors file in the original layout."""
-    family: str = "auto"
-    """Name of the model family; auto detects it from the keys of the file."""
-    variant: str = "auto"
-    """Variant within the family, e.g. schnell, or sd1-v for a v-prediction file; auto detects it from the file."""
-    encoders: str = ""
-    """A diffusers folder with text encoders, tokenizers and VAE. A whole checkpoint of SD1, SD2 or SDXL needs none: it holds its own."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """dtype in which the frozen base model is kept in memory, or a full fine-tune keeps its weights; auto is the file's own on a GPU and float32 on a CPU."""
-    quantize: Quantize = "none"
-    """Quantizes the frozen base model: it takes less memory, steps are slower, predictions differ slightly. nf4 has 4.5 bits a weight (bitsandbytes, as QLoRA), the others are optimum-quanto's: 8, 4 or 2 bits and scales. It stays for the length of a run."""
-    device: str = "auto"
-    """Device that trains: cpu, cuda, cuda:1, mps; auto takes the first accelerator there is."""
-    base_lora: tuple[BaseLoraConfig, ...] = ()
-    """Base LoRAs: frozen ones under the LoRA that is trained, one [[model.base_lora]] table each."""
-
-    vae: str = ""
-    """Another VAE than the base model's own: a .safetensors file (AutoencoderKL) or a diffusers folder."""
-    tokenizers: str = ""
-    """Where CLIP's tokenizer is read for a whole checkpoint: a ComfyUI folder, a diffusers folder, or the folder of vocab.json and merges.txt. Empty: the ComfyUI that this pack lies in, or an installed open_clip_torch."""
-
-    attention: Attention = "auto"
-    """Kernel of the attention, for models whose network in diffusers leaves a choice (Flux, FLUX.2, Chroma, Krea 2, Qwen-Image, Z-Image). auto and sdpa are torch's own, which takes the fastest that it has; math, efficient and cudnn are parts of it; flash, flash3 and xformers are libraries. Kernels round differently, so it stays for the length of a run. SageAttention has no gradient."""
-
-    matmul: Matmul = "off"
-    """Multiplies by the frozen base in 8-bit numbers, forward and to the input's gradient: int8 or fp8 (float8), where the device has such products. Linears in the network's blocks are kept in 8 bits with a factor a row; a file that holds such numbers is taken as it is. Gradients are rounded: by how much is measured once, and stands in the log and run.json. It stays for the length of a run, and takes the place of quantize."""
-
-    @property
-    def packing(self) -> str:
-        """What the weights of Linears are packed to, as a value of `quantize`."""
-        return packing_of(self.quantize, self.matmul)
-
-    def check(self) -> None:
-        require(bool(self.base.strip()), "model.base", self.base, "give a diffusers folder or a .safetensors file")
-        check_packing(self.quantize, self.matmul, "model.")
-
-
-def packing_of(quantize: str, matmul: str) -> str:
-    """What the weights of Linears are packed to, as a value of `model.quantize`."""
-    return {"off": quantize, "int8": "int8", "fp8": "float8"}[matmul]
-
-
-def check_packing(quantize: str, matmul: str, table: str = "") -> None:
-    """Raise ConfigError for weights that are to be packed twice. `table` is what the options' names begin with."""
-    require(
-        matmul == "off" or quantize == "none",
-        f"{table}matmul",
-        matmul,
-        f"it keeps the base in 8 bits of its own, and quantize = {quantize!r} in others; use quantize = 'none', or matmul = 'off'",
-    )
 
 
 PASSES = {"character": (2000, 7000), "style": (8000, 12000)}
@@ -307,6 +253,8 @@ class ValidationConfig(Section, table="validation"):
     """Width of a sample in pixels; 0 takes data.resolution."""
     height: int = 0
     """Height of a sample in pixels; 0 takes data.resolution."""
+    same_seed: bool = False
+    """Every sample is made from validation.seed, so that prompts are compared on the same noise (SimpleTuner's validation_seed); false counts up from sample to sample. A prompt's own seed goes before."""
 
     def check(self) -> None:
         require(self.every >= 0, "validation.every", self.every, "use 0 (at checkpoints) or more")
@@ -341,7 +289,7 @@ class OutputConfig(Section, table="output"):
     tracker_project: str = "lora-loom"
     """Project in Weights & Biases."""
     tracker_run: str = ""
-    """Name of the run in Weights & Biases; empty takes the run's own."""
+    """Name of the run in Weights & Biases, or of its folder in tracker_dir; empty takes the run's own."""
     dtype: LoraDtype = "bfloat16"
     """dtype of the saved LoRA, or of the denoiser in the file of a full fine-tune."""
     format: Literal["native", "diffusers", "kohya"] = "native"
@@ -352,6 +300,12 @@ class OutputConfig(Section, table="output"):
     """Pushes the files of the checkpoints too."""
     hub_private: bool = True
     """A repository that the push makes is private."""
+    tracker_dir: str = ""
+    """Folder in which TensorBoard finds all runs, each in a folder of its name (kohya's logging_dir); empty writes to <run>/tensorboard, which `tensorboard --logdir` on the folder of the runs finds as well."""
+
+    def check(self) -> None:
+        if self.tracker_run and self.tracker_dir:
+            check_name(self.tracker_run)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,12 +67,14 @@ RULES: tuple[Rule, ...] = (
     (DatasetConfig, "dataset", ("min_side", "max_side"), lambda c: c.buckets in ("inherit", "kohya"),
      "only buckets = 'kohya' has it"),
     (ValidationConfig, "validation", ("sample_every", "negative_prompt", "references", "seed", "sample_steps", "guidance_scale", "model_guidance", "model", "width",
-     "height", "sizes", "sampler", "scheduler", "guidance_rescale", "skip_layers", "clip_score"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
+     "height", "same_seed", "sizes", "sampler", "scheduler", "guidance_rescale", "skip_layers", "clip_score"), lambda c: c.prompts or c.prompt_library, "no prompt is rendered"),
     (ValidationConfig, "validation", ("width", "height"), lambda c: not c.sizes, "sizes decides"),
     (ValidationConfig, "validation", SKIPS, lambda c: c.skip_layers, "no layer is skipped"),
     (GuidanceConfig, "sweep.guidance", SKIPS, lambda c: c.skip_layers, "no layer is skipped"),
     (OutputConfig, "output", ("hub_checkpoints", "hub_private"), lambda c: c.hub_repo, "nothing is pushed"),
-    (OutputConfig, "output", ("tracker_project", "tracker_run"), lambda c: c.report_to == "wandb", "only report_to = 'wandb' has names"),
+    (OutputConfig, "output", ("tracker_project",), lambda c: c.report_to == "wandb", "only report_to = 'wandb' has projects"),
+    (OutputConfig, "output", ("tracker_run",), lambda c: c.report_to == "wandb" or c.tracker_dir, "only report_to = 'wandb' and tracker_dir have names"),
+    (OutputConfig, "output", ("tracker_dir",), lambda c: c.report_to == "tensorboard", "only report_to = 'tensorboard' has such a folder"),
 )  # fmt: skip
 
 

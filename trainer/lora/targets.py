@@ -14,14 +14,16 @@ from .kinds.norms import is_norm
 
 MAX_PATTERN = 500
 """Characters of a pattern."""
-ELSEWHERE = {
-    "full": "all",
-    "full-lin": "transformer",
-    "attn-mlp": "attention+mlp",
-    "attn-only": "attention",
-    "unet-transformer-only": "transformer",
+LYCORIS = {
+    "full": ("default",),
+    "unet-only": ("full", "default"),
+    "full-lin": ("default",),
+    "attn-mlp": ("transformer", "default"),
+    "unet-transformer-only": ("transformer", "default"),
+    "attn-only": ("attention",),
 }
-"""{preset of LyCORIS: the preset here}."""
+"""{preset of LyCORIS: the presets here that train the same modules, the first of a family counts}. Its transformers train every Linear in the
+blocks with all but the last."""
 SEARCH_S = 1.0
 """Seconds in which a pattern must have gone through all module names."""
 
@@ -85,10 +87,8 @@ def _targets(presets: Mapping[str, Targets], wanted: str, paths: Sequence[str]) 
     if wanted.startswith("regex:"):
         found = matching("network.target_modules", wanted.removeprefix("regex:"), paths)
         return Targets(paths=frozenset(found))
-    if ELSEWHERE.get(wanted) in presets:
-        raise ConfigError(
-            f"network.target_modules = {wanted!r}: LyCORIS' preset of this name is {ELSEWHERE[wanted]!r} here"
-        )
+    if wanted not in presets:
+        wanted = next((name for name in LYCORIS.get(wanted, ()) if name in presets), wanted)
     if wanted not in presets:
         raise ConfigError(
             f"network.target_modules = {_short(wanted)}: {did_you_mean(wanted[:MAX_PATTERN], list(presets))}, or regex: and a pattern"

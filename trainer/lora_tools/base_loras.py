@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..base_model import Base
-from ..config.base_lora import BaseLoraConfig
+from ..config.model import BaseLoraConfig
 from ..config.network import BY_BASE
 from ..config.run import NetworkConfig, TrainConfig
 from ..diffusion.denoiser import Denoiser

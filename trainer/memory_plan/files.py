@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from ..base_model import Base
 from ..config.network import WHOLE
@@ -15,13 +16,14 @@ from ..data.cache.keys import views
 from ..data.cache.references import reference_placement
 from ..data.sets.dataset import Dataset
 from ..diffusion.denoiser import Denoiser
+from ..families.common.encoders import stays_whole
 from ..families.common.family import Encoders, Text
 from ..lora.checkpointing import checkpoint
 from ..training.loss_settings import loss_settings, noise_levels
 from ..training.text_encoders import with_text
 from ..types import Conditioning, Example, Geometry, Size, named_references
 from ..weights.devices import compute_dtype
-from .base_sizes import BaseSizes, base_sizes, stand_for_quantized, tensor_bytes
+from .base_sizes import BaseSizes, base_sizes, quantized_bytes, stand_for_quantized, tensor_bytes
 from .card import card_of, matrix_rate
 from .plan import MemoryPlan
 from .planner import Around, Planner, Way
@@ -135,7 +137,7 @@ class FilesRun:
 
     def around(self, images: dict[Size, int]) -> Around:
         """Encoders while caching and while training, samples, the cache."""
-        text, vae = (_bytes_of(part) for part in (self.encoders.text, self.encoders.image))
+        text, vae = _bytes_of(self.encoders.text, self.config.text.quantize), _bytes_of(self.encoders.image)
         largest = max(images, key=lambda image: image[0] * image[1])
         online, trained = self.config.memory.cache == "online", self.config.text.is_trained
         kept = (text if online or trained else 0) + (vae if online or self.has_samples else 0)
@@ -205,11 +207,25 @@ def plan_files(run: FilesRun, taken: Sequence[float] = (), *, every_bucket: bool
     return planner.plan(every_bucket=every_bucket)
 
 
-def _bytes_of(part: object) -> int:
-    """Weights of the networks that an encoder consists of."""
+def _bytes_of(part: object, quantize: str = "none") -> int:
+    """Weights of the networks that an encoder consists of; `quantize` is what is done to them when they are loaded."""
     return sum(
-        tensor_bytes(tensor) for module in _networks(part) for tensor in [*module.parameters(), *module.buffers()]
+        _size(tensor, quantize if id(tensor) in packed else "none")
+        for module in _networks(part)
+        for packed in [_packed(module, quantize)]
+        for tensor in [*module.parameters(), *module.buffers()]
     )
+
+
+def _packed(module: torch.nn.Module, quantize: str) -> set[int]:
+    """Which tensors of a text encoder are quantized, by their ids."""
+    if quantize == "none" or stays_whole(type(module)):
+        return set()
+    return {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Linear)}
+
+
+def _size(tensor: Tensor, quantize: str) -> int:
+    return tensor_bytes(tensor) if quantize == "none" else quantized_bytes(tensor, quantize)
 
 
 def _most(part: object, call: Callable[[], object]) -> int:

@@ -34,7 +34,7 @@ from .final_file import checked_error, checked_movement, push_finished, take_bes
 from .plan import is_due
 from .session import Host, Outcome, SampleRenderer, Session, naming_what_is_kept
 from .timings import Timings, at_step
-from .trackers import open_tracker
+from .trackers import NoTracker, Tracker, open_tracker
 
 
 def execute(session: Session, host: Host) -> Outcome:
@@ -69,12 +69,12 @@ class TrainingRun:
         self.plan, self.folder, self.processes = session.plan, session.folder, session.processes
         self.total = self.plan.training.steps
         self.timings = Timings.continued(self.processes.from_main(lambda: self.folder.read().get("costs", {})))
-        output, whole = self.plan.output, session.backend.model_file is not None
-        kind = output.report_to if session.main else "none"
+        whole = session.backend.model_file is not None
         self.drift = Drift(denoiser=session.denoiser, held_out=session.held_out, has_base=not whole)
         self.watch = GradientWatch(training.adapter.parameters(), training.optimizer, moves=not whole)
-        names = output.tracker_project, output.tracker_run
-        self.tracker = open_tracker(kind, self.folder.path, training.step, host.log, *names)
+        self.tracker: Tracker = NoTracker()
+        if session.main:
+            self.tracker = open_tracker(self.plan.output, self.folder.path, training.step, host.log)
 
     def to_the_end(self) -> Outcome:
         """Train until the last step, an early stop or the host's wish, and write what is left to write."""

@@ -157,13 +157,14 @@ class Asked:
 def asked_images(asked: ValidationConfig, prompts: Sequence[Prompt], resolution: int, sets: int = 1) -> list[Asked]:
     """Every prompt with each of `sets` sets of reference images, in each size; 0 takes the training resolution.
 
-    Seeds count up from prompt to prompt and set to set; sizes share theirs.
+    Seeds count up from prompt to prompt and set to set, unless they are to be the same; sizes share theirs.
     """
     usual = asked.width or resolution, asked.height or resolution
     sizes = parse_sizes("validation.sizes", asked.sizes) or [usual]
     found = []
     for number, (prompt, chosen) in enumerate(product(prompts, range(sets))):
-        seed = asked.seed + number if prompt.seed is None else prompt.seed
+        counted = asked.seed if asked.same_seed else asked.seed + number
+        seed = counted if prompt.seed is None else prompt.seed
         own = bool(prompt.width or prompt.height)
         own_sizes = [(prompt.width or usual[0], prompt.height or usual[1])] if own else sizes
         found += [Asked(prompt=prompt, size=size, seed=seed, references=chosen) for size in own_sizes]

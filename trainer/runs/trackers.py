@@ -32,14 +32,14 @@ class NoTracker:
 
 
 class TensorBoard:
-    """Events in <run>/tensorboard; what a continued run does again replaces what was there."""
+    """Events in a folder; what a continued run does again replaces what was there."""
 
-    def __init__(self, folder: Path, step: int, project: str, name: str) -> None:
-        """TensorBoard knows no projects."""
+    def __init__(self, folder: Path, step: int, output: OutputConfig) -> None:
         from torch.utils import tensorboard
 
         make: Any = tensorboard.SummaryWriter
-        self._writer: Any = make(log_dir=str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        place = events_folder(folder, output)
+        self._writer: Any = make(log_dir=str(place), purge_step=step + 1 if step else None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -52,12 +52,17 @@ class TensorBoard:
 class WandB:
     """A run of a project, by the run's folder; WANDB_MODE=offline keeps it on this machine."""
 
-    def __init__(self, folder: Path, step: int, project: str, name: str) -> None:
+    def __init__(self, folder: Path, step: int, output: OutputConfig) -> None:
         import wandb
 
         identity = digest(str(folder.resolve()))[:16]
         self._run: Any = wandb.init(
-            project=project, name=name or folder.name, id=identity, resume="allow", dir=str(folder), reinit=True
+            project=output.tracker_project,
+            name=output.tracker_run or folder.name,
+            id=identity,
+            resume="allow",
+            dir=str(folder),
+            reinit=True,
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -67,7 +72,14 @@ class WandB:
         self._run.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, int, str, str], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+TRACKERS: dict[str, Callable[[Path, int, OutputConfig], Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def events_folder(folder: Path, output: OutputConfig) -> Path:
+    """Where TensorBoard's events of the run in `folder` are written."""
+    if not output.tracker_dir:
+        return folder / "tensorboard"
+    return Path(output.tracker_dir).expanduser() / (output.tracker_run or folder.name)
 
 
 def check_output(output: OutputConfig, log: Callable[[str], None]) -> None:
@@ -87,14 +99,13 @@ def check_tracker(kind: str) -> None:
         )
 
 
-def open_tracker(
-    kind: str, folder: Path, step: int, log: Callable[[str], None], project: str = "lora-loom", name: str = ""
-) -> Tracker:
+def open_tracker(output: OutputConfig, folder: Path, step: int, log: Callable[[str], None]) -> Tracker:
     """Opens the tracker of a run that stands at `step`. One that cannot be opened is reported and left out: it stops no run."""
+    kind = output.report_to
     if kind == "none":
         return NoTracker()
     try:
-        return TRACKERS[kind](folder, step, project, name)
+        return TRACKERS[kind](folder, step, output)
     except Exception as error:  # noqa: BLE001 - training goes on without its network or its account
         log(f"{kind} cannot be written ({type(error).__name__}: {error}); training goes on without it")
         return NoTracker()

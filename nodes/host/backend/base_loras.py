@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ....trainer.config.aliases import no_note
-from ....trainer.config.base_lora import BaseLoraConfig
+from ....trainer.config.model import BaseLoraConfig
 from ....trainer.config.toml import parse
 from ....trainer.errors import ConfigError, ModelFileError
 from ....trainer.families.common.lora_names import is_text_encoder

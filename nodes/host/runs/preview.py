@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ....trainer.config.base_lora import BaseLoraConfig
+from ....trainer.config.model import BaseLoraConfig
 from ....trainer.config.network import NetworkConfig
 from ....trainer.errors import ConfigError
 from ....trainer.lora.base_lora import lay_base_loras

@@ -137,6 +137,8 @@ def prepare_validation(vae: Vae, clip: Clip, prompts: str, options: Mapping[str,
         vae=identity,
         text=text,
         report_to=options.get("report", "none"),
+        tracker_project=str(options.get("tracker_project") or ValidationValue.tracker_project),
+        tracker_run=str(options.get("tracker_run") or ""),
         references=references,
     )
     HELD.hold(value, Held(vae, preview, options.get("clip_vision")))
@@ -163,6 +165,7 @@ def validation_config(
         model_guidance=float(options.get("model_guidance", ValidationConfig.model_guidance)),
         model=preview_name(options["preview_model"]) if options.get("preview_model") else "",
         seed=int(options.get("seed", 0)),
+        same_seed=bool(options.get("same_seed", False)),
         every=int(options.get("measure_every", 0)),
         timesteps=int(options.get("timesteps", ValidationConfig.timesteps)),
         patience=int(options.get("patience", 0)),

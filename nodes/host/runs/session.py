@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ....trainer.config.base_lora import BaseLoraConfig
+from ....trainer.config.model import BaseLoraConfig
 from ....trainer.config.run import (
     LoraDtype,
     MemoryConfig,
@@ -135,7 +135,7 @@ class TrainRequest:
                 directory=str(root()),
                 loras=str(lora_folder()),
                 dtype=self.lora_dtype,
-                report_to=value.report_to if value else "none",
+                **(value.trackers if value else {}),
             ),
             trigger=cache.trigger,
             facts=facts,

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ....trainer.config.base_lora import BaseLoraConfig
+from ....trainer.config.model import BaseLoraConfig
 from ....trainer.config.run import GuidanceConfig
 from ....trainer.data.cache.references import reference_placement
 from ....trainer.families import edit_variants

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor
 
-from ....trainer.config.base_lora import BaseLoraConfig
+from ....trainer.config.model import BaseLoraConfig
 from ....trainer.config.run import GuidanceConfig, SweepConfig
 from ....trainer.config.toml import digest
 from ....trainer.errors import ConfigError, RunError

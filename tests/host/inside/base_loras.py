@@ -64,7 +64,7 @@ def case(loom, name, kind):
     mine = load(patched)
     lay(mine.module, read(patched, ()))
     mine = measure(mine)
-    config = loom("trainer.config.base_lora").BaseLoraConfig(file=save(tensors), strength=0.8)
+    config = loom("trainer.config.model").BaseLoraConfig(file=save(tensors), strength=0.8)
     filed = load(plain)
     lay(filed.module, read(plain, [config]))
     filed = measure(filed)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError, ModelFileError
+from ...weights.quantize import quantize
 from .family import Loading
 from .newer_classes import newer_class
 from .source import read_json
@@ -57,7 +58,14 @@ def load_network(cls: type, folder: Path, name: str, loading: Loading) -> nn.Mod
     if odd:  # the library leaves these random, or on no device at all
         names = ", ".join(sorted(odd)[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
         raise ModelFileError(f"{folder / name} lacks tensors, or has them in another shape: {names}; copy it again")
+    if loading.quantize != "none" and not stays_whole(cls):
+        quantize(module, loading.quantize, loading.dtype, loading.device)
     return module.to(loading.device).requires_grad_(False).eval()
+
+
+def stays_whole(cls: type) -> bool:
+    """Whether a text encoder is not quantized: CLIP's are small, and the smaller they are the more it costs."""
+    return cls.__name__.startswith("CLIP")
 
 
 def _structure(cls: Any, folder: Path, loading: Loading) -> nn.Module:

@@ -13,6 +13,8 @@ from .lora_names import LoraNames
 
 _ATTENTION = r"attn[12]\.(to_[qkv]|to_out\.0)"
 _TRANSFORMER = rf"attentions\.\d+\.(transformer_blocks\.\d+\.({_ATTENTION}|ff\.net\.(0\.proj|2))|proj_in|proj_out)$"
+_RESIDUAL = r"resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)$"
+_TIMES = r"^time_embedding\.linear_[12]$"
 _WITH_CONVOLUTIONS = rf"{_TRANSFORMER}|resnets\.\d+\.(conv1|conv2|conv_shortcut)$|samplers\.0\.conv$"
 UNET_TARGETS = {
     "default": Targets(
@@ -29,6 +31,23 @@ UNET_TARGETS = {
     "all": Targets(
         r"(^conv_in|^conv_out|linear_[12]|attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out|time_emb_proj|conv1|conv2|conv_shortcut|samplers\.0\.conv)$",
         "every Linear and convolution",
+    ),
+    "locon": Targets(
+        rf"{_TRANSFORMER}|{_RESIDUAL}|samplers\.0\.conv$",
+        "conv and the residual blocks' time projections: sd-scripts with conv_dim",
+    ),
+    # LyCORIS' presets that no other stands for
+    "full": Targets(
+        rf"{_TRANSFORMER}|{_RESIDUAL}|samplers\.0\.conv$|^conv_(in|out)$|{_TIMES}",
+        "LyCORIS' full: locon, first and last convolution, time embedding",
+    ),
+    "full-lin": Targets(
+        rf"{_TRANSFORMER}|resnets\.\d+\.(conv_shortcut|time_emb_proj)$|{_TIMES}",
+        "LyCORIS' full-lin: full without convolutions larger than 1 x 1",
+    ),
+    "unet-convblock-only": Targets(
+        rf"{_RESIDUAL}|samplers\.0\.conv$|^conv_(in|out)$",
+        "LyCORIS' preset of this name: residual blocks, no attention",
     ),
 }
 

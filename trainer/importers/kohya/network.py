@@ -18,7 +18,12 @@ TARGETS = {
 """What networks.lora and networks.lora_* train: of a UNet its transformer blocks, elsewhere every Linear of the blocks."""
 
 
-PRESETS = {"attn-only": "attention", "attn-mlp": "attention+mlp", "full-lin": "all", "full": "all"}
+LYCORIS_PRESETS = (
+    "full", "full-lin", "attn-mlp", "attn-only", "unet-only", "unet-transformer-only", "unet-convblock-only",
+)  # fmt: skip
+"""Presets of LyCORIS that are words for target modules here."""
+WITH_CONVOLUTIONS = ("full", "unet-only", "unet-convblock-only")
+"""Those that train convolutions larger than 1 x 1, at conv_dim."""
 
 
 def network(made: Translation, family: str, targets: str = "") -> None:
@@ -54,6 +59,9 @@ def network(made: Translation, family: str, targets: str = "") -> None:
         made.put("network.dropout", dropout, "network_dropout", nearly=difference)
         inner.say("nearly", "dropout", note=difference, ours="network.dropout")
     _targets(made, inner, family, targets)
+    for name, option in (("full_matrix", "lokr_full_matrix"), ("decompose_both", "lokr_decompose_both")):
+        if kind == "lokr" and inner.on(name):
+            inner.put(f"network.{option}", True, name)
     if inner.on("train_norm") and family in UNETS:
         inner.put("network.train_norm", True, "train_norm")
     inner.say("needless", "train_norm", note="it is off, or this network has no such norms")
@@ -70,21 +78,38 @@ def network(made: Translation, family: str, targets: str = "") -> None:
 
 
 def _targets(made: Translation, inner: Translation, family: str, targets: str) -> None:
-    preset = inner.text("preset")
+    module = made.text("network_module", "networks.lora")
+    if module.startswith(("lycoris", "locon")):
+        _lycoris_targets(made, inner, family)
+        return
     convolutions = inner.number("conv_dim")
     if convolutions and family in UNETS:
-        inner.put("network.target_modules", "conv", why="conv_dim")
+        inner.put("network.target_modules", "locon", why="conv_dim")
         inner.put("network.conv_rank", int(convolutions), "conv_dim")
         inner.put("network.conv_alpha", inner.number("conv_alpha", 1), "conv_alpha")
-        inner.say("nearly", "preset", note="conv_dim decides", ours="network.target_modules")
-    elif preset:
-        nearly = "" if preset in PRESETS else f"{preset} is no preset here"
-        other = "transformer" if family in UNETS else "default"
-        inner.put("network.target_modules", PRESETS.get(preset, other), "preset", nearly=nearly)
-    elif targets or (
-        family in TARGETS and (family not in UNETS or made.text("network_module", "networks.lora") == "networks.lora")
-    ):
+    elif targets or (family in TARGETS and (family not in UNETS or module == "networks.lora")):
         made.put("network.target_modules", targets or TARGETS[family], why=f"what {made.title} trains")
+    inner.say("needless", "preset", note=f"{module} has no presets")
+    _blocks(inner, family)
+
+
+def _lycoris_targets(made: Translation, inner: Translation, family: str) -> None:
+    """LyCORIS' preset, full where none is named, with rank and alpha of convolutions, which are those of the rest there by default."""
+    preset = inner.text("preset", "full")
+    known = preset in LYCORIS_PRESETS
+    ours = preset if known else "transformer" if family in UNETS else "default"
+    nearly = "" if known else f"{preset} is no preset here: write network.target_modules by that file"
+    inner.put("network.target_modules", ours, "preset", nearly=nearly)
+    if preset in WITH_CONVOLUTIONS and family in UNETS:
+        for name, option, usual in (("conv_dim", "network.conv_rank", 0.0), ("conv_alpha", "network.conv_alpha", 0.0)):
+            given = inner.number(name, usual)
+            if given:
+                inner.put(option, int(given) if name == "conv_dim" else given, name)
+    note = f"{preset} trains no convolutions" if family in UNETS else "this network has no convolutions"
+    inner.say("needless", "conv_dim", "conv_alpha", note=note)
+
+
+def _blocks(inner: Translation, family: str) -> None:
     blocks = [inner.text(name, "all") for name in ("train_double_block_indices", "train_single_block_indices")]
     if family == "flux" and blocks != ["all", "all"]:
         pattern = "|".join(

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
-from lora_loom.trainer.choices import OPTIMIZERS
+from lora_loom.trainer.choices import NOT_HERE, OPTIMIZERS
 from lora_loom.trainer.config.checks import known_values
 from lora_loom.trainer.config.run import (
     DatasetConfig,
@@ -29,6 +29,9 @@ WRONG = [
     (OptimizerConfig, "name", "adamv", known_values("adamv", list(OPTIMIZERS)) + ", or the path of a class"),
     (ObjectiveConfig, "timestep_sampling", "unifrom", "use 'auto', 'uniform', 'logit_normal', 'mode' or 'beta' (did you mean 'uniform'?)"),
     (ModelConfig, "quantize", "in8", "use 'none', 'int8', 'int4', 'int2', 'float8' or 'nf4' (did you mean 'int8'?)"),
+    *((NetworkConfig, "kind", word, NOT_HERE["network.kind"]["tlora"]) for word in ("tlora", "T-LoRA")),
+    (NetworkConfig, "kind", "locon", NOT_HERE["network.kind"]["locon"]),
+    *((ModelConfig, "attention", word, NOT_HERE["model.attention"]["sage"]) for word in ("sage", "sage_attention", "SageAttention")),
     (TextConfig, "clip_tokens", 100, "use 75, 150 or 225"),
     (TrainingConfig, "steps", "10", "use a valid integer"),
     (TrainingConfig, "steps", True, "use a valid integer"),

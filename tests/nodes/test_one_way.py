@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lora_loom.trainer.config.aliases import current_tree
+from lora_loom.trainer.config.prompt_library import Prompt
 from lora_loom.trainer.config.run import DatasetConfig, TrainingConfig, ValidationConfig
 from lora_loom.trainer.config.toml import free_on_resume
 from lora_loom.trainer.data.sets.dataset import trigger_words
@@ -20,7 +21,7 @@ from lora_loom.trainer.runs.assemble import assemble
 from lora_loom.trainer.runs.headless import prepare, run_folder, run_plan, train
 from lora_loom.trainer.runs.plan import SECTIONS
 from lora_loom.trainer.runs.run_folder import RunFolder
-from lora_loom.trainer.runs.samples import sample_interval, sample_settings
+from lora_loom.trainer.runs.samples import asked_images, sample_interval, sample_settings
 from lora_loom.trainer.runs.session import Backend, RunData
 from tests.conftest import SilentHost, make_config, pictures
 from tests.nodes.records import OLD_FACTS, OLD_GRAPH_RUN, old_inputs
@@ -75,7 +76,9 @@ def plans(host, tmp_path):
         "cache": replace(old_inputs()["cache"], trigger="zib", digest=mine.facts["data"]),
         "network": NetworkValue(network=replace(mine.network, rank=16)),
         "memory": MemoryValue(memory=mine.memory, precision="float32", quantize="none", yield_max_s=0.0),
-        "validation": ValidationValue(validation=validation, vae="v", text="t"),
+        "validation": ValidationValue(
+            validation=validation, vae="v", text="t", report_to="wandb", tracker_project="cats", tracker_run="red"
+        ),
     }
     return mine, graph_plan(host, dict(mine.facts), **inputs)
 
@@ -85,7 +88,13 @@ def test_the_same_settings_are_the_same_plan(host, tmp_path):
     for section in set(SECTIONS) - {"output"}:
         assert getattr(mine, section) == getattr(graph, section), section
     assert (mine.name, mine.trigger, mine.facts) == (graph.name, graph.trigger, graph.facts)
-    assert (mine.output.dtype, mine.output.report_to) == (graph.output.dtype, graph.output.report_to)
+    output = graph.output
+    assert (mine.output.dtype, output.report_to, output.tracker_project, output.tracker_run) == (
+        output.dtype,
+        "wandb",
+        "cats",
+        "red",
+    )
     shared = set(SECTIONS) - {"memory", "validation", "output"}
     fixed, theirs = mine.fixed(), graph.fixed()
     assert {name: fixed[name] for name in shared} == {name: theirs[name] for name in shared}
@@ -203,6 +212,10 @@ def test_the_nodes_inputs_have_the_tables_names(host):
         0,
     )
     assert plain.model_guidance == 3.5
+    same = samples.validation_config(["a", "b"], "", (), (64, 64), {"seed": 7, "same_seed": True})
+    prompts = [Prompt(text="a"), Prompt(text="b"), Prompt(text="c", seed=3)]
+    assert [one.seed for one in asked_images(same, prompts, 64)] == [7, 7, 3]
+    assert [one.seed for one in asked_images(replace(same, same_seed=False), prompts, 64)] == [7, 8, 3]
     assert samples.validation_config(["a"], "", (), (64, 64), {"model_guidance": 2.0}).model_guidance == 2.0
     assert sample_settings(plain, 9.0).guidance.scale == 9.0
     assert sample_settings(ValidationConfig(), 9.0).guidance.scale == 9.0, "0 is the usual scale"

@@ -59,6 +59,13 @@ def network(made: Translation, family: str, targets: str = "") -> None:
         made.put("network.dropout", dropout, "network_dropout", nearly=difference)
         inner.say("nearly", "dropout", note=difference, ours="network.dropout")
     _targets(made, inner, family, targets)
+    _of_kind(inner, kind, family)
+    made.say("exact", "network_args", note="see its entries")
+    made.adopt(inner, "network_args")
+
+
+def _of_kind(inner: Translation, kind: str, family: str) -> None:
+    """Set what single kinds and networks have, and patterns of modules."""
     for name, option in (("full_matrix", "lokr_full_matrix"), ("decompose_both", "lokr_decompose_both")):
         if kind == "lokr" and inner.on(name):
             inner.put(f"network.{option}", True, name)
@@ -73,8 +80,6 @@ def network(made: Translation, family: str, targets: str = "") -> None:
             given = inner.get(name)
             joined = "|".join(str(one) for one in given) if isinstance(given, list) else str(given)
             inner.put(pattern, f"regex:{joined}" if name == "include_patterns" else joined, name)
-    made.say("exact", "network_args", note="see its entries")
-    made.adopt(inner, "network_args")
 
 
 def _targets(made: Translation, inner: Translation, family: str, targets: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import ModelFileError
 from ..types import Array
+from .images.load import as_shown
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -55,14 +56,9 @@ class ClipFiles:
 
     def images(self, paths: Sequence[Path]) -> list[Array]:
         """Unit vectors, (D,) each."""
-        from PIL import Image
-
         found: list[Array] = []
         for start in range(0, len(paths), BATCH):
-            images = []
-            for path in paths[start : start + BATCH]:
-                with Image.open(path) as image:
-                    images.append(image.convert("RGB"))
+            images = [as_shown(path) for path in paths[start : start + BATCH]]
             found += self._run(self._model.get_image_features, images=images)
         return found
 

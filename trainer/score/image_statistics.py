@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..data.images.load import flatten, opened
 from ..types import Array
 
 BINS = 8
@@ -40,16 +41,14 @@ class ImageFeatures:
 
 
 def image_features(path: Path) -> ImageFeatures:
-    """The statistics of an image file."""
-    with Image.open(path) as image:
+    """The statistics of an image file, as a viewer shows it."""
+    with opened(path) as image:
         return describe(image)
 
 
 def describe(image: Image.Image) -> ImageFeatures:
-    """The statistics of an image as a viewer displays it: rotated by its EXIF tag, on white where it is transparent."""
-    upright = ImageOps.exif_transpose(image).convert("RGBA")
-    white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
-    image = Image.alpha_composite(white, upright).convert("RGB")
+    """The statistics of an image as a viewer displays it: rotated by its EXIF tag, in sRGB, on white where it is transparent."""
+    image = flatten(ImageOps.exif_transpose(image), (255, 255, 255))
     return ImageFeatures(
         colour=_colours(_pixels(image, 64)),
         edges=_edges(_pixels(image.convert("L"), 128)),

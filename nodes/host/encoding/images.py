@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ....trainer.data.images.load import check_readable
+from ....trainer.data.images.load import as_shown
 
 
 def to_image(image: Image.Image) -> Tensor:
@@ -20,11 +20,7 @@ def to_image(image: Image.Image) -> Tensor:
 
 def files_to_image(paths: Sequence[Path]) -> Tensor:
     """Image files as an IMAGE batch, padded with white to the largest width and height. Raises DataError for an unreadable one."""
-    images = []
-    for path in paths:
-        check_readable(path)
-        with Image.open(path) as image:
-            images.append(image.convert("RGB"))
+    images = [as_shown(path) for path in paths]
     width, height = max(one.width for one in images), max(one.height for one in images)
     batch = []
     for one in images:

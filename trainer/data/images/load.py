@@ -25,7 +25,9 @@ from ...errors import ConfigError, DataError
 from ...types import Geometry, ImageVariant, Size
 from .variants import recoloured, turned
 
-SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {
+    ".apng", ".avif", ".avifs", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp",
+}  # fmt: skip
 """Suffixes of the images that Pillow reads by itself."""
 PLUGINS = {
     ".heic": ("pillow_heif", "pillow-heif"),
@@ -42,6 +44,17 @@ DEFLATE_RATIO = 1032
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
           RuntimeError, MemoryError, struct.error, zlib.error)  # fmt: skip
 """The exceptions that Pillow's decoders raise on damaged files."""
+RUN_PROGRAMS = {"EPS", "WMF"}
+"""Formats of Pillow that are drawn by another program (Ghostscript) or by the system: never asked for, whatever a file is called."""
+BEGINNINGS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS; fetch the images (git lfs pull)",
+    b"<": "it holds a web page or a drawing (SVG); get the image itself, or convert it",
+    b"\xff\x0a": "it is JPEG XL; pip install pillow-jxl-plugin, or convert it",
+    b"\0\0\0\x0cJXL ": "it is JPEG XL; pip install pillow-jxl-plugin, or convert it",
+}
+"""{how a file begins that is no image, or one of another kind than its suffix says: the remedy}."""
+HEIC = {"heic", "heix", "heim", "heis", "hevc", "mif1", "msf1"}
+"""Brands of HEIC files, at their ninth byte."""
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -84,13 +97,13 @@ def opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides, with a plain message
-            with Image.open(path if content is None else io.BytesIO(content)) as image:
+            with Image.open(path if content is None else io.BytesIO(content), formats=_formats()) as image:
                 _check_size(path, image, path.stat().st_size if content is None else len(content))
                 yield image
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels; make it smaller") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image that can be read: {_remedy(path)}") from error
+        raise DataError(f"{path} is not an image that can be read: {_remedy(path, _head(path, content))}") from error
     except DAMAGE as error:
         raise DataError(f"{path} is damaged ({error or type(error).__name__}): replace or remove it") from error
 
@@ -107,23 +120,53 @@ def _check_size(path: Path, image: Image.Image, size: int) -> None:
         )
 
 
-def _remedy(path: Path) -> str:
-    kind = path.suffix.lower().removeprefix(".")
-    if kind in ("avif", "webp") and not features.check(kind):
-        return (
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in RUN_PROGRAMS]
+
+
+def _head(path: Path, content: bytes | None) -> bytes:
+    """How a file begins; b"" where it is empty, or cannot be read any more."""
+    if content is not None:
+        return content[:64]
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError:
+        return b""
+
+
+def _remedy(path: Path, head: bytes) -> str:
+    """What to do about a file that is no image, by what it begins with, whatever its name says."""
+    brand = head[8:12].decode("latin-1") if head[4:8] == b"ftyp" else ""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    known = next(
+        (remedy for start, remedy in BEGINNINGS.items() if text.startswith(start) or head.startswith(start)), ""
+    )
+    if not head:
+        known = "it is empty; get it again, or remove it"
+    elif brand in HEIC:
+        known = "it is HEIC; pip install pillow-heif, or convert it"
+    kind = "avif" if brand in ("avif", "avis") else path.suffix.lower().removeprefix(".")
+    if not known and kind in ("avif", "webp") and not features.check(kind):
+        known = (
             f"this Pillow was built without {kind.upper()}; install a newer one (pip install -U pillow), or convert it"
         )
-    return "remove or convert it"
+    return known or ("it is a video; remove it" if brand and kind != "avif" else "remove or convert it")
 
 
 def upright(image: Image.Image) -> Size:
     """Returns (width, height) of an opened image after EXIF rotation."""
+    if (
+        image.format == "TIFF"
+    ):  # Pillow turns these itself while it decodes them, some of its versions their size before that
+        image.load()
     rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     return (image.height, image.width) if rotated else (image.width, image.height)
 
 
 def upright_size(path: Path) -> Size:
-    """Returns (width, height) after EXIF rotation, read without decoding the pixels. Raises DataError."""
+    """Returns (width, height) after EXIF rotation, read without decoding the pixels, TIFF apart. Raises DataError."""
     with opened(path) as image:
         return upright(image)
 
@@ -140,6 +183,12 @@ def parse_colour(name: str) -> tuple[int, int, int]:
         return ImageColor.getrgb(name)[:3]
     except ValueError as error:
         raise ConfigError(f"dataset.background = {name!r}: use a colour name (white) or #rrggbb") from error
+
+
+def as_shown(path: Path) -> Image.Image:
+    """A whole image as a viewer shows it: upright, in sRGB, on white where it is transparent. Raises DataError."""
+    with opened(path) as image:
+        return flatten(ImageOps.exif_transpose(image), (255, 255, 255))
 
 
 def load_pixels(
@@ -166,9 +215,16 @@ def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def _from_deep_grey(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """A grey image of more than 8 bits as 8-bit RGB. Mode "I;16" always has 16 bits; for "I" and "F" the largest value decides."""
+    """A grey image of more than 8 bits as 8-bit RGB. Mode "I;16" always has 16 bits; for "I" and "F" the largest value decides.
+
+    Raises ValueError for numbers that are no greys.
+    """
     array = np.asarray(image, dtype=np.float64)
-    top = 65535.0 if image.mode.startswith("I;16") or array.max() > 255 else 255.0
+    least, most = array.min(), array.max()
+    if not (least >= 0 and most <= 65535):
+        raise ValueError(f"numbers from {least:g} to {most:g}, where greys go from 0 to 1, 255 or 65535")
+    top = 65535.0 if image.mode.startswith("I;16") or most > 255 else 255.0
+    top = 1.0 if image.mode == "F" and most <= 1 else top
     grey = Image.fromarray((array * (255.0 / top)).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # a PNG may declare one grey value as transparent

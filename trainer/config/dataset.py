@@ -37,7 +37,7 @@ class DatasetConfig(Section, table="dataset"):
     caption: str = ""
     """Caption of every image with captions = fixed; with the other kinds, of images that have none."""
     metadata: str = ""
-    """Table with the captions, for captions = metadata: .jsonl, .csv, .parquet, or kohya's .json; empty takes metadata.* in the images' folder."""
+    """Table with the captions, for captions = metadata: .jsonl, .csv, .tsv, .parquet, or kohya's .json; empty takes metadata.* in the images' folder."""
     only_listed: bool = False
     """Takes the images that the table names, instead of all that lie in the folder. The names start from the folder or the table, and lead to files below the folder."""
     caption_extension: str = ""

@@ -251,14 +251,14 @@ def test_what_a_table_lacks_and_what_it_has_too_much(tmp_path):
     ("name", "content", "message"),
     [
         ("metadata.jsonl", "{", r"metadata\.jsonl, line 1 is not valid JSON"),
-        ("metadata.jsonl", "[1]", r"metadata\.jsonl, line 1 holds '\[1\]'"),
+        ("metadata.jsonl", "[1]", r"metadata\.jsonl, row 1 holds '1'"),
         ("metadata.jsonl", '{"text": "x"}', r"metadata\.jsonl, row 1 does not name a file, it has text: add file_name"),
         (
             "metadata.jsonl",
             '{"file_name": "a.png", "size": 3}',
             "row 1 has no caption, it has file_name, size: name one",
         ),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', "row 1: text = '3' is not text"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": true}', "row 1: text = 'True' is not text"),
         ("metadata.json", '{"a": "x"}', r"metadata\.json: 'a' holds 'x'"),
         ("metadata.csv", "", r"a\.png has no caption"),
         ("metadata.jsonl", "\xe4", r"metadata\.jsonl is not UTF-8"),

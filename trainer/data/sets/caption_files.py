@@ -8,8 +8,13 @@ from pathlib import Path
 from ...config.dataset import DatasetConfig
 from ...errors import DataError
 from .file_names import says_nothing
-from .folders import Listings
+from .folders import Listings, rest_of_name
 from .tables import CAPTION_FIELDS, decoded, texts_of
+
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+"""Characters without a width, which editors and web pages leave behind. A text of nothing else is empty."""
+OTHER_EXTENSIONS = (".txt", ".caption", ".tags", ".tag", ".text", ".prompt", ".cap", ".captions", ".wd14")
+"""Extensions of caption files that some trainer or tagger writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +38,8 @@ def sidecar(image: Path, suffixes: tuple[str, ...], listings: Listings) -> Path 
 
 
 def read_text(file: Path) -> str:
-    """The stripped content of a text file in UTF-8, or in UTF-16 that begins with its mark. Raises DataError if it cannot be read or is
-    neither."""
+    """The stripped content of a text file in UTF-8, or in UTF-16 or UTF-32 that begins with its mark. Raises DataError if it cannot be
+    read or is neither."""
     try:
         return decoded(file.read_bytes()).strip()
     except UnicodeDecodeError as error:
@@ -56,7 +61,7 @@ def _from_json(file: Path, field: str) -> list[str]:
         data: object = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not valid JSON: {error}") from error
-    if isinstance(data, str | list):
+    if isinstance(data, str | list | int | float):
         data = {field or CAPTION_FIELDS[0]: data}
     if not isinstance(data, Mapping):
         raise DataError(f"{file} holds {data!r}: write a text, a list of texts, or {{'caption': …}}")
@@ -89,6 +94,8 @@ def read_captions(
     """
     found = _found(image, kind, config, listed, listings)
     texts = [text for caption in found.texts for text in _lines(caption, config.caption_lines)]
+    for text in texts:
+        _check_characters(text, found.file or image)
     if texts:
         return Captions(texts=tuple(texts), source=found.source, file=found.file)
     instead = _lines(fallback, config.caption_lines)
@@ -107,7 +114,17 @@ def read_captions(
             f"{found.file or image} {'is empty' if found.file else 'has an empty caption in the table'}: write a caption, set dataset.caption "
             "for images without one, or dataset.empty_captions = true to train it with the empty prompt"
         )
-    raise DataError(f"{image} has no caption: {_remedy(image, kind, config)}")
+    raise DataError(f"{image} has no caption: {_remedy(image, kind, config, listings)}")
+
+
+def _check_characters(text: str, where: Path) -> None:
+    """Raise DataError for a text with halves of characters, which no text encoder takes: of names that are not UTF-8, or of JSON."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: the caption {text[:80]!r} has no valid character at place {error.start + 1}: write it again in UTF-8, or rename the file"
+        ) from error
 
 
 def _found(
@@ -117,7 +134,7 @@ def _found(
     if kind == "sidecar":
         file = sidecar(image, config.caption_suffixes, listings)
         texts = (read_text(file),) if file else ()
-        source = f"caption files ({file.name[len(image.stem) :].lower()})" if file else ""
+        source = f"caption files ({rest_of_name(file, image.stem)})" if file else ""
         return Captions(texts=texts, source=source, file=file)
     if kind == "json":
         file = listings.find(image.parent, image.stem, ".json")
@@ -135,12 +152,29 @@ def _found(
 def _lines(text: str, lines: str) -> list[str]:
     """The captions in a text, by `dataset.lines`: the whole text, its first line, or each line."""
     if lines == "all":
-        return [text.strip()] if text.strip() else []
-    stripped = [line.strip() for line in text.splitlines() if line.strip()]
+        return [text.strip()] if _is_visible(text) else []
+    stripped = [line.strip() for line in text.splitlines() if _is_visible(line)]
     return stripped[:1] if lines == "first" else stripped
 
 
-def _remedy(image: Path, kind: str, config: DatasetConfig) -> str:
+def _is_visible(text: str) -> bool:
+    return any(not letter.isspace() and letter not in INVISIBLE for letter in text)
+
+
+def _other_name(image: Path, listings: Listings) -> str:
+    """What reads a text next to an image that is called by another name than a caption file's; "" without one."""
+    for extension in OTHER_EXTENSIONS:
+        for suffix in (image.suffix + extension, extension):
+            if listings.find(image.parent, image.stem, suffix):
+                return f"{image.stem}{suffix} is there: set dataset.caption_extension = {suffix!r}; or "
+        if other := listings.alike(image.parent, image.stem + extension):
+            return f"{other.name} is there: rename it to {image.stem}{extension}; or "
+    return ""
+
+
+def _remedy(image: Path, kind: str, config: DatasetConfig, listings: Listings) -> str:
+    if kind == "sidecar" and (other := _other_name(image, listings)):
+        return f"{other}write {image.stem}{config.caption_suffixes[0]}"
     return {
         "sidecar": f"write {image.stem}{config.caption_suffixes[0]} next to it, or set dataset.caption for images without one",
         "json": f"write {image.stem}.json next to it, or set dataset.caption for images without one",

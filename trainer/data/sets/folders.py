@@ -107,6 +107,11 @@ class Listings:
         near = [name for name in names if _composed(name).startswith(start)]
         return folder / near[0] if near else None
 
+    def alike(self, folder: Path, name: str) -> Path | None:
+        """A file of this name in any case; None without one."""
+        names = self._folder(folder).get(_key(name), [])
+        return folder / names[0] if names else None
+
     def names(self, folder: Path) -> list[str]:
         """The names of all files of a folder, sorted."""
         return sorted(name for names in self._folder(folder).values() for name in names)
@@ -128,6 +133,11 @@ def same_suffix(name: str) -> str:
     """A name or path with its suffix in small letters and its letters composed, as macOS and Linux may write them differently."""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122 - names in tables need not be paths of this system
     return _composed(stem) + suffix.lower()
+
+
+def rest_of_name(file: Path, stem: str) -> str:
+    """What of a file's name stands behind a stem, in small letters, however both write their accents."""
+    return _composed(file.name)[len(_composed(stem)) :].lower()
 
 
 def _composed(text: str) -> str:

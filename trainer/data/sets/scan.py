@@ -89,8 +89,8 @@ class _Scan:
         if self._nameless:
             self._problems.insert(0, _nameless(self._base, self._nameless, len(self._images)))
         if self._problems:
-            raise DataError(problem_list(self._problems))
-        about = [*self._source_lines(), *self._about]
+            raise DataError(problem_list([*dict.fromkeys(self._problems), *self._tables.not_read()]))
+        about = [*self._source_lines(), *self._about, *self._tables.about()]
         empty = [path for source, paths in self._sources.items() if source.startswith("empty") for path in paths]
         return ScannedFolder(
             images=self._images,
@@ -145,6 +145,8 @@ class _Scan:
             return None
         except DataError as error:
             self._problems.append(str(error))
+            if kind == "sidecar":
+                self._tables.file_for(path)  # it may be where the caption is; see `not_read`
             return None
         self._sources[captions.source].append(path)
         paired = tuple(file for file in references if file)
@@ -222,6 +224,8 @@ class _Tables:
         self._named = base / Path(config.metadata).expanduser() if config.metadata else None
         self._files: dict[Path, Path | None] = {}
         self._tables: dict[Path, Table] = {}
+        self._broken: dict[Path, DataError] = {}
+        """Tables that cannot be used, each read once whatever the number of its images."""
 
     def file_for(self, image: Path) -> Path | None:
         """The table for an image, or None."""
@@ -251,9 +255,33 @@ class _Tables:
             raise DataError(
                 f"{image}: no metadata.jsonl, .csv, .parquet or .json next to it: write one, or name it as dataset.metadata"
             )
+        if file in self._broken:
+            raise self._broken[file]
         if file not in self._tables:
-            self._tables[file] = read_table(file, self._config.caption_field, self._config.file_field)
+            try:
+                self._tables[file] = read_table(file, self._config.caption_field, self._config.file_field)
+            except DataError as error:
+                self._broken[file] = error
+                raise
         return self._tables[file]
+
+    def not_read(self) -> list[str]:
+        """What may hold the captions that are missing: a table that is left aside because there are caption files."""
+        if self._config.captions != "auto" or self._tables or self._broken:
+            return []
+        return [
+            f"{file} is not read where there are caption files: dataset.captions = 'metadata' reads it"
+            for file in dict.fromkeys(self._files.values())
+            if file
+        ]
+
+    def about(self) -> list[str]:
+        """One line for each table that names files more than once."""
+        return [
+            f"{table.path} has several rows for {len(table.twice)} files, whose captions are all trained: {some(table.twice)}"
+            for table in self._tables.values()
+            if table.twice
+        ]
 
     def notes(self) -> list[str]:
         """One line for each table with entries that match no image."""

@@ -1,4 +1,4 @@
-"""Caption tables next to the images: metadata.jsonl, .csv and .parquet in the layout of Hugging Face datasets, kohya's .json.
+"""Caption tables next to the images: metadata.jsonl, .csv, .tsv and .parquet in the layout of Hugging Face datasets, kohya's .json.
 
 A table names files relative to its own folder. Columns: file_name (or file, image, path …) and text (or caption …).
 """
@@ -19,9 +19,10 @@ from ...types import Json
 from ..images.load import image_suffixes
 from .folders import Listings, same_suffix
 
-NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
+NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json", "metadata.tsv")
 FILE_FIELDS = ("file_name", "filename", "file", "image", "image_path", "path")
 CAPTION_FIELDS = ("text", "caption", "captions", "prompt", "tags", "description")
+KNOWN_FIELDS = frozenset((*FILE_FIELDS, *CAPTION_FIELDS))
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """How an address on the web or in a store begins."""
 TableRow = Mapping[str, object]
@@ -31,9 +32,16 @@ DELIMITERS = (",", ";", "\t")
 
 
 def decoded(content: bytes) -> str:
-    """A text file in UTF-8, or in UTF-16 that begins with its mark, with plain line ends. Raises UnicodeDecodeError."""
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if marked else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    """A text file in UTF-8, or in UTF-16 or UTF-32 that begins with its mark, with plain line ends.
+
+    Raises UnicodeDecodeError, also for NUL characters, which no text holds: they are another encoding or a damaged file.
+    """
+    marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+    encoding = next((name for mark, name in marks if content.startswith(mark)), "utf-8-sig")
+    text = content.decode(encoding)
+    if "\0" in text:
+        raise UnicodeDecodeError(encoding, content, text.index("\0"), text.index("\0") + 1, "a NUL character")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @dataclass
@@ -43,6 +51,8 @@ class Table:
     path: Path
     captions: dict[str, list[str]]
     used: set[str] = field(default_factory=set)
+    twice: list[str] = field(default_factory=list)
+    """The files that have several rows. The captions of all are theirs."""
 
     def of(self, image: Path) -> list[str] | None:
         """The captions of an image; [] if its caption is empty, None if the table does not name it.
@@ -68,8 +78,9 @@ class Table:
 
 
 def find_table(folder: Path, listings: Listings) -> Path | None:
-    """The first of the known table names that exists in a folder, or None."""
-    return next((file for name in NAMES if (file := listings.find(folder, *os.path.splitext(name)))), None)  # noqa: PTH122
+    """The first of the known table names that exists in a folder, in any case; None without one."""
+    there = {name.casefold(): name for name in reversed(listings.names(folder))}
+    return next((folder / there[name] for name in NAMES if name in there), None)
 
 
 def listed_image(name: str, base: Path, table: Path, listings: Listings) -> Path:
@@ -103,24 +114,35 @@ def _found(path: Path, listings: Listings) -> Path | None:
 
 def read_table(path: Path, caption_field: str = "", file_field: str = "") -> Table:
     """Read a table by its extension. Raises DataError that names the file and the row for anything that cannot be used."""
-    readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows, ".json": _kohya_rows}
+    readers = {
+        ".jsonl": _json_lines,
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".parquet": _parquet_rows,
+        ".json": _kohya_rows,
+    }
     if path.suffix.lower() not in readers:
         raise DataError(f"dataset.metadata: {path} is not one of {', '.join(sorted(readers))}")
     captions: dict[str, list[str]] = {}
+    twice: dict[str, None] = {}
     try:
         for number, row in enumerate(readers[path.suffix.lower()](path), 1):
             where = f"{path}, row {number}"
-            captions.setdefault(_file_of(row, file_field, where), []).extend(texts_of(row, caption_field, where))
+            name = _file_of(row, file_field, where)
+            if name in captions:
+                twice[name] = None
+            captions.setdefault(name, []).extend(texts_of(row, caption_field, where))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: save it as UTF-8") from error
-    return Table(path=path, captions=captions)
+    return Table(path=path, captions=captions, twice=list(twice))
 
 
 def texts_of(row: TableRow, caption_field: str, where: str) -> list[str]:
     """The captions in a row: one text, several, or kohya's caption followed by its tags. Raises DataError if there is no caption
-    column, or if its value is not text."""
+    column, or if its value is neither text nor a number."""
+    row = _tidy(row, caption_field)
     fields = [caption_field] if caption_field else [name for name in CAPTION_FIELDS if row.get(name)][:1]
     if caption_field and caption_field not in row:
         raise DataError(f"{where} has no {caption_field!r} (dataset.caption_field); it has {_columns(row)}")
@@ -128,17 +150,37 @@ def texts_of(row: TableRow, caption_field: str, where: str) -> list[str]:
         if not any(name in row for name in CAPTION_FIELDS):
             raise DataError(f"{where} has no caption, it has {_columns(row)}: name one as dataset.caption_field")
         return []
-    value = row[fields[0]]
+    value = _said(row[fields[0]])
     if isinstance(value, str):
-        tags = row.get("tags") if fields == ["caption"] else None
+        tags = _said(row.get("tags")) if fields == ["caption"] else None
         if isinstance(tags, str) and tags.strip():
             return [f"{value.strip()}, {tags.strip()}"]
         return [value] if value.strip() else []
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return [", ".join(value)] if fields == ["tags"] else [text for text in value if text.strip()]
+    if isinstance(value, list):
+        parts = [_said(part) for part in value]
+        if all(isinstance(part, str) for part in parts):
+            texts = [str(part) for part in parts]
+            return [", ".join(texts)] if fields == ["tags"] else [text for text in texts if text.strip()]
     if value is None:
         return []
     raise DataError(f"{where}: {fields[0]} = {str(value)[:80]!r} is not text")
+
+
+def _said(value: object) -> object:
+    """A number as the text that was meant, "no number" of a column of numbers as nothing."""
+    if isinstance(value, float) and value != value:  # noqa: PLR0124 - NaN
+        return None
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _tidy(row: TableRow, asked: str) -> TableRow:
+    """A row whose columns with a known name are called by it: "File_Name" and " text" are file_name and text."""
+    tidy: dict[str, object] = {}
+    for name, value in row.items():
+        plain = str(name).strip()
+        known = plain.casefold() in KNOWN_FIELDS and plain != asked
+        tidy[plain.casefold() if known else plain] = value
+    return tidy
 
 
 def _columns(row: TableRow) -> str:
@@ -146,8 +188,9 @@ def _columns(row: TableRow) -> str:
 
 
 def _file_of(row: TableRow, file_field: str, where: str) -> str:
+    row = _tidy(row, file_field)
     for name in [file_field] if file_field else FILE_FIELDS:
-        value = row.get(name)
+        value = _said(row.get(name))
         if isinstance(value, str) and value.strip():
             return value.strip().replace("\\", "/").removeprefix("./")
     wanted = f"{file_field} (dataset.file_field)" if file_field else "file_name"
@@ -163,7 +206,11 @@ def _stem(name: str) -> str:
 
 
 def _json_lines(path: Path) -> Iterator[TableRow]:
-    for number, line in enumerate(decoded(path.read_bytes()).split("\n"), 1):
+    text = decoded(path.read_bytes())
+    if text.lstrip().startswith("["):
+        yield from _listed_rows(text, path)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _mapping(line, f"{path}, line {number}")
 
@@ -181,11 +228,35 @@ def _mapping(text: str, where: str) -> Json:
 def _csv_rows(path: Path) -> Iterator[TableRow]:
     text = decoded(path.read_bytes())
     header = text.partition("\n")[0]
-    delimiter = max(DELIMITERS, key=header.count)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(DELIMITERS, key=header.count)
     try:
-        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="")
+        _check_quotes(path, text, delimiter)
+        _check_header(path, [name.strip() for name in reader.fieldnames or ()])
+        for number, row in enumerate(reader, 1):
+            if any(cell.strip() for cell in row.pop("", None) or ()):
+                raise DataError(
+                    f"{path}, row {number} has more cells than the header has columns: put texts with {delimiter!r} in quotes"
+                )
+            yield row
     except csv.Error as error:
         raise DataError(f"{path} is not valid CSV: {error}") from error
+
+
+def _check_header(path: Path, names: list[str]) -> None:
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path} has the column {twice[0]!r} twice: give one of them another name")
+
+
+def _check_quotes(path: Path, text: str, delimiter: str) -> None:
+    """A quote that is not closed takes the rest of the table into its cell."""
+    try:
+        for _ in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            pass
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise DataError(f"{path}: a quote is not closed, so the rest of the table is one cell: close it") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[TableRow]:

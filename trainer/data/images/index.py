@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ...storage.atomic import write_json
 from ...types import Progress, Size
 from .faces import largest_face
 from .load import file_digest
-from .probe import can_fingerprint, probe
+from .probe import alpha_range, can_fingerprint, probe
 
 VERSION = 3
 SAVE_EVERY_S = 10.0
@@ -49,6 +49,8 @@ class FileFacts:
     """Saliency summed over columns and over rows, as hex digits; "" if it was never computed."""
     face: str = ""
     """Middle of the largest face, see `faces.largest_face`; "" if it was never looked for."""
+    alpha: str = ""
+    """Least and greatest value of the alpha channel, such as "0 255"; "" if it was never asked for."""
 
     @property
     def size(self) -> Size:
@@ -87,11 +89,13 @@ class FileIndex:
         progress: Progress,
         focused: Set[Path] = frozenset(),
         faced: Set[Path] = frozenset(),
+        masked: Set[Path] = frozenset(),
     ) -> Survey:
         """The facts of every readable file, and what is wrong with the others. New and changed files are decoded once.
 
-        `focused` names the files whose saliency is needed, `faced` those whose faces are.
+        `focused` names the files whose saliency is needed, `faced` those whose faces are, `masked` those whose alpha channel is.
         """
+        asked = {"focus": focused, "face": faced, "alpha": masked}
         wanted = sorted(set(paths), key=str)
         folders = {parent: os.path.realpath(parent) for parent in {path.parent for path in wanted}}
         names = {path: os.path.join(folders[path.parent], path.name) for path in wanted}  # noqa: PTH118 - thousands of them
@@ -103,14 +107,15 @@ class FileIndex:
             except OSError as error:
                 problems[path] = f"{path} cannot be read: {error.strerror or error}"
                 continue
-            if not _unchanged(self.facts.get(names[path]), status, focused=path in focused, faced=path in faced):
+            wants = [name for name, paths in asked.items() if path in paths]
+            if not _unchanged(self.facts.get(names[path]), status, wants):
                 unknown.append(path)
         done = len(wanted) - len(unknown)
         progress(done, len(wanted))
         fresh: dict[str, FileFacts] = {}
         saved = time.monotonic()
         try:
-            for number, (path, outcome) in enumerate(_in_order(unknown, focused, faced), done + 1):
+            for number, (path, outcome) in enumerate(_in_order(unknown, asked), done + 1):
                 if isinstance(outcome, str):
                     problems[path] = outcome
                 else:
@@ -165,22 +170,20 @@ def _stored(path: Path) -> dict[str, FileFacts]:
         return {}
 
 
-def _unchanged(known: FileFacts | None, status: os.stat_result, *, focused: bool, faced: bool) -> bool:
-    """Whether an entry is complete and still describes the file."""
-    if known is not None and faced and not known.face:
-        return False
-    if known is None or (can_fingerprint() and not known.fingerprint) or (focused and not known.focus):
+def _unchanged(known: FileFacts | None, status: os.stat_result, wants: Sequence[str]) -> bool:
+    """Whether an entry is complete, with the fields that are wanted of it, and still describes the file."""
+    if known is None or (can_fingerprint() and not known.fingerprint) or not all(getattr(known, one) for one in wants):
         return False
     state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return (known.bytes, known.modified_ns, known.changed_ns) == state
 
 
-def _in_order(paths: Sequence[Path], focused: Set[Path], faced: Set[Path]) -> Iterator[tuple[Path, FileFacts | str]]:
+def _in_order(paths: Sequence[Path], asked: Mapping[str, Set[Path]]) -> Iterator[tuple[Path, FileFacts | str]]:
     """Returns (path, its facts or what is wrong with it) in the order given. A few threads read a few files ahead."""
     rest = iter(paths)
 
     def read(path: Path) -> FileFacts | str:
-        return _read(path, focused=path in focused, faced=path in faced)
+        return _read(path, {name for name, paths in asked.items() if path in paths})
 
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting: deque[tuple[Path, Future[FileFacts | str]]] = deque(
@@ -198,13 +201,14 @@ def _in_order(paths: Sequence[Path], focused: Set[Path], faced: Set[Path]) -> It
                 future.cancel()
 
 
-def _read(path: Path, *, focused: bool, faced: bool) -> FileFacts | str:
-    """The facts of one file, or what is wrong with it."""
+def _read(path: Path, wants: Set[str]) -> FileFacts | str:
+    """The facts of one file with those that are wanted, or what is wrong with it."""
     try:
         status = path.stat()
         content = path.read_bytes()
-        seen = probe(path, content, focused=focused)
-        face = largest_face(path, content) if faced else ""
+        seen = probe(path, content, focused="focus" in wants)
+        face = largest_face(path, content) if "face" in wants else ""
+        alpha = alpha_range(path, content) if "alpha" in wants else ""
     except DataError as error:
         return str(error)
     except OSError as error:
@@ -223,6 +227,7 @@ def _read(path: Path, *, focused: bool, faced: bool) -> FileFacts | str:
         colours=seen.colours,
         focus=seen.focus,
         face=face,
+        alpha=alpha,
     )
 
 

@@ -50,6 +50,13 @@ def probe(path: Path, content: bytes, *, focused: bool = False) -> ImageProbe:
         )
 
 
+def alpha_range(path: Path, content: bytes) -> str:
+    """The least and greatest value of an image's alpha channel, such as "0 255". Raises DataError."""
+    with opened(path, content) as image:
+        least, most = image.convert("RGBA").getchannel("A").getextrema()
+    return f"{least} {most}"
+
+
 @cache
 def can_fingerprint() -> bool:
     """Whether imagehash is installed. It may be missing where the pack was updated without its requirements."""

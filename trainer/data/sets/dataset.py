@@ -25,8 +25,10 @@ from ...types import (
 from ..images.faces import NONE, check_detector
 from ..images.index import FileFacts, FileIndex
 from ..images.load import file_digest, parse_colour
+from ..images.masks import mask_notes
 from .buckets import Buckets
 from .captions import class_caption, plain, texts_of, variants, warmup_of
+from .leftovers import unused_twins
 from .placement import buckets_of, image_variants, placements, stretched, variant_count, why_left_out
 from .scan import ImageFile, ScannedFolder, folders_of, scan
 
@@ -120,17 +122,26 @@ def build_dataset(
     buckets = [buckets_of(config, data, step) for config in sets]
     read = folders_of(sets)
     folders = [scan(config, read) for config in sets]
-    every = [image.path for folder in folders for image in folder.images]
-    survey = index.survey(every, progress, *(_cropped_by(crop, sets, folders) for crop in ("saliency", "face")))
+    twins = {path for folder in folders for image in folder.images for path in image.twins}
+    every = {image.path for folder in folders for image in folder.images} | twins
+    survey = index.survey(
+        every,
+        progress,
+        _images_of(sets, folders, crop="saliency"),
+        _images_of(sets, folders, crop="face"),
+        _images_of(sets, folders, masks="alpha"),
+    )
+    unreadable = _unusable(folders, survey.problems)
     examples: list[Example] = []
-    notes = [note for folder in folders for note in folder.notes]
+    notes = [*(note for folder in folders for note in folder.notes), *unused_twins(sets, twins)]
     for config, folder, sizes in zip(sets, folders, buckets, strict=True):
-        readable = [image for image in folder.images if image.path in survey.facts]
+        readable = [image for image in folder.images if image.path not in unreadable]
         set_examples, set_notes = _examples(config, readable, sizes, survey.facts, seed)
         examples += set_examples
-        notes += set_notes
+        pairs = [(image.path, image.mask) for image in readable if image.mask]
+        notes += set_notes + mask_notes(pairs, survey.facts, config.folder)
     if not any(example.role == "train" for example in examples):
-        raise DataError(problem_list(["no image is left to train on", *notes, *survey.problems.values()]))
+        raise DataError(problem_list(["no image is left to train on", *notes, *unreadable.values()]))
     return Dataset(
         examples=tuple(_with_held_out(examples, data.validation_split, seed)),
         notes=tuple(notes),
@@ -140,15 +151,26 @@ def build_dataset(
             *_about_course(sets, folders),
         ),
         asked_empty=frozenset().union(*(folder.asked_empty for folder in folders)),
-        unreadable=tuple(survey.problems.items()),
+        unreadable=tuple(unreadable.items()),
         fingerprints={path: (known.fingerprint, known.colours) for path, known in survey.facts.items()},
     )
 
 
-def _cropped_by(crop: str, sets: Sequence[DatasetConfig], folders: Sequence[ScannedFolder]) -> set[Path]:
-    """The images of the sets that are cropped in this way."""
+def _images_of(sets: Sequence[DatasetConfig], folders: Sequence[ScannedFolder], **option: str) -> set[Path]:
+    """The images of the sets with this value of an option."""
+    [(name, value)] = option.items()
     each = zip(sets, folders, strict=True)
-    return {image.path for config, folder in each if config.crop == crop for image in folder.images}
+    return {image.path for config, folder in each if getattr(config, name) == value for image in folder.images}
+
+
+def _unusable(folders: Sequence[ScannedFolder], problems: Mapping[Path, str]) -> dict[Path, str]:
+    """{image: why it cannot be used}, for its own sake or that of its mask or a reference image."""
+    found: dict[Path, str] = {}
+    for image in (image for folder in folders for image in folder.images):
+        broken = next((path for path in (image.path, *image.twins) if path in problems), None)
+        if broken is not None:
+            found[image.path] = problems[broken] if broken == image.path else f"{image.path}: {problems[broken]}"
+    return found
 
 
 def _examples(

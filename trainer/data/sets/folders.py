@@ -22,8 +22,10 @@ class Walk:
     """Hidden folders and those that systems make: copies and thumbnails, never images of the set."""
     not_entered: list[Path] = field(default_factory=list)
     """Sub-folders that were not read because only the folder itself was asked for."""
+    hidden: list[Path] = field(default_factory=list)
+    """Files whose name begins with a dot, such as what macOS puts beside each file on other disks (._a.png)."""
     problems: list[str] = field(default_factory=list)
-    """Links that lead nowhere or to what is read already, and folders that cannot be read."""
+    """Links that lead nowhere or to what is read already, what is no file, and folders that cannot be read."""
 
 
 def is_machine_made(name: str) -> bool:
@@ -51,14 +53,17 @@ def walk(folder: Path, *, recursive: bool) -> Walk:
                     found.not_entered.append(path)
                 elif _enter(path, real, entered, linked=entry.is_symlink(), problems=found.problems):
                     waiting.append(path)
-            elif path.name[:1] != ".":
-                if kind == "file":
-                    found.files.append(path)
-                elif kind == "broken":
-                    found.problems.append(f"{path} is a link that leads nowhere")
+            elif path.name[:1] == ".":
+                found.hidden.append(path)
+            elif kind == "file":
+                found.files.append(path)
+            else:
+                found.problems.append(
+                    f"{path} is {'a link that leads nowhere' if kind == 'broken' else 'a pipe or a device'}"
+                )
     # Sorting by parts gives the order in which paths compare, but is much faster.
     found.files.sort(key=lambda path: path.parts)
-    for paths in (found.machine_made, found.not_entered):
+    for paths in (found.machine_made, found.not_entered, found.hidden):
         paths.sort()
     return found
 

@@ -8,10 +8,15 @@ from pathlib import Path
 from ...config.dataset import DatasetConfig
 from ...errors import some
 from ..images.load import PLUGINS, image_suffixes
-from .folders import Walk, is_machine_made, named
+from .folders import Walk, is_machine_made, named, walk
 from .tables import NAMES
 
-OTHER_IMAGES = {".arw", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".jp2", ".nef", ".orf", ".psd", ".raf", ".rw2", ".svg", ".tga", ".xcf"}  # fmt: skip
+OTHER_IMAGES = {
+    ".3fr", ".ai", ".arw", ".clip", ".cr2", ".cr3", ".cur", ".dds", ".dib", ".dng", ".emf", ".eps", ".erf", ".exr", ".fits", ".hdr",
+    ".icns", ".ico", ".iiq", ".insp", ".j2k", ".jp2", ".jpx", ".jxr", ".kdc", ".kra", ".mef", ".mrw", ".nef", ".nrw", ".ora", ".orf",
+    ".pbm", ".pcx", ".pef", ".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".raf", ".raw", ".rw2", ".sgi", ".sr2", ".srw", ".svg",
+    ".tga", ".wbmp", ".wdp", ".wmf", ".x3f", ".xbm", ".xcf", ".xpm",
+}  # fmt: skip
 """Suffixes of images that no installed library reads here."""
 TEXTS = {".cap", ".caption", ".captions", ".json", ".prompt", ".tag", ".tags", ".text", ".txt", ".wd14"}
 """Suffixes that caption files of some trainer have."""
@@ -39,10 +44,19 @@ def _unread_videos(paths: Collection[Path], base: Path) -> list[str]:
     return [f"{base}: {len(videos)} videos are left out, only images are read: {named(videos, base)}"] if videos else []
 
 
-def other_files(paths: Collection[Path], base: Path) -> list[str]:
-    """A line about files that are neither images, videos, texts nor tables, such as notes and other programs' caches."""
-    known = image_suffixes() | OTHER_IMAGES | TEXTS | TABLES | VIDEOS | set(PLUGINS)
-    other = [path for path in paths if path.suffix.lower() not in known and path.name.lower() not in SYSTEM]
+def other_files(
+    config: DatasetConfig, paths: Collection[Path], images: Sequence[Path], used: Set[Path], base: Path
+) -> list[str]:
+    """A line about files that are no images, videos, captions or tables, such as notes and other programs' caches and settings."""
+    known = image_suffixes() | OTHER_IMAGES | TABLES | VIDEOS | set(PLUGINS)
+    named_elsewhere = {*used, *(path for kind in _loose_texts(config, paths, images, used) for path in kind)}
+    other = [
+        path
+        for path in paths
+        if path.suffix.lower() not in known
+        and path.name.lower() not in {*SYSTEM, *NAMES}
+        and path not in named_elsewhere
+    ]
     return [f"{base}: {len(other)} other files are left out: {named(other, base)}"] if other else []
 
 
@@ -56,12 +70,7 @@ def unread_texts(
     config: DatasetConfig, paths: Collection[Path], images: Sequence[Path], used: Set[Path], base: Path
 ) -> list[str]:
     """Notes about texts next to the images that are nobody's caption: under other names, of no image, or in unread tables."""
-    rest = [
-        path for path in paths if path.suffix.lower() in TEXTS and path not in used and path.name.lower() not in NAMES
-    ]
-    stems = {(image.parent, image.stem) for image in images}
-    near = [path for path in rest if _stem_of(path, stems)]
-    strange = [path for path in rest if path.suffix.lower() in config.caption_suffixes and path not in set(near)]
+    near, strange = _loose_texts(config, paths, images, used)
     tables = [path for path in paths if path.name.lower() in NAMES and path not in used]
     notes = []
     if near:
@@ -85,6 +94,18 @@ def unread_texts(
             f"{base}: tables are read under the names {', '.join(NAMES)}, and these are left out: {named(unnamed, base)}"
         )
     return notes
+
+
+def _loose_texts(
+    config: DatasetConfig, paths: Collection[Path], images: Sequence[Path], used: Set[Path]
+) -> tuple[list[Path], list[Path]]:
+    """Returns (texts next to an image that are not its caption, caption files of no image)."""
+    rest = [
+        path for path in paths if path.suffix.lower() in TEXTS and path not in used and path.name.lower() not in NAMES
+    ]
+    stems = {(image.parent, image.stem) for image in images}
+    near = [path for path in rest if _stem_of(path, stems)]
+    return near, [path for path in rest if path.suffix.lower() in config.caption_suffixes and path not in set(near)]
 
 
 def _stem_of(path: Path, stems: Set[tuple[Path, str]]) -> bool:
@@ -129,7 +150,26 @@ def _holds_images(folder: Path) -> bool:
 
 
 def machine_made(found: Walk, base: Path) -> list[str]:
-    """A line about folders that systems and tools made, which are left out."""
-    if not found.machine_made:
-        return []
-    return [f"{base}: folders that systems or tools made are left out: {some([p.name for p in found.machine_made])}"]
+    """Lines about folders that systems and tools made, and about hidden files that would be read without the dot in their names."""
+    folders = [path.name for path in found.machine_made]
+    kinds = image_suffixes() | TEXTS | TABLES | set(PLUGINS)
+    hidden = [path for path in found.hidden if path.suffix.lower() in kinds]
+    lines = [f"{base}: folders that systems or tools made are left out: {some(folders)}"] if folders else []
+    return lines + ([f"{base}: {len(hidden)} hidden files are left out: {named(hidden, base)}"] if hidden else [])
+
+
+def unused_twins(sets: Sequence[DatasetConfig], used: Set[Path]) -> list[str]:
+    """Notes about masks and reference images that belong to no image of any set. `used` are those that do."""
+    deep: dict[Path, bool] = {}
+    listed = {name for one in sets if one.only_listed for name in (one.masks, *one.reference_folders)}
+    for one in sets:
+        for name in {one.masks, *one.reference_folders} - {"", "alpha"} - listed:
+            folder = Path(name).expanduser()
+            deep[folder] = deep.get(folder, False) or one.recursive or one.layout == "kohya"
+    notes = []
+    for folder, recursive in sorted(deep.items()):
+        files = walk(folder, recursive=recursive).files
+        spare = [path for path in files if path.suffix.lower() in image_suffixes() and path not in used]
+        if spare:
+            notes.append(f"{folder}: {len(spare)} masks or reference images belong to no image: {named(spare, folder)}")
+    return notes

@@ -30,6 +30,11 @@ class ImageFile:
     """How often the image is used per epoch."""
 
     @property
+    def twins(self) -> tuple[Path, ...]:
+        """Its mask, where that is a file of its own, and its reference images."""
+        return (*((self.mask,) if self.mask and self.mask != self.path else ()), *self.references)
+
+    @property
     def caption(self) -> str:
         """The first caption in its plain form."""
         return plain(self.forms)[0]
@@ -74,6 +79,8 @@ class _Scan:
         self._tables = _Tables(base, config, self._listings)
         self._problems: list[str] = []
         self._nameless: list[Path] = []
+        self._empty: list[str] = []
+        """What is wrong with folders that hold no images."""
         self._images: list[ImageFile] = []
         self._notes: list[str] = []
         self._about: list[str] = []
@@ -88,13 +95,15 @@ class _Scan:
                 self._folder(folder, repeats, concept)
         if self._nameless:
             self._problems.insert(0, _nameless(self._base, self._nameless, len(self._images)))
+        if not self._images and not self._problems:
+            self._problems += self._empty
         if self._problems:
             raise DataError(problem_list([*dict.fromkeys(self._problems), *self._tables.not_read()]))
         about = [*self._source_lines(), *self._about, *self._tables.about()]
         empty = [path for source, paths in self._sources.items() if source.startswith("empty") for path in paths]
         return ScannedFolder(
             images=self._images,
-            notes=self._notes + self._tables.notes(),
+            notes=self._notes + self._empty + self._tables.notes(),
             about=about,
             asked_empty=frozenset(empty),
         )
@@ -117,14 +126,16 @@ class _Scan:
         found = walk(folder, recursive=self._config.recursive)
         paths = [path for path in found.files if path.suffix.lower() in image_suffixes()]
         if not paths:
-            raise DataError(_nothing_found(folder, found, recursive=self._config.recursive))
+            self._empty.append(_nothing_found(folder, found, recursive=self._config.recursive))
+            return
         kind = _kind(self._config, paths, self._tables, self._listings)
         used = {file for path in paths if (file := self._image(path, kind, repeats, concept))}
         self._notes += [f"{self._base}: {problem}" for problem in found.problems]
         self._notes += unread_images(found.files, self._base)
         self._notes += unread_folders(found, self._base, self._elsewhere)
-        self._about += machine_made(found, self._base) + other_files(found.files, self._base)
-        texts = unread_texts(self._config, found.files, paths, used | self._tables.read(), self._base)
+        rest = (self._config, found.files, paths, used | self._tables.read(), self._base)
+        self._about += machine_made(found, self._base) + other_files(*rest)
+        texts = unread_texts(*rest)
         asked = self._config.captions != "auto" or bool(self._config.caption_extension)
         (self._about if asked else self._notes).extend(texts)
 
@@ -325,6 +336,8 @@ def _nothing_found(folder: Path, found: Walk, *, recursive: bool) -> str:
         message += "; it has sub-folders: set dataset.recursive = true, or name one of them"
     elif found.problems:
         message += f"; {some(found.problems)}"
+    elif hidden := machine_made(found, folder):
+        message += f"; {hidden[-1].removeprefix(f'{folder}: ')}"
     return message
 
 
@@ -333,7 +346,7 @@ def _twin(image: Path, folder: Path, other: str, option: str, listings: Listings
     if not other:
         return None
     twins = Path(other).expanduser() / image.relative_to(folder).parent
-    suffixes = sorted(image_suffixes())
+    suffixes = [image.suffix, *sorted(image_suffixes())]  # of a.jpg and a.png each has its own
     twin = next((file for suffix in suffixes if (file := listings.find(twins, image.stem, suffix))), None)
     if twin is None:
         raise DataError(f"{image} has no counterpart for dataset.{option}: put {image.stem}.png into {twins}")

@@ -210,7 +210,7 @@ class Chroma:
         single = widths.blocks("single_transformer_blocks", "single_blocks")
         of_blocks = {key: width for key, width in widths.inputs.items() if GUIDANCE not in key}
         hidden = replace(widths, inputs=of_blocks).hidden  # the network of the modulations has a width of its own
-        return native_keys(double, single, hidden, 4 * hidden, 0)
+        return native_keys(double, single, hidden, 4 * hidden, widths.blocks(f"{GUIDANCE}[._]layers"))
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]

@@ -222,8 +222,9 @@ class Lumina2:
         """Returns the weights with q, k and v apart, as diffusers has them."""
         refiners = widths.blocks("noise_refiner", "context_refiner")
         keys = native_keys(widths.blocks("layers"), refiners)
-        key_rows = widths.rows(r"to[._][kv]$") or (widths.rows(r"attention[._]qkv$") - widths.hidden) // 2
-        rows = (widths.hidden, key_rows, key_rows)
+        hidden = widths.width(r"to[._][qkv]$|attention[._]qkv$")  # the modulation's input is narrower
+        key_rows = widths.rows(r"to[._][kv]$") or (widths.rows(r"attention[._]qkv$") - hidden) // 2
+        rows = (hidden, key_rows, key_rows)
         for fused in [key for key in keys if "to_qkv" in key]:
             native = keys.pop(fused).native.removesuffix(".weight")
             apart = [fused.removesuffix(".weight").replace("to_qkv", f"to_{x}") for x in "qkv"]

@@ -194,9 +194,14 @@ class SD3:
     comfy = COMFY
 
     def lora_map(self, widths: Widths) -> KeyMap:
-        """One block more than the file reaches to, as only the network's last has its modulation the other way round."""
+        """The network's last block, which alone has its modulation the other way round, is told by the rows of it; without it the map has
+        one block more than the file reaches to."""
         depth = widths.blocks("transformer_blocks", "joint_blocks")
-        return native_keys(depth + 1, widths.hidden, dual=range(depth), qk_norm=False)
+        text = rf"[._]{depth - 1}[._](norm1_context[._]linear|context_block[._]adaLN_modulation[._]1)$"
+        is_last = widths.rows(text) == 2 * widths.width(text) > 0
+        return native_keys(
+            depth + 1, widths.hidden, dual=range(depth), qk_norm=False, last=depth - 1 if is_last else depth
+        )
 
     def target_presets(self, paths: Iterable[str]) -> Mapping[str, Targets]:
         return targets_of(count_blocks(paths, "transformer_blocks"))

@@ -178,7 +178,8 @@ class ZImage:
 
     def lora_map(self, widths: Widths) -> KeyMap:
         refiners = widths.blocks("noise_refiner", "context_refiner")
-        return native_keys(widths.blocks("layers"), refiners, widths.rows(r"to[._]q$") or widths.hidden)
+        hidden = widths.rows(r"to[._]q$") or widths.width(r"attention[._]qkv$")  # the modulation's input is narrower
+        return native_keys(widths.blocks("layers"), refiners, hidden)
 
     def key_map(self, shapes: Shapes) -> KeyMap:
         return read_native(shapes)[1]

@@ -16,7 +16,7 @@ from ..errors import ConfigError, ModelFileError, did_you_mean, reads
 from ..families.common.family import Family, has_one_text_encoder
 from ..families.common.keymap import KeyMap, Part
 from ..families.common.lora_layouts import FORMATS, KeyLayout, Widths, spelled
-from ..families.common.lora_names import NATIVE_PREFIXES, is_text_encoder, owners, spell, text_key_in
+from ..families.common.lora_names import ATTENTION_ROWS, NATIVE_PREFIXES, is_text_encoder, owners, spell, text_key_in
 from ..types import Progress
 from .factors import KOHYA, PEFT, Factors, PlainLora, Written, extended, new_dtype, open_lora, write_lora
 from .inspect import weight_size
@@ -67,12 +67,14 @@ def convert(
     if format not in FORMATS:
         raise ConfigError(f"format = {format!r}: {did_you_mean(format, list(FORMATS))}")
     lora = open_lora(source)
-    owner = _family(lora, family)
+    owner, *others = _families(lora, family)
     texts = _text_modules(lora, format, owner)
     layout = owner.lora_layouts[format]
     keymap = owner.lora_map(_widths(lora))
     old = _resolved(lora, owner, keymap)
     new = rearranged(old, keymap, layout)
+    if any(_sizes_for(lora, other, format) != _sizes(new) for other in others):
+        raise ModelFileError(_ambiguous(lora, [owner, *others]))
     formats = {lora.dtype(key) for key in lora.modules}
     stored = new_dtype(dtype, max(formats, key=lambda kind: kind.itemsize))
     written = {}
@@ -114,18 +116,37 @@ def text_layout(format: str) -> KeyLayout:
     return KeyLayout(prefix="", alpha=False) if format == "diffusers" else KeyLayout(prefix="", kohya=True)
 
 
-def _family(lora: PlainLora, wanted: str) -> Family:
-    """The family of a LoRA. Raises ConfigError for an unknown name, ModelFileError if the keys do not tell."""
+def _families(lora: PlainLora, wanted: str) -> list[Family]:
+    """The family of a LoRA; several whose layouts have the same names. Raises ConfigError for an unknown name, ModelFileError if the keys
+    do not tell."""
     if wanted != "auto":
-        return families.get(wanted)
+        return [families.get(wanted)]
     names = {name: family.lora_names for name, family in families.all_families().items()}
-    matches = owners(names, {_comfyui_key(key): width for key, width in _widths(lora).inputs.items()})
-    if len({id(families.get(name).lora_layouts) for name in matches}) != 1:
-        known = " or ".join(matches) or "no known family"
-        raise ModelFileError(
-            f"{lora.path} fits {known} by its keys: choose the family with --family ({', '.join(names)})"
-        )
-    return families.get(matches[0])
+    inputs = {_comfyui_key(key): width for key, width in _widths(lora).inputs.items()}
+    matches = [families.get(name) for name in owners(names, inputs)]
+    if len({id(family.lora_layouts) for family in matches}) != 1:
+        raise ModelFileError(_ambiguous(lora, matches))
+    return matches
+
+
+def _ambiguous(lora: PlainLora, matches: Sequence[Family]) -> str:
+    known = " or ".join(family.name for family in matches) or "no known family"
+    return (
+        f"{lora.path} fits {known} by its keys: choose the family with --family ({', '.join(families.all_families())})"
+    )
+
+
+def _sizes_for(lora: PlainLora, family: Family, format: str) -> dict[str, tuple[int, int]] | None:
+    """What a file would become as one of another family, as `_sizes`; None if it cannot be one."""
+    try:
+        keymap = family.lora_map(_widths(lora))
+        return _sizes(rearranged(_resolved(lora, family, keymap), keymap, family.lora_layouts[format]))
+    except ModelFileError:
+        return None
+
+
+def _sizes(new: "Rearranged") -> dict[str, tuple[int, int]]:
+    return {path: (factors.up_OR.shape[0], factors.down_RI.shape[1]) for path, factors in new.modules.items()}
 
 
 def _comfyui_key(key: str) -> str:
@@ -149,13 +170,34 @@ def _widths(lora: PlainLora) -> Widths:
 def _resolved(lora: PlainLora, family: Family, keymap: KeyMap) -> dict[str, tuple[bool, Factors]]:
     """Returns {path: (whether it is a path of the original model, its adapter)}. Raises ModelFileError for unknown modules."""
     known = spelled(keymap, family.lora_names, family.lora_layouts)
-    own = [key for key in lora.modules if not is_text_encoder(key)]
-    strange = sorted(key for key in own if key not in known)
+    own = {key for key in lora.modules if not is_text_encoder(key)}
+    rows = {key: key.removesuffix(ATTENTION_ROWS) for key in own if family.lora_names.is_attention_rows(key)}
+    strange = sorted(key for key in own if rows.get(key, key) not in known)
     if strange:
         raise ModelFileError(
             f"{lora.path}: {len(strange)} of its {len(lora.modules)} modules are not {family.name} modules that can be converted, first {strange[0]}"
         )
-    return {known[key][1]: (known[key][0], lora.factors(key)) for key in sorted(own)}
+    found = {known[key][1]: (known[key][0], lora.factors(key)) for key in sorted(own - rows.keys())}
+    for key, module in sorted(rows.items()):
+        _add_rows(found, parts_of(keymap, known[module][1]), lora.factors(key), f"{lora.path}: {key}")
+    return found
+
+
+def _add_rows(
+    found: dict[str, tuple[bool, Factors]], parts: Sequence[tuple[str, Part]], factors: Factors, where: str
+) -> None:
+    """Add an adapter of the first rows of a fused module, as adapters of the parts that these rows are. Raises ModelFileError."""
+    inside = [(path, part) for path, part in parts if part.rows and part.rows[1] <= len(factors.up_OR)]
+    if sum(part.rows[1] - part.rows[0] for _, part in inside if part.rows) != len(factors.up_OR):
+        raise ModelFileError(
+            f"{where} changes rows of a module that this model does not have apart: merge the file into the base (merge-base), then extract a LoRA"
+        )
+    for path, part in inside:
+        if path in found or part.native.removesuffix(".weight") in found:
+            raise ModelFileError(
+                f"{where} changes rows that another module of the file changes too: merge it into the base"
+            )
+        found[path] = (False, replace(factors, up_OR=_rows(factors.up_OR, part)))
 
 
 @dataclass(kw_only=True)

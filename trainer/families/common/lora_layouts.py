@@ -53,8 +53,8 @@ class Widths:
     inputs: Mapping[str, int]
     """{module key: width of its input}."""
     outputs: Mapping[str, int]
-    layers: int = 2
-    """Resnets per level of a UNet on the way down."""
+    layers: int = 0
+    """Resnets per level of a UNet on the way down; 0: as far as the file tells."""
 
     def blocks(self, *stems: str) -> int:
         """How many blocks the file reaches to: 1 + the largest number behind one of the stems."""
@@ -65,6 +65,10 @@ class Widths:
     def hidden(self) -> int:
         """Width of the stream: the narrowest input of a module in a block."""
         return min((width for key, width in self.inputs.items() if re.search(r"[._]\d+[._]", key)), default=0)
+
+    def width(self, ending: str) -> int:
+        """Input width of the modules whose key matches; 0 if there is none."""
+        return max((width for key, width in self.inputs.items() if re.search(ending, key)), default=0)
 
     def rows(self, ending: str) -> int:
         """Rows of the modules whose key matches; 0 if there is none."""

@@ -51,12 +51,12 @@ class LoraNames:
     def matches(self, key: str) -> bool:
         """Whether ComfyUI knows this module key in some model of the family."""
         alias = bool(self.alias_names) and _matches(key, self.alias_prefixes or self.prefixes, self.alias_names)
-        part = bool(self.attention_rows) and _matches(
-            key.removesuffix(ATTENTION_ROWS) if key.endswith(ATTENTION_ROWS) else "",
-            NATIVE_PREFIXES[:1],
-            self.attention_rows,
-        )
-        return alias or part or self.matches_own(key)
+        return alias or self.is_attention_rows(key) or self.matches_own(key)
+
+    def is_attention_rows(self, key: str) -> bool:
+        """Whether a module key means the rows of query, key and value of a fused module."""
+        module = key.removesuffix(ATTENTION_ROWS) if key.endswith(ATTENTION_ROWS) else ""
+        return bool(self.attention_rows and module) and _matches(module, NATIVE_PREFIXES[:1], self.attention_rows)
 
     def matches_own(self, key: str) -> bool:
         """The same without the names of relatives that ComfyUI takes too."""
@@ -131,9 +131,9 @@ def owners(names: Mapping[str, LoraNames], inputs: Mapping[str, int]) -> list[st
     if not most:
         return []
     best = [family for family, count in counts.items() if count == most]
+    best = [family for family in best if names[family].sized(inputs)] or best
     own_counts = {family: sum(map(names[family].matches_own, keys)) for family in best}
-    best = [family for family in best if own_counts[family] == max(own_counts.values())]
-    return [family for family in best if names[family].sized(inputs)] or best
+    return [family for family in best if own_counts[family] == max(own_counts.values())]
 
 
 def unmatched(names: LoraNames, keys: Iterable[str]) -> list[str]:

@@ -92,11 +92,37 @@ def unet_original_keys(config: Mapping[str, Any], keys: Iterable[str]) -> KeyMap
 def unet_lora_map(widths: Widths, bare: tuple[int, ...] = ()) -> KeyMap:
     """The modules of a LoRA file, each by itself: diffusers path to original path, whichever of them the file has."""
     prefixes = (*UNET_LORA_PREFIXES, "unet.", "diffusion_model.")
-    paths = [dotted(key[len(prefix) :]) for key in widths.inputs for prefix in prefixes if key.startswith(prefix)]
+    stems = ((key, next((prefix for prefix in prefixes if key.startswith(prefix)), "")) for key in widths.inputs)
+    paths = [without_processor(dotted(key[len(prefix) :])) for key, prefix in stems]
     known, original = re.compile(UNET_LORA_DIFFUSERS), re.compile(UNET_LORA_NATIVE)
     found = [path for path in paths if known.fullmatch(path)]
-    found += [to_diffusers_path(path, widths.layers) for path in paths if original.fullmatch(path)]
-    return {f"{path}.weight": Part(f"{to_original_path(path, widths.layers, bare)}.weight") for path in found}
+    layers = widths.layers or layers_of(paths)
+    found += [to_diffusers_path(path, layers) for path in paths if original.fullmatch(path)]
+    return {f"{path}.weight": Part(f"{to_original_path(path, layers, bare)}.weight") for path in found}
+
+
+def without_processor(path: str) -> str:
+    """The path of a module that diffusers saved as a part of an attention processor."""
+    plain = path.replace(".processor.", ".")
+    return f"{plain}.0" if plain != path and plain.endswith(".to_out") else plain
+
+
+def layers_of(paths: Iterable[str]) -> int:
+    """Resnets per level on the way down of the UNet that a LoRA file is for: 2, as in SD and SDXL, or 1, as in KOALA and the small SDs.
+
+    The latter where a resampling stands at a place that the former do not have it at, or where the file, in diffusers' names,
+    reaches through several levels and nowhere beyond what a network with one of them has.
+    """
+    reach: dict[str, int] = {}
+    for path in paths:
+        if match := re.fullmatch(r"((?:down|up)_blocks\.\d+)\.(?:attentions|resnets)\.(\d+)\..*", path):
+            reach[match[1]] = max(int(match[2]), reach.get(match[1], 0))
+        elif (match := re.fullmatch(r"(input|output)_blocks\.(\d+)\.\d+\.(op|conv)", path)) and int(match[2]) % (
+            LAYERS + 1
+        ) != (0 if match[1] == "input" else LAYERS):
+            return 1
+    up, down = ([most for level, most in reach.items() if level.startswith(way)] for way in ("up", "down"))
+    return 1 if len(up) > 1 and set(up) == {1} and set(down) == {0} else LAYERS
 
 
 def dotted(path: str) -> str:

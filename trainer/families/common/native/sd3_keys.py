@@ -5,8 +5,14 @@ from collections.abc import Sequence
 from ..keymap import KeyMap, rename, split_rows
 
 
-def native_keys(depth: int, hidden: int, *, dual: Sequence[int] = (), qk_norm: bool = True) -> KeyMap:
-    """Returns {diffusers key: original key} for a network of `depth` joint blocks and width `hidden`; `dual` blocks have attn2."""
+def native_keys(
+    depth: int, hidden: int, *, dual: Sequence[int] = (), qk_norm: bool = True, last: int | None = None
+) -> KeyMap:
+    """Returns {diffusers key: original key} for a network of `depth` joint blocks and width `hidden`; `dual` blocks have attn2.
+
+    `last` is the block whose text ends in it, by default that at the end.
+    """
+    last = depth - 1 if last is None else last
     keys = rename(
         [
             ("x_embedder.proj", "pos_embed.proj"),
@@ -22,7 +28,7 @@ def native_keys(depth: int, hidden: int, *, dual: Sequence[int] = (), qk_norm: b
         keys |= rename([(f"{native}.0", f"{diffusers}.linear_1"), (f"{native}.2", f"{diffusers}.linear_2")])
     keys |= rename([("final_layer.adaLN_modulation.1", "norm_out.linear")], swap_halves=True)
     for i in range(depth):
-        keys |= _block_keys(i, hidden, last=i == depth - 1, dual=i in dual, qk_norm=qk_norm)
+        keys |= _block_keys(i, hidden, last=i == last, dual=i in dual, qk_norm=qk_norm)
     return keys
 
 

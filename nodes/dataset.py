@@ -389,11 +389,12 @@ class LoomCache(LoomNode):
         from ..trainer.config.aliases import current_options
         from ..trainer.config.run import DataConfig, MemoryConfig
         from .host.encoding.datasets import fill_cache
-        from .host.runs.wiring import refuse_early_loaders
+        from .host.runs.wiring import models_to_train
+        from .queued import refuse_dropped
 
-        refuse_early_loaders(prompt, node_id)
-        memory = MemoryConfig(vae_batch_size=vae_batch, vae_tiling=vae_tiling)
-        value, report, sheet, shown = fill_cache(
-            dataset, vae, clip, DataConfig(**current_options("data", data)), seed, memory, edit_prompts, model
-        )
+        refuse_dropped(prompt, node_id)
+        models = models_to_train(prompt, node_id, model)
+        memory, options = MemoryConfig(vae_batch_size=vae_batch, vae_tiling=vae_tiling), current_options("data", data)
+        made = fill_cache(dataset, vae, clip, DataConfig(**options), seed, memory, edit_prompts, models)
+        value, report, sheet, shown = made
         return {"ui": {"text": [report], "images": [shown]}, "result": (value, report, sheet)}

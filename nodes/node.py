@@ -1,14 +1,22 @@
 """The base of all node classes, and types for what ComfyUI asks of a node class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ClassVar, TypeAlias, TypedDict
 
-from ..trainer.errors import LoomError, is_passing
+from ..trainer.errors import ConfigError, LoomError, is_passing
 from .words import in_the_graph, said_in_the_graph
 
 Widget: TypeAlias = tuple[str | list[str], dict[str, object]]
 """An input: (socket type, or the values of a drop-down list; its options: tooltip, default, min, max, step, display_name)."""
+
+HOLLOW = {
+    "CLIP": "holds no text encoder: the file that it comes from has none. Load the text encoder of the base model with its own loader (CLIPLoader, DualCLIPLoader, …) and link that",
+    "VAE": "holds no VAE: the file that it comes from has none. Load the VAE of the base model with VAELoader and link that",
+    "MODEL": "holds no model: link the MODEL of a loader",
+    "CLIP_VISION": "holds no image encoder: link that of CLIPVisionLoader",
+}
+"""{socket type: what an input of it is that was linked to nothing}. A checkpoint without a text encoder gives None."""
 
 
 class InputTypes(TypedDict, total=False):
@@ -62,9 +70,10 @@ def _in_plain_words(method: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(method)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+    def guarded(self: "LoomNode", *args: Any, **kwargs: Any) -> Any:
         try:
-            return _reported(method(*args, **kwargs))
+            refuse_hollow(self, kwargs)
+            return _reported(method(self, *args, **kwargs))
         except LoomError as error:
             said_in_the_graph(error)
             raise
@@ -87,3 +96,15 @@ def _reported(output: Any) -> Any:
     said = dict(zip(output["ui"]["text"], shown, strict=True))
     result = tuple(said.get(value, value) if isinstance(value, str) else value for value in output["result"])
     return {"ui": {**output["ui"], "text": shown}, "result": result}
+
+
+def refuse_hollow(node: LoomNode, given: Mapping[str, object]) -> None:
+    """Raise ConfigError for a linked input behind which nothing is: None, or a VAE without a network."""
+    hollow = [name for name, value in given.items() if getattr(value, "first_stage_model", value) is None]
+    if not hollow:
+        return
+    declared = node.INPUT_TYPES()
+    kinds = {**declared.get("required", {}), **declared.get("optional", {})}
+    for name in hollow:
+        if said := HOLLOW.get(str(kinds.get(name, ("",))[0])):
+            raise ConfigError(f"{name} of {node.TITLE} {said}")

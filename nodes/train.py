@@ -105,7 +105,7 @@ class LoomTrain(LoomNode):
                     "existing_run": (
                         ["resume", "new"],
                         {
-                            "default": "resume",
+                            "default": "new",
                             "tooltip": "If a run with this name and these settings exists: both continue it; a finished run is returned as it is. If the run of this name has other settings: resume refuses, new starts or continues name-2.",
                         },
                     ),

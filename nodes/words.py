@@ -124,6 +124,8 @@ _VALUE = r"""'[^']*'|"[^"]*"|-?\d+(?:\.\d+)?(?:e-?\d+)?(?: with gradient_accumul
 _OPTION = re.compile(
     rf"\b({'|'.join(re.escape(name) for name in sorted([*_PLACES, *RENAMED], key=len, reverse=True))})\b(?!\.\w)(?: = ({_VALUE}))?"
 )
+_SAME_PLACE = re.compile(r" in (Loom [A-Z]\w+(?: [A-Z]\w*)*)(?=(?:,| and) \w+ in \1\b)")
+"""The place of an input, where the next one of a list has the same."""
 E = TypeVar("E", bound=LoomError)
 
 
@@ -131,7 +133,7 @@ def in_the_graph(text: str) -> str:
     """A text in which options and commands are inputs and nodes: `memory.base = "stream"` is "base = stream in Loom Memory"."""
     for pattern, words in COMMANDS:
         text = re.sub(pattern, words, text)
-    return _OPTION.sub(_as_input, text)
+    return _SAME_PLACE.sub("", _OPTION.sub(_as_input, text))
 
 
 def said_in_the_graph(error: E) -> E:

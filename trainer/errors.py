@@ -62,6 +62,10 @@ class RunError(LoomError):
     exit_code = 5
 
 
+class NameTakenError(RunError):
+    """A run of this name exists with other settings."""
+
+
 class RunOutOfMemoryError(RunError):
     """Memory ran out in a run."""
 

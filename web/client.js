@@ -102,3 +102,10 @@ export function listen(heard) {
   }
   for (const kind of ["reconnecting", "reconnected"]) api.addEventListener(kind, () => heard(kind, {}));
 }
+
+/**
+ * Call `heard` when ComfyUI says that a node has failed: its id in the queued graph, the class of the error, its words.
+ * @param {(node: string, kind: string, message: string) => void} heard
+ */
+export const listenToFailures = (heard) =>
+  api.addEventListener("execution_error", ({ detail }) => heard(String(detail?.node_id ?? ""), String(detail?.exception_type ?? ""), String(detail?.exception_message ?? "")));

@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { keepMeaning, meanings } from "./before.js";
-import { listen } from "./client.js";
+import { listen, listenToFailures } from "./client.js";
 import { takeDrops } from "./drop.js";
 import { foldAdvanced } from "./fold.js";
 import { keepOutputs } from "./outputs.js";
@@ -56,7 +56,7 @@ function bind(node, run) {
 
 /** @param {ComfyNode} node */
 function addPanel(node) {
-  const panel = new Panel();
+  const panel = new Panel(() => startAnother(node));
   const widget = node.addDOMWidget("loom_panel", "loom_panel", panel.root, {
     serialize: false,
     hideOnZoom: false,
@@ -101,12 +101,34 @@ function heard(kind, detail) {
   }
 }
 
+/**
+ * Queue the graph with a name of its own for the run, where one with other settings has the name.
+ * @param {ComfyNode} node
+ */
+function startAnother(node) {
+  const existing = node.widgets?.find((widget) => widget.name === "existing_run");
+  if (!existing) return;
+  existing.value = "new";
+  existing.callback?.("new");
+  app.queuePrompt?.(0);
+}
+
+/**
+ * @param {string} id of the node that has failed; in a subgraph its last part
+ * @param {string} kind
+ * @param {string} message
+ */
+function failed(id, kind, message) {
+  for (const [node, panel] of panels) if (String(node.id) === id.split(":").pop()) panel.refuse(kind, message);
+}
+
 app.registerExtension({
   name: "lora_loom.panel",
   setup() {
     addStyle();
     keepWiresPainted();
     listen(heard);
+    listenToFailures(failed);
   },
   afterConfigureGraph() {
     paintWires();

@@ -9,7 +9,8 @@ import { showResults } from "./results.js";
 import { isActive, RunView, STATES } from "./runs.js";
 
 export class Panel {
-  constructor() {
+  /** @param {() => void} startAnother queues the graph with a name of its own for the run */
+  constructor(startAnother = () => {}) {
     this.view = new RunView();
     this.root = make("section", "loom-panel");
     const head = make("div", "loom-head", this.root);
@@ -37,6 +38,10 @@ export class Panel {
     this.caption = make("figcaption", "", this.figure);
     this.message = make("div", "loom-message", this.root);
     this.message.setAttribute("aria-live", "polite");
+    this.clash = make("div", "loom-clash", this.root);
+    this.clashText = make("p", "loom-error", this.clash);
+    this.clashText.setAttribute("role", "alert");
+    makeButton(this.clash, "Train as a new run", "Sets existing_run to new and queues the graph again. The new run gets a name of its own; the old one stays.", startAnother);
     this.results = make("div", "loom-results", this.root);
     this.row = make("div", "loom-buttons", this.root);
     this.buttons = this.makeButtons(this.row);
@@ -94,6 +99,16 @@ export class Panel {
     this.render();
   }
 
+  /**
+   * Its node has failed.
+   * @param {string} kind class of the error
+   * @param {string} message
+   */
+  refuse(kind, message) {
+    this.view.refused(kind, message);
+    this.render();
+  }
+
   /** The server cannot be reached; what is shown may be old. */
   lose() {
     this.view.isOffline = true;
@@ -133,6 +148,8 @@ export class Panel {
     this.renderSample();
     const error = state === "failed" ? (run?.error ?? "") : "";
     setText(this.message, error || note || this.view.doubt || this.view.remark);
+    this.clash.hidden = !this.view.clash;
+    setText(this.clashText, this.view.clash);
     showResults(this.results, this.view);
     this.message.classList.toggle("loom-error", Boolean(error));
     this.renderButtons();

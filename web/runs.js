@@ -138,6 +138,17 @@ export class RunView {
     this.asked = "";
     /** The server cannot be reached. */
     this.isOffline = false;
+    /** Why the node could not start a run of this name: one with other settings has it. */
+    this.clash = "";
+  }
+
+  /**
+   * The node has failed.
+   * @param {string} kind class of the error
+   * @param {string} message
+   */
+  refused(kind, message) {
+    this.clash = kind.endsWith("NameTakenError") ? message.split(". Only ")[0].trim() : ""; // what may change is in ComfyUI's own message
   }
 
   /**
@@ -183,6 +194,7 @@ export class RunView {
   heard(kind, detail) {
     const done = kind === "run" || (kind === "step" && (this.asked === "save" || this.asked === "sample"));
     if (done && this.asked) this.answered();
+    if (kind === "run") this.clash = "";
     if (kind === "log") this.note = detail.text ?? "";
     this.forming = kind === "forming" ? forming(detail) : kind === "log" ? this.forming : null;
     if (kind === "sample") this.sample = { step: detail.step ?? 0, file: detail.files?.[0] ?? "" };

@@ -16,6 +16,8 @@ def many(server):
     for number in range(IMAGES):
         Image.new("RGB", (64, 64), (number, 2 * number, 255 - number)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"colour {number}")
+    checkpoint = server.base / "models" / "checkpoints" / "network.safetensors"
+    checkpoint.symlink_to(server.base / "models" / "diffusion_models" / "sd1.safetensors")
     return "many"
 
 
@@ -46,10 +48,54 @@ def early(graph):
     return graph
 
 
+def unlinked(graph):
+    del graph["cache"]["inputs"]["model"]
+    return graph
+
+
+def with_train(graph, **changes):
+    graph["train"]["inputs"] |= changes
+    return graph
+
+
+def named_elsewhere(graph):
+    graph["text"] = node("PrimitiveString", value="a/b")
+    return with_train(graph, name=["text", 0])
+
+
+def other_model(graph):
+    """LoomCache is linked to one model, LoomTrain to another."""
+    graph["second"] = file("flux")["model"]
+    return with_train(graph, model=["second", 0])
+
+
+def without_encoders(graph, socket, output):
+    graph["checkpoint"] = node("CheckpointLoaderSimple", ckpt_name="network.safetensors")
+    graph["cache"]["inputs"][socket] = ["checkpoint", output]
+    return graph
+
+
 MISTAKES = {
     "vae": (lambda graph: of_another(graph, "vae", 2), "vae makes latents with 16 channels, but the model reads 4"),
     "clip": (lambda graph: of_another(graph, "clip", 1), "numbers wide, but the model reads"),
-    "patched model": (patched, "training needs the plain model"),
+    "vae, model not linked": (
+        lambda graph: unlinked(of_another(graph, "vae", 2)),
+        "16 channels, but the model reads 4",
+    ),
+    "clip, model not linked": (
+        lambda graph: unlinked(of_another(graph, "clip", 1)),
+        "numbers wide, but the model reads 768",
+    ),
+    "model of LoomTrain": (other_model, "vae makes latents with 4 channels, but the model reads 16"),
+    "no clip in the checkpoint": (
+        lambda graph: without_encoders(graph, "clip", 1),
+        "clip of Loom Cache holds no text encoder",
+    ),
+    "no vae in the checkpoint": (lambda graph: without_encoders(graph, "vae", 2), "vae of Loom Cache holds no VAE"),
+    "name": (lambda graph: with_train(graph, name="a/b"), "name = 'a/b': use letters"),
+    "name of a primitive node": (named_elsewhere, "name = 'a/b': use letters"),
+    "rank": (lambda graph: with_train(graph, rank=0), "rank = 0: at least 1"),
+    "patched model": (patched, "(it came through FreeU (node patched)): training needs the plain model"),
     "loader": (early, "link lora_name of Loom Wait for Run instead"),
 }
 

@@ -173,7 +173,7 @@ def test_graph_images_may_have_captions_that_vary(host):
 def test_captions_made_anew_are_refused_where_they_are_encoded_in_advance(host):
     value = DatasetValue(sets=(DatasetConfig(folder="x", shuffle_tags=True, caption_variants=0),))
     with pytest.raises(ConfigError, match="LoomCache encodes captions in advance; use 2 or more"):
-        LoomCache().run(dataset=value, vae=None, clip=None, resolution=64, buckets="off", bucket_step=8)
+        LoomCache().run(dataset=value, vae=object(), clip=object(), resolution=64, buckets="off", bucket_step=8)
 
 
 def test_noise_levels_of_one_dataset(cats):

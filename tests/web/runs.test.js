@@ -201,3 +201,20 @@ test("a run that has ended says how many of its modules it has changed", () => {
   assert.equal(view.changed, "");
   assert.equal(view.unchanged, "");
 });
+
+test("a name that another run has is said in short, until a run begins", () => {
+  const view = loaded();
+  view.refused("custom_nodes.lora-loom.trainer.errors.NameTakenError", "run cat exists with another configuration: rank: 4 -> 8. Only steps may change; set existing_run to new\n");
+  assert.equal(view.clash, "run cat exists with another configuration: rank: 4 -> 8");
+  view.heard("step", { step: 31 });
+  assert.notEqual(view.clash, "");
+  view.heard("run", { state: "queued" });
+  assert.equal(view.clash, "");
+});
+
+test("other errors are left to ComfyUI", () => {
+  const view = loaded();
+  view.refused("lora_loom.trainer.errors.NameTakenError", "taken");
+  view.refused("lora_loom.trainer.errors.ConfigError", "rank = 0");
+  assert.equal(view.clash, "");
+});

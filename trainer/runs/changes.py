@@ -1,6 +1,7 @@
 """What keeps a run from being continued, in words."""
 
 import re
+from collections.abc import Sequence
 
 from ..config.aliases import current_tree
 from ..config.dataset import DatasetConfig
@@ -30,6 +31,11 @@ def in_words(line: str) -> str:
     if beside[0] != beside[1]:
         said.append(" -> ".join(value or "nothing" for value in beside))
     return f"{name}{separator}{', '.join(said)}"
+
+
+def all_in_words(lines: Sequence[str]) -> str:
+    """The differences as one line; "" for none."""
+    return "; ".join(in_words(line) for line in lines)
 
 
 def changed_sets(old: Record, new: Record) -> list[str]:

@@ -15,14 +15,14 @@ from typing import Any
 from torch import Tensor
 
 from ..config.toml import changed_settings, differences, free_on_resume
-from ..errors import LoomError, RunError, StoppedError
+from ..errors import LoomError, NameTakenError, RunError, StoppedError
 from ..storage.atomic import remove_leftovers, remove_temporaries, write_bytes, write_json, write_tensors
 from ..storage.records import read_record
 from ..storage.tensor_file import damage_of
 from ..training.early_stopping import lowest, recommended
 from ..training.held_out import ruler_of
 from ..types import Record, StepResult
-from .changes import changed_sets, in_words
+from .changes import all_in_words, changed_sets
 from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 
 RUN_FORMAT = 2
@@ -211,14 +211,14 @@ class RunFolder:
         if any(line.startswith("training.gradient_accumulation_steps:") for line in lines):
             lines.append("(it counts the forward passes of all processes together)")
         if any(line.startswith("facts.data:") for line in lines):
-            lines += changed_sets(record["config"], json.loads(json.dumps(config)))
+            lines += changed_sets(record.get("config", {}), json.loads(json.dumps(config)))
         return lines
 
     def check_same(self, fixed: Record, config: Record, remedy: str = "use another name for a new run") -> None:
-        """Raise RunError with `differences`, what may change, and the remedy, unless the run may be continued."""
-        if lines := self.differences(fixed, config):
-            said = "; ".join(in_words(line) for line in lines)
-            raise RunError(f"run {self.name} exists with another configuration: {said}. {free_on_resume()}; {remedy}")
+        """Raise NameTakenError with `differences`, what may change, and the remedy, unless the run may be continued."""
+        if said := all_in_words(self.differences(fixed, config)):
+            said = f"exists with another configuration: {said}. {free_on_resume()}"
+            raise NameTakenError(f"run {self.name} {said}; {remedy}")
 
     def has_kept_nothing(self) -> bool:
         """Whether the run ended before its first checkpoint, without a LoRA file: its name is free for other settings."""

@@ -262,12 +262,16 @@ def is_plain(patcher: ModelPatcher) -> bool:
     return not patcher.patches and not any(found(patcher) for _, found in PATCHES)
 
 
-def refuse_patches(patcher: ModelPatcher) -> None:
-    """Raise ModelFileError if training would not see the model that generation will use. Plain LoRA, LoHa and LoKr are base LoRAs."""
+def refuse_patches(patcher: ModelPatcher, way: str = "") -> None:
+    """Raise ModelFileError if training would not see the model that generation will use. Plain LoRA, LoHa and LoKr are base LoRAs.
+
+    `way` names the nodes that the MODEL came through, one of which has patched it.
+    """
     reasons = patch_problems(patcher) + [reason for reason, found in PATCHES if found(patcher)]
     if reasons:
+        through = f" (it came through {way})" if way else ""
         raise ModelFileError(
-            f"this MODEL carries {', '.join(reasons)}: training needs the plain model. Connect the loader's MODEL directly, or save the merged model to a file and load that"
+            f"this MODEL carries {', '.join(reasons)}{through}: training needs the plain model. Connect the loader's MODEL directly, or save the merged model to a file and load that"
         )
 
 

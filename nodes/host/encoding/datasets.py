@@ -25,9 +25,8 @@ from ....trainer.types import Example, Record, reference_name
 from ...sockets.names import ALONE, AUTO
 from ...sockets.values import CacheValue, DatasetValue, example_from_json, example_to_json
 from ...words import in_the_graph
-from ..backend.denoiser import refuse_patches
 from ..backend.encoder_check import check_item, check_vae
-from ..comfy_types import Clip, ModelPatcher, Vae
+from ..comfy_types import BaseModel, Clip, Vae
 from ..importing import read_datasets
 from ..paths import by_folders_of_comfyui, cache_folder, preview, resolve_file, resolve_folder
 from ..progress import Bar
@@ -215,15 +214,14 @@ def fill_cache(
     seed: int,
     memory: MemoryConfig,
     edit_prompts: str = AUTO,
-    model: ModelPatcher | None = None,
+    models: Sequence[BaseModel] = (),
 ) -> tuple[CacheValue, str, Tensor, dict[str, str]]:
     """Encode what is missing; returns the record of the cache, a report, a contact sheet with the crops, and its file for the frontend.
 
-    `model` is the MODEL that will be trained: whether the VAE and the CLIP belong to it. Raises LoomError before anything is encoded.
+    `models` are those that will be trained on it: the VAE and the CLIP must belong to them. Raises LoomError before anything is encoded.
     """
-    if model is not None:
-        refuse_patches(model)
-        check_vae(model.model, vae)
+    for model in models:
+        check_vae(model, vae)
     if any(config.varies and not config.caption_variants for config in value.sets):
         raise ConfigError("caption_variants = 0: LoomCache encodes captions in advance; use 2 or more (16 is usual)")
     folder = cache_folder()
@@ -241,9 +239,10 @@ def fill_cache(
     identity = encoder_identity(vae, clip, tiled=memory.vae_tiling, text_pixels=text_pixels(reading))
     cache = Cache(folder)
     work = find_work(cache, dataset, identity)
-    if model is not None and work.prompts:
-        first = next(iter(work.prompts.values()))
-        check_item(model.model, encoders.text.encode([first.text])[0])
+    if models and work.prompts:
+        item = encoders.text.encode([next(iter(work.prompts.values())).text])[0]
+        for model in models:
+            check_item(model, item)
     needed = encoding_bytes(vae, clip, work, memory.vae_batch_size, tiled=memory.vae_tiling)
     done = fill(cache, work, encoders, memory.vae_batch_size, lambda what, count, total: bar.update(count, total))
     listing = write_listing(folder, dataset)

@@ -14,9 +14,13 @@ from ....trainer.known_models.row import Told, tell
 from ....trainer.known_models.rows import ROWS
 from ....trainer.storage.tensor_file import TensorFile
 from ..base_files import find_base
+from ..comfy_types import BaseModel
 from ..sweep.sampler_names import base_names
 
 logger = logging.getLogger("lora_loom")
+
+NO_NETWORK = "disable_unet_model_creation"
+"""Entry of a configuration by which ComfyUI makes a model without its network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,16 @@ def detected(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str])
 
     Raises LoomError for a model that it does not know, and whatever it raises itself.
     """
+    model = without_network(shapes, metadata)
+    config = {name: value for name, value in model.model_config.unet_config.items() if name != NO_NETWORK}  # type: ignore[attr-defined]
+    return type(model).__name__, config
+
+
+def without_network(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> BaseModel:
+    """What ComfyUI would load of a file of such tensors, without its network: its class, configuration and latent format.
+
+    Raises LoomError for a model that it does not know, and whatever its detection raises itself.
+    """
     from comfy import model_detection
 
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
@@ -81,10 +95,10 @@ def detected(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str])
     found = model_detection.model_config_from_unet(state, prefix, metadata=dict(metadata))
     if found is None:
         raise LoomError("its shapes are those of no model")
-    config = dict(found.unet_config)
-    found.unet_config["disable_unet_model_creation"] = True
+    found.unet_config[NO_NETWORK] = True
     found.set_inference_dtype(torch.float32, None)
-    return type(found.get_model(_Numbers(state), prefix)).__name__, config
+    model: BaseModel = found.get_model(_Numbers(state), prefix)
+    return model
 
 
 class _Numbers(dict[str, torch.Tensor]):

@@ -17,6 +17,7 @@ from ....trainer.training.text_encoders import WithText
 from ....trainer.weights.streaming import stream_of
 from ...sockets.values import RunValue
 from ..backend.base_loras import loader_names, read_base_loras, read_clip_loras
+from ..backend.denoiser import refuse_patches
 from ..backend.model_rows import told_of
 from ..backend.sharing.reshare import SharedBase, loaded_models
 from ..comfy_types import Graph, ModelPatcher
@@ -31,6 +32,7 @@ from .records import Existing, candidates, choose, keep_graph, list_runs, summar
 from .server import REGISTRY
 from .session import TrainRequest, check_request, facts, make_session, preview_of, with_steps
 from .turns import POLL_S
+from .wiring import way_of
 
 
 def start(
@@ -42,6 +44,10 @@ def start(
     node_id: str | None,
 ) -> tuple[RunValue, str, Tensor]:
     """Start, continue, attach to or return a run. Raises LoomError before anything is changed on disk."""
+    nodes = graph or {}
+    refuse_patches(
+        patcher, way_of(nodes, nodes[str(node_id)]["inputs"].get("model") if str(node_id) in nodes else None)
+    )
     dataset = check_request(patcher, request)
     notes: list[str] = []
     told, network = told_of(patcher), patcher.model.diffusion_model
@@ -56,6 +62,7 @@ def start(
     choice = choose(plan, existing, REGISTRY)
     folder, job = choice.folder, choice.job
     KNOWN.seen(folder.name)
+    notes += [choice.passed] if choice.passed else []
     if choice.replaces:
         folder.log(folder.forget())
     if job is not None:

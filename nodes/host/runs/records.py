@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ....trainer.doctor.report import read_diagnosis, text_of
 from ....trainer.errors import RunError
 from ....trainer.runs.adapting.adapt import adapted_text
+from ....trainer.runs.changes import all_in_words
 from ....trainer.runs.checkpoint import list_checkpoints
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
@@ -33,6 +34,8 @@ class RunChoice:
     is_finished: bool = False
     replaces: bool = False
     """The run of this name has other settings and ended before it kept anything: it is forgotten."""
+    passed: str = ""
+    """Why the run that has the name itself is another one, as a sentence; "" if this run has the name."""
 
 
 def candidates(name: str) -> Iterator[RunFolder]:
@@ -50,21 +53,25 @@ def choose(plan: RunPlan, existing: Existing, registry: Registry) -> RunChoice:
     Raises RunError listing the differing fields if `resume` meets another configuration of the same name.
     """
     fixed, config = plan.fixed(), plan.config()
+    passed = ""
     for folder in candidates(plan.name):
         if not folder.exists():
-            return RunChoice(folder=folder)
+            return RunChoice(folder=folder, passed=passed)
         job, record = registry.active(folder.name), folder.read()
-        if folder.differences(fixed, config):
+        if said := all_in_words(folder.differences(fixed, config)):
             if job is None and folder.has_kept_nothing() and folder.is_free():
-                return RunChoice(folder=folder, replaces=True)
+                return RunChoice(folder=folder, replaces=True, passed=passed)
             if existing == "new":
+                passed = (
+                    passed
+                    or f"a run {folder.name} exists with other settings ({said}): this one gets a name of its own"
+                )
                 continue
             folder.check_same(fixed, config, "set existing_run to new, or use another name")
         if job is not None:
-            return RunChoice(folder=folder, job=job)
-        if record.get("state") == "finished" and record.get("step", 0) >= plan.training.steps:
-            return RunChoice(folder=folder, is_finished=True)
-        return RunChoice(folder=folder)
+            return RunChoice(folder=folder, job=job, passed=passed)
+        is_finished = record.get("state") == "finished" and record.get("step", 0) >= plan.training.steps
+        return RunChoice(folder=folder, is_finished=is_finished, passed=passed)
     raise AssertionError("candidates never end")
 
 

@@ -46,7 +46,15 @@ def fill(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode images and captions without training. The word fill may be left out."""
+    """Encode images and captions without training.
+
+    \b
+    Examples:
+      lora-loom cache fill cat.toml
+      lora-loom cache cat.toml
+
+    The word fill may be left out.
+    """
     from ..runs.headless import build_cache, prepare
 
     settings = load(config, overrides, as_json)
@@ -80,7 +88,14 @@ def _write_report(prepared: "Prepared", folder: Path) -> None:
 
 @app.command()
 def verify(where: Where, as_json: AsJson = False) -> None:
-    """Read and verify every byte of a cache. Damaged shards are moved to quarantine, their items are encoded again when needed."""
+    """Read and verify every byte of a cache.
+
+    \b
+    Examples:
+      lora-loom cache verify output/cache
+
+    Damaged shards are moved to quarantine, their items are encoded again when needed.
+    """
     from ..data.cache.maintenance import open_cache
     from ..data.cache.maintenance import verify as check
 
@@ -93,7 +108,14 @@ def verify(where: Where, as_json: AsJson = False) -> None:
 
 @app.command()
 def stats(where: Where, as_json: AsJson = False) -> None:
-    """Print the size of a cache, its items and its last use."""
+    """Print the size of a cache, its items and its last use.
+
+    \b
+    Examples:
+      lora-loom cache stats output/cache
+
+    Nothing is changed.
+    """
     from ..data.cache.maintenance import open_cache
     from ..data.cache.maintenance import stats as count
 
@@ -118,6 +140,10 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Delete what a cache no longer needs.
+
+    \b
+    Examples:
+      lora-loom cache prune output/cache --unused-days 30 --dry-run
 
     That is damaged and half-written files and, with --keep or --unused-days, items that no run needs any more.
     """

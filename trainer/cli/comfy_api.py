@@ -81,6 +81,11 @@ def submit(  # noqa: PLR0913, PLR0917 - every option is a parameter
 ) -> None:  # fmt: skip
     """Run a workflow on a ComfyUI server, fetch its files.
 
+    \b
+    Examples:
+      lora-loom submit flow.json --output images
+      lora-loom submit flow.json --set 3.seed=1
+
     Ctrl-C removes it from the server; training runs continue.
     """
     from ..comfy_api.runs import RemoteRuns
@@ -129,7 +134,15 @@ def show(context: typer.Context, server: Url = DEFAULT_SERVER, as_json: AsJson =
 
 @runs.command("list")
 def listing(server: Url = DEFAULT_SERVER, as_json: AsJson = False) -> None:
-    """List all runs of the server, the newest first."""
+    """List all runs of the server, the newest first.
+
+    \b
+    Examples:
+      lora-loom runs list
+      lora-loom runs --server http://192.168.1.5:8188 list
+
+    These are runs of ComfyUI; lora-loom list shows those in a folder.
+    """
     from ..comfy_api.runs import RemoteRuns
 
     with connected(server, 0.0, as_json, LEAVING) as (host, _):
@@ -166,7 +179,15 @@ def follow(
     reconnect_timeout: ReconnectTimeout = 120.0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Follow a run until it ends. Ctrl-C stops following; the run continues."""
+    """Follow a run until it ends.
+
+    \b
+    Examples:
+      lora-loom runs follow cat
+      lora-loom runs follow cat --samples images
+
+    Ctrl-C stops following; the run continues.
+    """
     from ..comfy_api.runs import RemoteRuns
     from ..types import ACTIVE
 
@@ -201,4 +222,4 @@ def _action(action: str) -> Callable[[str, str, bool], None]:
 
 
 for _name, _help in ACTIONS.items():
-    runs.command(_name, help=_help)(_action(_name))
+    runs.command(_name, help=f"{_help}\n\n\b\nExamples:\n  lora-loom runs {_name} cat")(_action(_name))

@@ -26,7 +26,14 @@ def convert(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a LoRA between key formats. Fused projections are split or joined without changing the result."""
+    """Convert a LoRA between key formats.
+
+    \b
+    Examples:
+      lora-loom convert cat.safetensors cat-kohya.safetensors --format kohya
+
+    Fused projections are split or joined without changing the result.
+    """
     from ..lora_tools.convert import convert as run
 
     with command_host(as_json) as host:

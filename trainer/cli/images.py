@@ -117,7 +117,7 @@ def unpack(
     \b
     Examples:
       lora-loom unpack downloads/cats images/cats --split train
-      lora-loom unpack train-00000-of-00001.parquet images/cats --caption-column description
+      lora-loom unpack cats.parquet images/cats --caption-column description
 
     Images are written byte for byte, captions as metadata.jsonl, which a dataset reads by itself. Nothing is downloaded.
     """

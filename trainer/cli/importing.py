@@ -35,6 +35,11 @@ def import_(
 ) -> None:
     """Translate a configuration of another trainer.
 
+    \b
+    Examples:
+      lora-loom import config.toml --out cat.toml
+      lora-loom import ai-toolkit.yaml
+
     It lists what was taken exactly, nearly, is not needed or has no counterpart.
     """
     from ..data.sets.checks import Surroundings

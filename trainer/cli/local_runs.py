@@ -156,6 +156,11 @@ def card(
 ) -> None:
     """Write the model card of a run.
 
+    \b
+    Examples:
+      lora-loom card output/cat
+      lora-loom card output/cat -o cat-card.md --checkpoints
+
     Trigger, samples, files and settings; license and base model are left to you. Nothing is sent anywhere.
     """
     from ..errors import ConfigError

@@ -68,8 +68,8 @@ def resize(
 
     \b
     Examples:
-      lora-loom resize cat.safetensors small.safetensors --rank 32
-      lora-loom resize cat.safetensors small.safetensors --rank 32 --method sv_fro --amount 0.9
+      lora-loom resize cat.safetensors -o small.safetensors --rank 8
+      lora-loom resize a.safetensors -o b.safetensors --method sv_fro --amount 0.9
 
     Methods choose a rank for each module; --rank is then the largest.
     """
@@ -95,6 +95,11 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge LoRAs into one.
+
+    \b
+    Examples:
+      lora-loom merge cat.safetensors ink.safetensors -o both.safetensors
+      lora-loom merge a.safetensors b.safetensors -o c.safetensors --weights 1,0.5
 
     It is the exact weighted sum of their changes, then reduced if a rank or method is given.
     """
@@ -126,6 +131,10 @@ def merge_base(
 ) -> None:
     """Merge LoRAs into a checkpoint of the base model.
 
+    \b
+    Examples:
+      lora-loom merge-base sdxl.safetensors cat.safetensors -o merged.safetensors
+
     It is written tensor by tensor and then verified against the original.
     """
     from ..lora_tools.with_base import merge_into_base
@@ -156,6 +165,10 @@ def extract(
 ) -> None:
     """Extract a LoRA from the difference of two checkpoints.
 
+    \b
+    Examples:
+      lora-loom extract sdxl.safetensors tuned.safetensors -o diff.safetensors
+
     The report says how much of the difference it holds.
     """
     from ..lora_tools.resize import Keep
@@ -175,6 +188,11 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Print what a LoRA file holds.
+
+    \b
+    Examples:
+      lora-loom inspect cat.safetensors
+      lora-loom inspect cat.safetensors --base sdxl.safetensors
 
     Family, keys that ComfyUI matches, LoRA type, ranks, norms per block, broken tensors.
     """

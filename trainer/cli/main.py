@@ -188,6 +188,12 @@ def strip(
 ) -> None:
     """Draw the grid of a sweep anew, or the images of a folder.
 
+    \b
+    Examples:
+      lora-loom strip output/cat/strips
+      lora-loom strip output/cat/strips --columns strength --rows checkpoint
+      lora-loom strip output/cat/samples --per-row 4
+
     Axes: checkpoint, strength, prompt, seed, guidance, reference, size, steps, sampler. There is one page for each combination of the axes that are neither columns nor rows.
     """
     from ..errors import ConfigError, did_you_mean
@@ -229,6 +235,11 @@ def score(
 ) -> None:
     """Rank the checkpoints of a sweep, and mark the best.
 
+    \b
+    Examples:
+      lora-loom score output/cat/strips
+      lora-loom score output/cat/strips --trigger "zwx cat"
+
     Differences come with confidence intervals; only what leads clearly is recommended.
     """
     from ..score.run import score_sheet
@@ -253,6 +264,11 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Train a tiny model, to see all of it at once.
+
+    \b
+    Examples:
+      lora-loom demo
+      lora-loom demo --directory /tmp/demo --seed 1
 
     The tiny base model of this repository learns a new concept, and it is checked that it did. Nothing is downloaded.
     """

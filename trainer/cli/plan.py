@@ -18,6 +18,11 @@ def plan(
 ) -> None:
     """Predict the memory and the time of a run without loading it.
 
+    \b
+    Examples:
+      lora-loom plan cat.toml
+      lora-loom plan cat.toml --set data.resolution=768
+
     Only the headers of its files are read. LORA_LOOM_VRAM_GB=12 plans for a card of 12 GB.
     """
     from ..runs.headless import plan_memory, prepare

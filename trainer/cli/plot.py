@@ -27,6 +27,11 @@ def plot(
 ) -> None:
     """Draw the learning rate of a run over its steps.
 
+    \b
+    Examples:
+      lora-loom plot cat.toml
+      lora-loom plot cat.toml --set schedule.kind=cosine -o rate.png
+
     Nothing is loaded or trained.
     """
     from ..drawing.plots import png, rate_plot

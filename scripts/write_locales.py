@@ -1,4 +1,5 @@
-"""Writes `locales/LANGUAGE/*.json`, by which ComfyUI's page shows names in its own language: `python -m scripts.write_locales`."""
+"""Writes `locales/LANGUAGE/*.json`, by which ComfyUI's page shows names in its own language, and `web/texts/LANGUAGE.json`, by which
+our own part of the page does: `python -m scripts.write_locales`."""
 
 import json
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 
 from .locale_inputs import DESCRIPTIONS, INPUTS
+from .locale_page import PAGE
 from .locale_texts import COMMANDS, LANGUAGES, NODES, SETTINGS
 
 FOLDER = Path(__file__).resolve().parents[1] / "locales"
+TEXTS = FOLDER.parent / "web" / "texts"
 
 
 def files() -> dict[str, str]:
@@ -23,7 +26,19 @@ def files() -> dict[str, str]:
             found[f"{language}/{file}.json"] = {
                 name.replace(".", "_"): {key: forms[place]} for name, forms in texts.items()
             }
-    return {path: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for path, content in found.items()}
+    return {path: _json(content) for path, content in found.items()}
+
+
+def page_files() -> dict[str, str]:
+    """{file below web/texts: content}."""
+    return {
+        f"{language}.json": _json({text: forms[place] for text, forms in PAGE.items()})
+        for place, language in enumerate(LANGUAGES)
+    }
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def _node(name: str, place: int) -> dict[str, Any]:
@@ -38,6 +53,7 @@ def _node(name: str, place: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for path, content in files().items():
-        (FOLDER / path).parent.mkdir(parents=True, exist_ok=True)
-        (FOLDER / path).write_text(content, encoding="utf-8")
+    for folder, written in ((FOLDER, files()), (TEXTS, page_files())):
+        for path, content in written.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(content, encoding="utf-8")

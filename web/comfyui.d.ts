@@ -76,7 +76,7 @@ declare module "*/scripts/app.js" {
   export const app: {
     nodeOutputs?: Record<string, { images?: unknown[] }>;
     graph: { add(node: object): void; _nodes?: (ComfyNode & { pos: [number, number] })[]; _groups?: { pos: number[]; size: number[] }[]; extra?: Record<string, unknown>; setDirtyCanvas?(foreground: boolean, background: boolean): void };
-    ui?: { settings?: { addEventListener?(kind: string, listener: () => void): void } };
+    ui?: { settings?: { addEventListener?(kind: string, listener: () => void): void; getSettingValue?(id: string): unknown } };
     canvas: { constructor: { link_type_colors?: Record<string, string> }; default_connection_color_byType?: Record<string, string>; canvas: HTMLCanvasElement; ds: { scale: number; offset: [number, number] }; selectNode?(node: object): void };
     menu?: { element?: HTMLElement; settingsGroup?: { element?: HTMLElement } };
     queuePrompt?(place: number): Promise<unknown>;

@@ -3,6 +3,7 @@
 
 import { count, loss } from "./format.js";
 import { scale, smoothed, thinned } from "./series.js";
+import { t } from "./texts.js";
 
 /**
  * @typedef {import("./series.js").Point} Point
@@ -25,9 +26,9 @@ export function described(losses, validation) {
   /** @param {string} name @param {Point[]} points */
   const part = (name, points) => {
     const last = points[points.length - 1];
-    return last ? [`${name} ${loss(last.value)} at step ${count(last.step)}`] : [];
+    return last ? [t("{name} {loss} at step {step}", { name, loss: loss(last.value), step: count(last.step) })] : [];
   };
-  return [...part("Loss", losses), ...part("validation loss", validation)].join(", ") || "No loss yet";
+  return [...part(t("Loss"), losses), ...part(t("validation loss"), validation)].join(", ") || t("No loss yet");
 }
 
 export class Curve {
@@ -93,7 +94,7 @@ export class Curve {
   empty(pen, box) {
     pen.fillStyle = COLOURS.text;
     pen.textAlign = "center";
-    pen.fillText("the loss appears with the first steps", (box.left + box.right) / 2, (box.top + box.bottom) / 2);
+    pen.fillText(t("the loss appears with the first steps"), (box.left + box.right) / 2, (box.top + box.bottom) / 2);
   }
 
   /**

@@ -6,6 +6,7 @@ import { make, makeButton } from "./elements.js";
 import { ACCEPT, isImage, summary } from "./files.js";
 import { chosen, dropped, hasFiles, send } from "./uploads.js";
 import { door } from "./workbench/door.js";
+import { t } from "./texts.js";
 
 const NODE = "LoomDataset";
 const HEIGHT = 64;
@@ -43,15 +44,15 @@ class DropZone {
   constructor(node) {
     this.node = node;
     this.root = make("section", "loom-drop");
-    this.root.setAttribute("aria-label", "Images of this dataset");
+    this.root.setAttribute("aria-label", t("Images of this dataset"));
     const head = make("div", "loom-drop-head", this.root);
-    this.text = make("span", "", head, "Drop images, captions (.txt), a folder or a zip here");
+    this.text = make("span", "", head, t("Drop images, captions (.txt), a folder or a zip here"));
     this.text.setAttribute("role", "status");
     this.chooser = make("input", "", head);
     Object.assign(this.chooser, { type: "file", multiple: true, accept: ACCEPT, hidden: true });
     this.chooser.addEventListener("change", () => this.take(chosen(this.chooser), ""));
-    this.edit = makeButton(head, "Captions", "Look at the images of this folder and edit their captions, in the sidebar.", () => door.openData(String(this.folder?.value ?? "")));
-    this.button = makeButton(head, "Choose images", "Images and their captions, .txt files of the same name.", () => this.chooser.click());
+    this.edit = makeButton(head, t("Captions"), t("Look at the images of this folder and edit their captions, in the sidebar."), () => door.openData(String(this.folder?.value ?? "")));
+    this.button = makeButton(head, t("Choose images"), t("Images and their captions, .txt files of the same name."), () => this.chooser.click());
     this.images = make("div", "loom-thumbs", this.root);
     for (const kind of ["pointerdown", "mousedown"]) this.root.addEventListener(kind, (event) => event.stopPropagation());
     this.root.addEventListener("dragover", (event) => this.over(event));
@@ -89,7 +90,7 @@ class DropZone {
       image.alt = image.title = name;
       image.src = imageUrl(folder, name);
     }
-    this.text.textContent = names.length ? summary(names) : "Drop images, captions (.txt), a folder or a zip here";
+    this.text.textContent = names.length ? summary(names) : t("Drop images, captions (.txt), a folder or a zip here");
   }
 
   /**

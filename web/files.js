@@ -1,6 +1,8 @@
 // @ts-check
 // Which dropped files a dataset takes, and under which names they are stored. Pure functions.
 
+import { t } from "./texts.js";
+
 const IMAGE = /\.(png|jpe?g|webp|avif|bmp|gif)$/i;
 const CAPTION = /\.txt$/i;
 const ROOT = "loom/"; // inside ComfyUI's input folder
@@ -66,5 +68,6 @@ export function summary(names) {
   const captions = new Set(names.filter(isCaption).map(stem));
   const images = names.filter(isImage);
   const captioned = images.filter((name) => captions.has(stem(name))).length;
-  return `${images.length} ${images.length === 1 ? "image" : "images"}, ${captioned} with a caption file`;
+  const counted = { images: images.length, captioned };
+  return images.length === 1 ? t("{images} image, {captioned} with a caption file", counted) : t("{images} images, {captioned} with a caption file", counted);
 }

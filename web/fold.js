@@ -2,6 +2,8 @@
 // Folds the inputs that a node marks as advanced, behind a button. ComfyUI's newer renderer does so by itself; on the
 // canvas it only hides what is asked for. An advanced input with another value than its default stays in sight.
 
+import { t } from "./texts.js";
+
 const ROW = 24; // height of a widget on the canvas, in its own pixels
 /** Fold anew, when it has changed which inputs are advanced. @type {WeakMap<object, () => void>} */
 export const refold = new WeakMap();
@@ -68,7 +70,7 @@ export function foldAdvanced(node) {
   }
   function label() {
     fold();
-    button.label = node.showAdvanced ? "Hide advanced inputs" : `Show ${folded.size} advanced inputs`;
+    button.label = node.showAdvanced ? t("Hide advanced inputs") : t("Show {n} advanced inputs", { n: folded.size });
   }
 
   /** @param {() => void} change */

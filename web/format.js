@@ -1,14 +1,16 @@
 // @ts-check
 // Numbers as people read them. Pure functions.
 
+import { t } from "./texts.js";
+
 /**
  * "0.42 s/step", "3.1 s/step"; empty while nothing is known.
  * @param {number} seconds
  */
 export function pace(seconds) {
   if (!Number.isFinite(seconds) || seconds <= 0) return "";
-  if (seconds < 1) return `${seconds.toFixed(2)} s/step`;
-  return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s/step`;
+  if (seconds < 1) return t("{n} s/step", { n: seconds.toFixed(2) });
+  return t("{n} s/step", { n: seconds.toFixed(seconds < 10 ? 1 : 0) });
 }
 
 /**
@@ -17,12 +19,12 @@ export function pace(seconds) {
  */
 export function duration(seconds) {
   if (!Number.isFinite(seconds) || seconds < 0) return "";
-  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 90) return t("{n} s", { n: Math.round(seconds) });
   const minutes = Math.round(seconds / 60);
-  if (minutes < 60) return `${minutes} min`;
+  if (minutes < 60) return t("{n} min", { n: minutes });
   const hours = Math.floor(minutes / 60);
-  if (hours < 48) return `${hours} h ${String(minutes % 60).padStart(2, "0")} min`;
-  return `${Math.floor(hours / 24)} d ${hours % 24} h`;
+  if (hours < 48) return t("{h} h {m} min", { h: hours, m: String(minutes % 60).padStart(2, "0") });
+  return t("{d} d {h} h", { d: Math.floor(hours / 24), h: hours % 24 });
 }
 
 /**
@@ -47,4 +49,4 @@ export function count(value) {
  * @param {number | null | undefined} low
  * @param {number | null | undefined} high
  */
-export const spread = (value, low, high) => (low == null || high == null ? loss(value) : `${loss(value)} (${loss(low)} to ${loss(high)})`);
+export const spread = (value, low, high) => (low == null || high == null ? loss(value) : t("{value} ({low} to {high})", { value: loss(value), low: loss(low), high: loss(high) }));

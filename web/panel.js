@@ -7,6 +7,7 @@ import { make, makeButton } from "./elements.js";
 import { count, duration, loss, pace } from "./format.js";
 import { showResults } from "./results.js";
 import { isActive, RunView, STATES } from "./runs.js";
+import { t } from "./texts.js";
 
 export class Panel {
   /** @param {() => void} startAnother queues the graph with a name of its own for the run */
@@ -20,15 +21,15 @@ export class Panel {
     this.lossText = make("span", "loom-loss", head);
     this.bar = make("div", "loom-bar", this.root);
     this.bar.setAttribute("role", "progressbar");
-    this.bar.setAttribute("aria-label", "Steps done");
+    this.bar.setAttribute("aria-label", t("Steps done"));
     this.fill = make("div", "loom-fill", this.bar);
     this.facts = make("div", "loom-facts", this.root);
     const body = make("div", "loom-body", this.root);
     this.curve = new Curve();
     const plot = make("div", "loom-plot", body);
     this.legend = make("div", "loom-legend", plot);
-    make("span", "loom-key-loss", this.legend, "loss");
-    this.validationKey = make("span", "loom-key-validation", this.legend, "validation loss");
+    make("span", "loom-key-loss", this.legend, t("loss"));
+    this.validationKey = make("span", "loom-key-validation", this.legend, t("validation loss"));
     plot.append(this.curve.canvas);
     this.figure = make("figure", "loom-sample", body);
     this.link = make("a", "", this.figure);
@@ -41,7 +42,7 @@ export class Panel {
     this.clash = make("div", "loom-clash", this.root);
     this.clashText = make("p", "loom-error", this.clash);
     this.clashText.setAttribute("role", "alert");
-    makeButton(this.clash, "Train as a new run", "Sets existing_run to new and queues the graph again. The new run gets a name of its own; the old one stays.", startAnother);
+    makeButton(this.clash, t("Train as a new run"), t("Sets existing_run to new and queues the graph again. The new run gets a name of its own; the old one stays."), startAnother);
     this.results = make("div", "loom-results", this.root);
     this.row = make("div", "loom-buttons", this.root);
     this.buttons = this.makeButtons(this.row);
@@ -54,11 +55,11 @@ export class Panel {
     /** @param {string} label @param {string} hint @param {string} action */
     const button = (label, hint, action) => makeButton(parent, label, hint, () => this.act(action));
     return {
-      pause: button("Pause", "Finish the step in flight, then hold.", "pause"),
-      resume: button("Resume", "Go on from where it stands.", "resume"),
-      stop: button("Stop", "Finish the step in flight, save, end.", "stop"),
-      save: button("Save now", "Write a checkpoint and a LoRA file, and go on.", "save"),
-      sample: button("Sample now", "Render the prompts of LoomValidation now.", "sample"),
+      pause: button(t("Pause"), t("Finish the step in flight, then hold."), "pause"),
+      resume: button(t("Resume"), t("Go on from where it stands."), "resume"),
+      stop: button(t("Stop"), t("Finish the step in flight, save, end."), "stop"),
+      save: button(t("Save now"), t("Write a checkpoint and a LoRA file, and go on."), "save"),
+      sample: button(t("Sample now"), t("Render the prompts of LoomValidation now."), "sample"),
     };
   }
 
@@ -134,11 +135,11 @@ export class Panel {
     const { name, run, losses, validation, note, progress, growth, isOffline } = this.view;
     const state = run?.state ?? "none";
     this.root.dataset.state = isOffline ? "offline" : growth ? "doubtful" : state;
-    this.root.setAttribute("aria-label", `Training run ${name}`);
+    this.root.setAttribute("aria-label", t("Training run {name}", { name }));
     setText(this.chip, this.stateText(state));
     this.title.textContent = name;
     const last = losses[losses.length - 1];
-    this.lossText.textContent = last ? `loss ${loss(last.value)}` : "";
+    this.lossText.textContent = last ? t("loss {loss}", { loss: loss(last.value) }) : "";
     this.fill.style.width = `${100 * progress}%`;
     this.bar.setAttribute("aria-valuenow", String(Math.round(100 * progress)));
     this.renderFacts();
@@ -157,9 +158,9 @@ export class Panel {
 
   /** @param {string} state */
   stateText(state) {
-    if (this.view.isOffline) return "No connection";
-    if (this.view.growth) return "Finished, loss rose";
-    if (!this.view.run) return "No run yet";
+    if (this.view.isOffline) return t("No connection");
+    if (this.view.growth) return t("Finished, loss rose");
+    if (!this.view.run) return t("No run yet");
     return STATES[/** @type {keyof typeof STATES} */ (state)] ?? state;
   }
 
@@ -167,15 +168,15 @@ export class Panel {
     const run = this.view.run;
     this.facts.replaceChildren();
     if (!run) {
-      make("span", "", this.facts, "Queue the graph to start training.");
+      make("span", "", this.facts, t("Queue the graph to start training."));
       return;
     }
     const moving = isActive(run.state) && run.state !== "paused" && !this.view.isOffline;
-    const facts = [`step ${count(run.step)} / ${count(run.total)}`];
+    const facts = [t("step {step} / {total}", { step: count(run.step), total: count(run.total) })];
     if (moving && run.seconds) facts.push(pace(run.seconds));
-    if (moving && run.eta) facts.push(`${duration(run.eta)} left`);
+    if (moving && run.eta) facts.push(t("{time} left", { time: duration(run.eta) }));
     const measured = this.view.validationLoss;
-    if (measured) facts.push(`validation ${loss(measured.now)}${measured.base === null ? "" : `, base ${loss(measured.base)}`}`);
+    if (measured) facts.push([t("validation {loss}", { loss: loss(measured.now) }), ...(measured.base === null ? [] : [t("base {loss}", { loss: loss(measured.base) })])].join(", "));
     for (const fact of facts) make("span", "", this.facts, fact);
     this.renderLayers();
   }
@@ -183,8 +184,8 @@ export class Panel {
   /** How many layers train; at the end, only that some have not changed. */
   renderLayers() {
     const { unchanged, changed, layers } = this.view;
-    if (unchanged) make("span", "", this.facts, `only ${changed} LoRA modules have changed`).title = `Not changed: ${unchanged}`;
-    else if (layers.count) make("span", "", this.facts, `trains ${layers.count} layers`).title = `${layers.trained}. ${layers.leftOut ? `Left out: ${layers.leftOut}.` : "No layer is left out."}`;
+    if (unchanged) make("span", "", this.facts, t("only {changed} LoRA modules have changed", { changed })).title = t("Not changed: {modules}", { modules: unchanged });
+    else if (layers.count) make("span", "", this.facts, t("trains {count} layers", { count: layers.count })).title = `${layers.trained}. ${layers.leftOut ? t("Left out: {layers}.", { layers: layers.leftOut }) : t("No layer is left out.")}`;
   }
 
   renderSample() {
@@ -193,16 +194,16 @@ export class Panel {
     if (forming) {
       this.image.src = forming.image;
       this.link.removeAttribute("href");
-      this.image.alt = "A sample that is being made";
-      this.caption.textContent = `step ${count(forming.step)}: sample ${forming.number} of ${forming.of} is being made`;
+      this.image.alt = t("A sample that is being made");
+      this.caption.textContent = t("step {step}: sample {number} of {of} is being made", { step: count(forming.step), number: forming.number, of: forming.of });
       return;
     }
     if (!sample) return;
     const address = fileUrl(name, sample.file);
     if (this.image.getAttribute("src") !== address) this.image.src = address;
     this.link.href = address;
-    this.image.alt = `Sample at step ${count(sample.step)}, opens in full size`;
-    this.caption.textContent = `step ${count(sample.step)}`;
+    this.image.alt = t("Sample at step {step}, opens in full size", { step: count(sample.step) });
+    this.caption.textContent = t("step {step}", { step: count(sample.step) });
   }
 
   renderButtons() {

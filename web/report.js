@@ -1,6 +1,8 @@
 // @ts-check
 // Shows a node's "text" output in a box under the node. Texts go in as text.
 
+import { t } from "./texts.js";
+
 const REPORTING = new Set(["LoomCache", "LoomScore", "LoomLoraInspect", "LoomLoraResize", "LoomLoraMerge", "LoomLoraConvert", "LoomLoraExtract", "LoomLoraMergeBase"]);
 const HEIGHT = 140;
 
@@ -10,7 +12,7 @@ function makeBox(node) {
   box.className = "loom-report";
   box.tabIndex = 0; // it scrolls
   box.setAttribute("role", "region");
-  box.setAttribute("aria-label", "Report");
+  box.setAttribute("aria-label", t("Report"));
   const widget = node.addDOMWidget("loom_report", "loom_report", box, {
     serialize: false,
     hideOnZoom: false,

@@ -4,6 +4,7 @@
 import { fileUrl } from "./client.js";
 import { copied } from "./clipboard.js";
 import { make, makeButton, makeLink } from "./elements.js";
+import { t } from "./texts.js";
 
 /** @typedef {import("./runs.js").RunView} RunView */
 
@@ -22,11 +23,11 @@ export function showResults(root, view) {
   root.replaceChildren();
   for (const result of results) {
     const row = make("div", "loom-result", root);
-    make("span", "loom-name", row, result.name).title = `${result.label}, as Load LoRA lists it (press R in ComfyUI to list new files)`;
-    const copy = makeButton(row, "Copy name", "Copy the name, as Load LoRA lists it.", async () => {
-      copy.textContent = (await copied(result.name)) ? "Copied" : "Not copied: no permission";
+    make("span", "loom-name", row, result.name).title = t("{label}, as Load LoRA lists it (press R in ComfyUI to list new files)", { label: result.label });
+    const copy = makeButton(row, t("Copy name"), t("Copy the name, as Load LoRA lists it."), async () => {
+      copy.textContent = (await copied(result.name)) ? t("Copied") : t("Not copied: no permission");
     });
-    makeLink(row, "Download", fileUrl(name, result.file)).setAttribute("aria-label", `Download ${result.name}`);
+    makeLink(row, t("Download"), fileUrl(name, result.file)).setAttribute("aria-label", t("Download {name}", { name: result.name }));
   }
-  if (page) makeLink(make("div", "loom-result", root), "Open compare page", fileUrl(name, page));
+  if (page) makeLink(make("div", "loom-result", root), t("Open compare page"), fileUrl(name, page));
 }

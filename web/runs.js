@@ -4,6 +4,7 @@
 import { loss } from "./format.js";
 import { append } from "./series.js";
 import { growth } from "./verdict.js";
+import { t } from "./texts.js";
 
 const ROOT = "/lora_loom/runs";
 
@@ -46,16 +47,16 @@ const ROOT = "/lora_loom/runs";
  */
 
 export const STATES = {
-  queued: "Queued", caching: "Caching", running: "Training", yielding: "Waiting for the queue", paused: "Paused",
-  stopping: "Stopping", finished: "Finished", failed: "Failed", stopped: "Stopped", interrupted: "Interrupted",
+  queued: t("Queued"), caching: t("Caching"), running: t("Training"), yielding: t("Waiting for the queue"), paused: t("Paused"),
+  stopping: t("Stopping"), finished: t("Finished"), failed: t("Failed"), stopped: t("Stopped"), interrupted: t("Interrupted"),
 };
 const ACTIVE = new Set(["queued", "caching", "running", "yielding", "paused", "stopping"]);
 const ASKED = {
-  pause: "Pausing after this step …", resume: "Going on …", stop: "Stopping after this step …", save: "Saving after this step …",
-  sample: "Rendering samples after this step …",
+  pause: t("Pausing after this step …"), resume: t("Going on …"), stop: t("Stopping after this step …"), save: t("Saving after this step …"),
+  sample: t("Rendering samples after this step …"),
 };
 /** What layers do in a block, in the field's words. @type {Record<string, string>} */
-const ROLES = { mlp: "feed-forward", outside: "around the blocks" };
+const ROLES = { attention: t("attention"), mlp: t("feed-forward"), modulation: t("modulation"), outside: t("around the blocks") };
 const CAN_CONTINUE = new Set(["failed", "stopped", "interrupted"]);
 
 /** @param {string | undefined} state */
@@ -100,10 +101,10 @@ export function newestSample(files) {
  * @returns {{severity: string, summary: string, detail: string, life?: number} | null}
  */
 export function endNotice({ state, name = "", step = 0, error = "" }, { best = "", doubt = "" } = {}) {
-  if (state === "finished" && doubt) return { severity: "warn", summary: "LoRA trained, but the loss rose", detail: `${name}: ${doubt}` };
-  const advice = best ? `. Lowest validation loss: ${best}` : "";
-  if (state === "finished") return { severity: "success", summary: "LoRA trained", detail: `${name}: ${step} steps${advice}`, life: 15_000 };
-  if (state === "failed") return { severity: "error", summary: "Training failed", detail: `${name}: ${error}` };
+  if (state === "finished" && doubt) return { severity: "warn", summary: t("LoRA trained, but the loss rose"), detail: `${name}: ${doubt}` };
+  const advice = best ? t(". Lowest validation loss: {best}", { best }) : "";
+  if (state === "finished") return { severity: "success", summary: t("LoRA trained"), detail: `${t("{name}: {steps} steps", { name, steps: step })}${advice}`, life: 15_000 };
+  if (state === "failed") return { severity: "error", summary: t("Training failed"), detail: `${name}: ${error}` };
   return null;
 }
 
@@ -225,13 +226,13 @@ export class RunView {
     const listed = (counts) => Object.entries(counts).map(([role, layers]) => `${layers} ${ROLES[role] ?? role}`).join(", ");
     const around = outside.length ? ` (${outside.join(", ")})` : "";
     const [some, none] = [sum(trained), sum(left_out)];
-    return { count: some ? `${some} of ${some + none}` : "", trained: listed(trained), leftOut: listed(left_out) + around };
+    return { count: some ? t("{some} of {all}", { some, all: some + none }) : "", trained: listed(trained), leftOut: listed(left_out) + around };
   }
 
   /** How many of its modules training has changed, which are more than layers where a fused one is trained in parts: "118 of 120"; "" before the end of the run. */
   get changed() {
     const { modules = 0, unmoved = [] } = this.run?.movement ?? {};
-    return modules ? `${modules - unmoved.length} of ${modules}` : "";
+    return modules ? t("{some} of {all}", { some: modules - unmoved.length, all: modules }) : "";
   }
 
   /** The first modules that training should have changed and has not. */
@@ -252,7 +253,7 @@ export class RunView {
   /** What that means, in words; empty if all is well. */
   get doubt() {
     const times = this.growth;
-    return times ? `The loss ends at ${loss(Number(times.toPrecision(2)))} times its start: this LoRA is likely spoilt. Try a lower learning_rate.` : "";
+    return times ? t("The loss ends at {times} times its start: this LoRA is likely spoilt. Try a lower learning_rate.", { times: loss(Number(times.toPrecision(2))) }) : "";
   }
 
   /** What it took where memory ran out, and what the data doctor found; empty where nothing stands out. */
@@ -269,7 +270,7 @@ export class RunView {
     const { state, step = 0, lora, best = "", loras = [], lora_folder: folder = "" } = this.run ?? {};
     if (isActive(state)) return [];
     const isLast = best === lora || best.endsWith(`-${String(step).padStart(6, "0")}.safetensors`);
-    const files = [["LoRA", lora], ["Lowest validation loss", isLast ? "" : best]];
+    const files = [["LoRA", lora], [t("Lowest validation loss"), isLast ? "" : best]];
     return files.flatMap(([label, name]) => {
       const file = loras.find((path) => name && path.endsWith(`/${name}`));
       return file ? [{ label: String(label), file, name: `${folder}${name}` }] : [];
@@ -286,7 +287,7 @@ export class RunView {
     return {
       any: Boolean(this.run) && !this.isOffline && (active || canContinue),
       pause: { hidden: !active || state === "paused", disabled: waits("pause") || state === "stopping" },
-      resume: { hidden: !(state === "paused" || canContinue), disabled: waits("resume"), label: state === "paused" ? "Resume" : "Continue" },
+      resume: { hidden: !(state === "paused" || canContinue), disabled: waits("resume"), label: state === "paused" ? t("Resume") : t("Continue") },
       stop: { hidden: !active, disabled: waits("stop") || state === "stopping" },
       save: { hidden: !active, disabled: waits("save") || state === "queued" || state === "stopping" },
       sample: { hidden: !active || !this.run?.can_sample, disabled: waits("sample") },

@@ -2,6 +2,7 @@
 // A Loom Strip that drew a run's sweep gets a button: its compare page opens in another tab.
 
 import { fileUrl } from "./client.js";
+import { t } from "./texts.js";
 
 const NODE = "LoomStrip";
 
@@ -23,7 +24,7 @@ export function listenToStrips(node) {
     onExecuted?.call(this, output, ...rest);
     page = output?.loom_page?.[0] ?? page;
     if (!page || button) return;
-    button = node.addWidget("button", "Open compare page", null, () => page && openPage(page.run, page.file), { serialize: false });
+    button = node.addWidget("button", t("Open compare page"), null, () => page && openPage(page.run, page.file), { serialize: false });
     button.serialize = false;
   };
 }

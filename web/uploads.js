@@ -4,6 +4,7 @@
 import { upload } from "./client.js";
 import { isImage, taken, targetFolder } from "./files.js";
 import { isZip, unzipped } from "./zip.js";
+import { t } from "./texts.js";
 
 /** @typedef {{path: string, file: File}} Dropped */
 
@@ -46,12 +47,12 @@ export async function send(files, { current, name, isCaptionEnough }, say) {
   for (const one of files) unpacked.push(...(isZip(one.file.name) ? await unzipped(one.file) : [one]));
   const accepted = taken(unpacked);
   if (!accepted.some((one) => isImage(one.name) || isCaptionEnough)) {
-    throw new Error(`None of these ${unpacked.length} files is an image (png, jpg, webp, avif, bmp, gif)`);
+    throw new Error(t("None of these {n} files is an image (png, jpg, webp, avif, bmp, gif)", { n: unpacked.length }));
   }
   const zip = files.length === 1 && isZip(files[0].file.name) ? files[0].file.name.replace(/\.zip$/i, "") : "";
   const folder = targetFolder(current, name || zip, new Date());
   for (const [index, one] of accepted.entries()) {
-    say(`Uploading ${index + 1} of ${accepted.length} …`);
+    say(t("Uploading {n} of {all} …", { n: index + 1, all: accepted.length }));
     await upload(one.file, folder, one.name);
   }
   return { folder, names: accepted.map((one) => one.name) };

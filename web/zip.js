@@ -2,6 +2,7 @@
 // The images and captions in a zip file, read in the browser: what is uploaded are the files in it.
 
 import { isCaption, isImage } from "./files.js";
+import { t } from "./texts.js";
 
 const END = 0x06054b50;
 const ENTRY = 0x02014b50;
@@ -25,16 +26,16 @@ export const isZip = (name) => /\.zip$/i.test(name);
 export function listed(bytes) {
   let end = bytes.byteLength - 22;
   while (end >= 0 && bytes.getUint32(end, true) !== END) end -= 1;
-  if (end < 0) throw new Error("this is not a zip file, or it is cut off");
+  if (end < 0) throw new Error(t("this is not a zip file, or it is cut off"));
   const count = bytes.getUint16(end + 10, true);
   let place = bytes.getUint32(end + 16, true);
-  if (place === LARGE) throw new Error("this zip file is larger than 4 GB: unpack it, and drop the folder");
+  if (place === LARGE) throw new Error(t("this zip file is larger than 4 GB: unpack it, and drop the folder"));
   const found = [];
   for (let number = 0; number < count; number += 1) {
-    if (place + 46 > end || bytes.getUint32(place, true) !== ENTRY) throw new Error("this zip file is damaged");
+    if (place + 46 > end || bytes.getUint32(place, true) !== ENTRY) throw new Error(t("this zip file is damaged"));
     const [name, extra, comment] = [28, 30, 32].map((offset) => bytes.getUint16(place + offset, true));
     const path = new TextDecoder().decode(new Uint8Array(bytes.buffer, bytes.byteOffset + place + 46, name));
-    if (bytes.getUint16(place + 8, true) & ENCRYPTED) throw new Error("this zip file has a password: unpack it, and drop the folder");
+    if (bytes.getUint16(place + 8, true) & ENCRYPTED) throw new Error(t("this zip file has a password: unpack it, and drop the folder"));
     const [packed, size, at] = [20, 24, 42].map((offset) => bytes.getUint32(place + offset, true));
     if (!path.endsWith("/")) found.push({ path, method: bytes.getUint16(place + 10, true), packed, size, at });
     place += 46 + name + extra + comment;
@@ -49,7 +50,7 @@ export function listed(bytes) {
  */
 async function content(bytes, { path, method, packed, size, at }) {
   const start = at + 30 + bytes.getUint16(at + 26, true) + bytes.getUint16(at + 28, true);
-  if (start + packed > bytes.byteLength || (method !== STORED && method !== DEFLATED)) throw new Error(`${path} in this zip file cannot be read`);
+  if (start + packed > bytes.byteLength || (method !== STORED && method !== DEFLATED)) throw new Error(t("{path} in this zip file cannot be read", { path }));
   const part = new Blob([new Uint8Array(/** @type {ArrayBuffer} */ (bytes.buffer), bytes.byteOffset + start, packed)]);
   if (method === STORED) return part;
   const reader = part.stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader();
@@ -59,7 +60,7 @@ async function content(bytes, { path, method, packed, size, at }) {
     const { done, value } = await reader.read();
     if (done) break;
     total += value.length;
-    if (total > size) throw new Error(`${path} in this zip file is larger than it says`);
+    if (total > size) throw new Error(t("{path} in this zip file is larger than it says", { path }));
     chunks.push(value);
   }
   return new Blob(chunks);
@@ -73,7 +74,7 @@ async function content(bytes, { path, method, packed, size, at }) {
 export async function unzipped(file) {
   const bytes = new DataView(await file.arrayBuffer());
   const wanted = listed(bytes).filter(({ path }) => (isImage(path) || isCaption(path)) && !path.split("/").some((part) => part.startsWith(".") || part === "__MACOSX"));
-  if (wanted.length > MOST_FILES || wanted.reduce((sum, { size }) => sum + size, 0) > MOST_BYTES) throw new Error("this zip file holds too much: unpack it, and drop its folders one by one");
+  if (wanted.length > MOST_FILES || wanted.reduce((sum, { size }) => sum + size, 0) > MOST_BYTES) throw new Error(t("this zip file holds too much: unpack it, and drop its folders one by one"));
   const found = [];
   for (const entry of wanted) {
     const name = entry.path.split("/").at(-1) ?? "";

@@ -6,8 +6,9 @@ import pytest
 
 from lora_loom.nodes import NODE_CLASS_MAPPINGS
 from scripts.locale_inputs import DESCRIPTIONS, INPUTS
+from scripts.locale_page import PAGE
 from scripts.locale_texts import COMMANDS, LANGUAGES, NODES, SETTINGS
-from scripts.write_locales import FOLDER, files
+from scripts.write_locales import FOLDER, TEXTS, files, page_files
 
 WEB = FOLDER.parent / "web" / "workbench"
 
@@ -63,3 +64,42 @@ def test_two_nodes_have_two_names():
     for place in range(len(LANGUAGES)):
         names = [forms[place] for forms in NODES.values()]
         assert len(set(names)) == len(names)
+
+
+SOURCES = {path.name: path.read_text(encoding="utf-8") for path in (FOLDER.parent / "web").rglob("*.js")}
+CALL = re.compile(r'\bt\(\s*"((?:[^"\\]|\\.)*)"')
+"""A text of the page that is translated."""
+RAW = re.compile(
+    r"""make(?:Button|Link)\((?:[^,"]|\([^)]*\))*, "[^"]*[a-z]{2}|\bmake\("\w+", "[^"]*", [\w.]+, "[^"]*[a-z]{2}"""
+    r"""|aria-label", "[^"]*[a-z]{2}|(?:placeholder|textContent|title|alt)(?::| =) "[^"]*[a-z]{2}|new Error\("[^"]*[a-z]{2}"""
+)
+"""A text that a person reads and that is not."""
+SAME_EVERYWHERE = {"LoRA Loom", "loom-note"}
+
+
+def test_every_text_of_the_page_is_in_the_table_and_no_other_is():
+    used = {text for source in SOURCES.values() for text in CALL.findall(source)}
+    assert used == set(PAGE), "add the text to scripts/locale_page.py, in four languages"
+    assert len(used) > 250
+
+
+def test_no_text_goes_into_the_page_past_the_table():
+    for name, source in SOURCES.items():
+        found = [match for match in RAW.findall(source) if not any(one in match for one in SAME_EVERYWHERE)]
+        assert found == [], name
+
+
+def test_a_translation_has_the_same_words_in_braces_and_the_same_space_at_its_ends():
+    for text, forms in PAGE.items():
+        assert len(forms) == len(LANGUAGES), text
+        for form in forms:
+            assert form.strip(), text
+            assert sorted(re.findall(r"\{\w+\}", form)) == sorted(re.findall(r"\{\w+\}", text)), form
+            assert (form[-1] == " ") == (text[-1] == " "), form
+
+
+def test_the_tables_of_the_page_are_made_of_the_present_texts():
+    found = {path.name: path.read_text(encoding="utf-8") for path in TEXTS.glob("*.json")}
+    assert found == page_files(), "run python -m scripts.write_locales"
+    assert set(found) == {f"{language}.json" for language in LANGUAGES}
+    assert set(re.findall(r'"(\w\w)"', re.search(r"LANGUAGES = \[(.*)\]", SOURCES["texts.js"])[1])) == set(LANGUAGES)

@@ -3,6 +3,7 @@
 
 import { make } from "../elements.js";
 import { saveCaption, thumbnailUrl } from "./data_requests.js";
+import { t } from "../texts.js";
 
 /** @typedef {import("./data_requests.js").Image} Image */
 
@@ -38,8 +39,8 @@ export class CaptionCard {
     this.field.value = image.caption;
     this.field.rows = 3;
     this.field.disabled = !canEdit;
-    this.field.placeholder = "No caption";
-    this.field.setAttribute("aria-label", `Caption of ${image.name}`);
+    this.field.placeholder = t("No caption");
+    this.field.setAttribute("aria-label", t("Caption of {name}", { name: image.name }));
     this.field.addEventListener("keydown", (event) => event.stopPropagation());
     this.field.addEventListener("input", () => this.wait());
     this.field.addEventListener("change", () => this.save());
@@ -68,18 +69,18 @@ export class CaptionCard {
     clearTimeout(this.timer);
     const caption = this.field.value.trim();
     if (caption === this.image.caption) {
-      if (this.state.textContent === "…") this.state.textContent = "Saved";
+      if (this.state.textContent === "…") this.state.textContent = t("Saved");
       return;
     }
     try {
       await saveCaption(this.folder, this.image.name, caption);
       this.image.caption = caption;
-      this.state.textContent = "Saved";
+      this.state.textContent = t("Saved");
       this.state.classList.remove("loom-error");
       this.warn();
       this.changed();
     } catch (error) {
-      this.state.textContent = `Not saved: ${error instanceof Error ? error.message : error}`;
+      this.state.textContent = t("Not saved: {why}", { why: error instanceof Error ? error.message : String(error) });
       this.state.classList.add("loom-error");
     }
   }

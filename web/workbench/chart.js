@@ -5,6 +5,7 @@ import { make, makeButton } from "../elements.js";
 import { count, loss, spread } from "../format.js";
 import { thinned } from "../series.js";
 import { axes, logTicks, nearest, ticks, tickTexts } from "./axes.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("../series.js").Point} Point
@@ -30,10 +31,10 @@ export class Chart {
     this.heading = make("span", "loom-chart-title", head, title);
     this.legend = make("div", "loom-chart-legend", head);
     if (canBeLog) {
-      this.log = makeButton(head, "log", "Logarithmic axis", () => this.toggleLog());
+      this.log = makeButton(head, t("log"), t("Logarithmic axis"), () => this.toggleLog());
       this.log.setAttribute("aria-pressed", "false");
     }
-    this.reset = makeButton(head, "whole run", "Show all steps again (or double-click the chart)", () => this.zoom(null));
+    this.reset = makeButton(head, t("whole run"), t("Show all steps again (or double-click the chart)"), () => this.zoom(null));
     this.reset.hidden = true;
     const plot = make("div", "loom-chart-plot", this.root);
     this.canvas = make("canvas", "", plot);
@@ -88,7 +89,7 @@ export class Chart {
     this.legend.dataset.key = key;
     this.legend.replaceChildren();
     for (const { label, colour, isDots, isFaint } of labels) {
-      const button = makeButton(this.legend, label, `Show or hide: ${label}`, () => {
+      const button = makeButton(this.legend, label, t("Show or hide: {label}", { label }), () => {
         if (!this.off.delete(label)) this.off.add(label);
         button.setAttribute("aria-pressed", String(!this.off.has(label)));
         this.schedule();
@@ -231,7 +232,7 @@ export class Chart {
     for (const { point, colour } of found) drawDot(pen, place.x(point.step), place.y(point.value), colour);
     this.values.hidden = false;
     this.values.replaceChildren();
-    make("div", "", this.values, `step ${count(found[0].point.step)}`);
+    make("div", "", this.values, t("step {step}", { step: count(found[0].point.step) }));
     for (const { label, colour, point } of found) make("div", "", this.values, `${label} ${spread(point.value, point.low, point.high)}`).style.setProperty("--loom-key", colour);
     this.values.classList.toggle("loom-left", x > this.canvas.clientWidth / 2);
   }

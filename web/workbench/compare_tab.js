@@ -7,6 +7,7 @@ import { count, loss } from "../format.js";
 import { addLoader } from "./graph.js";
 import { likenessAt } from "./likeness.js";
 import { loraFiles } from "./samples.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("./workbench.js").Workbench} Workbench
@@ -19,7 +20,7 @@ export class CompareTab {
   constructor(bench) {
     this.bench = bench;
     this.root = make("div", "loom-compare-tab");
-    this.note = make("p", "loom-note", this.root, "Loom Sweep with Loom Strip renders the same prompts with every checkpoint; its page appears here.");
+    this.note = make("p", "loom-note", this.root, t("Loom Sweep with Loom Strip renders the same prompts with every checkpoint; its page appears here."));
     this.files = make("div", "loom-files", this.root);
     this.sheet = make("div", "", this.root);
   }
@@ -44,20 +45,20 @@ export class CompareTab {
   /** @param {string} run @param {LoraFile} file @param {string} likeness */
   addFile(run, { file, name, step, loss: measured, isBest }, likeness) {
     const row = make("div", "loom-result", this.files);
-    const facts = [`step ${count(step)}`];
-    if (measured !== null) facts.push(`validation ${loss(measured)}`);
-    if (isBest) facts.push("lowest");
+    const facts = [t("step {step}", { step: count(step) })];
+    if (measured !== null) facts.push(t("validation {loss}", { loss: loss(measured) }));
+    if (isBest) facts.push(t("lowest"));
     if (likeness) facts.push(likeness);
     make("span", "loom-card-name", row, facts.join(", ")).title = name;
-    makeLink(row, "Download", fileUrl(run, file)).title = name;
-    makeButton(row, "Use this one", `Add a loader with ${name} to the graph`, () => this.bench.trying(() => addLoader(name)));
+    makeLink(row, t("Download"), fileUrl(run, file)).title = name;
+    makeButton(row, t("Use this one"), t("Add a loader with {name} to the graph", { name }), () => this.bench.trying(() => addLoader(name)));
   }
 
   /** @param {string} address */
   addPage(address) {
-    makeLink(make("div", "loom-menu", this.sheet), "Open compare page", address);
+    makeLink(make("div", "loom-menu", this.sheet), t("Open compare page"), address);
     const frame = make("iframe", "loom-sheet", this.sheet);
-    frame.title = "Images of all checkpoints next to each other";
+    frame.title = t("Images of all checkpoints next to each other");
     frame.setAttribute("sandbox", "allow-scripts");
     frame.src = address;
   }

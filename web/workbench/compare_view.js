@@ -7,6 +7,7 @@ import { smooth } from "./progress_tab.js";
 import { fetchSettings, fetchThinned } from "./requests.js";
 import { differing, makeTable } from "./settings_tab.js";
 import { series } from "./timeline.js";
+import { t } from "../texts.js";
 
 /** @typedef {import("./workbench.js").Workbench} Workbench */
 
@@ -19,11 +20,11 @@ export class CompareView {
     this.bench = bench;
     this.root = make("div", "loom-compare");
     const head = make("div", "loom-detail-head", this.root);
-    makeButton(head, "‹ Runs", "Back to the list of runs", () => bench.open(""));
-    make("h3", "", head, "Compare runs");
-    makeButton(head, "Expand", "Over the whole page; Escape leaves", () => bench.expand());
-    this.loss = new Chart(this.root, "Loss, smoothed", { isLarge: true, canBeLog: true });
-    this.validation = new Chart(this.root, "Validation loss", { isLarge: true, canBeLog: true });
+    makeButton(head, t("‹ Runs"), t("Back to the list of runs"), () => bench.open(""));
+    make("h3", "", head, t("Compare runs"));
+    makeButton(head, t("Expand"), t("Over the whole page; Escape leaves"), () => bench.expand());
+    this.loss = new Chart(this.root, t("Loss, smoothed"), { isLarge: true, canBeLog: true });
+    this.validation = new Chart(this.root, t("Validation loss"), { isLarge: true, canBeLog: true });
     this.settings = make("div", "", this.root);
   }
 
@@ -36,7 +37,7 @@ export class CompareView {
     this.validation.show({ total: 0, series: lines((record) => series(record, "held_out"), true) });
     this.settings.replaceChildren();
     const rows = differing(found.map((one) => one.settings?.all ?? {}));
-    if (rows.length) makeTable(this.settings, ["setting", ...names], rows.map((row) => [row.name, ...row.values]));
-    else make("p", "loom-note", this.settings, "No setting differs.");
+    if (rows.length) makeTable(this.settings, [t("setting"), ...names], rows.map((row) => [row.name, ...row.values]));
+    else make("p", "loom-note", this.settings, t("No setting differs."));
   }
 }

@@ -8,6 +8,7 @@ import { CaptionCard } from "./caption_card.js";
 import { matching, replaced, tagCounts } from "./captions.js";
 import { fetchFolder, fetchFolders } from "./data_requests.js";
 import { graphResolution, useFolder } from "./graph.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("./workbench.js").Workbench} Workbench
@@ -50,14 +51,14 @@ export class FolderView {
   makeHead() {
     const head = make("div", "loom-list-head", this.root);
     const select = make("select", "loom-field", head);
-    select.setAttribute("aria-label", "Folder with images");
+    select.setAttribute("aria-label", t("Folder with images"));
     select.addEventListener("change", () => this.open(select.value));
     const chooser = make("input", "", head);
     Object.assign(chooser, { type: "file", multiple: true, accept: ACCEPT, hidden: true });
     chooser.addEventListener("change", () => this.take(chosen(chooser), ""));
-    makeButton(head, "Add images", "Images and captions (.txt), or a zip of them", () => chooser.click());
-    const use = makeButton(head, "Use", "Let Loom Dataset in the graph use this folder", () => this.bench.trying(async () => useFolder(select.value)));
-    makeButton(head, "Expand", "Over the whole page; Escape leaves", () => this.bench.expand());
+    makeButton(head, t("Add images"), t("Images and captions (.txt), or a zip of them"), () => chooser.click());
+    const use = makeButton(head, t("Use"), t("Let Loom Dataset in the graph use this folder"), () => this.bench.trying(async () => useFolder(select.value)));
+    makeButton(head, t("Expand"), t("Over the whole page; Escape leaves"), () => this.bench.expand());
     return { select, chooser, use };
   }
 
@@ -71,12 +72,12 @@ export class FolderView {
       made.addEventListener("keydown", (event) => event.stopPropagation());
       return made;
     };
-    const find = field("Find in captions and names", "search");
+    const find = field(t("Find in captions and names"), "search");
     find.addEventListener("input", () => this.filter());
-    const to = field("Replace with", "text");
-    const replace = makeButton(tools, "Replace", "In all captions of this folder, exactly as written", () => this.replaceAll());
-    const trigger = field("Word before every caption", "text");
-    makeButton(tools, "Add", "Put it before every caption that does not have it yet", () => this.addTrigger());
+    const to = field(t("Replace with"), "text");
+    const replace = makeButton(tools, t("Replace"), t("In all captions of this folder, exactly as written"), () => this.replaceAll());
+    const trigger = field(t("Word before every caption"), "text");
+    makeButton(tools, t("Add"), t("Put it before every caption that does not have it yet"), () => this.addTrigger());
     return { find, to, replace, trigger };
   }
 
@@ -97,7 +98,7 @@ export class FolderView {
 
   /** @param {string} folder */
   async open(folder) {
-    this.note.textContent = "Reading the images …";
+    this.note.textContent = t("Reading the images …");
     try {
       this.render(await fetchFolder(folder, graphResolution()));
     } catch (error) {
@@ -110,10 +111,10 @@ export class FolderView {
   render(content) {
     this.content = content;
     this.body.hidden = !content;
-    this.note.textContent = content ? "" : "Drop images here, a folder or a zip of them; captions are .txt files of the same name.";
+    this.note.textContent = content ? "" : t("Drop images here, a folder or a zip of them; captions are .txt files of the same name.");
     if (!content) return;
     this.cards = content.images.map((image) => new CaptionCard(content.folder, image, { canEdit: content.can_edit, changed: () => this.described() }));
-    if (!content.can_edit) this.note.textContent = "This folder is outside the folders of ComfyUI and the roots in lora_loom.json: its captions can be read here, not written.";
+    if (!content.can_edit) this.note.textContent = t("This folder is outside the folders of ComfyUI and the roots in lora_loom.json: its captions can be read here, not written.");
     this.described();
     this.filter();
   }
@@ -127,8 +128,8 @@ export class FolderView {
   /** @param {Folder} content */
   renderFacts({ images, buckets, warnings }) {
     const captioned = images.filter(({ caption }) => caption).length;
-    const title = [`${images.length} ${images.length === 1 ? "image" : "images"}`, `${captioned} with a caption`];
-    if (warnings.length) title.push(`${warnings.length} ${warnings.length === 1 ? "warning" : "warnings"}`);
+    const title = [images.length === 1 ? t("{n} image", { n: 1 }) : t("{n} images", { n: images.length }), t("{n} with a caption", { n: captioned })];
+    if (warnings.length) title.push(warnings.length === 1 ? t("{n} warning", { n: 1 }) : t("{n} warnings", { n: warnings.length }));
     this.factsTitle.textContent = title.join(", ");
     this.factsBody.replaceChildren();
     const most = Math.max(...buckets.map((bucket) => bucket.images), 1);
@@ -145,7 +146,7 @@ export class FolderView {
     this.tags.replaceChildren();
     const counts = tagCounts(this.content?.images.map(({ caption }) => caption) ?? []);
     for (const [tag, count] of counts.filter((one) => one[1] > 1 || one[0].length <= LONGEST_TAG).slice(0, MOST_TAGS)) {
-      makeButton(this.tags, `${tag.slice(0, 40)} ${count}`, `Only images with ${tag}`, () => {
+      makeButton(this.tags, `${tag.slice(0, 40)} ${count}`, t("Only images with {tag}", { tag }), () => {
         this.find.value = this.find.value === tag ? "" : tag;
         this.filter();
       });
@@ -155,7 +156,7 @@ export class FolderView {
   filter() {
     const found = new Set(matching(this.content?.images ?? [], this.find.value));
     this.grid.replaceChildren(...this.cards.filter(({ image }) => found.has(image)).slice(0, MOST_CARDS).map(({ root }) => root));
-    if (found.size > MOST_CARDS) this.note.textContent = `The first ${MOST_CARDS} of ${found.size}: find the others by a word.`;
+    if (found.size > MOST_CARDS) this.note.textContent = t("The first {n} of {all}: find the others by a word.", { n: MOST_CARDS, all: found.size });
     this.replace.disabled = !this.find.value || !found.size;
   }
 
@@ -174,7 +175,7 @@ export class FolderView {
     const cards = new Map(this.cards.map((card) => [card.image, card]));
     for (const { image, caption } of changes) await cards.get(image)?.set(caption);
     this.filter();
-    this.note.textContent = `${changes.length} ${changes.length === 1 ? "caption" : "captions"} changed`;
+    this.note.textContent = changes.length === 1 ? t("{n} caption changed", { n: 1 }) : t("{n} captions changed", { n: changes.length });
   }
 
   /** @param {DragEvent} event */

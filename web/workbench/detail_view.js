@@ -10,6 +10,7 @@ import { NoteField } from "./note_field.js";
 import { makeRunMenu } from "./run_menu.js";
 import { SamplesTab } from "./samples_tab.js";
 import { SettingsTab } from "./settings_tab.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("./workbench.js").Workbench} Workbench
@@ -19,17 +20,20 @@ import { SettingsTab } from "./settings_tab.js";
  * @typedef {{root: HTMLElement, show: (shown: Shown) => void}} Tab
  */
 
+/** @type {Record<string, string>} */
+const LABELS = { Progress: t("Progress"), Samples: t("Samples"), Compare: t("Compare"), Settings: t("Settings"), Log: t("Log") };
+
 export class DetailView {
   /** @param {Workbench} bench */
   constructor(bench) {
     this.bench = bench;
     this.root = make("div", "loom-detail");
     const head = make("div", "loom-detail-head", this.root);
-    makeButton(head, "‹ Runs", "Back to the list of runs", () => bench.open(""));
+    makeButton(head, t("‹ Runs"), t("Back to the list of runs"), () => bench.open(""));
     this.title = make("h3", "", head);
     this.chip = make("span", "loom-chip", head);
     this.chip.setAttribute("role", "status");
-    this.expand = makeButton(head, "Expand", "Over the whole page; Escape leaves", () => bench.expand());
+    this.expand = makeButton(head, t("Expand"), t("Over the whole page; Escape leaves"), () => bench.expand());
     this.message = make("p", "loom-message", this.root);
     this.menu = make("div", "", this.root);
     this.note = new NoteField(this.root, bench);
@@ -40,7 +44,7 @@ export class DetailView {
     this.body = make("div", "loom-tab", this.root);
     this.body.setAttribute("role", "tabpanel");
     for (const label of Object.keys(this.tabs)) {
-      const tab = makeButton(this.bar, label, label, () => this.turn(label));
+      const tab = makeButton(this.bar, LABELS[label], LABELS[label], () => this.turn(label));
       tab.setAttribute("role", "tab");
     }
     this.bar.addEventListener("keydown", (event) => this.key(event));
@@ -50,12 +54,13 @@ export class DetailView {
   /** @param {string} label */
   turn(label) {
     this.tab = label;
-    for (const button of this.bar.children) {
-      const isChosen = button.textContent === label;
+    for (const [place, name] of Object.keys(this.tabs).entries()) {
+      const button = this.bar.children[place];
+      const isChosen = name === label;
       button.setAttribute("aria-selected", String(isChosen));
       /** @type {HTMLElement} */ (button).tabIndex = isChosen ? 0 : -1;
     }
-    this.body.setAttribute("aria-label", label);
+    this.body.setAttribute("aria-label", LABELS[label]);
     this.body.replaceChildren(this.tabs[label].root);
     if (this.shown) this.tabs[label].show(this.shown);
   }
@@ -81,7 +86,7 @@ export class DetailView {
     this.shown = { run, view, lines };
     this.title.textContent = name;
     this.root.dataset.state = view.growth ? "doubtful" : run.state;
-    this.chip.textContent = view.growth ? "Finished, loss rose" : (STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? run.state ?? "");
+    this.chip.textContent = view.growth ? t("Finished, loss rose") : (STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? run.state ?? "");
     this.note.show(run);
     this.message.textContent = run.state === "failed" ? (run.error ?? "") : view.doubt || view.remark;
     const key = JSON.stringify([name, run.state, run.lora, this.bench.list.queue]);

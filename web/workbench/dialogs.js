@@ -2,6 +2,7 @@
 // Questions and large images over the page, in the browser's own dialog element: Escape closes, the focus returns.
 
 import { make, makeButton } from "../elements.js";
+import { t } from "../texts.js";
 
 /**
  * @param {string} className
@@ -31,7 +32,7 @@ export function askText(question, value, label) {
     const field = make("input", "loom-field", name);
     field.value = value;
     const row = make("div", "loom-buttons", form);
-    makeButton(row, "Cancel", "Change nothing", () => dialog.close());
+    makeButton(row, t("Cancel"), t("Change nothing"), () => dialog.close());
     make("button", "loom-button loom-first", row, label).type = "submit";
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -61,7 +62,7 @@ export function askChoice(question, choices) {
         dialog.close();
       });
     }
-    makeButton(row, "Cancel", "Change nothing", () => dialog.close());
+    makeButton(row, t("Cancel"), t("Change nothing"), () => dialog.close());
     dialog.addEventListener("close", () => answer(null));
     dialog.showModal();
   });
@@ -73,7 +74,7 @@ export function askChoice(question, choices) {
  * @param {number} first
  */
 export function showImages(images, first) {
-  const dialog = openDialog("loom-lightbox", "Sample in full size");
+  const dialog = openDialog("loom-lightbox", t("Sample in full size"));
   const image = make("img", "", dialog);
   const text = make("p", "", dialog);
   let at = first;

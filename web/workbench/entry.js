@@ -9,6 +9,7 @@ import { announce } from "./notices.js";
 import { makeSettings, setting, TICKER } from "./settings.js";
 import { addTicker } from "./ticker.js";
 import { Workbench } from "./workbench.js";
+import { t } from "../texts.js";
 
 const TAB = "lora-loom";
 const bench = new Workbench(() => app.extensionManager?.command?.execute?.("Comfy.BrowseTemplates"));
@@ -45,7 +46,7 @@ app.registerExtension({
   settings: makeSettings(() => renderTicker()),
   getNodeMenuItems(node) {
     const run = String(node.properties?.loom_run ?? "");
-    return node.comfyClass === "LoomTrain" && run ? [null, { content: `Open run ${run}`, callback: () => openWorkbench(run) }] : [];
+    return node.comfyClass === "LoomTrain" && run ? [null, { content: t("Open run {name}", { name: run }), callback: () => openWorkbench(run) }] : [];
   },
   setup() {
     const style = document.createElement("link");
@@ -56,7 +57,7 @@ app.registerExtension({
       id: TAB,
       icon: "pi pi-chart-line",
       title: "LoRA Loom",
-      tooltip: "LoRA Loom: your runs",
+      tooltip: t("LoRA Loom: your runs"),
       type: "custom",
       render: (/** @type {HTMLElement} */ element) => bench.mount(element),
       destroy: () => bench.root.remove(),

@@ -4,6 +4,7 @@
 import { app } from "../../../scripts/app.js";
 import { showGraph } from "../view.js";
 import { fetchGraph } from "./requests.js";
+import { t } from "../texts.js";
 
 /** @typedef {import("./requests.js").Graph} Graph */
 
@@ -28,7 +29,7 @@ export function withName(graph, node, name) {
  */
 export async function openGraph(run, name = run) {
   const kept = await fetchGraph(run);
-  if (!kept) throw new Error(`${run} has kept no graph: it was trained from the command line, or by an older version`);
+  if (!kept) throw new Error(t("{name} has kept no graph: it was trained from the command line, or by an older version", { name: run }));
   await app.loadApiJson?.(withName(kept.prompt, kept.node, name), name);
 }
 
@@ -108,7 +109,7 @@ export async function addLoader(lora) {
  */
 function addNode(kind) {
   const node = window.LiteGraph?.createNode?.(kind);
-  if (!node) throw new Error(`this ComfyUI has no ${kind}`);
+  if (!node) throw new Error(t("this ComfyUI has no {kind}", { kind }));
   const { ds, canvas } = app.canvas;
   const sharp = window.devicePixelRatio || 1;
   node.pos = [canvas.width / sharp / 2 / ds.scale - ds.offset[0] - 150, canvas.height / sharp / 2 / ds.scale - ds.offset[1] - 50];

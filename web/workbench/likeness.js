@@ -2,6 +2,7 @@
 // How alike the images of a run's checkpoints are to its training images, with 95 % intervals. Pure functions.
 
 import { spread } from "../format.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {{step: number, likeness: number, low: number | null, high: number | null, by: string, source: string}} Likeness
@@ -9,7 +10,7 @@ import { spread } from "../format.js";
  * @typedef {import("./chart.js").Series} Series
  */
 
-const NAMES = new Map([["sweep", "sweep"], ["samples", "samples while training"]]);
+const NAMES = new Map([["sweep", t("sweep")], ["samples", t("samples while training")]]);
 const COLOURS = ["#3fae7a", "#b06ad8", "#e08a1e", "#5b93f0"];
 
 /**
@@ -37,5 +38,5 @@ export function likenessSeries(points) {
 export function likenessAt(points, step) {
   const here = points.filter((one) => one.step === step);
   const one = here.find(({ source }) => source === "sweep") ?? here.at(-1);
-  return one ? `image similarity ${spread(one.likeness, one.low, one.high)}` : "";
+  return one ? t("image similarity {value}", { value: spread(one.likeness, one.low, one.high) }) : "";
 }

@@ -7,6 +7,7 @@ import { count, duration, loss } from "../format.js";
 import { isActive, STATES } from "../runs.js";
 import { openWizard } from "./new_run.js";
 import { move } from "./requests.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("../runs.js").Run} Run
@@ -24,18 +25,18 @@ export class ListView {
     this.root = make("div", "loom-list");
     const head = make("div", "loom-list-head", this.root);
     this.search = make("input", "loom-field", head);
-    Object.assign(this.search, { type: "search", placeholder: "Find a run" });
-    this.search.setAttribute("aria-label", "Find a run by its name, or by its note");
+    Object.assign(this.search, { type: "search", placeholder: t("Find a run") });
+    this.search.setAttribute("aria-label", t("Find a run by its name, or by its note"));
     this.search.addEventListener("input", () => this.render());
     this.search.addEventListener("keydown", (event) => event.stopPropagation());
-    this.compare = makeButton(head, "Compare", "Curves and settings of the chosen runs", () => bench.compare([...this.chosen]));
-    makeButton(head, "New run", "Choose a model and your images: the graph is built for you", () => openWizard()).classList.add("loom-first");
+    this.compare = makeButton(head, t("Compare"), t("Curves and settings of the chosen runs"), () => bench.compare([...this.chosen]));
+    makeButton(head, t("New run"), t("Choose a model and your images: the graph is built for you"), () => openWizard()).classList.add("loom-first");
     this.note = make("p", "loom-note", this.root);
     this.note.setAttribute("role", "status");
     this.rows = make("ul", "loom-rows", this.root);
     this.empty = make("div", "loom-empty", this.root);
-    make("p", "", this.empty, "No run yet. “New run” asks for a model and your images, and builds the graph; a template is the other way.");
-    makeButton(this.empty, "Browse templates", "Templates of LoRA Loom", () => bench.browse());
+    make("p", "", this.empty, t("No run yet. “New run” asks for a model and your images, and builds the graph; a template is the other way."));
+    makeButton(this.empty, t("Browse templates"), t("Templates of LoRA Loom"), () => bench.browse());
     /** @type {Set<string>} */
     this.chosen = new Set();
     /** The run that is dragged over the queue. */
@@ -48,7 +49,7 @@ export class ListView {
     const { list } = this.bench;
     const runs = list.found(this.search.value);
     this.empty.hidden = list.runs.size > 0;
-    this.note.textContent = list.isOffline ? "No connection to ComfyUI: this may be old." : list.runs.size && !runs.length ? "No run has this name." : "";
+    this.note.textContent = list.isOffline ? t("No connection to ComfyUI: this may be old.") : list.runs.size && !runs.length ? t("No run has this name.") : "";
     this.compare.disabled = this.chosen.size < 2;
     this.compare.hidden = list.runs.size < 2;
     const names = runs.map((run) => run.name ?? "");
@@ -73,10 +74,10 @@ export class ListView {
     const root = make("li", "loom-row");
     const check = make("input", "", root);
     check.type = "checkbox";
-    check.title = "Choose to compare";
-    check.setAttribute("aria-label", `Choose ${name} to compare`);
+    check.title = t("Choose to compare");
+    check.setAttribute("aria-label", t("Choose {name} to compare", { name }));
     check.addEventListener("change", () => this.choose(name, check));
-    const open = makeButton(root, "", `Open ${name}`, () => this.bench.open(name));
+    const open = makeButton(root, "", t("Open {name}", { name }), () => this.bench.open(name));
     open.className = "loom-open";
     const thumb = make("span", "loom-thumb", open);
     const body = make("span", "loom-row-body", open);
@@ -93,7 +94,7 @@ export class ListView {
       root.dataset.state = this.bench.growths.get(name) ? "doubtful" : run.state;
       chip.textContent = this.stateText(run);
       title.textContent = run.starred ? `★ ${name}` : name;
-      open.title = run.note || `Open ${name}`;
+      open.title = run.note || t("Open {name}", { name });
       bar.hidden = !isActive(run.state);
       fill.style.width = `${run.total ? (100 * (run.step ?? 0)) / run.total : 0}%`;
       facts.replaceChildren();
@@ -128,8 +129,8 @@ export class ListView {
   /** @param {Run} run */
   stateText(run) {
     const place = this.bench.list.queue.indexOf(run.name ?? "");
-    if (place >= 0) return `Queued, place ${place + 1}`;
-    if (this.bench.growths.get(run.name ?? "")) return "Finished, loss rose";
+    if (place >= 0) return t("Queued, place {n}", { n: place + 1 });
+    if (this.bench.growths.get(run.name ?? "")) return t("Finished, loss rose");
     return STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? run.state ?? "";
   }
 
@@ -147,10 +148,10 @@ export class ListView {
  * @param {Run} run
  */
 function figures(run) {
-  const facts = [`${count(run.step)} / ${count(run.total)} steps`];
-  if (isActive(run.state) && run.state !== "paused" && run.eta) facts.push(`${duration(run.eta)} left`);
-  if (run.lowest != null) facts.push(`validation ${loss(run.lowest)}`);
-  else if (run.loss != null) facts.push(`loss ${loss(run.loss)}`);
+  const facts = [t("{step} / {total} steps", { step: count(run.step), total: count(run.total) })];
+  if (isActive(run.state) && run.state !== "paused" && run.eta) facts.push(t("{time} left", { time: duration(run.eta) }));
+  if (run.lowest != null) facts.push(t("validation {loss}", { loss: loss(run.lowest) }));
+  else if (run.loss != null) facts.push(t("loss {loss}", { loss: loss(run.loss) }));
   return facts;
 }
 

@@ -5,6 +5,7 @@ import { fileUrl } from "../client.js";
 import { copied } from "../clipboard.js";
 import { make, makeButton, makeLink } from "../elements.js";
 import { fetchText } from "./requests.js";
+import { t } from "../texts.js";
 
 /** @typedef {import("./detail_view.js").Shown} Shown */
 
@@ -27,17 +28,17 @@ export class LogTab {
     this.root = make("div", "loom-log");
     const head = make("div", "loom-menu", this.root);
     this.word = make("input", "loom-field", head);
-    Object.assign(this.word, { type: "search", placeholder: "Filter" });
-    this.word.setAttribute("aria-label", "Only lines with this word");
+    Object.assign(this.word, { type: "search", placeholder: t("Filter") });
+    this.word.setAttribute("aria-label", t("Only lines with this word"));
     this.word.addEventListener("input", () => this.render());
     this.word.addEventListener("keydown", (event) => event.stopPropagation());
-    const copy = makeButton(head, "Copy", "Copy the lines below", async () => {
-      copy.textContent = (await copied(this.lines.textContent ?? "")) ? "Copied" : "Not copied: no permission";
+    const copy = makeButton(head, t("Copy"), t("Copy the lines below"), async () => {
+      copy.textContent = (await copied(this.lines.textContent ?? "")) ? t("Copied") : t("Not copied: no permission");
     });
-    this.link = makeLink(head, "Open file", "");
+    this.link = makeLink(head, t("Open file"), "");
     this.lines = make("pre", "loom-log-lines", this.root);
     this.lines.tabIndex = 0;
-    this.lines.setAttribute("aria-label", "Log");
+    this.lines.setAttribute("aria-label", t("Log"));
   }
 
   /** @param {Shown} shown */

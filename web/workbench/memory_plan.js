@@ -2,6 +2,7 @@
 // The memory that a run was predicted to take, as a bar. Numbers come from `memory_plan` of run.json (docs/memory.md).
 
 import { make } from "../elements.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {{setting: string, saves: number, same_result: boolean}} Lever
@@ -16,11 +17,11 @@ import { make } from "../elements.js";
  */
 
 const PARTS = [
-  ["base", "base model", "#5b93f0"],
-  ["activations", "activations", "#e08a1e"],
-  ["optimizer", "optimizer", "#b06ad8"],
+  ["base", t("base model"), "#5b93f0"],
+  ["activations", t("activations"), "#e08a1e"],
+  ["optimizer", t("optimizer"), "#b06ad8"],
   ["adapter", "LoRA", "#3fae7a"],
-  ["encoders", "encoders", "#8a94a6"],
+  ["encoders", t("encoders"), "#8a94a6"],
 ];
 const UNITS = ["bytes", "KB", "MB", "GB", "TB"];
 
@@ -57,9 +58,9 @@ export function segments(plan) {
  * @param {Plan} plan
  */
 export function summary({ device = "", available, peak = 0, base = {} }) {
-  const of = available ? ` of ${sizeText(available)}` : "";
-  const streamed = base.mode === "stream" ? `, ${base.streamed_blocks} of ${base.blocks} blocks streamed` : "";
-  return `${sizeText(peak)}${of} on ${device}${streamed}`;
+  const of = available ? t(" of {size}", { size: sizeText(available) }) : "";
+  const streamed = base.mode === "stream" ? t(", {some} of {all} blocks streamed", { some: base.streamed_blocks ?? 0, all: base.blocks ?? 0 }) : "";
+  return `${t("{size}{of} on {device}", { size: sizeText(peak), of, device })}${streamed}`;
 }
 
 /**
@@ -70,8 +71,8 @@ export function summary({ device = "", available, peak = 0, base = {} }) {
 export function remarks(plan) {
   const training = plan.phases?.training ?? 0;
   const higher = Object.entries(plan.phases ?? {}).filter(([name, bytes]) => name !== "training" && bytes > training);
-  const levers = (plan.levers ?? []).map(({ setting, saves, same_result }) => `${setting} would save ${sizeText(saves)}${same_result ? "" : ", with another result"}`);
-  return [...higher.map(([name, bytes]) => `The peak is at ${name}: ${sizeText(bytes)}`), ...levers];
+  const levers = (plan.levers ?? []).map(({ setting, saves, same_result }) => same_result ? t("{setting} would save {size}", { setting, size: sizeText(saves) }) : t("{setting} would save {size}, with another result", { setting, size: sizeText(saves) }));
+  return [...higher.map(([name, bytes]) => t("The peak is at {phase}: {size}", { phase: name, size: sizeText(bytes) })), ...levers];
 }
 
 /** The bar with its legend; nothing for a run without a plan. */
@@ -93,11 +94,11 @@ export class MemoryBar {
     this.root.hidden = !plan || !parts.length;
     if (!plan || !parts.length) return;
     const head = make("div", "loom-memory-head", this.root);
-    make("span", "loom-chart-title", head, "Memory, predicted");
+    make("span", "loom-chart-title", head, t("Memory, predicted"));
     make("span", "", head, summary(plan));
     const bar = make("div", "loom-memory-bar", this.root);
     bar.setAttribute("role", "img");
-    bar.setAttribute("aria-label", `Predicted memory of a training step: ${parts.map(({ label, bytes }) => `${label} ${sizeText(bytes)}`).join(", ")}`);
+    bar.setAttribute("aria-label", t("Predicted memory of a training step: {parts}", { parts: parts.map(({ label, bytes }) => `${label} ${sizeText(bytes)}`).join(", ") }));
     const legend = make("div", "loom-memory-legend", this.root);
     for (const { label, colour, bytes, share } of parts) {
       const part = make("span", "", bar);

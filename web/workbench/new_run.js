@@ -9,6 +9,7 @@ import { fetchFolders } from "./data_requests.js";
 import { openNewGraph } from "./graph.js";
 import { fetchChoices, fetchModel, makeGraph } from "./requests.js";
 import { GOALS, groupsOf, isComplete, nameFor, nameOf, usualModel } from "./wishes.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("./wishes.js").Wish} Wish
@@ -29,34 +30,34 @@ class Wizard {
     this.isNameOwn = false;
     this.hasPreviews = false;
     this.free = "my-lora";
-    this.dialog = openDialog("loom-wizard", "New run", { isForm: true });
+    this.dialog = openDialog("loom-wizard", t("New run"), { isForm: true });
     const form = make("form", "", this.dialog);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.make(true);
     });
-    make("h3", "", form, "New run");
-    this.model = this.select(form, "Base model", (value) => this.chooseModel(value));
+    make("h3", "", form, t("New run"));
+    this.model = this.select(form, t("Base model"), (value) => this.chooseModel(value));
     this.about = make("p", "loom-note", form);
     this.about.setAttribute("role", "status");
     this.warning = make("p", "loom-warning", form);
     this.parts = make("div", "loom-parts", form);
-    this.preview = this.select(form, "Samples are made by", (value) => this.change({ preview: value }));
-    this.goal = this.select(form, "What it should learn", (value) => this.chooseGoal(value));
+    this.preview = this.select(form, t("Samples are made by"), (value) => this.change({ preview: value }));
+    this.goal = this.select(form, t("What it should learn"), (value) => this.chooseGoal(value));
     for (const [value, label] of GOALS) make("option", "", this.goal, label).value = value;
-    this.images = new ImagesField(form, "Your images", (folder) => this.change({ folder }));
-    this.before = new ImagesField(form, "Images before the edit, under the same file names", (references) => this.change({ references }));
-    this.trigger = this.text(form, "Trigger", "A word that will call your subject, such as ohwx", (value) => this.change({ trigger: value }));
-    this.name = this.text(form, "Name of the run and of its LoRA", "", (value) => {
+    this.images = new ImagesField(form, t("Your images"), (folder) => this.change({ folder }));
+    this.before = new ImagesField(form, t("Images before the edit, under the same file names"), (references) => this.change({ references }));
+    this.trigger = this.text(form, t("Trigger"), t("A word that will call your subject, such as ohwx"), (value) => this.change({ trigger: value }));
+    this.name = this.text(form, t("Name of the run and of its LoRA"), "", (value) => {
       this.isNameOwn = value !== "";
       this.change({ name: value });
     });
     this.error = make("p", "loom-error", form);
     this.error.setAttribute("role", "alert");
     const row = make("div", "loom-buttons", form);
-    makeButton(row, "Cancel", "Change nothing", () => this.dialog.close());
-    this.build = makeButton(row, "Only build the graph", "Puts the graph on the canvas, and starts nothing", () => this.make(false));
-    this.start = make("button", "loom-button loom-first", row, "Start training");
+    makeButton(row, t("Cancel"), t("Change nothing"), () => this.dialog.close());
+    this.build = makeButton(row, t("Only build the graph"), t("Puts the graph on the canvas, and starts nothing"), () => this.make(false));
+    this.start = make("button", "loom-button loom-first", row, t("Start training"));
     this.start.type = "submit";
     this.chooseGoal(this.wish.goal);
   }
@@ -117,14 +118,14 @@ class Wizard {
 
   /** @param {ModelFacts} facts */
   showModel(facts) {
-    const known = facts.title || "A model that LoRA Loom has no numbers for";
-    this.about.textContent = [known, `${facts.resolution} pixels`, facts.rank ? `rank ${facts.rank}` : "", facts.adapter ? `with ${facts.adapter} while training` : ""].filter(Boolean).join(" · ");
+    const known = facts.title || t("A model that LoRA Loom has no numbers for");
+    this.about.textContent = [known, t("{n} pixels", { n: facts.resolution }), facts.rank ? t("rank {n}", { n: facts.rank }) : "", facts.adapter ? t("with {adapter} while training", { adapter: facts.adapter }) : ""].filter(Boolean).join(" · ");
     this.warning.textContent = [facts.warning, facts.trap].filter(Boolean).join(" ");
     this.showPreviews(facts.previews);
     this.parts.replaceChildren();
     for (const [place, part] of facts.parts.entries()) {
       const field = this.select(this.parts, part.label, (value) => this.change({ parts: this.wish.parts.map((one, at) => (at === place ? value : one)) }));
-      make("option", "", field, "Choose a file").value = "";
+      make("option", "", field, t("Choose a file")).value = "";
       for (const file of part.files) make("option", "", field, file).value = file;
       field.value = part.value;
     }
@@ -137,8 +138,8 @@ class Wizard {
   showPreviews(names) {
     this.hasPreviews = names.length > 0;
     this.preview.replaceChildren();
-    make("option", "", this.preview, "the base model").value = "";
-    for (const name of names) make("option", "", this.preview, `${nameOf(name)} (both must fit in memory)`).value = name;
+    make("option", "", this.preview, t("the base model")).value = "";
+    for (const name of names) make("option", "", this.preview, t("{name} (both must fit in memory)", { name: nameOf(name) })).value = name;
     this.hidePreviews();
   }
 
@@ -201,15 +202,15 @@ class ImagesField {
     this.uploaded = new Map();
     this.root = make("div", "loom-images-field", parent);
     this.folder = make("select", "loom-field", make("label", "", this.root, label));
-    make("option", "", this.folder, "Choose a folder, or drop images here").value = "";
+    make("option", "", this.folder, t("Choose a folder, or drop images here")).value = "";
     this.folder.addEventListener("change", () => changed(this.folder.value));
     const row = make("div", "loom-drop-head", this.root);
-    this.status = make("span", "", row, "Images, captions (.txt), a folder or a zip");
+    this.status = make("span", "", row, t("Images, captions (.txt), a folder or a zip"));
     this.status.setAttribute("role", "status");
     this.chooser = make("input", "", row);
     Object.assign(this.chooser, { type: "file", multiple: true, accept: ACCEPT, hidden: true });
     this.chooser.addEventListener("change", () => this.take(chosen(this.chooser), ""));
-    this.button = makeButton(row, "Choose files", "Images and their captions, .txt files of the same name", () => this.chooser.click());
+    this.button = makeButton(row, t("Choose files"), t("Images and their captions, .txt files of the same name"), () => this.chooser.click());
     this.root.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
     this.root.addEventListener("drop", (event) => this.drop(event));
   }

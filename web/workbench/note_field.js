@@ -3,6 +3,7 @@
 
 import { make, makeButton } from "../elements.js";
 import { saveNote } from "./requests.js";
+import { t } from "../texts.js";
 
 /** @typedef {import("../runs.js").Run} Run */
 
@@ -17,10 +18,10 @@ export class NoteField {
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.timer = undefined;
     this.root = make("div", "loom-note-field", parent);
-    this.star = makeButton(this.root, "☆", "Mark this run as a good one", () => this.toggle());
+    this.star = makeButton(this.root, "☆", t("Mark this run as a good one"), () => this.toggle());
     this.text = make("input", "loom-field", this.root);
-    Object.assign(this.text, { placeholder: "Note", maxLength: 2000 });
-    this.text.setAttribute("aria-label", "Note on this run");
+    Object.assign(this.text, { placeholder: t("Note"), maxLength: 2000 });
+    this.text.setAttribute("aria-label", t("Note on this run"));
     this.text.addEventListener("keydown", (event) => event.stopPropagation()); // ComfyUI's own keys are for its canvas
     this.text.addEventListener("input", () => this.later());
     this.text.addEventListener("change", () => this.save());
@@ -40,7 +41,7 @@ export class NoteField {
   mark(starred) {
     this.starred = starred;
     this.star.textContent = starred ? "★" : "☆";
-    this.star.setAttribute("aria-label", "A good run");
+    this.star.setAttribute("aria-label", t("A good run"));
     this.star.setAttribute("aria-pressed", String(starred));
   }
 

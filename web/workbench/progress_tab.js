@@ -9,14 +9,15 @@ import { MemoryBar } from "./memory_plan.js";
 import { isActive } from "../runs.js";
 import { likenessSeries } from "./likeness.js";
 import { clock, elapsed, endTime, epochs, gigabytes, series } from "./timeline.js";
+import { t } from "../texts.js";
 
 /** @typedef {import("./detail_view.js").Shown} Shown */
 
 const COLOURS = { raw: "#5b93f0", smooth: "#5b93f0", validation: "#e08a1e", rate: "#3fae7a", norm: "#b06ad8" };
 
 /** What the memory in the record is: of a GPU, or of a process on a CPU. */
-const USED = { vram_gb: "VRAM, the most in a step", ram_gb: "RAM of ComfyUI's process" };
-const LISTS = new Set(["Layers trained", "Layers left out"]);
+const USED = { vram_gb: t("VRAM, the most in a step"), ram_gb: t("RAM of ComfyUI's process") };
+const LISTS = new Set([t("Layers trained"), t("Layers left out")]);
 
 /**
  * Losses with their curve smoothed over a 25th of the run.
@@ -32,14 +33,14 @@ export class ProgressTab {
   constructor() {
     this.root = make("div", "loom-progress");
     this.facts = make("dl", "loom-fact-list", this.root);
-    this.none = make("p", "loom-note", this.root, "The loss appears with the first steps.");
-    this.loss = new Chart(this.root, "Loss", { isLarge: true, canBeLog: true });
-    this.rate = new Chart(this.root, "Learning rate");
-    this.norm = new Chart(this.root, "Gradient norm", { canBeLog: true });
+    this.none = make("p", "loom-note", this.root, t("The loss appears with the first steps."));
+    this.loss = new Chart(this.root, t("Loss"), { isLarge: true, canBeLog: true });
+    this.rate = new Chart(this.root, t("Learning rate"));
+    this.norm = new Chart(this.root, t("Gradient norm"), { canBeLog: true });
     this.memory = new MemoryBar(this.root);
-    this.likeness = new Chart(this.root, "Image similarity to the training images");
+    this.likeness = new Chart(this.root, t("Image similarity to the training images"));
     this.used = new Chart(this.root, USED.vram_gb);
-    this.drift = new Chart(this.root, "Drift from the base without the trigger");
+    this.drift = new Chart(this.root, t("Drift from the base without the trigger"));
   }
 
   /** @param {Shown} shown */
@@ -51,19 +52,19 @@ export class ProgressTab {
       total,
       marks: run.checkpoints,
       series: [
-        { label: "loss", colour: COLOURS.raw, points: losses, width: 1, isFaint: true },
-        { label: "smoothed", colour: COLOURS.smooth, points: smooth(losses) },
-        { label: "validation loss", colour: COLOURS.validation, points: series(lines, "held_out"), isDots: true },
+        { label: t("loss"), colour: COLOURS.raw, points: losses, width: 1, isFaint: true },
+        { label: t("smoothed"), colour: COLOURS.smooth, points: smooth(losses) },
+        { label: t("validation loss"), colour: COLOURS.validation, points: series(lines, "held_out"), isDots: true },
       ],
     });
-    this.rate.show({ total, series: [{ label: "learning rate", colour: COLOURS.rate, points: series(lines, "learning_rate") }] });
-    this.norm.show({ total, series: [{ label: "gradient norm", colour: COLOURS.norm, points: series(lines, "grad_norm") }] });
+    this.rate.show({ total, series: [{ label: t("learning rate"), colour: COLOURS.rate, points: series(lines, "learning_rate") }] });
+    this.norm.show({ total, series: [{ label: t("gradient norm"), colour: COLOURS.norm, points: series(lines, "grad_norm") }] });
     this.memory.show(run.memory_plan);
     this.likeness.show({ total, series: likenessSeries(run.likeness ?? []) });
     const kind = series(lines, "vram_gb").length ? "vram_gb" : "ram_gb";
     this.used.name(USED[kind]);
     this.used.show({ total, series: [{ label: "GB", colour: COLOURS.rate, points: series(lines, kind) }] });
-    this.drift.show({ total, series: [{ label: "drift", colour: COLOURS.validation, points: series(lines, "drift"), isDots: true }] });
+    this.drift.show({ total, series: [{ label: t("drift"), colour: COLOURS.validation, points: series(lines, "drift"), isDots: true }] });
     this.renderFacts(run, view, lines);
   }
 
@@ -76,22 +77,22 @@ export class ProgressTab {
     const end = endTime(run, new Date());
     const measured = view.validationLoss;
     const facts = {
-      Step: `${count(run.step)} / ${count(run.total)}`,
-      Epoch: epochs(run, lines),
-      Pace: pace(run.seconds ?? lines.at(-1)?.seconds ?? 0),
-      "Time trained": duration(elapsed(lines)),
-      Left: end ? duration(run.eta ?? 0) : "",
-      "Ends at": end ? end.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) : "",
-      Started: clock(run.created),
-      Ended: isActive(run.state) ? "" : clock(run.updated),
-      Loss: view.losses.length ? loss(view.losses[view.losses.length - 1].value) : "",
-      "Validation loss": measured ? loss(measured.now) : "",
-      "Base model": measured?.base != null ? loss(measured.base) : "",
-      VRAM: gigabytes(lines, "vram_gb"),
-      RAM: gigabytes(lines, "ram_gb"),
-      "Layers trained": view.layers.trained,
-      "LoRA modules changed": view.changed,
-      "Layers left out": view.layers.leftOut,
+      [t("Step")]: `${count(run.step)} / ${count(run.total)}`,
+      [t("Epoch")]: epochs(run, lines),
+      [t("Pace")]: pace(run.seconds ?? lines.at(-1)?.seconds ?? 0),
+      [t("Time trained")]: duration(elapsed(lines)),
+      [t("Left")]: end ? duration(run.eta ?? 0) : "",
+      [t("Ends at")]: end ? end.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) : "",
+      [t("Started")]: clock(run.created),
+      [t("Ended")]: isActive(run.state) ? "" : clock(run.updated),
+      [t("Loss")]: view.losses.length ? loss(view.losses[view.losses.length - 1].value) : "",
+      [t("Validation loss")]: measured ? loss(measured.now) : "",
+      [t("Base model")]: measured?.base != null ? loss(measured.base) : "",
+      [t("VRAM")]: gigabytes(lines, "vram_gb"),
+      [t("RAM")]: gigabytes(lines, "ram_gb"),
+      [t("Layers trained")]: view.layers.trained,
+      [t("LoRA modules changed")]: view.changed,
+      [t("Layers left out")]: view.layers.leftOut,
     };
     this.facts.replaceChildren();
     for (const [name, value] of Object.entries(facts)) {

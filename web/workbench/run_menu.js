@@ -9,6 +9,7 @@ import { askChoice, askText } from "./dialogs.js";
 import { openGraph } from "./graph.js";
 import { fetchSettings, move, remove, rename } from "./requests.js";
 import { copyName } from "./run_list.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("../runs.js").Run} Run
@@ -37,29 +38,29 @@ export function makeRunMenu(parent, bench, run) {
   /** @param {string} action */
   const ask = (action) => () => act(name, action).then(() => bench.refresh());
   if (isActive(state)) {
-    if (state === "paused") button("Resume", "Go on from where it stands", ask("resume"));
-    else button("Pause", "Finish the step in flight, then hold", ask("pause"));
-    button("Stop", "Finish the step in flight, save, end", ask("stop"));
-  } else if (CAN_CONTINUE.has(state)) button("Continue", "Go on from its last checkpoint", ask("resume"));
+    if (state === "paused") button(t("Resume"), t("Go on from where it stands"), ask("resume"));
+    else button(t("Pause"), t("Finish the step in flight, then hold"), ask("pause"));
+    button(t("Stop"), t("Finish the step in flight, save, end"), ask("stop"));
+  } else if (CAN_CONTINUE.has(state)) button(t("Continue"), t("Go on from its last checkpoint"), ask("resume"));
   const place = bench.list.queue.indexOf(name);
-  if (place > 0) button("Next", "Train it before the others that wait", () => move(name, 0).then(() => bench.refresh()));
-  if (run.lora && !isActive(state)) makeLink(row, "Download", fileUrl(name, `loras/${run.lora}`)).title = "Download the LoRA file";
-  button("Open graph", "Open the graph that started it in a new workflow tab", () => openGraph(name));
-  button("Duplicate", "Open its graph under another name, to change settings and queue it", () => openGraph(name, copyName(name, bench.list.runs.keys())));
-  const copy = button("Copy as TOML", "Copy its settings as a file for the command line", async () => {
+  if (place > 0) button(t("Next"), t("Train it before the others that wait"), () => move(name, 0).then(() => bench.refresh()));
+  if (run.lora && !isActive(state)) makeLink(row, t("Download"), fileUrl(name, `loras/${run.lora}`)).title = t("Download the LoRA file");
+  button(t("Open graph"), t("Open the graph that started it in a new workflow tab"), () => openGraph(name));
+  button(t("Duplicate"), t("Open its graph under another name, to change settings and queue it"), () => openGraph(name, copyName(name, bench.list.runs.keys())));
+  const copy = button(t("Copy as TOML"), t("Copy its settings as a file for the command line"), async () => {
     const settings = await fetchSettings(name);
-    copy.textContent = settings && (await copied(settings.toml)) ? "Copied" : "Not copied: no permission";
+    copy.textContent = settings && (await copied(settings.toml)) ? t("Copied") : t("Not copied: no permission");
   });
   if (!isActive(state)) {
-    button("Rename", "Another name for the run and its LoRA files", () => renamed(bench, name));
-    button("Delete", "Move it to the trash folder", () => deleted(bench, name));
+    button(t("Rename"), t("Another name for the run and its LoRA files"), () => renamed(bench, name));
+    button(t("Delete"), t("Move it to the trash folder"), () => deleted(bench, name));
   }
   return row;
 }
 
 /** @param {Workbench} bench @param {string} name */
 async function renamed(bench, name) {
-  const to = await askText(`New name for ${name}. Workflows that load its LoRA by name need the new one.`, name, "Rename");
+  const to = await askText(t("New name for {name}. Workflows that load its LoRA by name need the new one.", { name }), name, t("Rename"));
   if (!to || to === name) return;
   await rename(name, to);
   await bench.refresh();
@@ -68,9 +69,9 @@ async function renamed(bench, name) {
 
 /** @param {Workbench} bench @param {string} name */
 async function deleted(bench, name) {
-  const choice = await askChoice(`Move ${name} to the trash folder (output/lora_loom/.trash)?`, [
-    { label: "Move the run, keep its LoRA files in models/loras", choice: "run" },
-    { label: "Move the run and its LoRA files", choice: "all" },
+  const choice = await askChoice(t("Move {name} to the trash folder (output/lora_loom/.trash)?", { name }), [
+    { label: t("Move the run, keep its LoRA files in models/loras"), choice: "run" },
+    { label: t("Move the run and its LoRA files"), choice: "all" },
   ]);
   if (!choice) return;
   await remove(name, choice === "all");

@@ -8,6 +8,7 @@ import { isActive } from "../runs.js";
 import { showImages } from "./dialogs.js";
 import { addLoader } from "./graph.js";
 import { sampleTable } from "./samples.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("./workbench.js").Workbench} Workbench
@@ -21,13 +22,13 @@ export class SamplesTab {
     this.name = "";
     this.table = sampleTable([]);
     this.root = make("div", "loom-samples");
-    this.none = make("p", "loom-note", this.root, "No samples: connect Loom Validation to Loom Train LoRA, and write prompts there.");
+    this.none = make("p", "loom-note", this.root, t("No samples: connect Loom Validation to Loom Train LoRA, and write prompts there."));
     const head = make("div", "loom-slider", this.root);
     this.label = make("label", "", head);
     this.slider = make("input", "", head);
     this.slider.type = "range";
     this.slider.min = "0";
-    this.slider.setAttribute("aria-label", "Step");
+    this.slider.setAttribute("aria-label", t("Step"));
     this.slider.addEventListener("input", () => this.choose(Number(this.slider.value)));
     this.slider.addEventListener("keydown", (event) => event.stopPropagation());
     this.label.append(this.slider);
@@ -86,21 +87,21 @@ export class SamplesTab {
    * @param {number} prompt
    */
   addImage(file, step, prompt) {
-    const button = makeButton(this.grid, "", "Full size; the arrow keys go through the steps", () => this.enlarge(step, prompt));
+    const button = makeButton(this.grid, "", t("Full size; the arrow keys go through the steps"), () => this.enlarge(step, prompt));
     button.className = "loom-cell";
     if (file) {
       const image = make("img", "", button);
       image.src = fileUrl(this.name, file);
       image.alt = ""; // the words below it say what it is
     }
-    make("span", "", button, `prompt ${prompt + 1}, ${stepText(step)}`);
+    make("span", "", button, t("prompt {n}, {step}", { n: prompt + 1, step: stepText(step) }));
   }
 
   /** @param {number} step @param {number} prompt */
   enlarge(step, prompt) {
     const shown = this.table.steps.flatMap((at) => {
       const file = this.table.file(at, prompt);
-      return file ? [{ at, address: fileUrl(this.name, file), text: `${this.name}, prompt ${prompt + 1}, ${stepText(at)}` }] : [];
+      return file ? [{ at, address: fileUrl(this.name, file), text: `${this.name}, ${t("prompt {n}, {step}", { n: prompt + 1, step: stepText(at) })}` }] : [];
     });
     showImages(shown, Math.max(0, shown.findIndex((one) => one.at === step)));
   }
@@ -110,7 +111,7 @@ export class SamplesTab {
     const canSample = isActive(run.state) && Boolean(run.can_sample);
     if (this.buttons.childElementCount === Number(canSample)) return;
     this.buttons.replaceChildren();
-    if (canSample) makeButton(this.buttons, "Sample now", "Make the samples of LoomValidation after this step", () => this.bench.trying(() => act(this.name, "sample")));
+    if (canSample) makeButton(this.buttons, t("Sample now"), t("Make the samples of LoomValidation after this step"), () => this.bench.trying(() => act(this.name, "sample")));
   }
 
   /**
@@ -125,10 +126,10 @@ export class SamplesTab {
     for (const { label, name } of results) {
       const row = make("div", "loom-result", this.files);
       make("span", "loom-name", row, name).title = label;
-      makeButton(row, "Use this one", `Add a loader with ${name} to the graph`, () => this.bench.trying(() => addLoader(name)));
+      makeButton(row, t("Use this one"), t("Add a loader with {name} to the graph", { name }), () => this.bench.trying(() => addLoader(name)));
     }
   }
 }
 
 /** @param {number} step */
-const stepText = (step) => (step === 0 ? "base model" : `step ${count(step)}`);
+const stepText = (step) => (step === 0 ? t("base model") : t("step {step}", { step: count(step) }));

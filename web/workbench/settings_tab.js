@@ -3,6 +3,7 @@
 
 import { make } from "../elements.js";
 import { fetchSettings } from "./requests.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("./workbench.js").Workbench} Workbench
@@ -21,7 +22,7 @@ export function differing(runs) {
 }
 
 /** @param {unknown} value */
-export const valueText = (value) => (value === undefined ? "" : typeof value === "string" ? value || "(empty)" : JSON.stringify(value));
+export const valueText = (value) => (value === undefined ? "" : typeof value === "string" ? value || t("(empty)") : JSON.stringify(value));
 
 /**
  * @param {HTMLElement} parent
@@ -49,7 +50,7 @@ export class SettingsTab {
     this.bench = bench;
     this.name = "";
     this.root = make("div", "loom-settings-tab");
-    const label = make("label", "", this.root, "Compare with ");
+    const label = make("label", "", this.root, t("Compare with "));
     this.other = make("select", "loom-field", label);
     this.other.addEventListener("change", () => this.render());
     this.body = make("div", "", this.root);
@@ -61,7 +62,7 @@ export class SettingsTab {
     if (name === this.name) return; // a run's settings do not change while it is open
     this.name = name;
     this.other.replaceChildren();
-    make("option", "", this.other, "the defaults").value = "";
+    make("option", "", this.other, t("the defaults")).value = "";
     for (const one of this.bench.list.sorted) if (one.name !== name) make("option", "", this.other, one.name).value = one.name ?? "";
     this.render();
   }
@@ -73,13 +74,13 @@ export class SettingsTab {
       if (name !== this.name || other !== this.other.value || !own) return;
       this.body.replaceChildren();
       if (its) this.table([name, other], differing([own.all, its.all]).map((row) => [row.name, ...row.values]));
-      else this.table(["this run", "default"], own.changed.map((row) => [row.name, row.value, row.default]));
+      else this.table([t("this run"), t("default")], own.changed.map((row) => [row.name, row.value, row.default]));
     });
   }
 
   /** @param {string[]} heads @param {unknown[][]} rows */
   table(heads, rows) {
-    if (rows.length) makeTable(this.body, ["setting", ...heads], rows);
-    else make("p", "loom-note", this.body, "No setting differs.");
+    if (rows.length) makeTable(this.body, [t("setting"), ...heads], rows);
+    else make("p", "loom-note", this.body, t("No setting differs."));
   }
 }

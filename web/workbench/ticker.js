@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { make } from "../elements.js";
 import { duration } from "../format.js";
 import { STATES } from "../runs.js";
+import { t } from "../texts.js";
 
 /** @typedef {import("../runs.js").Run} Run */
 
@@ -16,7 +17,7 @@ import { STATES } from "../runs.js";
 export function tickerText(run, others) {
   const share = run.total ? `${Math.floor((100 * (run.step ?? 0)) / run.total)} %` : "";
   const what = run.state === "running" ? share : `${share} ${STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? ""}`.trim();
-  const left = run.state === "running" && run.eta ? `, ${duration(run.eta)} left` : "";
+  const left = run.state === "running" && run.eta ? t(", {time} left", { time: duration(run.eta) }) : "";
   return `${run.name} ${what}${left}${others > 0 ? ` (+${others})` : ""}`;
 }
 
@@ -27,7 +28,7 @@ export function tickerText(run, others) {
 export function addTicker(bench, open) {
   const button = make("button", "loom-ticker", null);
   button.type = "button";
-  button.title = "The run that trains now. Click to open it.";
+  button.title = t("The run that trains now. Click to open it.");
   button.hidden = true;
   button.addEventListener("click", () => open(bench.current?.name ?? ""));
   const text = make("span", "", button);

@@ -2,6 +2,7 @@
 // The record of a run, metrics.jsonl, as series and facts. Pure functions.
 
 import { isActive } from "../runs.js";
+import { t } from "../texts.js";
 
 const MINUTE = /** @type {const} */ ({ hour: "2-digit", minute: "2-digit" });
 
@@ -70,7 +71,7 @@ export function gigabytes(lines, key) {
   const values = series(lines, key).map((point) => point.value);
   const [last, most] = [values.at(-1), values.reduce((a, b) => Math.max(a, b), 0)].map((value) => value?.toFixed(value < 10 ? 2 : 1));
   if (last === undefined) return "";
-  return last === most ? `${last} GB` : `${last} GB, at most ${most}`;
+  return last === most ? `${last} GB` : t("{last} GB, at most {most}", { last, most: String(most) });
 }
 
 /**

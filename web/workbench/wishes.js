@@ -1,21 +1,23 @@
 // @ts-check
 // What a person wishes of a new run, before it is a graph. Pure functions.
 
+import { t } from "../texts.js";
+
 /** @typedef {{model: string, goal: string, name: string, trigger: string, folder: string, references: string, parts: string[], preview: string}} Wish */
 
 const DEMO = "demo";
 
 /** [value, label] of what can be learned. */
 export const GOALS = /** @type {const} */ ([
-  ["character", "A character or a person"],
-  ["style", "A style"],
-  ["object", "An object"],
-  ["edit", "An edit: images before and after"],
+  ["character", t("A character or a person")],
+  ["style", t("A style")],
+  ["object", t("An object")],
+  ["edit", t("An edit: images before and after")],
 ]);
 
 const GROUPS = [
-  { folder: "checkpoints", label: "Checkpoints" },
-  { folder: "diffusion_models", label: "Diffusion models" },
+  { folder: "checkpoints", label: t("Checkpoints") },
+  { folder: "diffusion_models", label: t("Diffusion models") },
 ];
 
 /**
@@ -28,7 +30,7 @@ export function groupsOf(models) {
     label,
     models: models.filter((name) => name.startsWith(`${folder}/`)).map((value) => ({ value, text: nameOf(value) })),
   }));
-  const demo = { label: "Without a model file", models: models.includes(DEMO) ? [{ value: DEMO, text: "Demo: a tiny model for a first try" }] : [] };
+  const demo = { label: t("Without a model file"), models: models.includes(DEMO) ? [{ value: DEMO, text: t("Demo: a tiny model for a first try") }] : [] };
   return [...groups, demo].filter((group) => group.models.length);
 }
 

@@ -12,6 +12,7 @@ import { ListView } from "./list_view.js";
 import { fetchRuns, fetchThinned } from "./requests.js";
 import { RunList } from "./run_list.js";
 import { joined, series } from "./timeline.js";
+import { t } from "../texts.js";
 
 /**
  * @typedef {import("../runs.js").Run} Run
@@ -32,9 +33,9 @@ export class Workbench {
     this.root = make("div", "loom-bench");
     this.bar = make("div", "loom-tabs", this.root);
     this.bar.setAttribute("role", "group");
-    this.bar.setAttribute("aria-label", "Runs or data");
-    makeButton(this.bar, "Runs", "What trains, waits and has ended", () => this.open(""));
-    makeButton(this.bar, "Data", "Images and their captions", () => this.openData());
+    this.bar.setAttribute("aria-label", t("Runs or data"));
+    makeButton(this.bar, t("Runs"), t("What trains, waits and has ended"), () => this.open(""));
+    makeButton(this.bar, t("Data"), t("Images and their captions"), () => this.openData());
     this.error = make("p", "loom-error", this.root);
     this.error.setAttribute("role", "alert");
     this.place = make("div", "loom-place", this.root);
@@ -55,7 +56,7 @@ export class Workbench {
   turn(view) {
     this.place.replaceChildren(view.root);
     this.bar.hidden = view !== this.listView && view !== this.dataView;
-    const chosen = view === this.dataView ? "Data" : "Runs";
+    const chosen = view === this.dataView ? t("Data") : t("Runs");
     for (const button of this.bar.children) button.setAttribute("aria-pressed", String(button.textContent === chosen));
   }
 

@@ -8,7 +8,7 @@ OLDEST ?= .venv-oldest
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-oldest test-slow check bench size clean
+.PHONY: demo test test-oldest test-slow test-gpu check bench size clean
 
 demo: $(VENV)/.ready
 	$(BIN)/lora-loom demo
@@ -28,6 +28,11 @@ test-oldest:
 
 test-slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m slow
+
+# Where there is an NVIDIA GPU, with a torch for it: make test-gpu TORCH="torch --index-url https://download.pytorch.org/whl/cu128". With
+# COMFYUI_PATH and COMFYUI_PYTHON also in a ComfyUI that uses the GPU.
+test-gpu: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q -m gpu
 
 check: $(VENV)/.ready-dev node_modules/.ready
 	$(BIN)/ruff check .

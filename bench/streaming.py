@@ -54,6 +54,9 @@ class SimulatedCopier:
     def finish(self, buffer: torch.Tensor) -> None:
         self.clock.now = max(self.clock.now, self.ready[id(buffer)])
 
+    def close(self) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class Work:

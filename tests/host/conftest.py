@@ -37,12 +37,12 @@ def add_pictures(folder, count=PICTURES, seed=0):
         (folder / f"{number}.txt").write_text(scene.caption)
 
 
-def new_server(tmp_path_factory, checkpoints, *arguments):
+def new_server(tmp_path_factory, checkpoints, *arguments, **options):
     base = tmp_path_factory.mktemp("comfyui")
     (base / "models").mkdir()
     (base / "models" / "diffusion_models").symlink_to(checkpoints)
     add_pictures(base / "input" / "pics")
-    return Server(base, *arguments)
+    return Server(base, *arguments, **options)
 
 
 @pytest.fixture(scope="module")

@@ -30,10 +30,11 @@ def free_port():
 
 
 class Server:
-    """One ComfyUI process over a base directory; the pack and the test nodes are linked into it."""
+    """One ComfyUI process over a base directory; the pack and the test nodes are linked into it. On the CPU, unless `device` is another
+    option or none."""
 
-    def __init__(self, base, *arguments):
-        self.base, self.arguments, self.process = Path(base), arguments, None
+    def __init__(self, base, *arguments, device=("--cpu",)):
+        self.base, self.arguments, self.process = Path(base), (*device, *arguments), None
         for name, target in (("lora_loom", ROOT), ("loom_test_nodes", ROOT / "tests" / "host" / "test_nodes")):
             link = self.base / "custom_nodes" / name
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,6 @@ class Server:
         command = [
             PYTHON,
             str(COMFYUI / "main.py"),
-            "--cpu",
             "--port",
             str(self.port),
             "--base-directory",

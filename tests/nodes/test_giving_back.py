@@ -20,6 +20,7 @@ class Stream:
 
     def __init__(self):
         self.held, self.room, self.rested, self.woken = SIZE, SIZE, [], []
+        self.device = torch.device("cpu")
 
     def rest(self):
         freed, self.held = self.held, 0
@@ -248,7 +249,7 @@ def test_under_dynamic_vram_the_copy_on_the_device_is_given_back_and_the_weights
     denoiser = SimpleNamespace(module=network, settings=SimpleNamespace(blocks=()), compute_dtype=torch.float32)
     patcher = SimpleNamespace(load_device=device, is_dynamic=lambda: True)
     log = []
-    session.prepare_weights(denoiser, patcher, SimpleNamespace(memory=session.default_memory()), None, log.append)
+    host("runs.memory.weights").prepare_weights(denoiser, patcher, session.default_memory(), None, log.append)
     assert log[0].startswith(f"dynamic VRAM: training holds its own copy on {device}, ")
     assert {weight.device.type for weight in network.parameters()} == {device}
     memory = host("runs.memory.giving").DeviceMemory()

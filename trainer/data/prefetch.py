@@ -6,6 +6,7 @@ the results.
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields, is_dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -69,12 +70,7 @@ class Prefetched:
         if ready is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(ready)
-            read = [batch.latents_BCHW, batch.conditioning, batch.unconditional, batch.weight_B, batch.mask_B1HW]
-            if batch.preserved is not None:
-                read += [batch.preserved.conditioning, batch.preserved.weight_S]
-            if batch.slider is not None:
-                read += [batch.slider.positive, batch.slider.negative]
-            for tensor in _tensors(read):
+            for tensor in _tensors(batch):
                 if tensor.is_cuda:  # otherwise its memory could be reused while this stream still reads it
                     tensor.record_stream(current)
         return batch
@@ -88,9 +84,12 @@ class Prefetched:
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
-    """All tensors in nested lists and mappings."""
+    """All tensors in nested lists, mappings and dataclasses."""
     if isinstance(value, Tensor):
         yield value
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item)

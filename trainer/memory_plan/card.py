@@ -81,7 +81,14 @@ def seconds(flop: int, rate: float) -> tuple[float, float]:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Returns FLOP/s of a large matrix product on this device, measured in under a tenth of a second."""
+    """Returns FLOP/s of a large matrix product on this device, measured in under a tenth of a second; 0 where it has no room for one."""
+    try:
+        return _matrix_rate(device, dtype)
+    except torch.cuda.OutOfMemoryError:
+        return 0.0
+
+
+def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     side = 4096 if device.type == "cuda" else 512
     a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
     fastest = float("inf")

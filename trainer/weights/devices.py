@@ -45,6 +45,13 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def give_to_driver(device: torch.device) -> None:
+    """Memory of a GPU that torch keeps for later tensors goes back to its driver, where others than torch find it."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+
+
 def used_memory(device: torch.device) -> dict[str, float]:
     """Memory in GB (10^9 bytes) by what it is: {"vram_gb": the most that tensors took on the GPU since this was asked last}; on MPS what
     they take now; on a CPU {"ram_gb": what the whole process holds in RAM}. {} for other devices.

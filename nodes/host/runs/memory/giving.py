@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from .....trainer.weights.devices import give_to_driver
 from .....trainer.weights.streaming import BaseStream, stream_of
 
 PATIENCE_S = 10.0
@@ -97,6 +98,8 @@ class DeviceMemory:
 
     def _give(self) -> None:
         if freed := sum(stream.rest() for stream in self._streams):
+            for stream in self._streams:
+                give_to_driver(stream.device)
             self._given += freed
             self._ever_given += freed
             self._log(

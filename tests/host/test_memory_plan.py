@@ -140,6 +140,30 @@ def test_where_memory_runs_out_a_run_goes_on_with_less_and_trains_the_same_lora(
     assert log.count("the run goes on from the checkpoint of step 2") == len(expected)
 
 
+def test_text_encoders_that_are_trained_go_on_too(server):
+    """They stay where they are; the network under the same LoRA is laid out anew."""
+
+    def run(name, on_oom):
+        graph = trained(base_of("sd1"), name)
+        graph["memory"] = node("LoomMemory", gradient_checkpointing=True, precision="auto", quantize="none", yield_max_s=0.0, on_oom=on_oom)  # fmt: skip
+        graph["train"]["inputs"]["memory"] = ["memory", 0]
+        server.run(prompt(graph))
+        assert server.wait_state(name, "finished", "failed")["state"] == "finished"
+
+    run("texts-plenty", "stop")
+    server.http.get("/loom_test/small_card", params={"step": 3}).raise_for_status()
+    try:
+        run("texts-short", "adapt")
+    finally:
+        server.http.get("/loom_test/small_card").raise_for_status()
+    taken = record(server, "texts-short")["adapted"]["taken"]
+    assert [one["setting"].split(" = ")[0] for one in taken] == ["memory.checkpoint_offload", "memory.vram_gb"]
+    assert lora(server, "texts-short") == lora(server, "texts-plenty")
+    pictures = [sorted((server.base / "output/lora_loom" / name / "samples").glob("*.png")) for name in ("texts-plenty", "texts-short")]  # fmt: skip
+    assert [one.name for one in pictures[0]] == [one.name for one in pictures[1]] != []
+    assert all(first.read_bytes() == second.read_bytes() for first, second in zip(*pictures, strict=True))
+
+
 def test_compiled_blocks_train_the_same_lora_up_to_rounding(server, bases):
     """With torch's own compiler; off with a sentence only where there is no C++ compiler."""
 

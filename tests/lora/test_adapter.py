@@ -6,7 +6,7 @@ from torch import nn
 
 from lora_loom.trainer.config.run import NetworkConfig, OptimizerConfig
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.lora.adapted import dense_weight, layer_parameters
+from lora_loom.trainer.lora.adapted import dense_weight, layer_parameters, take_off_adapter
 from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.seeding import StepKey
 from lora_loom.trainer.training.optim import make_optimizer
@@ -280,3 +280,14 @@ def test_layer_parameters_are_named_without_the_adapters_name():
     adapter = inject(Net(), ["first"], NetworkConfig(kind="dora", rank=2), seed=1)
     names = list(layer_parameters(adapter.layers["first"]))
     assert names == ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"]
+
+
+def test_an_adapter_is_taken_off_and_the_layers_are_the_objects_they_were():
+    network = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 4), "b": torch.nn.Sequential(torch.nn.Linear(4, 4))})
+    before, x = dict(network.named_modules()), torch.randn(2, 4)
+    for kind in ("lora", "dora", "oft"):
+        inject(network, ["a", "b.0"], NetworkConfig(kind=kind, rank=2), seed=0)
+        assert network["a"] is not before["a"]
+        take_off_adapter(network)
+        assert dict(network.named_modules()) == before
+        assert torch.equal(network["b"](x), before["b"](x))

@@ -17,7 +17,9 @@ def held_by_steps(prepared, steps=2):
     """The most bytes that live tensors take while a run trains: base, adapter, optimizer and all between."""
     host = SilentHost()
     build_cache(prepared, host)
-    session = make_session(prepared, run_plan(prepared))
+    plan = run_plan(prepared)
+    prepared.folder.start(plan.config(), plan.fixed(), {}, prepared.targets, {})  # where what is measured once is kept
+    session = make_session(prepared, plan)
     meter = LiveBytes()
     session, training = assemble.set_up(session, host)
     meter.hold([*tensors_of(session.denoiser.module)])

@@ -1,77 +1,27 @@
 """The plan of a run against what the run then held, counted over all live storages, and what follows from it."""
 
 import json
-import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.errors import ConfigError
-from lora_loom.trainer.memory_plan.meter import LiveBytes
-from lora_loom.trainer.memory_plan.rehearsal import tensors_of
-from lora_loom.trainer.runs import assemble
-from lora_loom.trainer.runs.headless import build_cache, make_session, plan_memory, prepare, run_plan, train
-from lora_loom.trainer.training.loop import LoopSettings, fit
-from lora_loom.trainer.weights.streaming import stream_of
+from lora_loom.trainer.lora.targets import resolve_targets
+from lora_loom.trainer.runs.headless import plan_memory, prepare, train
 from tests.conftest import FAMILIES, SilentHost, make_config, pictures
+from tests.memory_plan.holding import alike, compared
 from tests.runs.test_streamed_runs import written
 
 DEFAULT = ("sd", "lumina2")
 SAMPLES = {"prompts": ["a red thing"], "sample_steps": 1, "width": 64, "height": 64}
 
 
-def held_by_steps(prepared, steps=2):
-    """The most bytes that live tensors take while a run trains: base, adapter, optimizer and all between."""
-    host = SilentHost()
-    build_cache(prepared, host)
-    session = make_session(prepared, run_plan(prepared))
-    meter = LiveBytes()
-    session, training = assemble.set_up(session, host)
-    meter.hold([*tensors_of(session.denoiser.module)])
-    if (stream := stream_of(session.denoiser.module)) and stream.ring:  # a base of two blocks stays as a whole
-        streamed = [home for block in stream.blocks for home in block.homes()]
-        meter.live -= sum(home.numel() * home.element_size() for home in streamed)
-        meter.hold([slot.buffer for slot in stream.ring._free])
-    meter.hold(tables(session.denoiser.module))
-    if session.samples is not None:
-        meter.hold([*tensors_of(session.samples.decode.__closure__[1].cell_contents.module)])
-    settings = LoopSettings(
-        loss=session.loss, seed=0, accumulation=prepared.config.training.gradient_accumulation_steps, clip_norm=1.0
-    )
-    meter.restart()
-    with meter:
-        going = fit(session.denoiser, training, session.batches, settings, lambda step: 1e-4)
-        for _ in range(steps):
-            next(going)
-    return meter.peak
-
-
-def tables(module):
-    """Complex numbers of positions, plain attributes: a device gets a copy of them in every pass, the CPU computes where they are."""
-    attributes = [value for part in module.modules() for value in vars(part).values()]
-    each = [one for value in attributes for one in (value if isinstance(value, list | tuple) else [value])]
-    return [one for one in each if isinstance(one, torch.Tensor) and one.is_complex()]
-
-
-def alike(folder):
-    """The pictures, all with the longest caption: samples with texts of several lengths are computed one after another where a
-    family must not see padding, and a plan is for those that are computed together."""
-    if not folder.exists():
-        shutil.copytree(pictures(), folder)
-        captions = list(folder.glob("*.txt"))
-        longest = max((caption.read_text() for caption in captions), key=len)
-        for caption in captions:
-            caption.write_text(longest)
-    return [{"folder": str(folder)}]
-
-
 def check(tmp_path, family, **changes):
-    config = make_config(family, tmp_path, dataset=alike(tmp_path / "alike"), **changes)
-    prepared = prepare(config, SilentHost())
-    plan = prepared.memory_plan = plan_memory(prepared)
-    held = held_by_steps(prepared)
+    plan, held = compared(tmp_path, family, **changes)
     assert abs(plan.parts.total / held - 1) <= 0.1, (plan.parts, held)
     return plan
 
@@ -104,6 +54,40 @@ def test_a_step_on_a_base_in_nf4_holds_what_was_predicted(tmp_path, precision):
         for kind in ("none", "nf4")
     )
     assert packed.parts.base < 0.5 * plain.parts.base
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("dora", "float32"), ("dora", "bfloat16"), ("loha", "bfloat16"), ("oft", "bfloat16")]
+)
+def test_a_step_of_every_kind_of_adapter_holds_what_was_predicted(tmp_path, kind, precision):
+    sections = {
+        "training": {"precision": precision},
+        "memory": {"checkpoint": "every 2", "gradient_checkpointing": True},
+    }
+    check(tmp_path, "sd3", network={"kind": kind, "rank": 8}, **sections)
+
+
+@pytest.mark.parametrize("use", ["always", "training"])
+def test_base_loras_and_another_model_for_samples_are_part_of_it(tmp_path, use):
+    file = tmp_path / "below.safetensors"
+    network = open_base(make_config("sd3", tmp_path).model).skeleton()
+    paths = resolve_targets(network.module, network.target_presets, "attention", "")
+    shapes = {network.file_key(path): network.module.get_submodule(path).weight.shape for path in paths}
+    down = {f"{key}.lora_A.weight": torch.randn(64, columns) for key, (_, columns) in shapes.items()}
+    up = {f"{key}.lora_B.weight": torch.randn(rows, 64) for key, (rows, _) in shapes.items()}
+    save_file({**down, **up}, file)
+    model = {"base_lora": [{"file": str(file), "use": use}]}
+    plain, below = check(tmp_path, "sd3"), check(tmp_path, "sd3", model=model)
+    size = sum(tensor.numel() * 4 for tensor in [*down.values(), *up.values()])
+    assert below.parts.base_loras == size > 0.1 * below.parts.base
+    assert plain.parts.base_loras == 0
+    assert f"base LoRAs {size / 1e6:.3g} MB" in below.text()
+    both = {**SAMPLES, "model": make_config("sd3", tmp_path).model.base}
+    own, other = (check(tmp_path, "sd3", validation=samples) for samples in (SAMPLES, both))
+    assert other.parts.encoders - own.parts.encoders == plain.parts.base
+    config = make_config("sd3", tmp_path, model=model, validation=both, dataset=alike(tmp_path / "alike"))
+    with_lora = plan_memory(prepare(config, SilentHost())).parts.encoders  # a device has a copy of it for each network
+    assert with_lora - other.parts.encoders == (size if use == "always" else 0)
 
 
 @pytest.mark.slow

@@ -1,14 +1,12 @@
 """A run whose memory ran out asks ComfyUI to give the device back, and never does that in its own thread."""
 
 import threading
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lora_loom.trainer.config.run import MemoryConfig
-from lora_loom.trainer.errors import ConfigError, RunError, StoppedError
+from lora_loom.trainer.errors import RunError, StoppedError
 
 
 @pytest.fixture
@@ -26,7 +24,7 @@ def asking(host, monkeypatch):
 
     monkeypatch.setattr(adapting, "leave_in_ram", leave)
     monkeypatch.setattr(adapting, "ask_to_unload", lambda: flags.append(True))
-    made = adapting.Adapting(denoiser=None, request=None, below=(), sizes=None, stream=None)
+    made = adapting.Adapting(denoiser=None, texts=None, value=None, below=(), sizes=None, stream=None)
     job = SimpleNamespace(should_stop=lambda: False, memory=SimpleNamespace(serve=lambda: False))
     return SimpleNamespace(
         made=made, job=job, patcher=patcher, place=place, threads=threads, flags=flags, module=adapting
@@ -71,11 +69,3 @@ def test_comfyui_is_asked_as_its_free_route_asks(host, monkeypatch):
     monkeypatch.setattr("server.PromptServer.instance", SimpleNamespace(prompt_queue=queue))
     server.ask_to_unload()
     assert flags == [("unload_models", True)]
-
-
-def test_a_run_that_trains_text_encoders_is_refused(host):
-    session = host("runs.session")
-    plain = session.default_memory()
-    request = SimpleNamespace(clip=object(), memory=replace(plain, memory=MemoryConfig(on_oom="adapt")))
-    with pytest.raises(ConfigError, match="on_oom = 'adapt' of Loom Memory: a run that trains text encoders"):
-        session.check_request(None, request)

@@ -25,15 +25,15 @@ def test_weights_are_packed_one_by_one(host, monkeypatch, quantize, base):
     network.requires_grad_(False)
     held = {name: (tensor, tensor.clone()) for name, tensor in network.named_parameters()}
     denoiser = SimpleNamespace(module=network, compute_dtype=torch.float32, settings=SimpleNamespace(blocks=()))
-    plain = session.default_memory()
+    weights, plain = host("runs.memory.weights"), session.default_memory()
     packing = {"matmul": "fp8"} if quantize == "matmul" else {"quantize": quantize}
     memory = replace(plain, **packing, memory=replace(plain.memory, base=base))
-    monkeypatch.setattr(session, "place_weights", lambda *given: pytest.fail("it was laid on the device as a whole"))
-    monkeypatch.setattr(session, "checkpoint", lambda *given: None)
+    monkeypatch.setattr(weights, "place_weights", lambda *given: pytest.fail("it was laid on the device as a whole"))
+    monkeypatch.setattr(weights, "checkpoint", lambda *given: None)
     said = []
     patcher = SimpleNamespace(load_device="cpu")
-    stream = session.stream_settings(base, 0.0)
-    session.prepare_weights(denoiser, patcher, SimpleNamespace(memory=memory), stream, said.append)
+    stream = weights.stream_settings(base, 0.0)
+    weights.prepare_weights(denoiser, patcher, memory, stream, said.append)
     assert is_quantized(network)
     assert said[0].startswith(f"quantized to {memory.packing}: an extra copy of ")
     assert all(torch.equal(tensor, before) for tensor, before in held.values())

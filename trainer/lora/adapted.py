@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..weights.changes import changes_of
-from ..weights.frozen import dense, stored_weight
+from ..weights.frozen import dense, replace_module, stored_weight
 
 NAME = "default"
 """PEFT's name of the only adapter."""
@@ -63,6 +63,13 @@ def layer_parameters(layer: PeftLayer) -> dict[str, nn.Parameter]:
     return dict(sorted(parameters.items()))
 
 
+def take_off_adapter(root: nn.Module) -> None:
+    """Have the layers of a network that carry an adapter compute without it again, as the objects that they were before."""
+    for path, part in list(root.named_modules()):
+        if hasattr(part, "adapter_layer_names"):
+            replace_module(root, path, cast(PeftLayer, part).get_base_layer())
+
+
 def dense_weight(base: nn.Module) -> Tensor:
     """The frozen weight that a Linear or Conv2d computes with, as fp32: dequantized, multiplied by its scale if it has one, and
     with the changes of base LoRAs."""
@@ -78,5 +85,6 @@ def own_weight(base: nn.Module) -> Tensor:
 
 
 def row_norms(base: nn.Module) -> Tensor:
-    """L2 norm of each output row of the dense weight (O,), fp32, on the CPU."""
-    return torch.linalg.vector_norm(dense_weight(base).flatten(1), dim=1).cpu()
+    """L2 norm of each output row of the dense weight (O,), fp32, on the CPU; ones for a weight that is only a shape."""
+    norms = torch.linalg.vector_norm(dense_weight(base).flatten(1), dim=1)
+    return torch.ones(norms.shape) if norms.is_meta else norms.cpu()

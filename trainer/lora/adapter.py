@@ -17,6 +17,7 @@ from ..config.run import NetworkConfig
 from ..errors import ConfigError
 from ..seeding import StepKey
 from ..weights.changes import add_low_rank
+from ..weights.devices import autocast
 from .adapted import NAME, PeftLayer, dense_weight, is_plain_lora, layer_parameters, matrix
 from .dropout import NestedRanks, RankDropout, SeededDropout, dropped_modules
 from .initial import materialise, with_start
@@ -255,7 +256,7 @@ def _dora(
 def _patched_norms(layer: PeftLayer) -> Tensor:
     """|W + dW| of each output row (O,), fp32. It is a constant for the gradient, as in the paper."""
     down, up = matrix(layer.lora_A), matrix(layer.lora_B)
-    with torch.autocast(down.device.type, enabled=False):
+    with autocast(down.device, None):
         change = up.flatten(1) @ down.flatten(1) * layer.scaling[NAME]
         return torch.linalg.vector_norm(dense_weight(layer.get_base_layer()).flatten(1) + change, dim=1)
 
@@ -266,7 +267,7 @@ def _compute_in(layer: PeftLayer, dtype: torch.dtype) -> None:
     layer.cast_input_dtype_enabled = False
 
     def forward(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        with torch.autocast(x.device.type, dtype):
+        with autocast(x.device, dtype):
             return plain(x, *args, **kwargs)
 
     layer.forward = forward

@@ -7,7 +7,7 @@ without D, and the file holds L alone. D stays live instead of being merged and 
 rounding only and wrong for quantized weights.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, cast
@@ -125,6 +125,9 @@ class LowRank:
     def to(self, device: torch.device) -> "LowRank":
         return replace(self, down=self.down.to(device), up=self.up.to(device))
 
+    def tensors(self) -> Iterable[Tensor]:
+        return self.down, self.up
+
 
 @dataclass(frozen=True, kw_only=True)
 class Factored:
@@ -158,6 +161,9 @@ class Factored:
     def to(self, device: torch.device) -> "Factored":
         moved = {name: tensor if name == "alpha" else tensor.to(device) for name, tensor in self.parts.items()}
         return replace(self, parts=moved)
+
+    def tensors(self) -> Iterable[Tensor]:
+        return [tensor for name, tensor in self.parts.items() if name != "alpha"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +199,9 @@ class OfRows:
 
     def to(self, device: torch.device) -> "OfRows":
         return replace(self, inner=self.inner.to(device))
+
+    def tensors(self) -> Iterable[Tensor]:
+        return self.inner.tensors()
 
 
 def change_of(

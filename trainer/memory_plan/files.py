@@ -18,10 +18,12 @@ from ..data.sets.dataset import Dataset
 from ..diffusion.denoiser import Denoiser
 from ..families.common.encoders import stays_whole
 from ..families.common.family import Encoders, Text
+from ..lora.base_lora import BaseLora, always, lay_base_loras
 from ..lora.checkpointing import checkpoint
 from ..training.loss_settings import loss_settings, noise_levels
 from ..training.text_encoders import with_text
 from ..types import Conditioning, Example, Geometry, Size, named_references
+from ..weights.changes import laid_tensors
 from ..weights.devices import compute_dtype
 from .base_sizes import BaseSizes, base_sizes, quantized_bytes, stand_for_quantized, tensor_bytes
 from .card import card_of, matrix_rate
@@ -45,6 +47,9 @@ class FilesRun:
     config: TrainConfig
     dataset: Dataset
     targets: Sequence[str]
+    base_loras: Sequence[BaseLora] = ()
+    preview: Base | None = None
+    """Another model that makes the samples."""
 
     @property
     def has_samples(self) -> bool:
@@ -73,6 +78,7 @@ class FilesRun:
         checkpoint(denoiser.module, way.memory)
         if way.quantize != "none":
             stand_for_quantized(denoiser.module)
+        lay_base_loras(denoiser.module, self.base_loras)
         if config.text.is_trained:
             denoiser = with_text(denoiser, self.base, self.encoders.text, config.objective.guidance_scale)  # type: ignore[arg-type]
         levels = noise_levels(config.objective, denoiser.objective, settings.training_shift)
@@ -140,7 +146,7 @@ class FilesRun:
         text, vae = _bytes_of(self.encoders.text, self.config.text.quantize), _bytes_of(self.encoders.image)
         largest = max(images, key=lambda image: image[0] * image[1])
         online, trained = self.config.memory.cache == "online", self.config.text.is_trained
-        kept = (text if online or trained else 0) + (vae if online or self.has_samples else 0)
+        kept = (text if online or trained else 0) + (vae if online or self.has_samples else 0) + self._other_model()
         caching = text + vae + max(self._encoding(largest), self._reading())
         return Around(
             encoders=kept,
@@ -166,10 +172,21 @@ class FilesRun:
         if self.config.text.is_trained:
             return decoding
         denoiser = self._structure(self.config.model.packing)
+        lay_base_loras(denoiser.module, self.base_loras)
         conditioning = self._conditioning(1, self.sample_size)
         sigma_B = torch.empty(1, device=META)
         predicting = most_live(denoiser.module, lambda: denoiser.predict(raw_BCHW, sigma_B, conditioning))
         return max(decoding, predicting)
+
+    def _other_model(self) -> int:
+        """Bytes of the network that samples are made with, where it is another one."""
+        if self.preview is None:
+            return 0
+        model = replace(self.config.model, quantize="none", matmul="off")
+        network = self.preview.structure(model, self.config.training.precision).module
+        lay_base_loras(network, always(self.base_loras))
+        below = sum(map(tensor_bytes, laid_tensors(network)))
+        return base_sizes(network, self.config.model.packing).total + below
 
     def _cache(self, images: dict[Size, int]) -> int:
         """Bytes of latents and texts on disk."""

@@ -26,6 +26,8 @@ class Parts:
     encoders: int = 0
     """What stays while training: the VAE of samples and another model that makes them, all encoders where they are used online or
     trained."""
+    base_loras: int = 0
+    """LoRAs below the one that trains."""
 
     @property
     def total(self) -> int:
@@ -34,7 +36,7 @@ class Parts:
     @property
     def rest(self) -> int:
         """Everything but the base."""
-        return self.adapter + self.optimizer + self.activations + self.encoders
+        return self.adapter + self.optimizer + self.activations + self.encoders + self.base_loras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,7 @@ class MemoryPlan:
         lines = [
             f"predicted peak on {self.device}: {size(self.peak)}{of}",
             f"  training {size(parts.total)}: base {size(parts.base)}, activations {size(parts.activations)}, optimizer {size(parts.optimizer)}, adapter {size(parts.adapter)}"
+            + (f", base LoRAs {size(parts.base_loras)}" if parts.base_loras else "")
             + (f", encoders {size(parts.encoders)}" if parts.encoders else ""),
         ]
         phases = {"caching": self.caching, "samples": self.samples}

@@ -143,6 +143,7 @@ class Planner:
             optimizer=state + average,
             activations=activations,
             encoders=self.around.encoders,
+            base_loras=step.base_loras,
         )
 
     def _parts(self, way: Way) -> Parts:

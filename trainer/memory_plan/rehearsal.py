@@ -15,6 +15,7 @@ from ..seeding import StepKey
 from ..training.optim import make_optimizer
 from ..training.step import LossSettings, preservation_loss, train_step
 from ..types import Batch, Conditioning, Preserved
+from ..weights.changes import laid_tensors
 from .meter import LiveBytes
 from .shapes_only import META, shapes_only
 
@@ -36,6 +37,8 @@ class Rehearsal:
     """What comes on top at the highest moment of a step: activations, gradients, temporary copies of weights."""
     flop: int
     """Floating-point operations of one micro-batch, recomputation included."""
+    base_loras: int = 0
+    """Tensors of LoRAs below the one that trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,8 @@ def rehearse(denoiser: Denoiser, step: Step, latents: tuple[int, ...], condition
     adapter = trained_part(denoiser.module, list(step.targets), step.network, **options)  # type: ignore[arg-type]
     parameters = list(adapter.parameters().values())
     meter = LiveBytes()
-    held = meter.hold(tensors_of(denoiser.module))
+    below = meter.hold(laid_tensors(denoiser.module))
+    held = below + meter.hold(tensors_of(denoiser.module))
     with shapes_only(), meter:
         batch = _batch(latents, as_shapes(conditioning), guided=step.loss.guided != "off")
         if step.preserves:
@@ -80,6 +84,7 @@ def rehearse(denoiser: Denoiser, step: Step, latents: tuple[int, ...], condition
         optimizer=optimizer_bytes(parameters, step.optimizer),
         activations=meter.peak - held,
         flop=meter.flop,
+        base_loras=below,
     )
 
 
@@ -113,7 +118,8 @@ def most_live(module: nn.Module, call: Callable[[], object]) -> int:
 
 
 def tensors_of(module: nn.Module) -> Iterable[Tensor]:
-    """Parameters, buffers, and the factors of scaled weights, which are plain attributes."""
+    """Parameters, buffers, and what are plain attributes: the factors of scaled weights, and base LoRAs."""
+    yield from laid_tensors(module)
     yield from module.parameters()
     yield from module.buffers()
     for part in module.modules():

@@ -274,7 +274,9 @@ def _remade(prepared: Prepared, plan: RunPlan) -> Remade:
 def plan_memory(prepared: Prepared, *, every_bucket: bool = False) -> MemoryPlan:
     """What the run will need, from shapes. Raises ConfigError for what cannot fit, with the nearest settings that do."""
     taken = [line["seconds"] for line in prepared.folder.read_metrics() if "seconds" in line]
-    run = FilesRun(prepared.base, prepared.config, prepared.dataset, prepared.targets)
+    run = FilesRun(
+        prepared.base, prepared.config, prepared.dataset, prepared.targets, prepared.base_loras, prepared.preview
+    )
     return plan_files(run, taken, every_bucket=every_bucket)
 
 

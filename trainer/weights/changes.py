@@ -4,7 +4,7 @@ A layer that has some computes W x + dW x. A change can be switched off for a wh
 before, bit for bit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,10 @@ class FrozenChange(Protocol):
 
     def to(self, device: torch.device) -> "FrozenChange":
         """The same change with its tensors on a device."""
+        ...
+
+    def tensors(self) -> Iterable[Tensor]:
+        """What it is computed from."""
         ...
 
 
@@ -85,6 +89,13 @@ def take_off(layer: nn.Module, switch: Switch) -> None:
 def changes_of(layer: nn.Module) -> list[FrozenChange]:
     """The changes that a layer computes with at the moment."""
     return [one.change for one in vars(layer).get("laid_changes", ()) if one.switch.is_on]
+
+
+def laid_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors of all changes that a network's layers have, computed at the moment or not."""
+    for layer in module.modules():
+        for one in vars(layer).get("laid_changes", ()):
+            yield from one.change.tensors()
 
 
 def _forward(layer: nn.Module, x: Tensor) -> Tensor:

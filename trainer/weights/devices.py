@@ -1,6 +1,13 @@
-"""Devices and dtypes."""
+"""Devices and dtypes, and mixed precision, which torch has not for its meta device, on which runs are rehearsed."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from ..errors import ConfigError
 
@@ -82,3 +89,40 @@ def out_of_memory(error: BaseException) -> str:
 def out_of_memory_remedy() -> str:
     """The end of an error message about GPU memory."""
     return 'set memory.gradient_checkpointing = true and memory.checkpoint_offload = true, or memory.on_oom = "adapt", lower data.resolution or training.batch_size, set memory.base = "stream", or model.quantize = "int8"'
+
+
+PRODUCTS = {"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d"}  # fmt: skip
+"""Names of the functions that autocast has compute in the lower precision, as far as adapters call them."""
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """A context in which products on a device are made in `dtype`; None: in that of their factors, whatever is around it."""
+    if device.type == "meta":
+        return _OnShapes(dtype)
+    return torch.autocast(device.type, enabled=False) if dtype is None else torch.autocast(device.type, dtype)
+
+
+class _OnShapes(TorchFunctionMode):
+    """Of several the innermost one answers, and asks nobody else."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if getattr(func, "__name__", "") not in PRODUCTS or "out" in given:
+            return func(*args, **given)
+        if self.dtype is not None:
+            args, given = tree_map_only(Tensor, self._cast, (args, given))
+        with torch._C.DisableTorchFunction():
+            return func(*args, **given)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_meta and tensor.is_floating_point() else tensor

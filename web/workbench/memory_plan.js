@@ -21,19 +21,20 @@ const PARTS = [
   ["activations", t("activations"), "#e08a1e"],
   ["optimizer", t("optimizer"), "#b06ad8"],
   ["adapter", "LoRA", "#3fae7a"],
+  ["base_loras", t("base LoRAs"), "#c9b23a"],
   ["encoders", t("encoders"), "#8a94a6"],
 ];
 const UNITS = ["bytes", "KB", "MB", "GB", "TB"];
 
 /**
- * "640 MB", "11.2 GB": units of 1024, as the log has them.
+ * "640 MB", "11.2 GB": units of 1000, as the log has them and cards are sold.
  * @param {number} bytes
  */
 export function sizeText(bytes) {
   let unit = 0;
   let value = bytes;
-  while (value >= 1024 && unit < UNITS.length - 1) {
-    value /= 1024;
+  while (value >= 1000 && unit < UNITS.length - 1) {
+    value /= 1000;
     unit += 1;
   }
   return `${value < 10 && unit > 0 ? value.toFixed(1) : Math.round(value)} ${UNITS[unit]}`;

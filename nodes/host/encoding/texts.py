@@ -34,9 +34,9 @@ class TrainedTexts:
         first, second = ({"captions": [text], "samples": [inputs]} for text in (prompt, negative))
         return first, second
 
-    def on_shapes(self, denoiser: LoadedDenoiser) -> WithText:
-        """Both without weights, for a rehearsal; `denoiser` has none any more."""
-        return with_clip(denoiser, self.clip.on_shapes())
+    def on_shapes(self, denoiser: LoadedDenoiser, below: Sequence[BaseLora] = ()) -> WithText:
+        """Both without weights, for a rehearsal; `denoiser` has none any more. `below` are the CLIP's base LoRAs."""
+        return with_clip(denoiser, self.clip.on_shapes(below))
 
     def place(self, clip: Clip, denoiser: LoadedDenoiser, below: Sequence[BaseLora] = ()) -> None:
         """Follow the weights of both to where ComfyUI has brought them; `below` are the CLIP's base LoRAs. Node thread. Raises ConfigError

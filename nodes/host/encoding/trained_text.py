@@ -105,9 +105,11 @@ class TrainedClip:
             found += text_targets(name, encoder.transformer, depth, unread)
         return found
 
-    def on_shapes(self) -> "TrainedClip":
-        """The same without weights, for a rehearsal."""
-        return replace(self, network=structure_of(self.network))
+    def on_shapes(self, below: Sequence[BaseLora] = ()) -> "TrainedClip":
+        """The same without weights, for a rehearsal, with the base LoRAs `below`."""
+        network = structure_of(self.network)
+        lay_base_loras(network, below)
+        return replace(self, network=network)
 
     @torch.inference_mode(False)
     def place(self, clip: Clip, below: Sequence[BaseLora] = ()) -> None:

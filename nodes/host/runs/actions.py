@@ -99,7 +99,7 @@ def _submit(
     planned = session.backend.about["memory_plan"]
     job.memory.activations = planned["parts"]["activations"] if planned else 0
     if plan.memory.on_oom == "adapt":
-        job.adapting = Adapting.of(session, request, below)
+        job.adapting = Adapting.of(session, request.memory, below)
     preview = preview_of(request)
     for other in others_of(request):
         is_text = other is not preview

@@ -29,7 +29,6 @@ from ....trainer.data.sets.reach import refuse_long_sides
 from ....trainer.diffusion.denoiser import Denoiser
 from ....trainer.diffusion.timesteps import ResolutionShift
 from ....trainer.diffusion.token_routing import check_routes
-from ....trainer.errors import ConfigError
 from ....trainer.families.common.positions import positions_per_side
 from ....trainer.lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ....trainer.lora_tools.base_loras import refuse_training_loras
@@ -49,16 +48,12 @@ from ....trainer.training.schedule import check_schedule
 from ....trainer.training.text_encoders import rate_scales
 from ....trainer.types import Record
 from ....trainer.weights.devices import DTYPES
-from ....trainer.weights.frozen import compute_in
 from ....trainer.weights.packing.layers import check_matmul
-from ....trainer.weights.quantize import check_quantize, stored_bytes
-from ....trainer.weights.streaming import GB, StreamSettings, stream_base, stream_settings
+from ....trainer.weights.quantize import check_quantize
 from ...sockets.values import CacheValue, MemoryValue, ValidationValue
-from ..backend.checkpointing import checkpoint
 from ..backend.denoiser import (
     LoadedDenoiser,
     bring_to_device,
-    is_dynamic,
     leave_in_ram,
     load_denoiser,
     refuse_patches,
@@ -78,13 +73,10 @@ from .batches import open_batches
 from .memory.arithmetic import settle_arithmetic
 from .memory.around import Beside
 from .memory.memory_plan import GraphRun, plan_graph
-from .memory.packing import pack_weights
+from .memory.weights import prepare_weights, wanted_stream
 from .preview import check_preview, load_preview
 from .samples import HELD, all_texts, encoder_of, make_samples
 from .targets import NO_TEXT, choose_modules, initial_weights, see_network
-
-WHOLE = StreamSettings(budget=1 << 62)
-"""A base that is copied to the device as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +162,6 @@ def plan_of(dataset: Dataset, training: TrainingConfig) -> AnyPlan:
 
 def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     """Everything that can be refused without touching a weight. Raises LoomError."""
-    if request.clip is not None and request.memory.memory.on_oom == "adapt":
-        raise ConfigError(
-            "on_oom = 'adapt' of Loom Memory: a run that trains text encoders ends where memory runs out; use 'stop', or train without clip"
-        )
     refuse_patches(patcher)
     refuse_training_loras(request.network, request.base_loras)
     check_optimizer(request.optimizer, request.network, request.training.ema_decay)
@@ -279,7 +267,14 @@ def make_session(
     shift = training_shift(denoiser)
     beside = Beside(value=value, texts=texts, caching=request.cache.encoding_bytes)
     run = GraphRun(
-        denoiser=denoiser, plan=plan, targets=modules, dataset=dataset, batches=batches, shift=shift, beside=beside
+        denoiser=denoiser,
+        plan=plan,
+        targets=modules,
+        dataset=dataset,
+        batches=batches,
+        shift=shift,
+        beside=beside,
+        below=below,
     )
     arithmetic = {} if texts else settle_arithmetic(run, patcher, request.memory, folder, log)
     taken = [line["seconds"] for line in folder.read_metrics() if "seconds" in line]
@@ -292,7 +287,7 @@ def make_session(
         leave_in_ram(patcher)
     bring_to_device(*([] if stays_in_ram else [patcher]), *others)
     denoiser.module = load_denoiser(patcher, compute_dtype=denoiser.compute_dtype).module  # as the weights lie now
-    prepare_weights(denoiser, patcher, request, stream, log)
+    prepare_weights(denoiser, patcher, request.memory, stream, log)
     laid = lay_base_loras(denoiser.module, [one for one in below if not one.identity.on_clip])
     if texts and request.clip:
         texts.place(request.clip, denoiser, [one for one in below if one.identity.on_clip])
@@ -328,54 +323,6 @@ def make_session(
         else None
     )
     return assemble(plan, backend, data, folder, modules, samples=samples)
-
-
-def wanted_stream(patcher: ModelPatcher, memory: MemoryConfig) -> StreamSettings | None:
-    """How the base is streamed from ComfyUI's own weights; None where ComfyUI loads all of it on the device."""
-    size: int = patcher.model_size()
-    if memory.base == "auto" and size <= memory.vram_gb * GB:
-        return None
-    return stream_settings(memory.base, memory.vram_gb)
-
-
-@torch.inference_mode(False)
-def prepare_weights(
-    denoiser: LoadedDenoiser,
-    patcher: ModelPatcher,
-    request: TrainRequest,
-    stream: StreamSettings | None,
-    log: Callable[[str], None],
-) -> None:
-    """Where the weights lie and how they compute.
-
-    Raises ConfigError for a model that is only partly on its device and is neither streamed nor quantized, or a budget that is too
-    small. Of a quantized one each weight is brought to the device by itself, so that there is never a whole copy there.
-    """
-    checkpointed = denoiser.settings.blocks if request.memory.memory.recomputes_blocks else ()
-    if request.memory.packing != "none":
-        place = torch.device(patcher.load_device) if stream is None else None
-        pack_weights(denoiser, request.memory, place, log)
-    elif stream is None:
-        place_weights(denoiser, patcher, log)
-    if stream is None and (request.memory.packing != "none" or not is_dynamic(patcher)):
-        compute_in(denoiser.module, denoiser.compute_dtype)
-    else:
-        laid_out = replace(stream or WHOLE, segments=checkpointed)
-        device = torch.device(patcher.load_device)
-        stream_base(denoiser.module, laid_out, device, None, denoiser.compute_dtype, keep_homes=True)
-    checkpoint(denoiser.module, denoiser.settings.blocks, request.memory.memory)
-
-
-def place_weights(denoiser: LoadedDenoiser, patcher: ModelPatcher, log: Callable[[str], None]) -> None:
-    """On the device as a whole. Raises ConfigError for a model that is only partly there."""
-    device = torch.device(patcher.load_device)
-    devices = {parameter.device.type for parameter in denoiser.module.parameters()}
-    if is_dynamic(patcher):  # its weights stay on the CPU, and the run copies them to the device
-        log(f"dynamic VRAM: training holds its own copy on {device}, {stored_bytes(denoiser.module):,} bytes")
-    elif devices != {device.type}:
-        raise ConfigError(
-            f"ComfyUI has loaded this model only in part ({' and '.join(sorted(devices))} instead of {device.type}): free VRAM (unload other models), use a smaller or fp8 file, set base to stream in Loom Memory, or start ComfyUI without --lowvram"
-        )
 
 
 def training_shift(denoiser: LoadedDenoiser) -> float | ResolutionShift:

@@ -36,7 +36,8 @@ from ..encoding.images import files_to_image
 from ..paths import display_path
 from ..progress import Bar
 from ..runs.batches import open_batches
-from ..runs.session import place_weights, sampled_identity, training_shift
+from ..runs.memory.weights import place_weights
+from ..runs.session import sampled_identity, training_shift
 from .sampling import changes_text
 
 

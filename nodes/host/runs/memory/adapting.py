@@ -13,19 +13,22 @@ import torch
 
 from .....trainer.config.run import MemoryConfig
 from .....trainer.errors import RunError, StoppedError
+from .....trainer.lora.adapted import take_off_adapter
 from .....trainer.lora.base_lora import BaseLora, lay_base_loras
 from .....trainer.memory_plan.base_sizes import BaseSizes, base_sizes
 from .....trainer.runs.adapting.adapt import Remade, execute_adapting
 from .....trainer.runs.session import Outcome, Session
+from .....trainer.training.text_encoders import WithText, together
 from .....trainer.weights.streaming import StreamSettings, stream_of
+from ....sockets.values import MemoryValue
 from ...backend.denoiser import LoadedDenoiser, is_dynamic, leave_in_ram, load_denoiser
 from ...backend.sharing.reshare import SharedBase, loaded_models, network_of
 from ...comfy_types import ModelPatcher
 from ..queue import Job
 from ..server import REGISTRY, ask_to_unload, quiet
-from ..session import TrainRequest, prepare_weights, wanted_stream
 from ..turns import POLL_S
 from .listed import lend
+from .weights import prepare_weights, wanted_stream
 
 PATIENCE_S = 120.0
 """How long ComfyUI is waited for until it has given the device back."""
@@ -33,10 +36,13 @@ PATIENCE_S = 120.0
 
 @dataclass(kw_only=True)
 class Adapting:
-    """How the run of a graph is made again. `below` are its base LoRAs; `sizes` and `stream` describe its base as it was begun."""
+    """How the run of a graph is made again. `below` are the base LoRAs of its MODEL; `sizes` and `stream` describe its base as it was begun.
+    It holds nothing of ComfyUI's: what a run shares with it may be exchanged meanwhile."""
 
     denoiser: LoadedDenoiser
-    request: TrainRequest
+    texts: WithText | None
+    """The network together with the text encoders, where they are trained: they stay where they are."""
+    value: MemoryValue
     below: Sequence[BaseLora]
     sizes: BaseSizes
     stream: StreamSettings | None
@@ -44,17 +50,19 @@ class Adapting:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @classmethod
-    def of(cls, session: Session, request: TrainRequest, below: Sequence[BaseLora]) -> "Adapting":
+    def of(cls, session: Session, value: MemoryValue, below: Sequence[BaseLora]) -> "Adapting":
         """For a session that is ready, before its adapter is injected."""
-        denoiser = session.denoiser
-        assert isinstance(denoiser, LoadedDenoiser), "text encoders that are trained are refused"
-        laid_out, memory = stream_of(denoiser.module), request.memory.memory
+        texts = session.denoiser if isinstance(session.denoiser, WithText) else None
+        denoiser = texts.inner if texts else session.denoiser
+        assert isinstance(denoiser, LoadedDenoiser)
+        laid_out, memory = stream_of(denoiser.module), value.memory
         segments = tuple(denoiser.settings.blocks) if memory.recomputes_blocks else ()
         stream = None
         if laid_out is not None and laid_out.ring is not None:
             stream = StreamSettings(budget=laid_out.arena.limit, segments=segments)
         sizes = base_sizes(denoiser.module, segments=segments)
-        return cls(denoiser=denoiser, request=request, below=below, sizes=sizes, stream=stream)
+        mine = [one for one in below if not one.identity.on_clip]
+        return cls(denoiser=denoiser, texts=texts, value=value, below=mine, sizes=sizes, stream=stream)
 
     def execute(self, session: Session, job: Job) -> Outcome:
         """Train to the end, made again as often as memory runs out."""
@@ -83,13 +91,19 @@ class Adapting:
         if stream is not None:
             self._have_given_back(job, patcher)
         self.denoiser.module = torch.nn.Module()  # the one before goes
+        if self.texts:
+            self.texts.module = self.denoiser.module
         with quiet():
             self.denoiser.module = load_denoiser(patcher, compute_dtype=self.denoiser.compute_dtype).module
-        request = replace(self.request, memory=replace(self.request.memory, memory=memory))
-        prepare_weights(self.denoiser, patcher, request, stream, job.log)
+        prepare_weights(self.denoiser, patcher, replace(self.value, memory=memory), stream, job.log)
         laid = lay_base_loras(self.denoiser.module, self.below)
         job.base = SharedBase(self.denoiser.module, patcher, loaded_models)
         lend(job.memory, self.denoiser.module, torch.device(patcher.load_device), REGISTRY)
+        if self.texts and self.texts.text:
+            text = self.texts.text.networks()
+            for network in text.values():
+                take_off_adapter(network)
+            self.texts.module = together(self.denoiser, text)
         backend = replace(session.backend, base_loras=laid)
         return replace(session, plan=replace(session.plan, memory=memory), backend=backend)
 

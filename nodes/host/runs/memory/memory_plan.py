@@ -11,6 +11,7 @@ from .....trainer.data.batches import CachedBatches, Singles
 from .....trainer.data.sets.dataset import Dataset
 from .....trainer.diffusion.denoiser import Denoiser
 from .....trainer.diffusion.timesteps import ResolutionShift
+from .....trainer.lora.base_lora import BaseLora, lay_base_loras
 from .....trainer.memory_plan.base_sizes import BaseSizes, base_sizes, stand_for_quantized
 from .....trainer.memory_plan.card import card_of, matrix_rate
 from .....trainer.memory_plan.plan import MemoryPlan
@@ -41,6 +42,8 @@ class GraphRun:
     batches: Callable[[Sequence[Example]], CachedBatches]
     shift: float | ResolutionShift
     beside: Beside
+    below: Sequence[BaseLora] = ()
+    """Base LoRAs, also of a CLIP that is trained."""
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -59,8 +62,9 @@ class GraphRun:
             stand_for_quantized(module)
         compute_in(module, self.denoiser.compute_dtype)
         checkpoint(module, self.denoiser.settings.blocks, way.memory)
+        lay_base_loras(module, [one for one in self.below if not one.identity.on_clip])
         denoiser, texts = replace(self.denoiser, module=module), self.beside.texts
-        return texts.on_shapes(denoiser) if texts else denoiser
+        return texts.on_shapes(denoiser, [one for one in self.below if one.identity.on_clip]) if texts else denoiser
 
     def conditioning(self, image: Size | None, count: int) -> Conditioning:
         """What the network is fed for `count` images of this size (None: the first image), from the cache."""

@@ -22,10 +22,11 @@ class Settings:
 
 
 def settings(source: str, rate: float | str, targets: str = "default", **tables: dict[str, Any]) -> Settings:
-    """Rank 16 and batch 1, unless the tables say otherwise."""
+    """Rank 16, batch 1 and no average of weights, unless the tables say otherwise."""
     network = {"rank": 16, "target_modules": targets, **tables.pop("network", {})}
     optimizer = {"learning_rate": rate, **tables.pop("optimizer", {})}
-    return Settings(source=source, tables={"network": network, "optimizer": optimizer, **tables})
+    training = {"ema_decay": 0.0, **tables.pop("training", {})}
+    return Settings(source=source, tables={"network": network, "optimizer": optimizer, "training": training, **tables})
 
 
 def ours(before: str) -> dict[str, Settings]:

@@ -40,6 +40,7 @@ ANY = AnyType("*")
 VALUE = "value"
 STEPS = "Optimizer steps of the whole run, where length is value and epochs is 0."
 RATE = "Peak learning rate where rate is value: 1e-4 to 5e-4 is usual for LoRA, 1e-3 for LoKr, a third to a tenth of that for lion, 1.0 for prodigy."
+EMA = "Decay of an exponential moving average (EMA) of the adapter's weights where average is value, e.g. 0.995; 0 switches it off. When on, LoRA files hold the EMA, and the current weights are measured and sampled too."
 _RUN_OUTPUTS = (RUN, ANY, "IMAGE")
 _RUN_NAMES = ("run", "lora_name", "loss_curve")
 _RUN_TOOLTIPS = (
@@ -117,7 +118,7 @@ class LoomTrain(LoomNode):
                     "memory": link(MEMORY, "From Loom Memory."),
                     "validation": link(VALIDATION, "From Loom Validation: samples and validation loss while training."),
                     "accumulation": widget("TrainingConfig", "accumulation", min=1, max=1024),
-                    "ema": widget("TrainingConfig", "ema", max=0.9999, step=0.001),
+                    "ema": widget("TrainingConfig", "ema", default=0.0, max=0.9999, step=0.001, tooltip=EMA),
                     "keep": widget("TrainingConfig", "keep", max=1000),
                     "lora_dtype": widget("OutputConfig", "dtype"),
                     "rate": (
@@ -155,6 +156,14 @@ class LoomTrain(LoomNode):
                     ),
                     "text_learning_rate_2": widget("TextConfig", "learning_rate_2", min=-1.0, max=1.0, step=0.000001),
                     "text_alone": widget("TextConfig", "alone"),
+                    "average": (
+                        ["auto", VALUE],
+                        {
+                            "default": "auto",
+                            BEFORE: VALUE,
+                            "tooltip": "Whose weights LoRA files hold, and validation loss and samples are of. auto: an average over about the last tenth of the steps so far, from step 100 on: a lower loss in long runs, for four bytes per trained parameter. value: as the input ema says, with 0 the current weights.",
+                        },
+                    ),
                 },
                 "hidden": {"prompt": "PROMPT", "node_id": "UNIQUE_ID"},
             },
@@ -233,7 +242,7 @@ def _request(inputs: dict[str, Any]) -> TrainRequest:
             seed=inputs["seed"],
             save_every=inputs["save_every"],
             keep_checkpoints=inputs.get("keep", 0),
-            ema_decay=inputs.get("ema", 0.0),
+            ema_decay=inputs.get("ema", 0.0) if inputs.get("average", VALUE) == VALUE else "auto",
             keep_best=inputs.get("keep_best", False),
             **{name: inputs[name] for name in ("epochs", "save_every_epochs", "keep_loras") if name in inputs},
         ),

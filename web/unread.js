@@ -4,7 +4,8 @@
 import { refold } from "./fold.js";
 
 /** @type {Record<string, [choice: string, number: string][]>} by node class */
-const NUMBERS = { LoomTrain: [["rate", "learning_rate"], ["length", "steps"]] };
+const NUMBERS = { LoomTrain: [["rate", "learning_rate"], ["length", "steps"], ["average", "ema"]] };
+const STAYS = new Set(["ema"]); // among the advanced inputs, read or not
 const READ = "value"; // the choice with which the number counts
 
 /**
@@ -18,7 +19,7 @@ export function greyUnread(node) {
     if (!chooser || !unread) continue;
     const grey = () => {
       unread.disabled = chooser.value !== READ;
-      if (unread.options) unread.options.advanced = unread.disabled;
+      if (unread.options && !STAYS.has(number)) unread.options.advanced = unread.disabled;
     };
     const { callback } = chooser;
     chooser.callback = function (...values) {

@@ -29,3 +29,13 @@ test("other nodes are left alone", () => {
   greyUnread(node);
   assert.equal(node.onConfigure, undefined);
 });
+
+test("the decay of an average is grey while it does not count, and stays among the advanced inputs", () => {
+  const node = { comfyClass: "LoomTrain", widgets: [{ name: "ema", value: 0, options: { advanced: true } }, { name: "average", value: "auto" }] };
+  greyUnread(node);
+  const [number, choice] = node.widgets;
+  assert.equal(number.disabled, true);
+  choice.value = "value";
+  choice.callback();
+  assert.deepEqual([number.disabled, number.options.advanced], [false, true]);
+});

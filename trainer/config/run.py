@@ -81,8 +81,8 @@ class TrainingConfig(Section, table="training"):
     """The run's file, <name>.safetensors, is the LoRA with the lowest validation loss instead of the last one. When on, every new low has its LoRA file. Needs validation images."""
     goal: Literal["character", "style"] = "character"
     """What is trained, where steps is 0: every image is used about 100 times, 2000 to 7000 images in all for a character, 8000 to 12000 for a style."""
-    ema_decay: float = 0.0
-    """Decay of an exponential moving average (EMA) of the adapter's weights, e.g. 0.995; 0 switches it off. When on, LoRA files hold the EMA."""
+    ema_decay: float | Literal["auto"] = "auto"
+    """Decay of an exponential moving average (EMA) of the adapter's weights, which LoRA files hold. auto: over about the last tenth of the steps so far, from step 100 on; the validation loss and samples are of it alone. None for full fine-tunes and for optimizers that average by themselves; an earlier run goes on as it began. A number, e.g. 0.995: the current weights are measured and sampled too. 0: off. It takes four bytes per trained parameter."""
 
     def check(self) -> None:
         require(self.steps >= 0, "training.steps", self.steps, "use 0 (by the number of images) or more")
@@ -96,7 +96,8 @@ class TrainingConfig(Section, table="training"):
         remedy = "use 0 (save_every counts) or a number of epochs"
         require(self.save_every_epochs >= 0, "training.save_every_epochs", self.save_every_epochs, remedy)
         require(self.keep_loras >= 0, "training.keep_loras", self.keep_loras, "use 0 (keep all) or more")
-        require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "use 0 (off) up to below 1")
+        is_decay = self.ema_decay == "auto" or 0 <= self.ema_decay < 1
+        require(is_decay, "training.ema_decay", self.ema_decay, "use 0 (off) up to below 1, or auto")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ NAMED_BY_PATH = {"model": ("base", "encoders", "vae", "tokenizers", "device", "b
 """Settings that are paths: the digest of what they lead to counts instead, and a device does not."""
 
 
-WERE: dict[str, Record] = {"objective": {"timestep_spread": "independent"}}
+WERE: dict[str, Record] = {"objective": {"timestep_spread": "independent"}, "training": {"ema_decay": 0.0}}
 """{section: {option: what a run did that was begun before there was the option}}, where that is not its default."""
 
 KEPT = {"memory": ("vae_tiling", "compile")}

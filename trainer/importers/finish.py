@@ -106,6 +106,8 @@ def _complete(translation: Translation) -> None:
         translation.put("model.base", "models/base-model", why="the file names no base model: write its folder or file")
         translation.notes.append("model.base: the file names no base model; write the folder or file of yours")
     _targets(translation)
+    if "training.ema_decay" not in settings:
+        translation.put("training.ema_decay", 0.0, why=f"{translation.title} averages no weights here")
     if not translation.datasets and "dataset_files" not in settings:
         translation.datasets.append(
             DatasetTable(

@@ -22,7 +22,6 @@ from ..training.early_stopping import is_exhausted, keeps_lows, lowest
 from ..training.held_out import Drift, held_out_losses, losses_at_even_levels, mean_loss, rounded
 from ..training.loop import Batches, LoopSettings, Training, fit
 from ..training.movement import WATCHED_STEPS, GradientWatch
-from ..training.optim import own_average
 from ..training.rate import usual_rates
 from ..training.schedule import fall_begins, lr_factor
 from ..training.verdict import growth, growth_text
@@ -144,7 +143,7 @@ class TrainingRun:
 
     def _sample_kinds(self) -> list[str]:
         """Names of the weights that samples are made with; before the first step the average is the base too."""
-        return ["", "ema"] if self.training.average is not None and self.training.step else [""]
+        return ["", "ema"] if self.training.shows_both and self.training.step else [""]
 
     def _steps(self, batches: Batches) -> Iterator[StepResult]:
         """The training loop: one optimizer step per item."""
@@ -228,10 +227,10 @@ class TrainingRun:
             return
         try:
             with self.timings.of("validation loss"):
-                with self.training.adapter.holding(self._own_average):
+                with self.training.adapter.holding(self.training.stand_in):
                     parts, values = self._losses("")
-                if self.training.average is not None:
-                    with self.training.adapter.holding(self.training.average.values):
+                if self.training.shows_both:
+                    with self.training.adapter.holding(self._averaged):
                         parts, of_average = self._losses("_ema")
                     values |= of_average
                 values |= self.drift.values(self.training.adapter, self._averaged, self._end_if_interrupted)
@@ -271,13 +270,13 @@ class TrainingRun:
         return parts, values
 
     def _sample(self) -> None:
-        samples, average = self.session.samples, self.training.average
+        samples = self.session.samples
         assert samples is not None
         with self.timings.of("samples"), self.session.backend.base_loras.as_used():
-            with self.training.adapter.holding(self._own_average):
+            with self.training.adapter.holding(self.training.stand_in):
                 files = self._rendered(samples, "")
-            if average is not None and "ema" in self._sample_kinds():
-                with self.training.adapter.holding(average.values):
+            if "ema" in self._sample_kinds():
+                with self.training.adapter.holding(self._averaged):
                     files += self._rendered(samples, "ema")
         if scores := self.session.scores.of(files):
             self.folder.append_metrics(step=self.training.step, **scores)
@@ -349,16 +348,12 @@ class TrainingRun:
     @property
     def _averaged(self) -> dict[str, Tensor] | None:
         """What the LoRA file holds in place of the trained weights: their EMA, or the average of a schedule-free optimizer."""
-        return self.training.average.values if self.training.average else self._own_average
+        return self.training.average.values if self.training.average else self.training.stand_in
 
     @property
     def _saved(self) -> Mapping[str, Tensor]:
         """What files hold, by the names of the parameters."""
         return self._averaged or self.training.adapter.parameters()
-
-    @property
-    def _own_average(self) -> dict[str, Tensor] | None:
-        return own_average(self.training.optimizer, self.training.adapter.parameters())
 
     def _finish(self, state: str) -> Outcome:
         """The last LoRA file under its plain name, checked against what a host will compute from it."""

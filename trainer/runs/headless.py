@@ -65,7 +65,7 @@ from .reference_images import batch_references, check_reference_use, unused_refe
 from .run_folder import ReadOnlyRunFolder, RunFolder
 from .samples import check_samples, make_samples, open_preview, sample_inputs
 from .session import Backend, Host, Outcome, RunData, Session
-from .settled import with_guided_scale, with_length, with_rate, with_spread
+from .settled import with_average, with_guided_scale, with_length, with_rate, with_spread
 from .trackers import check_output
 
 
@@ -148,7 +148,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     base_loras = read_base_loras(config, base, skeleton)
     optimizer = with_rate(config.optimizer, config.network, folder, skeleton.module, host.log)
     objective = with_guided_scale(with_spread(config.objective, folder), folder, base.settings.guided_scale)
-    training = with_length(config.training, folder)
+    training = with_length(with_average(config.training, config.optimizer, config.network, folder), folder)
     config = replace(config, optimizer=optimizer, objective=objective, training=training)
     passes = pass_notes(objective, sharded=config.memory.shard)
     check_text_training(config.text, config.optimizer, config.network, [*base.settings.text_parts], base.family.name)

@@ -8,8 +8,10 @@ from typing import Literal
 
 from torch import nn
 
+from ..config.network import WHOLE
 from ..config.run import NetworkConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from ..config.toml import WERE
+from ..training.optim import averages_itself
 from ..training.rate import Rate, auto_rate
 from ..training.schedule import fall_begins, lr_factor, warmup_steps
 from ..types import Record
@@ -57,6 +59,17 @@ def with_guided_scale(objective: ObjectiveConfig, folder: RunFolder, usual: floa
         return objective
     recorded = _begun(folder).get("objective", {}).get("guided_scale", "auto")
     return replace(objective, guided_scale=usual if recorded == "auto" else recorded)
+
+
+def with_average(
+    training: TrainingConfig, optimizer: OptimizerConfig, network: NetworkConfig, folder: RunFolder
+) -> TrainingConfig:
+    """The settings that say whether weights are averaged: as the run does it; a new one unless its optimizer does or all weights train."""
+    if training.ema_decay != "auto":
+        return training
+    if begun := _begun(folder):
+        return replace(training, ema_decay=begun.get("training", {}).get("ema_decay", WERE["training"]["ema_decay"]))
+    return replace(training, ema_decay=0.0) if network.kind == WHOLE or averages_itself(optimizer) else training
 
 
 def with_length(training: TrainingConfig, folder: RunFolder) -> TrainingConfig:

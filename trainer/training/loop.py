@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..errors import DivergedError
 from ..lora.adapter import Adapter
 from ..seeding import StepKey
 from ..types import Batch, StepResult
-from .optim import clip_gradients, set_learning_rate
+from .optim import clip_gradients, own_average, set_learning_rate
 from .step import LossSettings, Switch, preservation_loss, slider_loss, train_step
 
 
@@ -44,18 +44,39 @@ class LoopSettings:
 
 
 class Average:
-    """Exponential moving average of the adapter, fp32: decay min((1 + n) / (10 + n), d) after n updates."""
+    """Exponential moving average of the adapter, fp32: decay min((1 + n) / (10 + n), d) after n steps, `auto_decay` for "auto"."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float | Literal["auto"]) -> None:
         self.decay = decay
+        self.stands_alone = decay == "auto"
+        """Whether it is measured and sampled in place of the weights that are trained, and not beside them."""
         self.values = {name: p.detach().to(torch.float32, copy=True) for name, p in parameters.items()}
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """`step` counts the finished steps, this one included."""
-        decay = min((1 + step) / (10 + step), self.decay)
+        decay = auto_decay(step) if self.decay == "auto" else min((1 + step) / (10 + step), self.decay)
+        now = [parameters[name].detach() for name in self.values]
+        if all(value.dtype == torch.float32 for value in now):
+            torch._foreach_lerp_(
+                list(self.values.values()), now, 1 - decay
+            )  # a thousand small tensors at once on a GPU
+            return
         for name, value in self.values.items():
             value.lerp_(parameters[name].to(value.dtype), 1 - decay)
+
+
+AVERAGED_FROM = 100
+"""Steps before the average of `auto_decay` begins: while a run learns fast, an average lags behind what it has learnt."""
+
+
+def auto_decay(step: int) -> float:
+    """m / (m + 9) with m steps since `AVERAGED_FROM`: an average over about the last ninth of these, however long a run becomes.
+
+    0 before, so that the average is the weights. A decay that grows with the steps as in arXiv 2312.02696 (3.1).
+    """
+    since = max(step - AVERAGED_FROM, 0)
+    return since / (since + 9)
 
 
 @dataclass(kw_only=True)
@@ -69,6 +90,18 @@ class Training:
     """torch.amp.GradScaler for float16 arithmetic, else None."""
     step: int = 0
     """Finished steps."""
+
+    @property
+    def shows_both(self) -> bool:
+        """Whether an average is measured and sampled beside the weights that are trained."""
+        return self.average is not None and not self.average.stands_alone
+
+    @property
+    def stand_in(self) -> dict[str, Tensor] | None:
+        """What is measured and sampled in place of the trained weights: an average that stands alone, or that of a schedule-free optimizer."""
+        if self.average is not None and self.average.stands_alone:
+            return self.average.values
+        return own_average(self.optimizer, self.adapter.parameters())
 
 
 def fit(

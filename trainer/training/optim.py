@@ -23,7 +23,9 @@ RATE_SCALE = "rate_scale"
 """Key of a group of parameters: factor on the learning rate. It is saved with the optimizer's state."""
 
 
-def check_optimizer(config: OptimizerConfig, network: NetworkConfig | None = None, ema_decay: float = 0.0) -> None:
+def check_optimizer(
+    config: OptimizerConfig, network: NetworkConfig | None = None, ema_decay: float | str = 0.0
+) -> None:
     """Raise ConfigError for a missing library, an unknown option, a class that cannot be resumed, or what does not go together, before anything is loaded."""
     if isinstance(config.learning_rate, str):
         config = replace(config, learning_rate=1.0)
@@ -31,8 +33,9 @@ def check_optimizer(config: OptimizerConfig, network: NetworkConfig | None = Non
     if config.name not in OPTIMIZERS:
         refuse_inexact(partial(make_optimizer, config=config), config.name)
     network = network or NetworkConfig()
-    limits = {"training.ema_decay": ema_decay, "network.scale_weight_norms": network.scale_weight_norms}
-    if hasattr(optimizer, "eval"):
+    decay = 0.0 if ema_decay == "auto" else ema_decay
+    limits = {"training.ema_decay": decay, "network.scale_weight_norms": network.scale_weight_norms}
+    if _averages(optimizer):
         _refuse(limits, f"{config.name} averages the weights by itself; set it to 0, or use another optimizer")
     if config.entry.finds_rate:
         rates = {
@@ -114,6 +117,16 @@ def _set_decay(optimizer: Optimizer, config: OptimizerConfig) -> None:
         group["weight_decay"] = config.weight_decay
 
 
+def averages_itself(config: OptimizerConfig) -> bool:
+    """Whether the optimizer is a schedule-free one, whose files hold an average of its own."""
+    named = replace(config, learning_rate=1.0) if isinstance(config.learning_rate, str) else config
+    return _averages(make_optimizer([nn.Parameter(torch.zeros(2, 2))], named))
+
+
+def _averages(optimizer: Optimizer) -> bool:
+    return hasattr(optimizer, "eval")
+
+
 @torch.no_grad()
 def own_average(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor] | None:
     """The weights that a schedule-free optimizer is judged by and saved as (arXiv 2405.15682); None for any other.
@@ -121,7 +134,7 @@ def own_average(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) ->
     It trains others, and going from these to those and back rounds: the trained ones are put back bit for bit.
     """
     schedule_free: Any = optimizer
-    if not hasattr(schedule_free, "eval"):
+    if not _averages(optimizer):
         return None
     trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     schedule_free.eval()

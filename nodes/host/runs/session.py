@@ -37,7 +37,7 @@ from ....trainer.runs.assemble import assemble
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
 from ....trainer.runs.session import Backend, RunData, Session
-from ....trainer.runs.settled import with_guided_scale, with_length, with_rate, with_spread
+from ....trainer.runs.settled import with_average, with_guided_scale, with_length, with_rate, with_spread
 from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.training.early_stopping import check_measured
@@ -107,7 +107,7 @@ class TrainRequest:
             self,
             optimizer=with_rate(self.optimizer, self.network, folder, network, log),
             objective=with_guided_scale(with_spread(self.objective, folder), folder, guided_scale),
-            training=with_length(self.training, folder),
+            training=with_length(with_average(self.training, self.optimizer, self.network, folder), folder),
         )
 
     def plan(self, facts: Record, below: Sequence[BaseLora] = ()) -> RunPlan:

@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path):
     save_file(tensors, tmp_path / "1.safetensors")
     target, loras = tmp_path / "new.safetensors", [(tmp_path / "1.safetensors", 1.0)]
     with pytest.raises(
-        ModelFileError, match="1 modules of the LoRA are not in this base model, first lora_unet_nothing"
+        ModelFileError, match=r"1 modules of .*\.safetensors are not in this base model, first lora_unet_nothing"
     ):
         merge_into_base(base, loras, target, quiet)
     report = merge_into_base(base, loras, target, quiet, partly=True)
@@ -481,7 +481,7 @@ def test_a_lora_of_t5_is_refused_by_name_and_the_rest_can_be_merged(tmp_path, ke
     merge = partial(merge_into_base, base, [(tmp_path / "l.safetensors", 1.0)], tmp_path / "out.safetensors", quiet)
     with pytest.raises(
         ModelFileError,
-        match="1 modules of the LoRA belong to a T5 text encoder, first .*--skip-missing merges the rest",
+        match=r"1 modules of .*\.safetensors belong to a T5 text encoder, first .*--skip-missing merges the rest",
     ):
         merge()
     assert not (tmp_path / "out.safetensors").exists()

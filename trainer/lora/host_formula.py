@@ -6,6 +6,7 @@ counts twice, and a `rescale` of OFT is not used. O out, I in, r rank, K kernel 
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -43,25 +44,6 @@ SPELLINGS = {
     ".lora_B": "lora_B.weight",
 }
 """{other ends of keys that ComfyUI takes: the suffix that they mean}. PEFT and older versions of diffusers write them."""
-CONTROL = "a control LoRA of Black Forest Labs for Flux"
-USO = "a LoRA of USO in its own names"
-FOREIGN = {
-    ".oft_diag": "oft_diag",
-    ".lokr_t2": "lokr_t2",
-    ".reshape_weight": "reshape_weight",
-    ".key_norm.scale": CONTROL,
-    ".query_norm.scale": CONTROL,
-    ".lora_B.bias": "lora_B.bias",
-    ".processor.qkv_lora1.up.weight": USO,
-    ".processor.qkv_lora2.up.weight": USO,
-}
-"""{end of a key: kind of adapter that is known and not read here}. ComfyUI ignores the first, fails on the second (it logs an error and
-leaves the weight), and the third changes a weight's shape. ComfyUI renames the files of Black Forest Labs and of USO as they are loaded
-(its `lora_convert`); the former widen the input of the network and set norms, the latter are told by names that no other file has."""
-REMEDIES = {
-    CONTROL: "It widens the input of the network for a control image, which no plain LoRA does: use it in ComfyUI with a control image",
-    USO: "It works together with USO's reference images: use it in ComfyUI, which renames it as it loads it",
-}
 BIAS = ("diff_b", "b_norm")
 """Tensors that change the bias of a module."""
 OF_THE_BASE = {
@@ -98,20 +80,6 @@ def split_key(key: str) -> tuple[str, str | None]:
         return key[: -len(suffix) - 1], suffix
     end = next((end for end in SPELLINGS if key.endswith(end)), None)
     return (key, None) if end is None else (key[: -len(end)], SPELLINGS[end])
-
-
-def foreign_kinds(keys: Iterable[str]) -> list[str]:
-    """The kinds of tensors among these keys that belong to adapters which are known and not read here, sorted."""
-    found = {kind for key in keys for end, kind in FOREIGN.items() if key.endswith(end)}
-    return sorted(found - {"lora_B.bias"} if CONTROL in found else found)
-
-
-def refuse_foreign(keys: Iterable[str], name: str) -> None:
-    """Raise ModelFileError if a file holds a kind of adapter that is not read here: half of it would be another change."""
-    if kinds := foreign_kinds(keys):
-        usual = "Load it in ComfyUI, save the checkpoint there, and extract a LoRA from it"
-        remedy = next((REMEDIES[kind] for kind in kinds if kind in REMEDIES), usual)
-        raise ModelFileError(f"{name} holds a kind of adapter that is not read here ({', '.join(kinds)}). {remedy}")
 
 
 def refuse_broken(tensors: Mapping[str, Tensor], name: str) -> None:
@@ -253,11 +221,12 @@ def low_rank_change(parts: Mapping[str, Tensor]) -> Tensor:
         if "lora_mid.weight" in parts:
             down = kernel_of(down, parts["lora_mid.weight"])
         return up.flatten(1) @ down.flatten(1) * _scale(alpha, down.shape[0])
-    if "hada_w1_a" in parts:
-        first, second = (_hadamard_factor(parts, number) for number in "12")
-        return (first * second).flatten(1) * _scale(alpha, parts["hada_w1_b"].shape[0])
-    if any(name.startswith("lokr") for name in parts):
-        return _kronecker(parts, alpha)
+    with suppress(KeyError):  # one of the factors is missing
+        if "hada_w1_a" in parts:
+            first, second = (_hadamard_factor(parts, number) for number in "12")
+            return (first * second).flatten(1) * _scale(alpha, parts["hada_w1_b"].shape[0])
+        if any(name.startswith("lokr") for name in parts):
+            return _kronecker(parts, alpha)
     if kind := needs_base(undecomposed(parts)):
         raise ModelFileError(
             f"the change of a LoRA file of the kind {kind} depends on the base model's weights: merge the file into the base (merge-base), and extract a LoRA"
@@ -270,6 +239,8 @@ def changed_shape(parts: Mapping[str, Tensor]) -> tuple[int, int] | None:
 
     Raises ModelFileError for an incomplete adapter, or factors that do not fit each other.
     """
+    if "alpha" in parts and parts["alpha"].numel() != 1:
+        raise ModelFileError(f"alpha holds {parts['alpha'].numel()} numbers instead of one: the LoRA file is damaged")
     if not changes_weight(parts) or needs_base(undecomposed(parts)):
         return None
     try:

@@ -12,7 +12,8 @@ from ..errors import ModelFileError, did_you_mean
 from ..weights.frozen import FrozenLinear, is_quantized_tensor, replace_module
 from ..weights.row_parts import RowPart
 from .adapted import dense_weight, own_weight
-from .host_formula import bias_change, changed_shape, changes_weight, group_by_module, refuse_foreign, weight_change
+from .host_formula import bias_change, changed_shape, changes_weight, group_by_module, weight_change
+from .kinds.foreign import no_adapter, refuse_foreign
 
 
 class Patchable(Protocol):
@@ -37,6 +38,8 @@ def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[st
     """Returns {module path: {suffix: tensor}} of a LoRA file. Raises ModelFileError unless every tensor belongs to a module of the network."""
     modules, unknown = group_by_module(tensors)
     refuse_foreign(unknown, "the LoRA")
+    if not modules:
+        raise ModelFileError(f"the LoRA {no_adapter(tensors)}")
     paths = _paths(denoiser, (nn.Linear, nn.Conv2d))
     if modules.keys() - paths.keys():  # trained norms and embeddings are rare
         paths = _paths(denoiser, (nn.Module,)) | paths
@@ -46,8 +49,6 @@ def match_modules(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> dict[st
         raise ModelFileError(
             f"{len(strange)} of the LoRA's {len(modules) + len(unknown)} modules are not in this {denoiser.family} model, first {strange[0]} ({near}): it was made for another model or loader"
         )
-    if not modules:
-        raise ModelFileError("the file holds no LoRA tensors")
     return {paths[key]: parts for key, parts in modules.items()}
 
 

@@ -15,8 +15,9 @@ from ..config.run import NetworkConfig
 from ..errors import ModelFileError
 from .adapted import NAME, PeftLayer, dense_weight, layer_parameters
 from .adapter import Adapter
-from .host_formula import group_by_module, rank_of, refuse_foreign, weight_change
+from .host_formula import group_by_module, rank_of, weight_change
 from .initial import with_start
+from .kinds.foreign import refuse_foreign
 from .kinds.own import OwnLayer
 
 FileKey = Callable[[str], str]

@@ -20,6 +20,7 @@ from ..families.common.lora_names import ATTENTION_ROWS, NATIVE_PREFIXES, is_tex
 from ..types import Progress
 from .factors import KOHYA, PEFT, Factors, PlainLora, Written, extended, new_dtype, open_lora, write_lora
 from .inspect import weight_size
+from .merge import add
 
 Modules = dict[str, Factors]
 """{module path: its adapter}."""
@@ -72,7 +73,10 @@ def convert(
     layout = owner.lora_layouts[format]
     keymap = owner.lora_map(_widths(lora))
     old = _resolved(lora, owner, keymap)
-    new = rearranged(old, keymap, layout)
+    try:
+        new = rearranged(old, keymap, layout)
+    except ModelFileError as error:
+        raise ModelFileError(f"{source}: {error}") from error
     if any(_sizes_for(lora, other, format) != _sizes(new) for other in others):
         raise ModelFileError(_ambiguous(lora, [owner, *others]))
     formats = {lora.dtype(key) for key in lora.modules}
@@ -177,7 +181,14 @@ def _resolved(lora: PlainLora, family: Family, keymap: KeyMap) -> dict[str, tupl
         raise ModelFileError(
             f"{lora.path}: {len(strange)} of its {len(lora.modules)} modules are not {family.name} modules that can be converted, first {strange[0]}"
         )
-    found = {known[key][1]: (known[key][0], lora.factors(key)) for key in sorted(own - rows.keys())}
+    found: dict[str, tuple[bool, Factors]] = {}
+    for key in sorted(own - rows.keys()):
+        original, path = known[key]
+        if path in found:
+            raise ModelFileError(
+                f"{lora.path} holds {path} under two names, one of them {key}, of which ComfyUI applies one: remove the other"
+            )
+        found[path] = (original, lora.factors(key))
     for key, module in sorted(rows.items()):
         _add_rows(found, parts_of(keymap, known[module][1]), lora.factors(key), f"{lora.path}: {key}")
     return found
@@ -236,13 +247,18 @@ def to_diffusers(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rea
     new = Rearranged(modules={})
     for path, (original, factors) in old.items():
         if not original:
-            new.modules[path] = factors
+            _join(new.modules, path, factors)
             continue
         parts = parts_of(keymap, path)
         new.split += len(parts) > 1
         for name, part in parts:
-            new.modules[name] = replace(factors, up_OR=_rows(factors.up_OR, part))
+            _join(new.modules, name, replace(factors, up_OR=_rows(factors.up_OR, part)))
     return new
+
+
+def _join(modules: Modules, path: str, factors: Factors) -> None:
+    """Add an adapter to those by path; where there is one, as for a fused module and its parts in one file, both act."""
+    modules[path] = add([(modules[path], 1.0), (factors, 1.0)], path) if path in modules else factors
 
 
 def to_original(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rearranged:
@@ -254,7 +270,7 @@ def to_original(old: Mapping[str, tuple[bool, Factors]], keymap: KeyMap) -> Rear
             part = keymap[f"{path}.weight"]
             pieces.setdefault(part.native.removesuffix(".weight"), []).append((part, factors))
     for native, parts in pieces.items():
-        new.modules[native] = fuse(parts, total_rows(keymap, native))
+        _join(new.modules, native, fuse(parts, total_rows(keymap, native)))
         new.fused += len(parts) > 1
     return new
 

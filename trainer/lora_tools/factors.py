@@ -4,6 +4,7 @@ LoHa, LoKr, the Tucker form and full differences are products of two matrices to
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from ..config.aliases import log_note
 from ..errors import ConfigError, ModelFileError, some
-from ..lora.host_formula import EMBEDDINGS, refuse_foreign
+from ..lora.host_formula import EMBEDDINGS
+from ..lora.kinds.foreign import no_adapter, refuse_foreign
 from ..storage.atomic import stream_tensors
 from ..storage.tensor_file import FORMATS, TensorFile, TensorHeader
 from ..weights.devices import DTYPES
@@ -54,7 +56,8 @@ class PlainLora:
             factors = factors if alpha is None else replace(factors, scale=alpha / factors.rank)
         except RuntimeError as error:
             raise ModelFileError(f"{self.path}: {key} is damaged, {error}") from error
-        if not (torch.isfinite(factors.up_OR).all() and torch.isfinite(factors.down_RI).all()):
+        is_finite = torch.isfinite(factors.up_OR).all() and torch.isfinite(factors.down_RI).all()
+        if not (is_finite and math.isfinite(factors.scale)):
             raise ModelFileError(f"{self.path}: {key} has NaN or infinite numbers; `inspect` lists all of them")
         return factors
 
@@ -84,7 +87,7 @@ def open_lora(path: Path) -> PlainLora:
         log_note(f"{path.name}: {len(embeddings)} bundled embeddings are left out, as ComfyUI does: {some(embeddings)}")
     modules = {_of_unet(key): parts for key, parts in modules.items()}
     if not modules:
-        raise ModelFileError(f"{path} holds no LoRA tensors; it begins with {', '.join(sorted(file.layout)[:3])}")
+        raise ModelFileError(f"{path} {no_adapter(file.layout)}")
     if unknown:
         raise ModelFileError(f"{path} has {len(unknown)} tensors of an unknown kind, first {sorted(unknown)[0]}")
     for key, parts in sorted(modules.items()):

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 
 from ..errors import ModelFileError, reads
-from ..lora.host_formula import RANKED, foreign_kinds, is_butterfly, refuse_foreign, split_key
+from ..lora.host_formula import RANKED, is_butterfly, split_key
+from ..lora.kinds.foreign import foreign_kinds, no_adapter, refuse_foreign
 from ..storage.atomic import bits_of
 from ..storage.tensor_file import FORMATS, TensorFile
 from .stated_alpha import KEY as STATED
@@ -51,7 +52,7 @@ def inspect(path: Path) -> LoraReport:
     modules, unknown = modules_of(file)
     if not modules:
         refuse_foreign(unknown, str(path))
-        raise ModelFileError(f"{path} holds no LoRA tensors; it begins with {', '.join(sorted(file.layout)[:3])}")
+        raise ModelFileError(f"{path} {no_adapter(file.layout)}")
     norms: dict[str, float] = defaultdict(float)
     zero, broken, alphas = [], [], []
     for key, parts in modules.items():

@@ -86,7 +86,10 @@ def merge_loras(
             yield (
                 key,
                 Written(
-                    factors=add([(lora.factors(key), weight) for lora, weight in owners], key),
+                    factors=add(
+                        [(lora.factors(key), weight) for lora, weight in owners],
+                        f"{key} of {' and '.join(str(lora.path) for lora, _ in owners)}",
+                    ),
                     dtype=new_dtype(dtype, widest),
                     names=owners[0][0].names(key),
                 ),

@@ -17,13 +17,14 @@ from ..errors import ModelFileError, RunError, did_you_mean
 from ..lora.host_formula import (
     BIAS,
     EMBEDDINGS,
+    changed_shape,
     changes_weight,
     needs_base,
     needs_whole_weight,
     refuse_broken,
-    refuse_foreign,
     weight_change,
 )
+from ..lora.kinds.foreign import no_adapter, refuse_foreign
 from ..storage.atomic import stream_tensors
 from ..storage.tensor_file import FORMATS, TensorFile
 from ..types import Progress
@@ -73,6 +74,10 @@ class Patch:
         offset, total = self.target.of_module or (0, tensor.shape[1] if self.target.transposed else last - first)
         parts = self.file.gather(self.parts)
         refuse_broken({self.parts[name]: tensor for name, tensor in parts.items()}, str(self.file.path))
+        try:
+            changed_shape(parts)  # whether it is whole, and its factors fit each other
+        except ModelFileError as error:
+            raise ModelFileError(f"{self.file.path}: {self.module}: {error}") from error
         whole = needs_whole_weight(parts, total) or self.target.transposed
         if whole and self.target.of_module:
             raise ModelFileError(
@@ -106,6 +111,8 @@ class OpenPatch:
             span = (first - self.first + self.offset, self.total)
             try:
                 mine += weight_change(self.parts, mine, self.patch.strength, span)
+            except ModelFileError as error:
+                raise ModelFileError(f"{self.patch.file.path}: {self.patch.module}: {error}") from error
             except RuntimeError as error:
                 raise ModelFileError(
                     f"{self.patch.file.path}: {self.patch.module} does not fit a weight of {(self.total, *mine.shape[1:])}: it was made for another model"
@@ -157,22 +164,30 @@ def plan(
         file = TensorFile(path)
         modules, unknown = modules_of(file)
         refuse_foreign(unknown, str(path))
+        if not any(changes_weight(parts) or set(BIAS) & set(parts) for parts in modules.values()):
+            raise ModelFileError(f"{path} {no_adapter(file.layout)}")
         strange += [key for key in unknown if not key.startswith(EMBEDDINGS)]
+        taken: dict[WeightSlice, str] = {}
         for module, parts in sorted(modules.items()):
             if module not in slices:
                 strange.append(module)
                 continue
             for target, mine in _targets(slices[module], parts):
+                if (other := taken.setdefault(target, module)) != module:
+                    raise ModelFileError(
+                        f"{path} holds a module under two names, {other} and {module}, of which ComfyUI applies one: remove the other"
+                    )
                 patch = Patch(module=module, target=target, file=file, parts=mine, strength=strength)
                 patches.setdefault(target.key, []).append(patch)
     if not patches or (strange and not partly):
-        near = did_you_mean(strange[0], list(slices)) if strange else "the files hold no LoRA tensors"
+        near = did_you_mean(strange[0], list(slices))
+        named = " and ".join(str(path) for path, _ in loras)
         if t5 := [module for module in strange if _T5.search(module)]:
             raise ModelFileError(
-                f"{len(t5)} modules of the LoRA belong to a T5 text encoder, first {t5[0]}: only denoisers and CLIP text encoders can be merged. --skip-missing merges the rest; keep the LoRA in a loader for its T5 part"
+                f"{len(t5)} modules of {named} belong to a T5 text encoder, first {t5[0]}: only denoisers and CLIP text encoders can be merged. --skip-missing merges the rest; keep the LoRA in a loader for its T5 part"
             )
         raise ModelFileError(
-            f"{len(strange)} modules of the LoRA are not in this base model, first {strange[0] if strange else 'none'} ({near}). "
+            f"{len(strange)} modules of {named} are not in this base model, first {strange[0]} ({near}). "
             "It was made for another model, or also changes text encoders that this base model does not have: --skip-missing merges the rest"
         )
     return patches, strange

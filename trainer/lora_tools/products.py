@@ -60,7 +60,11 @@ def why_no_product(shapes: Mapping[str, tuple[int, ...]]) -> str:
     is_hadamard = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= names
     is_kronecker = all(w in names or {f"{w}_a", f"{w}_b"} <= names for w in ("lokr_w1", "lokr_w2"))
     is_whole = has_pair or is_hadamard or is_kronecker
-    return "" if is_whole else f"has {', '.join(sorted(names))} only, which is no whole adapter: the file is damaged"
+    return (
+        ""
+        if is_whole
+        else f"has {', '.join(sorted(names or {'alpha'}))} only, which is no whole adapter: the file is damaged"
+    )
 
 
 def factors_of(parts: Mapping[str, Tensor]) -> Factors:

@@ -115,6 +115,34 @@ class _Header:
         return list(self._entry["shape"])
 
 
+BEGINNINGS = {
+    b"PK\x03\x04": "is a pickle, which can run code when opened: convert it to .safetensors first (safetensors.torch.save_file)",
+    b"\x80": "is a pickle, which can run code when opened: convert it to .safetensors first (safetensors.torch.save_file)",
+    b"GGUF": "is a GGUF file, which is not read here: use the .safetensors file",
+    b"version https://git-lfs": "is a pointer of Git LFS: fetch the file itself (git lfs pull)",
+    b"<": "is a web page: download the file itself",
+    b"{": "is a text in JSON: name the .safetensors file",
+}
+"""{how a file begins: what it is instead of a safetensors file, with the remedy}."""
+
+
+def other_kind(path: Path) -> str:
+    """What a file that cannot be read as safetensors is instead, with the remedy; "" for a damaged one."""
+    if path.is_dir():
+        inner = next(iter(sorted(path.glob("*.safetensors"))), None)
+        return f"is a folder: name the file in it{f', {inner.name}' if inner else ''}"
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError:
+        return ""
+    return (
+        next((said for start, said in BEGINNINGS.items() if head.startswith(start)), "")
+        if head
+        else "is empty: get it again"
+    )
+
+
 def open_tensors(path: Path) -> OpenTensors:
     """Open a safetensors file. Raises SafetensorError or OSError."""
     from safetensors import safe_open
@@ -136,9 +164,11 @@ class TensorFile:
             self._file = open_tensors(path)
             self._read = ReadTensors(path)
         except (SafetensorError, ValueError) as error:
-            raise ModelFileError(f"{path} is damaged or not a safetensors file ({error})") from error
+            said = other_kind(path) or f"is damaged or not a safetensors file ({error}): download or copy it again"
+            raise ModelFileError(f"{path} {said}") from error
         except OSError as error:
-            raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
+            said = f"{path} {other_kind(path)}" if path.is_dir() else f"cannot read {path}: {error.strerror or error}"
+            raise ModelFileError(said) from error
         weakref.finalize(self, self._read.close)
         self.metadata: dict[str, str] = dict(self._file.metadata() or {})
         self.layout: TensorHeader = {}
@@ -192,4 +222,5 @@ def read_lora(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ModelFileError(f"cannot read the LoRA {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise ModelFileError(f"the LoRA {path} is damaged ({error}): copy it again") from error
+        said = other_kind(Path(path).expanduser()) or f"is damaged ({error}): copy it again"
+        raise ModelFileError(f"the LoRA {path} {said}") from error

@@ -14,7 +14,8 @@ from ....trainer.config.toml import parse
 from ....trainer.errors import ConfigError, ModelFileError
 from ....trainer.families.common.lora_names import is_text_encoder
 from ....trainer.lora.base_lora import BaseLora, BaseLoraIdentity, OfRows, change_of, weight_shape
-from ....trainer.lora.host_formula import group_by_module, refuse_broken, refuse_foreign
+from ....trainer.lora.host_formula import group_by_module, refuse_broken
+from ....trainer.lora.kinds.foreign import refuse_foreign
 from ....trainer.storage.fingerprint import tensors_digest
 from ....trainer.storage.tensor_file import read_lora
 from ....trainer.types import Record

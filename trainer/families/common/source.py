@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import ModelFileError
 from ...storage.mapped_files import load_tensors
-from ...storage.tensor_file import TensorFile
+from ...storage.tensor_file import TensorFile, other_kind
 from ...types import Json, Shapes
 
 DENOISER_PREFIX = "model.diffusion_model."
@@ -234,7 +234,8 @@ def read_shapes(path: Path) -> Shapes:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
-        raise ModelFileError(f"{path} is damaged or truncated ({error}): download or copy it again") from error
+        said = other_kind(path) or f"is damaged or truncated ({error}): download or copy it again"
+        raise ModelFileError(f"{path} {said}") from error
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
 

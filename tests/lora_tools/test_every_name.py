@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer.errors import ModelFileError
+from lora_loom.trainer.families.common.unet_names import layers_of
 from lora_loom.trainer.lora.host_formula import group_by_module, weight_change
 from lora_loom.trainer.lora_tools.base_keys import recognise
 from lora_loom.trainer.lora_tools.convert import convert
@@ -149,3 +150,27 @@ def test_few_blocks_of_a_usual_unet_are_not_taken_for_a_smaller_one(tmp_path):
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", "sdxl")
     modules, _ = group_by_module(load_file(tmp_path / "b.safetensors"))
     assert sorted(modules) == [f"lora_unet_output_blocks_{i}_1_transformer_blocks_0_attn1_to_q" for i in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("paths", "layers"),
+    [
+        (["input_blocks.0.0", "input_blocks.1.0.in_layers.2", "output_blocks.2.1.conv", "input_blocks.3.0.op"], 2),
+        (["input_blocks.1.1.proj_in", "input_blocks.4.1.proj_in", "output_blocks.8.1.proj_in"], 2),
+        (["input_blocks.3.1.proj_in"], 1),
+        (["input_blocks.2.0.op"], 1),
+        (["output_blocks.1.1.conv"], 1),
+        (
+            [
+                "up_blocks.1.attentions.1.proj_in",
+                "up_blocks.2.attentions.1.proj_in",
+                "down_blocks.0.attentions.0.proj_in",
+            ],
+            1,
+        ),
+        (["up_blocks.1.attentions.1.proj_in", "up_blocks.2.attentions.2.proj_in"], 2),
+        (["mid_block.attentions.0.proj_in"], 2),
+    ],
+)
+def test_what_tells_a_unet_with_one_resnet_a_level(paths, layers):
+    assert layers_of(paths) == layers

@@ -110,17 +110,18 @@ def without_processor(path: str) -> str:
 def layers_of(paths: Iterable[str]) -> int:
     """Resnets per level on the way down of the UNet that a LoRA file is for: 2, as in SD and SDXL, or 1, as in KOALA and the small SDs.
 
-    The latter where a resampling stands at a place that the former do not have it at, or where the file, in diffusers' names,
-    reaches through several levels and nowhere beyond what a network with one of them has.
+    The latter where a resampling stands at a place that the former do not have it at, or something else at theirs, or where the file, in
+    diffusers' names, reaches through several levels and nowhere beyond what a network with one of them has.
     """
     reach: dict[str, int] = {}
     for path in paths:
         if match := re.fullmatch(r"((?:down|up)_blocks\.\d+)\.(?:attentions|resnets)\.(\d+)\..*", path):
             reach[match[1]] = max(int(match[2]), reach.get(match[1], 0))
-        elif (match := re.fullmatch(r"(input|output)_blocks\.(\d+)\.\d+\.(op|conv)", path)) and int(match[2]) % (
-            LAYERS + 1
-        ) != (0 if match[1] == "input" else LAYERS):
-            return 1
+        elif match := re.fullmatch(r"(input|output)_blocks\.(\d+)\.\d+\.(.*)", path):
+            way, number, inner = match[1], int(match[2]), match[3]
+            here = number > 0 and number % (LAYERS + 1) == (0 if way == "input" else LAYERS)
+            if (inner in ("op", "conv")) != here and (way == "input" or inner == "conv"):
+                return 1
     up, down = ([most for level, most in reach.items() if level.startswith(way)] for way in ("up", "down"))
     return 1 if len(up) > 1 and set(up) == {1} and set(down) == {0} else LAYERS
 

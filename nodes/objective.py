@@ -95,6 +95,10 @@ class LoomObjective(LoomNode):
                     ),
                     "scheduled_sampling_strategy": widget("ObjectiveConfig", "scheduled_sampling_strategy"),
                     "tread_routes": widget("ObjectiveConfig", "tread_routes"),
+                    "timestep_list": text(
+                        "",
+                        "Noise levels of the timestep sampling list, as shares of the schedule (1 = pure noise), such as 1, 0.75, 0.5, 0.25 for Flux schnell; one that stands there twice is drawn twice as often.",
+                    ),
                 },
             },
             shown=("timesteps", "shift", "loss", "min_snr_gamma"),
@@ -107,8 +111,20 @@ class LoomObjective(LoomNode):
         from ..trainer.config.run import ObjectiveConfig
         from .sockets.values import ObjectiveValue
 
+        listed = parse_list(options.pop("timestep_list", ""))
         options = current_options("objective", {**options, "guided_scale": guided_scale or "auto"})
+        options["timestep_list"] = listed
         return (ObjectiveValue(objective=ObjectiveConfig(shift=parse_shift(shift), beta=(beta_a, beta_b), **options)),)
+
+
+def parse_list(written: str) -> tuple[float, ...]:
+    """The numbers of "1, 0.75". Raises ConfigError."""
+    from ..trainer.errors import ConfigError
+
+    try:
+        return tuple(float(part) for part in written.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(f"timestep_list = {written!r}: write numbers from 0 to 1 with commas between them") from error
 
 
 def parse_shift(written: str) -> Any:

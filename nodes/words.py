@@ -24,7 +24,7 @@ INPUTS = {
         "Loom Train LoRA": "rank",
     },
     "objective": {
-        "Loom Objective": "timestep_sampling logit_mean logit_std mode_scale shift min_timestep max_timestep timestep_spread loss huber_delta min_snr_gamma noise_offset masked_loss multires_noise_iterations multires_noise_discount ip_noise_gamma soft_min_snr debiased_loss scale_v_loss huber_schedule unmasked_probability unmasked_weight zero_terminal_snr guidance_scale guided_loss guided_scale scheduled_sampling_max_step_offset scheduled_sampling_probability scheduled_sampling_ramp_steps scheduled_sampling_strategy tread_routes"
+        "Loom Objective": "timestep_sampling logit_mean logit_std mode_scale shift min_timestep max_timestep timestep_spread loss huber_delta min_snr_gamma noise_offset masked_loss multires_noise_iterations multires_noise_discount ip_noise_gamma soft_min_snr debiased_loss scale_v_loss huber_schedule unmasked_probability unmasked_weight zero_terminal_snr guidance_scale guided_loss guided_scale scheduled_sampling_max_step_offset scheduled_sampling_probability scheduled_sampling_ramp_steps scheduled_sampling_strategy tread_routes timestep_list"
     },
     "memory": {
         "Loom Memory": "gradient_checkpointing prefetch base vram_gb checkpoint checkpoint_offload on_oom compile",

@@ -256,4 +256,4 @@ def _encoding(text: TextConfig, family: Family, variant: str) -> PromptEncoding:
                 hides = family.variants[variant].hides_padding
                 why = "never reads the padding of its text" if hides else "has no T5"
             raise ConfigError(f"text.{name} = {value!r} would do nothing: {family.name} {variant} {why}; leave it out")
-    return PromptEncoding(**wanted)
+    return PromptEncoding(**{**wanted, **dict.fromkeys(family.variants[variant].text_always, True)})

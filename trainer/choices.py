@@ -244,6 +244,11 @@ TIMESTEP_SAMPLING: dict[str, Choice] = {
         help="the middle or the ends more (SD3 paper)", make=".diffusion.timesteps:Mode", options=("mode_scale",)
     ),
     "beta": Choice(help="a beta distribution", make=".diffusion.timesteps:beta_law", options=("beta",)),
+    "list": Choice(
+        help="the noise levels of timestep_list alone, as those of a model that samples in few steps",
+        make=".diffusion.timesteps:Listed",
+        options=("timestep_list",),
+    ),
 }
 """[objective] timestep_sampling: a `TimestepLaw`, made of the values of its options."""
 

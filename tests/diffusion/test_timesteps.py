@@ -11,7 +11,8 @@ from scipy import stats
 
 from lora_loom.trainer.config.run import ObjectiveConfig
 from lora_loom.trainer.diffusion.objectives import Epsilon, FlowMatching
-from lora_loom.trainer.diffusion.timesteps import Beta, LogitNormal, Mode, NoiseLevels, ResolutionShift, Uniform
+from lora_loom.trainer.diffusion.timesteps import Beta, Listed, LogitNormal, Mode, NoiseLevels, ResolutionShift, Uniform
+from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.seeding import generator
 
 DRAWS = 4000
@@ -103,6 +104,22 @@ def test_range_of_trained_levels():
     assert 0.38 < max(values) <= 0.4
 
 
+def test_a_list_is_drawn_from_as_often_as_its_numbers_stand_there():
+    shares = (*[1.0] * 7, 0.75, 0.5, 0.25)
+    found, counts = np.unique(draws(Listed(shares)), return_counts=True)
+    assert found.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert stats.chisquare(counts, np.array([1, 1, 1, 7]) / 10 * DRAWS).pvalue > 0.01
+    assert [Listed(shares).at(torch.tensor(u)).item() for u in (0.0, 0.69, 0.71, 0.999)] == [1.0, 1.0, 0.75, 0.25]
+    levels = NoiseLevels(law=Listed((1.0, 0.5)), shift=1.0)
+    assert {levels.draw(FlowMatching(), 8, 8, generator(at)).item() for at in range(20)} == {1.0, 0.5}
+
+
+def test_a_list_has_numbers_from_0_to_1():
+    for wrong in ({"timestep_sampling": "list"}, {"timestep_sampling": "list", "timestep_list": (1.5,)}):
+        with pytest.raises(ConfigError, match="timestep_list"):
+            ObjectiveConfig(**wrong)
+
+
 def test_laws_made_without_parameters_are_those_of_the_configuration():
     defaults = ObjectiveConfig()
     assert Beta() == Beta(*defaults.beta)
@@ -111,6 +128,6 @@ def test_laws_made_without_parameters_are_those_of_the_configuration():
 
 def test_draws_touch_no_global_generator():
     before = torch.get_rng_state()
-    for law in (Uniform(), LogitNormal(), Mode(), Beta()):
+    for law in (Uniform(), LogitNormal(), Mode(), Beta(), Listed((0.5, 1.0))):
         assert law.draw(generator(0)) == law.draw(generator(0))
     assert torch.equal(before, torch.get_rng_state())

@@ -126,6 +126,28 @@ def opened(family, *, masked=False):
     return open_base(ModelConfig(base=str(tiny_folder(family)), device="cpu"), TextConfig(t5_attention_mask=masked))
 
 
+def test_libreflux_masks_whatever_the_settings_say_and_neither_of_them_is_warned_of_as_distilled():
+    folder = str(tiny_folder("flux"))
+    libre, booru, dev = (
+        open_base(ModelConfig(base=folder, variant=name, device="cpu"), TextConfig())
+        for name in ("libreflux", "fluxbooru", "dev")
+    )
+    assert (libre.reading.t5_attention_mask, libre.settings.by_length, libre.settings.guidance_embedding) == (
+        True,
+        True,
+        False,
+    )
+    assert (booru.reading.t5_attention_mask, booru.settings.guidance_embedding, dev.reading.t5_attention_mask) == (
+        False,
+        True,
+        False,
+    )
+    assert libre.warnings() == booru.warnings() == []
+    assert libre.encoder_identity().text == open_base(
+        ModelConfig(base=folder, variant="libreflux", device="cpu"), TextConfig(t5_attention_mask=True)
+    ).encoder_identity().text  # fmt: skip
+
+
 @pytest.mark.parametrize("family", ["flux", "sd3"])
 def test_caches_of_before_go_on_being_found(family, monkeypatch):
     off, on = (opened(family, masked=masked).encoder_identity() for masked in (False, True))

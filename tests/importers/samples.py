@@ -168,7 +168,7 @@ FACTS = {
     }),
     "O1": (O1, {
         "dataset.0.folder": "cats", "dataset.0.repeats": 3, "dataset.0.captions": "filename", "dataset.0.crop": "center",
-        "dataset.0.resolutions": (768, 1024), "network.alpha": 1.0, "network.target_modules": "attention+mlp", "schedule.warmup": 100,
+        "dataset.0.resolutions": (768, 1024), "network.alpha": 1.0, "network.target_modules": "transformer", "schedule.warmup": 100,
         "training.ema_decay": 0.999 ** 0.2, "optimizer.name": "adafactor", "training.precision": "float16", "output.format": "kohya",
         "output.dtype": "float32", "text.learning_rate": 0, "model.family": "sdxl", "optimizer.learning_rate": 3e-4, "training.epochs": 20,
     }),

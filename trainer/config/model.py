@@ -34,7 +34,7 @@ class ModelConfig(Section, table="model"):
     family: str = "auto"
     """Name of the model family; auto detects it from the keys of the file."""
     variant: str = "auto"
-    """Variant within the family, e.g. schnell, or sd1-v for a v-prediction file; auto detects it from the file."""
+    """Variant within the family, e.g. schnell, or sd1-v for a v-prediction file; auto detects it from the file. The de-distilled fluxbooru and libreflux (which masks T5's padding) look like dev and schnell: name them."""
     encoders: str = ""
     """A diffusers folder with text encoders, tokenizers and VAE. A whole checkpoint of SD1, SD2 or SDXL needs none: it holds its own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

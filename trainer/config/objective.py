@@ -27,6 +27,8 @@ class ObjectiveConfig(Section, table="objective"):
     """Strength s of mode sampling (SD3 paper, 3.1): above 0 trains the middle noise levels more, below 0 the ends."""
     beta: tuple[float, float] = (2.0, 2.0)
     """The two parameters of beta sampling; equal ones are symmetric, [1, 1] is uniform."""
+    timestep_list: tuple[float, ...] = ()
+    """Noise levels of list, as shares of the schedule (1 = pure noise); one that stands there twice is drawn twice as often. [1, 0.75, 0.5, 0.25] are the four steps of Flux schnell. shift applies to them: 1 leaves them as they are."""
     shift: float | Literal["auto", "resolution"] = "auto"
     """Shifts the noise levels of flow models: above 1 trains high noise more. auto is the family's own; resolution grows with the image."""
     min_timestep: float = 0.0
@@ -66,7 +68,7 @@ class ObjectiveConfig(Section, table="objective"):
     zero_terminal_snr: bool = False
     """Rescales the noise levels so that the highest is pure noise (arXiv 2305.08891), in training and in samples: for v models that make very dark and bright images. In the graph the MODEL says it (ModelSamplingDiscrete, zsnr)."""
     guidance_scale: float = 1.0
-    """Guidance value that guidance-distilled models (Flux dev) receive while training. 1.0 keeps the distillation."""
+    """Guidance value that guidance-distilled models (Flux dev) receive while training. 1.0 keeps the distillation; FluxBooru was trained at 3.5."""
     guided_loss: Annotated[str, OneOf(GUIDED_LOSSES)] = "off"
     """Keeps the guidance that is distilled into a model which samples at CFG 1 without a guidance input, where the plain loss undoes it (docs/distilled-models.md). It takes one more forward pass without gradient. Images with a dropped caption keep the plain loss. Models distilled to few steps need a training adapter instead."""
     guided_scale: float | Literal["auto"] = "auto"
@@ -106,6 +108,9 @@ class ObjectiveConfig(Section, table="objective"):
             self.min_timestep,
             f"use 0 <= min_timestep < max_timestep = {self.max_timestep} <= 1",
         )
+        listed, remedy = self.timestep_list, "use shares of the schedule from 0 to 1, such as [1, 0.75, 0.5, 0.25]"
+        is_listed = bool(listed) or self.timestep_sampling != "list"
+        require(is_listed and all(0 <= one <= 1 for one in listed), "objective.timestep_list", list(listed), remedy)
         require(min(self.beta) > 0, "objective.beta", self.beta, "use two numbers above 0")
         require(
             isinstance(self.shift, str) or self.shift > 0,

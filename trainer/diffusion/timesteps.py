@@ -100,6 +100,19 @@ def beta_law(parameters: tuple[float, float]) -> Beta:
     return Beta(*parameters)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """One of these shares of the schedule; one that stands there twice is drawn twice as often."""
+
+    shares: tuple[float, ...]
+
+    def draw(self, generator: Generator) -> Tensor:
+        return self.at(torch.rand((), generator=generator))
+
+    def at(self, u: Tensor) -> Tensor:
+        return torch.tensor(self.shares[min(int(u * len(self.shares)), len(self.shares) - 1)])
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolutionShift:
     """Shift exp(mu) that grows with the image; mu is linear in the number of the network's patches of patch x patch latents.

@@ -64,6 +64,15 @@ VARIANTS = {
     "dev": _DEV,
     "krea": _DEV,
     "kontext": replace(_DEV, references=MOST_REFERENCES),
+    "fluxbooru": replace(_DEV, distilled="no", guidance_scale=3.5),
+    "libreflux": Variant(
+        objective=SAMPLING,
+        training_shift=ResolutionShift(),
+        guidance_scale=3.5,
+        max_text_tokens=512,
+        text_options=("t5_attention_mask",),
+        text_always=("t5_attention_mask",),
+    ),
     "schnell": Variant(
         objective=FlowMatching(shift=1.0),
         distilled="steps",

@@ -10,12 +10,12 @@ from ..data.sets.checks import Surroundings
 from ..types import Record
 from . import values
 from .finish import run_name
-from .models import put_base, put_family
-from .optimizers import put_arguments, put_optimizer
+from .models import is_flow, put_base, put_family
+from .optimizers import put_arguments, put_optimizer, usual_decay
 from .translation import DatasetTable, Translation
 
 BASES = ("transformer_path", "diffusion_model", "checkpoint_path", "ckpt_path", "single_file_path", "diffusers_path")
-ENCODERS = ("llm_path", "clip_path", "t5_path", "text_encoder_path", "text_encoders", "text_encoder", "vae_path")
+ENCODERS = ("llm_path", "clip_path", "t5_path", "text_encoder_path", "text_encoders", "text_encoder")
 EPOCHS = 100
 """Epochs that its examples have; it has no default."""
 
@@ -64,8 +64,7 @@ def _model(made: Translation) -> None:
         put_base(made, "model.base", made.text(f"model.{base}"), f"model.{base}")
     if base != "diffusers_path" and made.has("model.diffusers_path"):
         put_base(made, "model.encoders", made.text("model.diffusers_path"), "model.diffusers_path")
-    for name in ENCODERS:
-        made.say("none", f"model.{name}", note="name a diffusers folder with text encoders and VAE in model.encoders")
+    _encoders(made)
     for name in ("transformer_dtype", "diffusion_model_dtype"):
         if made.text(f"model.{name}").startswith("float8"):
             made.put("model.quantize", "float8", f"model.{name}", nearly="a plain cast there; with scales here")
@@ -80,6 +79,18 @@ def _model(made: Translation) -> None:
     made.put("name", run_name(Path(given).name), "output_dir")
     if given:
         made.put("output.directory", str(Path(given).parent), "output_dir")
+
+
+def _encoders(made: Translation) -> None:
+    """VAE and text encoders."""
+    vae = next((name for name in ("vae_path", "vae") if made.has(f"model.{name}")), "")
+    if vae:
+        put_base(made, "model.vae", made.text(f"model.{vae}"), f"model.{vae}")
+    for name, kind in (("text_encoder_fp8", "float8"), ("text_encoder_nf4", "nf4"), ("llama3_4bit", "int4")):
+        if made.on(f"model.{name}"):
+            made.put("text.quantize", kind, f"model.{name}")
+    for name in ENCODERS:
+        made.say("none", f"model.{name}", note="name a diffusers folder with text encoders and VAE in model.encoders")
 
 
 def _network(made: Translation, has_adapter: bool) -> None:
@@ -97,6 +108,15 @@ def _network(made: Translation, has_adapter: bool) -> None:
         given = made.get("adapter.exclude_modules")
         joined = "|".join(f"(^|\\.){one}$" for one in given) if isinstance(given, list) else str(given)
         made.put("network.exclude_modules", joined, "adapter.exclude_modules")
+    merged = made.get("adapter.fuse_adapters") or made.get("model.merge_adapters")
+    if isinstance(merged, list) and merged:
+        tables = [
+            {"file": str(one["path"]), "strength": float(one.get("weight", 1.0)), "use": "always"}
+            if isinstance(one, Mapping)
+            else {"file": str(one), "strength": 1.0, "use": "always"}
+            for one in merged
+        ]
+        made.put("model.base_lora", tables, "adapter.fuse_adapters", "model.merge_adapters")
     if made.has("adapter.init_from_existing"):
         place = f"{made.text('adapter.init_from_existing').rstrip('/')}/adapter_model.safetensors"
         made.put("network.init_from", place, "adapter.init_from_existing")
@@ -197,7 +217,20 @@ def _aspects(inner: Translation) -> None:
         inner.put("dataset.aspects", [round(one, 6) for one in series], "min_ar", "max_ar", "num_ar_buckets")
 
 
+def _memory(made: Translation) -> None:
+    """Stages of a pipeline over several GPUs, or blocks that are swapped."""
+    swapped, stages = made.whole("blocks_to_swap"), made.whole("pipeline_stages", 1)
+    if stages > 1 and not swapped:
+        made.put("memory.shard", True, "pipeline_stages", nearly="FSDP takes the place of stages")
+    made.say("needless", "pipeline_stages", note="one stage" if stages < 2 else "blocks_to_swap streams the base here")
+    if swapped:
+        nearly = "all blocks that do not fit memory.vram_gb are streamed, with the same result"
+        made.put("memory.base", "stream", "blocks_to_swap", nearly=nearly)
+    made.say("needless", "blocks_to_swap", note="no block is swapped")
+
+
 def _training(made: Translation) -> None:
+    _memory(made)
     batch = made.get("image_micro_batch_size_per_gpu") or made.get("micro_batch_size_per_gpu", 1)
     smallest = (
         min(int(one[-1]) for one in batch)
@@ -231,6 +264,10 @@ def _training(made: Translation) -> None:
         )
     if made.on("monitoring.enable_wandb"):
         made.put("output.report_to", "wandb", "monitoring.enable_wandb")
+        for name, ours in (("wandb_tracker_name", "tracker_project"), ("wandb_run_name", "tracker_run")):
+            if made.has(f"monitoring.{name}"):
+                made.put(f"output.{ours}", made.text(f"monitoring.{name}"), f"monitoring.{name}")
+    made.say("needless", "monitoring.wandb_tracker_name", "monitoring.wandb_run_name", note="wandb is off")
     made.say("exact", "monitoring.enable_wandb", ours="output.report_to")
     for name, kind in (("huber_delta", "huber"), ("pseudo_huber_c", "huber"), ("smooth_l1_beta", "smooth_l1")):
         if made.has(name):
@@ -257,13 +294,7 @@ def _optimizer(made: Translation) -> None:
         for name in ("betas", "eps")
         if made.has(f"optimizer.{name}")
     }
-    decay = (
-        made.number("optimizer.weight_decay")
-        if made.has("optimizer.weight_decay")
-        else 0.01
-        if ours.startswith("adam")
-        else None
-    )
+    decay = made.number("optimizer.weight_decay") if made.has("optimizer.weight_decay") else usual_decay(ours)
     put_arguments(made, arguments, "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", decay=decay)
     made.put("optimizer.max_grad_norm", made.number("gradient_clipping", 1.0), "gradient_clipping")
     word = "constant" if constant else made.text("lr_scheduler", "constant")
@@ -277,7 +308,7 @@ def _optimizer(made: Translation) -> None:
 
 
 def _noise(made: Translation) -> None:
-    if made.settings.get("model.family") in ("sd", "sdxl"):
+    if not is_flow(str(made.settings.get("model.family", "")), made.text("model.type")):
         return
     word = made.text("model.timestep_sample_method", "logit_normal")
     made.put(

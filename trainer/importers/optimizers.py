@@ -4,12 +4,17 @@ import csv
 from functools import cache
 from typing import Any
 
-from ..choices import OPTIMIZERS
+from ..choices import CLASS_PATH
 from .table import FOLDER
 from .translation import Translation
 
-ADAM_DECAY = 0.01
-"""Weight decay of AdamW where nothing is said; other optimizers have none."""
+DECAYING = ("adamw", "adamw8bit", "paged_adamw8bit", "ademamix", "ademamix8bit")
+"""Optimizers with a weight decay of 0.01 where nothing is said; others have none."""
+
+
+def usual_decay(ours: str) -> float:
+    """The weight decay of an optimizer, by our name, where nothing is said."""
+    return 0.01 if ours in DECAYING else 0.0
 
 
 @cache
@@ -20,11 +25,13 @@ def _table() -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def our_optimizer(trainer: str, name: str) -> tuple[str, str]:
-    """Returns (our name, the difference, or ""); our name is "" for an optimizer that is not here."""
+    """Returns (our name or the path of a class, the difference, or ""); our name is "" for an optimizer that is not here."""
     word = "".join(letter for letter in name.rpartition(".")[2].lower() if letter.isalnum())
     table = _table()
     ours, difference = table.get((trainer, word)) or table.get(("", word)) or ("", "")
-    return (ours, difference) if ours in OPTIMIZERS else ("", "")
+    if ours:
+        return ours, difference
+    return (name, "") if CLASS_PATH.fullmatch(name) else ("", "")
 
 
 def put_optimizer(translation: Translation, option: str, name: str) -> str:
@@ -53,11 +60,11 @@ def put_arguments(
     left = [f"{key} = {value!r}" for key, value in arguments.items() if key not in fits]
     if left:
         translation.notes.append(
-            f"optimizer.options: {', '.join(left)} is not a number or a list of numbers; it is left out"
+            f"optimizer.options: {', '.join(left)} is none of a number, a text and a list of numbers; it is left out"
         )
     translation.say("exact", *options)
 
 
 def _fits(value: Any) -> bool:
     is_list = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
-    return is_list or isinstance(value, int | float)
+    return is_list or isinstance(value, int | float | str)

@@ -10,7 +10,8 @@ from ..config.toml import toml_tables
 from ..data.sets.checks import Surroundings
 from ..errors import ConfigError, problem_list, reading
 from ..storage.limits import refuse_bombs
-from . import accelerate, ai_toolkit, diffusion_pipe
+from . import accelerate, diffusion_pipe
+from .ai_toolkit import config as ai_toolkit
 from .finish import Imported, finish
 from .kohya import musubi
 from .kohya import run as kohya
@@ -50,9 +51,10 @@ def _tables(data: Any, name: str) -> list[Mapping[str, Any]]:
 def _is_simpletuner(data: Any) -> bool:
     keys = _keys(data)
     known = by_name("simpletuner", ("config",))
-    own = {"model_family", "MODEL_FAMILY", "TRAINER_EXTRA_ARGS", "DATALOADER_CONFIG", "CONFIG_BACKEND"}
+    own = {"model_family", "MODEL_FAMILY", "TRAINER_EXTRA_ARGS", "DATALOADER_CONFIG", "CONFIG_BACKEND", "CONFIG_TYPE"}
     return (
         bool(keys & own)
+        or "TRAINING_NUM_PROCESSES" in keys
         or {"model_type", "data_backend_config"} <= keys
         or (bool(keys) and all(key in known for key in keys))
     )
@@ -88,6 +90,16 @@ def _is_run(data: Any) -> bool:
     keys = set(kohya.flat(data))
     return bool(keys & {"network_module", "network_dim"}) and bool(
         keys & {"pretrained_model_name_or_path", "network_module", "dit"}
+    )
+
+
+def _is_part_of_run(data: Any) -> bool:
+    """Some options of a run alone, as pages print them."""
+    if not isinstance(data, Mapping) or not data:
+        return False
+    known = by_name("sd_scripts", ("args",))
+    return {"optimizer_type", "optimizer_args", "network_args", "lr_scheduler_args"} & set(data) != set() and all(
+        key in known for key in data
     )
 
 
@@ -137,6 +149,7 @@ FORMATS = (
     ),
     Format(title="a configuration of accelerate", fits=accelerate.is_config, translate=accelerate.translate),
     Format(title="a configuration of SimpleTuner", fits=_is_simpletuner, translate=simpletuner.translate),
+    Format(title="options of kohya's sd-scripts", fits=_is_part_of_run, translate=kohya.translate_run),
     Format(title="a prompt library of SimpleTuner", fits=_is_prompts, translate=simpletuner.translate_prompts),
 )
 """In the order in which they are tried."""

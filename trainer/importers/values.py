@@ -73,6 +73,8 @@ def pairs(name: str, given: Any) -> dict[str, Any]:
     entries = given if isinstance(given, list) else _split(str(given))
     found: dict[str, Any] = {}
     for entry in entries:
+        if str(entry).strip() in ("", "..."):
+            continue
         key, equals, value = str(entry).partition("=")
         if not equals:
             raise ConfigError(f"{name} = {given!r}: write key=value")

@@ -56,6 +56,8 @@ class Variant:
     """What stands behind a text never reaches the network: it is masked, or there is nothing."""
     text_options: tuple[str, ...] = ()
     """Fields of `PromptEncoding` that have an effect in this family."""
+    text_always: tuple[str, ...] = ()
+    """Those of them that are on whatever the settings say: the model was trained so."""
     text_parts: Mapping[str, str] = field(default_factory=dict)
     """{name in LoRA files: folder} of the text encoders that can have a LoRA of their own."""
     text_pooled: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """musubi-tuner: sd-scripts' grammar with one script per architecture, and flat dataset tables."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from . import shell
 from .datasets import add_sets, datasets
 from .flow import flow
 from .network import network
-from .run import LISTS, base_loras, flat, rates, training
+from .run import LISTS, base_loras, flat, rates, training, whole
 
 FAMILIES = {
     "qwen_image": "qwen_image",
@@ -21,11 +22,11 @@ FAMILIES = {
     "sd3": "sd3",
     "lumina": "lumina2",
     "zimage": "z_image",
+    "flux_2": "flux2",
+    "krea2": "krea2",
 }
 """{beginning of the name of a script or network module: our family}."""
 OTHERS = (
-    "flux_2",
-    "krea2",
     "wan",
     "hv",
     "fpack",
@@ -36,18 +37,31 @@ OTHERS = (
 )
 """Its architectures whose family is read from the base model's file here."""
 VARIANTS = {"edit": "qwen-image-edit", "edit-2509": "qwen-image-edit-plus", "edit-2511": "qwen-image-edit-plus"}
+PACKED = ("fp8_vl", "fp8_llm", "fp8_t5", "fp8_text_encoder")
+"""Switches for text encoders in fp8."""
 ENCODERS = ("vae", "text_encoder", "text_encoder1", "text_encoder2", "t5", "clip")
+
+
+WHOLE_SCRIPT = re.compile(r"(?!.*_train_network)\w+_train\.py")
+"""Scripts that train the whole model."""
 
 
 def is_command(script: str, options: Mapping[str, Any]) -> bool:
     """Whether a command is one of musubi-tuner's."""
-    return "dit" in options or architecture(script, options)[0] in (*OTHERS, "qwen_image", "zimage", "flux_kontext")
+    return "dit" in options or architecture(script, options)[0] in (
+        *OTHERS,
+        "qwen_image",
+        "zimage",
+        "flux_kontext",
+        "flux_2",
+        "krea2",
+    )
 
 
 def architecture(script: str, options: Mapping[str, Any]) -> tuple[str, str]:
     """Returns (the architecture's word or "", our family or "")."""
     module = str(options.get("network_module", "")).rpartition(".")[2].removeprefix("lora_")
-    for word in (*OTHERS, *FAMILIES):
+    for word in sorted((*OTHERS, *FAMILIES), key=len, reverse=True):
         if script.startswith(f"{word}_") or module == word:
             return word, FAMILIES.get(word, "")
     return "", ""
@@ -80,11 +94,32 @@ def translate_datasets(data: Mapping[str, Any], around: Surroundings) -> Transla
 def translate(options: Mapping[str, Any], around: Surroundings, script: str) -> Translation:
     """Options of musubi-tuner. Raises ConfigError for a value that cannot be read."""
     made = Translation("musubi_tuner", ("args",), options)
-    word, family = architecture(script, options)
+    family = _model(made, script)
+    _encoders(made, family)
+    if WHOLE_SCRIPT.fullmatch(script):
+        whole(made, script)
+    else:
+        network(made, family, "attention+mlp" if family in ("qwen_image", "flux") else "")
+        base_loras(made)
+    rates(made, text_encoders=0)
+    flow(made, "musubi")
+    if made.has("guidance_scale") and family == "flux":
+        made.put("objective.guidance_scale", made.number("guidance_scale"), "guidance_scale")
+    made.say("needless", "guidance_scale", note="the model takes no guidance value")
+    datasets(made, around)
+    training(made, around)
+    return made
+
+
+def _model(made: Translation, script: str) -> str:
+    """Set family, variant and base model. Returns our family, "" for one that is not here."""
+    word, family = architecture(script, made.options)
     if family:
         made.put("model.family", family, why=f"by {script or 'network_module'}")
     elif word:
-        made.notes.append(f"model.family: {word} is found by the base model's file here")
+        made.notes.append(
+            f"model.family: lora-loom trains no {word} from the command line; in ComfyUI's graph these settings train whatever model it loads"
+        )
     if word == "flux_kontext":
         made.put("model.variant", "kontext", why=f"by {script or 'network_module'}")
     version = made.text("model_version", "original")
@@ -96,6 +131,19 @@ def translate(options: Mapping[str, Any], around: Surroundings, script: str) -> 
         made.say("exact", "model_version", ours="model.variant")
     if made.has("dit"):
         put_base(made, "model.base", made.text("dit"), "dit")
+    return family
+
+
+def _encoders(made: Translation, family: str) -> None:
+    """VAE and text encoders, and the model that makes the samples."""
+    if family == "flux" and made.has("vae"):
+        put_base(made, "model.vae", made.text("vae"), "vae")
+    packed = [name for name in PACKED if made.on(name)]
+    if packed:
+        nearly = "" if packed == ["fp8_text_encoder"] else "all text encoders but CLIP's"
+        made.put("text.quantize", "float8", *packed, nearly=nearly)
+    if made.has("turbo_dit"):
+        put_base(made, "validation.model", made.text("turbo_dit"), "turbo_dit")
     for name in ENCODERS:
         if made.has(name):
             made.say("none", name, note="name a diffusers folder with text encoders and VAE in model.encoders")
@@ -103,13 +151,3 @@ def translate(options: Mapping[str, Any], around: Surroundings, script: str) -> 
         made.notes.append(
             "model.encoders: name a diffusers folder with the text encoders and the VAE of the base model"
         )
-    network(made, family, "attention+mlp" if family in ("qwen_image", "flux") else "")
-    rates(made, text_encoders=0)
-    base_loras(made)
-    flow(made, "musubi")
-    if made.has("guidance_scale") and family == "flux":
-        made.put("objective.guidance_scale", made.number("guidance_scale"), "guidance_scale")
-    made.say("needless", "guidance_scale", note="the model takes no guidance value")
-    datasets(made, around)
-    training(made, around)
-    return made

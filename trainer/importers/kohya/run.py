@@ -1,12 +1,9 @@
 """kohya's sd-scripts: its command line, the TOML of a run, LoRA_Easy_Training_Scripts' TOML. musubi-tuner builds on it."""
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...choices import ADAPTERS
-from ...config.prompt_library import read_prompt_file
 from ...config.toml import read_toml
 from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
@@ -15,13 +12,14 @@ from .. import values
 from ..accelerate import split
 from ..finish import run_name
 from ..models import put_base
-from ..optimizers import ADAM_DECAY, put_arguments, put_optimizer
+from ..optimizers import put_arguments, put_optimizer, usual_decay
 from ..table import by_name
-from ..translation import Translation, as_option
+from ..translation import Translation
 from . import shell
 from .datasets import datasets
 from .flow import flow, noise
 from .network import network
+from .outputs import samples, trackers
 from .powershell import block_options
 from .schedules import put_schedule
 
@@ -218,7 +216,7 @@ def rates(made: Translation, *, text_encoders: int, unet: str = "unet_lr") -> No
         and made.taken["optimizer_type"].note.startswith("there is no")
     ):
         arguments = {key: value for key, value in arguments.items() if key in ("weight_decay", "betas", "eps")}
-    put_arguments(made, arguments, "optimizer_args", decay=ADAM_DECAY if ours.startswith("adam") else 0.0)
+    put_arguments(made, arguments, "optimizer_args", decay=usual_decay(ours))
     put_schedule(made)
     if made.has("max_grad_norm"):
         made.put("optimizer.max_grad_norm", made.number("max_grad_norm"), "max_grad_norm")
@@ -276,65 +274,5 @@ def training(made: Translation, around: Surroundings) -> None:
     if made.on("deepspeed"):
         made.say("nearly", "deepspeed", note="FSDP (memory.shard) and streaming (memory.base) take its place")
         split(made, "zero_stage", "offload_param_device")
-    if made.has("huggingface_repo_id"):
-        made.put(
-            "output.hub_private", made.text("huggingface_repo_visibility") != "public", "huggingface_repo_visibility"
-        )
-    made.say("needless", "huggingface_repo_visibility", note="nothing is pushed")
-    tracker = made.text("log_with", "tensorboard" if made.has("logging_dir") else "none")
-    made.put("output.report_to", "tensorboard" if tracker == "all" else tracker, "log_with", "logging_dir")
-    _samples(made, around)
-
-
-def _is_read(path: Path) -> bool:
-    """Whether samples read the file as it is, with all its options."""
-    try:
-        read_prompt_file(path, "sample_prompts")
-    except ConfigError:
-        return False
-    return True
-
-
-def _sample_steps(made: Translation) -> None:
-    if made.has("sample_every_n_epochs"):
-        made.put("validation.sample_every", 0, "sample_every_n_epochs", nearly="samples are made at checkpoints here")
-        made.say("needless", "sample_every_n_steps", note="sample_every_n_epochs decides")
-
-
-def _samples(made: Translation, around: Surroundings) -> None:
-    place = made.text("sample_prompts")
-    path = around.find(place) if place else None
-    if path is None:
-        made.say("none", "sample_prompts", note=f"{place} is not there: write validation.prompts")
-        made.say(
-            "needless", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first", note="there are no prompts"
-        )
-        return
-    if path.suffix.lower() == ".txt" and _is_read(path):
-        made.put("validation.prompt_library", str(path), "sample_prompts")
-        _sample_steps(made)
-        return
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    kept = [line for line in lines if line and not line.startswith("#")]
-    parted = [re.split(r"\s--(?=\w)", line) for line in kept]
-    flags = {
-        flag.split(maxsplit=1)[0]: flag.partition(" ")[2]
-        for words in reversed(parted)
-        for flag in words[1:]
-        if flag.strip()
-    }
-    _sample_steps(made)
-    names = {
-        "n": "negative_prompt",
-        "w": "width",
-        "h": "height",
-        "d": "seed",
-        "s": "sample_steps",
-        "l": "guidance_scale",
-    }
-    nearly = "the flags of the first prompt hold for all" if flags else ""
-    made.put("validation.prompts", [words[0] for words in parted], "sample_prompts", nearly=nearly)
-    for flag, ours in names.items():
-        if flag in flags:
-            name = f"validation.{ours}"
-            made.put(name, as_option(name, f"--{flag}", flags[flag]), why=f"--{flag} of {path.name}")
+    trackers(made)
+    samples(made, around)

@@ -7,10 +7,12 @@ from typing import Any
 
 CONTINUED = re.compile(r"[ \t]*(?<!\S)[\\^`][ \t]*\r?\n|[\\^`][ \t]*\r?\n")
 """The end of a line that goes on: a backslash in bash, ^ in cmd, a backtick in PowerShell."""
+UNMARKED = re.compile(r"(?<![\\^`\s])[ \t]*\r?\n(?=[ \t]*--\w)")
+"""The end of a line that goes on without such a mark, as pages show it: the next one begins with an option."""
 ASSIGNED = re.compile(r"^\s*(?:export\s+|set\s+|\$)?\"?(?P<name>[A-Za-z_]\w*)\s*(?P<plus>\+?)=\s*(?P<value>.*)$")
 USED = re.compile(r"\$\{(?P<braces>\w+)\}|\$\((?:\$)(?P<call>\w+)\)|\$(?P<bare>[A-Za-z_]\w*)|%(?P<cmd>[A-Za-z_]\w*)%")
 TRAINS = re.compile(
-    r"_train_network\.py|\btrain_network\.py|--network_module|\b(sdxl|flux|sd3|lumina)_train\.py|\b(fine_tune|train_db)\.py"
+    r"_train_network\.py|\btrain_network\.py|--network_module|\b\w+_train\.py|\b(fine_tune|train_db)\.py"
 )
 """What a command that trains has."""
 SCRIPT = re.compile(r"[\w./\\:-]*\w+\.py$")
@@ -50,6 +52,7 @@ def _unquoted(text: str) -> str:
 def command(text: str) -> list[str]:
     """The words of the command that trains, in a text that may be a whole script. Empty if there is none."""
     known = variables(text)
+    text = UNMARKED.sub(" ", text)
     for line in CONTINUED.sub(" ", text).splitlines():
         if line.lstrip().startswith(("#", "REM ", "rem ", "::")):
             continue

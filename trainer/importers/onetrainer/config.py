@@ -12,8 +12,8 @@ from ...errors import ConfigError
 from ...types import Record
 from .. import values
 from ..finish import run_name
-from ..models import put_base, put_family
-from ..optimizers import ADAM_DECAY, put_arguments, put_optimizer
+from ..models import UNETS, put_base, put_family
+from ..optimizers import put_arguments, put_optimizer, usual_decay
 from ..translation import Translation
 from .concepts import concepts
 from .noise import noise, samples
@@ -36,7 +36,7 @@ FORMATS = {
 }
 
 
-TARGETS = {"attn-only": "attention", "attn-mlp": "attention+mlp", "full": "all"}
+TARGETS = {"attn-only": "attention", "attn-mlp": "attention+mlp", "full": "all", "blocks": "default"}
 
 
 PACKED = {
@@ -73,9 +73,14 @@ FORMER = {
 
 ARGUMENTS = (
     "relative_step", "scale_parameter", "warmup_init", "clip_threshold", "decay_rate", "d_coef", "d0", "growth_rate", "decouple",
-    "use_bias_correction", "safeguard_warmup", "slice_p", "amsgrad", "momentum", "nesterov",
+    "use_bias_correction", "safeguard_warmup", "slice_p", "amsgrad", "momentum", "nesterov", "beta3", "ns_steps",
 )  # fmt: skip
 """Options of the optimizer that have the same names in its class."""
+OF_PRODIGY_PLUS = (
+    "use_stableadamw", "use_cautious", "use_grams", "use_adopt", "use_schedulefree", "use_speed", "split_groups", "prodigy_steps",
+    "d_limiter", "factored",
+)  # fmt: skip
+"""The same of prodigy-plus-schedule-free alone."""
 
 
 def is_config(data: Any) -> bool:
@@ -170,9 +175,40 @@ def _model(made: Translation) -> None:
             made.put(
                 "memory.checkpoint_offload", True, "gradient_checkpointing", nearly="inputs from 1 MiB on wait in RAM"
             )
+    _encoders(made)
     if made.on("force_v_prediction"):
         made.put("model.variant", "sdxl-v" if "XL" in made.text("model_type") else "sd1-v", "force_v_prediction")
     made.say("exact", "force_v_prediction", "force_epsilon_prediction", ours="model.variant")
+
+
+def _encoders(made: Translation) -> None:
+    """dtypes of the text encoders, which have one here, and of the VAE."""
+    names = [f"{part}.weight_dtype" for part in ENCODERS]
+    words = {name: made.text(name) for name in names if made.has(name)}
+    packed = [PACKED[word][1] for word in words.values() if word in PACKED]
+    packed = ["float8" if one == "fp8" else one for one in packed]
+    is_clip = str(made.settings.get("model.family")) in UNETS
+    if packed and not is_clip:
+        first = next(name for name, word in words.items() if word in PACKED)
+        nearly = "one for all here, but CLIP's, which stay as they are" if len(words) > 1 else ""
+        made.put("text.quantize", packed[0], first, nearly=nearly)
+    made.say(
+        "needless",
+        *(name for name, word in words.items() if word in PACKED),
+        note="text.quantize is one for all, and not of CLIP",
+    )
+    plain = [
+        values.dtype("weight_dtype", word) for word in words.values() if word in ("FLOAT_32", "FLOAT_16", "BFLOAT_16")
+    ]
+    if plain and not packed:
+        nearly = "" if len(set(plain)) == 1 else "one dtype for all here"
+        made.put("text.dtype", plain[0], *words, nearly=nearly)
+    made.say("needless", *words, note="the quantized encoders compute in text.dtype")
+    made.say("needless", "vae.weight_dtype", note="the VAE computes in float32")
+    decided = {"model.dtype", "model.quantize", "model.matmul"} & set(made.settings)
+    if made.has("weight_dtype") and not decided and made.text("weight_dtype") not in PACKED:
+        made.put("model.dtype", values.dtype("weight_dtype", made.get("weight_dtype")), "weight_dtype")
+    made.say("needless", "weight_dtype", note="each part has its own")
 
 
 def _network(made: Translation) -> None:
@@ -189,6 +225,9 @@ def _network(made: Translation) -> None:
     made.put("network.alpha", made.number("lora_alpha", 1.0), "lora_alpha")
     if kind == "lokr":
         made.put("network.lokr_factor", made.whole("lokr_decompose_factor", -1), "lokr_decompose_factor")
+        for name in ("lokr_full_matrix", "lokr_decompose_both"):
+            if made.on(name):
+                made.put(f"network.{name}", True, name)
     else:
         made.say(
             "needless", *(name for name in made.options if name.startswith("lokr_")), note="the network is no LoKr"
@@ -196,8 +235,12 @@ def _network(made: Translation) -> None:
     made.say("needless", *(name for name in made.options if name.startswith("oft_")), note="the network is no OFT")
     preset = made.text("layer_filter_preset", "full")
     given = [one.strip() for one in made.text("layer_filter").split(",") if one.strip()]
+    family = str(made.settings.get("model.family"))
     if preset in TARGETS and not (preset == "full" and given):
-        made.put("network.target_modules", TARGETS[preset], "layer_filter_preset")
+        ours = "transformer" if preset == "attn-mlp" and family in UNETS else TARGETS[preset]
+        wider = preset == "attn-mlp" and family in ("flux", "chroma", "flux2")
+        nearly = "the output of single blocks is trained too" if wider else ""
+        made.put("network.target_modules", ours, "layer_filter_preset", nearly=nearly)
         made.say("needless", "layer_filter", "layer_filter_regex", note="layer_filter_preset decides")
     elif given:
         pattern = (
@@ -285,7 +328,8 @@ def _optimizer(made: Translation, family: str) -> None:
     made.say("exact", *(f"{part}.train" for part in NETWORKS), note="it is trained")
     note = "only the network is trained here"
     made.say("none" if trained else "exact", *(f"{part}.train" for part in ENCODERS), note=note if trained else "")
-    arguments = {name: made.get(f"optimizer.{name}") for name in ARGUMENTS if made.has(f"optimizer.{name}")}
+    own = (*ARGUMENTS, *(OF_PRODIGY_PLUS if ours == "prodigy_plus_schedule_free" else ()))
+    arguments = {name: made.get(f"optimizer.{name}") for name in own if made.has(f"optimizer.{name}")}
     if made.has("optimizer.beta1") and made.has("optimizer.beta2"):
         arguments["betas"] = [made.number("optimizer.beta1"), made.number("optimizer.beta2")]
     if made.has("optimizer.eps"):
@@ -294,15 +338,9 @@ def _optimizer(made: Translation, family: str) -> None:
             if made.has("optimizer.eps2")
             else made.number("optimizer.eps")
         )
-    decay = (
-        made.number("optimizer.weight_decay")
-        if made.has("optimizer.weight_decay")
-        else ADAM_DECAY
-        if ours.startswith("adam")
-        else None
-    )
+    decay = made.number("optimizer.weight_decay") if made.has("optimizer.weight_decay") else usual_decay(ours)
     names = (
-        *(f"optimizer.{name}" for name in ARGUMENTS),
+        *(f"optimizer.{name}" for name in own),
         *(f"optimizer.{name}" for name in ("beta1", "beta2", "eps", "eps2", "weight_decay")),
     )
     put_arguments(made, arguments, *names, decay=decay)

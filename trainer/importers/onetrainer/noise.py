@@ -1,18 +1,25 @@
 """OneTrainer's noise levels, loss and samples."""
 
 import json
+import math
+from collections.abc import Callable
 
 from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from .. import values
+from ..models import is_flow
 from ..translation import Translation
 
-FLOW = ("sd3", "flux", "lumina2", "qwen_image", "z_image")
+LAWS = {"UNIFORM": "uniform", "LOGIT_NORMAL": "logit_normal", "HEAVY_TAIL": "mode", "BETA": "beta"}
+"""{timestep_distribution: law here}, of those that are there."""
+SAMPLERS = {"EULER": "euler", "DDIM": "ddim", "DPMPP": "dpmpp_2m"}
+"""{beginning of a sampler's noise_scheduler: validation.sampler}."""
 
 
 def noise(made: Translation, family: str) -> None:
     """Set noise levels, their weights and the loss."""
-    if family in FLOW:
+    flow = is_flow(family, made.text("model_type"))
+    if flow:
         if made.on("dynamic_timestep_shifting"):
             made.put("objective.shift", "resolution", "dynamic_timestep_shifting")
             made.say("needless", "timestep_shift", note="dynamic_timestep_shifting wins over it")
@@ -21,13 +28,12 @@ def noise(made: Translation, family: str) -> None:
     made.say("needless", "timestep_shift", "dynamic_timestep_shifting", note="it is off, or of flow models only")
     word = made.text("timestep_distribution", "UNIFORM")
     weight, bias = made.number("noising_weight"), made.number("noising_bias")
-    law = {"UNIFORM": "uniform", "LOGIT_NORMAL": "logit_normal", "HEAVY_TAIL": "mode", "BETA": "beta"}.get(word, "")
-    made.put(
-        "objective.timestep_sampling",
-        law or "uniform",
-        "timestep_distribution",
-        nearly="" if law else f"there is no {word} here",
-    )
+    law = LAWS.get(word, "")
+    if word in SHAPES:
+        _as_beta(made, word, weight, bias)
+    else:
+        nearly = "" if law else f"there is no {word} here"
+        made.put("objective.timestep_sampling", law or "uniform", "timestep_distribution", nearly=nearly)
     if law == "logit_normal":
         made.put("objective.logit_mean", bias, "noising_bias")
         made.put("objective.logit_std", 1 + weight, "noising_weight")
@@ -36,14 +42,14 @@ def noise(made: Translation, family: str) -> None:
     elif law == "beta" and weight > 0 and bias > 0:
         made.put("objective.beta", [weight, bias], "noising_weight", "noising_bias")
     made.say("needless", "noising_weight", "noising_bias", note=f"{word} does not read it")
-    if made.text("loss_weight_fn", "CONSTANT") == "MIN_SNR_GAMMA" and family not in FLOW:
+    if made.text("loss_weight_fn", "CONSTANT") == "MIN_SNR_GAMMA" and not flow:
         made.put(
             "objective.min_snr_gamma",
             made.number("loss_weight_strength", 5.0),
             "loss_weight_strength",
             "loss_weight_fn",
         )
-    if family in FLOW:
+    if flow:
         made.say(
             "needless", "rescale_noise_scheduler_to_zero_terminal_snr", note="flow models begin at pure noise anyway"
         )
@@ -64,6 +70,28 @@ def noise(made: Translation, family: str) -> None:
         note="one loss is taken: mse" if made.number("huber_strength") else "",
     )
     made.say("needless", "huber_delta", note="the loss is mse")
+
+
+SHAPES: dict[str, Callable[[float, float, float], float]] = {
+    "INVERTED_PARABOLA": lambda x, weight, bias: max(0.0, 2 - weight * (x - 0.5 - bias) ** 2),
+    "COS_MAP": lambda x, weight, bias: 2 / (math.pi * (1 - 2 * x + 2 * x * x)),
+    "SIGMOID": lambda x, weight, bias: 1 / (1 + math.exp(-weight * (x - 0.5 - bias))),
+}
+"""{timestep_distribution: its density at a share of the schedule, up to a factor}, of those that are not here."""
+
+
+def _as_beta(made: Translation, word: str, weight: float, bias: float) -> None:
+    """The beta distribution with the same mean and variance."""
+    shares = [(at + 0.5) / 1000 for at in range(1000)]
+    densities = [SHAPES[word](share, weight, bias) for share in shares]
+    total = sum(densities) or 1.0
+    mean = sum(share * density for share, density in zip(shares, densities, strict=True)) / total
+    variance = sum((share - mean) ** 2 * density for share, density in zip(shares, densities, strict=True)) / total
+    size = mean * (1 - mean) / variance - 1 if variance else 2.0
+    names = ("timestep_distribution", "noising_weight", "noising_bias")
+    nearly = f"the beta distribution with the mean and spread of {word}"
+    made.put("objective.timestep_sampling", "beta", "timestep_distribution", nearly=nearly)
+    made.put("objective.beta", [round(mean * size, 4), round((1 - mean) * size, 4)], *names, nearly=nearly)
 
 
 def samples(made: Translation, around: Surroundings) -> None:
@@ -95,6 +123,12 @@ def samples(made: Translation, around: Surroundings) -> None:
     for theirs, ours in names.items():
         if theirs in shown[0]:
             made.put(f"validation.{ours}", shown[0][theirs], why=f"{theirs} of the first sample")
+    scheduler = str(shown[0].get("noise_scheduler", ""))
+    sampler = next((ours for word, ours in SAMPLERS.items() if scheduler.startswith(word)), "")
+    if sampler:
+        made.put("validation.sampler", sampler, why="noise_scheduler of the first sample")
+        if scheduler.endswith("KARRAS"):
+            made.put("validation.scheduler", "karras", why="noise_scheduler of the first sample")
     if unit == "STEP":
         made.put("validation.sample_every", max(1, made.whole("sample_after", 10)), "sample_after", "sample_after_unit")
     made.say("nearly", "sample_after", "sample_after_unit", note="samples are made at checkpoints here")

@@ -14,27 +14,45 @@ from ..accelerate import deepspeed
 from ..finish import run_name
 from ..kohya import shell
 from ..models import HUB, put_base, put_family
-from ..optimizers import ADAM_DECAY, put_arguments, put_optimizer
+from ..optimizers import put_arguments, put_optimizer, usual_decay
 from ..table import by_name
 from ..translation import Translation
 from .datasets import datasets
 from .kernels import attention, encoders_dtype, hub
-from .network import network
+from .network import adapter, network
 from .noise import noise, rollout, schedule, steps_range, tread
 
 PRECISIONS = {"int8": "int8", "int4": "int4", "int2": "int2", "fp8": "float8", "fp8uz": "float8"}
 
 
 VARIANTS = {
-    "krea": "krea", "schnell": "schnell", "kontext": "kontext", "dev": "dev", "edit-v1": "qwen-image-edit",
-    "edit-v2": "qwen-image-edit-plus", "edit-v2+": "qwen-image-edit-plus", "edit-v3": "qwen-image-edit-plus",
+    "flux": {"krea": "krea", "schnell": "schnell", "kontext": "kontext", "dev": "dev", "fluxbooru": "fluxbooru", "libreflux": "libreflux"},
+    "qwen_image": {
+        "edit-v1": "qwen-image-edit", "edit-v2": "qwen-image-edit-plus", "edit-v2+": "qwen-image-edit-plus", "edit-v3": "qwen-image-edit-plus",
+    },
+    "z_image": {"turbo": "z-image-turbo", "turbo-ostris-v2": "z-image-turbo", "ostris-de-turbo": "z-image-turbo", "base": "z-image"},
+    "krea2": {"turbo": "turbo", "raw": "raw"},
+    "flux2": {"dev": "dev", "klein-4b": "klein-base", "klein-9b": "klein-base"},
 }  # fmt: skip
+"""{our family: {model_flavour: model.variant}}, where there is one."""
 
 
-FLAVOUR_HUB = {"krea": "black-forest-labs/FLUX.1-Krea-dev", "schnell": "black-forest-labs/FLUX.1-schnell"}
+FLAVOUR_HUB = {
+    "krea": "black-forest-labs/FLUX.1-Krea-dev",
+    "schnell": "black-forest-labs/FLUX.1-schnell",
+    "kontext": "black-forest-labs/FLUX.1-Kontext-dev",
+    "fluxbooru": "terminusresearch/fluxbooru-v0.3",
+    "libreflux": "jimmycarter/LibreFlux-SimpleTuner",
+    "turbo": "Tongyi-MAI/Z-Image-Turbo",
+    "turbo-ostris-v2": "Tongyi-MAI/Z-Image-Turbo",
+    "ostris-de-turbo": "Tongyi-MAI/Z-Image-Turbo",
+    "klein-4b": "black-forest-labs/FLUX.2-klein-base-4B",
+    "klein-9b": "black-forest-labs/FLUX.2-klein-base-9B",
+}
+"""{model_flavour: repository}, where it is another than the family's."""
 
 
-WHICH_FILE = ("CONFIG_BACKEND", "ENV")
+WHICH_FILE = ("CONFIG_BACKEND", "CONFIG_TYPE", "ENV")
 """Variables of the config.env above others: which folder and kind of configuration is read."""
 SWITCHES_OF_OLD = ("STABLE_DIFFUSION_3", "FLUX")
 """Variables of older files that name the family."""
@@ -81,6 +99,8 @@ def environment(text: str) -> Record | None:
         "STABLE_DIFFUSION_3",
         "MODEL_TYPE",
         "CONFIG_BACKEND",
+        "CONFIG_TYPE",
+        "TRAINING_NUM_PROCESSES",
     }
     if not marks & set(found):
         return None
@@ -98,9 +118,10 @@ def environment(text: str) -> Record | None:
 
 def _of_environment(options: Mapping[str, Any], around: Surroundings) -> Record:
     """The configuration that a config.env names by ENV and CONFIG_BACKEND; none if it is not there, or another file is translated."""
-    named, kind = options.get("ENV"), str(options.get("CONFIG_BACKEND") or "")
-    if not kind:
+    named, kind = options.get("ENV"), str(options.get("CONFIG_BACKEND") or options.get("CONFIG_TYPE") or "")
+    if not kind and not set(options) & {"num_processes", "env:TRAINING_NUM_PROCESSES", "TRAINING_NUM_PROCESSES"}:
         return {}
+    kind = kind or "json"
     place = f"config.{kind}" if named in (None, "default") else f"{named}/config.{kind}"
     path = around.find(place) if kind in ("json", "toml") else None
     if path is None:
@@ -118,12 +139,14 @@ def _model(made: Translation) -> str:
     for legacy, ours in zip(SWITCHES_OF_OLD, ("sd3", "flux"), strict=True):
         if made.on(legacy):
             family = put_family(made, legacy, ours)
-    flavour = made.text("model_flavour")
-    if flavour in VARIANTS:
-        made.put("model.variant", VARIANTS[flavour], "model_flavour")
+    named = made.text("pretrained_model_name_or_path")
+    flavour = made.text("model_flavour", "turbo-ostris-v2" if family == "z_image" and not named else "")
+    variant = VARIANTS.get(family, {}).get(flavour, "")
+    if variant:
+        made.put("model.variant", variant, "model_flavour")
     else:
         made.say("nearly", "model_flavour", note="it only picks which model is downloaded; model.base says it here")
-    base = made.text("pretrained_model_name_or_path") or FLAVOUR_HUB.get(flavour, HUB.get(family, ""))
+    base = named or FLAVOUR_HUB.get(flavour, HUB.get(family, ""))
     part = "transformer" if made.has("pretrained_transformer_model_name_or_path") else "unet"
     other = made.text(f"pretrained_{part}_model_name_or_path")
     sub = made.text(f"pretrained_{part}_subfolder", part)
@@ -145,11 +168,7 @@ def _model(made: Translation) -> str:
         made.say("exact", "pretrained_vae_model_name_or_path", note="the VAE of the base model is used")
     elif vae:
         put_base(made, "model.vae", vae, "pretrained_vae_model_name_or_path")
-    if made.has("assistant_lora_path"):
-        always = made.number("assistant_lora_inference_strength") != 0
-        table = {"file": made.text("assistant_lora_path"), "strength": made.number("assistant_lora_strength", 1.0)}
-        of_lora = ("assistant_lora_path", "assistant_lora_strength", "assistant_lora_inference_strength")
-        made.put("model.base_lora", [{**table, "use": "always" if always else "training"}], *of_lora)
+    adapter(made, family, flavour)
     _precision(made)
     _memory(made)
     return family
@@ -158,6 +177,7 @@ def _model(made: Translation) -> str:
 def _precision(made: Translation) -> None:
     word = made.text("base_model_precision", "no_change")
     bits, _, library = word.partition("-")
+    bits = {"fp8wo": "fp8", "int4wo": "int4", "int8wo": "int8"}.get(bits, bits)
     if bits in PRECISIONS:
         nearly = "" if library == "quanto" else f"optimum-quanto quantizes here, not {library}"
         made.put("model.quantize", PRECISIONS[bits], "base_model_precision", nearly=nearly)
@@ -175,9 +195,6 @@ def _precision(made: Translation) -> None:
         made.put("training.precision", "bfloat16", "mixed_precision", nearly="there are no float8 products here")
     else:
         made.put("training.precision", values.dtype("mixed_precision", mixed), "mixed_precision")
-    for part in range(1, 5):
-        note = "the text encoders compute in their own dtype; they leave the memory before training"
-        made.say("needless", f"text_encoder_{part}_precision", note=note)
 
 
 def _memory(made: Translation) -> None:
@@ -232,7 +249,7 @@ def _optimizer(made: Translation) -> None:
         arguments.pop(second, None)
     if made.has("adam_epsilon"):
         arguments["eps"] = made.number("adam_epsilon")
-    decay = made.number("adam_weight_decay", ADAM_DECAY) if "adam" in ours else 0.0
+    decay = made.number("adam_weight_decay", 0.01) if usual_decay(ours) else 0.0
     names = (
         "optimizer_config",
         "optimizer_beta1",
@@ -259,7 +276,7 @@ def _text(made: Translation, family: str) -> None:
     if family in ("flux", "sd3") and made.has("flux_attention_masked_training"):
         masked, note = made.on("flux_attention_masked_training"), "T5 itself does not read the padding here either"
         made.put("text.t5_attention_mask", masked, "flux_attention_masked_training", nearly=note if masked else "")
-    encoders_dtype(made)
+    encoders_dtype(made, family)
     attention(made, family)
 
 
@@ -303,6 +320,16 @@ def _training(made: Translation) -> None:
     deepspeed(made, made.get("deepspeed_config"))
 
 
+OF_SAMPLES = (
+    "validation_step_interval", "validation_negative_prompt", "validation_num_inference_steps", "validation_seed", "validation_resolution",
+    "validation_guidance", "validation_guidance_real", "validation_noise_scheduler", "evaluation_type", "num_validation_images",
+    "validation_preview", "validation_preview_steps", "validation_guidance_rescale", "validation_guidance_skip_layers",
+)  # fmt: skip
+"""Options of the samples."""
+SAMPLERS = {"euler": "euler", "ddim": "ddim", "dpm++": "dpmpp_2m", "flow_matching": "euler"}
+"""{validation_noise_scheduler: validation.sampler}."""
+
+
 def _clip_score(made: Translation, around: Surroundings) -> None:
     """evaluation_type = clip, by the CLIP of a folder."""
     names = ("evaluation_type", "pretrained_evaluation_model_name_or_path")
@@ -325,6 +352,7 @@ def _validation(made: Translation, family: str, around: Surroundings) -> None:
         made.put("validation.prompts", [made.text("validation_prompt")], "validation_prompt")
     made.say("exact", "validation_disable", ours="validation.prompts")
     if not {"validation.prompts", "validation.prompt_library"} & set(made.settings):
+        made.say("needless", *OF_SAMPLES, note="there are no prompts to make samples of")
         return
     made.put("validation.sample_every", made.whole("validation_step_interval", 100), "validation_step_interval")
     made.put(
@@ -339,8 +367,12 @@ def _validation(made: Translation, family: str, around: Surroundings) -> None:
         "validation.seed",
         made.whole("validation_seed", made.whole("seed", 0)),
         "validation_seed",
-        nearly="it counts up from prompt to prompt here",
     )
+    made.put("validation.same_seed", True, why="every prompt has validation_seed there")
+    word = made.text("validation_noise_scheduler")
+    if word in SAMPLERS:
+        made.put("validation.sampler", SAMPLERS[word], "validation_noise_scheduler")
+    made.say("nearly", "validation_noise_scheduler", note=f"there is no {word} here; euler is taken")
     sizes = str(made.get("validation_resolution", 1024)).split(",")
     sides = [_sides(size) for size in sizes]
     if len(sides) > 1:
@@ -350,7 +382,10 @@ def _validation(made: Translation, family: str, around: Surroundings) -> None:
             made.put(ours, side, "validation_resolution")
     if family == "flux":
         made.put("validation.guidance_scale", made.number("validation_guidance_real", 1.0), "validation_guidance_real")
-        made.say("none", "validation_guidance", note="Flux gets objective.guidance_scale in samples too")
+        if made.settings.get("model.variant") not in ("schnell", "libreflux"):
+            guidance = made.number("validation_guidance", 7.5)
+            made.put("validation.model_guidance", guidance, "validation_guidance")
+        made.say("needless", "validation_guidance", note="this model is fed no guidance value")
     else:
         made.put("validation.guidance_scale", made.number("validation_guidance", 7.5), "validation_guidance")
     _clip_score(made, around)

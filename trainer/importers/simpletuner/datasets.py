@@ -80,13 +80,40 @@ def _typed(made: Translation, name: str) -> Any:
 
 def add_sets(made: Translation, entries: list[Record], around: Surroundings) -> None:
     """Write a [[dataset]] table for each dataset of a multidatabackend.json."""
-    sets, notes = simpletuner_sets([_without_defaults(entry) for entry in entries])
+    set_options = [_without_defaults(entry) for entry in entries]
+    placed = [_placed(made, entry) for entry in set_options]
+    pairs = zip(placed, set_options, strict=True)
+    unpacked = {str(one["instance_data_dir"]) for one, entry in pairs if one is not entry}
+    sets, notes = simpletuner_sets(placed)
     made.notes += notes
+    for options in sets:
+        if options["folder"] in unpacked:  # `unpack` writes a metadata.jsonl
+            options["captions"] = "metadata"
     made.datasets += [dataset_table(options, around) for options in sets]
     for number, entry in enumerate(entries, 1):
         kind = str(entry.get("dataset_type", "image"))
         cache = "caches have a folder of their own" if kind in CACHES else ""
         made.list_options(str(entry.get("id", number)), "data", entry, cache)
+
+
+def _placed(made: Translation, entry: Record) -> Record:
+    """A dataset of the hub as the folder that it becomes, with the commands that make it."""
+    if entry.get("type") != "huggingface" or not entry.get("dataset_name"):
+        return entry
+    name = str(entry["dataset_name"])
+    folder = f"datasets/{name.rpartition('/')[2]}"
+    made.notes.append(
+        f"dataset.folder: {folder} has to be made of {name}: hf download {name} --repo-type dataset --local-dir downloads/{name}, then lora-loom unpack downloads/{name} {folder}"
+    )
+    kept = {key: value for key, value in entry.items() if key not in OF_THE_HUB}
+    return {**kept, "type": "local", "instance_data_dir": folder, "caption_strategy": "textfile"}
+
+
+OF_THE_HUB = (
+    "dataset_name", "split", "subfolder", "revision", "streaming", "num_proc", "hf_token", "auto_load", "image_column", "caption_column",
+    "video_column", "huggingface", "caption_strategy", "metadata_backend",
+)  # fmt: skip
+"""Options that say how a dataset of the hub is read."""
 
 
 def _without_defaults(entry: Record) -> Record:

@@ -11,6 +11,7 @@ from ...data.sets.checks import Surroundings
 from ...errors import ConfigError
 from ...types import Record
 from .. import values
+from ..models import put_adapter
 from ..translation import Translation
 
 FEW_TARGETS = r"regex:(^|\.)(to_k|to_q|to_v|to_out\.0)$"
@@ -87,7 +88,9 @@ def _targets(made: Translation, family: str) -> None:
         else:
             made.put("network.target_modules", ours, "flux_lora_target")
     else:
-        made.put("network.target_modules", FEW_TARGETS, "flux_lora_target", why="SimpleTuner's default")
+        fused = "|to_qkv_mlp_proj" if family == "flux2" else ""
+        pattern = FEW_TARGETS.replace(")$", f"{fused})$")
+        made.put("network.target_modules", pattern, "flux_lora_target", why="SimpleTuner's default")
 
 
 def _lycoris(made: Translation, around: Surroundings) -> None:
@@ -145,24 +148,60 @@ def lycoris_network(made: Translation) -> None:
         made.put("network.lokr_factor", made.whole("factor", 12), "factor")
     modules = made.get("apply_preset.target_module")
     if isinstance(modules, list):
-        ours = "attention+mlp" if "FeedForward" in modules else "attention"
+        ours = "attention+mlp" if any(str(one).endswith("FeedForward") for one in modules) else "attention"
         made.put("network.target_modules", ours, "apply_preset.target_module")
     if made.has("apply_preset.module_algo_map"):
         _by_class(made, made.get("apply_preset.module_algo_map"), kind)
 
 
-CLASSES = {"Attention": "attn|attention", "FeedForward": "ff|mlp|feed_forward"}
-"""{class of a module: what its path has}."""
+CLASSES = (("Attention", "attn|attention"), ("FeedForward", "ff|mlp|feed_forward"))
+"""(end of the name of a class, what the paths of its modules have)."""
+
+
+def _paths_of(name: str) -> str:
+    """What the paths of a class of modules have; "" for a class that is not known."""
+    return next((pattern for end, pattern in CLASSES if name.endswith(end)), "")
 
 
 def _by_class(made: Translation, classes: Any, kind: str) -> None:
     """Factors of LoKr by class as factors by path; other options of single classes have no counterpart."""
     known = isinstance(classes, Mapping) and all(
-        name in CLASSES and isinstance(options, Mapping) and options.keys() <= {"factor"}
+        _paths_of(name) and isinstance(options, Mapping) and options.keys() <= {"factor"}
         for name, options in classes.items()
     )
     if not known or kind != "lokr":
         made.say("none", "apply_preset.module_algo_map", note="factors of LoKr for Attention and FeedForward are taken")
         return
-    factors = {CLASSES[name]: int(options["factor"]) for name, options in classes.items() if "factor" in options}
+    factors = {_paths_of(name): int(options["factor"]) for name, options in classes.items() if "factor" in options}
     made.put("network.lokr_factors", factors, "apply_preset.module_algo_map")
+
+
+USUAL_ADAPTERS = {
+    "schnell": "ostris/FLUX.1-schnell-training-adapter",
+    "turbo": "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v1.safetensors",
+    "turbo-ostris-v2": "ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors",
+}
+"""{model_flavour: the training adapter that it is trained with unless that is switched off}."""
+
+
+def adapter(made: Translation, family: str, flavour: str) -> None:
+    """Set the training adapter of a distilled model."""
+    of_lora = ("assistant_lora_path", "assistant_lora_strength", "assistant_lora_inference_strength")
+    usual = USUAL_ADAPTERS.get(flavour, "") if family in ("flux", "z_image") else ""
+    name = made.text("assistant_lora_path") or usual
+    if not name or made.on("disable_assistant_lora"):
+        made.say("needless", *of_lora, "assistant_lora_weight_name", note="there is no training adapter")
+        return
+    if made.has("assistant_lora_weight_name") and not name.endswith(".safetensors"):
+        name = f"{name}/{made.text('assistant_lora_weight_name')}"
+        made.say("exact", "assistant_lora_weight_name", ours="model.base_lora")
+    use = "always" if made.number("assistant_lora_inference_strength") != 0 else "training"
+    given = [one for one in of_lora if made.has(one)]
+    put_adapter(
+        made,
+        name,
+        made.number("assistant_lora_strength", 1.0),
+        use,
+        *given,
+        why=f"SimpleTuner trains {flavour} with it",
+    )

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 from .. import values
+from ..models import is_flow
 from ..translation import Translation
-
-FLOW = ("sd3", "flux", "lumina2", "qwen_image", "z_image")
 
 
 def schedule(made: Translation) -> None:
@@ -57,7 +56,7 @@ SPACINGS = {"trailing": "simple", "leading": "ddim_uniform", "linspace": "normal
 
 def noise(made: Translation, family: str) -> None:
     """Set noise levels, loss and guidance value."""
-    if family in FLOW:
+    if is_flow(family, made.text("model_family")):
         _flow(made)
         made.say("needless", "snr_gamma", note="flow models have no such weight, there either")
         made.say("needless", "rescale_betas_zero_snr", note="flow models begin at pure noise anyway")
@@ -73,6 +72,8 @@ def noise(made: Translation, family: str) -> None:
             made.put("validation.scheduler", SPACINGS[spacing], "inference_scheduler_timestep_spacing")
         if made.has("snr_gamma"):
             made.put("objective.min_snr_gamma", made.number("snr_gamma"), "snr_gamma")
+            if made.on("use_soft_min_snr"):
+                made.put("objective.soft_min_snr", True, "use_soft_min_snr", nearly="another form of the smooth weight")
         if made.on("offset_noise"):
             nearly = "in every step, there in a share of them (noise_offset_probability)"
             made.put(
@@ -82,18 +83,40 @@ def noise(made: Translation, family: str) -> None:
                 "offset_noise",
                 nearly=nearly,
             )
+        made.say("needless", "flow_schedule_shift", "flow_schedule_auto_shift", note="this is no flow model")
     made.say("needless", "noise_offset", "offset_noise", note="offset_noise is off")
     if made.has("masked_loss_probability"):
         made.put(
             "objective.unmasked_probability", 1 - made.number("masked_loss_probability"), "masked_loss_probability"
         )
+    if made.number("input_perturbation"):
+        fades = made.whole("input_perturbation_steps")
+        nearly = "it does not fade here" if fades else ""
+        made.put("objective.ip_noise_gamma", made.number("input_perturbation"), "input_perturbation", nearly=nearly)
+    made.say("needless", "input_perturbation", "input_perturbation_steps", note="no noise is added")
     loss = made.text("loss_type", "l2")
     if loss in ("l2", "mse"):
         made.say("exact", "loss_type", ours="objective.loss")
     elif loss in ("huber", "smooth_l1"):
         made.put("objective.loss", loss, "loss_type", nearly="a pseudo-Huber loss there")
-    if family == "flux":
+        law = made.text("huber_schedule", "snr")
+        flow = is_flow(family, made.text("model_family"))
+        ours = (
+            "exponential" if flow and law == "snr" else law if law in ("constant", "exponential", "snr") else "constant"
+        )
+        made.put(
+            "objective.huber_schedule",
+            ours,
+            "huber_schedule",
+            nearly="" if ours == law else f"flow models have no {law}",
+        )
+    made.say("needless", "huber_schedule", "huber_c", note="the loss has no such point")
+    if family == "flux" and made.settings.get("model.variant") == "fluxbooru":
+        nearly = "" if made.number("flux_guidance_value", 1.0) == 3.5 else "it becomes 3.5 there, too, for this model"
+        made.put("objective.guidance_scale", 3.5, "flux_guidance_value", nearly=nearly)
+    elif family == "flux" and made.settings.get("model.variant") not in ("schnell", "libreflux"):
         made.put("objective.guidance_scale", made.number("flux_guidance_value", 1.0), "flux_guidance_value")
+    made.say("needless", "flux_guidance_value", note="this model is fed no guidance value")
 
 
 def rollout(made: Translation) -> None:
@@ -144,6 +167,17 @@ def steps_range(made: Translation) -> None:
 
 
 def _flow(made: Translation) -> None:
+    listed = _listed(made)
+    if listed:
+        made.put("objective.timestep_sampling", "list", why="a list of noise levels")
+        made.put(
+            "objective.timestep_list", listed, "flux_fast_schedule", "flow_custom_timesteps", "flow_timesteps_mode"
+        )
+        made.put("objective.shift", 1.0, why="the list is taken as it is")
+        made.say(
+            "needless", "flow_schedule_shift", "flow_schedule_auto_shift", "flow_sigmoid_scale", note="the list decides"
+        )
+        return
     if made.on("flow_use_uniform_schedule"):
         made.put("objective.timestep_sampling", "uniform", "flow_use_uniform_schedule")
     elif made.on("flow_use_beta_schedule"):
@@ -163,3 +197,19 @@ def _flow(made: Translation) -> None:
             "flow_schedule_shift",
             "flow_schedule_auto_shift",
         )
+
+
+FAST = [*[1.0] * 7, 0.75, 0.5, 0.25]
+"""Noise levels of flux_fast_schedule: seven in ten draws are pure noise."""
+
+
+def _listed(made: Translation) -> list[float]:
+    """The noise levels that alone are trained; [] where all are."""
+    if made.on("flux_fast_schedule"):
+        return FAST
+    given = made.get("flow_custom_timesteps")
+    if given is None:
+        return []
+    parts = given if isinstance(given, list) else str(given).strip("[]() ").split(",")
+    levels = [values.number("flow_custom_timesteps", part) for part in parts if str(part).strip()]
+    return [level / 1000 if max(levels) > 1 else level for level in levels]

@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..choices import ADAPTERS, LR_SCHEDULES
-from ..data.sets.checks import Surroundings
-from ..errors import ConfigError
-from ..types import Record
-from . import values
-from .finish import run_name
-from .models import UNETS, put_base, put_family
-from .optimizers import ADAM_DECAY, put_arguments, put_optimizer
-from .translation import DatasetTable, Translation
+from ...choices import ADAPTERS, LR_SCHEDULES
+from ...data.sets.checks import Surroundings
+from ...errors import ConfigError
+from ...types import Record
+from .. import values
+from ..finish import run_name
+from ..models import UNETS, is_flow, put_adapter, put_base, put_family
+from ..optimizers import put_arguments, put_optimizer, usual_decay
+from ..translation import DatasetTable, Translation
+from .noise import objective, samples
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 FLAGS = {"is_flux": "flux", "is_xl": "sdxl", "is_v3": "sd3", "is_v2": "sd2", "is_lumina2": "lumina2"}
@@ -26,8 +27,6 @@ QUANTIZED = {
     "uint4": "int4",
     "int4": "int4",
 }
-FLOW = ("sd3", "flux", "lumina2", "qwen_image", "z_image")
-SHIFTED = ("shift", "flux_shift", "lumina2_shift")
 OF_DATASETS: dict[str, str] = {
     "folder_path": "folder", "dataset_path": "folder", "default_caption": "caption", "trigger_word": "trigger",
     "caption_dropout_rate": "caption_dropout", "token_dropout_rate": "tag_dropout", "shuffle_tokens": "shuffle_tags",
@@ -68,13 +67,12 @@ def translate(data: Mapping[str, Any], around: Surroundings) -> Translation:
         made.notes.append(f"{len(processes) - 1} more processes of the file are left out: import them one by one")
     family = _model(made)
     if made.has("model.assistant_lora_path"):
-        table = {"file": made.text("model.assistant_lora_path"), "strength": 1.0, "use": "training"}
-        made.put("model.base_lora", [table], "model.assistant_lora_path")
+        put_adapter(made, made.text("model.assistant_lora_path"), 1.0, "training", "model.assistant_lora_path")
     _network(made, family)
     _datasets(made, process, around)
     _training(made, family)
     _optimizer(made)
-    _samples(made, process)
+    samples(made, process)
     return made
 
 
@@ -126,7 +124,28 @@ def _model(made: Translation) -> str:
         made.say("needless", "model.qtype", note="model.quantize is off")
     if made.has("model.dtype"):
         made.put("model.dtype", values.dtype("model.dtype", made.get("model.dtype")), "model.dtype")
+    _encoders(made, family)
     return family
+
+
+def _encoders(made: Translation, family: str) -> None:
+    """Text encoders in fewer bits, which follow the network's quantizing there, and what is merged into the base model."""
+    names = ("model.quantize_te", "model.qtype_te", "model.text_encoder_bits")
+    bits = made.whole("model.text_encoder_bits", 16)
+    if family in UNETS:
+        made.say("needless", *names, note="CLIP is small, and not quantized here")
+    elif made.on("model.quantize_te", made.on("model.quantize")):
+        word = made.text("model.qtype_te", "qfloat8")
+        nearly = "" if word in QUANTIZED else f"there is no {word} here"
+        why = "" if made.has("model.quantize_te") else "model.quantize"
+        made.put("text.quantize", QUANTIZED.get(word, "float8"), *names, nearly=nearly, why=why)
+    elif bits in (4, 8):
+        made.put("text.quantize", f"int{bits}", *names)
+    made.say("needless", *names, note="they are not quantized")
+    if made.has("model.vae_path"):
+        put_base(made, "model.vae", made.text("model.vae_path"), "model.vae_path")
+    if made.has("model.lora_path"):
+        put_adapter(made, made.text("model.lora_path"), 1.0, "always", "model.lora_path")
 
 
 def _network(made: Translation, family: str) -> None:
@@ -136,10 +155,13 @@ def _network(made: Translation, family: str) -> None:
     made.put("network.kind", kind if kind in ADAPTERS else "lora", "network.type", nearly=nearly)
     rank = made.whole("network.rank", made.whole("network.linear", 4))
     alpha = made.number("network.linear_alpha", made.number("network.alpha", 1.0))
-    whole = kind == "lokr" and made.on("network.lokr_full_rank", True)
-    nearly = "whole matrices there, for which rank and alpha count for nothing" if whole else ""
-    made.put("network.rank", rank, "network.rank", "network.linear", nearly=nearly)
-    made.put("network.alpha", alpha, "network.linear_alpha", "network.alpha", nearly=nearly)
+    if kind == "lokr" and made.on("network.lokr_full_rank", True):
+        made.put("network.lokr_full_matrix", True, "network.lokr_full_rank")
+        given = ("network.rank", "network.linear", "network.linear_alpha", "network.alpha")
+        made.say("needless", *given, note="whole matrices have no rank and no alpha")
+    else:
+        made.put("network.rank", rank, "network.rank", "network.linear")
+        made.put("network.alpha", alpha, "network.linear_alpha", "network.alpha")
     if kind == "lokr":
         made.put("network.lokr_factor", made.whole("network.lokr_factor", -1), "network.lokr_factor")
     targets = [(f"{place}.{name}", ours) for place in ("network.network_kwargs", "model") for name, ours in
@@ -151,7 +173,7 @@ def _network(made: Translation, family: str) -> None:
             made.put(ours, f"regex:{pattern}" if ours == "network.target_modules" else pattern, name)
     if "network.target_modules" in made.settings:
         return
-    if family in FLOW:
+    if is_flow(family, made.text("model.arch")):
         made.put("network.target_modules", "default", why="every Linear of the blocks there")
     elif family in UNETS and made.whole("network.conv", 0):
         made.put("network.target_modules", "conv", why="network.conv")
@@ -277,18 +299,13 @@ def _training(made: Translation, family: str) -> None:
     )
     if made.on("logging.use_wandb"):
         made.put("output.report_to", "wandb", "logging.use_wandb")
+        for name in ("project", "run"):
+            if made.has(f"logging.{name}_name"):
+                made.put(f"output.tracker_{name}", made.text(f"logging.{name}_name"), f"logging.{name}_name")
     made.say("exact", "logging.use_wandb", ours="output.report_to")
-    if family in FLOW:
-        _timesteps(made)
-    for name, share in (("min_denoising_steps", 0), ("max_denoising_steps", 1)):
-        if made.has(f"train.{name}"):
-            made.put(f"objective.{name[:3]}_timestep", (made.number(f"train.{name}") + share) / 1000, f"train.{name}")
-    word = made.text("train.loss_type", "mse")
-    made.say(
-        "exact" if word == "mse" else "none",
-        "train.loss_type",
-        note="" if word == "mse" else f"there is no {word} here; mse is taken",
-    )
+    made.say("needless", "logging.project_name", "logging.run_name", note="wandb is off")
+    _hub(made)
+    objective(made, is_flow(family, made.text("model.arch")))
     if made.on("train.disable_sampling"):
         made.say("exact", "train.disable_sampling", ours="validation.prompts")
     if not made.on("train.train_unet", True):
@@ -296,19 +313,12 @@ def _training(made: Translation, family: str) -> None:
     made.say("exact", "train.train_unet", note="it is trained")
 
 
-def _timesteps(made: Translation) -> None:
-    word = made.text("train.timestep_type", "sigmoid")
-    if word == "sigmoid":
-        made.put("objective.timestep_sampling", "logit_normal", "train.timestep_type")
-        made.put("objective.shift", 1.0, why="timestep_type = sigmoid")
-    elif word in SHIFTED:
-        made.put("objective.timestep_sampling", "uniform", "train.timestep_type")
-        made.put("objective.shift", "auto", why=f"timestep_type = {word}: the family's own")
-    else:
-        nearly = "" if word == "linear" else f"there is no {word} here; noise levels are drawn evenly"
-        made.put("objective.timestep_sampling", "uniform", "train.timestep_type", nearly=nearly)
-        made.put("objective.shift", 1.0, why=f"timestep_type = {word}")
-    made.say("needless", "train.snr_gamma", "train.min_snr_gamma", note="flow models have no such weight")
+def _hub(made: Translation) -> None:
+    """Set what is pushed to the hub."""
+    if made.on("save.push_to_hub"):
+        made.put("output.hub_repo", made.text("save.hf_repo_id"), "save.push_to_hub", "save.hf_repo_id")
+        made.put("output.hub_private", made.on("save.hf_private"), "save.hf_private")
+    made.say("needless", "save.push_to_hub", "save.hf_repo_id", "save.hf_private", note="nothing is pushed")
 
 
 def _optimizer(made: Translation) -> None:
@@ -334,7 +344,7 @@ def _optimizer(made: Translation) -> None:
     arguments = values.pairs("optimizer_params", made.get("train.optimizer_params"))
     if ours.startswith("adam"):
         arguments = {"eps": 1e-6, **arguments}
-    put_arguments(made, arguments, "train.optimizer_params", decay=ADAM_DECAY if ours.startswith("adam") else None)
+    put_arguments(made, arguments, "train.optimizer_params", decay=usual_decay(ours))
     word = made.text("train.lr_scheduler", "constant")
     kind = {"constant_with_warmup": "constant", "cosine_with_restarts": "restarts"}.get(word, word)
     nearly = "" if kind in LR_SCHEDULES else f"there is no {word} here"
@@ -349,24 +359,3 @@ def _optimizer(made: Translation) -> None:
     made.say(
         "none" if params else "needless", "train.lr_scheduler_params", note="this schedule has no such options here"
     )
-
-
-def _samples(made: Translation, process: Mapping[str, Any]) -> None:
-    given = process.get("sample") or {}
-    prompts = [
-        one if isinstance(one, str) else str(one.get("prompt", ""))
-        for one in (given.get("prompts") or given.get("samples") or [])
-    ]
-    flags = any(re.search(r"\s--\w", prompt) for prompt in prompts)
-    prompts = [re.split(r"\s--(?=\w)", prompt)[0] for prompt in prompts if prompt]
-    if not prompts or made.on("train.disable_sampling"):
-        made.settings.pop("validation.sample_every", None)
-        return
-    nearly = "flags behind the prompts are left out" if flags or given.get("samples") else ""
-    made.put("validation.prompts", prompts, "sample.prompts", "sample.samples", nearly=nearly)
-    made.put("validation.width", made.whole("sample.width", 512), "sample.width")
-    made.put("validation.height", made.whole("sample.height", 512), "sample.height")
-    negative = made.get("sample.neg", "")
-    made.put("validation.negative_prompt", "" if negative is False else str(negative), "sample.neg")
-    if made.settings.get("model.family") == "flux":
-        made.say("none", "sample.guidance_scale", note="Flux gets objective.guidance_scale in samples too")

@@ -44,16 +44,18 @@ export function smoothed(points, halfLife) {
 }
 
 /**
- * The range most values lie in, so that one outlier does not flatten the curve; above 0 where all values are.
+ * The range most values lie in, so that one outlier does not flatten the curve, and all measurements; above 0 where all values are.
  * @param {number[]} values
+ * @param {number[]} [measured] few, each of which is to be seen where it lies
  * @returns {[low: number, high: number]}
  */
-export function usualRange(values) {
-  const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
+export function usualRange(values, measured = []) {
+  const kept = measured.filter(Number.isFinite);
+  const sorted = [...values.filter(Number.isFinite), ...kept].sort((a, b) => a - b);
   if (!sorted.length) return [0, 1];
   /** @param {number} share */
   const at = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
-  const [low, high] = [at(0.01), at(0.98)];
+  const [low, high] = [Math.min(at(0.01), ...kept), Math.max(at(0.98), ...kept)];
   const room = (high - low || Math.abs(high) || 1) * 0.12;
   return [sorted[0] > 0 ? Math.max(low - room, 0) : low - room, high + room];
 }
@@ -86,7 +88,8 @@ export function thinned(points, most) {
  * @returns {Scale}
  */
 export function scale(losses, validation, total, box) {
-  const [low, high] = usualRange([...losses, ...validation].map((point) => point.value));
+  const [values, measured] = [losses, validation].map((points) => points.map((point) => point.value));
+  const [low, high] = usualRange(values, measured);
   const first = Math.min(losses[0].step, validation[0]?.step ?? Number.POSITIVE_INFINITY);
   const last = Math.max(total, losses[losses.length - 1].step, first + 1);
   return {

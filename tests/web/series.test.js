@@ -50,6 +50,15 @@ test("one outlier in a hundred does not stretch the range", () => {
   assert.ok(withOutlier < plain + 0.05);
 });
 
+test("a measurement among the values lies where it is, not at the edge", () => {
+  const values = Array.from({ length: 200 }, (_, index) => 1 + index / 200);
+  const [low, high] = usualRange(values, [0.4, 30]);
+  assert.ok(low < 0.4 && high > 30);
+  assert.ok(usualRange(values, [Number.NaN, Number.POSITIVE_INFINITY])[1] < 3);
+  const place = scale(points(...values), [{ step: 0, value: 30 }], 200, BOX);
+  assert.ok(place.y(30) > BOX.top, "the base's dot is not cut");
+});
+
 test("a range is never empty, and numbers that are none are left out", () => {
   assert.deepEqual(usualRange([]), [0, 1]);
   assert.deepEqual(usualRange([Number.NaN]), [0, 1]);

@@ -16,16 +16,18 @@ import { usualRange } from "../series.js";
  */
 
 /**
- * @param {Point[]} points all that are to be seen
+ * @param {Point[]} points most of which are to be seen
  * @param {[number, number]} steps first and last
  * @param {Box} box
  * @param {boolean} isLog
+ * @param {Point[]} [measured] all of which are to be seen
  * @returns {Axes}
  */
-export function axes(points, steps, box, isLog) {
-  const seen = points.filter((point) => point.step >= steps[0] && point.step <= steps[1] && (!isLog || point.value > 0));
+export function axes(points, steps, box, isLog, measured = []) {
   const to = isLog ? Math.log10 : (/** @type {number} */ value) => value;
-  const [low, high] = usualRange(seen.map((point) => to(point.value)));
+  /** @param {Point[]} all */
+  const seen = (all) => all.filter((point) => point.step >= steps[0] && point.step <= steps[1] && (!isLog || point.value > 0)).map((point) => to(point.value));
+  const [low, high] = usualRange(seen(points), seen(measured));
   const [first, last] = steps[0] < steps[1] ? steps : [steps[0], steps[0] + 1];
   const width = box.right - box.left;
   return {

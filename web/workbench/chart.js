@@ -137,13 +137,16 @@ export class Chart {
   /** @returns {Axes | null} */
   place() {
     const { clientWidth: width, clientHeight: height } = this.canvas;
-    const points = this.visible.flatMap((one) => one.points.flatMap(withEnds));
+    /** @param {boolean} areDots */
+    const of = (areDots) => this.visible.filter(({ isDots = false }) => isDots === areDots).flatMap((one) => one.points.flatMap(withEnds));
+    const [values, measured] = [of(false), of(true)];
+    const points = [...values, ...measured];
     if (!width || !height || !points.length) return null;
     const box = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom };
     const steps = points.map((point) => point.step);
     const first = steps.reduce((a, b) => Math.min(a, b));
     const last = steps.reduce((a, b) => Math.max(a, b), this.content.total);
-    return axes(points, this.steps ?? [first, last], box, this.isLog);
+    return axes(values, this.steps ?? [first, last], box, this.isLog, measured);
   }
 
   schedule() {

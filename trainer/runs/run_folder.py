@@ -27,7 +27,8 @@ from .checkpoint import Checkpoint, adapter_modules, list_checkpoints
 
 RUN_FORMAT = 2
 """1: the configuration of a graph run had a shape of its own, and no run named its modules. `record.py` reads both."""
-_UPDATING = threading.Lock()
+_UPDATING, _ASKING = threading.Lock(), threading.Lock()
+CLAIM_S = 2.0  # who only asks whether a run is free has it for a moment
 LORAS, MODELS, LIKENESS_FILE = "loras", "models", "likeness.json"
 WRITTEN = ("checkpoints", LORAS, MODELS, "samples")
 """Sub-folders of a run that only the process which trains it writes into."""
@@ -103,14 +104,14 @@ class RunFolder:
         """How its validation loss is measured: as it was begun, or as runs begin now (`held_out.ruler_of`)."""
         return ruler_of(self.read() if self.exists() else {})
 
-    def lock(self) -> None:
-        """Claim the run for this process. Raises RunError if another one has it or the folder cannot be written."""
+    def lock(self, patience: float = CLAIM_S) -> None:
+        """Claim the run for this process. Raises RunError if another one has it, for `patience` seconds, or the folder cannot be written."""
         from filelock import FileLock, Timeout
 
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / "lock", thread_local=False)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=patience)
         except Timeout as error:
             raise RunError(
                 f"run {self.name} is being trained by another process ({self.path / 'lock'}): wait for it, or use another name"
@@ -124,13 +125,12 @@ class RunFolder:
         remove_leftovers(*(self.path / name for name in SWEPT))
 
     def is_free(self) -> bool:
-        """Whether no living process trains this run."""
-        try:
-            self.lock()
-        except RunError:
-            return False
-        self.unlock()
-        return True
+        """Whether no living process trains this run. Two threads that ask do not take each other for one."""
+        with _ASKING, suppress(RunError):
+            self.lock(patience=0)
+            self.unlock()
+            return True
+        return False
 
     def unlock(self) -> None:
         if self._lock is not None:
@@ -377,7 +377,7 @@ class RunFolder:
 class ReadOnlyRunFolder(RunFolder):
     """The run for a process that is not the first of several, which does all the writing."""
 
-    def lock(self) -> None: ...
+    def lock(self, patience: float = CLAIM_S) -> None: ...
 
     def unlock(self) -> None: ...
 

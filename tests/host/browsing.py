@@ -26,8 +26,11 @@ def page_server(tmp_path_factory):
     arguments = ["--front-end-root", FRONTEND] if FRONTEND else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORA_LOOM_PLAN", "1")  # the page shows the prediction, which other tests leave out
-        running = Server(tmp_path_factory.mktemp("comfyui"), *arguments).start()
-        yield running
+        running = Server(tmp_path_factory.mktemp("comfyui"), *arguments)
+        settings = running.base / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))  # else ComfyUI shows its templates first
+        yield running.start()
         running.stop()
 
 
@@ -52,27 +55,39 @@ def page(page_server, browser):
     return opened
 
 
-def calm(page):
-    """Close what ComfyUI opens at its first start."""
-    page.wait_for_timeout(1500)
-    page.keyboard.press("Escape")
-    page.wait_for_timeout(500)
+BEGUN = (
+    "() => { const { workflow } = window.app.extensionManager; return !workflow || Boolean(workflow.activeWorkflow); }"
+)
+"""The page opens the graph of before, or its own, when everything else has started: what is loaded earlier is replaced by it."""
+STILL = """async () => {
+  const seen = () => {
+    const { graph, canvas } = window.app;
+    return JSON.stringify([canvas.ds.scale, ...canvas.ds.offset, document.body.className, graph._nodes.map(({ id, pos, size }) => [id, ...pos, ...size])]);
+  };
+  for (let before = "", same = 0; same < 30; ) {
+    await new Promise(requestAnimationFrame);
+    const now = seen();
+    same = now === before ? same + 1 : 0;
+    before = now;
+  }
+  const moving = document.getAnimations().filter((one) => one.playState === "running" && Number.isFinite(one.effect?.getComputedTiming().endTime));
+  await Promise.all(moving.map((one) => one.finished.catch(() => {})));
+}"""
 
 
-def uncovered(page):
-    """Close a dialog of ComfyUI's that came later than `calm`, as its templates do at a first start on a busy machine."""
-    if page.locator("[data-testid=dialog-overlay]").count():
-        page.keyboard.press("Escape")
-        page.wait_for_timeout(500)
+def still(page):
+    """Wait until the graph lies still for 30 frames, and nothing fades or slides any more."""
+    page.evaluate(STILL)
 
 
 def ready(page):
     page.wait_for_function("window.app?.graph && window.app.canvas && window.app.extensionManager", timeout=120_000)
     page.wait_for_function("Boolean(window.LiteGraph.registered_node_types.LoomTrain)", timeout=60_000)
+    page.wait_for_function(BEGUN, timeout=120_000)
+    still(page)
 
 
 def open_tab(page):
-    uncovered(page)
     if not page.locator(".loom-bench").is_visible():
         page.click(".lora-loom-tab-button, [data-testid=lora-loom-tab-button]")
     page.wait_for_selector(".loom-bench")

@@ -2,9 +2,10 @@
 
 import pytest
 
-from .browsing import calm, picture
+from .browsing import picture, still
 
 pytestmark = pytest.mark.browser
+OFFERED = "[...document.querySelectorAll('li, [role=option]')].some((one) => one.textContent.includes('Train a LoRA'))"
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +21,16 @@ def test_the_blueprint_is_served(server):
 
 
 def test_one_node_trains(page, server):
-    calm(page)
     for name in ("red", "green"):
         path = server.base / "input" / "two" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(picture(name))
     page.evaluate("window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    page.wait_for_timeout(1000)
+    page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
     page.keyboard.type("Train a LoRA")
-    page.wait_for_timeout(1500)
+    page.wait_for_function(OFFERED)
     page.keyboard.press("Enter")
-    page.wait_for_timeout(500)
+    still(page)
     page.mouse.click(960, 400)  # newer frontends let the node hang at the pointer until it is put down
     page.wait_for_function("window.app.graph._nodes.some((node) => node.title === 'Train a LoRA')")
     node = "window.app.graph._nodes.find((node) => node.title === 'Train a LoRA')"
@@ -48,7 +48,7 @@ def test_one_node_trains(page, server):
           set("folder", "two"); set("trigger", "sks"); set("resolution", 64); set("name", "one-node"); set("rank", 4);
         }}"""
     )
-    page.wait_for_timeout(500)
+    still(page)
     page.evaluate("window.app.queuePrompt(0)")
     server.wait_step("one-node", 1, timeout=180)
     server.act("one-node", "stop")

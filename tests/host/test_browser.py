@@ -10,7 +10,7 @@ from lora_loom.trainer.types import Cell
 from scripts.workflow_layouts import LAYOUTS
 from scripts.write_workflows import api_graph, default, form, is_widget
 
-from .browsing import AXE, READABLE, calm, load, open_tab, picture, ready, template
+from .browsing import AXE, READABLE, load, open_tab, picture, ready, still, template
 
 pytestmark = pytest.mark.browser
 
@@ -33,7 +33,7 @@ def test_a_template_opens_whole_readable_and_at_the_size_it_was_laid_out_for(pag
     graph = template(name)
     load(page, graph)
     page.wait_for_function(f"window.app.graph._nodes.length === {len(graph['nodes'])}")
-    page.wait_for_timeout(1500)  # the page fits the graph to the screen, and nodes settle, over some frames
+    still(page)  # the page fits the graph to the screen, and nodes settle, over some frames
     assert page.evaluate("window.app.canvas.ds.scale") >= READABLE
     nodes = page.evaluate(
         "window.app.graph._nodes.map(n => [n.id, n.type, [...n.size].map(Math.round), Boolean(n.has_errors && !n.constructor?.nodeData)])"
@@ -62,16 +62,44 @@ def test_a_template_queues_the_graph_that_it_was_made_of(page, name):
         assert queued[key]["inputs"] == {**node["inputs"], **others}, node["class_type"]
 
 
+BOXES = """() => [...document.querySelectorAll("[data-node-id]")].map((one) => {
+  const { left, top, right, bottom } = one.getBoundingClientRect();
+  return [one.dataset.nodeId, left, top, right, bottom].map((value, place) => (place ? Math.round(value) : value));
+}).filter(([, left, , right]) => right > left)"""
+"""Nodes that the page draws as elements: id, left, top, right, bottom in the window."""
+
+
+def test_in_nodes_2_no_node_of_a_template_lies_over_another(page):
+    page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    still(page)
+    if not page.evaluate("Boolean(window.LiteGraph.vueNodesMode)"):
+        pytest.skip("this frontend has no Nodes 2.0")
+    covered = []
+    for name in sorted(LAYOUTS):
+        graph = template(name)
+        load(page, graph)
+        page.wait_for_function(f"({BOXES})().length === {len(graph['nodes'])}")
+        still(page)
+        boxes = page.evaluate(BOXES)
+        kinds = {str(node["id"]): node["type"] for node in graph["nodes"]}
+        for place, (one, left, top, right, bottom) in enumerate(boxes):
+            for other, left2, top2, right2, bottom2 in boxes[place + 1 :]:
+                if min(right, right2) - max(left, left2) > 2 and min(bottom, bottom2) - max(top, top2) > 2:
+                    covered.append((name, kinds[one], kinds[other], min(bottom, bottom2) - max(top, top2)))
+    page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+    still(page)
+    assert covered == []
+
+
 @pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)])
 def test_a_template_begins_beside_the_open_sidebar(server, browser, size):
     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
     page.goto(str(server.http.base_url))
     ready(page)
-    calm(page)
     open_tab(page)
     load(page, template("train_sdxl"))
     page.wait_for_function("window.app.graph._groups.length === 4 && !window.app.graph.extra.loom_template")
-    page.wait_for_timeout(1000)  # the page fits the graph to the screen over some frames
+    still(page)  # the page fits the graph to the screen over some frames
     edge = "const { ds } = window.app.canvas, [x, y] = window.app.graph._groups[0].pos; return [(x + ds.offset[0]) * ds.scale, (y + ds.offset[1]) * ds.scale]"
     left, top = page.evaluate(f"() => {{ {edge} }}")
     sidebar = page.locator(".loom-bench").bounding_box()
@@ -85,7 +113,7 @@ def test_links_have_the_colour_of_their_type_under_every_palette(page):
     load(page, template("train_sd"))
     for palette in ("light", "dark"):
         page.evaluate("name => window.app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
-        page.wait_for_timeout(1000)
+        still(page)
         colours = page.evaluate("window.app.canvas.constructor.link_type_colors")
         assert colours["LOOM_DATASET"] == "#6fbf73"
         assert colours["LOOM_CACHE"] == "#3fa7b5"
@@ -199,11 +227,10 @@ def test_the_panel_names_the_file_of_a_finished_run_and_says_when_the_server_is_
 def test_inputs_are_named_in_the_language_of_the_page(page, language, rank, dataset):
     def choose(name):
         page.evaluate("name => window.app.extensionManager.setting.set('Comfy.Locale', name)", name)
-        page.wait_for_timeout(500)
         page.reload()
         ready(page)
         load(page, template("train_sd"))
-        page.wait_for_timeout(500)
+        still(page)
 
     choose(language)
     node = "window.app.graph._nodes.find((node) => node.type === '{}')"

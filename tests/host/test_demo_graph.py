@@ -11,7 +11,7 @@ from PIL import Image
 
 from scripts.draw_thumbnails import BARE, BOX
 
-from .browsing import calm, load, ready, template
+from .browsing import load, ready, still, template
 from .server import ROOT
 
 pytestmark = pytest.mark.browser
@@ -46,7 +46,6 @@ def test_the_demo_runs_from_the_page_to_its_strip(server, browser):
     page = browser.new_page(viewport={"width": 1920, "height": 1080})
     page.goto(str(server.http.base_url))
     ready(page)
-    calm(page)
     load(page, template("demo"))
     if not WHOLE:
         shrink(page)
@@ -61,15 +60,14 @@ def test_the_demo_runs_from_the_page_to_its_strip(server, browser):
 
 def draw(page):
     """The graph after one Run, and the panel as it finds its run again after a reload."""
-    page.wait_for_timeout(3000)
+    still(page)
     page.evaluate(BARE)
     box = {key: max(value, 0) for key, value in page.evaluate(BOX).items()}
     Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB").save(IMAGES / "demo-graph.png", optimize=True)
     page.reload()
     ready(page)
-    calm(page)
     load(page, template("demo"))
     page.wait_for_selector(".loom-panel >> text=Open compare page", timeout=60_000)
     page.evaluate("window.app.canvas.ds.changeScale(2, [600, 500])")  # the panel is drawn as large as the graph
-    page.wait_for_timeout(2000)
+    still(page)
     page.locator(".loom-panel").screenshot(path=IMAGES / "panel.png")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from .browsing import AXE, READABLE, calm, open_tab, picture
+from .browsing import AXE, READABLE, open_tab, picture, still
 from .server import ROOT
 from .test_workbench import violations
 
@@ -22,7 +22,6 @@ def files(*colours):
 
 
 def test_from_the_wizard_to_a_running_training(page, server):
-    calm(page)
     open_tab(page)
     clicks, inputs = 1, 0
     page.click(".loom-list-head >> text=New run")
@@ -53,7 +52,7 @@ def test_from_the_wizard_to_a_running_training(page, server):
 
 
 def test_its_graph_lies_in_columns_that_fit_the_screen(page):
-    page.wait_for_timeout(1500)
+    still(page)
     titles = page.evaluate("window.app.graph._groups.map((group) => group.title)")
     assert titles == ["1  Model", "2  Your images", "3  Cache and samples", "4  Train"]
     boxes = page.evaluate(

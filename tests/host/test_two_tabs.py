@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from .browsing import calm, open_tab, ready
+from .browsing import open_tab, ready
 from .server import Server
-from .test_workbench import small_demo
+from .test_workbench import long_demo
 
 pytestmark = pytest.mark.browser
-LONG = 4000
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +19,11 @@ def server(page_server):
 @pytest.fixture(scope="module")
 def tabs(page, browser, server):
     """Two tabs with the list of runs, while "first" trains and two others wait."""
-    calm(page)
     other = browser.new_page(viewport={"width": 1280, "height": 800})
     other.goto(str(server.http.base_url))
     ready(other)
-    calm(other)
     for name in ("first", "second", "third"):
-        graph = small_demo(name)
-        graph["6"]["inputs"]["steps"] = LONG
-        server.run(graph, timeout=240)
+        server.run(long_demo(name), timeout=240)
     server.wait_step("first", 1, timeout=240)
     for tab in (page, other):
         open_tab(tab)
@@ -69,24 +64,45 @@ def test_a_run_that_waits_is_dragged_to_its_place(tabs, server):
     assert row.get_attribute("draggable") == "false", "what trains has no place in the queue"
 
 
-def test_a_killed_server_is_said_and_the_run_goes_on_after_its_return(tabs, server):
-    page = tabs[0]
+SAID = """async () => {
+  const { api } = await import("/scripts/api.js");
+  const text = (place) => document.querySelector(place)?.textContent ?? "";
+  api.addEventListener("reconnecting", () => {
+    window.said ??= [".loom-panel .loom-chip", ".loom-detail .loom-chip", ".loom-ticker"].map(text);
+  });
+}"""
+"""Keeps what stands in a tab when the event has gone through it that tells of a lost connection: nothing later is waited for."""
+
+
+def test_a_killed_server_is_said_at_once_and_the_run_goes_on_after_its_return(tabs, server):
+    page, other = tabs
+    page.evaluate("([graph, name]) => window.app.loadApiJson(graph, name)", [long_demo("first"), "first"])
+    page.wait_for_selector(".loom-panel[data-state=running]")
     page.click(".loom-open >> text=first")
-    page.click(".loom-detail >> text=Runs")
+    page.wait_for_selector(".loom-detail[data-state=running]")
+    page.evaluate(SAID)
     server.act("first", "save")
-    server.wait_state("first", "running", timeout=60)
+    page.wait_for_selector(".loom-panel .loom-message >> text=saved", timeout=60_000)
     port = server.port
     server.kill()
-    for tab in tabs:
-        tab.wait_for_selector("text=No connection to ComfyUI", timeout=60_000)
+    page.wait_for_function("window.said", timeout=60_000)
+    assert page.evaluate("window.said") == ["No connection", "No connection", "first: no connection"]
+    assert page.locator(".loom-detail .loom-menu button").count() == 0, "nothing can be asked of it now"
+    other.wait_for_selector("text=No connection to ComfyUI: this may be old.")
+    other.wait_for_selector(".loom-row[data-state=offline] >> text=first")
     Server.start(server, port=port)
-    for tab in tabs:
-        tab.wait_for_selector(".loom-row[data-state=interrupted] >> text=first", timeout=120_000)
-    record = json.loads((server.base / "output" / "lora_loom" / "first" / "run.json").read_text())
-    saved = record["step"]
+    other.wait_for_selector(".loom-row[data-state=interrupted] >> text=first", timeout=120_000)
+    for place in (".loom-panel", ".loom-detail"):
+        page.wait_for_selector(f"{place}[data-state=interrupted] >> text=Interrupted", timeout=120_000)
+    assert page.locator("text=No connection >> visible=true").count() == 0
+    folder = server.base / "output" / "lora_loom" / "first"
+    saved = json.loads((folder / "run.json").read_text())["step"]
     assert saved > 0
-    page.click(".loom-open >> text=first")
-    page.click(".loom-menu >> text=Continue")
+    page.click(".loom-panel >> text=Continue")
     server.wait_step("first", saved + 1, timeout=240)
+    page.wait_for_selector(".loom-detail[data-state=running]", timeout=60_000)
     server.act("first", "stop")
     server.wait_state("first", "stopped", timeout=120)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, steps[-1] + 1)), "no step is missing, and none was done twice"

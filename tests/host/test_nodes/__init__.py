@@ -133,6 +133,22 @@ def loaded(name):
     return _loaded[name]
 
 
+def take_toy_checkpoints():
+    """ComfyUI's own loader gives the toy that a checkpoint is named after, "toy-sd1.safetensors", and every other as before."""
+    import nodes
+
+    stock = nodes.CheckpointLoaderSimple.load_checkpoint
+
+    def load_checkpoint(self, ckpt_name):
+        name = Path(ckpt_name).stem.removeprefix("toy-")
+        return (loaded(name).clone(), *encoders(name)) if ckpt_name.startswith("toy-") else stock(self, ckpt_name)
+
+    nodes.CheckpointLoaderSimple.load_checkpoint = load_checkpoint
+
+
+take_toy_checkpoints()
+
+
 class LoomTestModel:
     CATEGORY, FUNCTION = "test", "run"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")

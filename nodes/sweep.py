@@ -302,12 +302,14 @@ class LoomStrip(LoomNode):
 
     def run(self, sheet: SheetValue, layout: str, columns: str, rows: str, title: str) -> NodeOutput:
         from .host.paths import display_path, page_of_run
+        from .host.runs.server import emit
         from .host.sweep.sheets import drawn_strip
 
         paths, image = drawn_strip(sheet, layout, columns, rows, title)
         shown: dict[str, list[object]] = {"images": [display_path(path) for path in paths]}
         if page := page_of_run(paths[0].with_suffix(".html")):
             shown["loom_page"] = [page]
+            emit("lora_loom.page", {"name": page["run"], "file": page["file"]})
         return {"ui": shown, "result": (image, str(paths[0]))}
 
 

@@ -93,11 +93,11 @@ export const imageUrl = (folder, name) =>
   api.apiURL(`/view?${new URLSearchParams({ filename: name, subfolder: folder, type: "input", preview: "webp;60" })}`);
 
 /**
- * Call `heard(kind, detail)` for run, step, sample, forming and log events, and for "reconnecting" and "reconnected".
+ * Call `heard(kind, detail)` for run, step, sample, forming, log and page events, and for "reconnecting" and "reconnected".
  * @param {(kind: string, detail: import("./runs.js").Detail) => void} heard
  */
 export function listen(heard) {
-  for (const kind of ["run", "step", "sample", "forming", "log"]) {
+  for (const kind of ["run", "step", "sample", "forming", "log", "page"]) {
     api.addEventListener(`lora_loom.${kind}`, (event) => heard(kind, event.detail));
   }
   for (const kind of ["reconnecting", "reconnected"]) api.addEventListener(kind, () => heard(kind, {}));

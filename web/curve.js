@@ -94,7 +94,7 @@ export class Curve {
   empty(pen, box) {
     pen.fillStyle = COLOURS.text;
     pen.textAlign = "center";
-    pen.fillText(t("the loss appears with the first steps"), (box.left + box.right) / 2, (box.top + box.bottom) / 2);
+    pen.fillText(t("No loss yet"), (box.left + box.right + MARGIN.right - MARGIN.left) / 2, (box.top + box.bottom) / 2);
   }
 
   /**

@@ -44,3 +44,20 @@ export function makeLink(parent, label, address) {
   element.rel = "noopener";
   return element;
 }
+
+/**
+ * A button that is pressed by a key and then goes, or can no longer be pressed, leaves the focus to the first one that can.
+ * @param {HTMLElement} row
+ * @returns {() => void} to be called when the row has changed
+ */
+export function keepFocus(row) {
+  let isKeyed = false;
+  row.addEventListener("click", (event) => { isKeyed = event.detail === 0; });
+  return () => {
+    const holder = document.activeElement;
+    if (!isKeyed || (holder && holder !== document.body)) return;
+    const next = [...row.querySelectorAll("button")].find((button) => !button.disabled && !button.hidden);
+    next?.focus();
+    isKeyed = !next;
+  };
+}

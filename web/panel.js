@@ -3,7 +3,7 @@
 
 import { act, fetchMetrics, fetchRun, fileUrl } from "./client.js";
 import { Curve } from "./curve.js";
-import { make, makeButton } from "./elements.js";
+import { keepFocus, make, makeButton } from "./elements.js";
 import { count, duration, loss, pace } from "./format.js";
 import { showResults } from "./results.js";
 import { isActive, RunView, STATES } from "./runs.js";
@@ -46,6 +46,7 @@ export class Panel {
     this.results = make("div", "loom-results", this.root);
     this.row = make("div", "loom-buttons", this.root);
     this.buttons = this.makeButtons(this.row);
+    this.passFocus = keepFocus(this.row);
     for (const kind of ["pointerdown", "mousedown"]) this.root.addEventListener(kind, keepFromGraph);
     this.render();
   }
@@ -220,6 +221,7 @@ export class Panel {
     this.buttons.stop.disabled = stop.disabled;
     this.buttons.save.disabled = save.disabled;
     this.buttons.sample.hidden = sample.hidden;
+    this.passFocus();
   }
 }
 

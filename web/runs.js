@@ -49,9 +49,11 @@ const ROOT = "/lora_loom/runs";
 export const STATES = {
   queued: t("Queued"), caching: t("Caching"), running: t("Training"), yielding: t("Waiting for the queue"), paused: t("Paused"),
   stopping: t("Stopping"), finished: t("Finished"), failed: t("Failed"), stopped: t("Stopped"), interrupted: t("Interrupted"),
+  damaged: t("Damaged"), // its record cannot be read
 };
 const ACTIVE = new Set(["queued", "caching", "running", "yielding", "paused", "stopping"]);
-const ASKED = {
+/** What is said until it has happened. @type {Record<string, string>} */
+export const ASKED = {
   pause: t("Pausing after this step …"), resume: t("Going on …"), stop: t("Stopping after this step …"), save: t("Saving after this step …"),
   sample: t("Rendering samples after this step …"),
 };
@@ -70,6 +72,13 @@ export const isActive = (state) => ACTIVE.has(state ?? "");
 export function belongs(run, wanted) {
   return run === wanted || (run.startsWith(`${wanted}-`) && /^\d+$/.test(run.slice(wanted.length + 1)));
 }
+
+/**
+ * Whether an event says that what was asked for has happened: a state is another one, the rest is done before the next step.
+ * @param {string} action
+ * @param {string} kind of the event
+ */
+export const isDone = (action, kind) => kind === "run" || (kind === "step" && (action === "save" || action === "sample"));
 
 /** @param {string} name */
 export const runPath = (name) => `${ROOT}/${encodeURIComponent(name)}`;
@@ -158,7 +167,7 @@ export class RunView {
    */
   ask(action) {
     this.asked = action;
-    this.note = ASKED[/** @type {keyof typeof ASKED} */ (action)] ?? "";
+    this.note = ASKED[action] ?? "";
   }
 
   /**
@@ -188,13 +197,13 @@ export class RunView {
   }
 
   /**
-   * An event of this run. True if the run ended by it, so that the whole record is worth fetching.
+   * An event of this run. True if the whole record is worth fetching: the run ended by it, or its sweep has a page.
    * @param {string} kind
    * @param {Detail} detail
    */
   heard(kind, detail) {
-    const done = kind === "run" || (kind === "step" && (this.asked === "save" || this.asked === "sample"));
-    if (done && this.asked) this.answered();
+    if (kind === "page") return true;
+    if (this.asked && isDone(this.asked, kind)) this.answered();
     if (kind === "run") this.clash = "";
     if (kind === "log") this.note = detail.text ?? "";
     this.forming = kind === "forming" ? forming(detail) : kind === "log" ? this.forming : null;

@@ -55,7 +55,7 @@ test("events arrive with their kind", () => {
   server.listeners.get("lora_loom.step")({ detail: { step: 4 } });
   server.listeners.get("reconnected")({});
   assert.deepEqual(heard, [["step", { step: 4 }], ["reconnected", {}]]);
-  assert.deepEqual([...server.listeners.keys()], ["lora_loom.run", "lora_loom.step", "lora_loom.sample", "lora_loom.forming", "lora_loom.log", "reconnecting", "reconnected"]);
+  assert.deepEqual([...server.listeners.keys()], ["lora_loom.run", "lora_loom.step", "lora_loom.sample", "lora_loom.forming", "lora_loom.log", "lora_loom.page", "reconnecting", "reconnected"]);
 });
 
 test("a file goes into a folder of the input directory, under the name it is given", async () => {

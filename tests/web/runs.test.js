@@ -82,6 +82,7 @@ test("a sample that forms is shown until it is made, and only a picture is taken
   const view = loaded();
   const image = "data:image/jpeg;base64,AAAA/+==";
   assert.equal(view.heard("forming", { step: 40, number: 2, of: 3, image }), false);
+  assert.equal(view.heard("page", { name: "cat", file: "strips/strip.html" }), true, "its compare page is worth fetching");
   assert.deepEqual(view.forming, { step: 40, number: 2, of: 3, image });
   view.heard("log", { text: "waiting" });
   assert.equal(view.forming?.number, 2);
@@ -130,6 +131,7 @@ test("every state has its buttons", () => {
     failed: "continue",
     stopped: "continue",
     interrupted: "continue",
+    damaged: "none",
   });
   assert.equal(isActive(undefined), false);
   assert.equal(loaded({ can_sample: true }).buttons.sample.hidden, false);

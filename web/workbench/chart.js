@@ -87,6 +87,7 @@ export class Chart {
     const key = JSON.stringify(labels);
     if (this.legend.dataset.key === key) return; // a new button would lose the focus
     this.legend.dataset.key = key;
+    this.legend.style.visibility = labels.length > 1 ? "" : "hidden"; // the title says what a single one is
     this.legend.replaceChildren();
     for (const { label, colour, isDots, isFaint } of labels) {
       const button = makeButton(this.legend, label, t("Show or hide: {label}", { label }), () => {

@@ -20,12 +20,16 @@ export class CompareView {
     this.bench = bench;
     this.root = make("div", "loom-compare");
     const head = make("div", "loom-detail-head", this.root);
-    makeButton(head, t("‹ Runs"), t("Back to the list of runs"), () => bench.open(""));
+    this.back = makeButton(head, t("‹ Runs"), t("Back to the list of runs"), () => bench.open(""));
     make("h3", "", head, t("Compare runs"));
-    makeButton(head, t("Expand"), t("Over the whole page; Escape leaves"), () => bench.expand());
+    bench.makeExpand(head);
     this.loss = new Chart(this.root, t("Loss, smoothed"), { isLarge: true, canBeLog: true });
     this.validation = new Chart(this.root, t("Validation loss"), { isLarge: true, canBeLog: true });
     this.settings = make("div", "", this.root);
+  }
+
+  focus() {
+    this.back.focus();
   }
 
   /** @param {string[]} names */

@@ -57,8 +57,8 @@ export class FolderView {
     Object.assign(chooser, { type: "file", multiple: true, accept: ACCEPT, hidden: true });
     chooser.addEventListener("change", () => this.take(chosen(chooser), ""));
     makeButton(head, t("Add images"), t("Images and captions (.txt), or a zip of them"), () => chooser.click());
-    const use = makeButton(head, t("Use"), t("Let Loom Dataset in the graph use this folder"), () => this.bench.trying(async () => useFolder(select.value)));
-    makeButton(head, t("Expand"), t("Over the whole page; Escape leaves"), () => this.bench.expand());
+    const use = makeButton(head, t("Use in graph"), t("Let Loom Dataset in the graph use this folder"), () => this.bench.trying(async () => useFolder(select.value)));
+    this.bench.makeExpand(head);
     return { select, chooser, use };
   }
 
@@ -79,6 +79,10 @@ export class FolderView {
     const trigger = field(t("Word before every caption"), "text");
     makeButton(tools, t("Add"), t("Put it before every caption that does not have it yet"), () => this.addTrigger());
     return { find, to, replace, trigger };
+  }
+
+  focus() {
+    this.select.focus();
   }
 
   /** @param {string} [folder] to open; else the last one, or the first */

@@ -1,8 +1,8 @@
 // @ts-check
 // One run in detail: state and buttons, and behind tabs its progress, samples, settings and log.
 
-import { make, makeButton } from "../elements.js";
-import { RunView, STATES } from "../runs.js";
+import { keepFocus, make, makeButton } from "../elements.js";
+import { ASKED, RunView, STATES } from "../runs.js";
 import { CompareTab } from "./compare_tab.js";
 import { LogTab } from "./log_tab.js";
 import { ProgressTab } from "./progress_tab.js";
@@ -29,13 +29,15 @@ export class DetailView {
     this.bench = bench;
     this.root = make("div", "loom-detail");
     const head = make("div", "loom-detail-head", this.root);
-    makeButton(head, t("‹ Runs"), t("Back to the list of runs"), () => bench.open(""));
-    this.title = make("h3", "", head);
+    this.back = makeButton(head, t("‹ Runs"), t("Back to the list of runs"), () => bench.open(""));
     this.chip = make("span", "loom-chip", head);
     this.chip.setAttribute("role", "status");
-    this.expand = makeButton(head, t("Expand"), t("Over the whole page; Escape leaves"), () => bench.expand());
+    bench.makeExpand(head);
+    this.title = make("h3", "", this.root);
     this.message = make("p", "loom-message", this.root);
+    this.message.setAttribute("aria-live", "polite");
     this.menu = make("div", "", this.root);
+    this.passFocus = keepFocus(this.menu);
     this.note = new NoteField(this.root, bench);
     /** @type {Record<string, Tab>} */
     this.tabs = { Progress: new ProgressTab(), Samples: new SamplesTab(bench), Compare: new CompareTab(bench), Settings: new SettingsTab(bench), Log: new LogTab() };
@@ -49,6 +51,10 @@ export class DetailView {
     }
     this.bar.addEventListener("keydown", (event) => this.key(event));
     this.turn("Progress");
+  }
+
+  focus() {
+    this.back.focus();
   }
 
   /** @param {string} label */
@@ -84,17 +90,33 @@ export class DetailView {
     const view = new RunView(name);
     view.load(run, lines);
     this.shown = { run, view, lines };
-    this.title.textContent = name;
-    this.root.dataset.state = view.growth ? "doubtful" : run.state;
-    this.chip.textContent = view.growth ? t("Finished, loss rose") : (STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? run.state ?? "");
+    this.title.textContent = this.title.title = name;
     this.note.show(run);
-    this.message.textContent = run.state === "failed" ? (run.error ?? "") : view.doubt || view.remark;
-    const key = JSON.stringify([name, run.state, run.lora, this.bench.list.queue]);
-    if (this.menu.dataset.key !== key) {
-      this.menu.dataset.key = key; // a new button would lose the focus
-      this.menu.replaceChildren();
-      makeRunMenu(this.menu, this.bench, run);
-    }
+    this.renderState();
     if (this.tab) this.tabs[this.tab].show(this.shown);
+  }
+
+  /** State and buttons, which depend on the connection as well. */
+  renderState() {
+    if (!this.shown) return;
+    const { run, view } = this.shown;
+    const { isOffline, queue } = this.bench.list;
+    const known = view.growth ? t("Finished, loss rose") : (STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? run.state ?? "");
+    const text = isOffline ? t("No connection") : known;
+    if (this.chip.textContent !== text) this.chip.textContent = text; // a screen reader says what changes
+    const asked = this.bench.wish?.name === run.name ? ASKED[this.bench.wish?.action ?? ""] : "";
+    const message = asked || (run.state === "failed" ? (run.error ?? "") : view.doubt || view.remark);
+    if (this.message.textContent !== message) this.message.textContent = message;
+    this.root.dataset.state = isOffline ? "offline" : view.growth ? "doubtful" : run.state;
+    if (view.isOffline !== isOffline) {
+      view.isOffline = isOffline;
+      if (this.tab === "Progress") this.tabs[this.tab].show(this.shown); // nothing is left of the time that was left
+    }
+    const key = JSON.stringify([run.name, run.state, run.lora, queue, isOffline]);
+    if (this.menu.dataset.key === key) return; // a new button would lose the focus
+    this.menu.dataset.key = key;
+    this.menu.replaceChildren();
+    if (!isOffline) makeRunMenu(this.menu, this.bench, run);
+    this.passFocus();
   }
 }

@@ -36,7 +36,10 @@ function renderBadge() {
 }
 
 let renderTicker = () => {};
-const commands = makeCommands(bench, () => openWorkbench());
+const commands = makeCommands(bench, () => {
+  openWorkbench();
+  bench.focus();
+});
 
 app.registerExtension({
   name: "lora_loom.workbench",

@@ -45,11 +45,18 @@ export class ListView {
     this.known = new Map();
   }
 
+  /** To the run that was open, or to the search. */
+  focus() {
+    const row = this.known.get(this.bench.before)?.root;
+    const open = row?.isConnected ? row.querySelector("button") : null;
+    (open ?? this.search).focus();
+  }
+
   render() {
     const { list } = this.bench;
     const runs = list.found(this.search.value);
     this.empty.hidden = list.runs.size > 0;
-    this.note.textContent = list.isOffline ? t("No connection to ComfyUI: this may be old.") : list.runs.size && !runs.length ? t("No run has this name.") : "";
+    this.note.textContent = list.runs.size && !runs.length ? t("No run has this name.") : "";
     this.compare.disabled = this.chosen.size < 2;
     this.compare.hidden = list.runs.size < 2;
     const names = runs.map((run) => run.name ?? "");
@@ -91,14 +98,14 @@ export class ListView {
     /** @param {Run} run */
     const update = (run) => {
       root.draggable = this.bench.list.queue.includes(name);
-      root.dataset.state = this.bench.growths.get(name) ? "doubtful" : run.state;
+      root.dataset.state = this.bench.list.isOffline && isActive(run.state) ? "offline" : this.bench.growths.get(name) ? "doubtful" : run.state;
       chip.textContent = this.stateText(run);
       title.textContent = run.starred ? `★ ${name}` : name;
       open.title = run.note || t("Open {name}", { name });
       bar.hidden = !isActive(run.state);
       fill.style.width = `${run.total ? (100 * (run.step ?? 0)) / run.total : 0}%`;
       facts.replaceChildren();
-      for (const fact of figures(run)) make("span", "", facts, fact);
+      for (const fact of figures(run, this.bench.list.isOffline)) make("span", "", facts, fact);
       for (const text of texts(run)) make("span", "loom-row-text", facts, text);
       showThumbnail(thumb, name, run.sample ?? "");
     };
@@ -128,6 +135,7 @@ export class ListView {
 
   /** @param {Run} run */
   stateText(run) {
+    if (this.bench.list.isOffline && isActive(run.state)) return t("No connection");
     const place = this.bench.list.queue.indexOf(run.name ?? "");
     if (place >= 0) return t("Queued, place {n}", { n: place + 1 });
     if (this.bench.growths.get(run.name ?? "")) return t("Finished, loss rose");
@@ -146,10 +154,11 @@ export class ListView {
 /**
  * Short facts, each of which is shown whole.
  * @param {Run} run
+ * @param {boolean} isOffline
  */
-function figures(run) {
+function figures(run, isOffline) {
   const facts = [t("{step} / {total} steps", { step: count(run.step), total: count(run.total) })];
-  if (isActive(run.state) && run.state !== "paused" && run.eta) facts.push(t("{time} left", { time: duration(run.eta) }));
+  if (isActive(run.state) && run.state !== "paused" && run.eta && !isOffline) facts.push(t("{time} left", { time: duration(run.eta) }));
   if (run.lowest != null) facts.push(t("validation {loss}", { loss: loss(run.lowest) }));
   else if (run.loss != null) facts.push(t("loss {loss}", { loss: loss(run.loss) }));
   return facts;
@@ -159,7 +168,7 @@ function figures(run) {
  * Sentences, which are cut at the end of their line.
  * @param {Run} run
  */
-const texts = (run) => [run.state === "failed" ? run.error : "", run.note].filter((text) => text);
+const texts = (run) => [run.state === "failed" || run.state === "damaged" ? run.error : "", run.note].filter((text) => text);
 
 /**
  * @param {HTMLElement} place

@@ -8,13 +8,15 @@ import { openDialog } from "./dialogs.js";
 import { fetchFolders } from "./data_requests.js";
 import { openNewGraph } from "./graph.js";
 import { fetchChoices, fetchModel, makeGraph } from "./requests.js";
-import { GOALS, groupsOf, isComplete, nameFor, nameOf, usualModel } from "./wishes.js";
+import { DEMO, GOALS, groupsOf, isComplete, nameFor, nameOf, usualModel } from "./wishes.js";
 import { t } from "../texts.js";
 
 /**
  * @typedef {import("./wishes.js").Wish} Wish
  * @typedef {import("./requests.js").ModelFacts} ModelFacts
  */
+
+const CHOOSE = t("Choose a folder, or drop images here");
 
 /** Ask for a new run, and put its graph on the canvas. */
 export async function openWizard() {
@@ -107,6 +109,7 @@ class Wizard {
     this.change({ model, parts: [], preview: "" });
     this.showPreviews([]);
     this.facts = undefined;
+    this.images.none.textContent = model === DEMO ? t("The demo's own images") : CHOOSE;
     await this.trying(async () => {
       const facts = await fetchModel(model);
       if (model !== this.wish.model) return; // another one was chosen meanwhile
@@ -202,7 +205,8 @@ class ImagesField {
     this.uploaded = new Map();
     this.root = make("div", "loom-images-field", parent);
     this.folder = make("select", "loom-field", make("label", "", this.root, label));
-    make("option", "", this.folder, t("Choose a folder, or drop images here")).value = "";
+    this.none = make("option", "", this.folder, CHOOSE);
+    this.none.value = "";
     this.folder.addEventListener("change", () => changed(this.folder.value));
     const row = make("div", "loom-drop-head", this.root);
     this.status = make("span", "", row, t("Images, captions (.txt), a folder or a zip"));

@@ -33,7 +33,7 @@ export class ProgressTab {
   constructor() {
     this.root = make("div", "loom-progress");
     this.facts = make("dl", "loom-fact-list", this.root);
-    this.none = make("p", "loom-note", this.root, t("The loss appears with the first steps."));
+    this.none = make("p", "loom-note", this.root);
     this.loss = new Chart(this.root, t("Loss"), { isLarge: true, canBeLog: true });
     this.rate = new Chart(this.root, t("Learning rate"));
     this.norm = new Chart(this.root, t("Gradient norm"), { canBeLog: true });
@@ -41,13 +41,14 @@ export class ProgressTab {
     this.likeness = new Chart(this.root, t("Image similarity to the training images"));
     this.used = new Chart(this.root, USED.vram_gb);
     this.drift = new Chart(this.root, t("Drift from the base without the trigger"));
+    this.more = make("dl", "loom-fact-list", this.root);
   }
 
   /** @param {Shown} shown */
   show({ run, view, lines }) {
     const losses = series(lines, "loss");
     const total = run.total ?? 0;
-    this.none.hidden = losses.length > 0;
+    this.none.textContent = losses.length ? "" : isActive(run.state) ? t("The loss appears with the first steps.") : t("It ended before its first step.");
     this.loss.show({
       total,
       marks: run.checkpoints,
@@ -74,32 +75,41 @@ export class ProgressTab {
    * @param {import("./timeline.js").Line[]} lines
    */
   renderFacts(run, view, lines) {
-    const end = endTime(run, new Date());
+    const end = view.isOffline ? null : endTime(run, new Date());
     const measured = view.validationLoss;
-    const facts = {
+    showFacts(this.facts, {
       [t("Step")]: `${count(run.step)} / ${count(run.total)}`,
       [t("Epoch")]: epochs(run, lines),
-      [t("Pace")]: pace(run.seconds ?? lines.at(-1)?.seconds ?? 0),
-      [t("Time trained")]: duration(elapsed(lines)),
       [t("Left")]: end ? duration(run.eta ?? 0) : "",
       [t("Ends at")]: end ? end.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) : "",
-      [t("Started")]: clock(run.created),
-      [t("Ended")]: isActive(run.state) ? "" : clock(run.updated),
       [t("Loss")]: view.losses.length ? loss(view.losses[view.losses.length - 1].value) : "",
       [t("Validation loss")]: measured ? loss(measured.now) : "",
       [t("Base model")]: measured?.base != null ? loss(measured.base) : "",
+    });
+    showFacts(this.more, {
+      [t("Pace")]: pace(run.seconds ?? lines.at(-1)?.seconds ?? 0),
+      [t("Time trained")]: duration(elapsed(lines)),
+      [t("Started")]: clock(run.created),
+      [t("Ended")]: isActive(run.state) ? "" : clock(run.updated),
       [t("VRAM")]: gigabytes(lines, "vram_gb"),
       [t("RAM")]: gigabytes(lines, "ram_gb"),
       [t("Layers trained")]: view.layers.trained,
       [t("LoRA modules changed")]: view.changed,
       [t("Layers left out")]: view.layers.leftOut,
-    };
-    this.facts.replaceChildren();
-    for (const [name, value] of Object.entries(facts)) {
-      if (!value) continue;
-      const pair = make("div", LISTS.has(name) ? "loom-wide" : "", this.facts);
-      make("dt", "", pair, name);
-      make("dd", "", pair, value);
-    }
+    });
+  }
+}
+
+/**
+ * @param {HTMLElement} list
+ * @param {Record<string, string>} facts empty ones are not known
+ */
+function showFacts(list, facts) {
+  list.replaceChildren();
+  for (const [name, value] of Object.entries(facts)) {
+    if (!value) continue;
+    const pair = make("div", LISTS.has(name) ? "loom-wide" : "", list);
+    make("dt", "", pair, name);
+    make("dd", "", pair, value);
   }
 }

@@ -1,7 +1,7 @@
 // @ts-check
 // What can be done with one run, as buttons: which of them there are depends on its state.
 
-import { act, fileUrl } from "../client.js";
+import { fileUrl } from "../client.js";
 import { copied } from "../clipboard.js";
 import { make, makeButton, makeLink } from "../elements.js";
 import { isActive } from "../runs.js";
@@ -26,22 +26,22 @@ const CAN_CONTINUE = new Set(["failed", "stopped", "interrupted"]);
 export function makeRunMenu(parent, bench, run) {
   const row = make("div", "loom-menu", parent);
   const { state = "", name = "" } = run;
-  /** @param {string} label @param {string} hint @param {() => Promise<unknown>} work */
-  const button = (label, hint, work) => {
+  /** @param {string} label @param {string} hint @param {() => Promise<unknown>} work @param {() => boolean} [waits] for what comes after it */
+  const button = (label, hint, work, waits = () => false) => {
     const made = makeButton(row, label, hint, async () => {
       made.disabled = true;
       await bench.trying(work);
-      made.disabled = false;
+      made.disabled = waits();
     });
     return made;
   };
-  /** @param {string} action */
-  const ask = (action) => () => act(name, action).then(() => bench.refresh());
+  /** @param {string} label @param {string} hint @param {string} action */
+  const ask = (label, hint, action) => button(label, hint, () => bench.ask(name, action), () => bench.wish?.action === action); // then the buttons are others
   if (isActive(state)) {
-    if (state === "paused") button(t("Resume"), t("Go on from where it stands"), ask("resume"));
-    else button(t("Pause"), t("Finish the step in flight, then hold"), ask("pause"));
-    button(t("Stop"), t("Finish the step in flight, save, end"), ask("stop"));
-  } else if (CAN_CONTINUE.has(state)) button(t("Continue"), t("Go on from its last checkpoint"), ask("resume"));
+    if (state === "paused") ask(t("Resume"), t("Go on from where it stands"), "resume");
+    else ask(t("Pause"), t("Finish the step in flight, then hold"), "pause");
+    ask(t("Stop"), t("Finish the step in flight, save, end"), "stop");
+  } else if (CAN_CONTINUE.has(state)) ask(t("Continue"), t("Go on from its last checkpoint"), "resume");
   const place = bench.list.queue.indexOf(name);
   if (place > 0) button(t("Next"), t("Train it before the others that wait"), () => move(name, 0).then(() => bench.refresh()));
   if (run.lora && !isActive(state)) makeLink(row, t("Download"), fileUrl(name, `loras/${run.lora}`)).title = t("Download the LoRA file");

@@ -1,7 +1,7 @@
 // @ts-check
 // The samples of a run: a slider over its steps, the base without a LoRA next to them, each in full size by a click.
 
-import { act, fileUrl } from "../client.js";
+import { fileUrl } from "../client.js";
 import { make, makeButton } from "../elements.js";
 import { count } from "../format.js";
 import { isActive } from "../runs.js";
@@ -111,7 +111,7 @@ export class SamplesTab {
     const canSample = isActive(run.state) && Boolean(run.can_sample);
     if (this.buttons.childElementCount === Number(canSample)) return;
     this.buttons.replaceChildren();
-    if (canSample) makeButton(this.buttons, t("Sample now"), t("Make the samples of LoomValidation after this step"), () => this.bench.trying(() => act(this.name, "sample")));
+    if (canSample) makeButton(this.buttons, t("Sample now"), t("Make the samples of LoomValidation after this step"), () => this.bench.trying(() => this.bench.ask(this.name, "sample")));
   }
 
   /**

@@ -13,8 +13,10 @@ import { t } from "../texts.js";
  * "my-lora 42 %, 12 min left"
  * @param {Run} run
  * @param {number} others that are active as well
+ * @param {boolean} [isOffline] the server cannot be reached
  */
-export function tickerText(run, others) {
+export function tickerText(run, others, isOffline) {
+  if (isOffline) return t("{name}: no connection", { name: run.name ?? "" });
   const share = run.total ? `${Math.floor((100 * (run.step ?? 0)) / run.total)} %` : "";
   const what = run.state === "running" ? share : `${share} ${STATES[/** @type {keyof typeof STATES} */ (run.state)] ?? ""}`.trim();
   const left = run.state === "running" && run.eta ? t(", {time} left", { time: duration(run.eta) }) : "";
@@ -40,8 +42,9 @@ export function addTicker(bench, open) {
     const run = isWanted ? bench.current : undefined;
     button.hidden = !run;
     if (!run) return;
-    button.dataset.state = run.state;
-    text.textContent = tickerText(run, bench.list.active.length - 1);
+    const { active, isOffline } = bench.list;
+    button.dataset.state = isOffline ? "offline" : run.state;
+    text.textContent = tickerText(run, active.length - 1, isOffline);
     fill.style.width = `${run.total ? (100 * (run.step ?? 0)) / run.total : 0}%`;
   };
 }

@@ -5,7 +5,8 @@ import { t } from "../texts.js";
 
 /** @typedef {{model: string, goal: string, name: string, trigger: string, folder: string, references: string, parts: string[], preview: string}} Wish */
 
-const DEMO = "demo";
+/** The base model that comes with its own images. */
+export const DEMO = "demo";
 
 /** [value, label] of what can be learned. */
 export const GOALS = /** @type {const} */ ([

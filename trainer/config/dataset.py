@@ -166,6 +166,8 @@ class DatasetConfig(Section, table="dataset"):
     """Images above max_size are downscaled to this size and then cropped, so that the crop shows a part of them; 0 switches it off."""
     size_metric: Literal["side", "area"] = "side"
     """What min_size, max_size and downsample measure: the shorter side, or the side of the square of equal area."""
+    aspect_choice: Literal["closest", "random"] = "closest"
+    """Which of aspects an image gets: the one closest to its own shape, or one drawn by the seed for each image and resolution, whatever its shape (SimpleTuner's crop_aspect random)."""
 
     @property
     def reference_folders(self) -> tuple[str, ...]:
@@ -279,6 +281,8 @@ class DatasetConfig(Section, table="dataset"):
         require(
             all(0.1 <= a <= 10 for a in self.aspects), "dataset.aspects", self.aspects, "use width / height, 0.1 to 10"
         )
+        named = self.aspect_choice == "closest" or bool(self.aspects)
+        require(named, "dataset.aspect_choice", self.aspect_choice, "name the shapes to draw from as dataset.aspects")
         ordered = not (self.min_size and self.max_size) or self.min_size <= self.max_size
         require(ordered, "dataset.max_size", self.max_size, f"it must be at least min_size = {self.min_size}")
         ordered = not (self.min_side and self.max_side) or self.min_side <= self.max_side

@@ -259,3 +259,34 @@ def test_held_out_images_are_measured_with_their_plain_caption(tmp_path):
     [first, *_] = build(tmp_path, sets, validation_split=0.5).held_out
     assert first.live is None
     assert first.captions == ((pictures() / f"{first.path.stem}.txt").read_text().strip(),)
+
+
+def test_a_drawn_shape_is_a_function_of_seed_image_and_resolution(tmp_path):
+    """Each of the list as often, whatever the image's own; of no other image, and of no other set, anything changes."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(60):
+        Image.new("RGB", (90, 90), (number, 4 * number % 255, 7)).save(folder / f"photo of a {number} thing.png")
+    shapes = (1.0, 0.5, 2.0)
+    one = DatasetConfig(folder=str(folder), aspects=shapes, aspect_choice="random", resolutions=(64, 96))
+
+    def drawn(seed, *sets):
+        made = build(tmp_path, list(sets), seed=seed).examples
+        return {(e.path.name, e.geometry.target) for e in made}
+
+    first = drawn(3, one)
+    assert drawn(3, one) == first != drawn(4, one)
+    assert len(first) == 120
+    counts = [sum((w > h) - (w < h) == way for _, (w, h) in first) for way in (-1, 0, 1)]
+    assert all(20 <= count <= 60 for count in counts), counts
+    other = DatasetConfig(folder=str(pictures()))
+    assert drawn(3, one, other) == first | drawn(3, other)
+    (folder / "photo of a 0 thing.png").unlink()
+    assert drawn(3, one) == {place for place in first if place[0] != "photo of a 0 thing.png"}
+
+
+def test_a_drawn_shape_needs_a_list():
+    with pytest.raises(
+        ConfigError, match=r"dataset\.aspect_choice = 'random': name the shapes to draw from as dataset\.aspects"
+    ):
+        DatasetConfig(folder="x", aspect_choice="random")

@@ -10,6 +10,7 @@ from lora_loom.trainer.config.dataset import DatasetConfig
 from lora_loom.trainer.data.sets.captions import plain
 from lora_loom.trainer.data.sets.dataset_file import gather_sets, read_dataset_file
 from lora_loom.trainer.data.sets.scan import scan
+from lora_loom.trainer.data.sets.simpletuner import simpletuner_sets
 from lora_loom.trainer.errors import ConfigError, DataError, LoomError
 
 KOHYA = """
@@ -496,3 +497,17 @@ def test_our_own_file_counts_from_its_folder_alone(tmp_path):
     path = tmp_path / "config" / "data.toml"
     path.write_text('[[dataset]]\nfolder = "cat"\n')
     assert [one.folder for one in read_dataset_file(path).sets] == [str(tmp_path / "config" / "cat")]
+
+
+def test_simpletuners_random_shapes_are_drawn(tmp_path):
+    entry = {
+        "id": "a",
+        "instance_data_dir": "x",
+        "crop": True,
+        "crop_aspect": "random",
+        "crop_aspect_buckets": [1.0, 0.5],
+        "crop_style": "center",
+    }
+    [made], notes = simpletuner_sets([entry])
+    assert (made["aspects"], made["aspect_choice"], made["crop"]) == ([1.0, 0.5], "random", "center")
+    assert not [note for note in notes if "aspect" in note]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from ...config.dataset import USUAL_VARIANTS, DataConfig, DatasetConfig
@@ -52,13 +53,18 @@ def why_left_out(size: Size, config: DatasetConfig) -> str:
 
 
 def placements(known: FileFacts, config: DatasetConfig, buckets: Sequence[Buckets], seed: int) -> tuple[Geometry, ...]:
-    """How an image is resized and cropped, once per resolution. A random crop is determined by the seed and the image's content."""
+    """How an image is resized and cropped, once per resolution. A random crop and a drawn shape are determined by the seed and the
+    image's content."""
     size = known.size
     value, least_scale = measured(size, config.size_metric), 0.0
     if config.downsample and value > config.max_size:
         least_scale = config.downsample / value
     geometries = []
-    for bucket in buckets:
+    for own in buckets:
+        bucket = own
+        if config.aspect_choice == "random":
+            drawn = uniform(seed, "aspect", known.digest, own.resolution)
+            bucket = replace(own, aspects=(own.aspects[int(drawn * len(own.aspects))],))
         at = PLACES.get(config.crop, CENTER)
         if config.crop == "random":
             key = (seed, "crop", known.digest, bucket.resolution)

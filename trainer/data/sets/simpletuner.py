@@ -240,9 +240,7 @@ def _crop(entry: Mapping[str, object], notes: list[str], where: str) -> Json:
         buckets = entry.get("crop_aspect_buckets")
         if not isinstance(buckets, list) or not buckets:
             raise ConfigError(f"crop_aspect = {aspect!r} needs crop_aspect_buckets, such as [1.0, 0.75, 1.33]")
-        translated["aspects"] = buckets
-    if aspect == "random":
-        notes.append(f"{where}: crop_aspect = 'random' is interpreted as 'closest'")
+        translated |= {"aspects": buckets, "aspect_choice": aspect}
     return translated
 
 

@@ -101,6 +101,7 @@ PAGE = {
     "The loss ends at {times} times its start: this LoRA is likely spoilt. Try a lower learning_rate.": ("损失最终是开始时的 {times} 倍：此 LoRA 可能已损坏。请尝试更低的 learning_rate。", "損失が最初の {times} 倍で終わりました。この LoRA はおそらく壊れています。learning_rate を下げてみてください。", "손실이 처음의 {times}배로 끝났습니다. 이 LoRA는 망가졌을 수 있습니다. learning_rate를 낮춰 보세요.", "Потери в конце в {times} раз выше, чем в начале: эта LoRA, скорее всего, испорчена. Попробуйте меньший learning_rate."),
     "Lowest validation loss": ("最低验证损失", "最小の検証損失", "가장 낮은 검증 손실", "Наименьшие потери на проверке"),
     "Continue": ("继续", "続ける", "이어서", "Продолжить"),
+    "{n} files left out: {names}": ("未采用 {n} 个文件：{names}", "{n} 個のファイルは使いません：{names}", "파일 {n}개는 쓰지 않음: {names}", "Не взято файлов ({n}): {names}"),
     "None of these {n} files is an image (png, jpg, webp, avif, bmp, gif)": ("这 {n} 个文件中没有图像（png、jpg、webp、avif、bmp、gif）", "この {n} 個のファイルに画像（png、jpg、webp、avif、bmp、gif）はありません", "이 파일 {n}개 중에 이미지(png, jpg, webp, avif, bmp, gif)가 없습니다", "Среди этих файлов ({n}) нет изображений (png, jpg, webp, avif, bmp, gif)"),
     "Uploading {n} of {all} …": ("正在上传 {n} / {all} …", "アップロード中 {n} / {all} …", "올리는 중 {n}/{all} …", "Загрузка {n} из {all} …"),
     "No caption": ("没有描述", "キャプションなし", "캡션 없음", "Без подписи"),

@@ -4,7 +4,7 @@
 import { imageUrl } from "./client.js";
 import { make, makeButton } from "./elements.js";
 import { ACCEPT, isImage, summary } from "./files.js";
-import { chosen, dropped, hasFiles, send } from "./uploads.js";
+import { aboutOthers, chosen, dropped, hasFiles, send } from "./uploads.js";
 import { door } from "./workbench/door.js";
 import { t } from "./texts.js";
 
@@ -114,6 +114,7 @@ class DropZone {
     try {
       const sent = await send(files, { current, name, isCaptionEnough: before.length > 0 }, (text) => { this.text.textContent = text; });
       this.finish(sent.folder, [...new Set([...(sent.folder === current ? before : []), ...sent.names])].sort());
+      if (sent.others.length) this.text.textContent = `${this.text.textContent}; ${aboutOthers(sent.others)}`;
     } catch (error) {
       this.text.textContent = error instanceof Error ? error.message : String(error);
     }

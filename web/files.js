@@ -3,12 +3,14 @@
 
 import { t } from "./texts.js";
 
-const IMAGE = /\.(png|jpe?g|webp|avif|bmp|gif)$/i;
-const CAPTION = /\.txt$/i;
+const IMAGE = /\.(png|apng|jpg|jpeg|jpe|jfif|mpo|webp|avif|avifs|bmp|gif|tif|tiff|heic|heif|jxl)$/i;
+const CAPTION = /\.(txt|caption)$/i;
+const TABLE = /^metadata\.(jsonl|csv|tsv|json|parquet)$/i;
+const LONGEST = 180; // bytes of a name without its suffix
 const ROOT = "loom/"; // inside ComfyUI's input folder
 
 /** What a file dialog offers. */
-export const ACCEPT = ".png,.jpg,.jpeg,.webp,.avif,.bmp,.gif,.txt,.zip";
+export const ACCEPT = ".png,.apng,.jpg,.jpeg,.jpe,.jfif,.webp,.avif,.bmp,.gif,.tif,.tiff,.heic,.heif,.jxl,.txt,.caption,.jsonl,.csv,.tsv,.json,.parquet,.zip";
 
 /** @param {string} name */
 export const isImage = (name) => IMAGE.test(name);
@@ -16,26 +18,77 @@ export const isImage = (name) => IMAGE.test(name);
 /** @param {string} name */
 export const isCaption = (name) => CAPTION.test(name);
 
+/** @param {string} name */
+const isTable = (name) => TABLE.test(name);
+
 /**
- * A name without anything that has a meaning in a path: letters, digits, spaces and . _ - of any script.
+ * Whether a file or a folder above it is hidden, or made by a system.
+ * @param {string} path
+ */
+export const isHidden = (path) => path.split("/").some((part) => /^[.@]/.test(part) || part === "__MACOSX");
+
+/**
+ * Whether a dataset has a use for a file.
+ * @param {string} path
+ */
+export const isWanted = (path) => {
+  const name = path.split("/").at(-1) ?? "";
+  return !isHidden(path) && /^.+\.[^.]+$/.test(name) && (isImage(name) || isCaption(name) || isTable(name));
+};
+
+/**
+ * A name without anything that has a meaning in a path: letters, their marks, digits, spaces and . _ - of any script.
  * @param {string} name
  */
 function plain(name) {
-  return name.normalize("NFC").replace(/[^\p{L}\p{N} ._-]/gu, "_").replace(/^[ .]+|[ .]+$/g, "").slice(0, 80);
+  return name.normalize("NFC").replace(/[^\p{L}\p{M}\p{N} ._-]/gu, "_").replace(/^[ .]+|[ .]+$/g, "");
+}
+
+/** @param {string} text */
+function shortened(text) {
+  const letters = [...text];
+  while (new TextEncoder().encode(letters.join("")).length > LONGEST) letters.pop();
+  return letters.join("");
 }
 
 /**
  * The files that are taken, with the names they get: the folders between the dropped one and the file become a part of the
- * name, so that files of two folders do not overwrite each other and a caption stays with its image.
+ * name, so that files of two folders do not overwrite each other and a caption stays with its image. No two images get one name.
+ * A table is taken where the images that it names keep theirs.
  * @template File
  * @param {{path: string, file: File}[]} files path: as dropped, with "/" between folders
  * @returns {{name: string, file: File}[]}
  */
 export function taken(files) {
-  const depth = sharedDepth(files.map(({ path }) => path));
-  return files
-    .map(({ path, file }) => ({ name: path.split("/").slice(depth).map(plain).join("_"), file }))
-    .filter(({ name }) => isImage(name) || isCaption(name));
+  const wanted = files.filter(({ path }) => isWanted(path));
+  const depth = sharedDepth(wanted.map(({ path }) => path));
+  const stems = new Map(); // as dropped: as stored
+  const used = new Set();
+  const named = wanted.map(({ path, file }) => {
+    const inner = path.split("/").slice(depth).join("/");
+    const [old, suffix] = [inner.replace(/\.[^.]+$/, ""), inner.slice(inner.lastIndexOf("."))];
+    if (!stems.has(old)) {
+      const stem = shortened(old.split("/").map(plain).join("_")) || "image";
+      let name = stem;
+      for (let number = 2; used.has(name.toLowerCase()); number += 1) name = `${stem}-${number}`;
+      used.add(name.toLowerCase());
+      stems.set(old, name);
+    }
+    return { name: `${stems.get(old)}${suffix}`, file, kept: inner === `${stems.get(old)}${suffix}` };
+  });
+  const allKept = named.every((one) => one.kept);
+  return named.filter(({ name }) => allKept || !isTable(name)).map(({ name, file }) => ({ name, file }));
+}
+
+/**
+ * The names of the dropped files that are not taken, without hidden ones.
+ * @template File
+ * @param {{path: string, file: File}[]} files
+ * @returns {string[]}
+ */
+export function leftOut(files) {
+  const sent = new Set(taken(files).map((one) => one.file));
+  return files.filter(({ path, file }) => !isHidden(path) && !(isWanted(path) && sent.has(file))).map(({ path }) => path);
 }
 
 /** @param {string[]} paths */

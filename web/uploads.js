@@ -2,7 +2,7 @@
 // Files that a person drops or chooses, on their way into a folder of ComfyUI's input directory.
 
 import { upload } from "./client.js";
-import { isImage, taken, targetFolder } from "./files.js";
+import { isImage, leftOut, taken, targetFolder } from "./files.js";
 import { isZip, unzipped } from "./zip.js";
 import { t } from "./texts.js";
 
@@ -40,7 +40,7 @@ export function chosen(chooser) {
  * @param {Dropped[]} files
  * @param {{current: string, name: string, isCaptionEnough: boolean}} target current: the folder so far; name: of a dropped folder
  * @param {(text: string) => void} say
- * @returns {Promise<{folder: string, names: string[]}>}
+ * @returns {Promise<{folder: string, names: string[], others: string[]}>} others: files that are not taken
  */
 export async function send(files, { current, name, isCaptionEnough }, say) {
   const unpacked = [];
@@ -53,10 +53,16 @@ export async function send(files, { current, name, isCaptionEnough }, say) {
   const folder = targetFolder(current, name || zip, new Date());
   for (const [index, one] of accepted.entries()) {
     say(t("Uploading {n} of {all} …", { n: index + 1, all: accepted.length }));
-    await upload(one.file, folder, one.name);
+    if (one.file) await upload(one.file, folder, one.name);
   }
-  return { folder, names: accepted.map((one) => one.name) };
+  return { folder, names: accepted.map((one) => one.name), others: leftOut(unpacked) };
 }
+
+/**
+ * A sentence about files that were not taken; "" for none.
+ * @param {string[]} others
+ */
+export const aboutOthers = (others) => (others.length ? t("{n} files left out: {names}", { n: others.length, names: others.slice(0, 3).join(", ") }) : "");
 
 /**
  * The files of an entry, with those of all folders in it.

@@ -1,7 +1,7 @@
 // @ts-check
 // The images and captions in a zip file, read in the browser: what is uploaded are the files in it.
 
-import { isCaption, isImage } from "./files.js";
+import { isHidden, isWanted } from "./files.js";
 import { t } from "./texts.js";
 
 const END = 0x06054b50;
@@ -19,6 +19,18 @@ const MOST_BYTES = 8e9; // of one zip file, unpacked
 export const isZip = (name) => /\.zip$/i.test(name);
 
 /**
+ * A name in UTF-8; one of older programs in some code page stays one of its own, and its caption's is the same.
+ * @param {Uint8Array} name
+ */
+function decoded(name) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(name);
+  } catch {
+    return new TextDecoder("windows-1252").decode(name);
+  }
+}
+
+/**
  * What a zip file lists, but for folders. Throws for one that cannot be read here.
  * @param {DataView} bytes of the whole file
  * @returns {Entry[]}
@@ -34,7 +46,7 @@ export function listed(bytes) {
   for (let number = 0; number < count; number += 1) {
     if (place + 46 > end || bytes.getUint32(place, true) !== ENTRY) throw new Error(t("this zip file is damaged"));
     const [name, extra, comment] = [28, 30, 32].map((offset) => bytes.getUint16(place + offset, true));
-    const path = new TextDecoder().decode(new Uint8Array(bytes.buffer, bytes.byteOffset + place + 46, name));
+    const path = decoded(new Uint8Array(bytes.buffer, bytes.byteOffset + place + 46, name));
     if (bytes.getUint16(place + 8, true) & ENCRYPTED) throw new Error(t("this zip file has a password: unpack it, and drop the folder"));
     const [packed, size, at] = [20, 24, 42].map((offset) => bytes.getUint32(place + offset, true));
     if (!path.endsWith("/")) found.push({ path, method: bytes.getUint16(place + 10, true), packed, size, at });
@@ -67,18 +79,21 @@ async function content(bytes, { path, method, packed, size, at }) {
 }
 
 /**
- * The images and captions of a zip file. Throws with the reason if it cannot be read.
+ * The files of a zip file but for hidden ones; those that no dataset has a use for are named, and null. Throws with the reason if it
+ * cannot be read.
  * @param {Blob} file
- * @returns {Promise<{path: string, file: File}[]>}
+ * @returns {Promise<{path: string, file: File | null}[]>}
  */
 export async function unzipped(file) {
   const bytes = new DataView(await file.arrayBuffer());
-  const wanted = listed(bytes).filter(({ path }) => (isImage(path) || isCaption(path)) && !path.split("/").some((part) => part.startsWith(".") || part === "__MACOSX"));
+  const every = listed(bytes).filter(({ path }) => !isHidden(path));
+  const wanted = every.filter(({ path }) => isWanted(path));
   if (wanted.length > MOST_FILES || wanted.reduce((sum, { size }) => sum + size, 0) > MOST_BYTES) throw new Error(t("this zip file holds too much: unpack it, and drop its folders one by one"));
+  /** @type {{path: string, file: File | null}[]} */
   const found = [];
   for (const entry of wanted) {
     const name = entry.path.split("/").at(-1) ?? "";
     found.push({ path: entry.path, file: new File([await content(bytes, entry)], name) });
   }
-  return found;
+  return [...found, ...every.filter(({ path }) => !isWanted(path)).map(({ path }) => ({ path, file: null }))];
 }

@@ -51,13 +51,20 @@ function zip(files, { flags = 0, declared } = {}) {
   return new Blob([...parts, ...index, end]);
 }
 
-test("a zip gives its images and captions, packed or not, and nothing else", async () => {
+test("a zip gives its images and captions, packed or not, and names what else is in it", async () => {
   const file = zip([["set/", "", 0], ["set/a.png", "pixels".repeat(99), 1], ["set/a.txt", "a cat", 0], ["set/run.exe", "x", 0], ["__MACOSX/a.png", "x", 0], [".hidden/b.png", "x", 0]]);
   const found = await unzipped(file);
-  assert.deepEqual(found.map(({ path }) => path), ["set/a.png", "set/a.txt"]);
+  assert.deepEqual(found.map(({ path }) => path), ["set/a.png", "set/a.txt", "set/run.exe"]);
+  assert.equal(found[2].file, null, "it is not unpacked");
   assert.equal(await found[0].file.text(), "pixels".repeat(99));
   assert.equal(await found[1].file.text(), "a cat");
   assert.ok(isZip("A.ZIP") && !isZip("a.zip.png"));
+});
+
+test("names of a zip in an old code page stay apart, and images keep their captions", async () => {
+  const latin = (text) => Buffer.from(text, "latin1");
+  const found = await unzipped(zip([[latin("caf\xe9.png"), "x", 0], [latin("caf\xe9.txt"), "y", 0], [latin("caf\xe8.png"), "z", 0]]));
+  assert.deepEqual(found.map(({ path }) => path), ["caf\xe9.png", "caf\xe9.txt", "caf\xe8.png"]);
 });
 
 test("a zip that is cut off, locked, damaged or larger than it says is told", async () => {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { isImage, summary, taken, targetFolder } from "../../web/files.js";
+import { isImage, leftOut, summary, taken, targetFolder } from "../../web/files.js";
 
 const names = (...paths) => taken(paths.map((path) => ({ path, file: path }))).map((one) => one.name);
 const NOW = new Date("2026-11-28T17:30:05Z");
@@ -35,4 +35,33 @@ test("captions are counted by their images", () => {
   assert.equal(summary(["a.png", "a.txt", "b.png", "z.txt"]), "2 images, 1 with a caption file");
   assert.equal(summary(["a.png"]), "1 image, 0 with a caption file");
   assert.equal(isImage("a.txt"), false);
+});
+
+test("images of every kind that is read are taken, captions and tables too", () => {
+  const every = ["a.png", "a.apng", "a.jfif", "a.JPE", "a.mpo", "a.tif", "a.TIFF", "a.heic", "a.heif", "a.jxl", "a.caption", "metadata.jsonl", "metadata.CSV"];
+  assert.deepEqual(names(...every), every);
+  assert.deepEqual(names("x/a.png", "y/a.png", "metadata.csv"), ["x_a.png", "y_a.png"], "the table would name no file");
+});
+
+test("no two files get one name, and each caption goes with its image", () => {
+  assert.deepEqual(names("a?.png", "a?.txt", "a*.png", "a*.txt", "A_.png"), ["a_.png", "a_.txt", "a_-2.png", "a_-2.txt", "A_-3.png"]);
+  assert.deepEqual(names("😀.png", "😂.png", "😂.txt"), ["_.png", "_-2.png", "_-2.txt"]);
+  assert.deepEqual(names("a/b.png", "a_b.png"), ["a_b.png", "a_b-2.png"]);
+  assert.deepEqual(names("กา.png", "กี.png", "กี.txt"), ["กา.png", "กี.png", "กี.txt"]);
+});
+
+test("a long name keeps its suffix and fits into a folder of any system", () => {
+  for (const letter of ["x", "猫", "😀", "é"]) {
+    const [image, caption] = names(`${letter.repeat(240)}.png`, `${letter.repeat(240)}.txt`);
+    assert.match(image, /\.png$/);
+    assert.equal(caption, image.replace(/png$/, "txt"));
+    assert.ok(new TextEncoder().encode(image).length <= 200, image);
+  }
+});
+
+test("what is not taken is named, but for what systems leave behind", () => {
+  const files = ["a.png", "b.psd", "__MACOSX/._a.png", "._a.png", ".DS_Store", "c/clip.mp4", "@eaDir/t.jpg"].map((path) => ({ path, file: path }));
+  assert.deepEqual(taken(files).map((one) => one.name), ["a.png"]);
+  assert.deepEqual(leftOut(files), ["b.psd", "c/clip.mp4"]);
+  assert.deepEqual(leftOut([{ path: "x.pdf", file: null }, { path: "a.png", file: "a.png" }]), ["x.pdf"]);
 });

@@ -3,7 +3,7 @@
 
 import { make, makeButton } from "../elements.js";
 import { ACCEPT } from "../files.js";
-import { chosen, dropped, hasFiles, send } from "../uploads.js";
+import { aboutOthers, chosen, dropped, hasFiles, send } from "../uploads.js";
 import { CaptionCard } from "./caption_card.js";
 import { matching, replaced, tagCounts } from "./captions.js";
 import { fetchFolder, fetchFolders } from "./data_requests.js";
@@ -199,8 +199,9 @@ export class FolderView {
   async take(files, name) {
     const current = this.content?.folder ?? "";
     try {
-      const { folder } = await send(files, { current, name, isCaptionEnough: Boolean(this.content) }, (text) => { this.note.textContent = text; });
+      const { folder, others } = await send(files, { current, name, isCaptionEnough: Boolean(this.content) }, (text) => { this.note.textContent = text; });
       await this.load(folder);
+      if (others.length) this.note.textContent = aboutOthers(others);
     } catch (error) {
       this.note.textContent = error instanceof Error ? error.message : String(error);
     }

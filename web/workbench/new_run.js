@@ -3,7 +3,7 @@
 
 import { make, makeButton } from "../elements.js";
 import { ACCEPT, summary } from "../files.js";
-import { chosen, dropped, hasFiles, send } from "../uploads.js";
+import { aboutOthers, chosen, dropped, hasFiles, send } from "../uploads.js";
 import { openDialog } from "./dialogs.js";
 import { fetchFolders } from "./data_requests.js";
 import { openNewGraph } from "./graph.js";
@@ -244,7 +244,7 @@ class ImagesField {
       this.uploaded.set(sent.folder, sent.names);
       make("option", "", this.folder, sent.folder).value = sent.folder;
       this.folder.value = sent.folder;
-      this.status.textContent = summary(sent.names);
+      this.status.textContent = [summary(sent.names), aboutOthers(sent.others)].filter(Boolean).join("; ");
       this.changed(sent.folder);
     } catch (error) {
       this.status.textContent = error instanceof Error ? error.message : String(error);

@@ -6,6 +6,7 @@ import pytest
 
 from lora_loom.trainer.data.sets.checks import Surroundings
 from lora_loom.trainer.errors import ConfigError
+from lora_loom.trainer.importers import read as read_module
 from lora_loom.trainer.importers.kohya import shell
 from lora_loom.trainer.importers.read import import_file, import_text, recognise
 from tests.importers.samples import FACTS, S1
@@ -177,3 +178,9 @@ def test_folders_of_windows_keep_their_backslashes():
         shell.command(r'train_network.py --train_data_dir="C:\my pictures\cat" --output_dir=D:\loras\new')
     )
     assert options == {"train_data_dir": r"C:\my pictures\cat", "output_dir": r"D:\loras\new"}
+
+
+def test_digits_in_yaml_are_the_text_that_was_written():
+    """YAML 1.1 reads 007 as the octal 7 and 12:30 as 750; here they are names and times of day."""
+    found = read_module._yaml("name: 007\ntrigger: 010\nat: 12:30\nsteps: 2000\nrate: 1e-4\nnegative: -3\n")
+    assert found == {"name": "007", "trigger": "010", "at": "12:30", "steps": 2000, "rate": "1e-4", "negative": -3}

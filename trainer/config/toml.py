@@ -15,6 +15,7 @@ from .aliases import Note, current_option, current_options, current_tree, log_no
 from .as_meant import as_meant
 from .checks import problems
 from .run import TrainConfig
+from .toml_text import toml_hint
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,12 +79,14 @@ def load(path: Path, overrides: Iterable[str] = (), note: Note = log_note) -> Tr
 
 def read_toml(path: Path) -> Record:
     """A TOML file as plain data. Raises ConfigError if it cannot be read or is not valid TOML."""
+    text = ""
     try:
-        return toml_tables(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        return toml_tables(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}{toml_hint(text, error)}") from error
 
 
 def toml_tables(text: str) -> Record:

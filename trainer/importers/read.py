@@ -1,6 +1,7 @@
 """Recognises a file of another trainer by its keys, not its name, and has it translated."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,8 +249,17 @@ def _command(text: str) -> Any:
 def _yaml(text: str) -> Any:
     import yaml  # type: ignore[import-untyped, unused-ignore]  # its types are not installed with it
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
+        """YAML in which 007 and 12:30 are the texts that were written, and no octal and sexagesimal numbers."""
+
+    def whole(loader: Any, node: Any) -> Any:
+        written = loader.construct_scalar(node)
+        meant = re.fullmatch(r"[-+]?0\d+", written) or ":" in written
+        return written if meant else loader.construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", whole)
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise ValueError(error) from error
     return found if isinstance(found, dict | list) else None

@@ -1,5 +1,6 @@
 """Checks of names that become folders and files."""
 
+import unicodedata
 from pathlib import PurePath, PurePosixPath
 
 from ..errors import ConfigError
@@ -21,7 +22,8 @@ def check_name(name: str) -> str:
 
     Raises ConfigError for a name that could leave its folder or that some operating system does not accept.
     """
-    safe = bool(name) and len(name) <= 100 and all(c.isalnum() or c in "-_ ." for c in name)
+    safe = bool(name) and len(name) <= 100 and all(_is_of_a_word(c) or c in "-_ ." for c in name)
+    safe = safe and (name[0].isalnum() or name[0] == "_")  # a mark belongs to the letter before it
     safe = safe and name[0] not in ". -" and name[-1] not in ". " and PurePath(name).name == name
     remedy = "use letters, digits, - _ . and spaces, at most 100, not starting or ending with a dot"
     if safe and len(name.encode()) > MAX_BYTES:
@@ -29,6 +31,12 @@ def check_name(name: str) -> str:
     if not safe or name.split(".", maxsplit=1)[0].lower() in RESERVED_NAMES:
         raise ConfigError(f"name = {name!r}: {remedy}")
     return name
+
+
+def _is_of_a_word(letter: str) -> bool:
+    """Whether a character is a letter or digit of some script, a mark of one (Thai and Devanagari have vowels as such, macOS accents), or
+    joins or parts two of them (Persian, Malayalam)."""
+    return letter.isalnum() or unicodedata.category(letter)[0] == "M" or letter in "\u200c\u200d"
 
 
 def safe_name(name: str) -> str:

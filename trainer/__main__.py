@@ -1,5 +1,16 @@
 """`python -m lora_loom.trainer` is `lora-loom`."""
 
-from .cli.main import main
+import sys
 
-main()
+
+def run() -> None:
+    """The console entry point. Ctrl-C while the commands are imported ends like everywhere else, without a traceback."""
+    try:
+        from .cli.main import main
+    except KeyboardInterrupt:
+        sys.exit(130)
+    main()
+
+
+if __name__ == "__main__":
+    run()

@@ -11,7 +11,7 @@ from .config.run import ModelConfig, ObjectiveConfig, TextConfig
 from .diffusion.denoiser import Denoiser
 from .diffusion.objectives import with_zero_terminal_snr
 from .distributed.sharding import shard
-from .errors import ConfigError, reading
+from .errors import ConfigError, LoomError, reading
 from .families.common.encoder_files.parts import check_vae, parts_of
 from .families.common.family import DEFAULT_PROMPT_ENCODING, Encoders, Family, Loading, PromptEncoding, Variant
 from .families.common.modules import AS_STORED
@@ -257,3 +257,19 @@ def _encoding(text: TextConfig, family: Family, variant: str) -> PromptEncoding:
                 why = "never reads the padding of its text" if hides else "has no T5"
             raise ConfigError(f"text.{name} = {value!r} would do nothing: {family.name} {variant} {why}; leave it out")
     return PromptEncoding(**{**wanted, **dict.fromkeys(family.variants[variant].text_always, True)})
+
+
+def usual_side(base: str) -> int:
+    """Pixels of the side of a square that a base model is made for, by its headers: 1024 where they do not say it.
+
+    diffusers' `sample_size` is in latents, of which one is 8 pixels in the networks that have it.
+    """
+    try:
+        source = open_source(base)
+        latents = (source.config or {}).get("sample_size")
+        if isinstance(latents, int):
+            return 8 * latents
+        family, variant = families.choose("auto", "auto", source)
+        return family.variants[variant].side
+    except LoomError:  # told when the run is planned, with what to do about it
+        return 1024

@@ -1,18 +1,22 @@
 """The command line for people: what fits 80 columns, first files, lists, what Ctrl-C is called."""
 
 import io
+import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tomllib
 import typer
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from lora_loom.trainer.base_model import usual_side
 from lora_loom.trainer.cli import console as hosts
-from lora_loom.trainer.cli.common import fail
+from lora_loom.trainer.cli.common import fail, say_loading
 from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.cli.quiet import TALKATIVE
 from lora_loom.trainer.config.run import TrainConfig
@@ -20,6 +24,7 @@ from lora_loom.trainer.config.toml import parse
 from lora_loom.trainer.errors import RunError, StoppedError
 from lora_loom.trainer.runs.run_folder import RunFolder
 from lora_loom.trainer.types import StepResult
+from tests.conftest import make_config
 
 runner = CliRunner()
 RESULT = StepResult(step=1234, loss=0.51273, learning_rate=1e-4, grad_norm=1.0, seconds=12.26)
@@ -62,12 +67,13 @@ def test_a_first_file_is_written_by_asking(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "base.safetensors").write_bytes(b"")
     file = tmp_path / "cat.toml"
-    answers = ["", "nowhere", str(tmp_path / "base.safetensors"), str(tmp_path / "photos"), "zwx cat", "300"]
+    answers = ["", "nowhere", str(tmp_path / "base.safetensors"), str(tmp_path / "photos"), "zwx cat", "", "300"]
     result = run("new", file, input="\n".join(answers) + "\n")
     assert result.exit_code == 0, result.output
     assert "nowhere does not exist" in result.output
     config = parse(tomllib.loads(file.read_text()), TrainConfig)
     assert (config.name, config.training.steps, config.dataset[0].trigger) == ("cat", 300, "zwx cat")
+    assert config.data.resolution == 1024, "what an unreadable base model is taken for"
     assert config.model.base == str(tmp_path / "base.safetensors")
     again = run("new", file)
     assert again.exit_code == 2
@@ -76,12 +82,51 @@ def test_a_first_file_is_written_by_asking(tmp_path):
 
 def test_a_first_file_needs_no_questions_when_all_is_said(tmp_path):
     file = tmp_path / "x.toml"
-    result = run("new", file, "--name", "dog", "--base", tmp_path, "--images", tmp_path, "--trigger", "", "--steps", 5)
+    result = run(
+        "new",
+        file,
+        "--name",
+        "dog",
+        "--base",
+        tmp_path,
+        "--images",
+        tmp_path,
+        "--trigger",
+        "",
+        "--resolution",
+        512,
+        "--steps",
+        5,
+    )
     assert result.exit_code == 0, result.output
     assert "trigger" not in file.read_text()
-    bad = run("new", tmp_path / "y.toml", "--name", "../x", "--base", tmp_path, "--images", tmp_path, "--trigger", "", "--steps", 5)  # fmt: skip
+    bad = run("new", tmp_path / "y.toml", "--name", "../x", "--base", tmp_path, "--images", tmp_path, "--trigger", "", "--resolution", 512, "--steps", 5)  # fmt: skip
     assert bad.exit_code == 2
     assert not (tmp_path / "y.toml").exists()
+
+
+def test_the_first_file_for_the_demo_base_fits_it(tmp_path):
+    images = tmp_path / "photos"
+    images.mkdir()
+    Image.new("RGB", (128, 128), "red").save(images / "a.png")
+    (images / "a.txt").write_text("a red square")
+    file, demo = tmp_path / "toad.toml", Path(__file__).parents[2] / "assets" / "demo"
+    result = run("new", file, input="\n".join(["", str(demo), str(images), "", "", "1"]) + "\n")
+    assert "Resolution in pixels [128]" in result.output
+    assert parse(tomllib.loads(file.read_text()), TrainConfig).data.resolution == 128
+    planned = run("plan", file)
+    assert planned.exit_code == 0, planned.output
+
+
+@pytest.mark.parametrize(("family", "side"), [("sd", 512), ("sdxl", 1024)])
+def test_what_a_base_model_is_made_for_is_read_from_its_headers(tmp_path, family, side):
+    config = make_config(family, tmp_path, training={"steps": 1})
+    folder = Path(config.model.base)
+    for name in ("unet", "transformer"):
+        if (path := folder / name / "config.json").is_file():
+            path.write_text(json.dumps({**json.loads(path.read_text()), "sample_size": None}))
+    assert usual_side(str(folder)) == side
+    assert usual_side(str(tmp_path / "nowhere")) == 1024
 
 
 def test_the_runs_of_a_folder_are_listed(tmp_path):
@@ -107,6 +152,17 @@ def test_what_was_asked_for_is_no_error(capsys):
     with pytest.raises(typer.Exit):
         fail(RunError("the disk is full"), False)
     assert capsys.readouterr().err == "error: the disk is full\n"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "as_json", "said"), [(True, False, "loading …\n"), (False, False, ""), (True, True, "")]
+)
+def test_a_terminal_is_told_at_once_that_something_happens(is_terminal, as_json, said, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    say_loading(as_json)
+    assert stream.getvalue() == said
 
 
 LEVELS = """

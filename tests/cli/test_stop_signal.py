@@ -5,9 +5,11 @@ import io
 import os
 import signal
 import sys
+import types
 
 import pytest
 
+from lora_loom.trainer.__main__ import run
 from lora_loom.trainer.cli.common import command_host, report
 from lora_loom.trainer.cli.console import ENDINGS, HANG_UP, JsonHost, StopSignal
 from lora_loom.trainer.runs.headless import run_folder, train
@@ -58,3 +60,17 @@ def test_a_terminal_that_was_closed_ends_nothing(tmp_path, monkeypatch):
 
 def test_a_closed_terminal_is_among_them():
     assert not hasattr(signal, "SIGHUP") or signal.SIGHUP in ENDINGS
+
+
+class Interrupted(types.ModuleType):
+    """Commands during whose import somebody pressed Ctrl-C."""
+
+    def __getattr__(self, name):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_commands_are_imported_is_no_traceback(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lora_loom.trainer.cli.main", Interrupted("main"))
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 130

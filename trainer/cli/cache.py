@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import DataError
-from .common import AsJson, ConfigFile, Set, command_host, load, report
+from .common import AsJson, ConfigFile, Set, command_host, load, report, say_loading
 
 if TYPE_CHECKING:
     from ..config.run import TrainConfig
@@ -55,6 +55,7 @@ def fill(
 
     The word fill may be left out.
     """
+    say_loading(as_json)
     from ..runs.headless import build_cache, prepare
 
     settings = load(config, overrides, as_json)

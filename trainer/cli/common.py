@@ -42,6 +42,13 @@ AsJson = Annotated[
 ]
 
 
+def say_loading(as_json: bool) -> None:
+    """On a terminal, a line that something happens: importing torch and the networks takes seconds."""
+    if not as_json and launched().rank == 0 and sys.stderr.isatty():
+        sys.stderr.write("loading …\n")
+        sys.stderr.flush()
+
+
 def load(config: Path, overrides: list[str], as_json: bool) -> "TrainConfig":
     """Read a configuration. An error in it is printed and ends the process with its exit code."""
     from ..config.aliases import log_note, no_note

@@ -35,7 +35,10 @@ def new(
     base: Annotated[str, typer.Option(help="The base model: a diffusers folder or a .safetensors file.")] = "",
     images: Annotated[str, typer.Option(help="Folder of the images, with a .txt of the same name for each.")] = "",
     trigger: Annotated[str | None, typer.Option(help="Word that stands for what is learnt; may be empty.")] = None,
-    steps: Annotated[int, typer.Option(help="Training steps.", min=0)] = 0,
+    resolution: Annotated[
+        int, typer.Option(help="Side in pixels; by default what the base model is made for.", min=0)
+    ] = 0,
+    steps: Annotated[int | None, typer.Option(help="Training steps; 0: by the number of images.", min=0)] = None,
 ) -> None:
     """Write a first TOML file, asking for what it needs.
 
@@ -46,6 +49,7 @@ def new(
 
     Questions whose answer is given as an option are not asked.
     """
+    from ..base_model import usual_side
     from ..config.run import TrainConfig
     from ..config.toml import parse
     from ..config.toml_text import to_toml
@@ -63,16 +67,12 @@ def new(
         word = typer.prompt("Trigger word (Enter for none)", default="", show_default=False) if trigger is None else trigger  # fmt: skip
         if word.strip():
             data["dataset"][0]["trigger"] = word.strip()
-        data["training"] = {"steps": steps or typer.prompt("Training steps", default=_usual_steps(), type=int)}
+        side = resolution or typer.prompt("Resolution in pixels", default=usual_side(data["model"]["base"]), type=int)
+        count = typer.prompt("Training steps (0: by the number of images)", default=0, type=int) if steps is None else steps  # fmt: skip
+        data |= {"data": {"resolution": side}, "training": {"steps": count}}
         parse(data, TrainConfig)
         write_bytes(file, (HEAD.format(file=file) + "\n" + to_toml(data)).encode())
     report(False, f"{file} is written. Train with: lora-loom train {file}")
-
-
-def _usual_steps() -> int:
-    from ..config.run import TrainingConfig
-
-    return TrainingConfig().steps
 
 
 def _existing(text: str, question: str) -> Path:

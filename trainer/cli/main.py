@@ -31,6 +31,7 @@ from .common import (
     load,
     load_run,
     report,
+    say_loading,
     unexpected,
 )
 from .quiet import silence_libraries
@@ -94,6 +95,7 @@ def train(
 
     Ctrl-C saves a checkpoint and stops; the same command goes on from there.
     """
+    say_loading(as_json)
     from ..runs.headless import run_folder
     from ..runs.headless import train as run_training
 
@@ -139,6 +141,7 @@ def sweep(
 
     The images are those of the [sweep] table, for the base model and every checkpoint. A sweep resumes where it stopped.
     """
+    say_loading(as_json)
     from ..sweep.run import sweep as run_sweep
 
     settings = load_run(config, overrides, as_json)
@@ -242,6 +245,7 @@ def score(
 
     Differences come with confidence intervals; only what leads clearly is recommended.
     """
+    say_loading(as_json)
     from ..score.run import score_sheet
 
     settings = load(config, [], as_json) if config else None
@@ -272,6 +276,7 @@ def demo(
 
     The tiny base model of this repository learns a new concept, and it is checked that it did. Nothing is downloaded.
     """
+    say_loading(as_json)
     from ..demo.demo import run_demo
 
     with command_host(as_json) as host:

@@ -3,7 +3,7 @@
 import typer
 
 from .choices import RunCommand
-from .common import AsJson, ConfigFile, Set, command_host, load, report
+from .common import AsJson, ConfigFile, Set, command_host, load, report, say_loading
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +25,7 @@ def plan(
 
     Only the headers of its files are read. LORA_LOOM_VRAM_GB=12 plans for a card of 12 GB.
     """
+    say_loading(as_json)
     from ..runs.headless import plan_memory, prepare
 
     settings = load(config, overrides, as_json)

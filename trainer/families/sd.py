@@ -44,9 +44,12 @@ SD2_TEXT_LAYERS = 24
 SD2_V_MARK = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 TEXT_PARTS = {"te": "text_encoder"}
 VARIANTS = {
-    "sd1": Variant(objective=Epsilon(), guidance_scale=7.0, text_options=CLIP_OPTIONS, text_parts=TEXT_PARTS),
-    "sd1-v": Variant(objective=VPrediction(), guidance_scale=7.0, text_options=CLIP_OPTIONS, text_parts=TEXT_PARTS),
+    "sd1": Variant(side=512, objective=Epsilon(), guidance_scale=7.0, text_options=CLIP_OPTIONS, text_parts=TEXT_PARTS),
+    "sd1-v": Variant(
+        side=512, objective=VPrediction(), guidance_scale=7.0, text_options=CLIP_OPTIONS, text_parts=TEXT_PARTS
+    ),
     "sd2": Variant(
+        side=512,
         objective=Epsilon(),
         guidance_scale=7.0,
         text_options=CLIP_OPTIONS,
@@ -55,6 +58,7 @@ VARIANTS = {
         clip_depth=SD2_TEXT_LAYERS,
     ),
     "sd2-v": Variant(
+        side=768,
         objective=VPrediction(),
         guidance_scale=7.0,
         text_options=CLIP_OPTIONS,

@@ -48,6 +48,8 @@ class Variant:
     """How many reference images a sample can have; 0 for a model that takes none."""
     unread_references: str = ""
     """Why a model that takes reference images elsewhere gets none here."""
+    side: int = 1024
+    """Pixels of the side of a square that it is made for."""
     text_pixels: int = 0
     """The text encoder sees the reference images too, each with the area of a square of this side in pixels; 0 where it does not."""
     by_length: bool = False

@@ -85,7 +85,10 @@ class LoomLoraInspect(_ChangesWithItsFiles):
         return {
             "required": {"lora_name": _lora("LoRA file, as LoraLoader lists it.")},
             "optional": {
-                "model": link("MODEL", "Counts how many modules of the file ComfyUI matches in this model."),
+                "model": link(
+                    "MODEL",
+                    "Counts how many modules of the file ComfyUI matches in this model, and lists its layers by the names that patterns of Loom Network find.",
+                ),
                 "clip": link("CLIP", "Counts how many modules of the file ComfyUI matches in this text encoder."),
             },
         }

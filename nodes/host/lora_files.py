@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from ...trainer.errors import ConfigError, LoomError
 from ...trainer.lora_tools.base_keys import check_one_family, recognise
+from ...trainer.lora_tools.base_layers import layers_table, listed_layers
 from ...trainer.lora_tools.convert import convert
 from ...trainer.lora_tools.factors import open_lora
 from ...trainer.lora_tools.inspect import inspect, modules_of, to_text
@@ -41,7 +42,11 @@ def inspected(name: str, model: ModelPatcher | None = None, clip: Clip | None = 
     lines = [head, recognise(path).text()]
     if model is not None or clip is not None:
         lines.append(_matching(path, model, clip))
-    return "\n".join([*lines, rest])
+    text = "\n".join([*lines, rest])
+    if model is None:
+        return text
+    layers = listed_layers(model.model.diffusion_model, {})
+    return f"{text}\n\n{layers_table('the connected model', layers, {})}"
 
 
 def _matching(path: Path, model: ModelPatcher | None, clip: Clip | None) -> str:

@@ -183,19 +183,24 @@ def extract(
 
 
 def inspect(
-    file: LoraArgument,
+    file: Annotated[Path, typer.Argument(help="A LoRA file, or a base model.", show_default=False)],
     base: Annotated[str, typer.Option(help="A base model to compare the file's keys with.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Print what a LoRA file holds.
+    """Print what a LoRA file holds, or which layers a base model has.
 
     \b
     Examples:
       lora-loom inspect cat.safetensors
       lora-loom inspect cat.safetensors --base sdxl.safetensors
+      lora-loom inspect sdxl.safetensors
 
-    Family, keys that ComfyUI matches, LoRA type, ranks, norms per block, broken tensors.
+    Of a LoRA: family, keys that ComfyUI matches, LoRA type, ranks, norms per block, broken tensors. Of a base model:
+    the names of its layers, as network.target_modules takes them, with their presets.
     """
+    if not base and (model := _base_in(file)) is not None:
+        _inspect_base(file, model, as_json)
+        return
     from ..lora_tools.base_keys import recognise
     from ..lora_tools.inspect import inspect as examine
     from ..lora_tools.inspect import to_text
@@ -205,6 +210,30 @@ def inspect(
         match = recognise(file, opened(base) if base else None)
     heading, *rest = to_text(contents, file).split("\n", 1)
     report(as_json, "\n".join([heading, match.text(), *rest]), **asdict(contents), matching=asdict(match))
+
+
+def _base_in(path: Path) -> "Base | None":
+    """The base model in a file or folder; None for a LoRA, or what no family knows."""
+    from ..errors import LoomError
+    from ..lora_tools.inspect import modules_of
+    from ..storage.tensor_file import TensorFile
+
+    try:
+        is_lora = path.is_file() and bool(modules_of(TensorFile(path))[0])
+        return None if is_lora or not path.exists() else opened(str(path))
+    except LoomError:
+        return None
+
+
+def _inspect_base(path: Path, base: "Base", as_json: bool) -> None:
+    from ..lora_tools.base_layers import layers_table, listed_layers
+
+    with command_host(as_json):
+        denoiser = base.skeleton()
+        layers = listed_layers(denoiser.module, denoiser.target_presets)
+    title = f"{path.name}: {base.family.name} {base.variant}"
+    text = layers_table(title, layers, denoiser.target_presets)
+    report(as_json, text, family=base.family.name, variant=base.variant, layers=[asdict(one) for one in layers])
 
 
 def weights_of(text: str, count: int) -> list[float]:

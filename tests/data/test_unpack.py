@@ -2,15 +2,17 @@
 
 import io
 import json
+import sys
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from lora_loom.trainer.cli.main import app
-from lora_loom.trainer.config.dataset import DatasetConfig
+from lora_loom.trainer.config.dataset import DataConfig, DatasetConfig
+from lora_loom.trainer.data.images.index import FileIndex
 from lora_loom.trainer.data.sets.scan import scan
-from lora_loom.trainer.data.unpack import unpack
+from lora_loom.trainer.data.unpack import dataset_of, is_table, unpack
 from lora_loom.trainer.errors import ConfigError, DataError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -135,3 +137,70 @@ def test_the_command(tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.output.splitlines()[-1])["images"] == 4
     assert [json.loads(line)["file_name"] for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines()] == NAMES  # fmt: skip
+
+
+def built(tmp_path, *sets, seed=0):
+    index = FileIndex(tmp_path / "cache" / "files.json")
+    return dataset_of(sets, DataConfig(resolution=32, min_side=16), 16, seed, index, lambda *_: None)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "split", "arrow"])
+def test_a_hugging_face_dataset_is_a_set(tmp_path, kind):
+    """Images inside of tables are trained as files of the same bytes and captions would be, and rows that cannot be are named."""
+    if kind == "arrow":
+        arrow(tmp_path / "pets" / "data-00000-of-00001.arrow", [*ROWS, *BAD])
+    else:
+        parquet(tmp_path / "pets" / "data" / "train-00000-of-00001.parquet", [*ROWS, *BAD])
+    if kind == "split":
+        parquet(tmp_path / "pets" / "data" / "test-00000-of-00001.parquet", ROWS[:1])
+    folder = tmp_path / "pets" / ("data/train-00000-of-00001.parquet" if kind == "file" else "")
+    dataset = built(tmp_path, DatasetConfig(folder=str(folder), trigger="sks"))
+    assert [(e.path.name, e.captions[0]) for e in dataset.examples] == sorted(
+        (name, f"sks {row['text']}") for name, row in zip(NAMES, ROWS, strict=True)
+    )
+    assert {e.path.read_bytes() for e in dataset.examples} == {row["image"]["bytes"] for row in ROWS}
+    assert "4 images inside of tables" in dataset.about[0]
+    assert any("4 rows are left out: row 5 has no image" in note for note in dataset.notes)
+
+
+def test_a_dataset_is_written_once_and_again_when_it_changes(tmp_path):
+    table = parquet(tmp_path / "pets" / "a.parquet", ROWS)
+    one = DatasetConfig(folder=str(tmp_path / "pets"))
+    first = built(tmp_path, one)
+    times = {e.path: e.path.stat().st_mtime_ns for e in first.examples}
+    again = built(tmp_path, one)
+    assert {e.path: e.path.stat().st_mtime_ns for e in again.examples} == times
+    assert again.digest == first.digest
+    parquet(table, ROWS[:2])
+    assert len(built(tmp_path, one).examples) == 2
+
+
+def test_columns_are_named_by_the_options_of_tables(tmp_path):
+    rows = [{"picture": row["image"], "other": row["image"], "words": row["text"]} for row in ROWS]
+    parquet(tmp_path / "pets" / "a.parquet", rows)
+    with pytest.raises(ConfigError, match="several columns of images, picture, other"):
+        built(tmp_path, DatasetConfig(folder=str(tmp_path / "pets")))
+    one = DatasetConfig(folder=str(tmp_path / "pets"), file_field="picture", caption_field="words")
+    assert len(built(tmp_path, one).examples) == 4
+
+
+def test_a_folder_of_images_with_a_table_is_none(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture("red"))
+    parquet(tmp_path / "metadata.parquet", [{"file_name": "a.png", "text": "a cat"}])
+    assert not is_table(tmp_path)
+    assert [e.path for e in built(tmp_path, DatasetConfig(folder=str(tmp_path))).examples] == [tmp_path / "a.png"]
+
+
+def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
+    parquet(tmp_path / "pets" / "a.parquet", ROWS)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"needs pyarrow \(pip install pyarrow\)"):
+        built(tmp_path, DatasetConfig(folder=str(tmp_path / "pets")))
+
+
+def test_a_dataset_of_the_hub_that_is_not_there_names_the_command_that_fetches_it():
+    with pytest.raises(DataError, match="hf download someone/cats --repo-type dataset --local-dir someone/cats"):
+        scan(DatasetConfig(folder="someone/cats"))
+    with pytest.raises(DataError) as error:
+        scan(DatasetConfig(folder="/cats"))
+    assert "hub" not in str(error.value)

@@ -6,19 +6,25 @@ Read are parquet files and the Arrow files that `save_to_disk` writes; both by p
 
 import io
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from PIL import Image
 
+from ..config.dataset import DataConfig, DatasetConfig
+from ..config.toml import digest
 from ..errors import ConfigError, DataError, some
 from ..storage.atomic import whole_folder, write_bytes
 from ..types import Progress
-from .images.load import DAMAGE
+from .images.index import FileIndex
+from .images.load import DAMAGE, image_suffixes
+from .sets.dataset import Dataset, build_dataset
+from .sets.folders import is_machine_made
 from .sets.tables import CAPTION_FIELDS, texts_of
 
 KINDS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif"}  # fmt: skip
@@ -29,6 +35,75 @@ ROWS = 32
 """Rows of a table that are in memory at a time."""
 LONGEST = 80
 """Characters of a file name."""
+TABLES = (".parquet", ".arrow")
+FACTS = ".unpacked"
+"""The file of an unpacked dataset that holds what became of its rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetOfFiles:
+    """A set of images in files, whatever it was before."""
+
+    config: DatasetConfig
+    about: tuple[str, ...] = ()
+    """Lines for the report about a table that was unpacked."""
+    notes: tuple[str, ...] = ()
+    """Rows of the table that are not used."""
+
+
+def is_table(folder: Path) -> bool:
+    """Whether the folder of a set is a Hugging Face dataset: a table of images, or a folder with such tables and without images."""
+    if folder.is_file():
+        return folder.suffix.lower() in TABLES
+    found = False
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_machine_made(name)]
+        suffixes = {os.path.splitext(name)[1].lower() for name in names if name[0] != "."}  # noqa: PTH122 - thousands of them
+        if suffixes & image_suffixes():
+            return False
+        found = found or bool(suffixes & set(TABLES))
+    return found
+
+
+def as_files(config: DatasetConfig, cache: Path, progress: Progress) -> SetOfFiles:
+    """A set of a Hugging Face dataset as one of the images in it, which are written to the cache once; any other set as it is.
+
+    `file_field` and `caption_field` name the columns of the images and captions. Of several splits it is "train".
+
+    Raises ConfigError where a choice has to be made, DataError for what is no such table.
+    """
+    source = Path(config.folder).expanduser()
+    if not is_table(source):
+        return SetOfFiles(config=config)
+    splits = _splits(source)
+    split = "train" if len(splits) > 1 and "train" in splits else ""
+    files = _files(source, split)
+    state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    target = cache / "unpacked" / digest([state, config.file_field, config.caption_field])[:32]
+    if not (target / FACTS).is_file():
+        columns = {"image": config.file_field, "caption": config.caption_field}
+        done = unpack(source, target, progress, split=split, **columns)
+        write_bytes(target / FACTS, json.dumps([done.images, done.left_out]).encode())
+    images, left_out = json.loads((target / FACTS).read_text(encoding="utf-8"))
+    of = f"split {split} of {config.folder}" if split else config.folder
+    return SetOfFiles(
+        config=replace(
+            config, folder=str(target), captions="metadata", file_field="", caption_field="", recursive=False
+        ),
+        about=(f"{of}: {images} images inside of tables, written to {target}",),
+        notes=(f"{of}: {len(left_out)} rows are left out: {some(left_out, 3)}",) if left_out else (),
+    )
+
+
+def dataset_of(
+    sets: Sequence[DatasetConfig], data: DataConfig, step: int, seed: int, index: FileIndex, progress: Progress
+) -> Dataset:
+    """`build_dataset`, with the Hugging Face datasets among the sets written to the cache first, beside the index."""
+    made = [as_files(one, index.path.parent, progress) for one in sets]
+    dataset = build_dataset([one.config for one in made], data, step, seed, index, progress)
+    about = [line for one in made for line in one.about]
+    notes = [line for one in made for line in one.notes]
+    return replace(dataset, about=(*about, *dataset.about), notes=(*dataset.notes, *notes))
 
 
 @dataclass(kw_only=True)
@@ -98,6 +173,18 @@ def _files(source: Path, split: str) -> list[Path]:
     """The files of one split. Raises ConfigError where there are several to choose from."""
     if source.is_file():
         return [source]
+    splits = _splits(source)
+    if split and split not in splits:
+        raise ConfigError(f"--split {split!r}: {source} has {', '.join(splits)}")
+    if not split and len(splits) > 1:
+        raise ConfigError(f"{source} has several splits: choose one with --split, of {', '.join(splits)}")
+    return splits[split or next(iter(splits))]
+
+
+def _splits(source: Path) -> dict[str, list[Path]]:
+    """{split: its files}. Raises DataError for a folder without tables."""
+    if source.is_file():
+        return {source.stem: [source]}
     if not source.is_dir():
         raise DataError(f"{source} does not exist")
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".parquet", ".arrow"))
@@ -111,11 +198,7 @@ def _files(source: Path, split: str) -> list[Path]:
         part = PART.fullmatch(path.stem)
         name = part[1] if part and part[1] != "data" else path.parent.name if part else path.stem
         splits.setdefault(name, []).append(path)
-    if split and split not in splits:
-        raise ConfigError(f"--split {split!r}: {source} has {', '.join(splits)}")
-    if not split and len(splits) > 1:
-        raise ConfigError(f"{source} has several splits: choose one with --split, of {', '.join(splits)}")
-    return splits[split or next(iter(splits))]
+    return splits
 
 
 def _schema(arrow: Any, files: list[Path]) -> tuple[Any, int]:

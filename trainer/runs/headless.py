@@ -22,9 +22,10 @@ from ..data.images.index import FileIndex
 from ..data.order import AnyPlan, make_plan
 from ..data.report import Report, epochs_text, make_report, refuse_warnings
 from ..data.sets.checks import check_bucket_steps
-from ..data.sets.dataset import Dataset, build_dataset, trigger_words
+from ..data.sets.dataset import Dataset, trigger_words
 from ..data.sets.dataset_file import gather_sets
 from ..data.sets.reach import refuse_long_sides
+from ..data.unpack import dataset_of
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.token_routing import check_routes
 from ..distributed.processes import ALONE, Processes, check_batches, joined, main_first
@@ -158,7 +159,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
         init = Formats(family=base.family, denoiser=skeleton).native(read_lora(config.network.init_from))
         check_fits(init, [fits.file_key(path) for path in targets], config.network)
     index, reading = FileIndex(cache_folder(config) / "files.json"), partial(host.stage, "reading images")
-    dataset = build_dataset(listed.sets, config.data, base.family.bucket_step, config.training.seed, index, reading)
+    dataset = dataset_of(listed.sets, config.data, base.family.bucket_step, config.training.seed, index, reading)
     check_strengths(dataset.training, config.network, optimizer.learning_rate, sharded=config.memory.shard)
     refuse_long_sides(dataset.examples, positions_per_side(skeleton.module) * base.family.bucket_step, base.family.name)
     check_measured(config.training, config.validation, dataset.held_out)
@@ -168,8 +169,7 @@ def prepare(config: TrainConfig, host: Host, processes: Processes = ALONE) -> Pr
     training = in_steps(config.training, plan.batches_in, dataset.trained_images, processes.count, host.log)
     config = replace(config, training=training)
     check_schedule(config.schedule, config.training.steps)
-    alone = unused_references("dataset.references", references, base)
-    if alone and config.data.strict:
+    if (alone := unused_references("dataset.references", references, base)) and config.data.strict:
         raise DataError(f"data.strict: {alone}")
     said = base.warnings(adapter=has_adapter(base_loras), guided=objective.guided_loss != "off")
     layers = layers_of(fits.module, targets)

@@ -16,9 +16,10 @@ from ....trainer.data.contact_sheet import Thumbnail, contact_sheet, thumbnails
 from ....trainer.data.images.index import FileIndex
 from ....trainer.data.images.load import file_digest
 from ....trainer.data.report import make_report, refuse_warnings
-from ....trainer.data.sets.dataset import Dataset, build_dataset, trigger_words
+from ....trainer.data.sets.dataset import Dataset, trigger_words
 from ....trainer.data.sets.folders import walk
 from ....trainer.data.sets.scan import folders_of, scan
+from ....trainer.data.unpack import SetOfFiles, as_files, dataset_of, is_table
 from ....trainer.errors import ConfigError, DataError, LoomError
 from ....trainer.storage.atomic import write_bytes, write_json
 from ....trainer.types import Example, Record, reference_name
@@ -137,18 +138,25 @@ def _added(
     earlier = previous or DatasetValue(sets=())
     value = DatasetValue(sets=(*earlier.sets, *configs), notes=(*earlier.notes, *notes))
     read = folders_of(value.sets)
-    found = [(one, scan(one, read)) for one in value.sets]
+    made = [_in_files(one) for one in value.sets]
+    found = [(one, scan(one.config, read)) for one in made]
     images = [image for _, one in found for image in one.images]
     sheet = contact_sheet(
         [Thumbnail(path=image.path, caption=image.caption) for image in images], f"{len(images)} images"
     )
     lines = [f"{len(images)} images", *value.notes]
-    for config, one in found:
+    for config, (table, one) in zip(value.sets, found, strict=True):
         repeats = sorted({image.repeats for image in one.images})
         seen = f"{repeats[0]} x" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} x"
         lines.append(f"{config.folder}: {len(one.images)} images, {config.role}, each seen {seen} per epoch")
-        lines += [*one.about, *one.notes]
+        lines += [*table.about, *one.about, *table.notes, *one.notes]
     return value, to_image(sheet), in_the_graph(by_folders_of_comfyui("\n".join(lines)))
+
+
+def _in_files(config: DatasetConfig) -> SetOfFiles:
+    """A set with its images in files: those of a Hugging Face dataset are written to the cache once."""
+    is_plain = not is_table(Path(config.folder))
+    return SetOfFiles(config=config) if is_plain else as_files(config, cache_folder(), Bar().update)
 
 
 def add_images(
@@ -232,7 +240,7 @@ def fill_cache(
     factor = encoders.image.factor
     step = data.bucket_step or 8 * factor
     bar = Bar()
-    dataset = build_dataset(value.sets, data, step, seed, FileIndex(folder / "files.json"), bar.update)
+    dataset = dataset_of(value.sets, data, step, seed, FileIndex(folder / "files.json"), bar.update)
     report = make_report(dataset)
     if data.strict:
         refuse_warnings(report)

@@ -12,6 +12,7 @@ from ....trainer.data.images.index import FileIndex
 from ....trainer.data.images.load import image_suffixes, opened
 from ....trainer.data.report import make_report, namer
 from ....trainer.data.sets.dataset import build_dataset
+from ....trainer.data.unpack import is_table
 from ....trainer.errors import ConfigError, DataError
 from ....trainer.storage.atomic import write_bytes
 from ....trainer.types import Example, Record
@@ -57,6 +58,10 @@ def look(name: str, resolution: int, step: int) -> Record:
     DataError if there is no image in it.
     """
     folder = resolve_folder(name, "folder")
+    if is_table(folder):
+        raise DataError(
+            f"{name} is a Hugging Face dataset: its images and captions are inside of tables, and not edited here"
+        )
     data = DataConfig(resolution=resolution)
     sets = [
         DatasetConfig(folder=str(folder), captions="fixed", caption="image")

@@ -262,7 +262,8 @@ def test_simpletuners_csv_and_aws(folder):
     ):
         scan(one)
     with pytest.raises(
-        ConfigError, match=r"type = 'aws': only local and csv can be read; fetch the images first \(aws s3 sync"
+        ConfigError,
+        match=r"type = 'aws': only local, csv and huggingface can be read; fetch the images first \(aws s3 sync",
     ):
         read(folder, [{"id": "a", "type": "aws", "aws_bucket_name": "b"}])
 
@@ -328,8 +329,8 @@ def test_our_own_toml(folder):
         ("a.json", "{}", "it is not a list of datasets"),
         ("a.json", "[1]", "it is not a list of datasets"),
         ("a.json", "[]", "describes no images: add a set"),
-        ("a.json", '[{"instance_data_dir": "cat", "type": "aws"}]', "type = 'aws': only local and csv can be read; fetch the images"),
-        ("a.json", '[{"instance_data_dir": "cat", "type": "huggingface"}]', "lora-loom unpack DOWNLOAD FOLDER"),
+        ("a.json", '[{"instance_data_dir": "cat", "type": "aws"}]', "type = 'aws': only local, csv and huggingface can be read; fetch the images"),
+        ("a.json", '[{"type": "huggingface"}]', "type = 'huggingface' needs dataset_name"),
         ("a.json", '[{"dataset_type": "video"}]', "dataset_type = 'video': only image and eval can be read"),
         ("a.json", '[{"caption_strategy": "magic"}]', "caption_strategy = 'magic': use one of filename"),
         ("a.json", '[{"crop": "yes"}]', "crop = 'yes': use true or false"),
@@ -511,3 +512,18 @@ def test_simpletuners_random_shapes_are_drawn(tmp_path):
     [made], notes = simpletuner_sets([entry])
     assert (made["aspects"], made["aspect_choice"], made["crop"]) == ([1.0, 0.5], "random", "center")
     assert not [note for note in notes if "aspect" in note]
+
+
+def test_simpletuners_hub_datasets_are_the_fetched_folder():
+    columns = {"image_column": "picture", "caption_column": "description"}
+    entry = {
+        "id": "a",
+        "type": "huggingface",
+        "dataset_name": "me/cats",
+        "caption_strategy": "huggingface",
+        "huggingface": columns,
+    }
+    [made], notes = simpletuner_sets([entry])
+    assert (made["folder"], made["file_field"], made["caption_field"]) == ("me/cats", "picture", "description")
+    assert made["captions"] == "metadata"
+    assert any("hf download me/cats --repo-type dataset --local-dir me/cats" in note for note in notes)

@@ -1,5 +1,6 @@
 """Finding the images of a set: a folder becomes a list of image files with captions. Nothing is decoded here."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def scan(config: DatasetConfig, elsewhere: Set[Path] = frozenset()) -> ScannedFo
     """
     base = Path(config.folder).expanduser()
     if not base.is_dir():
-        raise DataError(f"dataset.folder: {base} is not a folder")
+        raise DataError(f"dataset.folder: {base} is not a folder{_hub_remedy(config.folder)}")
     return _Scan(base, config, (elsewhere | folders_of([config])) - {base}).result()
 
 
@@ -317,6 +318,17 @@ def _forms(config: DatasetConfig, texts: tuple[str, ...]) -> CaptionForms:
         tag_separator=config.tag_separator,
         secondary_separator=config.secondary_separator,
         tag_dropout=config.tag_dropout,
+    )
+
+
+def _hub_remedy(folder: str) -> str:
+    """How to fetch what may be a dataset of the Hugging Face hub; "" for what is none."""
+    name = "/".join(Path(folder).parts[-2:])
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(folder).expanduser().parent.is_dir()
+    return (
+        f"; if it is a dataset of the Hugging Face hub: hf download {name} --repo-type dataset --local-dir {folder}"
+        if is_id
+        else ""
     )
 
 

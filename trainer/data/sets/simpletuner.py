@@ -31,10 +31,9 @@ KNOWN = {
     "prepend_instance_prompt", "only_instance_prompt", "disable_multiline_split", "caption_shuffle", "metadata_backend",
     "parquet", "repeats", "is_regularisation_data", "is_regularization_data", "crop", "crop_aspect", "crop_style",
     "crop_aspect_buckets", "resolution", "resolution_type", "minimum_image_size", "maximum_image_size",
-    "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", *COURSE, "probability", "csv_file", "csv_caption_column", "csv_url_column", "csv_cache_dir", "conditioning_data", "conditioning_type", "slider_strength", *DANGEROUS, *NOT_NEEDED,
+    "target_downsample_size", "minimum_aspect_ratio", "maximum_aspect_ratio", *COURSE, "probability", "csv_file", "csv_caption_column", "csv_url_column", "csv_cache_dir", "dataset_name", "huggingface", "split", "streaming", "auto_load", "revision", "conditioning_data", "conditioning_type", "slider_strength", *DANGEROUS, *NOT_NEEDED,
 }  # fmt: skip
 ELSEWHERE = {
-    "huggingface": "fetch it first (hf download NAME --repo-type dataset --local-dir DOWNLOAD), write its images to files (lora-loom unpack DOWNLOAD FOLDER) and write type = 'local' with that folder and caption_strategy = 'parquet', parquet.path = FOLDER/metadata.jsonl",
     "aws": "fetch the images first (aws s3 sync s3://BUCKET/PREFIX FOLDER) and write type = 'local' with that folder",
 }
 """{type that is not read here: the remedy}."""
@@ -46,6 +45,7 @@ CAPTIONS = {
     "csv": "metadata",
     "instanceprompt": "fixed",
     "parquet": "metadata",
+    "huggingface": "metadata",
 }
 PARQUET = {
     "path",
@@ -90,11 +90,11 @@ def _kind(entry: Mapping[str, object]) -> str:
 def _set(
     entry: Mapping[str, object], helpers: Mapping[str, Mapping[str, object]], notes: list[str], where: str
 ) -> Json:
-    for name, known in (("type", ("local", "csv")), ("dataset_type", ("image", "eval"))):
+    for name, known in (("type", ("local", "csv", "huggingface")), ("dataset_type", ("image", "eval"))):
         value = text_of(entry, name, known[0])
         if value not in known:
             raise ConfigError(
-                f"{name} = {value!r}: only {' and '.join(known)} can be read; {ELSEWHERE.get(value, 'copy the images to a folder')}"
+                f"{name} = {value!r}: only {', '.join(known[:-1])} and {known[-1]} can be read; {ELSEWHERE.get(value, 'copy the images to a folder')}"
             )
     regularisation = switch_of(entry, "is_regularisation_data") or switch_of(entry, "is_regularization_data")
     role = "regularisation" if regularisation else "train"
@@ -109,6 +109,7 @@ def _set(
         **_sizes(entry, notes, where),
         **_pairs(entry, helpers, where, notes),
         **_listed(entry, notes, where),
+        **_hub(entry, notes, where),
         **_course(entry, notes, where),
     }
 
@@ -129,6 +130,27 @@ def _listed(entry: Mapping[str, object], notes: list[str], where: str) -> Json:
         "only_listed": True,
         "caption_field": text_of(entry, "csv_caption_column"),
         "file_field": text_of(entry, "csv_url_column"),
+    }
+
+
+def _hub(entry: Mapping[str, object], notes: list[str], where: str) -> Json:
+    """A set of type huggingface: a dataset of the hub that was fetched, in the folder that dataset_name names."""
+    if text_of(entry, "type", "local") != "huggingface":
+        return {}
+    name, options = text_of(entry, "dataset_name"), entry.get("huggingface") or {}
+    if not name or not isinstance(options, Mapping):
+        raise ConfigError("type = 'huggingface' needs dataset_name, and a table as huggingface")
+    notes.append(f"{where}: the hub is not asked; dataset_name = {name!r} is a folder, which hf download {name} --repo-type dataset --local-dir {name} makes")  # fmt: skip
+    split = text_of(entry, "split", "train")
+    if split != "train":
+        notes.append(f"{where}: split = {split!r} is trained where it is the only one; of several it is train")
+    known = {"image_column", "caption_column"}
+    notes += ignored_options(options, {}, known, f"{where}, huggingface")
+    return {
+        "folder": name,
+        "captions": "metadata",
+        "file_field": text_of(options, "image_column"),
+        "caption_field": text_of(options, "caption_column"),
     }
 
 

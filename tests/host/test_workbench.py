@@ -190,6 +190,28 @@ def test_a_run_is_renamed_and_deleted_to_the_trash(trained, server):
     assert list((server.base / "output" / "lora_loom" / ".trash").iterdir())
 
 
+def test_a_deleted_run_is_brought_back_and_the_trash_emptied(trained, server):
+    page = trained
+    open_tab(page)
+    page.click("text=Trash (1)")
+    page.wait_for_selector(".loom-trash .loom-result >> text=renamed")
+    assert violations(page, ".loom-trash") == []
+    page.click(".loom-trash >> text=Restore")
+    page.wait_for_selector(".loom-row-name >> text=renamed")
+    assert list((server.base / "models" / "loras" / "lora_loom" / "renamed").glob("*.safetensors"))
+    page.keyboard.press("Escape")
+    page.click(".loom-open >> text=renamed")
+    page.click(".loom-menu >> text=Delete")
+    page.click("text=Move the run and its LoRA files")
+    page.click("text=Trash (1)")
+    page.click(".loom-trash >> text=Empty the trash")
+    page.click(".loom-question >> text=Delete for good")
+    page.wait_for_selector(".loom-trash >> text=Nothing is in the trash.")
+    page.keyboard.press("Escape")
+    assert list((server.base / "output" / "lora_loom" / ".trash").iterdir()) == []
+    assert server.http.post("/lora_loom/trash/empty", content="{}").status_code == 403
+
+
 def test_captions_are_saved_as_they_are_written(page, server):
     folder = server.base / "input" / "loom" / "cards"
     folder.mkdir(parents=True)

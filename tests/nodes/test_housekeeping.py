@@ -104,6 +104,57 @@ def test_a_deleted_run_is_in_the_trash_whole_and_not_listed(host, finished, regi
     assert not (paths.lora_folder() / "cat").exists()
 
 
+def test_a_deleted_run_comes_back_with_its_lora_files(host, finished, registry):
+    house, paths = host("runs.housekeeping"), host("paths")
+    assert house.trashed() == []
+    before = finished.read()
+    place = house.move_to_trash(finished, registry, with_loras=True)
+    [entry] = house.trashed()
+    assert (entry["entry"], entry["name"]) == (place.name, "cat")
+    assert entry["bytes"] > 0
+    assert house.restore(place.name, registry)["name"] == "cat"
+    assert {**paths.run_folder("cat").read(), "updated": 0} == {**before, "updated": 0}
+    assert (paths.lora_folder() / "cat" / "cat.safetensors").is_file()
+    assert house.trashed() == []
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("is_only_lora", [True, False])
+def test_a_deleted_run_takes_no_name_that_another_has(host, finished, registry, is_only_lora):
+    house, paths = host("runs.housekeeping"), host("paths")
+    place = house.move_to_trash(finished, registry, with_loras=True)
+    if is_only_lora:
+        (paths.lora_folder() / "cat").mkdir()
+    else:
+        paths.run_folder("cat").start({}, {}, {})
+    with pytest.raises(RunError, match="a run cat exists, or LoRA files of that name"):
+        house.restore(place.name, registry)
+    assert (place / "run").is_dir()
+    assert (place / "published").is_dir()
+
+
+@pytest.mark.parametrize("entry", ["", "..", "../cat", "cat", "cat 2026-11-29 20-50-00", "."])
+def test_only_what_lies_in_the_trash_comes_back(host, finished, registry, entry):
+    house = host("runs.housekeeping")
+    house.move_to_trash(finished, registry, with_loras=False)
+    with pytest.raises(RunError, match="is not in the trash"):
+        house.restore(entry, registry)
+
+
+def test_the_trash_is_emptied_and_nothing_else(host, finished, registry, tmp_path):
+    house, paths = host("runs.housekeeping"), host("paths")
+    place = house.move_to_trash(finished, registry, with_loras=False)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept.txt").write_text("x")
+    (place.parent / "dog 2026-01-01 00-00-00").symlink_to(elsewhere)
+    (place / "run" / "link").symlink_to(elsewhere)
+    assert house.empty_trash() == 1
+    assert (elsewhere / "kept.txt").is_file()
+    assert (paths.lora_folder() / "cat" / "cat.safetensors").is_file()
+    assert house.trashed() == []
+
+
 def test_a_run_that_another_process_trains_is_left_alone(host, finished, registry):
     finished.lock()
     house = host("runs.housekeeping")

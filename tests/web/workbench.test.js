@@ -15,7 +15,7 @@ function listed() {
     { name: "newer", state: "failed", updated: 8 },
     { name: "first", state: "queued", updated: 2 },
   ];
-  list.load({ runs, queue: ["first", "second"] });
+  list.load({ runs, queue: ["first", "second"], trash: 2 });
   return list;
 }
 
@@ -166,4 +166,11 @@ test("image similarity is a series for each source and encoder, with the interva
   assert.equal(likenessAt([point, other], 50), "image similarity 0.54 (0.52 to 0.561)");
   assert.equal(likenessAt([other], 50), "image similarity 0.5");
   assert.equal(likenessAt([point], 60), "");
+});
+
+test("the list knows how many runs lie in the trash, also of a server that does not say it", () => {
+  const list = listed();
+  assert.equal(list.trash, 2);
+  list.load({ runs: [] });
+  assert.equal(list.trash, 0);
 });

@@ -7,6 +7,7 @@ import { count, duration, loss } from "../format.js";
 import { isActive, STATES } from "../runs.js";
 import { openWizard } from "./new_run.js";
 import { move } from "./requests.js";
+import { openTrash } from "./trash.js";
 import { t } from "../texts.js";
 
 /**
@@ -37,6 +38,7 @@ export class ListView {
     this.empty = make("div", "loom-empty", this.root);
     make("p", "", this.empty, t("No run yet. “New run” asks for a model and your images, and builds the graph; a template is the other way."));
     makeButton(this.empty, t("Browse templates"), t("Templates of LoRA Loom"), () => bench.browse());
+    this.trash = makeButton(make("div", "loom-list-foot", this.root), t("Trash"), t("Runs that were deleted: bring one back, or delete all for good"), () => openTrash(bench));
     /** @type {Set<string>} */
     this.chosen = new Set();
     /** The run that is dragged over the queue. */
@@ -59,6 +61,8 @@ export class ListView {
     this.note.textContent = list.runs.size && !runs.length ? t("No run has this name.") : "";
     this.compare.disabled = this.chosen.size < 2;
     this.compare.hidden = list.runs.size < 2;
+    this.trash.hidden = !list.trash;
+    this.trash.textContent = t("Trash ({n})", { n: list.trash });
     const names = runs.map((run) => run.name ?? "");
     for (const name of [...this.known.keys()]) if (!list.runs.has(name)) this.known.delete(name);
     const rows = names.map((name) => this.row(name).root);

@@ -14,7 +14,7 @@ import { runPath } from "../runs.js";
  * @typedef {{graph: Graph, places: Record<string, Place>, groups: Record<string, Place>, name: string}} NewGraph
  */
 
-/** @returns {Promise<{runs: Run[], queue?: string[]}>} */
+/** @returns {Promise<{runs: Run[], queue?: string[], trash?: number}>} trash: how many runs lie there */
 export const fetchRuns = async () => (await read("/lora_loom/runs")) ?? { runs: [] };
 
 /**
@@ -50,6 +50,15 @@ export const rename = (name, to) => post(`${runPath(name)}/rename`, { to });
  * @returns {Promise<{trash: string}>}
  */
 export const remove = (name, loras) => post(`${runPath(name)}/delete`, { loras });
+
+/** What lies in the trash, the newest first. @returns {Promise<{entry: string, name: string, deleted: string, bytes: number}[]>} */
+export const fetchTrash = async () => (await read("/lora_loom/trash"))?.trash ?? [];
+
+/** Back from the trash. @param {string} entry @returns {Promise<Run>} */
+export const restore = (entry) => post("/lora_loom/trash/restore", { entry });
+
+/** For good. @returns {Promise<{deleted: number}>} */
+export const emptyTrash = () => post("/lora_loom/trash/empty", {});
 
 /**
  * @param {string} name of a run that waits

@@ -17,10 +17,13 @@ export class RunList {
     /** @type {Set<string>} failed since the list was last open */
     this.failures = new Set();
     this.isOffline = false;
+    /** How many runs lie in the trash. */
+    this.trash = 0;
   }
 
-  /** @param {{runs: Run[], queue?: string[]}} answer of the server */
-  load({ runs, queue = [] }) {
+  /** @param {{runs: Run[], queue?: string[], trash?: number}} answer of the server */
+  load({ runs, queue = [], trash = 0 }) {
+    this.trash = trash;
     this.runs = new Map(runs.map((run) => [run.name ?? "", run]));
     this.queue = queue;
     this.isOffline = false;

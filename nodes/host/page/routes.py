@@ -70,6 +70,9 @@ def register(routes: web.RouteTableDef) -> None:
     routes.get("/lora_loom/runs/{name}/files/{path:.+}")(answering(_file))
     routes.get("/lora_loom/runs/{name}/settings")(answering(_settings))
     routes.get("/lora_loom/runs/{name}/graph")(answering(_graph))
+    routes.get("/lora_loom/trash")(answering(_trash))
+    routes.post("/lora_loom/trash/restore")(answering(_restore))
+    routes.post("/lora_loom/trash/empty")(answering(_empty_trash))
     for action in ACTIONS:
         routes.post(f"/lora_loom/runs/{{name}}/{action}")(answering(_action(action)))
     for name, work in (("rename", _rename), ("delete", _delete), ("move", _move), ("note", _note)):
@@ -81,10 +84,12 @@ def _missing(name: str) -> web.Response:
 
 
 async def _runs(request: web.Request) -> web.StreamResponse:
+    from ..runs.housekeeping import count_trashed
     from ..runs.records import list_runs
     from ..runs.server import REGISTRY
 
-    return web.json_response({"runs": await aside(list_runs, REGISTRY), "queue": REGISTRY.waiting_names()})
+    runs, trash = await aside(list_runs, REGISTRY), await aside(count_trashed)
+    return web.json_response({"runs": runs, "queue": REGISTRY.waiting_names(), "trash": trash})
 
 
 async def _run(request: web.Request) -> web.StreamResponse:
@@ -219,6 +224,27 @@ async def _delete(folder: Any, body: dict[str, Any]) -> web.Response:
 
     place = await aside(partial(move_to_trash, folder, REGISTRY, with_loras=body.get("loras") is True))
     return web.json_response({"trash": str(place)})
+
+
+async def _trash(request: web.Request) -> web.StreamResponse:
+    from ..runs.housekeeping import trashed
+
+    return web.json_response({"trash": await aside(trashed)})
+
+
+async def _restore(request: web.Request) -> web.StreamResponse:
+    from ..runs.housekeeping import restore
+    from ..runs.server import REGISTRY
+
+    body = await json_of(request)
+    return web.json_response(await aside(restore, str(body.get("entry", "")), REGISTRY))
+
+
+async def _empty_trash(request: web.Request) -> web.StreamResponse:
+    from ..runs.housekeeping import empty_trash
+
+    await json_of(request)  # of this server's own pages only
+    return web.json_response({"deleted": await aside(empty_trash)})
 
 
 async def _move(folder: Any, body: dict[str, Any]) -> web.Response:

@@ -1,5 +1,6 @@
-"""What a person does with runs that have ended: another name, away to the trash folder; and the order of those that wait."""
+"""What a person does with runs that have ended: another name, away to the trash folder and back; and the order of those that wait."""
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from .records import LONGEST_NOTE, NOTE_FILE, note_of, summary
 
 TRASH = ".trash"
 """Inside the folder of runs. No run can be called so: a name does not begin with a dot."""
+ENTRY = re.compile(r"(?P<name>.+) (?P<day>\d{4}-\d\d-\d\d) (?P<time>\d\d-\d\d-\d\d)(?: \(\d+\))?")
+"""What a folder in the trash is called."""
 
 
 def rename(folder: RunFolder, name: str, registry: Registry) -> Record:
@@ -73,6 +76,56 @@ def move_to_trash(folder: RunFolder, registry: Registry, *, with_loras: bool) ->
     shutil.move(folder.path, place / "run")
     registry.forget(folder.name)
     return place
+
+
+def trashed() -> list[Record]:
+    """What lies in the trash, the newest first: {"entry": name of its folder, "name": of the run, "deleted": when, "bytes": size}."""
+    found = []
+    for path, match in _entries():
+        said = f"{match['day']} {match['time'].replace('-', ':')}"
+        size = sum(one.lstat().st_size for one in path.rglob("*") if one.is_file())
+        found.append({"entry": path.name, "name": match["name"], "deleted": said, "bytes": size})
+    return sorted(found, key=lambda one: str(one["deleted"]), reverse=True)
+
+
+def count_trashed() -> int:
+    """How many runs lie in the trash."""
+    return len(_entries())
+
+
+def _entries() -> list[tuple[Path, re.Match[str]]]:
+    folder = root() / TRASH
+    paths = [path for path in folder.iterdir() if not path.is_symlink()] if folder.is_dir() else []
+    found = [(path, ENTRY.fullmatch(path.name)) for path in paths if (path / "run").is_dir()]
+    return [(path, match) for path, match in found if match]
+
+
+def restore(entry: str, registry: Registry) -> Record:
+    """Bring a run back from the trash, with the LoRA files that went with it; returns its summary.
+
+    Raises RunError if there is no such entry, or if its name is taken.
+    """
+    place, match = next((found for found in _entries() if found[0].name == entry), (None, None))
+    if place is None or match is None:
+        raise RunError(f"{entry!r} is not in the trash")
+    folder = run_folder(match["name"])
+    published, files = place / "published", lora_folder() / folder.name
+    if folder.path.exists() or (published.is_dir() and files.exists()):
+        raise RunError(f"a run {folder.name} exists, or LoRA files of that name: give them another name first")
+    if published.is_dir():
+        files.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(published, files)
+    shutil.move(place / "run", folder.path)
+    shutil.rmtree(place, ignore_errors=True)
+    return summary(folder, registry)
+
+
+def empty_trash() -> int:
+    """Delete everything that lies in the trash for good; returns how many runs that were."""
+    entries = _entries()
+    for path, _ in entries:
+        shutil.rmtree(path)
+    return len(entries)
 
 
 def _free(path: Path) -> Path:

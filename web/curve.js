@@ -2,7 +2,7 @@
 // The loss curve on a canvas: raw values faint, smoothed ones strong, validation losses as dots.
 
 import { count, loss } from "./format.js";
-import { scale, smoothed, thinned } from "./series.js";
+import { ownHeight, scale, smoothed, thinned } from "./series.js";
 import { t } from "./texts.js";
 
 /**
@@ -14,7 +14,7 @@ import { t } from "./texts.js";
 
 const MARGIN = { left: 8, right: 42, top: 22, bottom: 16 }; // the legend lies above the curve
 // Lines that are seen on a dark and on a light ground; the text has the colour of the panel's, which follows the theme.
-const COLOURS = { raw: "#5b93f066", smooth: "#5b93f0", fill: "#5b93f022", validation: "#e08a1e", grid: "#80808033", text: "#8d96a6" };
+const COLOURS = { raw: "#5b93f066", smooth: "#5b93f0", fill: "#5b93f022", validation: "#e08a1e", likeness: "#3fae7a", grid: "#80808033", text: "#8d96a6" };
 const MOST_POINTS = 1500;
 
 /**
@@ -35,8 +35,8 @@ export class Curve {
   constructor() {
     this.canvas = document.createElement("canvas");
     this.canvas.className = "loom-curve";
-    /** @type {{losses: Point[], validation: Point[], total: number}} */
-    this.series = { losses: [], validation: [], total: 0 };
+    /** @type {{losses: Point[], validation: Point[], total: number, likeness: Point[]}} */
+    this.series = { losses: [], validation: [], total: 0, likeness: [] };
     this.canvas.setAttribute("role", "img");
     this.scheduled = false;
     // Its size is known only once it is on the page, and changes with the node.
@@ -47,9 +47,10 @@ export class Curve {
    * @param {Point[]} losses
    * @param {Point[]} validation
    * @param {number} total steps of the whole run; 0 while it is not known
+   * @param {Point[]} likeness of the samples to the training images, on a scale of its own
    */
-  show(losses, validation, total) {
-    this.series = { losses, validation, total };
+  show(losses, validation, total, likeness = []) {
+    this.series = { losses, validation, total, likeness };
     this.canvas.setAttribute("aria-label", described(losses, validation));
     this.schedule();
   }
@@ -76,7 +77,7 @@ export class Curve {
     COLOURS.text = getComputedStyle(this.canvas).color;
     pen.font = "10px ui-sans-serif, system-ui, sans-serif";
     const box = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: height - MARGIN.bottom };
-    const { losses, validation, total } = this.series;
+    const { losses, validation, total, likeness } = this.series;
     if (!losses.length) {
       this.empty(pen, box);
       return;
@@ -84,7 +85,27 @@ export class Curve {
     const place = scale(losses, validation, total, box);
     this.grid(pen, box, place);
     this.lines(pen, box, place, losses);
+    if (likeness.length) this.intervals(pen, box, place, likeness);
     for (const point of validation) this.dot(pen, place.x(point.step), place.y(point.value));
+  }
+
+  /**
+   * Values on a scale of their own, each with its interval.
+   * @param {Pen} pen
+   * @param {Box} box
+   * @param {Scale} place
+   * @param {Point[]} points
+   */
+  intervals(pen, box, place, points) {
+    const y = ownHeight(points, box);
+    this.line(pen, { ...place, y }, points, COLOURS.likeness, 1);
+    for (const { step, value, low, high } of points) {
+      pen.beginPath();
+      pen.moveTo(place.x(step), y(low ?? value));
+      pen.lineTo(place.x(step), y(high ?? value));
+      pen.stroke();
+      this.dot(pen, place.x(step), y(value), COLOURS.likeness);
+    }
   }
 
   /**

@@ -4,7 +4,7 @@
 import { act, fetchMetrics, fetchRun, fileUrl } from "./client.js";
 import { Curve } from "./curve.js";
 import { keepFocus, make, makeButton } from "./elements.js";
-import { count, duration, loss, pace } from "./format.js";
+import { count, duration, loss, pace, spread } from "./format.js";
 import { showResults } from "./results.js";
 import { isActive, RunView, STATES } from "./runs.js";
 import { t } from "./texts.js";
@@ -30,6 +30,7 @@ export class Panel {
     this.legend = make("div", "loom-legend", plot);
     make("span", "loom-key-loss", this.legend, t("loss"));
     this.validationKey = make("span", "loom-key-validation", this.legend, t("validation loss"));
+    this.likenessKey = make("span", "loom-key-likeness", this.legend);
     plot.append(this.curve.canvas);
     this.figure = make("figure", "loom-sample", body);
     this.link = make("a", "", this.figure);
@@ -97,7 +98,7 @@ export class Panel {
    * @param {import("./runs.js").Detail} detail
    */
   heard(kind, detail) {
-    if (this.view.heard(kind, detail)) this.refresh();
+    if (this.view.heard(kind, detail) || kind === "sample") this.refresh(); // the record has the scores of the samples
     this.render();
   }
 
@@ -133,7 +134,7 @@ export class Panel {
   }
 
   render() {
-    const { name, run, losses, validation, note, progress, growth, isOffline } = this.view;
+    const { name, run, losses, validation, likeness, note, progress, growth, isOffline } = this.view;
     const state = run?.state ?? "none";
     this.root.dataset.state = isOffline ? "offline" : growth ? "doubtful" : state;
     this.root.setAttribute("aria-label", t("Training run {name}", { name }));
@@ -144,9 +145,12 @@ export class Panel {
     this.fill.style.width = `${100 * progress}%`;
     this.bar.setAttribute("aria-valuenow", String(Math.round(100 * progress)));
     this.renderFacts();
-    this.curve.show(losses, validation, run?.total ?? 0);
+    this.curve.show(losses, validation, run?.total ?? 0, likeness);
     this.legend.hidden = !losses.length;
     this.validationKey.hidden = !validation.length;
+    const alike = likeness[likeness.length - 1];
+    this.likenessKey.hidden = !alike;
+    if (alike) this.likenessKey.textContent = t("image similarity {value}", { value: spread(alike.value, alike.low, alike.high) });
     this.renderSample();
     const error = state === "failed" ? (run?.error ?? "") : "";
     setText(this.message, error || note || this.view.doubt || this.view.remark);

@@ -128,6 +128,18 @@ function forming({ step = 0, number = 1, of = 1, image = "" }) {
   return PICTURE.test(image) ? { step, number, of, image } : null;
 }
 
+/**
+ * The image similarity in a line of the record: of what the LoRA file holds, the average where there is one.
+ * @param {MetricsLine & Record<string, unknown>} line
+ * @returns {Point[]}
+ */
+function likenessOf(line) {
+  const end = "likeness_ema" in line ? "_ema" : "";
+  const [value, low, high] = ["likeness", "likeness_low", "likeness_high"].map((name) => line[`${name}${end}`]);
+  if (typeof value !== "number") return [];
+  return [{ step: line.step, value, low: typeof low === "number" ? low : null, high: typeof high === "number" ? high : null }];
+}
+
 /** What is known of one run. The panel renders it; whoever hears of the run changes it. */
 export class RunView {
   constructor(name = "") {
@@ -138,6 +150,8 @@ export class RunView {
     this.losses = [];
     /** @type {Point[]} */
     this.validation = [];
+    /** How alike the samples are to the training images, by step, with intervals. @type {Point[]} */
+    this.likeness = [];
     /** @type {Sample | null} */
     this.sample = null;
     /** @type {Forming | null} while samples are made */
@@ -193,6 +207,7 @@ export class RunView {
     const series = (key) => lines.flatMap((line) => (key in line ? [{ step: line.step, value: Number(line[key]) }] : []));
     this.losses = series("loss");
     this.validation = series("held_out");
+    this.likeness = lines.flatMap(likenessOf);
     if (run.samples?.length) this.sample = newestSample(run.samples);
   }
 

@@ -80,6 +80,19 @@ export function thinned(points, most) {
 }
 
 /**
+ * Where values with intervals lie in a box of their own: all of them, intervals too, with room above and below.
+ * @param {Point[]} points at least one
+ * @param {Box} box
+ * @returns {(value: number) => number}
+ */
+export function ownHeight(points, box) {
+  const ends = points.flatMap(({ value, low, high }) => [value, low ?? value, high ?? value]);
+  const [least, most] = [Math.min(...ends), Math.max(...ends)];
+  const room = (most - least || Math.abs(most) || 1) * 0.15;
+  return (value) => box.bottom - ((value - least + room) / (most - least + 2 * room)) * (box.bottom - box.top);
+}
+
+/**
  * Where a step and a value lie in the box. The whole run is as wide as the box, so the curve grows into it.
  * @param {Point[]} losses at least one
  * @param {Point[]} validation

@@ -220,3 +220,15 @@ test("other errors are left to ComfyUI", () => {
   view.refused("lora_loom.trainer.errors.ConfigError", "rank = 0");
   assert.equal(view.clash, "");
 });
+
+test("how alike the samples are comes out of the record, of the average where there is one", () => {
+  const view = new RunView("cat");
+  const lines = [
+    { step: 10, likeness: 0.5, likeness_low: 0.4, likeness_high: 0.6, likeness_by: "clip" },
+    { step: 20, likeness: 0.5, likeness_ema: 0.7 },
+    { step: 20, loss: 0.1 },
+  ];
+  view.load(RECORD, lines);
+  assert.deepEqual(view.likeness, [{ step: 10, value: 0.5, low: 0.4, high: 0.6 }, { step: 20, value: 0.7, low: null, high: null }]);
+  assert.deepEqual(loaded().likeness, []);
+});

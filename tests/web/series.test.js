@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { append, scale, smoothed, thinned, usualRange } from "../../web/series.js";
+import { append, ownHeight, scale, smoothed, thinned, usualRange } from "../../web/series.js";
 
 const points = (...values) => values.map((value, index) => ({ step: index + 1, value }));
 const near = (a, b) => assert.ok(Math.abs(a - b) < 1e-12, `${a} is not ${b}`);
@@ -108,4 +108,13 @@ test("validation losses before the first step and after the last one known have 
   assert.ok(place.high > 4);
   const alone = scale([{ step: 7, value: 1 }], [], 0, BOX);
   near(alone.x(7), 8); // one step of no known total: no division by zero
+});
+
+test("values with intervals have a height of their own, in which their intervals are whole", () => {
+  const box = { left: 0, right: 10, top: 10, bottom: 110 };
+  const y = ownHeight([{ step: 1, value: 0.5, low: 0.4, high: 0.6 }, { step: 2, value: 0.7, low: null, high: null }], box);
+  assert.ok(y(0.4) < box.bottom && y(0.7) > box.top, "there is room below and above");
+  assert.ok(y(0.4) > y(0.5) && y(0.5) > y(0.7), "more is higher");
+  const alone = ownHeight([{ step: 1, value: 0.5 }], box)(0.5);
+  near(alone, 60);
 });

@@ -43,7 +43,8 @@ export async function openTrash(bench) {
     const choice = await askChoice(t("Delete these runs for good? Their files cannot be brought back."), [{ label: t("Delete for good"), choice: "all" }]);
     if (choice) await doing(emptyTrash);
   });
-  makeButton(buttons, t("Close"), t("Close"), () => dialog.close());
+  const close = makeButton(buttons, t("Close"), t("Close"), () => dialog.close());
   dialog.showModal();
+  close.focus(); // Enter deletes nothing
   await doing(async () => {});
 }

@@ -28,6 +28,7 @@ class PeftLayer(Protocol):
     lora_dropout: nn.ModuleDict
     lora_magnitude_vector: nn.ModuleDict
 
+    _modules: dict[str, nn.Module]
     start: tuple[Tensor, Tensor] | None
 
     def get_base_layer(self) -> nn.Module:

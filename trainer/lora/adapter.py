@@ -22,6 +22,7 @@ from .adapted import NAME, PeftLayer, dense_weight, is_plain_lora, layer_paramet
 from .dropout import NestedRanks, RankDropout, SeededDropout, dropped_modules
 from .initial import materialise, with_start
 from .kinds.configs import put_layers
+from .kinds.low_rank import frozen_of, lora_output
 from .kinds.own import OwnLayer
 
 RANKS = "ranks"
@@ -169,7 +170,7 @@ def inject(
                 layer.lora_dropout[RANKS] = RankDropout(network.rank_dropout, path, 1 if is_conv else -1)
             if network.dylora_unit:
                 layer.lora_dropout[NESTED] = NestedRanks(network.dylora_unit, path, layer.r[NAME])
-            layer.forward = partial(_lora, layer, compute_dtype)
+            layer.forward = partial(_lora, layer, compute_dtype, _is_direct(layer))
         else:
             _refuse_grouped(path, network)
             if compute_dtype is not None and compute_dtype != torch.float32:
@@ -203,17 +204,19 @@ def _split_weights_as_shapes(root: nn.Module, paths: list[str]) -> Iterator[None
             part._parameters["weight"] = weight
 
 
-def _lora(layer: PeftLayer, dtype: torch.dtype | None, x: Tensor) -> Tensor:
+def _lora(layer: PeftLayer, dtype: torch.dtype | None, is_direct: bool, x: Tensor) -> Tensor:
     """The LoRA forward pass W x + (s B) A x (arXiv 2106.09685), computed in `dtype`, or in the dtype of x.
 
     It replaces PEFT's, which multiplies the whole output by the scale and writes it twice more. Here the scale is applied to
-    the small matrix, and the product is accumulated into the output.
+    the small matrix, and the product is accumulated into the output. Where `is_direct`, autograd sees two functions (`kinds.low_rank`).
     """
     x = x if dtype is None else x.to(dtype)
-    base_layer = layer.get_base_layer()
-    base: Tensor = base_layer(x)
+    base_layer = layer._modules["base_layer"]
     if layer.disable_adapters:
-        return base
+        return cast(Tensor, base_layer(x))
+    if is_direct and (frozen := frozen_of(base_layer, x)) is not None:
+        return lora_output(frozen, x, matrix(layer.lora_A), matrix(layer.lora_B), layer.scaling[NAME])
+    base: Tensor = base_layer(x)
     drops = dict(layer.lora_dropout.items())
     down, up = with_start(layer, matrix(layer.lora_A), matrix(layer.lora_B))
     if NESTED in drops:
@@ -224,6 +227,11 @@ def _lora(layer: PeftLayer, dtype: torch.dtype | None, x: Tensor) -> Tensor:
     down, up = down.to(x.dtype), (up if scale == 1 else up * scale).to(x.dtype)
     between = drops.get(RANKS)
     return add_low_rank(base, base_layer, layer.lora_dropout[NAME](x), down, up, between)
+
+
+def _is_direct(layer: PeftLayer) -> bool:
+    """Whether nothing comes between x, A and B, and all of B A is LoRA's change."""
+    return layer.start is None and len(layer.lora_dropout) == 1 and type(layer.lora_dropout[NAME]) is nn.Identity
 
 
 def _dora(

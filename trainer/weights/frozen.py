@@ -43,7 +43,7 @@ def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
     return None if bias is None else bias.to(x.dtype)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear whose result is not a view: autograd forbids networks to modify a view made in a Function in place."""
     out = x.new_empty(*x.shape[:-1], weight.shape[0])
     rows = out.view(-1, weight.shape[0])
@@ -81,7 +81,7 @@ class _Linear(torch.autograd.Function):
             weight,
             scale,
         )  # it is frozen, so a reference suffices; quantized tensors cannot be saved for backward
-        return _linear(x, dense(weight, x.dtype, scale), _like(bias, x))
+        return product(x, dense(weight, x.dtype, scale), _like(bias, x))
 
     @staticmethod
     def backward(ctx: _Saved, *grads: Tensor) -> tuple[Tensor, None, None, None]:
@@ -108,7 +108,7 @@ class _TrainedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return _linear(x, weight.to(x.dtype), _like(bias, x))
+        return product(x, weight.to(x.dtype), _like(bias, x))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:

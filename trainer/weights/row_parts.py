@@ -23,10 +23,14 @@ class FusedLinear(FrozenLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the dtype of `input`."""
-        parts = list(self.children())
-        if all(type(part) is RowPart and not changes_of(part) for part in parts):
+        if self.is_whole:
             return super().forward(input)
-        return torch.cat([part(input) for part in parts], dim=-1)
+        return torch.cat([part(input) for part in self.children()], dim=-1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether none of its parts computes in another way than its rows do."""
+        return all(type(part) is RowPart and not changes_of(part) for part in self.children())
 
 
 class RowPart(nn.Linear):
@@ -41,7 +45,7 @@ class RowPart(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The rows (rows, in) of the weight, dequantized but not multiplied by the scale."""
-        stored = self._stored()
+        stored = self.stored()
         return stored.dequantize() if isinstance(stored, _QuantizedRows) else stored
 
     @property
@@ -56,11 +60,17 @@ class RowPart(nn.Linear):
         scale = self._whole[0].scale
         return scale if scale is None or scale.numel() == 1 else scale[self._rows]
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether a weight in 8 bits is unpacked although the device could multiply it as it is."""
+        return self._whole[0].is_exact
+
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output in the dtype of `input`."""
-        return frozen_linear(input, self._stored(), self.bias, self.scale, is_exact=self._whole[0].is_exact)
+        return frozen_linear(input, self.stored(), self.bias, self.scale, is_exact=self.is_exact)
 
-    def _stored(self) -> "Tensor | _QuantizedRows":
+    def stored(self) -> "Tensor | _QuantizedRows":
+        """The rows of the weight as they are kept, or what brings them."""
         weight = stored_weight(self._whole[0])
         return _QuantizedRows(weight, self._rows) if is_quantized_tensor(weight) else weight[self._rows]
 

@@ -3,7 +3,9 @@
 Equal rank and batch, one thread, in turns in one process. Three cases: bfloat16 weights and arithmetic without and with checkpointing,
 where ours trains every Linear and convolution (preset all), core its fixed set, which adds norms and biases (`frozen` is core with
 those frozen); and both nodes with their defaults, but for the rank, over the model as ComfyUI's loader gives it: ours in each dtype of
-arithmetic, of which a run takes the faster.
+arithmetic, of which a run takes the faster. "as planned" is ours with checkpointing left to the memory plan, as by default: nothing is
+recomputed where that fits with ease. Of every variant also the bytes that a step holds at most beyond what lies there between two steps,
+and its arithmetic, as shares of core's.
 Needs COMFYUI_PATH and COMFYUI_PYTHON.
 """
 
@@ -12,6 +14,7 @@ import os
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "frozen": {"loaded": "bfloat16", "gradient_checkpointing": False, "lora_dtype": "fp32", "frozen": True},
     },
     "bf16, checkpointing": {
-        "ours": {"loaded": "bfloat16", "dtype": "bfloat16", "targets": "all", "checkpointed": True},
+        "ours": {"loaded": "bfloat16", "dtype": "bfloat16", "targets": "all", "checkpoint": "all"},
+        "ours, as planned": {"loaded": "bfloat16", "dtype": "bfloat16", "targets": "all", "checkpoint": "auto"},
         "core": {"loaded": "bfloat16", "lora_dtype": "fp32"},
     },
     "defaults": {
-        "ours, float32": {"dtype": "float32", "checkpointed": True},
-        "ours, bfloat16": {"dtype": "bfloat16", "checkpointed": True},
+        "ours, float32": {"dtype": "float32", "checkpoint": "auto"},
+        "ours, bfloat16": {"dtype": "bfloat16", "checkpoint": "auto"},
         "core": {},
     },
 }
@@ -115,6 +119,26 @@ def core(
     return getattr(out, "result", None) or getattr(out, "args", out)
 
 
+def step_needs(loom: Any, call: Any) -> tuple[int, int]:
+    """(bytes that the last step of `call` holds at most beyond what lies there before it, its floating-point operations)."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    meter, steps, before = loom("trainer.memory_plan.meter").LiveBytes(), [], [0]
+
+    def mark(*_: Any) -> None:
+        steps.append((meter.peak - before[0], meter.flop))
+        meter.restart()
+        before[0] = meter.live
+
+    handle = register_optimizer_step_post_hook(mark)
+    try:
+        with meter:
+            call()
+    finally:
+        handle.remove()
+    return steps[-1]
+
+
 class Ours:
     """The loaded backend over the same file, ready to take steps."""
 
@@ -128,7 +152,7 @@ class Ours:
         loaded: str = "",
         dtype: str = "",
         targets: str = "default",
-        checkpointed: bool = False,
+        checkpoint: str = "off",
     ) -> None:
         learning_rate, wanted = 1e-4, getattr(torch, dtype) if dtype else None
         self.patcher = load(torch, path, loaded)
@@ -136,9 +160,9 @@ class Ours:
         module, arithmetic = self.denoiser.module, self.denoiser.compute_dtype
         loom("trainer.weights.frozen").compute_in(module, arithmetic)
         config = loom("trainer.config.run")
-        if checkpointed:
-            blocks = self.denoiser.settings.blocks
-            loom("nodes.host.backend.checkpointing").checkpoint(module, blocks, config.MemoryConfig())
+        memory = config.MemoryConfig(checkpoint=checkpoint)
+        checkpointing = loom("nodes.host.backend.checkpointing").checkpoint
+        checkpointing(module, self.denoiser.settings.blocks, memory, rests=checkpoint == "auto")
         paths = loom("trainer.lora.targets").resolve_targets(module, self.denoiser.target_presets, targets, "")
         network = config.NetworkConfig(rank=RANK, alpha=1.0)
         self.adapter = loom("trainer.lora.adapter").inject(module, paths, network, seed=0, compute_dtype=arithmetic)
@@ -152,6 +176,11 @@ class Ours:
         self._steps = loop.fit(
             self.denoiser, training, self._data(torch, loom, latents, positive), settings, lambda _: learning_rate
         )
+
+        if checkpoint == "auto":
+            needs, _ = step_needs(loom, lambda: self.take(2))
+            if not loom("trainer.memory_plan.card").card_of(torch.device("cpu")).has_ease(0, needs):
+                loom("trainer.weights.recompute").recomputation_of(module).wake()
 
     def _data(self, torch: Any, loom: Any, latents: Any, positive: Any) -> Any:
         given = {"cross_attn": positive[0][0], **positive[0][1], "noise": latents, "device": torch.device("cpu")}
@@ -198,7 +227,13 @@ def _case(torch: Any, loom: Any, data: Any, variants: dict[str, dict[str, Any]],
                 times[name].append(
                     clock.of(lambda: counts.update({name: len(core(torch, *data, STEPS, **given)[0])}))  # noqa: B023
                 )
-    return {"times": times, "counts": counts}
+    needs = {
+        name: step_needs(
+            loom, partial(ready[name].take, 2) if name in ready else partial(core, torch, *data, 2, **given)
+        )
+        for name, given in variants.items()
+    }
+    return {"times": times, "counts": counts, "needs": needs}
 
 
 def main() -> None:
@@ -214,6 +249,9 @@ def main() -> None:
         figures[f"{name}: core s/step"] = statistics.median(times["core"])
         for who in mine:
             figures[f"{name}: {who} / core"] = ratio(times[who], times["core"])
+        for who in mine:
+            shares = [ours / core for ours, core in zip(case["needs"][who], case["needs"]["core"], strict=True)]
+            figures[f"{name}: {who} / core, bytes of a step and arithmetic"] = "{:.2f}, {:.2f}".format(*shares)
         if "frozen" in times:
             figures[f"{name}: ours / core, norms and biases frozen"] = ratio(times["ours"], times["frozen"])
         figures[f"{name}: trained tensors, ours and core's"] = f"{counts[mine[0]]}, {counts['core']}"

@@ -43,6 +43,15 @@ def lora(server, name):
     return (server.base / "output" / "lora_loom" / name / "checkpoints" / "step-000004" / "adapter.safetensors").read_bytes()  # fmt: skip
 
 
+def recomputing(graph):
+    """The graph with every block recomputed, whatever fits."""
+    graph["memory"] = node(
+        "LoomMemory", gradient_checkpointing=True, precision="auto", quantize="none", yield_max_s=0.0, checkpoint="all"
+    )
+    graph["train"]["inputs"]["memory"] = ["memory", 0]
+    return graph
+
+
 @pytest.mark.parametrize("family", ["sd1", "sd3", "flux"])
 def test_every_network_is_planned_and_the_panel_has_it(server, plans, family):
     plan = plans[family]
@@ -50,6 +59,7 @@ def test_every_network_is_planned_and_the_panel_has_it(server, plans, family):
     assert plan["base"]["mode"] == "resident"
     assert all(plan["parts"][part] > 0 for part in ("base", "adapter", "optimizer", "activations"))
     assert plan["peak"] == sum(plan["parts"].values())
+    assert "of RAM that are free" in plan["keeps_activations"]
     assert server.http.get(f"/lora_loom/runs/whole-{family}").json()["memory_plan"] == plan
 
 
@@ -69,7 +79,7 @@ def test_as_many_bytes_are_alive_as_were_predicted(bytes_of_runs, family, part):
 
 
 def test_a_run_that_trains_text_encoders_is_planned_and_streamed_where_the_card_is_small(server, tmp_path_factory, checkpoints):  # fmt: skip
-    graph = trained(base_of("sd1"), "texts")
+    graph = recomputing(trained(base_of("sd1"), "texts"))
     server.run(prompt(graph))
     plan = record(server, "texts")["memory_plan"]
     assert plan["parts"]["encoders"] > 6_000_000, "the table of words alone"
@@ -89,7 +99,10 @@ def test_a_run_that_trains_text_encoders_is_planned_and_streamed_where_the_card_
 
 
 def test_a_card_without_room_for_all_of_the_base_streams_it(server, plans, bases, tmp_path_factory, checkpoints):
-    parts = plans["sd1"]["parts"]
+    server.run(prompt(recomputing(train(data(bases["sd1"]), "recomputed", **STEPS))))
+    parts = record(server, "recomputed")["memory_plan"]["parts"]
+    assert lora(server, "recomputed") == lora(server, "whole-sd1")
+    assert parts["activations"] < plans["sd1"]["parts"]["activations"]
     room = sum(parts.values()) - parts["base"] // 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORA_LOOM_PLAN", "1")

@@ -169,9 +169,10 @@ def test_levers_save_what_they_say(tmp_path):
     plan = of()
     found = {lever.setting: lever for lever in plan.levers}
     assert len(found) == 3
-    assert found["memory.gradient_checkpointing = true"].same_result
-    less = of(memory={"gradient_checkpointing": True})
-    assert found["memory.gradient_checkpointing = true"].saves == plan.parts.total - less.parts.total
+    recomputing = found['memory.gradient_checkpointing = true and memory.checkpoint = "all"']
+    assert recomputing.same_result
+    less = of(memory={"gradient_checkpointing": True, "checkpoint": "all"})
+    assert recomputing.saves == plan.parts.total - less.parts.total
     single = found["training.batch_size = 1 with gradient_accumulation_steps = 2"]
     assert single.saves == plan.parts.total - of(training={"batch_size": 1}).parts.total
 

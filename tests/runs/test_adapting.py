@@ -8,6 +8,7 @@ import torch
 from lora_loom.trainer.config.run import MemoryConfig
 from lora_loom.trainer.errors import ConfigError, RunOutOfMemoryError
 from lora_loom.trainer.memory_plan.base_sizes import BaseSizes
+from lora_loom.trainer.memory_plan.card import Card
 from lora_loom.trainer.memory_plan.meter import LiveBytes
 from lora_loom.trainer.memory_plan.rehearsal import tensors_of
 from lora_loom.trainer.runs.adapting.adapt import adapted_text, refuse_adapting
@@ -23,7 +24,7 @@ FULL = {
     "validation": {"prompts": ["a red thing"], "sample_steps": 1, "sample_every": 2, "width": 64, "height": 64},
     "data": {"validation_split": 0.2},
 }  # fmt: skip
-OFF = {"gradient_checkpointing": False}
+OFF, ON = {"gradient_checkpointing": False}, {"gradient_checkpointing": True}
 
 
 def run(root, family="sd3", *, memory, stop_at=None, **sections):
@@ -89,6 +90,67 @@ def test_under_a_limit_the_run_recomputes_and_writes_what_it_would_have_written(
     assert adapted_text(run_folder(make_config("sd3", tmp_path / "card")).read()) == [
         'memory ran out: went on from step 0 with memory.checkpoint = "all"'
     ]
+
+
+def test_what_fits_is_not_recomputed_until_memory_runs_out_and_the_lora_is_the_same(tmp_path, card, monkeypatch):
+    monkeypatch.setenv("LORA_LOOM_PLAN", "1")
+    peaks = card()
+    run(tmp_path / "off", memory=OFF)
+    most = max(peaks)
+    run(tmp_path / "all", memory={**ON, "checkpoint": "all"})
+    less = max(peaks[len(peaks) // 2 :])
+    assert less < 0.95 * most
+    peaks = card()
+    host, _ = run(tmp_path / "auto", memory=ON)
+    assert max(peaks) > 0.99 * most
+    assert not any("memory ran out" in text for text in host.text)
+    plan = json.loads((tmp_path / "auto/run/run.json").read_text())["memory_plan"]
+    assert "of RAM that are free" in plan["keeps_activations"]
+    assert any("activations: kept and not recomputed" in text for text in host.text)
+    peaks = card((less + most) // 2)
+    host, outcome = run(tmp_path / "full", memory=ON)
+    assert outcome.state == "finished"
+    assert peaks[0] > (less + most) // 2 > max(peaks[1:])
+    assert [text for text in host.text if "memory ran out" in text] == [
+        "memory ran out without checkpointing: blocks are recomputed from here on (the LoRA is the same)"
+    ]
+    assert "adapted" not in json.loads((tmp_path / "full/run/run.json").read_text())
+    assert (
+        written(tmp_path / "off")
+        == written(tmp_path / "all")
+        == written(tmp_path / "auto")
+        == written(tmp_path / "full")
+    )
+    card(1000)
+    with pytest.raises(RunOutOfMemoryError):
+        run(tmp_path / "none", memory=ON)
+
+
+@pytest.mark.parametrize(
+    ("memory", "keeps"),
+    [
+        ({}, True),
+        ({"checkpoint": "all"}, False),
+        ({"checkpoint": "every 2"}, False),
+        ({"gradient_checkpointing": False}, False),  # nothing is left to decide
+        ({"base": "stream"}, False),
+        ({"checkpoint_offload": True}, False),
+        ({"compile": True}, False),
+    ],
+)
+def test_a_plan_decides_where_checkpointing_is_left_to_it(memory, keeps):
+    assert MemoryConfig(**memory).may_keep == keeps
+
+
+def test_a_card_has_ease_where_a_tenth_more_would_fit_too():
+    card = Card(name="a card", free=1000, slack=0.07)
+    assert card.has_ease(400, 300)
+    assert not card.has_ease(400, 400)
+    assert card.fits(930)
+    in_ram = Card(name="cpu", free=None, ram=1000)
+    assert in_ram.has_ease(10**9, 500)
+    assert not in_ram.has_ease(0, 501)
+    assert not Card(name="xpu", free=None).has_ease(0, 1)
 
 
 @pytest.fixture

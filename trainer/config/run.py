@@ -105,7 +105,7 @@ class MemoryConfig(Section, table="memory"):
     """Memory against time. Nothing here changes what is learnt, except that tiled latents differ slightly."""
 
     gradient_checkpointing: bool = True
-    """Recomputes activations in the backward pass: much less memory, about a third more time."""
+    """Recomputes activations in the backward pass: much less memory, about a third more time; where everything fits with ease a run leaves it out by itself (see checkpoint)."""
     cache: Literal["disk", "online"] = "disk"
     """disk encodes every image and caption once and keeps the result; online keeps nothing: the encoders stay in memory and every step waits for them."""
     vae_batch_size: int = 1
@@ -122,7 +122,7 @@ class MemoryConfig(Section, table="memory"):
     """Device memory in GB (1e9 bytes) that the frozen base model may take; activations and optimizer come on top. 0 leaves the size to auto, and lets stream keep nothing but two blocks."""
 
     checkpoint: Checkpoint = "auto"
-    """What the backward pass recomputes. all is every block; every 2 is one block in two, so the others keep their activations and cost no time; ffn is the feed-forwards alone; off is nothing. auto goes by gradient_checkpointing. The LoRA is the same, bit for bit (in ComfyUI's graph up to rounding), and it may change when a run is continued."""
+    """What the backward pass recomputes. all is every block; every 2 is one block in two, so the others keep their activations and cost no time; ffn is the feed-forwards alone; off is nothing. auto is off where the memory plan says that everything fits with ease, and all otherwise; where memory then runs out after all, a run goes on with all. With gradient_checkpointing = false it is off. The LoRA is the same, bit for bit, and it may change when a run is continued."""
     checkpoint_offload: bool = False
     """Lets what blocks are recomputed from wait in RAM: less device memory for large images and batches, some time. Nothing else changes."""
     on_oom: OnOom = "stop"
@@ -142,6 +142,14 @@ class MemoryConfig(Section, table="memory"):
     def recomputes_blocks(self) -> bool:
         """Whether blocks are recomputed as a whole."""
         return self.recompute not in ("off", "ffn")
+
+    @property
+    def may_keep(self) -> bool:
+        """Whether a plan may decide that nothing is recomputed. A base that is streamed or split has no room for it; what is compiled
+        stays as it was compiled."""
+        is_laid_out = self.base == "stream" or bool(self.vram_gb) or self.shard
+        left_to_plan = self.checkpoint == "auto" and self.gradient_checkpointing
+        return left_to_plan and not (is_laid_out or self.checkpoint_offload or self.compile)
 
     @property
     def every(self) -> int:

@@ -11,12 +11,12 @@ from .roles import roles
 LEAST_LINEARS = 2
 
 
-def checkpoint(module: nn.Module, memory: MemoryConfig) -> None:
-    """Switch a diffusers network to it. Raises ConfigError for one without feed-forwards where these are to be recomputed."""
+def checkpoint(module: nn.Module, memory: MemoryConfig, *, rests: bool = False) -> None:
+    """Switch a diffusers network to it; `rests`: it recomputes nothing until memory runs out. Raises ConfigError for one without feed-forwards where these are to be recomputed."""
     if memory.recompute == "ffn":
         checkpoint_feed_forwards(module, memory)
     elif memory.recomputes_blocks:
-        checkpoint_blocks(module, every=memory.every, in_ram=memory.checkpoint_offload)
+        checkpoint_blocks(module, every=memory.every, in_ram=memory.checkpoint_offload, rests=rests)
 
 
 def checkpoint_feed_forwards(module: nn.Module, memory: MemoryConfig) -> list[str]:

@@ -18,6 +18,11 @@ CONTEXT = round(0.8 * GB)
 SLACK = 0.07
 """Share by which an allocator holds more than what is asked of it (3 to 7 % seen)."""
 
+EASE, EASE_IN_RAM = 0.8, 0.5
+"""Shares of what is free, on a card and in RAM, up to which a run recomputes nothing by itself."""
+IN_RAM = ("cpu", "mps")
+"""Devices whose memory is RAM."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -28,10 +33,19 @@ class Card:
     """What a run may take; None where nothing limits it, as on a CPU."""
     slack: float = 0.0
     """Share on top of what a run asks for."""
+    ram: int = 0
+    """Bytes of RAM that are free, where a run computes in RAM."""
 
     def fits(self, need: int) -> bool:
         """Whether so much certainly goes on the device."""
         return self.free is None or need * (1 + self.slack) <= self.free
+
+    def has_ease(self, base: int, rest: int) -> bool:
+        """Whether a step that recomputes nothing goes on the device so easily that a prediction may be off by a tenth, and kernels may
+        want some for themselves. In RAM, where the base lies anyway, half of what is free is left to everything else."""
+        if self.free is None:
+            return rest <= self.ram * EASE_IN_RAM
+        return (base + rest) * (1 + self.slack) <= self.free * EASE
 
     def room(self, need: int) -> int:
         """Bytes left for the base beside everything else, which needs so much."""
@@ -49,7 +63,13 @@ def card_of(device: torch.device, reclaimable: int = 0) -> Card:
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return Card(name=torch.cuda.get_device_name(device), free=free + unused + reclaimable, slack=slack)
-    return Card(name=str(device), free=None)
+    return Card(name=str(device), free=None, ram=_free_ram() if device.type in IN_RAM else 0)
+
+
+def _free_ram() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _simulated() -> int:

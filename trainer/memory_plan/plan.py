@@ -89,6 +89,8 @@ class MemoryPlan:
     why: str = ""
     """Why the base is resident or streamed."""
     levers: Sequence[Lever] = field(default=())
+    keeps: str = ""
+    """Why nothing is recomputed although checkpointing is on; "" where blocks are."""
 
     @property
     def peak(self) -> int:
@@ -115,6 +117,7 @@ class MemoryPlan:
                 "streamed_blocks": self.streamed,
                 "blocks": self.blocks,
             },
+            "keeps_activations": self.keeps,
             "levers": [asdict(lever) for lever in self.levers],
         }
 
@@ -136,6 +139,8 @@ class MemoryPlan:
             for width, height in [bucket.size]
         ]
         lines.append(f"  base: {'streamed' if self.streamed else 'resident'}, because {self.why}")
+        if self.keeps:
+            lines.append(f"  activations: kept and not recomputed, because {self.keeps}")
         stays = [
             f"{what} {size(need)}"
             for what, need in (("RAM or mapped file", self.ram), ("cache on disk", self.cache))
@@ -157,6 +162,11 @@ class MemoryPlan:
 def as_record(plan: MemoryPlan | None) -> Record | None:
     """The value of `memory_plan` in run.json; None for a run that was not predicted."""
     return None if plan is None else plan.to_dict()
+
+
+def keeps_activations(plan: MemoryPlan | None) -> bool:
+    """Whether a run recomputes nothing as long as memory lasts."""
+    return plan is not None and bool(plan.keeps)
 
 
 def predicted(make: Callable[[], MemoryPlan], log: Callable[[str], None]) -> MemoryPlan | None:

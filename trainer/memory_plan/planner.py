@@ -89,6 +89,7 @@ class Planner:
 
     def plan(self, *, every_bucket: bool = False) -> MemoryPlan:
         """Raises ConfigError for a run that the device has no room for, with the nearest settings that fit."""
+        self.way, keeps = self._kept(self.way)
         step, sizes, choice = self._step(self.way, self.largest), self._sizes(self.way), self._choice(self.way)
         parts = self._parts(self.way)
         encoding = 0 if self.around.is_cached else self.around.caching
@@ -111,8 +112,22 @@ class Planner:
             streamed=len(stream.streamed),
             blocks=len(sizes.blocks),
             why=choice.why,
+            keeps=keeps,
         )
         return replace(made, levers=self._levers(parts))
+
+    def _kept(self, way: Way) -> tuple[Way, str]:
+        """`way` without checkpointing where that is left to the plan and everything fits with ease; and why, "" where it does not."""
+        memory = way.memory
+        if not memory.may_keep:
+            return way, ""
+        lighter = replace(way, memory=replace(memory, checkpoint="off"))
+        base, rest = self._sizes(way).total, self._rest(lighter)
+        if not self.card.has_ease(base, rest):
+            return way, ""
+        room = f"{size(self.card.ram)} of RAM" if self.card.free is None else f"{size(self.card.free)}"
+        needs = rest if self.card.free is None else base + rest
+        return lighter, f"a step needs {size(needs)} of {room} that are free"
 
     def _step(self, way: Way, image: Size) -> Rehearsal:
         key = (way.memory.recompute, way.memory.checkpoint_offload, way.batch_size, image)
@@ -170,8 +185,7 @@ class Planner:
             memory = replace(way.memory, base="stream", compile=False)
             found.append((text, replace(way, memory=memory), not way.memory.compile))
         if not way.memory.gradient_checkpointing:
-            memory = replace(way.memory, gradient_checkpointing=True, checkpoint="auto")
-            found.append(("memory.gradient_checkpointing = true", replace(way, memory=memory), True))
+            found.append(self._checkpointing())
         elif way.memory.recompute != "all":
             found.append(
                 ('memory.checkpoint = "all"', replace(way, memory=replace(way.memory, checkpoint="all")), True)
@@ -187,6 +201,14 @@ class Planner:
         if way.quantize == "none" and not self.whole:
             found += [(f'model.quantize = "{kind}"', replace(way, quantize=kind), False) for kind in ("int8", "nf4")]
         return found
+
+    def _checkpointing(self) -> tuple[str, Way, bool]:
+        """Switched on; where the plan would leave it out, it has to be asked for by both settings."""
+        way = replace(self.way, memory=replace(self.way.memory, gradient_checkpointing=True, checkpoint="auto"))
+        if not self._kept(way)[1]:
+            return "memory.gradient_checkpointing = true", way, True
+        both = 'memory.gradient_checkpointing = true and memory.checkpoint = "all"'
+        return both, replace(way, memory=replace(way.memory, checkpoint="all")), True
 
     def _offloading(self) -> tuple[str, Way, bool]:
         memory = replace(self.way.memory, gradient_checkpointing=True, checkpoint="all", checkpoint_offload=True)

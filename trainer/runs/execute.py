@@ -158,9 +158,8 @@ class TrainingRun:
         def rate_at(step: int) -> float:
             return self.plan.optimizer.rate * lr_factor(step, self.total, self.plan.schedule)
 
-        return fit(
-            self.session.denoiser, self.training, batches, settings, rate_at, self.processes, self._is_interrupted
-        )
+        around = self.processes, self._is_interrupted, self.host.log
+        return fit(self.session.denoiser, self.training, batches, settings, rate_at, *around)
 
     def _is_interrupted(self) -> bool:
         """Let the host have the machine for a while; whether it asks for a stop. Several processes stop between steps only."""

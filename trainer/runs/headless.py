@@ -42,7 +42,7 @@ from ..lora_tools.base_loras import read_base_loras
 from ..lora_tools.layouts import FileFormat, Formats, check_format
 from ..memory_plan.base_sizes import BaseSizes, base_sizes
 from ..memory_plan.files import FilesRun, plan_files
-from ..memory_plan.plan import MemoryPlan, as_record, predicted
+from ..memory_plan.plan import MemoryPlan, as_record, keeps_activations, predicted
 from ..storage.atomic import check_writable
 from ..storage.fingerprint import tensors_digest
 from ..storage.mapped_files import mapped_files_of
@@ -354,7 +354,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         stream=prepared.stream,
     )
     mapped = mapped_files_of(denoiser.module)
-    checkpoint(denoiser.module, config.memory)
+    checkpoint(denoiser.module, config.memory, rests=keeps_activations(prepared.memory_plan))
     laid = lay_base_loras(denoiser.module, prepared.base_loras)
     if config.text.is_trained:
         denoiser = load_with_text(denoiser, base, config.objective.guidance_scale)

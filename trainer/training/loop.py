@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,8 +17,13 @@ from ..errors import DivergedError
 from ..lora.adapter import Adapter
 from ..seeding import StepKey
 from ..types import Batch, StepResult
+from ..weights.devices import give_back, out_of_memory
+from ..weights.recompute import recomputation_of
 from .optim import clip_gradients, own_average, set_learning_rate
 from .step import LossSettings, Switch, preservation_loss, slider_loss, train_step
+
+_Sums: TypeAlias = tuple[float, float | None]
+"""The loss of a step, and what holding to the base's prediction adds to it."""
 
 
 class Batches(Protocol):
@@ -112,15 +117,18 @@ def fit(
     rate_at: Callable[[int], float],
     processes: Processes = ALONE,
     between_passes: Callable[[], object] = lambda: None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Iterator[StepResult]:
     """Take one optimizer step per item, for ever. Raises DivergedError before a bad step is taken.
 
-    `between_passes` is called between the micro-batches of a step and may block; that time is not the step's.
+    `between_passes` is called between the micro-batches of a step and may block; that time is not the step's. A step whose memory runs
+    out is taken again with checkpointing where that is at rest: the numbers are the same. `say` takes a sentence about it.
     """
     held = Held(between_passes)
     while True:
         held.seconds, started = 0.0, time.perf_counter()
-        loss, kept = _accumulate(denoiser, training, batches, settings, processes, held)
+        passes = partial(_accumulate, denoiser, training, batches, settings, processes, held)
+        loss, kept = found if (found := _unless_full(passes, denoiser)) else _again(passes, training, say)
         norm = _finite_norm(training, loss + (kept or 0.0), settings.clip_norm)
         rate = set_learning_rate(training.optimizer, rate_at(training.step))
         _move(training)
@@ -131,6 +139,25 @@ def fit(
         seconds = time.perf_counter() - started - held.seconds
         measured = StepResult(step=training.step, loss=loss, grad_norm=norm, learning_rate=rate, seconds=seconds)
         yield replace(measured, keys_scaled=scaled, preservation=kept)
+
+
+def _unless_full(passes: Callable[[], _Sums], denoiser: Denoiser) -> _Sums | None:
+    """None where memory has run out and there is less to keep: blocks are recomputed from then on."""
+    try:
+        return passes()
+    except Exception as error:
+        recompute = recomputation_of(denoiser.module) if out_of_memory(error) else None
+        if recompute is None or not recompute.wake():
+            raise
+    return None
+
+
+def _again(passes: Callable[[], _Sums], training: Training, say: Callable[[str], object]) -> _Sums:
+    """The passes of a step once more. The error is gone by now, and with its frames what the pass held."""
+    training.optimizer.zero_grad(set_to_none=True)
+    give_back()
+    say("memory ran out without checkpointing: blocks are recomputed from here on (the LoRA is the same)")
+    return passes()
 
 
 class Held:

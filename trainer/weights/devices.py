@@ -1,5 +1,6 @@
 """Devices and dtypes, and mixed precision, which torch has not for its meta device, on which runs are rehearsed."""
 
+import gc
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -84,6 +85,13 @@ def out_of_memory(error: BaseException) -> str:
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
     return "memory" if is_cpu else ""
+
+
+def give_back() -> None:
+    """Free what nothing holds any more, also what torch keeps of a GPU for later."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def out_of_memory_remedy() -> str:

@@ -28,10 +28,11 @@ LEAST_IN_RAM = 1 << 20
 class Recomputation:
     """Recomputes functions in the backward pass. The first one that is called under autograd is compared with its recomputation;
     RunError is raised out of `backward` if they differ. `every`: of the modules that are called, in the order of their first call,
-    one in so many is recomputed. `in_ram`: inputs wait in RAM for the recomputation."""
+    one in so many is recomputed. `in_ram`: inputs wait in RAM for the recomputation. `rests`: nothing is recomputed before `wake`."""
 
-    def __init__(self, *, every: int = 1, in_ram: bool = False) -> None:
+    def __init__(self, *, every: int = 1, in_ram: bool = False, rests: bool = False) -> None:
         self._every, self._in_ram = every, in_ram
+        self.rests = rests
         self._numbers: dict[int, int] = {}
         self._is_watching = True
         self.difference: float | None = None
@@ -39,11 +40,16 @@ class Recomputation:
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         """Returns what the function returns."""
-        if self._every > 1 and self._numbers.setdefault(id(function), len(self._numbers)) % self._every:
+        if self.rests or (self._every > 1 and self._numbers.setdefault(id(function), len(self._numbers)) % self._every):
             return function(*args)
         on_shapes = any(isinstance(value, Tensor) and value.is_meta for value in args)
         with saved_tensors_hooks(_to_ram, _back) if self._in_ram else nullcontext():
             return self.function(function, *args, on_shapes=on_shapes)
+
+    def wake(self) -> bool:
+        """Recompute from now on; whether that is new. Not between a forward pass and its backward pass."""
+        was_at_rest, self.rests = self.rests, False
+        return was_at_rest
 
     def keep(self, tensor: Tensor) -> "Tensor | _InRam":
         """What waits for the recomputation in the place of an input."""
@@ -81,6 +87,17 @@ class Recomputation:
             )
 
 
+def mark(root: nn.Module, recompute: Recomputation) -> None:
+    """Have `recomputation_of` find by a network what recomputes its blocks."""
+    root.__dict__["recomputation"] = recompute
+
+
+def recomputation_of(module: nn.Module) -> Recomputation | None:
+    """What recomputes the blocks of a network, or of one that is a part of it."""
+    found = (part.__dict__.get("recomputation") for part in module.modules())
+    return next((one for one in found if one is not None), None)
+
+
 def _difference(before: Tensor, now: Tensor) -> float:
     before, now = before.float(), now.float()
     return float((now - before).norm() / before.norm().clamp(min=torch.finfo(torch.float32).tiny))
@@ -99,7 +116,7 @@ def recompute_forward(module: nn.Module, recompute: Recomputation) -> None:
     vars(module)["recomputed"] = module.forward  # an attribute, so that it can be compiled
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if recompute.rests or not torch.is_grad_enabled():
             return vars(module)["recomputed"](*args, **kwargs)
         inputs = _Inputs(args, kwargs, recompute.keep)
         on_shapes = any(isinstance(value, Tensor) and value.is_meta for value in (*args, *kwargs.values()))

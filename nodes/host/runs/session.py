@@ -32,7 +32,7 @@ from ....trainer.diffusion.token_routing import check_routes
 from ....trainer.families.common.positions import positions_per_side
 from ....trainer.lora.base_lora import BaseLora, has_adapter, lay_base_loras
 from ....trainer.lora_tools.base_loras import refuse_training_loras
-from ....trainer.memory_plan.plan import as_record, predicted
+from ....trainer.memory_plan.plan import as_record, keeps_activations, predicted
 from ....trainer.runs.assemble import assemble
 from ....trainer.runs.plan import RunPlan
 from ....trainer.runs.run_folder import RunFolder
@@ -287,7 +287,7 @@ def make_session(
         leave_in_ram(patcher)
     bring_to_device(*([] if stays_in_ram else [patcher]), *others)
     denoiser.module = load_denoiser(patcher, compute_dtype=denoiser.compute_dtype).module  # as the weights lie now
-    prepare_weights(denoiser, patcher, request.memory, stream, log)
+    prepare_weights(denoiser, patcher, request.memory, stream, log, rests=keeps_activations(memory_plan))
     laid = lay_base_loras(denoiser.module, [one for one in below if not one.identity.on_clip])
     if texts and request.clip:
         texts.place(request.clip, denoiser, [one for one in below if one.identity.on_clip])

@@ -103,12 +103,12 @@ def toy_run(loom, kind, texts):
     return run, patcher, clip, vae, whole, batches(examples)
 
 
-def trained_peaks(loom, run, vae, whole, data):
+def trained_peaks(loom, run, vae, whole, data, rests):
     """(most bytes alive in two steps, what of it comes on top of weights and optimizer, most bytes while a sample is made)."""
     config, loop = loom("trainer.config.run"), loom("trainer.training.loop")
     loom("trainer.weights.frozen").compute_in(run.denoiser.module, torch.float32)
     loom("nodes.host.backend.checkpointing").checkpoint(
-        run.denoiser.module, run.denoiser.settings.blocks, run.plan.memory
+        run.denoiser.module, run.denoiser.settings.blocks, run.plan.memory, rests=rests
     )
     adapter = loom("trainer.lora.adapter").inject(whole.module, run.targets, run.plan.network, seed=0, compute_dtype=torch.float32)  # fmt: skip
     parameters = list(adapter.parameters().values())
@@ -173,7 +173,7 @@ def case(loom, kind):
     run, patcher, clip, vae, whole, data = toy_run(loom, kind, texts)
     plan = loom("nodes.host.runs.memory.memory_plan").plan_graph(run, patcher, "none", [])
     caching = encoded(loom, vae, clip or toy_clip("sdxl", toy_tensor))
-    trained, activations, samples = trained_peaks(loom, run, vae, whole, data)
+    trained, activations, samples = trained_peaks(loom, run, vae, whole, data, bool(plan.keeps))
     return {
         "training": [plan.parts.total, trained], "activations": [plan.parts.activations, activations],
         "samples": [plan.samples, samples], "caching": caching, "encoders": plan.parts.encoders,

@@ -157,9 +157,11 @@ def _placed(tensor: Tensor, loading: Loading) -> Tensor:
     return tensor.to(device=loading.device, dtype=dtype)
 
 
-def checkpoint_blocks(module: nn.Module, *, every: int = 1, in_ram: bool = False) -> None:
+def checkpoint_blocks(module: nn.Module, *, every: int = 1, in_ram: bool = False, rests: bool = False) -> None:
     """Switch a diffusers network to gradient checkpointing that leaves the global random state alone, and compares its first
-    recomputation with the forward pass. `every`, `in_ram`: see `Recomputation`."""
-    from ...weights.recompute import Recomputation
+    recomputation with the forward pass. `every`, `in_ram`, `rests`: see `Recomputation`."""
+    from ...weights.recompute import Recomputation, mark
 
-    module.enable_gradient_checkpointing(gradient_checkpointing_func=Recomputation(every=every, in_ram=in_ram))  # type: ignore[operator]
+    recompute = Recomputation(every=every, in_ram=in_ram, rests=rests)
+    module.enable_gradient_checkpointing(gradient_checkpointing_func=recompute)  # type: ignore[operator]
+    mark(module, recompute)

@@ -1,18 +1,15 @@
 """`memory.on_oom = "adapt"`: where memory runs out, a run goes on from its last checkpoint with the next setting that takes less
 memory and gives the same LoRA, bit for bit: it recomputes more, keeps that in RAM, has less of the base on the device."""
 
-import gc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-
-import torch
 
 from ...config.run import MemoryConfig
 from ...errors import ConfigError, LoomError, RunOutOfMemoryError
 from ...memory_plan.base_sizes import BaseSizes
 from ...types import Record
-from ...weights.devices import out_of_memory
+from ...weights.devices import give_back, out_of_memory
 from ...weights.streaming import StreamSettings, stream_settings
 from ..execute import execute
 from ..run_folder import RunFolder
@@ -63,16 +60,10 @@ def execute_adapting(remade: Remade, asked: MemoryConfig, folder: RunFolder, hos
                     f"{error}.{tried} Nothing is left that takes less memory and gives the same LoRA"
                 ) from error
         # The error is gone, and with its frames everything that the session held.
-        _give_back()
+        give_back()
         memory = lever.memory
         taken.append({"step": folder.saved_step() or 0, "setting": lever.setting})
         _tell(folder, host, asked, memory, taken)
-
-
-def _give_back() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _tell(folder: RunFolder, host: Host, asked: MemoryConfig, memory: MemoryConfig, taken: list[Record]) -> None:

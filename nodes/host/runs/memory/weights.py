@@ -35,8 +35,10 @@ def prepare_weights(
     value: MemoryValue,
     stream: StreamSettings | None,
     log: Callable[[str], None],
+    *,
+    rests: bool = False,
 ) -> None:
-    """Where the weights lie and how they compute.
+    """Where the weights lie and how they compute. `rests`: blocks are recomputed only where memory runs out.
 
     Raises ConfigError for a model that is only partly on its device and is neither streamed nor quantized, or a budget that is too
     small. Of a quantized one each weight is brought to the device by itself, so that there is never a whole copy there.
@@ -53,7 +55,7 @@ def prepare_weights(
         laid_out = replace(stream or WHOLE, segments=checkpointed)
         device = torch.device(patcher.load_device)
         stream_base(denoiser.module, laid_out, device, None, denoiser.compute_dtype, keep_homes=True)
-    checkpoint(denoiser.module, denoiser.settings.blocks, value.memory)
+    checkpoint(denoiser.module, denoiser.settings.blocks, value.memory, rests=rests)
 
 
 def place_weights(denoiser: LoadedDenoiser, patcher: ModelPatcher, log: Callable[[str], None]) -> None:

@@ -58,7 +58,7 @@ def start(
         *read_base_loras(patcher, request.base_loras, loader_names(graph, node_id)),
         *read_clip_loras(request.clip, loader_names(graph, node_id, "clip")),
     )
-    plan = request.plan(facts(patcher, request), below)
+    plan = _counted(request.plan(facts(patcher, request), below), len(dataset.examples))
     choice = choose(plan, existing, REGISTRY)
     folder, job = choice.folder, choice.job
     KNOWN.seen(folder.name)
@@ -73,6 +73,11 @@ def start(
     if mode == "wait" and job is not None:
         _wait_for(job, cancel_stops=True)
     return _result(folder)
+
+
+def _counted(plan: RunPlan, images: int) -> RunPlan:
+    """The plan with the number of images in its cache, which says in words what has changed; it keeps no run from being continued."""
+    return replace(plan, own={**plan.own, "cache": {**plan.own["cache"], "images": images}})
 
 
 def _submit(

@@ -2,7 +2,8 @@
 
 Networks have random weights that are made on the device itself, and go through the loading that files go through, so a
 20 B model needs no memory of the host. Real sizes: bfloat16, 1024 px, rank 16 on the family's default targets, batch 1,
-AdamW; without and with gradient checkpointing, and packed to int8 with it. Toys: the same in float32 at 128 px. The peak is
+AdamW; without and with gradient checkpointing, and with it packed to int8, with products in int8, and compiled (the last two on a GPU
+alone); on cards of 8 to 24 GB: `python -m bench cards`. Toys: the same in float32 at 128 px. The peak is
 what one large matrix product reaches in the same run; the arithmetic of a step is counted by torch, recomputation included.
 On a CPU seconds are processor time of one thread, and memory is the process's own, the libraries included.
 
@@ -36,13 +37,17 @@ from lora_loom.trainer.training.loop import LoopSettings, Training, fit
 from lora_loom.trainer.training.optim import make_optimizer
 from lora_loom.trainer.training.step import LossSettings
 from lora_loom.trainer.types import Batch, Geometry
+from lora_loom.trainer.weights.compiled import CompiledBlocks
 from lora_loom.trainer.weights.frozen import compute_in
+from lora_loom.trainer.weights.packing.layers import use_products
 from lora_loom.trainer.weights.quantize import quantize
+from lora_loom.trainer.weights.streaming import find_blocks
 
 from .common import keep, report
 from .network_sizes import SIZES, Size
 
 WAYS = ("plain", "checkpointing", "int8 + checkpointing")
+GPU_WAYS = (*WAYS, "int8 products + checkpointing", "compiled + checkpointing")
 STEPS, WARMUP = 5, 2
 STD = 0.02
 LATENT_PIXELS = 8
@@ -97,7 +102,9 @@ def load(size: Size, setting: Setting, way: str) -> Denoiser:
     family = families.get(size.family)
     loading = Loading(dtype=setting.dtype, device=setting.device)
     denoiser = family.load_denoiser(RandomSource(size, setting), size.variant, loading)
-    if way.startswith("int8"):
+    if way.startswith("int8 products"):
+        use_products(denoiser.module, "int8", setting.dtype, setting.device)
+    elif way.startswith("int8"):
         quantize(denoiser.module, "int8", setting.dtype, setting.device)
     compute_in(denoiser.module, setting.dtype)
     if way.endswith("checkpointing"):
@@ -132,13 +139,19 @@ class OneBatch:
 
 def measure(size: Size, setting: Setting, way: str) -> dict[str, Any]:
     """Figures of one network trained one way."""
+    return measured(load(size, setting, way), size, setting, way)
+
+
+def measured(denoiser: Denoiser, size: Size, setting: Setting, way: str) -> dict[str, Any]:
+    """Figures of steps on a network that is loaded."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    denoiser = load(size, setting, way)
     loaded = resident(setting.device)
     parameters = sum(tensor.numel() for tensor in denoiser.module.parameters())
     targets = resolve_targets(denoiser.module, denoiser.target_presets, "default")
     adapter = inject(denoiser.module, targets, NetworkConfig(rank=16), seed=0, compute_dtype=setting.dtype)
+    if way.startswith("compiled"):
+        CompiledBlocks(denoiser.module, list(find_blocks(denoiser.module)))
     optimizer = make_optimizer(adapter.parameters().values(), OptimizerConfig(learning_rate=1e-4))
     training = Training(adapter=adapter, optimizer=optimizer)
     settings = LoopSettings(loss=LossSettings(noise_levels=NoiseLevels(law=Uniform())), seed=0)
@@ -237,7 +250,7 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {}
     load(SIZES[0], toys, "int8 + checkpointing")  # imports the libraries here, not once in every child
     for size in (size for size in SIZES if size.family in wanted):
-        for way in WAYS:
+        for way in WAYS if size.toy else GPU_WAYS:
             if size.toy:
                 figures[f"{size.name}, {way}"] = in_a_child(partial(measure, size, toys, way))
             elif torch.cuda.is_available():

@@ -108,6 +108,7 @@ COMMANDS = (
     (r"confirm it \(--yes\), raise", "raise"),
     (r"--skip-missing merges", "skip_missing in Loom LoRA Merge into Base merges"),
     (r"--family \(", "family in Loom LoRA Convert ("),
+    (r": encode on the CPU before the run, with text\.dtype.*", ""),
     (r"\(lora-loom convert\)", "(Loom LoRA Convert)"),
     (r"\(lora-loom merge-base\)|lora-loom merge-base", "Loom LoRA Merge into Base"),
     (r"Run `lora-loom sweep` and `lora-loom score` for", "Loom Sweep and Loom Score give"),

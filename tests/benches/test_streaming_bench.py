@@ -32,6 +32,15 @@ def test_arithmetic_hides_the_copies_of_fp8_at_1024_pixels():
             assert slowdown(blocks, 1, 1, *CARDS[card]) <= 1.10, (name, card)
 
 
+def test_weights_that_do_not_travel_are_no_slower():
+    for name, share in (("Flux 12B", 0.27), ("Qwen-Image 20B", 0.33)):
+        blocks, less = work_of(SIZE[name], 512), work_of(SIZE[name], 512, modulation=False)
+        left = sum(work.parameters for work in less) / sum(work.parameters for work in blocks)
+        assert 1 - left == pytest.approx(share, abs=0.01)
+        card = CARDS["4090, PCIe 4"]
+        assert 1 < slowdown(less, 1, 1, *card) < slowdown(blocks, 1, 1, *card)
+
+
 def test_a_larger_batch_hides_what_one_image_does_not():
     blocks, card = work_of(SIZE["Flux 12B"], 512), CARDS["4090, PCIe 4"]
     batch = break_even(blocks, 1, *card)

@@ -1,6 +1,7 @@
 """The plan of a run against what the run then held, counted over all live storages, and what follows from it."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lora_loom.trainer.base_model import open_base
 from lora_loom.trainer.cli.main import app
 from lora_loom.trainer.errors import ConfigError
 from lora_loom.trainer.lora.targets import resolve_targets
-from lora_loom.trainer.runs.headless import plan_memory, prepare, train
+from lora_loom.trainer.runs.headless import build_cache, plan_memory, prepare, train
 from tests.conftest import FAMILIES, SilentHost, make_config, pictures
 from tests.memory_plan.holding import alike, compared
 from tests.runs.test_streamed_runs import written
@@ -65,6 +66,38 @@ def test_a_step_of_every_kind_of_adapter_holds_what_was_predicted(tmp_path, kind
         "memory": {"checkpoint": "every 2", "gradient_checkpointing": True},
     }
     check(tmp_path, "sd3", network={"kind": kind, "rank": 8}, **sections)
+
+
+@pytest.mark.parametrize(("kind", "base"), [("int8", "resident"), ("fp8", "stream")])
+def test_products_in_8_bits_hold_what_was_predicted(tmp_path, kind, base):
+    """Their intermediate results are in 32 bits, larger than what they take and give."""
+    sections = {"training": {"precision": "bfloat16"}, "memory": {"base": base, "gradient_checkpointing": True}}
+    plan, held = compared(
+        tmp_path, "sd3", model={"matmul": kind}, data={"resolution": 128, "bucket_step": 32}, **sections
+    )
+    assert abs(plan.parts.total / held - 1) <= 0.05
+
+
+def test_what_is_too_large_while_encoding_is_refused_with_what_takes_less_and_not_where_all_is_encoded(tmp_path, card):
+    cache = {"output": {"directory": str(tmp_path), "cache": str(tmp_path / "cache")}, "network": {"rank": 1}}
+    plan = planned(tmp_path, "sd3", **cache)
+    assert plan.caching > plan.parts.total
+    card(plan.caching - 1000)
+    with pytest.raises(ConfigError, match=r'Encoding images and captions needs .*; it fits with .*text\.quantize = "int8" \(') as refused:  # fmt: skip
+        planned(tmp_path, "sd3", **cache)
+    assert "Nearest" not in str(refused.value)
+    assert planned(tmp_path, "sd3", **cache, text={"quantize": "int8"}).caching < plan.caching
+    card(500_000)
+    with pytest.raises(ConfigError, match="encode on the CPU before the run, with text.dtype set: `lora-loom cache`"):
+        planned(tmp_path, "sd3", **cache)
+    build_cache(prepare(make_config("sd3", tmp_path, **cache), SilentHost()), SilentHost())
+    card(plan.parts.total + 1000)
+    assert planned(tmp_path, "sd3", **cache).caching == 0
+
+
+def test_a_gradient_through_a_mask_is_predicted(tmp_path):
+    """Targets `all` train what reads the text, of which a mask chooses the tokens."""
+    check(tmp_path, "qwen_image21", network={"kind": "loha", "target_modules": "all"}, training={"batch_size": 1})
 
 
 @pytest.mark.parametrize("use", ["always", "training"])
@@ -139,9 +172,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path, card):
     changes = {"training": {"batch_size": 4}, "memory": {"gradient_checkpointing": False}}
     best = planned(tmp_path, memory={"gradient_checkpointing": True, "base": "stream"}, training={"batch_size": 4})
     card(best.parts.total)
-    with pytest.raises(
-        ConfigError, match=r'Nearest that fits: memory\.base = "stream", memory\.gradient_checkpointing = true \('
-    ):
+    with pytest.raises(ConfigError, match=r"Nearest that fits: memory\.gradient_checkpointing = true \("):
         train(make_config("sd", tmp_path, **changes), SilentHost())
     assert not (tmp_path / "run").exists()
     card(1000)
@@ -153,11 +184,33 @@ def test_a_refusal_names_every_lever_of_checkpointing_and_a_compiled_base_is_not
     card(1000)
     with pytest.raises(ConfigError) as refused:
         planned(tmp_path, "sd3", memory={"gradient_checkpointing": False, "compile": True})
-    assert (
-        'With memory.base = "stream" and memory.compile = false, memory.gradient_checkpointing = true, '
-        "memory.checkpoint_offload = true, " in str(refused.value)
-    )
+    assert "With memory.gradient_checkpointing = true, memory.checkpoint_offload = true, " in str(refused.value)
     assert 'model.quantize = "nf4"' in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"vram_gb": 0.02, "gradient_checkpointing": False},
+        {"base": "stream", "checkpoint": "every 2", "gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_what_a_refusal_names_does_fit(tmp_path, card, memory):
+    training = {"batch_size": 3}
+    build_cache(prepare(make_config("sd3", tmp_path, training=training), SilentHost()), SilentHost())
+    whole = planned(tmp_path, "sd3", memory=memory, training=training).parts.total
+    card(round(0.6 * whole))
+    with pytest.raises(ConfigError, match="Nearest that fits: ") as refused:
+        planned(tmp_path, "sd3", memory=memory, training=training)
+    named = re.search(r"Nearest that fits: (.*) \(", str(refused.value))[1]
+    assert named.startswith('memory.base = "auto"')
+    sections = {"memory": memory, "training": training}
+    for section, option, value in re.findall(r"(\w+)\.(\w+) = (\"[^\"]*\"|\w+)", named):
+        sections[section] = {**sections.get(section, {}), option: json.loads(value)}
+    if count := re.search(r"gradient_accumulation_steps = (\d+)", named):
+        sections["training"] = {**sections["training"], "gradient_accumulation_steps": int(count[1])}
+    planned(tmp_path, "sd3", **sections)
 
 
 def test_levers_save_what_they_say(tmp_path):
@@ -174,7 +227,9 @@ def test_levers_save_what_they_say(tmp_path):
     less = of(memory={"gradient_checkpointing": True, "checkpoint": "all"})
     assert recomputing.saves == plan.parts.total - less.parts.total
     single = found["training.batch_size = 1 with gradient_accumulation_steps = 2"]
-    assert single.saves == plan.parts.total - of(training={"batch_size": 1}).parts.total
+    assert (
+        single.saves == plan.parts.total - of(training={"batch_size": 1, "gradient_accumulation_steps": 2}).parts.total
+    )
 
 
 def test_the_command_prints_the_plan_of_every_size(tmp_path, card):

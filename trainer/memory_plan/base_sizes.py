@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..config.model import packing_of
 from ..weights.frozen import FrozenLinear
 from ..weights.nf4 import BLOCK as NF4_BLOCK
 from ..weights.nf4 import KIND as NF4
+from ..weights.packing.layers import use_products
 from ..weights.streaming import StreamPlan, StreamSettings, choose, find_blocks, needed, plain_parts
 
+META = torch.device("meta")
 GROUP = 128
 """Weights of one row that share a scale in int4 and int2 (optimum-quanto)."""
 BITS = {"int8": 8, "float8": 8, "int4": 4, "int2": 2}
@@ -86,6 +89,14 @@ def quantized_bytes(weight: Tensor, quantize: str) -> int:
 def tensor_bytes(tensor: Tensor) -> int:
     """Bytes of a tensor, of all its parts if it is quantized."""
     return sum(part.numel() * part.element_size() for part in plain_parts(tensor))
+
+
+def pack_on_shapes(module: nn.Module, quantize: str, matmul: str, dtype: torch.dtype) -> str:
+    """Have a network on the meta device multiply as `matmul` says, if that is what it is packed by; returns how it is still to be quantized."""
+    if matmul == "off" or quantize != packing_of("none", matmul):
+        return quantize
+    use_products(module, matmul, dtype, META)
+    return "none"
 
 
 def stand_for_quantized(module: nn.Module) -> None:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from ..training.text_encoders import with_text
 from ..types import Conditioning, Example, Geometry, Size, named_references
 from ..weights.changes import laid_tensors
 from ..weights.devices import compute_dtype
-from .base_sizes import BaseSizes, base_sizes, quantized_bytes, stand_for_quantized, tensor_bytes
+from .base_sizes import BaseSizes, base_sizes, pack_on_shapes, quantized_bytes, stand_for_quantized, tensor_bytes
 from .card import card_of, matrix_rate
 from .plan import MemoryPlan
 from .planner import Around, Planner, Way
@@ -50,6 +50,8 @@ class FilesRun:
     base_loras: Sequence[BaseLora] = ()
     preview: Base | None = None
     """Another model that makes the samples."""
+    is_cached: bool = False
+    """Nothing is left to encode before it."""
 
     @property
     def has_samples(self) -> bool:
@@ -69,14 +71,16 @@ class FilesRun:
 
     def sizes(self, quantize: str) -> BaseSizes:
         """Of the denoiser as it will be stored and quantized."""
-        return base_sizes(self._structure(quantize).module, quantize)
+        module = self._structure(quantize).module
+        return base_sizes(module, self._packed(module, quantize))
 
     def step(self, way: Way, image: Size) -> Rehearsal:
         """The network is built for it and thrown away: a step leaves an adapter in it."""
         config, settings = self.config, self.base.settings
         denoiser = self._structure(way.quantize)
+        packing = self._packed(denoiser.module, way.quantize)
         checkpoint(denoiser.module, way.memory)
-        if way.quantize != "none":
+        if packing != "none":
             stand_for_quantized(denoiser.module)
         lay_base_loras(denoiser.module, self.base_loras)
         if config.text.is_trained:
@@ -88,10 +92,13 @@ class FilesRun:
             optimizer=config.optimizer,
             loss=loss_settings(config.objective, levels),
             compute_dtype=self.arithmetic,
-            accumulates=config.training.gradient_accumulation_steps > 1,
+            accumulates=config.training.gradient_accumulation_steps > 1 or way.batch_size < config.training.batch_size,
             preserves=self.dataset.preserves,
         )
         return rehearse(denoiser, step, self._latents(way.batch_size, image), self._conditioning(way.batch_size, image))
+
+    def _packed(self, module: torch.nn.Module, quantize: str) -> str:
+        return pack_on_shapes(module, quantize, self.config.model.matmul, self.arithmetic)
 
     def _structure(self, quantize: str) -> Denoiser:
         model = replace(self.config.model, quantize=quantize, matmul="off")  # type: ignore[arg-type]
@@ -147,13 +154,29 @@ class FilesRun:
         largest = max(images, key=lambda image: image[0] * image[1])
         online, trained = self.config.memory.cache == "online", self.config.text.is_trained
         kept = (text if online or trained else 0) + (vae if online or self.has_samples else 0) + self._other_model()
-        caching = text + vae + max(self._encoding(largest), self._reading())
+        is_over = self.is_cached and not kept
+        caching = 0 if is_over else text + vae + max(self._encoding(largest), self._reading())
         return Around(
             encoders=kept,
             caching=caching,
+            lighter=partial(self._lighter, largest),
             sampling=self._sampling() if self.has_samples else 0,
             cache=self._cache(images),
         )
+
+    def _lighter(self, largest: Size) -> list[tuple[str, int]]:
+        """What encoding would take with other settings."""
+        config, base = self.config, self.base
+        tiled = replace(config, memory=replace(config.memory, vae_tiling=True, vae_batch_size=1))
+        choices = [("memory.vae_batch_size = 1 and memory.vae_tiling = true", tiled, base)]
+        if not base.settings.text_parts and base.encoder_quantize == "none":
+            quantized = replace(config, text=replace(config.text, quantize="int8"))
+            choices.append(('text.quantize = "int8"', quantized, replace(base, encoder_quantize="int8")))
+        found = []
+        for setting, changed, other in choices:
+            run = replace(self, config=changed, base=other, is_cached=False)
+            found.append((setting, run.around({largest: 1}).caching))
+        return found
 
     def _encoding(self, image: Size) -> int:
         """Bytes that the VAE needs for `memory.vae_batch_size` images, beside its weights."""

@@ -96,4 +96,8 @@ def _formulas() -> dict[Any, Formula]:
     def backward_flop(grad: Tensor, query: Tensor, key: Tensor, *rest: object, **others: object) -> int:
         return forward_flop(query, key) * 5 // 2
 
-    return {**flop_registry, attention: forward_flop, backward: backward_flop}
+    def product_flop(first: Tensor, second: Tensor, *rest: object, **others: object) -> int:
+        return 2 * first.shape[0] * first.shape[1] * second.shape[1]
+
+    integers = torch.ops.aten._int_mm
+    return {**flop_registry, attention: forward_flop, backward: backward_flop, integers: product_flop}

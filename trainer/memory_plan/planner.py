@@ -51,6 +51,9 @@ class Around:
     encoders: int = 0
     """What stays on the device while training."""
     caching: int = 0
+    """Peak while images and captions are encoded."""
+    lighter: Callable[[], Sequence[tuple[str, int]]] = tuple
+    """Settings with which encoding takes less, and how much it then takes, the mildest first."""
     is_cached: bool = False
     """A host has encoded already, with what room it had: the run is not refused for it."""
     sampling: int = 0
@@ -214,9 +217,18 @@ class Planner:
         memory = replace(self.way.memory, gradient_checkpointing=True, checkpoint="all", checkpoint_offload=True)
         return "memory.checkpoint_offload = true", replace(self.way, memory=memory), True
 
+    def _left_to_auto(self) -> list[tuple[str, Way, bool]]:
+        """What lets as much of the base be streamed as has to be, where it is not so already."""
+        way, memory = self.way, self.way.memory
+        if self.whole or memory.shard or (memory.base == "auto" and not memory.vram_gb):
+            return []
+        text = 'memory.base = "auto"' + (" and memory.vram_gb = 0" if memory.vram_gb else "")
+        return [(text, replace(way, memory=replace(memory, base="auto", vram_gb=0.0)), True)]
+
     def _all_ways(self) -> list[tuple[str, Way, bool]]:
-        """The same with every lever of checkpointing, one after the other."""
-        found = self._ways()
+        """What may be done for a run that does not fit, with every lever of checkpointing, one after the other."""
+        streamed = self.way.memory.base == "stream"
+        found = [*self._left_to_auto(), *(one for one in self._ways() if streamed or one[1].memory.base != "stream")]
         last = max((number for number, one in enumerate(found) if "checkpoint" in one[0]), default=None)
         if last is not None and "offload" not in found[last][0] and not self.way.memory.checkpoint_offload:
             found.insert(last + 1, self._offloading())
@@ -235,15 +247,30 @@ class Planner:
 
     def _nearest(self, parts: Parts) -> str:
         """The mildest settings that fit, as the end of an error message."""
-        if self.card.free is None or parts.total <= self.card.free:
-            return f"Encoding images and captions needs that: {self.say('memory.vae_tiling = true')} takes less."
+        if self.card.free is None:
+            return ""
+        found = [self._nearest_step(parts, self.card.free)] if parts.total > self.card.free else []
+        if not self.around.is_cached and self.around.caching > self.card.free:
+            found.append(self._nearest_encoding(self.card.free))
+        return ". ".join(found)
+
+    def _nearest_encoding(self, free: int) -> str:
+        """What makes encoding fit."""
+        found = [(self.say(setting), need) for setting, need in self.around.lighter() if need < self.around.caching]
+        needs = f"Encoding images and captions needs {size(self.around.caching)}"
+        if names := [f"{setting} ({size(need)})" for setting, need in found if need <= free]:
+            return f"{needs}; it fits with {' or '.join(names)}"
+        less = "".join(f", {size(need)} with {setting}" for setting, need in found)
+        return f"{needs}{less}: encode on the CPU before the run, with text.dtype set: `lora-loom cache` with model.device = 'cpu'"
+
+    def _nearest_step(self, parts: Parts, free: int) -> str:
         names: list[str] = []
         way, least = self.way, parts.total
         for setting, changed, _ in self._all_ways():
             names.append(self.say(setting))
             way = _both(way, changed, self.way)
             least = self._least(way)
-            if least <= self.card.free:
+            if least <= free:
                 return f"Nearest that fits: {', '.join(names)} ({size(least)})"
         remedy = f"se a lower {self.say('data.resolution')} or {self.say('network.rank')}, or a smaller base model"
         return f"With {', '.join(names)} it would still need {size(least)}: u{remedy}" if names else f"U{remedy}"
@@ -261,7 +288,7 @@ def _both(way: Way, changed: Way, original: Way) -> Way:
     if changed.memory != original.memory:
         pairs = {
             name: getattr(changed.memory, name)
-            for name in ("base", "gradient_checkpointing", "checkpoint", "checkpoint_offload", "compile")
+            for name in ("base", "vram_gb", "gradient_checkpointing", "checkpoint", "checkpoint_offload", "compile")
             if getattr(changed.memory, name) != getattr(original.memory, name)
         }
         memory = replace(memory, **pairs)

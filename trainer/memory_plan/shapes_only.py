@@ -31,6 +31,8 @@ class _KeepShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         given = dict(kwargs or {})
         tensors = [part for value in (*args, *given.values()) for part in _tensors(value)]
+        if func.overloadpacket in _BY_INDEX:  # a mask has no count of places once it is a shape
+            args = (args[0], _places(args[1]), *args[2:])
         if any(tensor.is_meta for tensor in tensors):
             args = tuple(_to_meta(value) for value in args)
             given = {name: _to_meta(value) for name, value in given.items()}
@@ -115,6 +117,18 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
+
+
+_BY_INDEX = {_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_, _ATEN._unsafe_index}
+
+
+def _places(indices: Any) -> list[Any]:
+    """The same with masks as the places where they are true."""
+    found: list[Any] = []
+    for index in indices:
+        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool and not index.is_meta
+        found += index.nonzero(as_tuple=True) if is_mask else (index,)
+    return found
 
 
 def _to_meta(value: Any) -> Any:

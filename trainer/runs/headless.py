@@ -15,7 +15,7 @@ from ..config.unused import refuse_unused_options
 from ..data.batches import CachedBatches, PickedExample, Singles
 from ..data.cache.captions import EncodedCaptions
 from ..data.cache.fill import CacheReport, fill
-from ..data.cache.keys import find_work
+from ..data.cache.keys import find_work, is_filled
 from ..data.cache.online import Items, OnlineItems, SharedEncoders
 from ..data.cache.store import Cache
 from ..data.images.index import FileIndex
@@ -274,9 +274,9 @@ def _remade(prepared: Prepared, plan: RunPlan) -> Remade:
 def plan_memory(prepared: Prepared, *, every_bucket: bool = False) -> MemoryPlan:
     """What the run will need, from shapes. Raises ConfigError for what cannot fit, with the nearest settings that do."""
     taken = [line["seconds"] for line in prepared.folder.read_metrics() if "seconds" in line]
-    run = FilesRun(
-        prepared.base, prepared.config, prepared.dataset, prepared.targets, prepared.base_loras, prepared.preview
-    )
+    config, below, other = prepared.config, prepared.base_loras, prepared.preview
+    done = is_filled(prepared.cache, prepared.dataset, prepared.identity, texts=not config.text.is_trained)
+    run = FilesRun(prepared.base, config, prepared.dataset, prepared.targets, below, other, done)
     return plan_files(run, taken, every_bucket=every_bucket)
 
 

@@ -274,6 +274,7 @@ def make_session(
         batches=batches,
         shift=shift,
         beside=beside,
+        matmul=request.memory.matmul,
         below=below,
     )
     arithmetic = {} if texts else settle_arithmetic(run, patcher, request.memory, folder, log)

@@ -128,6 +128,12 @@ def find_work(cache: Cache, dataset: Dataset, identity: EncoderIdentity, *, text
     )
 
 
+def is_filled(cache: Cache, dataset: Dataset, identity: EncoderIdentity, *, texts: bool = True) -> bool:
+    """Whether `find_work` would find nothing; the cache is not told."""
+    views, prompts = wanted(dataset, identity)
+    return not cache.missing(views) and not (texts and cache.missing(prompts))
+
+
 def reference_geometries(view: View) -> list[Geometry]:
     """How a view's reference images are resized: to about the area of its bucket, in their own proportions."""
     geometry = view.geometry

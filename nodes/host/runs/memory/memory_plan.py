@@ -12,7 +12,7 @@ from .....trainer.data.sets.dataset import Dataset
 from .....trainer.diffusion.denoiser import Denoiser
 from .....trainer.diffusion.timesteps import ResolutionShift
 from .....trainer.lora.base_lora import BaseLora, lay_base_loras
-from .....trainer.memory_plan.base_sizes import BaseSizes, base_sizes, stand_for_quantized
+from .....trainer.memory_plan.base_sizes import BaseSizes, base_sizes, pack_on_shapes, stand_for_quantized
 from .....trainer.memory_plan.card import card_of, matrix_rate
 from .....trainer.memory_plan.plan import MemoryPlan
 from .....trainer.memory_plan.planner import Planner, Way
@@ -42,6 +42,7 @@ class GraphRun:
     batches: Callable[[Sequence[Example]], CachedBatches]
     shift: float | ResolutionShift
     beside: Beside
+    matmul: str = "off"
     below: Sequence[BaseLora] = ()
     """Base LoRAs, also of a CLIP that is trained."""
 
@@ -51,14 +52,18 @@ class GraphRun:
         return tuple(self.denoiser.settings.blocks) if self.plan.memory.recomputes_blocks else ()
 
     def sizes(self, quantize: str) -> BaseSizes:
-        """Of the weights as ComfyUI holds them, or quantized."""
-        return base_sizes(self.denoiser.module, quantize, self.segments)
+        """Of the weights as ComfyUI holds them, or packed."""
+        module = self.denoiser.module if self.matmul == "off" else structure_of(self.denoiser.module)
+        return base_sizes(module, self._packed(module, quantize), self.segments)
+
+    def _packed(self, module: torch.nn.Module, quantize: str) -> str:
+        return pack_on_shapes(module, quantize, self.matmul, self.denoiser.compute_dtype)
 
     @torch.inference_mode(False)
     def on_shapes(self, way: Way) -> Denoiser:
         """The network without weights, together with the text encoders where they are trained."""
         module = structure_of(self.denoiser.module)
-        if way.quantize != "none":
+        if self._packed(module, way.quantize) != "none":
             stand_for_quantized(module)
         compute_in(module, self.denoiser.compute_dtype)
         checkpoint(module, self.denoiser.settings.blocks, way.memory)
@@ -89,7 +94,8 @@ class GraphRun:
             optimizer=self.plan.optimizer,
             loss=loss_settings(self.plan.objective, levels),
             compute_dtype=self.denoiser.compute_dtype,
-            accumulates=self.plan.training.gradient_accumulation_steps > 1,
+            accumulates=self.plan.training.gradient_accumulation_steps > 1
+            or way.batch_size < self.plan.training.batch_size,
             preserves=self.dataset.preserves,
         )
         latents = (way.batch_size, *batch.latents_BCHW.shape[1:])

@@ -1,11 +1,12 @@
 """What is learnt per step with the settings that trainers come with: validation loss on toy bases, ours next to our peers'.
 
-All settings run in this trainer on the same images, captions and steps (200, batch 1, fp32): bench/peers.py has them, with their
+All settings run in this trainer on the same images, captions and steps (200, batch 1, fp32, or as LOOM_STEPS and LOOM_BATCH say): bench/peers.py has them, with their
 sources and what is not emulated. The bases are the demo's, of SD3's class, and two that bench/bases.py trains when they are
 first asked for, a UNet and one of Flux's class. Both rulers are reported (docs/scores.md): evenly spread noise levels, and those
 that the family's shift spreads. Each run is a line of .bench/learning.jsonl when it ends, and is not measured again.
 
     python -m bench learning                                 five seeds, all bases, all settings
+    LOOM_STEPS=1000 LOOM_BENCH=3 LOOM_ROWS="ours, the defaults" python -m bench learning
     LOOM_BENCH=2 LOOM_BASES=demo,unet LOOM_ROWS="ours|ai-toolkit" python -m bench learning
 """
 
@@ -28,7 +29,7 @@ from .bases import base
 from .common import RESULTS, report
 from .peers import PEERS, Settings
 
-STEPS = 200
+STEPS, BATCH = int(os.environ.get("LOOM_STEPS", "200")), int(os.environ.get("LOOM_BATCH", "1"))
 CELLS = RESULTS / "learning.jsonl"
 RULERS = {"even levels": "held_out_even", "family's levels": "held_out"}
 Losses = dict[str, float]
@@ -41,7 +42,7 @@ def config_of(settings: Settings, model: Path, folder: Path, name: str, seed: in
         {"folder": str(folder / "images"), **tables.pop("dataset", {})},
         {"folder": str(folder / "held_out"), "role": "validation"},
     ]
-    training = {"steps": STEPS, "batch_size": 1, "save_every": STEPS, "seed": seed, "precision": "float32"}
+    training = {"steps": STEPS, "batch_size": BATCH, "save_every": STEPS, "seed": seed, "precision": "float32"}
     return parse(
         {
             **tables,
@@ -87,11 +88,17 @@ def keep_cell(key: str, losses: dict[str, Losses]) -> None:
         file.write(json.dumps({"cell": key, **losses}) + "\n")
 
 
+def cell_of(base_name: str, trainer: str, seed: int) -> str:
+    """Name of a run, which says its length and its batch size where they are not the usual ones."""
+    other = [f"{STEPS} steps"] * (STEPS != 200) + [f"batch {BATCH}"] * (BATCH != 1)
+    return ", ".join([base_name, trainer, *other, str(seed)])
+
+
 def table(base_name: str, runs: dict[str, dict[str, Losses]], seeds: int) -> dict[str, Any]:
     """One line per trainer and ruler: mean, standard deviation and number of the seeds that were measured."""
     figures: dict[str, Any] = {}
     for trainer in PEERS[base_name]:
-        found = [runs[key] for seed in range(seeds) if (key := f"{base_name}, {trainer}, {seed}") in runs]
+        found = [runs[key] for seed in range(seeds) if (key := cell_of(base_name, trainer, seed)) in runs]
         for ruler in RULERS if found else ():
             values = [one["LoRA"][ruler] for one in found]
             spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
@@ -110,7 +117,7 @@ def main() -> None:
         for seed in range(seeds):
             for name in bases:
                 for number, (trainer, settings) in enumerate(PEERS[name].items()):
-                    key = f"{name}, {trainer}, {seed}"
+                    key = cell_of(name, trainer, seed)
                     if key not in runs and rows.search(trainer):
                         config = config_of(settings, base(name), Path(folder), f"{name}-{number}-{seed}", seed)
                         runs[key] = measure(config)

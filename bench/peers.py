@@ -31,18 +31,19 @@ def settings(source: str, rate: float | str, targets: str = "default", **tables:
 
 def ours(before: str) -> dict[str, Settings]:
     """Our own rows. `before` are the default target modules of version 0.1."""
-    drawn = {"objective": {"timestep_spread": "independent"}}
+    drawn, averaged = {"objective": {"timestep_spread": "independent"}}, {"training": {"ema_decay": "auto"}}
     return {
         "ours in version 0.1": settings("CHANGELOG.md", 1e-4, before, **drawn),
         "ours, default targets, 1e-4": settings("trainer/families", 1e-4),
-        "ours, rate for width 3072": settings("trainer/training/rate.py at the width of Flux", 4.5e-4),
-        "ours": settings("the defaults: trainer/training/rate.py at the width of this base", "auto"),
-        "ours, find": settings("trainer/training/find_rate.py", "find"),
-        "ours, independent levels": settings("the defaults but timestep_spread", "auto", **drawn),
-        "ours, EMA": settings("the defaults and training.ema_decay", "auto", training={"ema_decay": 0.98}),
-        "ours, WSD": settings("the defaults and a fall over the last fifth", "auto", schedule={"kind": "wsd", "warmup": 0.05}),
-        "ours, warm-up": settings("the defaults and a short warm-up", "auto", schedule={"warmup": 0.05}),
-        **{f"grid: {rate:g}": settings("trainer/training/rate.py, rates beside it", rate) for rate in (5e-4, 2e-3, 4e-3)},
+        "ours, the defaults": settings("trainer/training/rate.py at the width of this base, trainer/training/loop.py", "auto", **averaged),
+        "ours, the defaults at the rate for width 3072": settings("trainer/training/rate.py at the width of Flux", 4.2e-4, **averaged),
+        "ours, find": settings("trainer/training/find_rate.py", "find", **averaged),
+        "ours, no average": settings("the defaults but ema_decay", "auto"),
+        "ours, independent levels": settings("the defaults but timestep_spread", "auto", **drawn, **averaged),
+        "ours, EMA": settings("the defaults but ema_decay = 0.98", "auto", training={"ema_decay": 0.98}),
+        "ours, WSD": settings("the defaults but a fall over the last fifth in place of the average", "auto", schedule={"kind": "wsd", "warmup": 0.05}),
+        "ours, warm-up": settings("the defaults but no average, and a short warm-up", "auto", schedule={"warmup": 0.05}),
+        **{f"grid: {rate:g}": settings("trainer/training/rate.py, rates beside it", rate, **averaged) for rate in (6e-4, 1e-3, 2e-3, 4e-3)},
         **{f"grid: attention, {rate:g}": settings("trainer/families, fewer modules", rate, "attention") for rate in (1e-3, 4e-3)},
     }  # fmt: skip
 

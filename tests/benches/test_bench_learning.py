@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import learning
 from bench.bases import RECIPES, projection
 from bench.learning import config_of, table
 from bench.peers import PEERS
@@ -22,10 +23,21 @@ def test_settings_are_valid_and_name_their_source(base):
 def test_the_rows_of_a_table_are_means_over_the_seeds_that_ran():
     one = {"base": {"even levels": 0.5, "family's levels": 0.4}, "LoRA": {"even levels": 0.25, "family's levels": 0.2}}
     two = {**one, "LoRA": {"even levels": 0.35, "family's levels": 0.3}}
-    rows = table("unet", {"unet, ours, 0": one, "unet, ours, 1": two, "flux, ours, 0": one}, 3)
-    assert rows["unet: ours, even levels"] == "0.3000 +- 0.0707 (2)"
+    rows = table(
+        "unet",
+        {"unet, ours, the defaults, 0": one, "unet, ours, the defaults, 1": two, "flux, ours, the defaults, 0": one},
+        3,
+    )
+    assert rows["unet: ours, the defaults, even levels"] == "0.3000 +- 0.0707 (2)"
     assert rows["unet: the base, family's levels"] == 0.4
     assert len(rows) == 4
+
+
+def test_runs_of_another_length_are_other_cells(monkeypatch):
+    assert learning.cell_of("unet", "ours", 0) == "unet, ours, 0"
+    monkeypatch.setattr(learning, "STEPS", 1000)
+    monkeypatch.setattr(learning, "BATCH", 8)
+    assert learning.cell_of("unet", "ours", 0) == "unet, ours, 1000 steps, batch 8, 0"
 
 
 def test_the_toy_bases_are_of_their_families():

@@ -7,7 +7,10 @@ from safetensors.torch import load_file
 
 from lora_loom.trainer.errors import ConfigError, StoppedError
 from lora_loom.trainer.runs.headless import run_folder, train
+from lora_loom.trainer.training import rate_trials
 from lora_loom.trainer.training.find_rate import MOST, Search, find_rate, make_search
+from lora_loom.trainer.training.held_out import held_out_losses, losses_at_even_levels, mean_loss
+from lora_loom.trainer.training.rate_trials import judged_loss, passes
 from tests.conftest import SilentHost, make_config
 
 LOSSES = {(1e-4, 5): 3.0, (2e-4, 5): 1.0, (4e-4, 5): 2.0, (2e-4, 10): 0.9, (4e-4, 10): 0.5}
@@ -19,6 +22,14 @@ def test_the_better_ones_go_on_and_the_best_of_them_wins():
     assert find_rate(SEARCH, [], lambda *trial: tried.append(trial) or LOSSES[trial], lambda trial: None) == 4e-4
     assert set(tried) == set(LOSSES)
     assert SEARCH.trained == 5 * 3 + 5 * 2
+
+
+@pytest.mark.parametrize(("high", "low", "best"), [(0.88, 1.0, 2e-4), (0.84, 1.0, 4e-4), (0.88, 0.899, 1e-4)])
+def test_a_rate_above_the_rules_has_to_lead_clearly_and_one_below_has_not(high, low, best):
+    """0.9 is the loss of the rule's own rate, 2e-4."""
+    first = {1e-4: 2.0 if low > 0.9 else 1.2, 2e-4: 1.2, 4e-4: 1.3 if low > 0.9 else 2.0}
+    losses = {**{(rate, 5): loss for rate, loss in first.items()}, (2e-4, 10): 0.9, (4e-4, 10): high, (1e-4, 10): low}
+    assert find_rate(SEARCH, [], lambda *trial: losses[trial], lambda trial: None) == best
 
 
 def test_an_interrupted_search_makes_no_trial_twice():
@@ -100,3 +111,30 @@ def test_a_search_that_is_stopped_goes_on_with_what_it_has(tmp_path):
 def test_an_optimizer_that_finds_its_own_rate_looks_for_none(tmp_path):
     with pytest.raises(ConfigError, match="finds its own"):
         make_config("sd3", tmp_path, optimizer={"name": "prodigy", "learning_rate": "find"})
+
+
+@pytest.mark.parametrize(("family", "rulers"), [("sd3", 2), ("sd", 1)])
+def test_rates_are_judged_by_both_rulers_at_no_more_passes(family, rulers, tmp_path, monkeypatch):
+    """Where a family's levels are not the even ones, the best rate for the one is not always the best for the other."""
+    seen = []
+
+    def judged(denoiser, probe):
+        own = held_out_losses(denoiser, probe)
+        even = losses_at_even_levels(denoiser, probe, own)
+        loss = judged_loss(denoiser, probe)
+        seen.append((loss, mean_loss(own), mean_loss(even), passes(denoiser, probe)))
+        return loss
+
+    monkeypatch.setattr(rate_trials, "judged_loss", judged)
+    config = make_config(
+        family,
+        tmp_path,
+        optimizer={"learning_rate": "find"},
+        data={"validation_split": 0.34},
+        validation={"timesteps": 4},
+    )
+    train(config, SilentHost())
+    loss, own, even, count = seen[-1]
+    assert loss == pytest.approx((own + even) / 2)
+    assert (own != even) == (rulers == 2)
+    assert count == 4 * 2  # two images

@@ -24,7 +24,7 @@ from ..training.loop import Average, LoopSettings, Training
 from ..training.loss_settings import loss_settings, noise_levels
 from ..training.optim import optimizer_of
 from ..training.rate import auto_rate
-from ..training.rate_trials import Trials, probe
+from ..training.rate_trials import Trials, passes, probe
 from ..training.schedule import lr_factor
 from ..types import Record
 from ..weights.devices import use_device
@@ -144,9 +144,9 @@ def with_found_rate(session: Session, adapter: Adapter, usual: float, host: Host
 def _found(session: Session, adapter: Adapter, usual: float, host: Host, known: list[Record]) -> float:
     """Search round the usual rate, going on from the trials that are known."""
     plan, steps = session.plan, session.plan.training.steps
-    measured = probe(session.held_out, session.batches)
+    measured = probe(session.denoiser, session.held_out, session.batches)
     per_step = plan.training.batch_size * plan.training.gradient_accumulation_steps * session.processes.count
-    search = make_search(usual, steps, len(measured.batches) * measured.timesteps, per_step)
+    search = make_search(usual, steps, passes(session.denoiser, measured), per_step)
     if not measured.batches:
         raise ConfigError(
             "optimizer.learning_rate = 'find' needs images to measure: set images aside, or give a number"

@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-FACTORS = (0.4, 1.0, 2.5)
+FACTORS = (0.4, 1.0, 2.0)
 """Rates that are tried, as factors on the rule's."""
+LEAD = 0.05
+"""Share by which the loss of a rate above the rule's has to be lower: high rates lead in short trials, and less or not at the end of a run."""
 SHARE = 0.09
 """Share of the run's steps that the search may cost, measurements counted as the steps that take as long."""
 FEWEST, MOST = 12, 60
@@ -35,6 +37,7 @@ class Search:
     """What is tried: all rates for `steps` steps, the better ones for twice as many."""
 
     rates: tuple[float, ...]
+    """In rising order; the second is the rule's."""
     steps: int
     measured: int
     """Forward passes of one measurement."""
@@ -84,8 +87,14 @@ def find_rate(
             keep(Trial(rate=rate, steps=steps, loss=made[rate, steps]))
         return made[rate, steps]
 
+    usual = search.rates[1]
+
+    def weighed(rate: float, steps: int) -> float:
+        loss = _comparable(loss_of(rate, steps))
+        return loss / (1 - LEAD) if rate > usual else loss
+
     def best_first(rates: Sequence[float], steps: int) -> list[float]:
-        return sorted(rates, key=lambda rate: (_comparable(loss_of(rate, steps)), rate))
+        return sorted(rates, key=lambda rate: (weighed(rate, steps), rate))
 
     kept = best_first(search.rates, search.steps)[: search.kept]
     return best_first(kept, 2 * search.steps)[0]

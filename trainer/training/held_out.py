@@ -112,6 +112,11 @@ def held_out_losses(
     return losses
 
 
+def has_two_rulers(denoiser: Denoiser, held_out: HeldOut) -> bool:
+    """Whether the evenly spread levels are others than those of `held_out`."""
+    return held_out.has_fixed_ruler and denoiser.objective.name == "flow" and held_out.levels.shift != EVEN.shift
+
+
 def losses_at_even_levels(
     denoiser: Denoiser,
     held_out: HeldOut,
@@ -122,11 +127,9 @@ def losses_at_even_levels(
 
     `at_own`, the losses at the levels of `held_out`, is the answer where these are the even ones.
     """
-    if not held_out.has_fixed_ruler:
-        return None
-    if denoiser.objective.name != "flow" or held_out.levels.shift == EVEN.shift:
-        return at_own
-    return held_out_losses(denoiser, held_out, EVEN, should_stop)
+    if has_two_rulers(denoiser, held_out):
+        return held_out_losses(denoiser, held_out, EVEN, should_stop)
+    return at_own if held_out.has_fixed_ruler else None
 
 
 @torch.no_grad()

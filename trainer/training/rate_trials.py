@@ -14,16 +14,32 @@ from ..distributed.processes import Processes
 from ..errors import DivergedError
 from ..lora.adapter import Adapter
 from .find_rate import IMAGES
-from .held_out import HeldOut, held_out_loss
+from .held_out import HeldOut, has_two_rulers, held_out_losses, losses_at_even_levels, mean_loss
 from .loop import Batches, LoopSettings, Training, fit
 
 
-def probe(held_out: HeldOut, batches: Batches) -> HeldOut:
-    """What rates are judged by: the first images that are set aside, or where there are none, of those that are trained on."""
+def probe(denoiser: Denoiser, held_out: HeldOut, batches: Batches) -> HeldOut:
+    """What rates are judged by: the first images that are set aside, or where there are none, of those that are trained on.
+
+    By both rulers where there are two, with half as many noise levels each.
+    """
+    levels = max(held_out.timesteps // 2, 1) if has_two_rulers(denoiser, held_out) else held_out.timesteps
     if held_out.batches:
-        return replace(held_out, batches=held_out.batches[:IMAGES])
+        return replace(held_out, batches=held_out.batches[:IMAGES], timesteps=levels)
     images = Singles(batches)[:IMAGES] if isinstance(batches, CachedBatches) else ()
-    return replace(held_out, batches=images)
+    return replace(held_out, batches=images, timesteps=levels)
+
+
+def passes(denoiser: Denoiser, probe: HeldOut) -> int:
+    """Forward passes of one `judged_loss`."""
+    return len(probe.batches) * probe.timesteps * (2 if has_two_rulers(denoiser, probe) else 1)
+
+
+def judged_loss(denoiser: Denoiser, probe: HeldOut) -> float:
+    """Mean of the validation losses at the family's levels and at even ones: the best rate for one is not always the best for the other."""
+    at_own = held_out_losses(denoiser, probe)
+    even = losses_at_even_levels(denoiser, probe, at_own)
+    return (mean_loss(at_own) + mean_loss(at_own if even is None else even)) / 2
 
 
 @dataclass(kw_only=True)
@@ -60,7 +76,7 @@ class Trials:
         except DivergedError:
             return math.inf
         self._reached[rate] = (training, self._copy())
-        return self.processes.from_main(lambda: held_out_loss(self.denoiser, self.probe))
+        return self.processes.from_main(lambda: judged_loss(self.denoiser, self.probe))
 
     def restore(self) -> None:
         """Put the weights back that the adapter had at first."""

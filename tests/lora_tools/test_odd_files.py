@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_loom.trainer.base_model import open_base
-from lora_loom.trainer.config.run import ModelConfig
+from lora_loom.trainer.config.run import ModelConfig, NetworkConfig
 from lora_loom.trainer.errors import ModelFileError
 from lora_loom.trainer.lora.patch import match_modules
+from lora_loom.trainer.lora.state_dict import check_fits
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.lora_tools.inspect import inspect
 from lora_loom.trainer.lora_tools.merge import merge_loras
@@ -221,3 +222,24 @@ def test_odd_metadata_does_no_harm(tmp_path):
     convert(source, tmp_path / "b.safetensors", "kohya", "flux")
     assert json.loads(TensorFile(tmp_path / "b.safetensors").metadata["loom.history"])[-1]["tool"] == "convert"
     assert_same(host_changes("flux-dev", source), host_changes("flux-dev", tmp_path / "b.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"emb_params": torch.ones(4, 768)}, r"is an embedding \(textual inversion\)"),
+        (pair(Q, alpha=float("nan")), "1 tensors have NaN or infinite numbers"),
+        (
+            pair("x"),
+            f"does not fit this network: it lacks 1 modules that are trained, first {Q}, and it holds 1 that are not, first x;",
+        ),
+        (pair(Q, rank=2), r"has rank \[2\], network\.rank = 4: use the file's rank"),
+        ({**pair(Q), "y": torch.ones(1)}, "has 1 tensors of an unknown kind, first y"),
+    ],
+)
+def test_a_lora_to_start_from_is_refused_with_its_name_and_the_reason(tensors, said):
+    with pytest.raises(
+        ModelFileError,
+        match=rf"network\.init_from = 'old\.safetensors'.* {said}|network\.init_from = 'old\.safetensors': {said}",
+    ):
+        check_fits(tensors, [Q], NetworkConfig(rank=4, init_from="old.safetensors"))

@@ -15,9 +15,9 @@ from ..config.run import NetworkConfig
 from ..errors import ModelFileError
 from .adapted import NAME, PeftLayer, dense_weight, layer_parameters
 from .adapter import Adapter
-from .host_formula import group_by_module, rank_of, weight_change
+from .host_formula import group_by_module, rank_of, refuse_broken, weight_change
 from .initial import with_start
-from .kinds.foreign import refuse_foreign
+from .kinds.foreign import no_adapter, refuse_foreign
 from .kinds.own import OwnLayer
 
 FileKey = Callable[[str], str]
@@ -160,18 +160,23 @@ def check_fits(
 ) -> dict[str, dict[str, Tensor]]:
     """Returns {file key: {suffix: tensor}} of a LoRA to start from. Raises ModelFileError unless it has these keys and this rank."""
     modules, unknown = group_by_module(tensors)
-    refuse_foreign(unknown, "network.init_from")
+    named = f"network.init_from = {network.init_from!r}" if network.init_from else "network.init_from"
+    refuse_foreign(unknown, named)
+    if not modules:
+        raise ModelFileError(f"{named} {no_adapter(tensors)}")
     if unknown:
-        raise ModelFileError(f"network.init_from has {len(unknown)} tensors of an unknown kind, first {unknown[0]}")
-    if odd := sorted(set(keys) ^ modules.keys()):
+        raise ModelFileError(f"{named} has {len(unknown)} tensors of an unknown kind, first {unknown[0]}")
+    refuse_broken(tensors, named)
+    lacking, extra = sorted(set(keys) - modules.keys()), sorted(modules.keys() - set(keys))
+    if lacking or extra:
+        said = [f"it lacks {len(lacking)} modules that are trained, first {lacking[0]}"] if lacking else []
+        said += [f"it holds {len(extra)} that are not, first {extra[0]}"] if extra else []
         raise ModelFileError(
-            f"network.init_from does not fit this network: {len(odd)} modules are only in one of them, first {odd[0]}; use the same family and target_modules"
+            f"{named} does not fit this network: {', and '.join(said)}; use the same family and target_modules"
         )
     ranks = {rank_of(parts) for parts in modules.values()} - {0}
     if network.has_one_rank and ranks and ranks != {network.rank}:
-        raise ModelFileError(
-            f"network.init_from has rank {sorted(ranks)}, network.rank = {network.rank}: use the file's rank"
-        )
+        raise ModelFileError(f"{named} has rank {sorted(ranks)}, network.rank = {network.rank}: use the file's rank")
     return modules
 
 

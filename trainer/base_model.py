@@ -79,11 +79,12 @@ class Base:
         *,
         sharded: bool = False,
         stream: StreamSettings | None = None,
+        keep_originals: bool = False,
     ) -> Denoiser:
         """The frozen network on its device, in the dtype it is stored in or quantized, computing in the given precision.
 
         `sharded` splits it over the devices of all processes, without any of them holding the whole. `stream` leaves its
-        weights in their file, and brings them block by block. Raises ConfigError for a budget that is too small.
+        weights in their file, and brings them block by block. `keep_originals`: see `Loading`. Raises ConfigError for a budget that is too small.
         """
         arithmetic = compute_dtype(precision, self.device)
         dtype = arithmetic if config.packing != "none" else storage_dtype(config.dtype, self.device)
@@ -93,6 +94,7 @@ class Base:
             compute_dtype=arithmetic,
             quantize=config.quantize,
             matmul=config.matmul,
+            keep_originals=keep_originals,
             stream=stream,
         )
         files = self.source.denoiser_files

@@ -7,8 +7,37 @@ import pytest
 import torch
 from torch import nn
 
+from lora_loom.trainer.config.run import NetworkConfig
+from lora_loom.trainer.lora.adapted import own_weight
+from lora_loom.trainer.lora.adapter import inject
 from lora_loom.trainer.weights.frozen import FrozenLinear
 from lora_loom.trainer.weights.quantize import is_quantized
+
+
+@pytest.mark.parametrize("base", ["auto", "stream"])
+def test_loftq_knows_what_quantizing_has_lost(host, monkeypatch, base):
+    """ComfyUI's own weights are what it compares with, also where the packed ones are streamed."""
+    session, weights = host("runs.session"), host("runs.memory.weights")
+    torch.manual_seed(0)
+    network = nn.Sequential(*(nn.Sequential(FrozenLinear(64, 64)) for _ in range(4)))
+    network.blocks = nn.ModuleList(network)
+    network.requires_grad_(False)
+    before = network[0][0].weight.detach().clone()
+    denoiser = SimpleNamespace(module=network, compute_dtype=torch.float32, settings=SimpleNamespace(blocks=()))
+    plain = session.default_memory()
+    memory = replace(plain, quantize="int4", memory=replace(plain.memory, base=base))
+    monkeypatch.setattr(weights, "checkpoint", lambda *given: None)
+    stream = weights.stream_settings(base, 0.0)
+    weights.prepare_weights(denoiser, SimpleNamespace(load_device="cpu"), memory, stream, lambda text: None, keep=True)
+    rounded = own_weight(network[0][0])
+    adapter = inject(network, ["0.0"], NetworkConfig(rank=8, init="loftq"), seed=1)
+    down, up = (adapter.parameters()[f"0.0|lora_{name}.weight"] for name in "AB")
+    lost = before - rounded
+    assert 0 < (lost - up @ down).norm() < 0.9 * lost.norm()
+    x = torch.randn(20, 64)
+    torch.testing.assert_close(
+        network[0](x), x @ (rounded + up @ down).T + network[0][0].get_base_layer().bias, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8", "matmul"])

@@ -7,6 +7,8 @@ from ..choices import ADAPTERS
 from .checks import OneOf
 from .section import Section, require
 
+LOFTQ = "loftq"
+"""The initial values that need a base which is quantized here."""
 WHOLE = "full"
 """The kind that trains the network's own weights, without an adapter."""
 OF_WHOLE = ("kind", "target_modules", "exclude_modules", "module_rates")
@@ -76,8 +78,8 @@ class NetworkConfig(Section, table="network"):
     """Convolutions larger than 1 x 1 get a small kernel between two matrices (LyCORIS' use_tucker). lora and loha only."""
     dylora_unit: int = 0
     """DyLoRA: each step uses the first ranks up to a number that is drawn, and trains the last dylora_unit of them, so that any first units are a LoRA of their own. It has to divide the rank; 0 switches it off. lora only."""
-    init: Literal["default", "gaussian", "singular", "pissa", "olora"] = "default"
-    """Initial values of LoRA. default: the first matrix is uniform within 1 / sqrt(width of the input) (Kaiming), the second one zero. gaussian: normal with a standard deviation of 1 / rank. singular: the weight's largest right singular vectors. pissa (largest singular values) and olora (QR): both matrices are parts of the weight; the base stays as it is, the product they begin with is taken off, and files have twice the rank. lora only."""
+    init: Literal["default", "gaussian", "singular", "pissa", "olora", "loftq"] = "default"
+    """Initial values of LoRA. default: the first matrix is uniform within 1 / sqrt(width of the input) (Kaiming), the second one zero. gaussian: normal with a standard deviation of 1 / rank. singular: the weight's largest right singular vectors. pissa (largest singular values) and olora (QR): both matrices are parts of the weight; the base stays as it is, the product they begin with is taken off, and files have twice the rank. loftq (arXiv 2310.08659, one iteration): both matrices begin as what quantizing the weight has lost, and a frozen copy of that corrects the quantized base; needs model.quantize; files have twice the rank and are for the base as it is, not quantized. lora only."""
     train_norm: bool = False
     """Trains the weights and biases of the network's norms too (LyCORIS' train_norm), for UNets; other networks have no LayerNorm or GroupNorm with a weight. Files then have native names."""
     init_from: str = ""
@@ -167,7 +169,12 @@ class NetworkConfig(Section, table="network"):
     @property
     def has_product(self) -> bool:
         """Whether the adapter begins with a product that is taken off, so that files have twice the rank."""
-        return self.init in ("pissa", "olora")
+        return self.init in ("pissa", "olora", LOFTQ)
+
+    @property
+    def is_loftq(self) -> bool:
+        """Whether initial values are made of what quantizing the base has lost."""
+        return self.init == LOFTQ
 
     @property
     def has_one_rank(self) -> bool:
@@ -179,3 +186,11 @@ def refuse_whole(network: NetworkConfig) -> None:
     """Raise ConfigError for a full fine-tune, in the graph."""
     remedy = "it trains the base model's own weights, and in the graph these are the MODEL that ComfyUI and other nodes go on using: train from the command line (lora-loom train FILE), or a LoRA here"
     require(network.kind != WHOLE, "network.kind", network.kind, remedy)
+
+
+def check_loftq(network: NetworkConfig, quantize: str, matmul: str) -> None:
+    """Raise ConfigError for LoftQ without a base that is quantized for the run. The other two are the settings of the base model."""
+    remedy = "it corrects a base that is quantized for the run: set model.quantize (nf4, int4 …)"
+    if matmul != "off":
+        remedy = f"it corrects what model.quantize makes, and matmul = {matmul!r} keeps other numbers: use quantize, or another init"
+    require(network.init != LOFTQ or (quantize != "none" and matmul == "off"), "network.init", network.init, remedy)

@@ -13,7 +13,7 @@ from ..storage.names import check_name
 from .checks import OneOf, one_of, parse_sizes
 from .dataset import DataConfig, DatasetConfig, TextConfig
 from .model import Attention, BaseLoraConfig, Matmul, ModelConfig, Quantize, check_packing, packing_of
-from .network import NetworkConfig
+from .network import NetworkConfig, check_loftq
 from .objective import ObjectiveConfig
 from .optimizer import OptimizerConfig, ScheduleConfig
 from .section import Section, require
@@ -342,6 +342,7 @@ class TrainConfig(Section):
 
     def check(self) -> None:
         check_name(self.name)
+        check_loftq(self.network, self.model.quantize, self.model.matmul)
         some = bool(self.dataset or self.dataset_files)
         require(some, "dataset", self.dataset, "add at least one [[dataset]] table with a folder")
         require(

@@ -13,11 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..config.network import LOFTQ
 from ..config.run import NetworkConfig
 from ..errors import ConfigError
 from ..seeding import StepKey
 from ..weights.changes import add_low_rank
 from ..weights.devices import autocast
+from ..weights.quantize import drop_originals
 from .adapted import NAME, PeftLayer, dense_weight, is_plain_lora, layer_parameters, matrix
 from .dropout import NestedRanks, RankDropout, SeededDropout, dropped_modules
 from .initial import materialise, with_start
@@ -175,6 +177,12 @@ def inject(
             _refuse_grouped(path, network)
             if compute_dtype is not None and compute_dtype != torch.float32:
                 _compute_in(layer, compute_dtype)
+    if network.init == LOFTQ:
+        drop_originals(root)
+        if not any(layer.start for layer in layers.values()):
+            raise ConfigError(
+                "network.init = 'loftq': none of these layers was quantized for the run, so nothing is known of what quantizing lost; give the base in its original numbers, or use another init"
+            )
     adapter = Adapter(root=root, layers=layers, network=network)
     _assert_only_adapter_trains(adapter)
     return adapter

@@ -5,15 +5,19 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..config.network import LOFTQ
 from ..errors import ConfigError
 from ..seeding import generator
+from ..weights.changes import Switch, lay
 from ..weights.frozen import stored_weight
-from .adapted import NAME, PeftLayer, dense_weight, is_plain_lora, matrix, row_norms
+from ..weights.quantize import original_of
+from .adapted import NAME, PeftLayer, dense_weight, is_plain_lora, matrix, own_weight, row_norms
+from .base_lora import LowRank
 from .kinds.own import OwnLayer
 
-FROM_WEIGHT = ("singular", "pissa", "olora")
+FROM_WEIGHT = ("singular", "pissa", "olora", LOFTQ)
 """Values of network.init that are made of the weight."""
-WITH_PRODUCT = ("pissa", "olora")
+WITH_PRODUCT = ("pissa", "olora", LOFTQ)
 """Those with which B A does not begin at zero, so that it is taken off."""
 
 
@@ -44,8 +48,11 @@ def materialise(path: str, layer: PeftLayer, seed: int, init: str) -> None:
             setattr(target, leaf, nn.Parameter(value.to(device))) if owner else holder.update(
                 {leaf: nn.Parameter(value.to(device))}
             )
-    if init in WITH_PRODUCT and is_plain_lora(layer):
+    if init in WITH_PRODUCT and is_plain_lora(layer) and (found or device.type == "meta" or init != LOFTQ):
         layer.start = (matrix(layer.lora_A).detach().clone(), matrix(layer.lora_B).detach().clone())
+        if init == LOFTQ and found:  # the quantized base with its correction is what is trained on
+            down, up = layer.start
+            lay(base, LowRank(down=down, up=up.flatten(1), scale=layer.scaling[NAME]), Switch())
 
 
 def with_start(layer: PeftLayer, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,13 +75,19 @@ def _from_weight(path: str, layer: PeftLayer, seed: int, init: str) -> dict[str,
         )
     if weight.is_meta:
         return {}
+    if init == LOFTQ:
+        rounded = own_weight(layer.get_base_layer())
+        original = original_of(layer.get_base_layer(), rounded.device)
+        if original is None:  # a layer that is not quantized: nothing is lost
+            return {}
+        weight = (original - rounded).flatten(1)
     if init == "olora":  # arXiv 2406.01775: the first columns of Q, and Q^T W
         rows = torch.linalg.qr(weight[:, :rank]).Q
         return {"lora_A": rows.T @ weight, "lora_B": rows}
     left, values, right = top_singular(weight, rank, generator(seed, "init", path, "singular vectors"))
     if init == "singular":
         return {"lora_A": right}
-    root = (values / layer.scaling[NAME]).sqrt()  # PiSSA, arXiv 2404.02948
+    root = (values / layer.scaling[NAME]).sqrt()  # PiSSA, arXiv 2404.02948; LoftQ, arXiv 2310.08659, algorithm 1
     return {"lora_A": root[:, None] * right, "lora_B": left * root}
 
 

@@ -352,6 +352,7 @@ def _load_backend(prepared: Prepared) -> Backend:
         config.training.precision,
         sharded=config.memory.shard,
         stream=prepared.stream,
+        keep_originals=config.network.is_loftq,
     )
     mapped = mapped_files_of(denoiser.module)
     checkpoint(denoiser.module, config.memory, rests=keeps_activations(prepared.memory_plan))
@@ -359,13 +360,12 @@ def _load_backend(prepared: Prepared) -> Backend:
     if config.text.is_trained:
         denoiser = load_with_text(denoiser, base, config.objective.guidance_scale)
     formats, format = Formats(family=base.family, denoiser=base.skeleton()), config.output.format
-    init = config.network.init_from
     return Backend(
         denoiser=denoiser,
         architecture=base.variant,
         compute_dtype=compute_dtype(config.training.precision, base.device),
         shift=base.settings.training_shift,
-        init=formats.native(read_lora(init)) if init else {},
+        init=formats.native(read_lora(init)) if (init := config.network.init_from) else {},
         base_loras=laid,
         rate_scales=rate_scales(config.text, config.optimizer, tuple(base.settings.text_parts)),
         model_file=model_file_of(config, base),

@@ -203,6 +203,8 @@ def _casting(root: nn.Module, path: str, part: nn.Linear | nn.Conv2d) -> nn.Modu
     assert isinstance(part, nn.Linear)
     layer = FrozenLinear(part.in_features, part.out_features, bias=False, device="meta")
     layer.weight, layer.bias = part.weight, part.bias
+    if "original" in vars(part):  # `quantize.Original`
+        layer.original = part.original
     replace_module(root, path, layer.eval())
     return layer
 

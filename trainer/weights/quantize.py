@@ -1,17 +1,18 @@
 """Quantizing a frozen base model: int8, int4, int2 or float8 by optimum-quanto, nf4 by bitsandbytes; dequantized on each use."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .frozen import FrozenLinear, dense, is_quantized_tensor, replace_module
 from .nf4 import KIND, to_nf4
 from .quanto_kernels import load_kernels
-from .row_parts import FusedLinear
+from .row_parts import FusedLinear, RowPart
 
 KINDS = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
 
@@ -46,8 +47,12 @@ def quantize(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    keep: bool = False,
 ) -> None:
     """Quantize the weight of every Linear in place, one at a time, after moving it to `dtype` and `device`.
+
+    `keep`: each layer goes on referring to the weight that it was made of, until `drop_originals`.
 
     The quantized layer computes in `dtype` (None: the weight's own, bfloat16 for fp8). Convolutions, norms and embeddings
     keep their dtype, because they are few and sensitive. A Linear that is already quantized is left as it is. Raises
@@ -60,7 +65,38 @@ def quantize(
         for path, part in module.named_modules()
         if type(part) in (nn.Linear, FrozenLinear, FusedLinear) and not is_quantized_tensor(part.weight)
     ]
-    pack_linears(module, paths, lambda linear: pack(plain_linear(linear, dtype, device)), progress)
+
+    def packed(linear: nn.Linear) -> nn.Linear:
+        made = pack(plain_linear(linear, dtype, device))
+        if keep:
+            whole = linear if isinstance(linear, FusedLinear) else made  # a fused one stays, with another weight
+            whole.original = Original(linear.weight.detach(), getattr(linear, "scale", None))  # type: ignore[assignment]
+        return made
+
+    pack_linears(module, paths, packed, progress)
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a quantized weight was made of, in a plain object, so that torch moves and saves none of it."""
+
+    weight: Tensor
+    scale: Tensor | None
+
+
+def original_of(layer: nn.Module, device: torch.device) -> Tensor | None:
+    """The weight that a quantized Linear was made of, fp32 on a device; None where nothing is known of it."""
+    whole, rows = (layer._whole[0], layer._rows) if isinstance(layer, RowPart) else (layer, slice(None))
+    found: Original | None = getattr(whole, "original", None)
+    if found is None:
+        return None
+    return dense(found.weight.to(device), torch.float32, found.scale)[rows]
+
+
+def drop_originals(module: nn.Module) -> None:
+    """Let go of the weights that `quantize` kept."""
+    for part in module.modules():
+        vars(part).pop("original", None)
 
 
 def pack_linears(

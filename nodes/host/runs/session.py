@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ....trainer.config.model import BaseLoraConfig
+from ....trainer.config.network import check_loftq
 from ....trainer.config.run import (
     LoraDtype,
     MemoryConfig,
@@ -166,6 +167,7 @@ def check_request(patcher: ModelPatcher, request: TrainRequest) -> Dataset:
     refuse_training_loras(request.network, request.base_loras)
     check_optimizer(request.optimizer, request.network, request.training.ema_decay)
     check_quantize(request.memory.quantize)
+    check_loftq(request.network, request.memory.quantize, request.memory.matmul)
     check_matmul(request.memory.matmul, torch.device(patcher.load_device))
     dataset = Dataset(examples=tuple(read_listing(request.cache)))
     check_strengths(dataset.training, request.network, request.optimizer.learning_rate)
@@ -288,7 +290,8 @@ def make_session(
         leave_in_ram(patcher)
     bring_to_device(*([] if stays_in_ram else [patcher]), *others)
     denoiser.module = load_denoiser(patcher, compute_dtype=denoiser.compute_dtype).module  # as the weights lie now
-    prepare_weights(denoiser, patcher, request.memory, stream, log, rests=keeps_activations(memory_plan))
+    how = {"rests": keeps_activations(memory_plan), "keep": request.network.is_loftq}
+    prepare_weights(denoiser, patcher, request.memory, stream, log, **how)
     laid = lay_base_loras(denoiser.module, [one for one in below if not one.identity.on_clip])
     if texts and request.clip:
         texts.place(request.clip, denoiser, [one for one in below if one.identity.on_clip])

@@ -157,6 +157,8 @@ class Loading:
     """Quantize the Linear weights, one at a time: int8, int4, int2, float8, nf4 or none."""
     matmul: str = "off"
     """Keep the Linear weights of blocks in 8 bits that are multiplied as they are: int8, fp8 or off."""
+    keep_originals: bool = False
+    """Quantized layers go on referring to the weights that they were made of (`weights.quantize.drop_originals`)."""
     stream: StreamSettings | None = None
     """Keep the weights where they are, and bring them to the device block by block."""
 

@@ -91,7 +91,7 @@ def load(
 def _pack(module: nn.Module, loading: Loading, device: torch.device | None) -> None:
     """Quantize, or keep in 8 bits, what shall be, on a device (None: where it lies)."""
     if loading.quantize != "none":
-        quantize(module, loading.quantize, loading.dtype, device)
+        quantize(module, loading.quantize, loading.dtype, device, keep=loading.keep_originals)
     if loading.matmul != "off":
         assert loading.compute_dtype is not None
         use_products(module, loading.matmul, loading.compute_dtype, device)

@@ -56,6 +56,8 @@ def network(made: Translation, family: str, around: Surroundings) -> None:
     start = made.text("lora_init_type", "default")
     if start in ("gaussian", "pissa", "olora") and not made.on("use_dora"):
         made.put("network.init", start, "lora_init_type")
+    elif start == "loftq" and made.settings.get("model.quantize", "none") != "none" and not made.on("use_dora"):
+        made.put("network.init", start, "lora_init_type", nearly="one iteration; the file is for the base as it is")
     elif start == "default":
         made.say("exact", "lora_init_type", note="A is drawn at random, B is zero")
     _targets(made, family)

@@ -12,12 +12,12 @@ from ...backend.sharing.share_storage import codes_of
 
 
 def pack_weights(
-    denoiser: LoadedDenoiser, memory: MemoryValue, place: torch.device | None, log: Callable[[str], None]
+    denoiser: LoadedDenoiser, memory: MemoryValue, place: torch.device | None, log: Callable[[str], None], *, keep: bool
 ) -> None:
     """Quantize the weights, or keep them as `matmul` multiplies them, on a device (None: where they lie). 8-bit numbers of ComfyUI's stay
-    what they are."""
+    what they are. `keep`: see `quantize`."""
     if memory.matmul == "off":
-        quantize(denoiser.module, memory.quantize, denoiser.compute_dtype, place)
+        quantize(denoiser.module, memory.quantize, denoiser.compute_dtype, place, keep=keep)
     else:
         use_products(denoiser.module, memory.matmul, denoiser.compute_dtype, place, codes_of)
     if place is not None:

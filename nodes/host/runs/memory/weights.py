@@ -37,8 +37,10 @@ def prepare_weights(
     log: Callable[[str], None],
     *,
     rests: bool = False,
+    keep: bool = False,
 ) -> None:
-    """Where the weights lie and how they compute. `rests`: blocks are recomputed only where memory runs out.
+    """Where the weights lie and how they compute. `rests`: blocks are recomputed only where memory runs out; `keep`: quantized ones go on
+    referring to what they were made of.
 
     Raises ConfigError for a model that is only partly on its device and is neither streamed nor quantized, or a budget that is too
     small. Of a quantized one each weight is brought to the device by itself, so that there is never a whole copy there.
@@ -46,7 +48,7 @@ def prepare_weights(
     checkpointed = denoiser.settings.blocks if value.memory.recomputes_blocks else ()
     if value.packing != "none":
         place = torch.device(patcher.load_device) if stream is None else None
-        pack_weights(denoiser, value, place, log)
+        pack_weights(denoiser, value, place, log, keep=keep)
     elif stream is None:
         place_weights(denoiser, patcher, log)
     if stream is None and (value.packing != "none" or not is_dynamic(patcher)):

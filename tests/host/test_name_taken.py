@@ -2,7 +2,7 @@
 
 import pytest
 
-from .browsing import calm, load, ready, template
+from .browsing import load, ready, template
 from .test_demo_graph import shrink
 
 pytestmark = pytest.mark.browser
@@ -19,7 +19,6 @@ def test_a_taken_name_is_one_click_from_a_new_run(server, browser):
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.goto(str(server.http.base_url))
     ready(page)
-    calm(page)
     load(page, template("demo"))
     shrink(page)
     page.evaluate(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .browsing import calm, load, open_tab, ready, template
+from .browsing import load, open_tab, ready, template
 from .server import ROOT
 
 pytestmark = pytest.mark.browser
@@ -22,7 +22,6 @@ def opened(server, browser, language):
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.goto(str(server.http.base_url))
     ready(page)
-    calm(page)
     load(page, template("demo"))
     page.wait_for_selector(".loom-panel", state="attached")
     open_tab(page)

@@ -75,6 +75,21 @@ def without_encoders(graph, socket, output):
     return graph
 
 
+SAMPLES = {"vae": (2, "LoomValidation: vae makes latents with 16 channels, but the model reads 4"), "clip": (1, "LoomValidation: clip makes texts 64 numbers wide, but the model reads 768")}  # fmt: skip
+
+
+@pytest.mark.parametrize("socket", SAMPLES)
+def test_what_samples_are_made_with_belongs_to_the_model_too(server, socket):
+    output, words = SAMPLES[socket]
+    graph = train(data(file("sd1")), f"samples-{socket}")
+    graph["other"] = toy("flux-dev")["model"]
+    graph["validation"] = node("LoomValidation", vae=["encoders", 2], clip=["encoders", 1], prompts="a red thing", every=3, steps=2, width=64, height=64)  # fmt: skip
+    graph["validation"]["inputs"][socket] = ["other", output]
+    graph["train"]["inputs"]["validation"] = ["validation", 0]
+    assert words in server.fail(prompt(graph))
+    assert not (server.base / "output" / "lora_loom" / f"samples-{socket}").exists()
+
+
 MISTAKES = {
     "vae": (lambda graph: of_another(graph, "vae", 2), "vae makes latents with 16 channels, but the model reads 4"),
     "clip": (lambda graph: of_another(graph, "clip", 1), "numbers wide, but the model reads"),

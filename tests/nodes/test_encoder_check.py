@@ -78,3 +78,17 @@ def test_a_vae_of_videos_is_told_from_one_of_images(host):
     check.check_vae(network, unknown)
     with pytest.raises(ConfigError, match="latents of images, but the model reads those of videos: link"):
         check.check_vae(network, images)
+
+
+def test_the_node_that_has_the_wrong_one_is_named(host):
+    check = host("backend.encoder_check")
+    sd1, vae = model("BaseModel", 4, context_dim=768), SimpleNamespace(latent_channels=16)
+    with pytest.raises(ConfigError, match=r"^LoomValidation: vae makes latents with 16 channels"):
+        check.check_vae(sd1, vae, check.VALIDATION)
+    with pytest.raises(ConfigError, match=r"^LoomCache: vae makes latents with 16 channels"):
+        check.check_vae(sd1, vae)
+    with pytest.raises(
+        ConfigError, match=r"^LoomValidation: clip makes texts 64 numbers wide, but the model reads 768"
+    ):
+        check.check_unpacked(sd1, {"cross_attn": torch.zeros(1, 7, 64)}, check.VALIDATION)
+    check.check_unpacked(sd1, {"cross_attn": torch.zeros(1, 7, 768)}, check.VALIDATION)

@@ -17,6 +17,8 @@ from .packing import unpack
 READS_TEXT_DIRECTLY = ("BaseModel", "SDXL", "SD3", "Flux")
 """Classes of ComfyUI whose configuration says how wide the encoded text must be."""
 
+CACHE, VALIDATION = "LoomCache", "LoomValidation"
+"""Nodes whose VAE and CLIP are looked at."""
 AXES = {1: "sounds", 2: "images", 3: "videos"}
 """What latents are of, by their number of axes besides the channels."""
 
@@ -32,14 +34,17 @@ def check_encoders(model: BaseModel, value: CacheValue, examples: Sequence[Examp
         check_item(model, cache.get(text))
 
 
-def check_vae(model: BaseModel, vae: Vae) -> None:
-    """The same before anything is encoded, and for a VAE of videos with a model of images or the other way round."""
-    check_channels(model, int(vae.latent_channels))
+def check_vae(model: BaseModel, vae: Vae, node: str = CACHE) -> None:
+    """The same of a VAE before it has encoded anything; one of videos with a model of images, or the other way round, is wrong too.
+
+    `node` is where it is linked.
+    """
+    check_channels(model, int(vae.latent_channels), node)
     made, read = getattr(vae, "latent_dim", None), getattr(model.latent_format, "latent_dimensions", None)
     if made is not None and read is not None and made != read:
         made, read = (AXES.get(number, f"{number} axes") for number in (made, read))
         raise ConfigError(
-            f"LoomCache: vae makes latents of {made}, but the model reads those of {read}: link the VAE that belongs to the model"
+            f"{node}: vae makes latents of {made}, but the model reads those of {read}: link the VAE that belongs to the model"
         )
 
 
@@ -48,31 +53,35 @@ def check_latents(model: BaseModel, latents: Tensor) -> None:
     check_channels(model, latents.shape[0])
 
 
-def check_channels(model: BaseModel, channels: int) -> None:
+def check_channels(model: BaseModel, channels: int, node: str = CACHE) -> None:
     """Raise ConfigError for latents of another number of channels than the model's."""
     wanted = int(model.latent_format.latent_channels)
     if channels != wanted:
         raise ConfigError(
-            f"LoomCache: vae makes latents with {channels} channels, but the model reads {wanted}: link the VAE that belongs to the model"
+            f"{node}: vae makes latents with {channels} channels, but the model reads {wanted}: link the VAE that belongs to the model"
         )
 
 
 def check_item(model: BaseModel, item: Mapping[str, Tensor]) -> None:
     """Raise ConfigError for a stored text of another width than the model reads, of all its tokens or of the whole text."""
-    unpacked = unpack(item)
-    check_text(model, unpacked.get("cross_attn"))
-    _check_width(unpacked.get("pooled_output"), _pooled_width(model), "summaries of texts")
+    check_unpacked(model, unpack(item))
 
 
-def check_text(model: BaseModel, encoded: object) -> None:
+def check_unpacked(model: BaseModel, encoding: Mapping[str, object], node: str = CACHE) -> None:
+    """The same for an encoding as ComfyUI has it, whose CLIP is linked to `node`."""
+    check_text(model, encoding.get("cross_attn"), node)
+    _check_width(encoding.get("pooled_output"), _pooled_width(model), "summaries of texts", node)
+
+
+def check_text(model: BaseModel, encoded: object, node: str = CACHE) -> None:
     """Raise ConfigError for an encoded text (1, tokens, width) of another width than the model reads, where that is known."""
-    _check_width(encoded, text_width(model), "texts")
+    _check_width(encoded, text_width(model), "texts", node)
 
 
-def _check_width(encoded: object, wanted: int, what: str) -> None:
+def _check_width(encoded: object, wanted: int, what: str, node: str) -> None:
     if wanted and isinstance(encoded, Tensor) and encoded.shape[-1] != wanted:
         raise ConfigError(
-            f"LoomCache: clip makes {what} {encoded.shape[-1]} numbers wide, but the model reads {wanted}: link the CLIP that belongs to the model"
+            f"{node}: clip makes {what} {encoded.shape[-1]} numbers wide, but the model reads {wanted}: link the CLIP that belongs to the model"
         )
 
 

@@ -32,6 +32,7 @@ from ...sockets.values import ValidationValue
 from ...widgets import skip_options
 from ..backend.conditions import check_accepts_references, network_inputs
 from ..backend.denoiser import LoadedDenoiser
+from ..backend.encoder_check import VALIDATION, check_unpacked, check_vae
 from ..backend.latents import latent_normaliser
 from ..backend.model_rows import usual_cfg
 from ..backend.packing import unpack
@@ -287,7 +288,9 @@ def make_samples(
 ) -> Samples:
     """What makes the samples of a run in `folder`, with a MODEL that is another one than the trained one if `is_other`. `texts` is a
     CLIP that is trained. Node thread: calls the model's `extra_conds`."""
-    decoder, asked, model = open_decoder(HELD.of(value).vae), value.validation, patcher.model
+    vae, asked, model = HELD.of(value).vae, value.validation, patcher.model
+    check_vae(model, vae, VALIDATION)
+    decoder = open_decoder(vae)
     channels = int(model.latent_format.latent_channels)
     cache, factor = Cache(cache_folder()), decoder.factor
     fed = {**denoiser.settings.conditions}
@@ -296,6 +299,7 @@ def make_samples(
 
     def inputs(prompt: str, size: Size, seen: str, keys: Sequence[str]) -> dict[str, Any]:
         text = unpack(cache.get(text_key(prompt, value.text, seen)))
+        check_unpacked(model, text, VALIDATION)
         latents = [cache.get(key)["latents"].unsqueeze(0) for key in keys]
         given = (text, Geometry.whole(size), fed, factor, channels, latents)
         if latents:

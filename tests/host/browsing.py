@@ -49,7 +49,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def page(page_server, browser):
-    opened = browser.new_page(viewport={"width": 1920, "height": 1080})
+    opened = browser.new_page(viewport={"width": 1920, "height": 1080}, reduced_motion="reduce")
     opened.goto(str(page_server.http.base_url))
     ready(opened)
     return opened

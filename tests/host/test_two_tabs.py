@@ -19,7 +19,7 @@ def server(page_server):
 @pytest.fixture(scope="module")
 def tabs(page, browser, server):
     """Two tabs with the list of runs, while "first" trains and two others wait."""
-    other = browser.new_page(viewport={"width": 1280, "height": 800})
+    other = browser.new_page(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     other.goto(str(server.http.base_url))
     ready(other)
     for name in ("first", "second", "third"):

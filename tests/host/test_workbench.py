@@ -44,7 +44,9 @@ def small_demo(name):
                 "length": "value",
             }
         if node["class_type"] == "LoomValidation":
-            node["inputs"] |= {"every": 3, "steps": 2}
+            node["inputs"] |= {"every": 3, "steps": 2, "width": 64, "height": 64}
+        if node["class_type"] == "LoomCache":
+            node["inputs"]["resolution"] = 64
     return kept
 
 

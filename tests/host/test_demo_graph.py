@@ -52,7 +52,7 @@ def test_the_demo_runs_from_the_page_to_its_strip(server, browser):
     page.evaluate("window.app.queuePrompt(0)")
     for kind in ("LoomCache", "LoomScore", "LoomStrip"):
         page.wait_for_function(RAN, arg=kind, timeout=900_000 if WHOLE else 240_000)
-    page.wait_for_selector(".loom-panel[data-state=finished]")
+    page.wait_for_selector(".loom-panel[data-state=finished] >> text=Open compare page")  # without a reload
     if WHOLE:
         draw(page)
     page.close()

@@ -47,7 +47,7 @@ LAYOUTS = {
     "demo": Layout(
         title="Try LoRA Loom without a model",
         places={
-            "1": (0, 0, 250, 110), "2": (0, 685, 250, 160), "3": (0, 885, 250, 200), "4": (290, 0, 320, 596), "5": (290, 685, 320, 400),
+            "1": (0, 0, 250, 110), "2": (0, 649, 250, 160), "3": (0, 885, 250, 200), "4": (290, 0, 320, 560), "5": (290, 649, 320, 436),
             "6": (650, 0, 430, 676), "7": (650, 720, 430, 90), "8": (650, 870, 430, 215), "9": (1120, 590, 300, 230), "10": (1120, 860, 300, 230),
             "11": (1120, 0, 300, 530), "12": (1460, 0, 560, 530), "13": (1460, 590, 560, 495),
         },
@@ -56,9 +56,9 @@ LAYOUTS = {
         "- **Loom Score** recommends a checkpoint.\n"
         "- **Loom Strip** shows all images; its button opens them as a page.\n\n"
         "Then open the template *Train a LoRA on my photos*.",
-        note_at=(0, 160, 250, 436),
+        note_at=(0, 160, 250, 400),
         groups={
-            "1  Data": (-15, -75, 640, 681), "2  Settings, all optional": (-15, 611, 640, 489),
+            "1  Data": (-15, -75, 640, 645), "2  Settings, all optional": (-15, 575, 640, 525),
             "3  Train": (635, -75, 460, 1175), "4  Compare": (1105, -75, 930, 1175),
         },
     ),
@@ -162,23 +162,23 @@ LAYOUTS = {
     ),
     "strip": Layout(
         title="Compare the checkpoints of a run",
-        places={"1": (0, 0, 320, 100), "2": (0, 220, 320, 80), "3": (0, 360, 320, 200), "4": (380, 0, 340, 560), "5": (760, 0, 720, 560)},
+        places={"1": (0, 0, 320, 100), "2": (0, 220, 320, 80), "3": (0, 370, 320, 200), "4": (380, 0, 340, 560), "5": (760, 0, 720, 560)},
         note="Choose the model that the run was trained on, and name the run. **Run** renders every checkpoint with every prompt and seed; "
         "the button under **Loom Strip** opens the result as a page.",
         note_at=(0, 660, 720, 120),
-        groups={_MODELS: (-15, -75, 350, 190), "2  Run": (-15, 145, 350, 430), "3  Compare": (365, -75, 1130, 650)},
+        groups={_MODELS: (-15, -75, 350, 190), "2  Run": (-15, 145, 350, 450), "3  Compare": (365, -75, 1130, 670)},
     ),
     "apg_compare": Layout(
         title="Compare CFG with APG",
         places={
-            "1": (0, 0, 320, 100), "2": (0, 220, 320, 80), "3": (0, 360, 320, 200), "4": (380, 0, 320, 230), "5": (380, 270, 320, 290),
+            "1": (0, 0, 320, 100), "2": (0, 220, 320, 80), "3": (0, 370, 320, 200), "4": (380, 0, 320, 230), "5": (380, 330, 320, 290),
             "6": (740, 0, 320, 560), "7": (1100, 0, 640, 560),
         },
         note="Two guidance settings side by side: plain CFG, and adaptive projected guidance, which keeps colours from oversaturating. "
         "Choose the model, name the run, and press **Run**.",
         note_at=(0, 660, 700, 120),
         groups={
-            _MODELS: (-15, -75, 350, 190), "2  Run": (-15, 145, 350, 430), "3  Guidance": (365, -75, 350, 650), _COMPARE: (725, -75, 1030, 650),
+            _MODELS: (-15, -75, 350, 190), "2  Run": (-15, 145, 350, 490), "3  Guidance": (365, -75, 350, 710), _COMPARE: (725, -75, 1030, 710),
         },
     ),
 }  # fmt: skip

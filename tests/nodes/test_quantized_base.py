@@ -26,7 +26,7 @@ def test_loftq_knows_what_quantizing_has_lost(host, monkeypatch, base):
     denoiser = SimpleNamespace(module=network, compute_dtype=torch.float32, settings=SimpleNamespace(blocks=()))
     plain = session.default_memory()
     memory = replace(plain, quantize="int4", memory=replace(plain.memory, base=base))
-    monkeypatch.setattr(weights, "checkpoint", lambda *given: None)
+    monkeypatch.setattr(weights, "checkpoint", lambda *given, **how: None)
     stream = weights.stream_settings(base, 0.0)
     weights.prepare_weights(denoiser, SimpleNamespace(load_device="cpu"), memory, stream, lambda text: None, keep=True)
     rounded = own_weight(network[0][0])
@@ -58,7 +58,7 @@ def test_weights_are_packed_one_by_one(host, monkeypatch, quantize, base):
     packing = {"matmul": "fp8"} if quantize == "matmul" else {"quantize": quantize}
     memory = replace(plain, **packing, memory=replace(plain.memory, base=base))
     monkeypatch.setattr(weights, "place_weights", lambda *given: pytest.fail("it was laid on the device as a whole"))
-    monkeypatch.setattr(weights, "checkpoint", lambda *given: None)
+    monkeypatch.setattr(weights, "checkpoint", lambda *given, **how: None)
     said = []
     patcher = SimpleNamespace(load_device="cpu")
     stream = weights.stream_settings(base, 0.0)

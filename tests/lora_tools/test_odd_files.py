@@ -187,14 +187,12 @@ def test_a_fused_module_and_a_part_of_it_both_act(tmp_path, format):
     assert_same(host_changes("flux-dev", source), host_changes("flux-dev", tmp_path / "b.safetensors"))
 
 
-def test_one_module_under_two_names_is_refused(tmp_path, base):
+def test_one_module_under_two_names_is_not_converted(tmp_path):
     """ComfyUI applies the one that its key map has last."""
     twice = {**pair(Q), **pair("lora_transformer_single_transformer_blocks_0_attn_to_q")}
     path = put(tmp_path / "a.safetensors", twice)
     with pytest.raises(ModelFileError, match="under two names, .* of which ComfyUI applies one"):
         convert(path, tmp_path / "b.safetensors", "native", "flux")
-    with pytest.raises(ModelFileError, match="under two names, .* of which ComfyUI applies one"):
-        merge_into_base(base, [(path, 1.0)], tmp_path / "b.safetensors", lambda *_: None)
 
 
 def test_no_message_is_long_whatever_the_names(tmp_path, base):

@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path):
     report = merge_into_base(base, loras, target, quiet, partly=True)
     assert report.left_out == ("lora_unet_nothing",)
     target.unlink()
-    tensors = {key: torch.ones(1, 7) if "down" in key else tensor for key, tensor in tensors.items()}
+    tensors = {key: torch.ones(len(tensor), 7) if "down" in key else tensor for key, tensor in tensors.items()}
     save_file({k: t for k, t in tensors.items() if "nothing" not in k}, tmp_path / "1.safetensors")
     with pytest.raises(ModelFileError, match="does not fit a weight of"):
         merge_into_base(base, loras, target, quiet)

@@ -132,7 +132,11 @@ def test_convert(host, loras):
     key = "transformer.transformer_blocks.0.attn.to_out.0"
     lora(host, "a.safetensors", key=key)
     node = NODE_CLASS_MAPPINGS["LoomLoraConvert"]()
-    name, report = node.run(lora_name="a.safetensors", format="kohya", dtype="auto", save_as="k")["result"]
+    with pytest.raises(ModelFileError, match="fits chroma or flux .* or qwen_image .* by its keys"):
+        node.run(lora_name="a.safetensors", format="kohya", dtype="auto", save_as="k")
+    name, report = node.run(lora_name="a.safetensors", format="kohya", dtype="auto", save_as="k", family="flux")[
+        "result"
+    ]
     assert name == "lora_loom/k.safetensors"
     assert "kohya: 1 modules became 1" in report
     keys = load_file(host.base / "models" / "loras" / name).keys()
@@ -143,7 +147,7 @@ def test_convert(host, loras):
     assert torch.allclose(old, new, atol=1e-5)
     lora(host, "odd.safetensors")
     with pytest.raises(ModelFileError, match="a LoRA of 8 rows for .*, in which its module has 16"):
-        node.run(lora_name="odd.safetensors", format="kohya", dtype="auto", save_as="k")
+        node.run(lora_name="odd.safetensors", format="kohya", dtype="auto", save_as="k", family="flux")
 
 
 @pytest.fixture

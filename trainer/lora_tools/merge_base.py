@@ -74,10 +74,6 @@ class Patch:
         offset, total = self.target.of_module or (0, tensor.shape[1] if self.target.transposed else last - first)
         parts = self.file.gather(self.parts)
         refuse_broken({self.parts[name]: tensor for name, tensor in parts.items()}, str(self.file.path))
-        try:
-            changed_shape(parts)  # whether it is whole, and its factors fit each other
-        except ModelFileError as error:
-            raise ModelFileError(f"{self.file.path}: {self.module}: {error}") from error
         whole = needs_whole_weight(parts, total) or self.target.transposed
         if whole and self.target.of_module:
             raise ModelFileError(
@@ -114,9 +110,17 @@ class OpenPatch:
             except ModelFileError as error:
                 raise ModelFileError(f"{self.patch.file.path}: {self.patch.module}: {error}") from error
             except RuntimeError as error:
+                self._refuse_damaged()
                 raise ModelFileError(
                     f"{self.patch.file.path}: {self.patch.module} does not fit a weight of {(self.total, *mine.shape[1:])}: it was made for another model"
                 ) from error
+
+    def _refuse_damaged(self) -> None:
+        """Raise ModelFileError for factors that do not fit each other, whatever the base model is."""
+        try:
+            changed_shape(self.parts)
+        except ModelFileError as error:
+            raise ModelFileError(f"{self.patch.file.path}: {self.patch.module}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,16 +171,11 @@ def plan(
         if not any(changes_weight(parts) or set(BIAS) & set(parts) for parts in modules.values()):
             raise ModelFileError(f"{path} {no_adapter(file.layout)}")
         strange += [key for key in unknown if not key.startswith(EMBEDDINGS)]
-        taken: dict[WeightSlice, str] = {}
         for module, parts in sorted(modules.items()):
             if module not in slices:
                 strange.append(module)
                 continue
             for target, mine in _targets(slices[module], parts):
-                if (other := taken.setdefault(target, module)) != module:
-                    raise ModelFileError(
-                        f"{path} holds a module under two names, {other} and {module}, of which ComfyUI applies one: remove the other"
-                    )
                 patch = Patch(module=module, target=target, file=file, parts=mine, strength=strength)
                 patches.setdefault(target.key, []).append(patch)
     if not patches or (strange and not partly):

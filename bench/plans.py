@@ -103,7 +103,7 @@ def plans(size: Size, stored: str, side: int) -> Iterator[tuple[int, MemoryPlan 
             card=card,
             training=TrainingConfig(steps=1),
             optimizer=OptimizerConfig(learning_rate=1e-4),
-            way=Way(memory=MemoryConfig(), batch_size=1, quantize="nf4" if stored == "nf4" else "none"),
+            way=Way(memory=MemoryConfig(checkpoint="all"), batch_size=1, quantize="nf4" if stored == "nf4" else "none"),
             images={(side, side): 1},
             around=Around(),
             rate=2 * RATE,

@@ -126,7 +126,7 @@ class MemoryConfig(Section, table="memory"):
     checkpoint_offload: bool = False
     """Lets what blocks are recomputed from wait in RAM: less device memory for large images and batches, some time. Nothing else changes."""
     on_oom: OnOom = "stop"
-    """What happens where memory runs out in the run. stop ends it with an error; its checkpoints stay. adapt goes on from the last checkpoint with the next setting that takes less memory and gives the same LoRA, bit for bit: all blocks recomputed (not in ComfyUI's graph), checkpoint_offload, then less and less of the base on the device. The log and run.json say which."""
+    """What happens where memory runs out in the run. stop ends it with an error; its checkpoints stay. adapt goes on from the last checkpoint with the next setting that takes less memory and gives the same LoRA, bit for bit: all blocks recomputed, checkpoint_offload, then less and less of the base on the device. The log and run.json say which."""
 
     compile: bool = False
     """Compiles the network's blocks, one by one and for any shape (torch.compile): faster steps after a first one that takes minutes. It is tried before the run, compared with the plain network, and off with a sentence in the log where it fails or there is no compiler. Results differ by rounding, so a run keeps it. Not with a streamed base, shard, checkpoint = "ffn" or on_oom = "adapt"."""

@@ -212,7 +212,8 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     a = lora_file(tmp_path / "a.safetensors", 1)
     other = lora_file(tmp_path / "b.safetensors", 2, modules={"linear": (12, 9)})
     with pytest.raises(
-        ModelFileError, match="lora_unet_linear has a weight of .12, 8. and .12, 9.: these LoRAs are for different"
+        ModelFileError,
+        match=r"lora_unet_linear of .*a\.safetensors and .*b\.safetensors has a weight of .12, 8. and .12, 9.: these LoRAs are for different",
     ):
         merge_loras([(a, 1.0), (other, 1.0)], tmp_path / "m.safetensors")
     with pytest.raises(ConfigError, match="nothing to merge"):

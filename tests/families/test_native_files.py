@@ -174,12 +174,12 @@ def test_packing_while_loading_makes_no_dense_copy(tmp_path, monkeypatch):
     save_file(weights("sd3", torch.bfloat16), path)
     plain, copies = modules.quantize, []
 
-    def watched(module, *options):
+    def watched(module, *options, **named):
         def cast_bytes(done, total):
             dense = [p for p in module.parameters() if type(p) is torch.nn.Parameter and p.ndim == 2]
             copies.append((done, total, sum(p.nbytes for p in dense if p.dtype != torch.bfloat16)))
 
-        plain(module, *options, progress=cast_bytes)
+        plain(module, *options, **named, progress=cast_bytes)
 
     monkeypatch.setattr(modules, "quantize", watched)
     loading = Loading(dtype=torch.float32, device=torch.device("cpu"), compute_dtype=torch.float32, quantize="int8")

@@ -104,7 +104,7 @@ def test_kinds_that_cannot_be_applied_are_refused():
     with pytest.raises(ModelFileError, match="a BOFT without alpha, which ComfyUI does not apply"):
         weight_change({"oft_blocks": blocks}, base)
     with pytest.raises(
-        ModelFileError, match=r"diff has shape \(3, 3\), the weight \(16, 8\): it was made for another model"
+        ModelFileError, match=r"diff has shape \(3, 3\), the weight \(16, 8\): it was made for a model of another size"
     ):
         weight_change({"diff": torch.rand(3, 3)}, base)
 

@@ -226,7 +226,7 @@ def change_of(
     if change is None:
         made = _made_shape(parts, where)
         raise ModelFileError(
-            f"{where} has the shape {made}, this model's layer {wanted}: it was made for another model"
+            f"{where} has the shape {made}, this model's layer {wanted}: it was made for a model of another size"
         )
     return change
 

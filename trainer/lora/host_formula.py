@@ -135,7 +135,7 @@ def _other_change(parts: Mapping[str, Tensor], base: Tensor, strength: float) ->
     whole = next((name for name in REPLACES if name in parts), None)
     if whole is not None and parts[whole].shape != base.shape:
         raise ModelFileError(
-            f"{whole} has shape {tuple(parts[whole].shape)}, the weight {tuple(base.shape)}: it was made for another model"
+            f"{whole} has shape {tuple(parts[whole].shape)}, the weight {tuple(base.shape)}: it was made for a model of another size"
         )
     if whole == "set_weight":
         return parts[whole] - base  # at any strength

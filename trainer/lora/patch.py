@@ -69,7 +69,7 @@ def check_shapes(denoiser: Patchable, tensors: Mapping[str, Tensor]) -> None:
         made = changed_shape(parts)
         if made is not None and made != (shape[0], math.prod(shape[1:])):
             raise ModelFileError(
-                f"{denoiser.file_key(path)} is made for a weight of {made[0]} rows and {made[1]} columns, this {denoiser.family} model's is {shape}: it was made for another model"
+                f"{denoiser.file_key(path)} is made for a weight of {made[0]} rows and {made[1]} columns, this {denoiser.family} model's is {shape}: it was made for a model of another size"
             )
 
 
@@ -88,7 +88,7 @@ def patched(denoiser: Patchable, tensors: Mapping[str, Tensor], strength: float)
                     _change_weight(denoiser.module, path, parts, strength, originals, weights)
             except RuntimeError as error:
                 raise ModelFileError(
-                    f"{denoiser.file_key(path)} of the LoRA does not fit a weight of {tuple(weight_of(module).shape)}: it was made for another model"
+                    f"{denoiser.file_key(path)} of the LoRA does not fit a weight of {tuple(weight_of(module).shape)}: it was made for a model of another size"
                 ) from error
         yield
     finally:

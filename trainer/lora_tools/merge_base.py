@@ -112,7 +112,7 @@ class OpenPatch:
             except RuntimeError as error:
                 self._refuse_damaged()
                 raise ModelFileError(
-                    f"{self.patch.file.path}: {self.patch.module} does not fit a weight of {(self.total, *mine.shape[1:])}: it was made for another model"
+                    f"{self.patch.file.path}: {self.patch.module} does not fit a weight of {(self.total, *mine.shape[1:])}: it was made for a model of another size"
                 ) from error
 
     def _refuse_damaged(self) -> None:

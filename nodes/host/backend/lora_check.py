@@ -71,7 +71,7 @@ def check_fits_model(model: BaseModel, tensors: Mapping[str, Tensor], name: str)
         rows = offset[2] if offset else shape[0]
         if made != (rows, math.prod(shape[1:])):
             raise ModelFileError(
-                f"{name}: {key} is made for a weight of {made[0]} rows and {made[1]} columns, this model's has {(rows, *shape[1:])}: it was made for another model"
+                f"{name}: {key} is made for a weight of {made[0]} rows and {made[1]} columns, this model's has {(rows, *shape[1:])}: it was made for a model of another size"
             )
 
 

@@ -221,7 +221,7 @@ def test_changed_data_names_the_settings(tmp_path):
     go(tmp_path, dataset=sets)
     with pytest.raises(
         RunError,
-        match=r"facts\.data: .*dataset\.0\.repeats: 1 -> 2.*Only training\.steps, .*training\.goal and the sections memory",
+        match=r"images, captions or masks are others; dataset\.0\.repeats: 1 -> 2.*Only training\.steps, .*training\.goal and the sections memory",
     ):
         go(tmp_path, dataset=[{**sets[0], "repeats": 2}])
     copy = tmp_path / "copy"
@@ -240,7 +240,7 @@ def test_a_moved_initial_lora_is_the_same_run_and_a_changed_one_is_not(tmp_path)
     go(tmp_path, network={"init_from": str(tmp_path / "b.safetensors")}, training={"steps": 7})
     tensors = {key: tensor + 1 for key, tensor in load_file(first.lora).items()}
     save_file(tensors, tmp_path / "b.safetensors")
-    with pytest.raises(RunError, match=r"facts\.init: network\.init_from is another LoRA"):
+    with pytest.raises(RunError, match=r"network\.init_from is another LoRA"):
         go(tmp_path, network={"init_from": str(tmp_path / "b.safetensors")})
 
 
@@ -311,7 +311,7 @@ def test_a_base_that_cannot_be_used(tmp_path, monkeypatch, kind, error, message)
 )  # fmt: skip
 def test_a_folder_that_lacks_a_part(tmp_path, monkeypatch, family, part):
     """Told by its name before an image is looked at."""
-    monkeypatch.setattr(run_module, "build_dataset", lambda *a: pytest.fail("looked at images"))
+    monkeypatch.setattr(run_module, "dataset_of", lambda *a: pytest.fail("looked at images"))
     base = shutil.copytree(tiny_folder(family), tmp_path / "base")
     shutil.rmtree(base / part)
     with pytest.raises(

@@ -215,7 +215,7 @@ def test_changed_data_is_another_configuration(tmp_path):
     shutil.copytree(folder, tmp_path / "elsewhere")
     go(tmp_path, dataset=[{"folder": str(tmp_path / "elsewhere")}])
     (folder / "0.txt").write_text("another caption")
-    with pytest.raises(RunError, match=r"facts\.data"):
+    with pytest.raises(RunError, match="images, captions or masks are others"):
         go(tmp_path, **sets)
 
 

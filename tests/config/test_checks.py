@@ -27,7 +27,7 @@ WRONG = [
     (SweepConfig, "scheduler", "karas", "use 'normal', 'simple', 'karras', 'sgm_uniform' or 'ddim_uniform' (did you mean 'karras'?)"),
     (NetworkConfig, "kind", "lohaa", "use 'lora', 'dora', 'loha', 'lokr', 'glora', 'oft', 'boft', 'diff', 'ia3' or 'full' (did you mean 'loha' or 'lora' or 'glora'?)"),
     (OptimizerConfig, "name", "adamv", known_values("adamv", list(OPTIMIZERS)) + ", or the path of a class"),
-    (ObjectiveConfig, "timestep_sampling", "unifrom", "use 'auto', 'uniform', 'logit_normal', 'mode' or 'beta' (did you mean 'uniform'?)"),
+    (ObjectiveConfig, "timestep_sampling", "unifrom", "use 'auto', 'uniform', 'logit_normal', 'mode', 'beta' or 'list' (did you mean 'uniform'?)"),
     (ModelConfig, "quantize", "in8", "use 'none', 'int8', 'int4', 'int2', 'float8' or 'nf4' (did you mean 'int8'?)"),
     *((NetworkConfig, "kind", word, NOT_HERE["network.kind"]["tlora"]) for word in ("tlora", "T-LoRA")),
     (NetworkConfig, "kind", "locon", NOT_HERE["network.kind"]["locon"]),

@@ -294,7 +294,7 @@ def test_loom_run_and_loom_checkpoints_take_a_run_of_the_command_line(host):
 def test_a_workflow_without_the_input_means_its_learning_rate(host):
     assert graph_plan(host).optimizer.learning_rate == 1e-3
     assert graph_plan(host, rate="value").optimizer.learning_rate == 1e-3
-    assert graph_plan(host, rate="auto").optimizer.learning_rate == 1.2e-3, "by the rule, at width 64"
+    assert graph_plan(host, rate="auto").optimizer.learning_rate == 2e-3, "by the rule, at width 64"
 
 
 def test_a_workflow_without_the_input_means_its_steps(host):

@@ -69,8 +69,6 @@ BOXES = """() => [...document.querySelectorAll("[data-node-id]")].map((one) => {
 """Nodes that the page draws as elements: id, left, top, right, bottom in the window."""
 
 
-
-
 def test_in_nodes_2_no_node_of_a_template_lies_over_another(page):
     page.evaluate("window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
     still(page)

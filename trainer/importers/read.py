@@ -259,7 +259,7 @@ def _yaml(text: str) -> Any:
 
     Loader.add_constructor("tag:yaml.org,2002:int", whole)
     try:
-        found = yaml.load(text, Loader=Loader)
+        found = Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(error) from error
     return found if isinstance(found, dict | list) else None

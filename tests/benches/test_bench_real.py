@@ -34,10 +34,10 @@ def test_cells_are_kept_and_shown(tmp_path, monkeypatch, capsys):
 
     path = tmp_path / "real.toml"
     path.write_text(to_toml({**GIVEN, "model": {"base": str(tiny_folder("sd3"))}, "output": {"directory": str(tmp_path / "runs")}}))  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["real", str(path), "--rows", "^ours$|UI", "--seeds", "1"])
+    monkeypatch.setattr(sys, "argv", ["real", str(path), "--rows", "^ours, the defaults$|UI", "--seeds", "1"])
     real.main()
     cells = [json.loads(line) for line in real.CELLS.read_text().splitlines()]
-    assert [cell["cell"] for cell in cells] == ["toy | ours | 0", "toy | ai-toolkit, job of its UI | 0"]
+    assert [cell["cell"] for cell in cells] == ["toy | ours, the defaults | 0", "toy | ai-toolkit, job of its UI | 0"]
     shown = capsys.readouterr().out
     assert f"| the base | {cells[0]['base']:.4f}" in shown
     real.main()

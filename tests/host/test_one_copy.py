@@ -37,13 +37,18 @@ def with_lora(base, name, strength):
 
 @pytest.fixture(scope="module")
 def training(server, bases):
-    """A long run on the SD1.5 toy, and the bytes that live while it trains alone."""
+    """A long run on the SD1.5 toy, and the most bytes that live while it trains alone or ComfyUI draws alone: with one copy of the
+    model, and in the second case with the text encoder and VAE that belong to the picture's prompt."""
     base = data(bases["sd1"])
     server.run(prompt(train(bases["sd1"] | base, "first", steps=2, save_every=2)))  # a LoRA to disturb with
     server.http.post("/free", json={"unload_models": True, "free_memory": True})
+    server.run(trivial(10))
+    server.run(prompt(picture(base, seed=2)))
+    drawing = count(server)
+    server.http.post("/free", json={"unload_models": True, "free_memory": True})
     server.run(prompt(train(base, "copies", **LONG)))
     server.wait_step("copies", 3)
-    yield base, step_later(server, "copies")
+    yield base, max(drawing, step_later(server, "copies"))
     server.act("copies", "stop")
     server.wait_state("copies", "stopped", "finished", "failed")
 

@@ -30,7 +30,7 @@ from lora_loom.trainer.lora_tools.base_keys import (
 )
 from lora_loom.trainer.lora_tools.convert import convert
 from lora_loom.trainer.lora_tools.layouts import Formats
-from lora_loom.trainer.lora_tools.merge_base import Patch, WeightSlice, compare, merge_file, patched, plan
+from lora_loom.trainer.lora_tools.merge_base import BLOCK, Patch, WeightSlice, compare, merge_file, patched, plan
 from lora_loom.trainer.lora_tools.resize import Keep
 from lora_loom.trainer.lora_tools.with_base import extract_lora, merge_into_base
 from lora_loom.trainer.storage.tensor_file import TensorFile
@@ -296,7 +296,8 @@ def test_the_comparison_sees_a_single_wrong_number(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_merging_holds_two_tensors_at_once(tmp_path, dtype):
-    """Weights of 9 million numbers each: private memory grows by less than two of them, written and compared."""
+    """Weights of 9 million numbers each: private memory grows by two of them and by blocks of rows in fp32, written and compared. Files are
+    read and not mapped, so that both of those that are compared are private memory; more than two would be a third."""
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("needs /proc")
@@ -330,7 +331,7 @@ def test_merging_holds_two_tensors_at_once(tmp_path, dtype):
     stop.set()
     watcher.join()
     assert peak[0] > before, "something was measured"
-    assert (peak[0] - before) / (side * side * dtype.itemsize) < 2
+    assert peak[0] - before < 2 * side * side * dtype.itemsize + 8 * BLOCK * torch.float32.itemsize
 
 
 def adapter(kind, out, inner, source, dora=""):

@@ -272,7 +272,7 @@ def demo(
     \b
     Examples:
       lora-loom demo
-      lora-loom demo --directory /tmp/demo --seed 1
+      lora-loom demo --directory try --seed 1
 
     The tiny base model of this repository learns a new concept, and it is checked that it did. Nothing is downloaded.
     """
